@@ -1,0 +1,40 @@
+# Fovea. Only python3 (3.11 or newer, with venv) and make are assumed; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo test test-all bench lint clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## a virtual environment in .venv with the tested versions of everything
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Fovea needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 install")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install    ## from pictures to a pretrained encoder to a classifier (DATA=folder for your own photos)
+	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint       ## lint, types, import contract and the tests that a change must pass
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint   ## the slow tests too
+	$(BIN)/python -m pytest
+
+bench: install   ## what is measured; prints what it compares
+	$(BIN)/python -m tests.benchmarks
+
+clean:           ## removes the virtual environment and the runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,56 @@
+"""One kind of exception for what a user can mend, and the exit codes of every command.
+
+Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can mend
+(one clear line, no traceback); 3 the run stopped itself by a rule (collapse, non-finite loss, too many bad rows);
+130 interrupted, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 3
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can mend: names the file, key or row, the value seen and what would be right."""
+
+
+class RunStopped(Exception):
+    """A run that ended itself by a rule; the message says which rule, what was seen and what usually helps."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A ready `; did you mean 'x'?` for error messages, or an empty string when nothing is near."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def choose(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns `name` when it is one of `known`; raises UserError that lists them otherwise."""
+    names = sorted(known)
+    if name not in names:
+        raise UserError(f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
+    return name
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Runs a command's main function and turns its exceptions into one clear line and an exit code."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `... | head` closed our output: not worth a traceback
+        sys.stderr.close()
+        return 1

@@ -1,0 +1,174 @@
+"""The door: YAML and key=value overrides are merged into a typed schema and leave as frozen dataclasses.
+
+OmegaConf is met here and nowhere else. An unknown key, a wrong type or an impossible value fails at once and names the
+key, the value seen and what would be right. A schema is a tree of frozen dataclasses with fields made by `setting`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    ConfigTypeError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+    ValidationError,
+)
+
+from cluster.errors import UserError, nearest
+
+Schema = TypeVar("Schema")
+REQUIRED = MISSING
+
+
+def setting(
+    default: Any = REQUIRED,
+    *,
+    help: str,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A field of a schema: its default, what it means, and the values that make sense (bounds inclusive)."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, list | dict):
+        value = default
+        return dataclasses.field(default_factory=lambda: type(value)(value), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def load_settings(schema: type[Schema], config: str | None, overrides: Sequence[str]) -> Schema:
+    """Merges schema defaults, a YAML file and `key=value` overrides, in that order, and checks everything.
+
+    Raises UserError naming the key, the value seen and the values allowed.
+    """
+    tree = OmegaConf.structured(schema)
+    _unlock(tree)
+    if config is not None:
+        tree = _merged(tree, _read_yaml(config), schema, where=config)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip() or key.startswith("-"):
+            raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
+        try:
+            parsed = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"cannot read the value in {override!r}: {_first_line(error)}") from error
+        tree = _merged(tree, parsed, schema, where=override)
+    try:
+        settings = OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or _first_line(error)
+        field = dict(_fields_of(schema)).get(str(key))
+        meaning = f" ({field.metadata['help']})" if field is not None and "help" in field.metadata else ""
+        raise UserError(f"the setting {key} has no value{meaning}; give it in the file or as {key}=...") from error
+    except (InterpolationKeyError, UnsupportedInterpolationType, OmegaConfBaseException) as error:
+        raise UserError(f"the settings do not resolve: {_first_line(error)}") from error
+    _check_values(settings, prefix="")
+    return typing.cast(Schema, settings)
+
+
+def to_yaml(settings: Any) -> str:
+    """Every resolved setting, as the YAML that goes into a run folder and loads again."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Every resolved setting as plain dicts, lists and scalars (JSON can hold them)."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+
+
+def _read_yaml(path: str) -> Any:
+    if "=" in path and not Path(path).exists():
+        raise UserError(f"the first argument is the settings file, but {path!r} looks like an override")
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
+        raise UserError(
+            f"the settings file {path} does not exist{nearest(path, beside)}"
+            + (f" (there: {', '.join(beside)})" if beside else "")
+        ) from error
+    except IsADirectoryError as error:
+        raise UserError(f"the settings file {path} is a folder; give a .yaml file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"the settings file {path} cannot be read as YAML: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(tree):
+        raise UserError(f"the settings file {path} must hold `key: value` lines")
+    return tree
+
+
+def _unlock(tree: Any) -> None:
+    # OmegaConf makes frozen dataclasses read-only at every level; while merging they must take values
+    OmegaConf.set_readonly(tree, False)
+    for key in tree:
+        if not OmegaConf.is_missing(tree, key) and OmegaConf.is_dict(tree[key]):
+            _unlock(tree[key])
+
+
+def _merged(tree: Any, other: Any, schema: type, where: str) -> Any:
+    try:
+        return OmegaConf.merge(tree, other)
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        known = [name for name, _ in _fields_of(schema)]
+        hint = nearest(key, known) or nearest(key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known})
+        parent = key.rpartition(".")[0]
+        siblings = [name for name in known if name.rpartition(".")[0] == parent]
+        raise UserError(f"{where}: unknown setting {key!r}{hint} (known here: {', '.join(siblings)})") from error
+    except (ValidationError, ConfigTypeError) as error:
+        key = str(error.full_key or "")
+        field = dict(_fields_of(schema)).get(key)
+        wanted = f"; {key} must be {_type_name(field.type)}" if field is not None else ""
+        value = OmegaConf.select(other, key) if key else other
+        raise UserError(f"{where}: {key}={value!r} has the wrong type{wanted}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+
+
+def _fields_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        name = prefix + field.name
+        yield name, field
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields_of(hints[field.name], prefix=name + ".")
+
+
+def _check_values(settings: Any, prefix: str) -> None:
+    for field in dataclasses.fields(settings):
+        value, key = getattr(settings, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            _check_values(value, prefix=key + ".")
+            continue
+        choices, minimum, maximum = (field.metadata.get(name) for name in ("choices", "minimum", "maximum"))
+        if choices is not None and value not in choices:
+            hint = nearest(str(value), [str(choice) for choice in choices])
+            raise UserError(f"{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            # `not (a <= b)` rather than `a > b`, so that NaN is refused as well
+            if minimum is not None and not value >= minimum:
+                raise UserError(f"{key}={value!r} is not possible: it must be at least {minimum:g}")
+            if maximum is not None and not value <= maximum:
+                raise UserError(f"{key}={value!r} is not possible: it must be at most {maximum:g}")
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+    return words.get(text.removesuffix(" | None"), text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

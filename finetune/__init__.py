@@ -1,0 +1,1 @@
+"""Turn an encoder into a task model."""

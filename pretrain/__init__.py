@@ -1,0 +1,1 @@
+"""Learn an image encoder from images without labels."""

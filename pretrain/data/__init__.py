@@ -1,0 +1,1 @@
+"""Parquet shards to batches: packing, manifest, order, reading, decoding, views."""

@@ -1,0 +1,1 @@
+"""Self-supervised methods: one nn.Module in one file each."""
