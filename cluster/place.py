@@ -1,0 +1,108 @@
+"""What a training function knows about where it runs: its rank, its device, and how to talk to whoever started it.
+
+`place_here()` gives a `Place` in this process, without Ray; `cluster.workers.run_workers` gives one to each worker. A place
+holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because Ray's
+bookkeeping lags behind the storage when a worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Record = dict[str, Any]
+
+STOPPING = "stopping after this step and writing a checkpoint; press Ctrl-C again to end at once"
+
+
+def _send_nowhere(record: Record) -> None:
+    """What `report` does when nobody listens."""
+
+
+@dataclass
+class Place:
+    """One rank of a run. Ranks count from 0; `local_rank` counts the ranks on this machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    attempt: int = 0  # 0 for the first start of this launch, then counts restarts
+    restarts: tuple[str, ...] = ()  # why each earlier attempt of this launch ended, as far as known
+    _send: Callable[[Record], None] = field(default=_send_nowhere, repr=False)
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def report(self, record: Record) -> None:
+        """Sends a small record to whoever started the run; only rank 0's arrive, in order, once each.
+
+        Under Ray this never waits for the network. What arrives is what JSON makes of the record at this moment (tuples
+        become lists). Raises TypeError for what JSON cannot hold, tensors among it, on every rank.
+        """
+        copied = json.loads(json.dumps(record))
+        if self.rank == 0:
+            self._send(copied)
+
+    def stop_requested(self) -> bool:
+        """True once Ctrl-C, SIGTERM or a preemption notice asks for an end; a flag in memory, cheap enough for each step.
+
+        Ranks may see it some steps apart: a loop must agree over ranks before it leaves.
+        """
+        return self._stop.is_set()
+
+    def request_stop(self) -> None:
+        """Asks this rank to stop, as Ctrl-C does in-process (other ranks are not told)."""
+        self._stop.set()
+
+
+@contextmanager
+def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Place]:
+    """A place in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
+
+    `on_record` is called within `report`. In the main thread the first SIGINT and each SIGTERM ask for a stop, a second
+    SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.
+    """
+    import torch
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    place = Place(rank=0, world_size=1, local_rank=0, device=device, _send=on_record or _send_nowhere)
+    with stop_signals(place.request_stop):
+        yield place
+
+
+@contextmanager
+def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `request_stop` at the first SIGINT and at SIGTERM; a second SIGINT raises KeyboardInterrupt.
+
+    Does nothing outside the main thread, where Python allows no handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not asked:
+            # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered twice
+            os.write(2, f"{STOPPING}\n".encode())
+        asked = True
+        request_stop()
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
