@@ -1,7 +1,7 @@
 """What a training function knows about where it runs: its rank, its device, and how to talk to whoever started it.
 
-`place_here()` gives a `Place` in this process, without Ray; `cluster.workers.run_workers` gives one to each worker. A place
-holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because Ray's
+`place_here()` gives a `Place` in this process, without Ray; `cluster.workers.run_workers` gives one to each worker. A
+place holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because Ray's
 bookkeeping lags behind the storage when a worker dies.
 """
 
@@ -53,7 +53,7 @@ class Place:
             self._send(copied)
 
     def stop_requested(self) -> bool:
-        """True once Ctrl-C, SIGTERM or a preemption notice asks for an end; a flag in memory, cheap enough for each step.
+        """True once Ctrl-C, SIGTERM or a preemption notice asks for an end: a flag in memory, cheap enough each step.
 
         Ranks may see it some steps apart: a loop must agree over ranks before it leaves.
         """
