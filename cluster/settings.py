@@ -172,3 +172,50 @@ def _type_name(annotation: Any) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list[str]:
+    """What differs between the settings.yaml of an earlier run and these settings, in words (`key: old -> new`).
+
+    `ignored` holds keys, or prefixes that end in a dot, which may differ.
+    """
+    old = _flat(OmegaConf.to_container(OmegaConf.create(old_yaml)))
+    new = _flat(to_dict(settings))
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in ignored)
+    ]
+
+
+def describe(schema: Any) -> str:
+    """Every setting with its default and meaning, one line each, for --help."""
+    lines = []
+    for name, field in _fields_of(schema):
+        if "help" not in field.metadata:
+            continue
+        if field.default is not dataclasses.MISSING:
+            default = "(required)" if field.default == REQUIRED else f"= {field.default}"
+        else:
+            assert field.default_factory is not dataclasses.MISSING
+            value = field.default_factory()
+            if dataclasses.is_dataclass(value):
+                continue
+            default = f"= {value}"
+        choices = field.metadata["choices"]
+        lines.append(
+            f"  {name} {default}\n      {field.metadata['help']}" + (f" ({', '.join(choices)})" if choices else "")
+        )
+    return "\n".join(lines)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    if not tree and prefix:
+        return {prefix.rstrip("."): {}}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

@@ -1,5 +1,7 @@
 """The order is checked on grids of worlds, without processes and without files."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ def test_every_row_once_an_epoch_and_equal_batches_for_every_number_of_ranks(wor
 
     seen = whole.ravel()
     assert len(np.unique(seen)) == len(seen) == order.samples_per_epoch
-    assert 0 <= seen.min() and seen.max() < sum(groups)
+    assert seen.min() >= 0 and seen.max() < sum(groups)
     assert sum(groups) - len(seen) < batch  # only less than one batch is dropped
 
     for world_size in (n for n in (1, 2, 3, 4, 6, 8) if streams % n == 0):
@@ -85,7 +87,7 @@ def test_rows_stay_inside_their_window_and_are_shuffled_there():
     taken = order.row_ids(0, 0)
     bounds = order.window_bounds(0)
     assert bounds[1] == 50 and bounds[2] - bounds[1] == 100  # stream 0 of 2 starts with half a window
-    for start, stop in zip(bounds[:-1], bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         assert sorted(taken[start:stop]) == sorted(plain[start:stop])
         assert not np.array_equal(taken[start:stop], plain[start:stop])
 

@@ -1,0 +1,1 @@
+"""What a model can be for: one file a task."""

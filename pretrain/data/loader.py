@@ -1,0 +1,269 @@
+"""Batches of one rank: rows from its streams, decoded and cropped by a thread pool, a few batches ahead of their use.
+
+A bad row (undecodable, truncated, absurdly large, null) is replaced by the next good row of its window, in the shuffled
+order. The rule depends on the data and the order alone, so a resumed run, on any number of ranks, skips the same rows and
+takes the same neighbours. What is drawn for augmentation belongs to the bad row's place, so that the neighbour is not seen
+twice in the same view.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.errors import RunStopped
+from pretrain.data.decode import BadImage
+from pretrain.data.order import Order
+from pretrain.data.reader import Rows, Shards, StreamReader, read_in_sequence
+
+
+class HostTransform(Protocol):
+    """What the host makes of one encoded image, written into preallocated arrays of a whole batch."""
+
+    def allocate(self, num: int) -> list[np.ndarray]:
+        """Arrays whose first axis has `num` places."""
+
+    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, epoch: int, row_id: int) -> None:
+        """Writes what becomes of an image into place `index`. Raises BadImage."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be used: its id and why."""
+
+    row_id: int
+    reason: str
+
+
+@dataclass
+class Batch:
+    """One rank's share of a step.
+
+    `row_ids` int64 [B] are the places in the order; `arrays` come from the host transform; `columns` hold the other columns
+    of the rows really used (of the neighbour where a row was bad); `bad_rows` those of the places that were bad.
+    """
+
+    epoch: int
+    row_ids: np.ndarray
+    arrays: list[np.ndarray]
+    columns: dict[str, list[Any]]
+    bad_rows: list[BadRow] = field(default_factory=list)
+
+
+class Loader:
+    """Endless batches of one rank from a position on. Iterate, then `close()`; also a context manager.
+
+    Args:
+        order, shards: the data set.
+        transform: what is made of each image.
+        rank, world_size: whose batches.
+        samples_seen: the position of the run, over all ranks.
+        decode_threads: threads that decode and crop (decoders release the GIL).
+        read_threads: threads that wait for storage.
+        prefetch_batches: batches kept ahead; bounds memory together with the window of the order.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        shards: Shards,
+        transform: HostTransform,
+        *,
+        rank: int,
+        world_size: int,
+        samples_seen: int = 0,
+        decode_threads: int = 1,
+        read_threads: int = 4,
+        prefetch_batches: int = 2,
+    ) -> None:
+        self._order, self._transform = order, transform
+        self._epoch, self._step = order.epoch_and_step(samples_seen)
+        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._streams = [
+            StreamReader(
+                order,
+                shards,
+                stream=stream,
+                epoch=self._epoch,
+                row=self._step * order.rows_per_step_and_stream,
+                executor=self._readers,
+            )
+            for stream in order.streams_of_rank(rank, world_size)
+        ]
+        self._queue: queue.Queue[tuple[Batch, list[Future[list[BadRow]]]] | BaseException] = queue.Queue(
+            prefetch_batches
+        )
+        self._closed = threading.Event()
+        # a thread of its own keeps both waiting for storage and Python's share of batching off the training thread
+        self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._producer.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch, its images decoded. Raises what reading raised, and RunStopped when a window has no good row."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._queue.put(item)  # so that a second call raises as well, instead of waiting forever
+            raise item
+        batch, jobs = item
+        for job in jobs:
+            batch.bad_rows.extend(job.result())
+        return batch
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops reading and frees the threads."""
+        self._closed.set()
+        while self._producer.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._producer.join(0.01)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _produce(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._put(self._start_batch())
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _start_batch(self) -> tuple[Batch, list[Future[list[BadRow]]]]:
+        order = self._order
+        places = [place for stream in self._streams for place in stream.take(order.rows_per_step_and_stream)]
+        batch = Batch(
+            epoch=self._epoch,
+            row_ids=np.array([window.row_ids[position] for window, position in places], dtype=np.int64),
+            arrays=self._transform.allocate(len(places)),
+            columns={name: [None] * len(places) for name in places[0][0].columns},
+        )
+        self._step += 1
+        if self._step == order.steps_per_epoch:
+            self._epoch, self._step = self._epoch + 1, 0
+        # several images a job: the pool's own cost per job is about that of decoding a small image
+        share = max(1, min(8, len(places) // self._decoders._max_workers))
+        jobs = [
+            self._decoders.submit(fill_places, self._transform, batch, start, places[start : start + share])
+            for start in range(0, len(places), share)
+        ]
+        return batch, jobs
+
+
+def fill_places(transform: HostTransform, batch: Batch, start: int, places: list[tuple[Rows, int]]) -> list[BadRow]:
+    """Decodes rows into the places of a batch from `start` on, neighbours for bad ones; returns the bad ones."""
+    bad_rows = []
+    for index, (window, position) in enumerate(places, start):
+        for distance in range(len(window)):
+            used = (position + distance) % len(window)
+            try:
+                data = window.images[used]
+                if data is None:
+                    raise BadImage("null")
+                transform.fill(batch.arrays, index, memoryview(data), batch.epoch, int(batch.row_ids[index]))
+            except BadImage as error:
+                if distance == 0:  # a bad neighbour is counted at its own place
+                    bad_rows.append(BadRow(window.row_ids[position], str(error)))
+                continue
+            for name, values in window.columns.items():
+                batch.columns[name][index] = values[used]
+            break
+        else:
+            raise RunStopped(
+                f"none of {len(window)} neighbouring rows can be decoded (first: {bad_rows[0].reason}); "
+                "`python -m pretrain.data check` lists what is wrong with the data"
+            )
+    return bad_rows
+
+
+def bad_rows_in_words(batch: Batch, shards: Shards) -> dict[str, str]:
+    """Where each bad row of a batch lies -> why it could not be used."""
+    words = {}
+    for bad in batch.bad_rows:
+        place = shards.place(bad.row_id)
+        words[f"{place.file}: row group {place.row_group}, row {place.row}"] = bad.reason
+    return words
+
+
+def batches_in_sequence(
+    shards: Shards,
+    transform: HostTransform,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    decode_threads: int = 1,
+) -> Iterator[Batch]:
+    """Every good row of the data set once, in file order, for evaluation; the last batch may be smaller.
+
+    Bad rows are left out and listed in the batch in which they would have been. Two batches are decoded ahead.
+    """
+
+    def started() -> Iterator[tuple[Batch, list[Future[BadRow | None]]]]:
+        rows: list[tuple[Rows, int]] = []
+        for piece in read_in_sequence(shards, rank=rank, world_size=world_size):
+            rows.extend((piece, position) for position in range(len(piece)))
+            while len(rows) >= batch_size:
+                yield start(rows[:batch_size])
+                del rows[:batch_size]
+        if rows:
+            yield start(rows)
+
+    def start(rows: list[tuple[Rows, int]]) -> tuple[Batch, list[Future[BadRow | None]]]:
+        batch = Batch(
+            epoch=0,
+            row_ids=np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64),
+            arrays=transform.allocate(len(rows)),
+            columns={name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns},
+        )
+        return batch, [pool.submit(fill_one, batch, index, *row) for index, row in enumerate(rows)]
+
+    def fill_one(batch: Batch, index: int, piece: Rows, position: int) -> BadRow | None:
+        data = piece.images[position]
+        try:
+            if data is None:
+                raise BadImage("null")
+            transform.fill(batch.arrays, index, memoryview(data), 0, piece.row_ids[position])
+        except BadImage as error:
+            return BadRow(piece.row_ids[position], str(error))
+        return None
+
+    def finished(batch: Batch, jobs: list[Future[BadRow | None]]) -> Batch:
+        results = [job.result() for job in jobs]
+        good = [index for index, bad in enumerate(results) if bad is None]
+        batch.bad_rows = [bad for bad in results if bad is not None]
+        if batch.bad_rows:
+            batch.row_ids = batch.row_ids[good]
+            batch.arrays = [array[good] for array in batch.arrays]
+            batch.columns = {name: [values[i] for i in good] for name, values in batch.columns.items()}
+        return batch
+
+    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
+        ahead: list[tuple[Batch, list[Future[BadRow | None]]]] = []
+        for item in started():
+            ahead.append(item)
+            if len(ahead) > 2:
+                yield finished(*ahead.pop(0))
+        for item in ahead:
+            yield finished(*item)

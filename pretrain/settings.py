@@ -1,0 +1,60 @@
+"""The schema of `python -m pretrain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.settings import setting
+from pretrain.training.settings import (
+    ClusterSettings,
+    DataSettings,
+    EncoderSettings,
+    OptimizerSettings,
+    TrainingSettings,
+)
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """How it learns without labels."""
+
+    name: str = setting("simclr", help="self-supervised method")
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the method")
+    on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The views that the method sees."""
+
+    size: int = setting(224, minimum=8, help="side of a view in pixels")
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the method's views (crop_scale, strength, ...)")
+
+
+@dataclass(frozen=True)
+class KnnSettings:
+    """A kNN accuracy on labelled data while pretraining; the labels teach nothing."""
+
+    train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
+    test_url: str | None = setting(None, help="labelled shards whose images are asked for")
+    label_column: str = setting("label", help="column of the labels, text or whole number")
+    every_epochs: float = setting(10.0, minimum=0, help="epochs between two kNN accuracies; 0 only at the end")
+    neighbours: int = setting(20, minimum=1, help="neighbours that vote")
+    crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Everything that `python -m pretrain` can be told."""
+
+    out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
+    seed: int = setting(0, minimum=0, help="of the weights, the order and the views")
+    data: DataSettings = setting(DataSettings, help="data")
+    views: ViewSettings = setting(ViewSettings, help="views")
+    encoder: EncoderSettings = setting(EncoderSettings, help="encoder")
+    method: MethodSettings = setting(MethodSettings, help="method")
+    optimizer: OptimizerSettings = setting(OptimizerSettings, help="optimizer")
+    training: TrainingSettings = setting(TrainingSettings, help="training")
+    knn: KnnSettings = setting(KnnSettings, help="kNN")
+    cluster: ClusterSettings = setting(ClusterSettings, help="cluster")

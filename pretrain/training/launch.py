@@ -1,0 +1,68 @@
+"""From a command to its workers and back: claim OUT, run or continue, leave a result. Shared by both stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cluster.settings
+from cluster import storage
+from cluster.errors import EXIT_INTERRUPTED, RunStopped
+from cluster.place import Place
+from cluster.workers import run_workers
+from pretrain.training import run_folder
+from pretrain.training.console import RunConsole, duration
+from pretrain.training.settings import FREE_TO_CHANGE, ClusterSettings
+
+
+def launch(
+    title: str, function: Callable[[Place, Any], dict[str, Any]], settings: Any, *, cluster_settings: ClusterSettings
+) -> int:
+    """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
+
+    `settings.out` must be absolute. A run that is finished is said to be so and not run again. `function` returns the
+    contents of result.json, or `{"status": "interrupted", "step": ...}`.
+
+    Raises what the workers raise; RunStopped is noted in result.json first.
+    """
+    out = settings.out
+    run_folder.claim(
+        out,
+        cluster.settings.to_yaml(settings),
+        lambda old: cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE),
+    )
+    result = run_folder.read_result(out)
+    if result is not None and result.get("status") == "finished":
+        print(f"{title}: {out} is finished already ({result['seconds']:.0f} s of training); nothing to do")
+        return 0
+    with RunConsole(title) as console:
+        try:
+            result = run_workers(
+                function,
+                settings,
+                num_workers=cluster_settings.workers,
+                cpus_per_worker=cluster_settings.cpus_per_worker,
+                gpus_per_worker=_gpus(cluster_settings),
+                storage_url=out,
+                max_failures=cluster_settings.max_failures,
+                address=cluster_settings.address,
+                on_record=console.show,
+            )
+        except RunStopped as error:
+            run_folder.write_result(out, {"status": "stopped", "reason": str(error)})
+            raise
+    if result["status"] == "interrupted":
+        print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
+        return EXIT_INTERRUPTED
+    print(
+        f"{title}: finished in {duration(result['seconds'])} of training; {storage.join(out, 'result.json')} sums it up"
+    )
+    return 0
+
+
+def _gpus(settings: ClusterSettings) -> float:
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0

@@ -1,0 +1,381 @@
+"""The one training loop, for pretraining and for every fine-tuning task.
+
+It reads downwards: resume, then for each step take a batch, forward, backward, agree over ranks, move the optimizer, and from
+time to time log, evaluate and write a checkpoint. No callbacks and no events; what varies comes in as arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cluster.errors import RunStopped, UserError
+from cluster.place import Place
+from pretrain.data.hashing import hash64
+from pretrain.training import checkpoints, health
+from pretrain.training.checkpoints import CheckpointWriter, Progress
+from pretrain.training.distributed import GradientAverager, equalise, from_rank_0, gathered, gathered_objects, summed
+from pretrain.training.optimizers import set_learning_rate
+from pretrain.training.run_folder import RunFolder
+
+
+class StepOutput(NamedTuple):
+    """What a module gives for a batch.
+
+    `loss` is the mean over this rank's samples; `logs` holds further scalars; `embeddings` are those of two views of the same
+    images, [B, D] each without gradient, when health is to be watched; `chance_loss` is the loss of a network that knows
+    nothing.
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor] = {}  # noqa: RUF012 - never changed
+    embeddings: tuple[Tensor, Tensor] | None = None
+    chance_loss: float | None = None
+
+
+@dataclass
+class TrainingBatch:
+    """One rank's input of a step: what the module takes, and the rows that could not be used with the reason."""
+
+    inputs: Any
+    bad_rows: dict[str, str] = field(default_factory=dict)
+
+
+class Batches(Protocol):
+    """Endless batches from a position on."""
+
+    def __next__(self) -> TrainingBatch: ...
+
+    def close(self) -> None:
+        """Frees threads and files."""
+
+
+class Trainable(Protocol):
+    """A module that the loop can train: `forward(inputs) -> StepOutput`, and `after_step` for momentum encoders."""
+
+    def after_step(self, step: int, num_steps: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: `finished` or `interrupted` (a checkpoint is written, the same command goes on)."""
+
+    status: str
+    progress: Progress
+
+
+def train(
+    module: nn.Module,
+    optimizer: Optimizer,
+    *,
+    place: Place,
+    run: RunFolder | None,
+    run_url: str,
+    batches_from: Callable[[int], Batches],
+    num_steps: int,
+    batch_size_global: int,
+    steps_per_epoch: int,
+    learning_rate_at: Callable[[int], float],
+    seed: int,
+    precision: str = "auto",
+    clip_gradient: float = 0.0,
+    on_nonfinite: str = "stop",
+    on_collapse: str = "warn",
+    max_bad_share: float = 0.05,
+    log_every_steps: int = 20,
+    checkpoint_every_steps: int = 1000,
+    checkpoint_every_seconds: float = 600.0,
+    keep_checkpoints: int = 2,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    evaluate_every_steps: int = 0,
+    best_metric: str | None = None,
+    keep_best: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Trains until `num_steps`, from the newest checkpoint in `run_url` when there is one.
+
+    Args:
+        module: `forward(inputs) -> StepOutput`; may have `after_step(step, num_steps)`. All of its state is in its state_dict.
+        run: writer of the run folder on rank 0, None on the other ranks.
+        batches_from: gives the batches from a number of samples seen (over all ranks) on.
+        learning_rate_at: peak-scaled learning rate of a step.
+        precision: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 on CUDA and float32 on the CPU.
+        clip_gradient: largest global gradient norm; 0 for none.
+        on_nonfinite: `stop` with an explanation, or `skip` the step (the optimizer never moves on it).
+        on_collapse: `warn` or `stop`.
+        max_bad_share: share of rows that may be bad before the run stops.
+        evaluate: called on every rank at the given steps and after the last; its numbers are logged.
+        best_metric, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its highest so far.
+
+    Raises RunStopped when a rule ended the run; what was logged until then is kept.
+    """
+    device = place.device
+    equalise(module)
+
+    # -- resume: rank 0 chooses, so that all ranks start from the same checkpoint --------------------------------------
+    checkpoint = checkpoints.load_newest(run_url) if place.rank == 0 else None
+    step = from_rank_0(checkpoint.progress.step if checkpoint is not None else None)
+    if step is not None and checkpoint is None:
+        checkpoint = checkpoints.load_newest(run_url, at_step=step)
+        if checkpoint is None:
+            raise UserError(
+                f"rank {place.rank} does not see the checkpoint of step {step} in {run_url}; "
+                "with workers on several machines, out must be a storage that all of them reach"
+            )
+    progress = Progress()
+    if checkpoint is not None:
+        checkpoints.restore(checkpoint, module, optimizer)
+        progress = checkpoint.progress
+        progress.restarts += 1
+        place.report({"kind": "note", "text": f"continues at step {progress.step} of {num_steps} ({run_url})"})
+    writer = CheckpointWriter(run_url, keep=keep_checkpoints) if run is not None else None
+    if run is not None:
+        run.start_at(progress.step)
+
+    # -- what every step needs ------------------------------------------------------------------------------------------
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    averager = GradientAverager(p for p in module.parameters() if p.requires_grad)
+    autocast = _autocast(precision, device)
+    after_step = getattr(module, "after_step", None)
+    clock = _Clock(progress.seconds)
+    warned: set[str] = set()
+    skipped_in_a_row = 0
+    checkpointed_at = time.monotonic()
+    module.train()
+    batches = batches_from(progress.samples_seen)
+
+    def write_checkpoint() -> None:
+        nonlocal checkpointed_at
+        progress.seconds = clock.total()
+        for rows in gathered_objects(progress.bad_rows):
+            progress.bad_rows.update(rows)
+        if run is not None and writer is not None:
+            run.sync()
+            writer.write(module, optimizer, progress)
+        checkpointed_at = time.monotonic()
+
+    def evaluate_now() -> dict[str, float]:
+        assert evaluate is not None
+        with clock.paused():
+            module.eval()
+            numbers = evaluate(progress.step)
+            module.train()
+            score = numbers.get(best_metric) if best_metric else None
+            if score is not None and (progress.best_score is None or score > progress.best_score):
+                progress.best_score, progress.best_step = score, progress.step
+                if keep_best is not None:
+                    keep_best(progress.step)
+        progress.metrics.update(numbers)
+        return numbers
+
+    status = "finished"
+    try:
+        while progress.step < num_steps:
+            # -- a batch -------------------------------------------------------------------------------------------------
+            with clock.waiting():
+                batch = next(batches)
+            progress.bad_rows.update(batch.bad_rows)
+            # random layers (drop path, dropout) draw from the step and the rank, so that a resumed step repeats
+            torch.manual_seed(int(hash64(seed, progress.step, place.rank)) >> 1)
+            learning_rate = learning_rate_at(progress.step)
+            set_learning_rate(optimizer, learning_rate)
+
+            # -- forward and backward -----------------------------------------------------------------------------------
+            with autocast():
+                output: StepOutput = module(batch.inputs)
+            output.loss.backward()
+            averager.finish()
+            gradient_norm = float(
+                nn.utils.clip_grad_norm_(parameters, clip_gradient if clip_gradient > 0 else math.inf, foreach=True)
+            )
+
+            # -- what all ranks must know, in one message -----------------------------------------------------------------
+            loss = float(output.loss.detach())
+            due = time.monotonic() - checkpointed_at > checkpoint_every_seconds
+            mean_loss, unsound, stops, dues, bad_rows = summed(
+                [
+                    loss / place.world_size,
+                    not math.isfinite(loss + gradient_norm),
+                    place.stop_requested(),
+                    due and place.rank == 0,
+                    len(batch.bad_rows),
+                ],
+                device,
+            )
+
+            # -- the optimizer moves on sound gradients only --------------------------------------------------------------
+            if unsound:
+                skipped_in_a_row += 1
+                progress.skipped_steps += 1
+                _refuse(on_nonfinite, progress.step, loss, gradient_norm, learning_rate, skipped_in_a_row)
+                place.report(
+                    {"kind": "warning", "text": f"step {progress.step} skipped: loss or gradient is not finite"}
+                )
+            else:
+                skipped_in_a_row = 0
+                optimizer.step()
+                progress.loss_sum += mean_loss
+                progress.loss_count += 1
+            optimizer.zero_grad(set_to_none=True)
+            if after_step is not None:
+                after_step(progress.step, num_steps)
+
+            progress.step += 1
+            progress.samples_seen += batch_size_global
+            progress.bad_row_count += int(bad_rows)
+            clock.count(batch_size_global)
+            last = progress.step == num_steps
+            _check_bad_rows(progress, max_bad_share)
+
+            # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
+            numbers: dict[str, float] = {}
+            if evaluate is not None and (last or (evaluate_every_steps and progress.step % evaluate_every_steps == 0)):
+                numbers = evaluate_now()
+            if progress.step % log_every_steps == 0 or last or numbers:
+                record = _record(progress, output, numbers, clock, learning_rate, gradient_norm, steps_per_epoch)
+                if run is not None:
+                    run.log(record)
+                place.report({"kind": "progress", "num_steps": num_steps, **_finite_only(record)})
+                for text in _collapse(record, output, progress.step, batch_size_global):
+                    if on_collapse == "stop":
+                        raise RunStopped(f"step {progress.step}: {text}")
+                    if text.split(":")[0] not in warned:
+                        place.report({"kind": "warning", "text": f"step {progress.step}: {text}"})
+                    warned.add(text.split(":")[0])
+            if stops and not last:
+                status = "interrupted"
+            if last or stops or dues or progress.step % checkpoint_every_steps == 0:
+                write_checkpoint()
+            if stops:
+                break
+    finally:
+        batches.close()
+        if run is not None:
+            run.sync()
+    if writer is not None:
+        writer.wait()
+    progress.seconds = clock.total()
+    return Outcome(status, progress)
+
+
+class _Clock:
+    """Seconds of training, and since the last log line the seconds waited for data and the samples trained on."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._before, self._start = seconds_before, time.perf_counter()
+        self._paused = self._waited = 0.0
+        self._since, self._paused_since, self._samples = self._start, 0.0, 0
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return _Timer(self, "_waited")
+
+    def paused(self) -> AbstractContextManager[None]:
+        return _Timer(self, "_paused_since")
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    def total(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def rates(self) -> dict[str, float]:
+        """Images a second and share of time spent waiting for data since the last call, evaluation left out."""
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused_since, 1e-9)
+        rates = {"images_per_second": self._samples / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}
+        self._since, self._paused_since, self._waited, self._samples = now, 0.0, 0.0, 0
+        return rates
+
+
+class _Timer:
+    """Adds the seconds inside a `with` to an attribute of the clock."""
+
+    def __init__(self, clock: _Clock, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._clock, self._name, getattr(self._clock, self._name) + time.perf_counter() - self._start)
+
+
+def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+def _refuse(rule: str, step: int, loss: float, gradient_norm: float, learning_rate: float, in_a_row: int) -> None:
+    if rule == "skip" and in_a_row < 10:
+        return
+    many = f", {in_a_row} times in a row" if in_a_row > 1 else ""
+    raise RunStopped(
+        f"step {step}: the loss ({loss:g}) or the gradient (norm {gradient_norm:g}) is not finite{many}; the parameters were "
+        f"not changed by it. A lower learning rate (now {learning_rate:g}), a longer warm-up or training.clip_gradient=1 "
+        "usually helps; the last checkpoint is from before"
+    )
+
+
+def _check_bad_rows(progress: Progress, max_share: float) -> None:
+    # a share means little before some rows were seen: ten bad ones are always allowed
+    if progress.bad_row_count > max(10, max_share * progress.samples_seen):
+        some = "; ".join(f"{place}: {reason}" for place, reason in list(progress.bad_rows.items())[:3])
+        raise RunStopped(
+            f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
+            f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
+        )
+
+
+def _record(
+    progress: Progress,
+    output: StepOutput,
+    numbers: dict[str, float],
+    clock: _Clock,
+    learning_rate: float,
+    gradient_norm: float,
+    steps_per_epoch: int,
+) -> dict[str, Any]:
+    """One line of metrics.jsonl; all ranks call it, because health looks at the embeddings of all."""
+    logs = sorted(output.logs)
+    means = summed([float(output.logs[name]) for name in logs], output.loss.device) if logs else []
+    world = len(gathered_objects(None))
+    record: dict[str, Any] = {
+        "step": progress.step,
+        "samples_seen": progress.samples_seen,
+        "epoch": progress.step / steps_per_epoch,
+        "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
+        "learning_rate": learning_rate,
+        "gradient_norm": gradient_norm,
+        **{name: mean / world for name, mean in zip(logs, means, strict=True)},
+        **clock.rates(),
+        "bad_rows": progress.bad_row_count,
+    }
+    if output.embeddings is not None:
+        record |= health.embedding_health(*(gathered(part.detach()) for part in output.embeddings))
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    return record | numbers
+
+
+def _collapse(record: dict[str, Any], output: StepOutput, step: int, batch_size: int) -> list[str]:
+    if output.embeddings is None:
+        return []
+    return health.warnings_in_words(
+        record,
+        batch_size=batch_size,
+        dim=output.embeddings[0].shape[1],
+        loss=record["loss"],
+        chance_loss=output.chance_loss,
+        step=step,
+    )
+
+
+def _finite_only(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}

@@ -1,0 +1,127 @@
+"""What a run leaves behind in OUT: settings, metrics, TensorBoard, the result. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.errors import UserError
+
+SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
+
+
+class RunFolder:
+    """Writer of a run folder at any fsspec URL.
+
+    Lines of metrics are appended as they come when OUT is local; in an object store, which cannot append, files are kept in a
+    temporary folder and uploaded by `sync`, which the loop calls with every checkpoint and at the end.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._staging: tempfile.TemporaryDirectory[str] | None = None
+        if storage.is_local(url):
+            self._local = storage.local_path(url)
+            self._local.mkdir(parents=True, exist_ok=True)
+        else:
+            self._staging = tempfile.TemporaryDirectory(prefix="fovea-run-")
+            self._local = Path(self._staging.name)
+        self._tensorboard: Any = None
+        self._metrics: Any = None
+
+    def start_at(self, step: int) -> None:
+        """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double."""
+        path = self._local / METRICS
+        old = storage.join(self.url, METRICS)
+        text = storage.read_bytes(old).decode() if step > 0 and storage.exists(old) else ""
+        kept = [line for line in text.splitlines() if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._metrics = open(path, "a", encoding="utf-8")
+
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
+
+        self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl and the same numbers to TensorBoard; numbers that JSON lacks become null."""
+        line = {key: _finite(value) for key, value in record.items()}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        for key, value in line.items():
+            if isinstance(value, int | float) and key != "step":
+                self._tensorboard.add_scalar(key, value, record["step"])
+
+    def sync(self) -> None:
+        """Makes everything logged so far visible at the URL."""
+        self._metrics.flush()
+        self._tensorboard.flush()
+        if self._staging is not None:
+            for path in self._local.rglob("*"):
+                if path.is_file():
+                    storage.upload(path, storage.join(self.url, *path.relative_to(self._local).parts))
+
+    def write_bad_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Writes bad_rows.jsonl as a whole: one line a row that could not be used."""
+        storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def close(self) -> None:
+        """Uploads what is left and closes the files."""
+        if self._metrics is not None:
+            self._tensorboard.close()
+            self.sync()
+            self._metrics.close()
+        if self._staging is not None:
+            self._staging.cleanup()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # a line that was cut off
+
+
+def read_result(run_url: str) -> dict[str, Any] | None:
+    """The result.json of a run that ended, or None."""
+    url = storage.join(run_url, RESULT)
+    return storage.read_json(url) if storage.exists(url) else None
+
+
+def write_result(run_url: str, result: dict[str, Any]) -> None:
+    """Writes result.json, the last file of a run."""
+    storage.write_json(storage.join(run_url, RESULT), {key: _finite(value) for key, value in result.items()})
+
+
+def claim(run_url: str, settings_yaml: str, differing: Any) -> None:
+    """Takes OUT for a run with these settings, or continues the run that is there.
+
+    Args:
+        run_url: OUT.
+        settings_yaml: every resolved setting.
+        differing: given the text of the settings.yaml that is there, lists in words the settings that differ and may not.
+
+    Raises UserError when OUT cannot be written, holds a run with other settings, or other files.
+    """
+    path = storage.join(run_url, SETTINGS)
+    if storage.exists(path):
+        differences = differing(storage.read_bytes(path).decode())
+        if differences:
+            raise UserError(
+                f"{run_url} holds a run with other settings ({'; '.join(differences)}); "
+                "choose another out, or repeat the command with its settings to continue it"
+            )
+    else:
+        others = [name for name in storage.names_in(run_url) if not name.startswith(".")]
+        if others:
+            raise UserError(
+                f"{run_url} is not empty and is no run folder (there: {', '.join(others[:5])}); choose another out"
+            )
+    storage.check_writable(run_url)
+    storage.write_bytes(path, settings_yaml.encode())

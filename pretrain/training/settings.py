@@ -1,0 +1,98 @@
+"""Settings that pretraining and fine-tuning share. Each key says what it means; `--help` prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.settings import setting
+from pretrain.training.optimizers import OPTIMIZERS
+from pretrain.training.schedules import SCALINGS
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which rows are read, and how."""
+
+    url: str = setting(
+        help="Parquet shards: a folder, file or glob; a path or any fsspec URL (s3://, gs://, hf://, ...)"
+    )
+    image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
+    num_streams: int = setting(
+        0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
+    )
+    shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
+    max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
+    read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
+    prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How parameters move."""
+
+    name: str = setting("adamw", choices=sorted(OPTIMIZERS), help="optimizer")
+    learning_rate: float = setting(1e-3, minimum=0, help="peak learning rate before scaling by the batch size")
+    scaling: str = setting(
+        "linear", choices=sorted(SCALINGS), help="linear: times batch / 256; sqrt: times sqrt(batch); none"
+    )
+    momentum: float = setting(0.9, minimum=0, maximum=1, help="momentum; the first beta of adamw")
+    weight_decay: float = setting(
+        0.05, minimum=0, help="weight decay of matrices and kernels (not of biases and norms)"
+    )
+    final_share: float = setting(0.0, minimum=0, maximum=1, help="share of the peak learning rate at the last step")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and in what steps."""
+
+    batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
+    epochs: float = setting(100.0, minimum=0, help="passes over the data")
+    steps: int = setting(0, minimum=0, help="steps instead of epochs when above 0")
+    warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
+    precision: str = setting(
+        "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
+    )
+    compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
+    clip_gradient: float = setting(0.0, minimum=0, help="largest norm of the gradient; 0 does not clip")
+    on_nonfinite: str = setting("stop", choices=["stop", "skip"], help="what to do at a non-finite loss or gradient")
+    log_every_steps: int = setting(20, minimum=1, help="steps between two lines of metrics.jsonl")
+    checkpoint_every_steps: int = setting(1000, minimum=1, help="steps between two checkpoints")
+    checkpoint_every_seconds: float = setting(
+        300.0, minimum=0, help="seconds after which a checkpoint is written anyway"
+    )
+    keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Where the work runs."""
+
+    workers: int = setting(1, minimum=0, help="Ray workers; 0 runs in this process without Ray")
+    cpus_per_worker: float | None = setting(None, help="CPUs of a worker; null shares this machine's evenly")
+    gpus_per_worker: float | None = setting(None, help="GPUs of a worker; null is 1 where there are GPUs, else 0")
+    max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
+    address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which network."""
+
+    name: str = setting("convattn_small", help="convattn_nano|tiny|small|base, convattn_classic or timm:NAME")
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the encoder")
+
+
+# settings that may differ when a run is continued: they change where and how fast it runs, not what it computes
+FREE_TO_CHANGE = (
+    "out",
+    "cluster.",
+    "data.decode_threads",
+    "data.read_threads",
+    "data.prefetch_batches",
+    "training.checkpoint_every_steps",
+    "training.checkpoint_every_seconds",
+    "training.keep_checkpoints",
+)
