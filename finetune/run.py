@@ -18,18 +18,15 @@ from finetune.settings import FinetuneSettings
 from finetune.tasks.classification import Classifier, confusion, per_class, scores
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from pretrain.data.labels import ClassNames, read_class_names_of
-from pretrain.data.loader import Loader, bad_rows_in_words, batches_in_sequence
-from pretrain.data.order import Order, default_num_streams
+from pretrain.data.loader import Batch, batches_in_sequence
+from pretrain.data.order import Order
 from pretrain.data.reader import Shards
-from pretrain.data.views import CentralCrop, RandomCrops, ViewSpec, weak_views
+from pretrain.data.views import CentralCrop, RandomCrops, weak_views
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
-from pretrain.training import distributed
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch
-from pretrain.training.loop import TrainingBatch, train
-from pretrain.training.optimizers import build_optimizer, parameter_groups
+from pretrain.training.recipe import num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
-from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
 
 RANDOM = "random"
 
@@ -52,45 +49,17 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
     order, manifest, validation = open_data(settings)
     classes = read_class_names_of(manifest, validation, settings.label_column)
     columns = [settings.label_column]
-    shards = Shards(manifest, image_column=settings.data.image_column, columns=columns)
     validation_shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
-    num_threads = settings.data.decode_threads or max(1, torch.get_num_threads())
 
     # -- model ----------------------------------------------------------------------------------------------------------
     source = open_encoder(settings)
     views = weak_views(source.image_size, crop_scale=(settings.smallest_crop, 1.0))
-    model: Classifier = Classifier(
+    model = Classifier(
         source.encoder,
         num_classes=len(classes.names),
         frozen=settings.mode == "linear",
         label_smoothing=settings.label_smoothing,
     ).to(place.device)
-    distributed.synchronise_batch_norm(model, place.device)
-    if settings.training.compile or (settings.training.compile is None and place.device.type == "cuda"):
-        model.encoder.compile()
-
-    # -- optimizer and schedule -----------------------------------------------------------------------------------------
-    training = settings.training
-    num_steps = training.steps or max(1, round(training.epochs * order.steps_per_epoch))
-    num_warmup_steps = min(round(training.warmup_epochs * order.steps_per_epoch), num_steps // 2)
-    peak = scaled_learning_rate(
-        settings.optimizer.learning_rate,
-        scaling=settings.optimizer.scaling,
-        batch_size_global=training.batch_size_global,
-    )
-    optimizer = build_optimizer(
-        settings.optimizer.name,
-        parameter_groups(
-            model,
-            weight_decay=settings.optimizer.weight_decay,
-            learning_rate_share=lambda name: _layer_share(name, source.encoder, settings.layer_decay),
-        ),
-        learning_rate=peak,
-        momentum=settings.optimizer.momentum,
-    )
-
-    # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
-    model_url = storage.join(settings.out, "model")
     details = {
         "image_size": source.image_size,
         "crop_share": settings.crop_share,
@@ -99,9 +68,30 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
         "encoder_url": settings.encoder,
     }
 
+    def to_images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+        (images,) = finish_views(
+            batch.arrays,
+            views,
+            seed=settings.seed,
+            epoch=batch.epoch,
+            row_ids=batch.row_ids,
+            device=place.device,
+            mean=source.mean,
+            std=source.std,
+        )
+        return images, torch.from_numpy(classes.ids(batch.columns[settings.label_column])).to(place.device)
+
+    # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
+    model_url = storage.join(settings.out, "model")
+
     def judge(classifier: ImageClassifier) -> tuple[Tensor, Tensor]:
         return validation_logits(
-            classifier, validation_shards, settings.label_column, classes, place=place, decode_threads=num_threads
+            classifier,
+            validation_shards,
+            settings.label_column,
+            classes,
+            place=place,
+            decode_threads=num_decode_threads(settings.data),
         )
 
     def evaluate(step: int) -> dict[str, float]:
@@ -111,51 +101,25 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
         if place.rank == 0:
             save_model(model_url, model, class_names=classes.names, step=step, **details)
 
-    def batches_from(samples_seen: int) -> LabelledBatches:
-        loader = Loader(
-            order,
-            shards,
-            RandomCrops(views, seed=settings.seed),
-            rank=place.rank,
-            world_size=place.world_size,
-            samples_seen=samples_seen,
-            decode_threads=num_threads,
-            read_threads=settings.data.read_threads,
-            prefetch_batches=settings.data.prefetch_batches,
-        )
-        return LabelledBatches(loader, shards, views, source, settings, classes, place.device)
-
     run_folder = RunFolder(settings.out) if place.rank == 0 else None
-    outcome = train(
+    outcome = train_by(
         model,
-        optimizer,
+        encoder=source.encoder,
         place=place,
+        out=settings.out,
         run=run_folder,
-        run_url=settings.out,
-        batches_from=batches_from,
-        num_steps=num_steps,
-        batch_size_global=training.batch_size_global,
-        steps_per_epoch=order.steps_per_epoch,
-        learning_rate_at=lambda step: (
-            peak
-            * warmup_cosine(
-                step,
-                num_steps=num_steps,
-                num_warmup_steps=num_warmup_steps,
-                final_share=settings.optimizer.final_share,
-            )
-        ),
+        order=order,
+        manifest=manifest,
+        columns=columns,
+        transform=RandomCrops(views, seed=settings.seed),
+        to_inputs=to_images_and_labels,
+        data=settings.data,
+        training=settings.training,
+        optimizer=settings.optimizer,
         seed=settings.seed,
-        precision=training.precision,
-        clip_gradient=training.clip_gradient,
-        on_nonfinite=training.on_nonfinite,
-        max_bad_share=settings.data.max_bad_share,
-        log_every_steps=training.log_every_steps,
-        checkpoint_every_steps=training.checkpoint_every_steps,
-        checkpoint_every_seconds=training.checkpoint_every_seconds,
-        keep_checkpoints=training.keep_checkpoints,
+        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings.layer_decay),
         evaluate=evaluate,
-        evaluate_every_steps=round(settings.evaluate_every_epochs * order.steps_per_epoch),
+        evaluate_every_epochs=settings.evaluate_every_epochs,
         best_metric="accuracy",
         keep_best=keep_best,
     )
@@ -166,7 +130,7 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
         return {"status": "interrupted", "step": progress.step}
 
     # -- what the run leaves: the best model, judged once more as it was saved -------------------------------------------
-    gathered_objects(None)  # rank 0 has written the model
+    gathered_objects(None)  # every rank waits until rank 0 has written the model
     logits, labels = judge(load_model(model_url).to(place.device))
     matrix = confusion(logits, labels)
     result = {
@@ -181,16 +145,10 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
         "per_class": per_class(matrix, classes.names),
         "class_names": classes.names,
         "confusion_matrix": matrix.tolist(),
-        "steps": progress.step,
-        "samples_seen": progress.samples_seen,
-        "seconds": progress.seconds,
-        "images_per_second": progress.samples_seen / max(progress.seconds, 1e-9),
-        "restarts": progress.restarts,
-        "skipped_steps": progress.skipped_steps,
-        "bad_rows": progress.bad_row_count,
+        **summary(progress),
     }
     if run_folder is not None:
-        run_folder.write_bad_rows([{"place": place, "reason": why} for place, why in sorted(progress.bad_rows.items())])
+        run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)
     return result
@@ -203,15 +161,7 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
         load_manifest(url, columns=columns, image_column=settings.data.image_column)
         for url in (settings.data.url, settings.validation_url)
     )
-    batch_size = settings.training.batch_size_global
-    order = Order(
-        manifest.rows_of_group,
-        batch_size_global=batch_size,
-        num_streams=settings.data.num_streams or default_num_streams(batch_size),
-        window_rows=settings.data.shuffle_window_rows,
-        seed=settings.seed,
-    )
-    return order, manifest, validation
+    return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,46 +187,6 @@ def open_encoder(settings: FinetuneSettings) -> EncoderSource:
     config = read_encoder_config(url)
     encoder = build_encoder(config.name, **config.arguments) if name == RANDOM else load_encoder(url)
     return EncoderSource(encoder, settings.image_size or config.input_size or 224, config.mean, config.std)
-
-
-class LabelledBatches:
-    """A loader's batches as (images_BCHW, class ids [B]) on the training device."""
-
-    def __init__(
-        self,
-        loader: Loader,
-        shards: Shards,
-        views: list[ViewSpec],
-        source: EncoderSource,
-        settings: FinetuneSettings,
-        classes: ClassNames,
-        device: torch.device,
-    ) -> None:
-        self._loader, self._shards, self._views, self._source = loader, shards, views, source
-        self._seed, self._label_column, self._classes, self._device = (
-            settings.seed,
-            settings.label_column,
-            classes,
-            device,
-        )
-
-    def __next__(self) -> TrainingBatch:
-        batch = next(self._loader)
-        (images,) = finish_views(
-            batch.arrays,
-            self._views,
-            seed=self._seed,
-            epoch=batch.epoch,
-            row_ids=batch.row_ids,
-            device=self._device,
-            mean=self._source.mean,
-            std=self._source.std,
-        )
-        labels = torch.from_numpy(self._classes.ids(batch.columns[self._label_column])).to(self._device)
-        return TrainingBatch((images, labels), bad_rows_in_words(batch, self._shards))
-
-    def close(self) -> None:
-        self._loader.close()
 
 
 @torch.no_grad()

@@ -146,9 +146,10 @@ class Loader:
     def _put(self, item: Any) -> None:
         while not self._closed.is_set():
             try:
-                return self._queue.put(item, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def _start_batch(self) -> tuple[Batch, list[Future[list[BadRow]]]]:
         order = self._order

@@ -71,12 +71,16 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Waits for the write under way. Raises what went wrong in it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def join(self) -> None:
+        """Waits for the write under way; what went wrong in it is kept for `wait`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _write(self, state: dict[str, Any], meta: dict[str, Any]) -> None:
         try:

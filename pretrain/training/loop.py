@@ -257,6 +257,8 @@ def train(
                 break
     finally:
         batches.close()
+        if writer is not None:
+            writer.join()  # whatever ended the run, a checkpoint under way is worth its seconds
         if run is not None:
             run.sync()
     if writer is not None:

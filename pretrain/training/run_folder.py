@@ -39,7 +39,7 @@ class RunFolder:
         text = storage.read_bytes(old).decode() if step > 0 and storage.exists(old) else ""
         kept = [line for line in text.splitlines() if _step_of(line) <= step]
         path.write_text("".join(line + "\n" for line in kept))
-        self._metrics = open(path, "a", encoding="utf-8")
+        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open while the run lasts
 
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
@@ -63,9 +63,10 @@ class RunFolder:
                 if path.is_file():
                     storage.upload(path, storage.join(self.url, *path.relative_to(self._local).parts))
 
-    def write_bad_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Writes bad_rows.jsonl as a whole: one line a row that could not be used."""
-        storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(json.dumps(row) + "\n" for row in rows).encode())
+    def write_bad_rows(self, rows: dict[str, str]) -> None:
+        """Writes bad_rows.jsonl as a whole: where each row that could not be used lies, and why."""
+        lines = [json.dumps({"place": place, "reason": reason}) + "\n" for place, reason in sorted(rows.items())]
+        storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
     def close(self) -> None:
         """Uploads what is left and closes the files."""

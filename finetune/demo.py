@@ -1,0 +1,165 @@
+"""`make demo`: from pictures to a pretrained encoder to a classifier, with the commands that a user would type.
+
+Each step is a command of its own, printed before it runs, so the demo is also a tour. It is quick on two cores; the same
+command again continues or repeats nothing that is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import UserError, run_command
+
+CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Reads the command line and runs the demo."""
+    parser = argparse.ArgumentParser(prog="python -m finetune.demo", description=__doc__)
+    parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
+    parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
+    parser.add_argument("--workers", type=int, default=2, help="Ray workers that pretrain (default: 2)")
+    parser.add_argument("--epochs", type=float, help="epochs of pretraining (default: what fits a few minutes)")
+    arguments = parser.parse_args()
+    return demo(arguments.data, Path(arguments.out), workers=arguments.workers, epochs=arguments.epochs)
+
+
+def demo(photos: str | None, out: Path, *, workers: int, epochs: float | None) -> int:
+    """Runs the steps. Raises UserError when one of them says that something is wrong."""
+    started = time.monotonic()
+
+    # -- pictures -> shards ---------------------------------------------------------------------------------------------
+    shards = out / "data" if photos is None else out / "photos"
+    if photos is None:
+        if not (shards / "demo.json").exists():
+            step("Make a data set of small scenes", "pretrain.data", "demo", str(shards), "--overwrite")
+        labelled = True
+    else:
+        if not (shards / "import.json").exists():
+            step(
+                "Pack the photos", "pretrain.data", "import", photos, str(shards), "--validation", "0.2", "--overwrite"
+            )
+        labelled = bool(json.loads((shards / "import.json").read_text())["classes"])
+    train, validation = str(shards / "train"), str(shards / "validation")
+    num_images = count_rows(shards / "train")
+
+    # -- shards -> encoder ----------------------------------------------------------------------------------------------
+    pretraining = out / "pretrain"
+    overrides = [f"data.url={train}", f"out={pretraining}", f"cluster.workers={workers}"]
+    # few photos need more epochs for the same number of steps, and a batch that they can fill
+    overrides += [f"training.epochs={epochs or round(min(400, max(4, 24 * 2400 / num_images)))}"]
+    overrides += [f"training.batch_size_global={batch_size(num_images, 128)}"]
+    if labelled:
+        overrides += [f"knn.train_url={train}", f"knn.test_url={validation}"]
+    step("Pretrain an encoder without labels", "pretrain", "configs/pretrain/demo.yaml", *overrides)
+    report_health(pretraining)
+    if not labelled:
+        print(f"\nThe photos have no class folders, so this is where the demo ends. Encoder: {pretraining / 'encoder'}")
+        return 0
+
+    # -- encoder -> classifier, and the same network from random weights ------------------------------------------------
+    results = {}
+    for name, encoder in (
+        ("pretrained", f"{pretraining / 'encoder'}"),
+        ("random", f"random:{pretraining / 'encoder'}"),
+    ):
+        folder = out / f"classify-{name}"
+        step(
+            f"Fine-tune a classifier from {name} weights",
+            "finetune",
+            "configs/finetune/demo.yaml",
+            f"encoder={encoder}",
+            f"data.url={train}",
+            f"validation_url={validation}",
+            f"out={folder}",
+            f"training.batch_size_global={batch_size(num_images, 64)}",
+        )
+        results[name] = json.loads((folder / "result.json").read_text())
+    show_results(results, out, seconds=time.monotonic() - started)
+    return 0
+
+
+def step(title: str, module: str, *arguments: str) -> None:
+    """Shows a command and runs it. Raises UserError when it fails; its own words stand above."""
+    CONSOLE.print(f"\n[bold]{title}[/bold]")
+    CONSOLE.print("$ " + shlex.join(["python", "-m", module, *arguments]), markup=False)
+    code = subprocess.run(
+        [sys.executable, "-m", module, *arguments], env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, check=False
+    ).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise UserError(f"the demo ends here: the command above failed with exit code {code}")
+
+
+def count_rows(folder: Path) -> int:
+    """Rows of the shards in a folder, by their footers."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in sorted(folder.glob("*.parquet")))
+
+
+def batch_size(num_images: int, wanted: int) -> int:
+    """The largest power of two that is at most `wanted` and an eighth of the images, but no less than 4."""
+    size = wanted
+    while size > 4 and size > num_images // 8:
+        size //= 2
+    return size
+
+
+def report_health(pretraining: Path) -> None:
+    """Says in words how pretraining went."""
+    last: dict[str, Any] = {}
+    for line in (pretraining / "metrics.jsonl").read_text().splitlines():
+        last |= json.loads(line)
+    names = [
+        ("loss", "loss", ".3f"),
+        ("spread", "spread of embeddings (1 fills the sphere, 0 is collapsed)", ".2f"),
+        ("effective_rank", "effective rank of embeddings", ".1f"),
+        ("knn_accuracy", "kNN accuracy on held-out images", ".1%"),
+    ]
+    for key, words, form in names:
+        if last.get(key) is not None:
+            print(f"  {words}: {last[key]:{form}}")
+
+
+def show_results(results: dict[str, dict[str, Any]], out: Path, *, seconds: float) -> None:
+    """The table of all models and where everything lies."""
+    table = Table(title="Held-out images: classifier from pretrained and from random weights")
+    table.add_column("weights")
+    for column in ("accuracy", "macro F1", "calibration error", "images judged"):
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        metrics = result["metrics"]
+        table.add_row(
+            name,
+            f"{metrics['accuracy']:.1%}",
+            f"{metrics['macro_f1']:.3f}",
+            f"{metrics['calibration_error']:.3f}",
+            str(result["validation_images"]),
+        )
+    CONSOLE.print()
+    CONSOLE.print(table)
+    print(f"{seconds:.0f} s in all. Everything lies in {out}:")
+    for name, what in (
+        ("pretrain/encoder", "the encoder (safetensors + config.json)"),
+        ("pretrain/metrics.jsonl", "loss, health and speed of pretraining; tensorboard/ beside it"),
+        ("classify-pretrained/model", "the classifier; finetune.model.load_model loads it"),
+        ("classify-random/result.json", "the classifier from scratch, for comparison"),
+    ):
+        print(f"  {out / name}  {what}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,151 @@
+"""What both main flows do with the settings they share: data, optimizer, schedule and the loop, and the result's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.place import Place
+from pretrain.data.loader import Batch, HostTransform, Loader, bad_rows_in_words
+from pretrain.data.manifest import Manifest
+from pretrain.data.order import Order, default_num_streams
+from pretrain.data.reader import Shards
+from pretrain.training import distributed
+from pretrain.training.checkpoints import Progress
+from pretrain.training.loop import Outcome, TrainingBatch, train
+from pretrain.training.optimizers import build_optimizer, parameter_groups
+from pretrain.training.run_folder import RunFolder
+from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
+from pretrain.training.settings import DataSettings, OptimizerSettings, TrainingSettings
+
+
+def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings, *, seed: int) -> Order:
+    """The order of a data set's samples. Raises UserError when the batch does not fit the data or the streams."""
+    return Order(
+        manifest.rows_of_group,
+        batch_size_global=training.batch_size_global,
+        num_streams=data.num_streams or default_num_streams(training.batch_size_global),
+        window_rows=data.shuffle_window_rows,
+        seed=seed,
+    )
+
+
+def num_decode_threads(data: DataSettings) -> int:
+    """Threads that a worker decodes with: as many as it computes with, unless the settings say so."""
+    return data.decode_threads or max(1, torch.get_num_threads())
+
+
+class TrainingBatches:
+    """A loader's batches, made into a module's input on the training device by `to_inputs`."""
+
+    def __init__(self, loader: Loader, shards: Shards, to_inputs: Callable[[Batch], Any]) -> None:
+        self._loader, self._shards, self._to_inputs = loader, shards, to_inputs
+
+    def __next__(self) -> TrainingBatch:
+        batch = next(self._loader)
+        return TrainingBatch(self._to_inputs(batch), bad_rows_in_words(batch, self._shards))
+
+    def close(self) -> None:
+        """Frees threads and files."""
+        self._loader.close()
+
+
+def train_by(
+    module: nn.Module,
+    *,
+    encoder: nn.Module,
+    place: Place,
+    out: str,
+    run: RunFolder | None,
+    order: Order,
+    manifest: Manifest,
+    columns: Sequence[str] = (),
+    transform: HostTransform,
+    to_inputs: Callable[[Batch], Any],
+    data: DataSettings,
+    training: TrainingSettings,
+    optimizer: OptimizerSettings,
+    seed: int,
+    learning_rate_share: Callable[[str], float] = lambda name: 1.0,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    evaluate_every_epochs: float = 0.0,
+    **more: Any,
+) -> Outcome:
+    """Trains `module` by the settings that both stages share; `more` goes to the loop as it is."""
+    num_norms = distributed.synchronise_batch_norm(module, place.device)
+    if num_norms:
+        note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
+        place.report({"kind": "note", "text": note})
+    if place.device.type == "cuda":
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.compile or (training.compile is None and place.device.type == "cuda"):
+        encoder.compile()
+
+    num_steps = training.steps or max(1, round(training.epochs * order.steps_per_epoch))
+    num_warmup_steps = min(round(training.warmup_epochs * order.steps_per_epoch), num_steps // 2)
+    peak = scaled_learning_rate(
+        optimizer.learning_rate, scaling=optimizer.scaling, batch_size_global=training.batch_size_global
+    )
+    groups = parameter_groups(module, weight_decay=optimizer.weight_decay, learning_rate_share=learning_rate_share)
+    shards = Shards(manifest, image_column=data.image_column, columns=columns)
+
+    def batches_from(samples_seen: int) -> TrainingBatches:
+        loader = Loader(
+            order,
+            shards,
+            transform,
+            rank=place.rank,
+            world_size=place.world_size,
+            samples_seen=samples_seen,
+            decode_threads=num_decode_threads(data),
+            read_threads=data.read_threads,
+            prefetch_batches=data.prefetch_batches,
+        )
+        return TrainingBatches(loader, shards, to_inputs)
+
+    def learning_rate_at(step: int) -> float:
+        share = warmup_cosine(
+            step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=optimizer.final_share
+        )
+        return peak * share
+
+    return train(
+        module,
+        build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
+        place=place,
+        run=run,
+        run_url=out,
+        batches_from=batches_from,
+        num_steps=num_steps,
+        batch_size_global=training.batch_size_global,
+        steps_per_epoch=order.steps_per_epoch,
+        learning_rate_at=learning_rate_at,
+        seed=seed,
+        precision=training.precision,
+        clip_gradient=training.clip_gradient,
+        on_nonfinite=training.on_nonfinite,
+        max_bad_share=data.max_bad_share,
+        log_every_steps=training.log_every_steps,
+        checkpoint_every_steps=training.checkpoint_every_steps,
+        checkpoint_every_seconds=training.checkpoint_every_seconds,
+        keep_checkpoints=training.keep_checkpoints,
+        evaluate=evaluate,
+        evaluate_every_steps=round(evaluate_every_epochs * order.steps_per_epoch),
+        **more,
+    )
+
+
+def summary(progress: Progress) -> dict[str, Any]:
+    """What result.json says of every run that finished."""
+    return {
+        "steps": progress.step,
+        "samples_seen": progress.samples_seen,
+        "seconds": progress.seconds,
+        "images_per_second": progress.samples_seen / max(progress.seconds, 1e-9),
+        "restarts": progress.restarts,
+        "skipped_steps": progress.skipped_steps,
+        "bad_rows": progress.bad_row_count,
+    }

@@ -1,0 +1,250 @@
+"""The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs without doubles, damaged checkpoints."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from cluster import storage
+from cluster.errors import RunStopped, UserError
+from cluster.place import place_here
+from pretrain.training import checkpoints
+from pretrain.training.loop import StepOutput, TrainingBatch, train
+from pretrain.training.run_folder import RunFolder
+
+
+class Toy(nn.Module):
+    """A regression with dropout, a buffer that counts, and a loss that can be made to fail."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.poison_at = None
+        self.steps_called = 0
+
+    def forward(self, inputs):
+        self.steps_called += 1
+        loss = (self.layers(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        if self.poison_at is not None and int(self.seen) == self.poison_at:
+            loss = loss * math.nan
+        return StepOutput(loss=loss, logs={"twice": 2 * loss.detach()})
+
+    def after_step(self, step, num_steps):
+        self.seen += 1
+
+
+class ToyBatches:
+    """Batches that are a function of the position, and end the process's patience where told."""
+
+    def __init__(self, samples_seen, die_at=None):
+        self.position, self.die_at, self.closed = samples_seen, die_at, False
+
+    def __next__(self):
+        if self.die_at is not None and self.position >= self.die_at:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(self.position)
+        self.position += 8
+        bad = {"file: row group 0, row 3": "truncated"} if self.position == 16 else {}
+        return TrainingBatch(torch.randn(8, 4, generator=generator), bad)
+
+    def close(self):
+        self.closed = True
+
+
+def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, **options):
+    module = module or Toy()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    records = []
+
+    def show(record):
+        records.append(record)
+        if stop_at is not None and record.get("step") == stop_at:
+            place.request_stop()
+
+    with place_here(show) as place:
+        folder = RunFolder(url)
+        try:
+            outcome = train(
+                module, optimizer, place=place, run=folder, run_url=url,
+                batches_from=lambda seen: ToyBatches(seen, die_at), num_steps=steps, batch_size_global=8,
+                steps_per_epoch=10, learning_rate_at=lambda step: 0.05 * (1 - step / 100), seed=7,
+                **{"log_every_steps": 1, "checkpoint_every_steps": 7, **options},
+            )  # fmt: skip
+        finally:
+            if close:
+                folder.close()
+    return module, outcome, records
+
+
+def trace(url):
+    lines = storage.read_bytes(storage.join(url, "metrics.jsonl")).decode().splitlines()
+    return [{key: json.loads(line)[key] for key in ("step", "loss", "gradient_norm", "twice")} for line in lines]
+
+
+def assert_same_weights(first, second):
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+def test_a_run_cut_off_anywhere_continues_bit_for_bit(tmp_path, log_every_steps):
+    whole, outcome, _ = run(str(tmp_path / "whole"), log_every_steps=log_every_steps)
+    assert outcome.status == "finished" and outcome.progress.samples_seen == 240
+    for step in (3, 11, 20, 29):
+        url = str(tmp_path / f"cut{step}")
+        with pytest.raises(KeyboardInterrupt):
+            run(url, die_at=8 * step, log_every_steps=log_every_steps)
+        continued, outcome, records = run(url, log_every_steps=log_every_steps)
+        assert_same_weights(whole, continued)
+        assert trace(url) == trace(str(tmp_path / "whole"))
+        assert outcome.progress.restarts == (1 if step >= 7 else 0)
+        assert continued.steps_called == 30 - 7 * (step // 7)  # from the newest checkpoint, not from the start
+        assert any("continues at step" in str(record.get("text")) for record in records) == (step >= 7)
+
+
+def test_a_stop_request_writes_a_checkpoint_at_once(tmp_path):
+    url = str(tmp_path / "run")
+    _, outcome, _ = run(url, stop_at=10, checkpoint_every_steps=1000)
+    assert outcome.status == "interrupted" and outcome.progress.step == 11  # noticed in the next step's agreement
+    whole, *_ = run(str(tmp_path / "whole"))
+    continued, outcome, _ = run(url)
+    assert continued.steps_called == 19
+    assert_same_weights(whole, continued)
+
+
+def test_a_finished_run_trains_no_further(tmp_path):
+    url = str(tmp_path / "run")
+    first, *_ = run(url)
+    second, outcome, _ = run(url)
+    assert second.steps_called == 0 and outcome.status == "finished"
+    assert_same_weights(first, second)
+    assert [line["step"] for line in trace(url)] == list(range(1, 31))
+
+
+def test_an_unsound_loss_never_moves_the_optimizer(tmp_path):
+    module = Toy()
+    module.poison_at = 9
+    with pytest.raises(RunStopped, match=r"step 9: the loss \(nan\).*the parameters were not changed"):
+        run(str(tmp_path / "run"), module=module)
+    reference, *_ = run(str(tmp_path / "reference"), steps=9)
+    assert_same_weights(reference, module)
+
+
+def test_an_unsound_step_can_be_skipped(tmp_path):
+    module = Toy()
+    module.poison_at = 9
+    _, outcome, records = run(str(tmp_path / "run"), module=module, on_nonfinite="skip")
+    assert outcome.progress.skipped_steps == 1
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+    assert sum(record.get("kind") == "warning" for record in records) == 1
+
+
+@pytest.mark.parametrize("damage", ["no meta", "short state", "changed state"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    url = str(tmp_path / "run")
+    run(url, keep_checkpoints=3)
+    newest = tmp_path / "run" / "checkpoints" / checkpoints.folder_name(30)
+    state = newest / "state.pt"
+    if damage == "no meta":
+        (newest / "checkpoint.json").unlink()
+    elif damage == "short state":
+        state.write_bytes(state.read_bytes()[:-100])
+    else:
+        data = bytearray(state.read_bytes())
+        data[len(data) // 2] ^= 1
+        state.write_bytes(bytes(data))
+    assert checkpoints.load_newest(url).progress.step == 28
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(str(tmp_path / "run"), keep_checkpoints=2)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        checkpoints.folder_name(28),
+        checkpoints.folder_name(30),
+    ]
+
+
+def test_a_checkpoint_of_another_model_or_version_is_refused(tmp_path):
+    url = str(tmp_path / "run")
+    run(url)
+    other = Toy()
+    other.layers[0] = nn.Linear(4, 8)
+    other.extra = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"missing \['extra.bias', 'extra.weight'\].*of another shape \['layers.0"):
+        run(url, module=other)
+    meta = tmp_path / "run" / "checkpoints" / checkpoints.folder_name(30) / "checkpoint.json"
+    meta.write_text(meta.read_text().replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(UserError, match="format version 99, this program reads version 1"):
+        run(url)
+
+
+def test_the_best_evaluation_is_kept_and_its_score_survives_a_restart(tmp_path):
+    scores = {10: 0.5, 20: 0.9, 30: 0.7}
+    kept = []
+    options = {
+        "evaluate": lambda step: {"accuracy": scores[step]},
+        "evaluate_every_steps": 10,
+        "best_metric": "accuracy",
+        "keep_best": kept.append,
+    }
+    url = str(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 25, **options)
+    _, outcome, _ = run(url, **options)
+    assert kept == [10, 20]
+    assert (outcome.progress.best_score, outcome.progress.best_step) == (0.9, 20)
+    assert outcome.progress.metrics == {"accuracy": 0.7}
+
+
+def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
+    _, outcome, _ = run(str(tmp_path / "run"))
+    assert outcome.progress.bad_row_count == 1
+    assert outcome.progress.bad_rows == {"file: row group 0, row 3": "truncated"}
+
+    class Rotten(ToyBatches):
+        def __next__(self):
+            batch = super().__next__()
+            return TrainingBatch(batch.inputs, {f"row {self.position + i}": "empty" for i in range(4)})
+
+    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_share=0.05"):
+        module = Toy()
+        with place_here() as place:
+            train(
+                module, torch.optim.SGD(module.parameters()), place=place, run=None, run_url=str(tmp_path / "rotten"),
+                batches_from=Rotten, num_steps=30, batch_size_global=8, steps_per_epoch=10,
+                learning_rate_at=lambda step: 0.1, seed=0,
+            )  # fmt: skip
+
+
+def test_a_run_in_an_object_store_continues_too():
+    url = "memory://loop-test/run"
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(url, die_at=8 * 20)
+        continued, *_ = run(url)
+        assert [line["step"] for line in trace(url)] == list(range(1, 31))
+        assert [name for name in storage.names_in(storage.join(url, "tensorboard")) if "tfevents" in name]
+        assert continued.steps_called == 16
+    finally:
+        storage.remove("memory://loop-test")
+
+
+def test_a_full_disk_during_a_checkpoint_leaves_the_last_one_whole(tmp_path, monkeypatch):
+    url = str(tmp_path / "run")
+    run(url, steps=14)
+    monkeypatch.setattr(storage, "write_bytes", _disk_full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(url, steps=30)
+    monkeypatch.undo()
+    assert checkpoints.load_newest(url).progress.step == 14
+    shutil.rmtree(url)
+
+
+def _disk_full(url, data):
+    with storage.explained("write", url):
+        raise OSError(28, "No space left on device")
