@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
 EXIT_INTERRUPTED = 130
@@ -22,6 +23,10 @@ class UserError(Exception):
 
 class RunStopped(Exception):
     """A run that ended itself by a rule; the message says which rule, what was seen and what usually helps."""
+
+
+class WorkerFailed(Exception):
+    """A worker's own exception, given up after all restarts; the message holds the worker's whole traceback, once."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -48,9 +53,12 @@ def run_command(main: Callable[[], int | None]) -> int:
     except RunStopped as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
         return EXIT_STOPPED
+    except WorkerFailed as error:  # its text is the traceback that helps; ours would only hide it
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `... | head` closed our output: not worth a traceback
         sys.stderr.close()
-        return 1
+        return EXIT_FAILED

@@ -1,0 +1,192 @@
+"""Ray for the time of one run: joins the cluster there is, or starts a small private one and removes its traces."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+
+OBJECT_STORE_BYTES = 100 * 2**20  # only settings and results pass through it; Ray's default is 30 % of the memory
+FOLDER_PREFIX = "fovea-ray-"
+
+# Values that a user's environment may override. Ray reads them when it is imported, started or when a run starts.
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or each print of a worker appears twice in its log
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an end or a failure is seen; the default is 2
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # ranks of one machine see each other's GPUs
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in settings stay valid
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
+}
+EMBEDDED_DEFAULTS = {
+    "RAY_AUTH_MODE": "disabled",  # it listens on loopback only; the default leaves a token file in the home directory
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
+    "RAY_enable_metrics_collection": "false",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """The Ray in use. `num_nodes` counts the live nodes at the start."""
+
+    embedded: bool
+    num_nodes: int
+
+
+@contextmanager
+def ray_session(address: str | None, num_workers: int, cpus_per_worker: float) -> Iterator[Session]:
+    """Connects this process to Ray and leaves things as they were: what it started it ends.
+
+    In order of precedence: the Ray that this process is connected to; `address`; RAY_ADDRESS (set inside Ray jobs); a
+    private Ray on this machine with as many CPUs as it has, or as the workers want if that is more. Raises UserError
+    when the cluster cannot be reached.
+    """
+    embedded = address is None and not os.environ.get("RAY_ADDRESS")
+    with _environment(DEFAULTS):
+        import ray
+
+        if ray.is_initialized():  # its settings, its noise and its end are those of who started it
+            yield Session(embedded=False, num_nodes=_num_nodes())
+        elif embedded:
+            with _environment(EMBEDDED_DEFAULTS), _quiet_raylet(), _embedded_ray(num_workers, cpus_per_worker):
+                yield Session(embedded=True, num_nodes=1)
+        else:
+            with _quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
+                yield Session(embedded=False, num_nodes=_num_nodes())
+
+
+@contextmanager
+def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[None]:
+    import ray
+
+    folder = _new_folder()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(num_workers * cpus_per_worker)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_raylet() -> Iterator[None]:
+    """Keeps Ray's errors about its processes out of the terminal: what matters of them is told by `run_workers`.
+
+    `log_to_driver=False` does not cover them, and nothing public does; in a Ray without the function they are printed.
+    """
+    import ray._private.worker as ray_worker
+
+    printer = getattr(ray_worker, "print_to_stdstream", None)
+    if printer is None:
+        yield
+        return
+    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = printer
+
+
+@contextmanager
+def _joined_ray(address: str) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
+    """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
+
+    A cluster that grows by itself is judged by the most it may become.
+    """
+    import ray
+
+    totals = _most_it_may_become()
+    if totals is None:
+        totals = ray.cluster_resources()
+        room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])
+    else:
+        room = num_workers
+    for name, each in resources_per_worker.items():
+        want, have = each * num_workers, totals.get(name, 0.0)
+        if want > have:
+            raise UserError(
+                f"{num_workers} workers with {each:g} {name} each want {want:g} {name}, the Ray cluster has {have:g}; "
+                f"ask for fewer workers or less per worker, or use a larger cluster"
+            )
+    if room < num_workers:
+        each_has = ", ".join(f"{amount:g} {name}" for name, amount in resources_per_worker.items())
+        raise UserError(
+            f"{num_workers} workers with {each_has} each do not fit: the cluster's nodes hold {room} such workers"
+        )
+
+
+def _num_fitting(node: dict[str, float], per_worker: dict[str, float]) -> int:
+    # the small number forgives fractions like 3 * 0.1
+    fits = [int(node.get(name, 0.0) / each + 1e-9) for name, each in per_worker.items() if each > 0]
+    return min(fits, default=10**9)
+
+
+def _most_it_may_become() -> dict[str, Any] | None:
+    try:
+        from ray._private.state import state
+
+        return state.get_max_resources_from_cluster_config() or None
+    except (ImportError, AttributeError):  # not a public interface: then the present size counts
+        return None
+
+
+def _num_nodes() -> int:
+    import ray
+
+    return sum(1 for node in ray.nodes() if node["Alive"])
+
+
+@contextmanager
+def _environment(defaults: dict[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _new_folder() -> Path:
+    """A folder for Ray's sockets and logs, named by this process; those of processes that were killed are removed."""
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > 20 and os.access("/tmp", os.W_OK):  # noqa: S108 - Ray's sockets need a path below 107 bytes
+        parent = Path("/tmp")  # noqa: S108
+    for old in parent.glob(f"{FOLDER_PREFIX}*"):
+        owner = re.fullmatch(rf"{FOLDER_PREFIX}(\d+)-\w+", old.name)
+        if owner is not None and not Path(f"/proc/{owner.group(1)}").exists() and Path("/proc").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent))

@@ -1,0 +1,116 @@
+"""Runs a training function on workers: in this process, on a private Ray, or on the cluster there is.
+
+`run_workers` is all that the floors above need. Ray is imported only when workers are asked for, so that `--help` and
+in-process runs do not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar, cast
+
+from cluster.errors import UserError, WorkerFailed
+from cluster.place import Place, Record, place_here
+
+__all__ = ["WorkerFailed", "run_workers"]
+
+Settings = TypeVar("Settings")
+Result = TypeVar("Result")
+
+PROCESS_GROUP_TIMEOUT_SECONDS = 600
+
+
+def run_workers(
+    function: Callable[[Place, Settings], Result],
+    settings: Settings,
+    *,
+    num_workers: int,
+    cpus_per_worker: float | None = None,
+    gpus_per_worker: float = 0,
+    storage_url: str,
+    max_failures: int = 3,
+    address: str | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    process_group_timeout_seconds: int = PROCESS_GROUP_TIMEOUT_SECONDS,
+) -> Result:
+    """Calls `function(place, settings)` on each worker and returns what rank 0's call returned.
+
+    Args:
+        function: A function of a module that workers can import. It may be called again after a failure, and then finds
+            the newest complete checkpoint in its run folder by itself. Several workers have a torch process group (gloo
+            for CPU tensors, NCCL for CUDA tensors).
+        settings: Anything picklable.
+        num_workers: Processes to start; 0 calls the function in this process, without Ray.
+        cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
+            them). By default this machine's CPUs are shared evenly, and a cluster that is joined is asked for one.
+        gpus_per_worker: GPUs to ask of Ray; above 0 the place's device is CUDA.
+        storage_url: A folder that all nodes can reach; with several nodes Ray's notes live there during the run.
+        max_failures: How many restarts to make after failures, -1 for no limit. Preemptions are not counted.
+        address: A Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
+        on_record: Called in a thread of this process with each record that rank 0 reports, in order.
+        process_group_timeout_seconds: How long a collective may wait for a rank that hangs.
+
+    Raises UserError or RunStopped as the function raised it, at once and without a restart; WorkerFailed with the
+    worker's traceback when the restarts are used up; KeyboardInterrupt at the second Ctrl-C. At the first Ctrl-C or
+    SIGTERM all ranks see `stop_requested()`, and the function's return is the run's.
+    """
+    _check(num_workers, cpus_per_worker, gpus_per_worker, max_failures)
+    if num_workers == 0:
+        with _num_threads(cpus_per_worker), place_here(on_record) as place:
+            return function(place, settings)
+
+    from cluster.ray_session import check_resources, ray_session
+
+    share = cpus_per_worker or max(1, (os.cpu_count() or 1) // num_workers)
+    with ray_session(address, num_workers, share) as session:
+        cpus = share if session.embedded else cpus_per_worker or 1
+        check_resources(num_workers, {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}))
+
+        from cluster.ray_launch import Launch, launch
+        from cluster.ray_worker import Work
+
+        todo = Launch(
+            work=lambda channel: Work(
+                function,
+                settings,
+                channel,
+                num_threads=max(1, int(cpus)),
+                use_gpu=gpus_per_worker > 0,
+                process_group_timeout_seconds=process_group_timeout_seconds,
+                watch_preemption=not session.embedded,
+            ),
+            num_workers=num_workers,
+            cpus_per_worker=cpus,
+            gpus_per_worker=gpus_per_worker,
+            storage_url=storage_url,
+            max_failures=max_failures,
+        )
+        return cast(Result, launch(todo, session, on_record))
+
+
+def _check(num_workers: int, cpus_per_worker: float | None, gpus_per_worker: float, max_failures: int) -> None:
+    if num_workers < 0:
+        raise UserError(f"num_workers={num_workers} is not possible: 0 runs in this process, 1 and more on Ray")
+    if cpus_per_worker is not None and not cpus_per_worker > 0:
+        raise UserError(f"cpus_per_worker={cpus_per_worker} is not possible: it must be above 0")
+    if not gpus_per_worker >= 0:
+        raise UserError(f"gpus_per_worker={gpus_per_worker} is not possible: it must be 0 or more")
+    if max_failures < -1:
+        raise UserError(f"max_failures={max_failures} is not possible: it must be 0 or more, or -1 for no limit")
+
+
+@contextmanager
+def _num_threads(cpus: float | None) -> Iterator[None]:
+    if cpus is None:
+        yield
+        return
+    import torch
+
+    former = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
