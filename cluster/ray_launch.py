@@ -66,10 +66,10 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     remote: Any = ray.remote(Channel)
     channel = remote.options(name=name, num_cpus=0, scheduling_strategy=here).remote()
     listener = Listener(lambda: ray.get(channel.next_records.remote()), on_record)
-    stop, done = threading.Event(), threading.Event()
+    stop, aborted, done = threading.Event(), threading.Event(), threading.Event()
     results: list[Any] = []
     fit = threading.Thread(
-        target=_fit_until_done, args=(todo, session, channel, results, done), name="fit", daemon=True
+        target=_fit_until_done, args=(todo, session, channel, results, aborted, done), name="fit", daemon=True
     )
     try:
         # fit() runs in a thread: in the main thread it would put its own handler on Ctrl-C, which ends the run at once
@@ -84,6 +84,7 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
             ray.get(channel.close.remote(), timeout=CHANNEL_TIMEOUT_SECONDS)
         listener.close()
     except KeyboardInterrupt:
+        aborted.set()
         channel.say.remote("abort")
         done.wait(ABORT_TIMEOUT_SECONDS)
         raise
@@ -95,21 +96,25 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     return result
 
 
-def _fit_until_done(todo: Launch, session: Session, channel: Any, results: list[Any], done: threading.Event) -> None:
+def _fit_until_done(
+    todo: Launch, session: Session, channel: Any, results: list[Any], aborted: threading.Event, done: threading.Event
+) -> None:
     """Appends the function's result, or the exception that `launch` is to raise, to `results`."""
     try:
         with _ray_storage(todo.storage_url, session) as (filesystem, path):
-            results.append(_fit_with_retries(todo, channel, filesystem, path))
+            results.append(_fit_with_retries(todo, channel, aborted, filesystem, path))
     except BaseException as error:
         results.append(error)
     finally:
         done.set()
 
 
-def _fit_with_retries(todo: Launch, channel: Any, filesystem: pyarrow.fs.FileSystem | None, path: str) -> Any:
+def _fit_with_retries(
+    todo: Launch, channel: Any, aborted: threading.Event, filesystem: pyarrow.fs.FileSystem | None, path: str
+) -> Any:
     """Calls Ray Train, and again when its controller failed, as it does when a worker is killed for memory."""
     num_controller_failures = 0
-    while True:
+    while not aborted.is_set():
         try:
             result: Any = _trainer(todo, channel, num_controller_failures, filesystem, path).fit()
             _raise_fatal(_outcome(channel))
@@ -119,6 +124,8 @@ def _fit_with_retries(todo: Launch, channel: Any, filesystem: pyarrow.fs.FileSys
             _raise_fatal(outcome)
             raise WorkerFailed(_worker_text(outcome, error, todo)) from None
         except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
+            if aborted.is_set():
+                break
             outcome = _outcome(channel)
             _raise_fatal(outcome)
             cause = getattr(error, "controller_failure", error)
@@ -128,6 +135,7 @@ def _fit_with_retries(todo: Launch, channel: Any, filesystem: pyarrow.fs.FileSys
             with suppress(ray.exceptions.RayError):
                 reason = f"Ray's controller: {_reason(cause)}"
                 ray.get(channel.note_death.remote(reason), timeout=CHANNEL_TIMEOUT_SECONDS)
+    raise KeyboardInterrupt
 
 
 def _trainer(
@@ -160,7 +168,7 @@ def _trainer(
 def _ray_storage(storage_url: str, session: Session) -> Iterator[tuple[pyarrow.fs.FileSystem | None, str]]:
     """A folder for Ray Train's own notes, which all nodes must see; it is removed afterwards."""
     if session.num_nodes == 1:
-        folder = tempfile.mkdtemp(prefix="fovea-train-")
+        folder = tempfile.mkdtemp(prefix="fovea-train-", dir=session.folder)
         try:
             yield None, folder
         finally:

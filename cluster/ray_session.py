@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.ray_guard import start_guard
 
 OBJECT_STORE_BYTES = 100 * 2**20  # only settings and results pass through it; Ray's default is 30 % of the memory
-FOLDER_PREFIX = "fovea-ray-"
 
 # Values that a user's environment may override. Ray reads them when it is imported, started or when a run starts.
 DEFAULTS = {
@@ -25,6 +23,7 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or each print of a worker appears twice in its log
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an end or a failure is seen; the default is 2
     "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # ranks of one machine see each other's GPUs
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # no late call may start a second Ray while the first goes down
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in settings stay valid
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
@@ -38,10 +37,15 @@ EMBEDDED_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Session:
-    """The Ray in use. `num_nodes` counts the live nodes at the start."""
+    """The Ray in use. `num_nodes` counts the live nodes at the start; a private Ray has a folder that goes with it."""
 
-    embedded: bool
     num_nodes: int
+    folder: Path | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this Ray is private to this run."""
+        return self.folder is not None
 
 
 @contextmanager
@@ -57,20 +61,25 @@ def ray_session(address: str | None, num_workers: int, cpus_per_worker: float) -
         import ray
 
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it
-            yield Session(embedded=False, num_nodes=_num_nodes())
+            yield Session(num_nodes=_num_nodes())
         elif embedded:
-            with _environment(EMBEDDED_DEFAULTS), _quiet_raylet(), _embedded_ray(num_workers, cpus_per_worker):
-                yield Session(embedded=True, num_nodes=1)
+            with (
+                _environment(EMBEDDED_DEFAULTS),
+                _quiet_raylet(),
+                _embedded_ray(num_workers, cpus_per_worker) as folder,
+            ):
+                yield Session(num_nodes=1, folder=folder)
         else:
             with _quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
-                yield Session(embedded=False, num_nodes=_num_nodes())
+                yield Session(num_nodes=_num_nodes())
 
 
 @contextmanager
-def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[None]:
+def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[Path]:
     import ray
 
     folder = _new_folder()
+    guard = start_guard(folder)
     try:
         ray.init(
             address="local",
@@ -81,10 +90,10 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[None]:
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
-        yield
+        yield folder
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        guard.communicate()  # closes its input and waits until nothing is left
 
 
 @contextmanager
@@ -181,12 +190,8 @@ def _environment(defaults: dict[str, str]) -> Iterator[None]:
 
 
 def _new_folder() -> Path:
-    """A folder for Ray's sockets and logs, named by this process; those of processes that were killed are removed."""
-    parent = Path(tempfile.gettempdir())
-    if len(str(parent)) > 20 and os.access("/tmp", os.W_OK):  # noqa: S108 - Ray's sockets need a path below 107 bytes
-        parent = Path("/tmp")  # noqa: S108
-    for old in parent.glob(f"{FOLDER_PREFIX}*"):
-        owner = re.fullmatch(rf"{FOLDER_PREFIX}(\d+)-\w+", old.name)
-        if owner is not None and not Path(f"/proc/{owner.group(1)}").exists() and Path("/proc").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=parent))
+    """A folder for Ray's sockets and logs."""
+    parent = tempfile.gettempdir()
+    if len(parent) > 20 and os.access("/tmp", os.W_OK):  # noqa: S108 - Ray's sockets need a path below 107 bytes
+        parent = "/tmp"  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="fovea-ray-", dir=parent))
