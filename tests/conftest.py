@@ -1,0 +1,79 @@
+"""What tests share: one local Ray, started by the first test that needs it, and one S3 server."""
+
+from __future__ import annotations
+
+import os
+
+# Ray reads these when it is imported, so they come before everything else
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """A local Ray with four CPUs that all tests of a session share; `run_workers` joins it."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="fovea-test-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server on this machine with one empty bucket."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def url(self) -> str:
+        """The bucket's URL."""
+        return f"s3://{self.bucket}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A moto server; environment variables lead every s3fs of this process and of its children to it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    variables = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    boto3.client("s3").create_bucket(Bucket="fovea-test")
+    yield S3Server(endpoint=variables["AWS_ENDPOINT_URL"], bucket="fovea-test")
+    server.stop()
+    for name, value in former.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,68 @@
+"""Runs a function on several real processes with a gloo group, for tests of what ranks do together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_SECONDS = 120.0
+
+
+def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
+    """Calls `function(*args)` on each rank of a gloo group and returns the results, by rank.
+
+    The function belongs to a module, and asks torch.distributed for its rank. Each process computes with one thread, so
+    that results do not depend on the machine. Raises RuntimeError with every rank's traceback, whole; a rank that is
+    killed or hangs is named.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="fovea-ranks-") as folder:
+        ranks = [
+            context.Process(target=_one_rank, args=(function, rank, num_ranks, folder, args))
+            for rank in range(num_ranks)
+        ]
+        for process in ranks:
+            process.start()
+        errors = []
+        for rank, process in enumerate(ranks):
+            # once one rank has failed the others may wait for it until the group's timeout: they get a moment only
+            process.join(5.0 if errors else TIMEOUT_SECONDS)
+            path = Path(folder, f"error-{rank}")
+            if path.exists():
+                errors.append(f"rank {rank}:\n{path.read_text()}")
+            elif process.exitcode is None:
+                errors.append(f"rank {rank} did not end")
+            elif process.exitcode != 0:
+                errors.append(f"rank {rank} ended with exit code {process.exitcode}")
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(num_ranks)]
+
+
+def _one_rank(function: Callable[..., Any], rank: int, num_ranks: int, folder: str, args: tuple[Any, ...]) -> None:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    try:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+        )
+        result = function(*args)
+        Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
+        distributed.barrier()  # nobody leaves while another still speaks with it
+        distributed.destroy_process_group()
+    except BaseException:
+        Path(folder, f"error-{rank}").write_text(traceback.format_exc())
+        os._exit(1)
