@@ -1,0 +1,228 @@
+"""Encoded images to RGB pixels, the right way up. Whatever the bytes are, the answer is an array or `BadImage`.
+
+Formats: JPEG, PNG, WebP, BMP, TIFF and the first frame of a GIF, told apart by their first bytes. Each is opened by its own
+Pillow plugin and not by `Image.open`, which tries every plugin there is, warns by Pillow's global size limit, and lets the
+WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many threads; Pillow's decoders release
+the GIL, and nothing of Pillow's global state is read or changed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = (
+    65_535  # the limit of JPEG and GIF; a run-length BMP 10^8 pixels wide could ask for 255 such lines in 4 bytes
+)
+MAX_SCANNED_PIXELS = 10_000_000_000  # progressive JPEG: pixels x scans; honest files have about ten scans
+
+ORIENTATION_TAG, BITS_TAG, PHOTOMETRIC_TAG = 0x0112, 258, 262
+TILE_WIDTH_TAG, TILE_LENGTH_TAG = 322, 323
+
+# EXIF orientation -> what brings the pixels upright; 1 is upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the text is a short stable reason such as `truncated` or `not an image`."""
+
+
+def decode_image(
+    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
+
+    Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour;
+    CMYK is converted without a colour profile. Floats and 32-bit integers have no agreed range and are refused.
+
+    Args:
+        data: the encoded file.
+        smallest_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG makes use of
+            it: it is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
+        max_pixels: more are refused from the header, before anything is decoded.
+
+    Raises:
+        BadImage: for everything that cannot be decoded, and nothing else.
+    """
+    with _only_bad_image():
+        image, orientation = _open(bytes(data), max_pixels)
+        if smallest_side is not None and isinstance(image, JpegImageFile):
+            image.draft(None, (max(1, smallest_side), max(1, smallest_side)))
+        image.load()
+        rgb = _to_rgb(image)
+        if orientation in UPRIGHT:
+            rgb = rgb.transpose(UPRIGHT[orientation])
+        return np.asarray(rgb)
+
+
+def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """The (width, height) that `decode_image` would give, from the header alone.
+
+    Raises:
+        BadImage: when the header is damaged or the size is refused; the pixels behind it may still be bad.
+    """
+    with _only_bad_image():
+        image, orientation = _open(bytes(data), max_pixels)
+        width, height = image.size
+        return (height, width) if orientation >= 5 else (width, height)
+
+
+def image_format(data: bytes | memoryview) -> str | None:
+    """The format that the first bytes tell, one of `OPENERS`, or None."""
+    start = bytes(data[:12])
+    if start.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return "WebP"
+    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    return "BMP" if start.startswith(b"BM") else None
+
+
+@contextmanager
+def _only_bad_image() -> Iterator[None]:
+    """Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files: all become BadImage."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except MemoryError as error:
+        raise BadImage("not enough memory") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage("too large") from error
+    except Exception as error:
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        raise BadImage("truncated" if cut else "damaged") from error
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """The image with its header read and its size accepted, and the EXIF orientation that is still to be applied."""
+    if not data:
+        raise BadImage("empty")
+    form = image_format(data)
+    if form is None:
+        raise BadImage("not an image")
+    if form == "WebP":
+        _check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
+    elif form == "GIF" and len(data) >= 10:
+        width, height = struct.unpack_from("<HH", data, 6)
+        _check_size(width, height, max_pixels)
+    image = OPENERS[form](io.BytesIO(data))
+    _check_size(*image.size, max_pixels)
+    if isinstance(image, TiffImageFile):
+        _check_size(int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels)
+        return image, 1  # Pillow turns a TIFF while loading, and its size is that of the turned image
+    if image.info.get("progressive"):
+        num_scans = data.count(b"\xff\xda")  # cannot occur in coded pixels, so only metadata adds a few
+        if num_scans > 100 and num_scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise BadImage("too many scans")
+    exif = image.info.get("exif")
+    if exif is None and form == "PNG":
+        exif = _late_png_exif(data)
+    return image, exif_orientation(exif or b"")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadImage("damaged")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise BadImage(f"too large: {width}x{height} pixels")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _sixteen_bits_to_eight(image).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadImage("unsupported pixels: " + {"I": "signed or 32-bit integers", "F": "floats"}[image.mode])
+    if image.has_transparency_data:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        page = Image.new("RGB", image.size, (255, 255, 255))
+        page.paste(layer, mask=layer.getchannel("A"))
+        return page
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _sixteen_bits_to_eight(image: Image.Image) -> Image.Image:
+    bits, white_is_zero = 16, False
+    if isinstance(
+        image, TiffImageFile
+    ):  # 12 bits come unscaled, and only up to 8 bits does Pillow mind the photometric tag
+        bits = int(image.tag_v2.get(BITS_TAG, (16,))[0])
+        white_is_zero = image.tag_v2.get(PHOTOMETRIC_TAG) == 0
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - grey if white_is_zero else grey)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation 1..8 in an EXIF block; 1 when it is missing or damaged, for the pixels may be good all the same."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == ORIENTATION_TAG:
+                (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, entry + 8)
+                return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _late_png_exif(data: bytes) -> bytes | None:
+    """The eXIf chunk that some tools write behind the pixels, where Pillow sees it only once all is decoded."""
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"eXIf":
+            return data[position + 8 : position + 8 + length]
+        position += 12 + length
+    return None
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height from the first chunk of a WebP file (https://developers.google.com/speed/webp/docs/riff_container)."""
+    if len(data) < 30:
+        raise BadImage("truncated")
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise BadImage("damaged")
