@@ -1,0 +1,220 @@
+"""The convattn family: a convolutional stem and two stages of convolutional blocks, then two of convolutional attention.
+
+Convolution where maps are large and attention where they are small follows CoAtNet (https://arxiv.org/abs/2106.04803),
+UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); projections by depthwise
+convolution follow CvT (https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart
+by convolution alone, so any input size works. Maps are kept channels-last: on CPUs that is two to three times as fast for
+depthwise convolutions and layer norms, and on GPUs what tensor cores want.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import UserError, choose
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.layers import DropPath, LayerNormOverChannels, SeparableConvolutionalAttention
+
+NORMS = {"layer": LayerNormOverChannels, "batch": nn.BatchNorm2d}
+STEM_STRIDES = (1, 2, 4)
+
+
+class ConvBlock(nn.Module):
+    """Depthwise convolution, norm and a pointwise MLP, around a residual (ConvNeXt, https://arxiv.org/abs/2201.03545)."""
+
+    def __init__(self, dim: int, *, kernel_size: int, mlp_ratio: float, norm: str, drop_path: float) -> None:
+        super().__init__()
+        hidden = round(dim * mlp_ratio)
+        self.spatial = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = NORMS[norm](dim)
+        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Same shape."""
+        return x_BCHW + self.drop_path(self.mlp(self.norm(self.spatial(x_BCHW))))
+
+
+class AttentionBlock(nn.Module):
+    """Convolutional attention and a pointwise MLP, each behind a norm and around a residual."""
+
+    def __init__(
+        self, dim: int, *, num_heads: int, mlp_ratio: float, norm: str, drop_path: float, **attention: int | str
+    ) -> None:
+        super().__init__()
+        hidden = round(dim * mlp_ratio)
+        self.norm1 = NORMS[norm](dim)
+        self.attention = SeparableConvolutionalAttention(dim, num_heads, **attention)
+        self.norm2 = NORMS[norm](dim)
+        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Same shape."""
+        x_BCHW = x_BCHW + self.drop_path(self.attention(self.norm1(x_BCHW)))
+        return x_BCHW + self.drop_path(self.mlp(self.norm2(x_BCHW)))
+
+
+class ConvAttnEncoder(Encoder):
+    """Four maps at `stem_stride` times 1, 2, 4 and 8.
+
+    Args:
+        dims, depths: channels and blocks of the four stages.
+        in_channels: of the images.
+        stem_stride: 1, 2 or 4, for images of about 32, 64 and 224 pixels.
+        head_dim: channels of an attention head.
+        kernel_size: of the convolutional blocks, odd.
+        mlp_ratio: hidden channels of the MLPs over their channels.
+        norm: `layer` or `batch`.
+        drop_path: probability of leaving out the last block's branches; it rises linearly from 0 at the first.
+        attention: `soft` or `hard`; `top_k` keys are kept by each query of hard attention.
+        kv_stride, max_keys: pooling of keys and values, see `pretrain.encoders.layers`.
+
+    Raises UserError for values out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        *,
+        in_channels: int = 3,
+        stem_stride: int = 4,
+        head_dim: int = 32,
+        kernel_size: int = 3,
+        mlp_ratio: float = 4.0,
+        norm: str = "layer",
+        drop_path: float = 0.0,
+        attention: str = "soft",
+        top_k: int = 16,
+        kv_stride: int = 1,
+        max_keys: int = 64,
+    ) -> None:
+        super().__init__()
+        arguments = {key: value for key, value in locals().items() if key in ConvAttnEncoder.__init__.__kwdefaults__}
+        if stem_stride not in STEM_STRIDES:
+            raise UserError(f"{name}: stem_stride={stem_stride} is not possible (allowed: 1, 2, 4)")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise UserError(f"{name}: kernel_size={kernel_size} is not possible: it must be odd")
+        if not 0 <= drop_path < 1:
+            raise UserError(f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1")
+        if in_channels < 1 or not mlp_ratio > 0:
+            raise UserError(f"{name}: in_channels={in_channels} and mlp_ratio={mlp_ratio} must be above 0")
+        choose("norm", norm, NORMS)
+        self.spec = {"name": name, "arguments": arguments}
+        self.in_channels, self.channels = in_channels, tuple(dims)
+        self.strides = tuple(stem_stride * 2**stage for stage in range(4))
+
+        self.stem = _stem(in_channels, dims[0], stem_stride, norm)
+        self.downs = nn.ModuleList(
+            [nn.Identity()] + [nn.Sequential(NORMS[norm](a), nn.Conv2d(a, b, 2, stride=2)) for a, b in pairwise(dims)]
+        )
+        drops = torch.linspace(0, drop_path, sum(depths)).tolist()
+        self.stages = nn.ModuleList()
+        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            blocks: list[nn.Module] = []
+            for _ in range(depth):
+                drop = drops.pop(0)
+                if stage < 2:
+                    blocks.append(
+                        ConvBlock(dim, kernel_size=kernel_size, mlp_ratio=mlp_ratio, norm=norm, drop_path=drop)
+                    )
+                else:
+                    blocks.append(
+                        AttentionBlock(
+                            dim,
+                            num_heads=max(1, dim // head_dim),
+                            mlp_ratio=mlp_ratio,
+                            norm=norm,
+                            drop_path=drop,
+                            mode=attention,
+                            top_k=top_k,
+                            kv_stride=kv_stride,
+                            max_keys=max_keys,
+                        )
+                    )
+            self.stages.append(nn.Sequential(*blocks))
+        self.norm = NORMS[norm](dims[-1])
+        self._first_layer = [1 + sum(depths[:stage]) for stage in range(4)]
+        self.num_layers = 1 + sum(depths)
+        self._initialise(sum(depths))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _initialise(self, num_blocks: int) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                # unit variance through each branch; branches that end in a sum are scaled down so that sums stay near one
+                ends_branch = name.endswith(("mlp.2", "attention.output"))
+                scale = 1 / math.sqrt(2 * num_blocks) if ends_branch else 1.0
+                nn.init.trunc_normal_(module.weight, std=scale / math.sqrt(fan_in))
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Four maps, finest first; the last one is normalised. Images smaller than the largest stride are padded to it."""
+        short = [max(0, self.strides[-1] - side) for side in images_BCHW.shape[2:]]
+        if any(short):
+            images_BCHW = nn.functional.pad(images_BCHW, (0, short[1], 0, short[0]))
+        x = self.stem(images_BCHW.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for down, stage in zip(self.downs, self.stages, strict=True):
+            x = stage(_evenly_padded(down, x))
+            maps.append(x)
+        return [*maps[:-1], self.norm(x)]
+
+    def layer_of(self, parameter_name: str) -> int:
+        """0 for the stem; a stage's blocks count on, a stage's downsampling belongs to its first block."""
+        part, _, rest = parameter_name.partition(".")
+        if part == "stem":
+            return 0
+        if part == "downs":
+            return self._first_layer[int(rest.split(".")[0])]
+        if part == "stages":
+            stage, block = rest.split(".")[:2]
+            return self._first_layer[int(stage)] + int(block)
+        return self.num_layers - 1
+
+    def attention_layers(self) -> dict[str, nn.Module]:
+        """Every attention layer, as `stage3.block1` (counted from 1)."""
+        return {
+            f"stage{stage}.block{number}": block.attention
+            for stage, blocks in enumerate(self.stages, 1)
+            for number, block in enumerate(blocks, 1)  # type: ignore[arg-type]
+            if isinstance(block, AttentionBlock)
+        }
+
+
+def _evenly_padded(down: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """A downsampling that keeps the last row and column of an odd size, by repeating them."""
+    if isinstance(down, nn.Identity):
+        return x_BCHW
+    odd_height, odd_width = x_BCHW.shape[2] % 2, x_BCHW.shape[3] % 2
+    if odd_height or odd_width:
+        x_BCHW = nn.functional.pad(x_BCHW, (0, odd_width, 0, odd_height), mode="replicate")
+    down_BCHW: Tensor = down(x_BCHW)
+    return down_BCHW
+
+
+def _stem(in_channels: int, dim: int, stride: int, norm: str) -> nn.Sequential:
+    first = nn.Conv2d(in_channels, dim // 2, 3, stride=2 if stride > 1 else 1, padding=1)
+    second = nn.Conv2d(dim // 2, dim, 3, stride=2 if stride == 4 else 1, padding=1)
+    if stride == 2:
+        # one convolution: the second would cost more than the whole first stage at this resolution
+        return nn.Sequential(nn.Conv2d(in_channels, dim, 4, stride=2, padding=1), NORMS[norm](dim))
+    return nn.Sequential(first, NORMS[norm](dim // 2), nn.GELU(), second, NORMS[norm](dim))
+
+
+# name -> (channels, blocks) of the four stages; about 1, 5, 25 and 50 million parameters
+SIZES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]] = {
+    "convattn_nano": ((32, 64, 128, 160), (1, 1, 3, 1)),
+    "convattn_tiny": ((48, 96, 192, 320), (2, 2, 5, 2)),
+    "convattn_small": ((64, 128, 320, 512), (2, 3, 10, 4)),
+    "convattn_base": ((96, 192, 384, 768), (3, 3, 17, 3)),
+}

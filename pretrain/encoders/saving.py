@@ -1,0 +1,168 @@
+"""Weights in a folder: `model.safetensors` and `config.json`, at any fsspec URL. Encoders and fine-tuned models share it.
+
+The weights are written first and `config.json`, which holds their checksum, last: a folder that was cut off has no config, and
+a damaged file is noticed before a network is made of it. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from cluster import storage
+from cluster.errors import UserError
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.building import build_encoder
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes tensors and their config (JSON, with its `format_version`); adds the checksum and the code's version."""
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    storage.write_bytes(storage.join(url, WEIGHTS), data)
+    details = {"code_version": importlib.metadata.version("fovea"), "weights_sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_json(storage.join(url, CONFIG), {**config, **details})
+
+
+def read_config(url: str, format_version: int) -> dict[str, Any]:
+    """The config of a folder. Raises UserError when there is none, or it is of another format version."""
+    config_url = storage.join(url, CONFIG)
+    if not storage.exists(config_url):
+        there = ", ".join(storage.names_in(url)[:8]) or "nothing"
+        raise UserError(f"{url} is no encoder or model folder: it holds no {CONFIG} (there: {there})")
+    config = storage.read_json(config_url)
+    if not isinstance(config, dict):
+        raise UserError(f"{config_url} must hold a JSON object, not {type(config).__name__}")
+    version = config.get("format_version")
+    if version != format_version:
+        raise UserError(
+            f"{config_url} has format version {version!r}, this program reads version {format_version}; "
+            "load it with the version of Fovea that wrote it"
+            + (f" ({config['code_version']})" if "code_version" in config else "")
+        )
+    return config
+
+
+def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a folder. Raises UserError when a file is missing, damaged, or of another format version."""
+    config = read_config(url, format_version)
+    weights_url = storage.join(url, WEIGHTS)
+    data = storage.read_bytes(weights_url)
+    if hashlib.sha256(data).hexdigest() != config.get("weights_sha256"):
+        raise UserError(f"{weights_url} is damaged: its checksum is not the one in {CONFIG}; copy the folder again")
+    try:
+        return config, safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{weights_url} is no valid safetensors file: {error}") from error
+
+
+def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Loads tensors into a module. Raises UserError that lists every missing, unexpected and differently shaped key."""
+    wanted = module.state_dict()
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    reshaped = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in sorted(wanted.keys() & tensors.keys())
+        if wanted[key].shape != tensors[key].shape
+    ]
+    if missing or unexpected or reshaped:
+        raise UserError(
+            f"the weights in {where} do not fit the network: missing {missing}, unexpected {unexpected}, "
+            f"of another shape {reshaped}"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder folder says of its encoder. Unknown is None or empty."""
+
+    name: str
+    arguments: dict[str, Any]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: int | None
+    method: str | None
+    samples_seen: int | None
+    dataset_fingerprint: str | None
+    code_version: str
+
+
+def save_encoder(
+    encoder: Encoder,
+    url: str,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    input_size: int | None = None,
+    method: str | None = None,
+    samples_seen: int | None = None,
+    dataset_fingerprint: str | None = None,
+) -> None:
+    """Writes an encoder folder, with the normalisation of its images and how it came about."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "kind": "encoder",
+        **encoder.spec,
+        "channels": list(encoder.channels),
+        "strides": list(encoder.strides),
+        "in_channels": encoder.in_channels,
+        "mean": list(mean),
+        "std": list(std),
+        "input_size": input_size,
+        "method": method,
+        "samples_seen": samples_seen,
+        "dataset_fingerprint": dataset_fingerprint,
+    }
+    save_weights_folder(url, encoder.state_dict(), config)
+
+
+def read_encoder_config(url: str) -> EncoderConfig:
+    """The config of an encoder folder. Raises UserError when it is none, damaged, or of another format version."""
+    return _encoder_config(url, read_config(url, FORMAT_VERSION))
+
+
+def load_encoder(url: str) -> Encoder:
+    """The encoder of a folder at any fsspec URL. Raises UserError that names what is missing, damaged or does not fit."""
+    raw, tensors = load_weights_folder(url, FORMAT_VERSION)
+    config = _encoder_config(url, raw)
+    encoder = build_encoder(config.name, **config.arguments)
+    load_state_strict(encoder, tensors, url)
+    return encoder
+
+
+def _encoder_config(url: str, raw: dict[str, Any]) -> EncoderConfig:
+    if raw.get("kind") != "encoder":
+        raise UserError(
+            f"{url} is a {raw.get('kind', 'unknown')} folder, not an encoder's; give the folder of an encoder"
+        )
+    try:
+        return EncoderConfig(
+            name=raw["name"],
+            arguments=raw["arguments"],
+            channels=tuple(raw["channels"]),
+            strides=tuple(raw["strides"]),
+            in_channels=raw["in_channels"],
+            mean=tuple(raw["mean"]),
+            std=tuple(raw["std"]),
+            input_size=raw["input_size"],
+            method=raw["method"],
+            samples_seen=raw["samples_seen"],
+            dataset_fingerprint=raw["dataset_fingerprint"],
+            code_version=raw["code_version"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{storage.join(url, CONFIG)} is damaged: {type(error).__name__} at {error}") from error

@@ -1,0 +1,179 @@
+"""Reading: every row comes where the order says, on any number of ranks, threads and restarts, and bad rows by rule."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from cluster.errors import RunStopped, UserError
+from pretrain.data.loader import Loader, batches_in_sequence
+from pretrain.data.manifest import load_manifest
+from pretrain.data.order import Order
+from pretrain.data.reader import Shards
+from pretrain.data.views import CentralCrop
+from tests.pretrain.shards import encoded, number_of, write_shards
+
+ROWS, BATCH, STREAMS = 130, 12, 6
+
+
+class Slow(CentralCrop):
+    """Takes longer for some images than for others, so that threads finish out of order."""
+
+    def fill(self, arrays, index, data, epoch, row_id):
+        time.sleep(0.002 * (row_id % 3))
+        super().fill(arrays, index, data, epoch, row_id)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    images = [encoded(number) for number in range(ROWS)]
+    url = write_shards(tmp_path_factory.mktemp("rows"), images, label=[f"class {n % 3}" for n in range(ROWS)])
+    return Shards(load_manifest(url, columns=["image", "label"]), image_column="image", columns=["label"])
+
+
+def make_order(shards, *, window=36, seed=5):
+    return Order(
+        shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=STREAMS, window_rows=window, seed=seed
+    )
+
+
+def read(shards, order, num_batches, *, rank=0, world_size=1, samples_seen=0, transform=None, **options):
+    with Loader(
+        order, shards, transform or CentralCrop(6), rank=rank, world_size=world_size, samples_seen=samples_seen, **options
+    ) as loader:
+        return list(itertools.islice(loader, num_batches))
+
+
+def numbers(batch):
+    return [number_of(pixels) for pixels in batch.arrays[0]]
+
+
+@pytest.mark.parametrize("decode_threads", [1, 3])
+def test_the_images_are_those_the_order_names(shards, decode_threads):
+    order = make_order(shards)
+    steps = order.steps_per_epoch
+    batches = read(shards, order, 2 * steps + 1, decode_threads=decode_threads, transform=Slow(6))
+    wanted = [*order.epoch_batches(0), *order.epoch_batches(1), order.epoch_batches(2)[0]]
+    for number, (batch, row_ids) in enumerate(zip(batches, wanted, strict=True)):
+        np.testing.assert_array_equal(batch.row_ids, row_ids)
+        assert numbers(batch) == row_ids.tolist()
+        assert batch.columns["label"] == [f"class {n % 3}" for n in row_ids]
+        assert batch.epoch == number // steps
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_ranks_together_read_the_same_global_batches(shards, world_size):
+    order = make_order(shards)
+    whole = read(shards, order, 12)
+    by_rank = [read(shards, order, 12, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        assert numbers(batch) == [number for rank in by_rank for number in numbers(rank[step])]
+
+
+@pytest.mark.parametrize("start", [1, 4, 9, 10, 17, 25])
+def test_starting_anywhere_gives_the_rest(shards, start):
+    order = make_order(shards)
+    whole = read(shards, order, 30)
+    rest = read(shards, order, 30 - start, samples_seen=start * BATCH, rank=1, world_size=2)
+    for batch, late in zip(whole[start:], rest, strict=True):
+        assert numbers(batch)[BATCH // 2 :] == numbers(late)
+
+
+BAD = {
+    3: (b"", "empty"),
+    20: (encoded(20)[:45], None),
+    21: (b"not an image at all" * 10, None),
+    50: (None, "null"),
+    51: (None, "null"),
+    99: (bytes(500), None),
+}
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    images = [BAD[number][0] if number in BAD else encoded(number) for number in range(ROWS)]
+    url = write_shards(tmp_path_factory.mktemp("damaged"), images, label=[str(n) for n in range(ROWS)])
+    return Shards(load_manifest(url, columns=["image", "label"]), image_column="image", columns=["label"])
+
+
+def test_a_neighbour_takes_the_place_of_a_bad_row_and_nothing_else_changes(shards, damaged):
+    order = make_order(shards)
+    found = {}
+    for good, batch in zip(read(shards, order, 10), read(damaged, order, 10), strict=True):
+        np.testing.assert_array_equal(good.row_ids, batch.row_ids)
+        found |= {bad.row_id: bad.reason for bad in batch.bad_rows}
+        for row_id, number, label in zip(batch.row_ids.tolist(), numbers(batch), batch.columns["label"]):
+            assert label == str(number)  # the neighbour comes with its own label
+            assert (number != row_id) == (row_id in BAD)
+            assert number not in BAD
+    seen = set(order.epoch_batches(0).ravel().tolist())
+    assert found.keys() == BAD.keys() & seen
+    for row_id, reason in found.items():
+        assert reason and (BAD[row_id][1] is None or BAD[row_id][1] in reason)
+
+
+def test_the_same_neighbours_after_a_restart_on_other_ranks(damaged):
+    order = make_order(damaged)
+    whole = read(damaged, order, 20)
+    for rank in range(3):
+        late = read(damaged, order, 15, rank=rank, world_size=3, samples_seen=5 * BATCH)
+        for batch, part in zip(whole[5:], late, strict=True):
+            assert numbers(batch)[rank * 4 : rank * 4 + 4] == numbers(part)
+
+
+def test_a_window_without_a_good_row_stops_with_words(tmp_path):
+    url = write_shards(tmp_path, [b"nothing"] * 40)
+    shards = Shards(load_manifest(url), image_column="image")
+    order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=0)
+    with pytest.raises(RunStopped, match="none of .* neighbouring rows can be decoded"):
+        read(shards, order, 1)
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    url = write_shards(tmp_path, [encoded(number) for number in range(40)], rows_per_file=10)
+    shards = Shards(load_manifest(url), image_column="image")
+    order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=0)
+    (tmp_path / "shard-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"shard-00002.parquet: it does not exist"):
+        read(shards, order, 5)
+
+
+def test_plain_binary_columns_and_huge_row_groups_read_the_same(tmp_path, monkeypatch):
+    images = [encoded(number) for number in range(ROWS)]
+    url = write_shards(tmp_path, images, plain_binary=True, rows_per_group=1000, rows_per_file=1000)
+    shards = Shards(load_manifest(url), image_column="image")
+    order = make_order(shards)
+    whole = [numbers(batch) for batch in read(shards, order, 10)]
+    assert whole == order.epoch_batches(0).tolist()
+    monkeypatch.setattr("pretrain.data.reader.WHOLE_GROUP_BYTES", 0)  # page by page
+    assert [numbers(batch) for batch in read(shards, order, 10)] == whole
+
+
+def test_evaluation_reads_every_good_row_once_in_order(damaged):
+    good = [number for number in range(ROWS) if number not in BAD]
+    for world_size in (1, 2, 4):
+        seen, bad = [], {}
+        for rank in range(world_size):
+            for batch in batches_in_sequence(
+                damaged, CentralCrop(6), batch_size=9, rank=rank, world_size=world_size, decode_threads=2
+            ):
+                assert len(batch.arrays[0]) == len(batch.row_ids) == len(batch.columns["label"]) <= 9
+                assert numbers(batch) == batch.row_ids.tolist()
+                assert batch.columns["label"] == [str(number) for number in batch.row_ids]
+                seen += numbers(batch)
+                bad |= {row.row_id: row.reason for row in batch.bad_rows}
+        assert seen == good
+        assert bad.keys() == BAD.keys()
+
+
+def test_closing_early_leaves_no_thread(shards):
+    import threading
+
+    before = threading.active_count()
+    for _ in range(3):
+        read(shards, make_order(shards), 1, prefetch_batches=1)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
