@@ -92,13 +92,14 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not asked:
-            # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered twice
-            os.write(2, f"{STOPPING}\n".encode())
-        asked = True
+        if asked:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        asked = True  # before the line that invites the next Ctrl-C, which may come at once
         request_stop()
+        # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered twice
+        os.write(2, f"{STOPPING}\n".encode())
 
     former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

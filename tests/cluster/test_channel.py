@@ -1,0 +1,114 @@
+"""The channel's state and both ends for records, without Ray: coroutines and threads only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from cluster.channel import Channel, Failure, Listener, Sender
+
+
+def test_the_cause_of_a_restart_is_the_death_or_else_the_first_failure() -> None:
+    async def story() -> list[str]:
+        channel = Channel()
+        assert (await channel.begin()).attempt == 0
+        await channel.fail(Failure(0, 2, "RuntimeError: connection closed by peer", ""), fatal=None)
+        await channel.note_death("worker 1: its process died")
+        await channel.begin()
+        await channel.fail(Failure(1, 2, "KeyError: 'x'", ""), fatal=None)
+        await channel.fail(Failure(0, 2, "RuntimeError: connection closed by peer", ""), fatal=None)
+        await channel.begin()
+        beginning = await channel.begin()
+        assert beginning.attempt == 3
+        assert not beginning.over
+        return list(beginning.restarts)
+
+    assert asyncio.run(story()) == ["worker 1: its process died", "worker 1: KeyError: 'x'", "Ray replaced the workers"]
+
+
+def test_after_a_fatal_error_a_restarted_group_leaves_at_once() -> None:
+    async def story() -> None:
+        channel = Channel()
+        await channel.begin()
+        await channel.fail(Failure(1, 2, "UserError: no", ""), fatal=b"first")
+        await channel.fail(Failure(0, 2, "UserError: no", ""), fatal=b"second")
+        assert (await channel.outcome()).fatal == b"first"
+        assert (await channel.begin()).over
+
+    asyncio.run(story())
+
+
+def test_records_come_in_order_once_and_the_end_is_told() -> None:
+    async def story() -> None:
+        channel = Channel()
+        waiting = asyncio.create_task(channel.next_records())
+        await asyncio.sleep(0)
+        await channel.send([{"i": 0}, {"i": 1}])
+        assert await waiting == ([{"i": 0}, {"i": 1}], False)
+        await channel.send([{"i": 2}])
+        await channel.close()
+        assert await channel.next_records() == ([{"i": 2}], True)
+        assert await channel.next_records() == ([], True)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("said", "heard"), [("stop", {"stop"}), ("abort", {"stop", "abort"})])
+def test_abort_is_a_stop_too_but_not_the_other_way(said: str, heard: set[str]) -> None:
+    async def story() -> set[str]:
+        channel = Channel()
+        await channel.say(said)
+        tasks = {word: asyncio.create_task(channel.wait_for(word)) for word in ("stop", "abort")}
+        await asyncio.sleep(0.01)
+        done = {word for word, task in tasks.items() if task.done()}
+        for task in tasks.values():
+            task.cancel()
+        return done
+
+    assert asyncio.run(story()) == heard
+
+
+def test_sending_never_waits_and_closing_delivers_the_rest() -> None:
+    delivered: list[int] = []
+    slow = threading.Event()
+
+    def deliver(records: list[dict[str, Any]]) -> None:
+        slow.wait(5)
+        delivered.extend(record["i"] for record in records)
+
+    sender = Sender(deliver)
+    before = time.monotonic()
+    for i in range(1000):
+        sender.send({"i": i})
+    assert time.monotonic() - before < 1
+    slow.set()
+    sender.close()
+    assert delivered == list(range(1000))
+
+
+def test_a_lost_channel_costs_records_only() -> None:
+    def deliver(records: list[dict[str, Any]]) -> None:
+        raise ConnectionError("gone")
+
+    sender = Sender(deliver)
+    sender.send({})
+    sender.close()
+
+
+def test_a_failing_console_hears_no_more_and_its_error_is_raised_at_the_end() -> None:
+    batches = iter([([{"i": 0}, {"i": 1}], False), ([{"i": 2}], False), ([], True)])
+    heard: list[int] = []
+
+    def on_record(record: dict[str, Any]) -> None:
+        heard.append(record["i"])
+        if record["i"] == 1:
+            raise OSError("console gone")
+
+    listener = Listener(lambda: next(batches), on_record)
+    with pytest.raises(OSError, match="console gone"):
+        listener.close()
+    assert heard == [0, 1]

@@ -1,0 +1,91 @@
+"""A place in this process, and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.place import Place, place_here
+from cluster.workers import run_workers
+from tests.cluster import jobs
+
+
+def test_in_process_gives_what_a_worker_gives() -> None:
+    records: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    result = run_workers(
+        jobs.count,
+        jobs.Numbers(count=3),
+        num_workers=0,
+        storage_url="unused",
+        on_record=records.append,
+        cpus_per_worker=1,
+    )
+    assert records == [{"i": i, "rank": 0, "pair": [1, 2]} for i in range(3)]
+    assert (result["rank"], result["world_size"], result["attempt"], result["restarts"]) == (0, 1, 0, ())
+    assert result["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert result["num_threads"] == 1
+    assert torch.get_num_threads() == threads
+
+
+def test_first_ctrl_c_asks_second_interrupts_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with place_here() as place:
+        assert not place.stop_requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert place.stop_requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in former} == former
+    assert capfd.readouterr().err.count("press Ctrl-C again") == 1
+
+
+def test_sigterm_asks_for_a_stop_however_often_it_comes() -> None:
+    with place_here() as place:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert place.stop_requested()
+
+
+def test_handlers_come_back_after_an_exception() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="inside"), place_here():
+        raise ValueError("inside")
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    seen: list[Any] = []
+
+    def run() -> None:
+        with place_here() as place:
+            seen.append(signal.getsignal(signal.SIGINT))
+            place.request_stop()
+            seen.append(place.stop_requested())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [former, True]
+
+
+def test_what_json_cannot_hold_is_refused_on_every_rank() -> None:
+    for rank in (0, 1):
+        place = Place(rank=rank, world_size=2, local_rank=rank, device=torch.device("cpu"))
+        with pytest.raises(TypeError):
+            place.report({"loss": torch.zeros(1)})
+
+
+def test_a_record_is_what_it_was_when_reported() -> None:
+    records: list[dict[str, Any]] = []
+    with place_here(records.append) as place:
+        record = {"step": 1}
+        place.report(record)
+        record["step"] = 2
+    assert records == [{"step": 1}]
