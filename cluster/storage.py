@@ -22,6 +22,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
 
+# libraries under fsspec whose exceptions are no OSError: missing credentials, unreachable endpoints, refused requests
+STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "huggingface_hub")
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -78,6 +81,10 @@ def explained(action: str, url: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise UserError(f"cannot {action} {url}: {reason}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in STORE_LIBRARIES:
+            raise
+        raise UserError(f"cannot {action} {url}: {str(error) or type(error).__name__}") from error
 
 
 def exists(url: str) -> bool:

@@ -54,6 +54,7 @@ class S3Server:
 def s3_server() -> Iterator[S3Server]:
     """A moto server; environment variables lead every s3fs of this process and of its children to it."""
     import boto3
+    import s3fs
     from moto.server import ThreadedMotoServer
 
     with socket.socket() as probe:
@@ -69,9 +70,11 @@ def s3_server() -> Iterator[S3Server]:
     }
     former = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    s3fs.S3FileSystem.clear_instance_cache()  # one made before would ask the real service
     boto3.client("s3").create_bucket(Bucket="fovea-test")
     yield S3Server(endpoint=variables["AWS_ENDPOINT_URL"], bucket="fovea-test")
     server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
     for name, value in former.items():
         if value is None:
             os.environ.pop(name, None)
