@@ -1,0 +1,86 @@
+"""The footer of a Parquet file: one small ranged read, whatever the size of the file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from cluster.errors import UserError
+from cluster.storage import FileInfo
+
+TAIL_BYTES = 64 * 2**10  # holds the whole footer of most shards
+MAGIC, MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a Parquet file says about itself, and where its data ends (the footer begins there)."""
+
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    data_end: int
+
+
+def read_footer(file: FileInfo) -> Footer:
+    """Reads one file's footer.
+
+    Raises:
+        UserError: naming the file, when it cannot be read, is no Parquet file, or is truncated.
+    """
+    fs, path = storage.filesystem(file.url)
+    size = file.size_bytes
+    if size < 12:
+        raise UserError(f"{file.url} is not a Parquet file: it has only {size} bytes")
+    with storage.explained("read", file.url):
+        tail: bytes = fs.cat_file(path, start=max(0, size - TAIL_BYTES), end=size)
+        if tail[-4:] != MAGIC:
+            start: bytes = fs.cat_file(path, start=0, end=4)
+            raise UserError(f"{file.url} {_what_is_wrong(tail, start)}")
+        footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+        if footer_bytes > size - 4:
+            raise UserError(f"{file.url} is truncated or damaged: its footer would be larger than the file")
+        if footer_bytes > len(tail):
+            tail = fs.cat_file(path, start=size - footer_bytes, end=size)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail[-footer_bytes:]))
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file.url} is damaged: its footer cannot be read ({str(error).splitlines()[0]})") from error
+    return Footer(metadata, schema, size - footer_bytes)
+
+
+def _what_is_wrong(tail: bytes, start: bytes) -> str:
+    if tail[-4:] == MAGIC_ENCRYPTED or start == MAGIC_ENCRYPTED:
+        return "is an encrypted Parquet file; encrypted files cannot be read"
+    if start == MAGIC:
+        return "is truncated: it begins as a Parquet file, but its end is missing; write or copy it again"
+    return f"is not a Parquet file: it begins with {start!r}, not {MAGIC!r}"
+
+
+def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
+    """Names of a Hugging Face ClassLabel column (or a list of them), in the order of their numbers; None without such names."""
+    features = hugging_face_features(schema)
+    feature = features.get(column)
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    if not isinstance(names, list) or not names:
+        return None
+    return [str(name) for name in names]
+
+
+def hugging_face_features(schema: pa.Schema) -> dict[str, Any]:
+    """The features that `datasets` stores in a schema's metadata; empty when there are none or they are damaged."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(text)["info"]["features"] if text else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}

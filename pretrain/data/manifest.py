@@ -1,0 +1,270 @@
+"""What a data set consists of: its Parquet files and their row groups, read from the footers once and remembered.
+
+Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a run takes an
+accelerator. Rows are numbered 0.. in the order of the manifest: files by URL, row groups as they lie in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import storage
+from cluster.errors import UserError, nearest
+from cluster.storage import FileInfo
+from pretrain.data.footers import Footer, class_names_in, read_footer
+
+CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
+LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The row-group table of a data set, G row groups without the empty ones.
+
+    Attributes:
+        files: sorted by URL.
+        file_of_group: int32 [G], index into `files`.
+        group_in_file: int32 [G], number of the row group in its file.
+        rows_of_group: int64 [G].
+        bytes_of_group: int64 [G], compressed size of the images.
+        fingerprint: hex; changes with any file's name below the common folder, its size or its rows, not with the place
+            where the folder lies.
+    """
+
+    files: tuple[FileInfo, ...]
+    file_of_group: np.ndarray
+    group_in_file: np.ndarray
+    rows_of_group: np.ndarray
+    bytes_of_group: np.ndarray
+    fingerprint: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return int(self.rows_of_group.sum())
+
+    @cached_property
+    def start_of_group(self) -> np.ndarray:
+        """int64 [G + 1]: id of each group's first row, and the number of rows at the end."""
+        return np.concatenate([[0], np.cumsum(self.rows_of_group)]).astype(np.int64)
+
+    def locate(self, row_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The row group (index into the table) and the row in it of each row id, both int64."""
+        ids = np.asarray(row_ids, dtype=np.int64)
+        assert ids.size == 0 or (ids.min() >= 0 and ids.max() < self.num_rows), "row id out of range"
+        groups = np.searchsorted(self.start_of_group, ids, side="right") - 1
+        return groups, ids - self.start_of_group[groups]
+
+
+def load_manifest(
+    url: str | Sequence[str],
+    *,
+    columns: Sequence[str] = (),
+    image_column: str = "image",
+    cache_dir: str | None = None,
+) -> Manifest:
+    """The manifest of a file, folder, glob, or several of these; footers are read only when the listing changed.
+
+    Args:
+        url: what to read; a folder means all `.parquet` files below it.
+        columns: must be there, with the same type in all files; the image column is always checked.
+        image_column: `struct<bytes: binary, ...>` or binary.
+        cache_dir: where manifests are remembered; by default `fovea/manifests` in the user's cache folder.
+
+    Raises:
+        UserError: naming the file, when there is nothing to read or a file cannot be used.
+    """
+    urls = [url] if isinstance(url, str) else list(url)
+    files = find_shards(urls)
+    needed = tuple(dict.fromkeys([image_column, *columns]))
+    cache = _Cache(urls, needed, files, cache_dir)
+    table = cache.load()
+    if table is None:
+        table = _read_table(files, needed)
+        cache.save(table)
+    file_of_group, group_in_file, rows_of_group, bytes_of_group = table
+    if not rows_of_group.size:
+        raise UserError(f"{', '.join(urls)}: no rows in {len(files)} Parquet file{'s'[: len(files) > 1]}")
+    fingerprint = _fingerprint(files, file_of_group, group_in_file, rows_of_group)
+    return Manifest(tuple(files), file_of_group, group_in_file, rows_of_group, bytes_of_group, fingerprint)
+
+
+def read_class_names(url: str, column: str) -> list[str] | None:
+    """Class names that Hugging Face `datasets` keeps in the schema of the (first) file, or None when it keeps none."""
+    return class_names_in(read_footer(find_shards([url])[0]).schema, column)
+
+
+def find_shards(urls: Sequence[str]) -> list[FileInfo]:
+    """The Parquet files of all URLs, sorted, each once. Raises UserError for a URL without any."""
+    found: dict[str, FileInfo] = {}
+    for url in urls:
+        files = storage.find_files(url, ".parquet")
+        if not files:
+            raise UserError(_why_nothing(url))
+        found.update((file.url, file) for file in files)
+    return [found[name] for name in sorted(found)]
+
+
+def _why_nothing(url: str) -> str:
+    fs, path = storage.filesystem(url)
+    if any(sign in path for sign in "*?["):
+        return f"no .parquet file matches {url}"
+    if not storage.exists(url):
+        return f"{url} does not exist; give a Parquet file, a folder of them, or a glob such as {url}/*.parquet"
+    with storage.explained("list", url):
+        for _, _, names in islice(fs.walk(path), 1000):
+            if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+                return (
+                    f"{url} holds image files and no .parquet files; "
+                    f"pack it first with: python -m pretrain.data import {url} DEST"
+                )
+    return f"no .parquet files in the folder {url}"
+
+
+Table = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _read_table(files: Sequence[FileInfo], columns: Sequence[str]) -> Table:
+    """Reads all footers, checks the columns (the first is the image column), and gives the row-group table."""
+    remote = not storage.is_local(files[0].url)
+    pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="footer")
+    rows: list[tuple[int, int, int, int]] = []
+    first: Footer | None = None
+    try:
+        # results come in the order of the files, so the first bad file by name is the one reported
+        for index, footer in enumerate(pool.map(read_footer, files)):
+            first = first or footer
+            for column in columns:
+                _check_column(files[index].url, footer.schema, column, is_image=column == columns[0])
+            for column in columns:
+                _check_same(files[0].url, first.schema, files[index].url, footer.schema, column, columns[0])
+            rows.extend((index, *group) for group in _groups_of(files[index].url, footer, columns[0]))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    return table[:, 0].astype(np.int32), table[:, 1].astype(np.int32), table[:, 2].copy(), table[:, 3].copy()
+
+
+def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, int, int]]:
+    """(number, rows, compressed image bytes) of each row group that has rows."""
+    metadata = footer.metadata
+    leaves = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    bytes_leaf = leaves.index(image_column if image_column in leaves else f"{image_column}.bytes")
+    groups = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.num_rows:
+            images = group.column(bytes_leaf)
+            start = images.dictionary_page_offset if images.has_dictionary_page else images.data_page_offset
+            if start + images.total_compressed_size > footer.data_end:
+                raise UserError(f"{url} is truncated: row group {number} would reach beyond its end; copy it again")
+            groups.append((number, group.num_rows, images.total_compressed_size))
+    return groups
+
+
+def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -> None:
+    names = schema.names
+    if column not in names:
+        what = "image column" if is_image else "column"
+        raise UserError(f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
+    if names.count(column) > 1:
+        raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
+    kind = schema.field(column).type
+    if is_image and image_kind(kind) is None:
+        usable = [name for name in names if image_kind(schema.field(name).type)]
+        hint = f"; columns that could be: {', '.join(usable)}" if usable else ""
+        raise UserError(
+            f"{url}: column {column!r} is {kind}; images must be struct<bytes: binary, path: string> or binary{hint}"
+        )
+
+
+def image_kind(kind: pa.DataType) -> str | None:
+    """How a column of this type could hold images: `struct<bytes>`, `binary`, or None when it could not."""
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return "struct<bytes>" if index >= 0 and image_kind(kind.field(index).type) == "binary" else None
+    return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+
+
+def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, column: str, image_column: str) -> None:
+    kind, other_kind = schema.field(column).type, other.field(column).type
+    if column == image_column:
+        same = image_kind(kind) == image_kind(other_kind)
+    else:  # string and large_string hold the same values; which is written depends on the writer's version
+        same = str(kind).replace("large_", "") == str(other_kind).replace("large_", "")
+    if not same:
+        raise UserError(
+            f"column {column!r} is {kind} in {url} but {other_kind} in {other_url}; all files of a data set need one schema"
+        )
+
+
+def _fingerprint(files: Sequence[FileInfo], *table: np.ndarray) -> str:
+    digest = hashlib.sha256(b"fovea manifest 1\n")
+    parts = [file.url.split("/") for file in files]
+    # of lists of folder names; commonpath would make s3:/ of s3:// and refuse to compare stores
+    depth = len(os.path.commonprefix([folders for *folders, _ in parts]))  # noqa: RUF071
+    for file, names in zip(files, parts, strict=True):
+        name = "/".join(names[depth:])
+        digest.update(f"{len(name)} {name} {file.size_bytes}\n".encode())
+    for array in table:
+        digest.update(array.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+class _Cache:
+    """One .npz file for each (URLs, columns), valid while the listing (names, sizes, versions) is the same."""
+
+    _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
+
+    def __init__(
+        self, urls: Sequence[str], columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
+    ) -> None:
+        asked = json.dumps([CACHE_VERSION, [storage.absolute(url) for url in urls], list(columns)])
+        listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
+        self._path = Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+        self._listing = np.frombuffer(hashlib.sha256(listing.encode()).digest(), dtype=np.uint8)
+        self._num_files = len(files)
+
+    def load(self) -> Table | None:
+        """The remembered table, or None when there is none, it is out of date or damaged."""
+        try:
+            with np.load(self._path, allow_pickle=False) as stored:
+                if not np.array_equal(stored["listing"], self._listing):
+                    return None
+                file_of_group, group_in_file, rows, sizes = (stored[name] for name in self._NAMES)
+        except Exception:  # whatever a damaged entry makes numpy raise: the footers hold the truth
+            return None
+        arrays = (file_of_group, group_in_file, rows, sizes)
+        fits = all(array.ndim == 1 and len(array) == len(rows) for array in arrays)
+        if not fits or (len(rows) and not 0 <= file_of_group.min() <= file_of_group.max() < self._num_files):
+            return None
+        return arrays
+
+    def save(self, table: Table) -> None:
+        """Remembers a table; where that is not possible (a read-only home) the footers are simply read again next time."""
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = dict(zip(self._NAMES, table, strict=True))
+        np.savez(buffer, listing=self._listing, **arrays)
+        with suppress(UserError, OSError):
+            storage.write_bytes(str(self._path), buffer.getvalue())
+
+
+def _user_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # the standard says that a relative XDG_CACHE_HOME is to be ignored
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "fovea" / "manifests"
