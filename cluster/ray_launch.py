@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -40,6 +38,27 @@ class Launch:
     gpus_per_worker: float
     storage_url: str
     max_failures: int  # -1: no limit
+    private: bool  # on a Ray of this run's own
+
+
+class _LeanTrainer(DataParallelTrainer):
+    """Without helpers that this use has no work for, each a process that imports Ray Data for seconds.
+
+    The hook is not public: in a Ray without it the helpers start, and nothing else changes.
+    """
+
+    idle: tuple[str, ...] = ("DatasetsCallback",)
+
+    def _create_default_callbacks(self) -> Any:
+        return [
+            callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in self.idle
+        ]
+
+
+class _LeanPrivateTrainer(_LeanTrainer):
+    """Also without the keeper of placement groups: they end with the private Ray."""
+
+    idle = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 class _NoteFailures(ray.train.UserCallback):
@@ -129,6 +148,8 @@ def _fit_with_retries(
             outcome = _outcome(channel)
             _raise_fatal(outcome)
             cause = getattr(error, "controller_failure", error)
+            if "marker" in str(cause):  # the file by which each of Ray Train's workers knows its storage
+                raise UserError(f"the nodes do not see the same {todo.storage_url}; it must be shared by all") from None
             num_controller_failures += 1
             if 0 <= todo.max_failures < max(num_controller_failures, outcome.num_attempts):
                 raise WorkerFailed(f"Ray's controller failed: {_reason(cause)}") from None
@@ -147,7 +168,8 @@ def _trainer(
     run_config: Any = ray.train.RunConfig  # its stubs are those of Ray Train V1
     max_failures = todo.max_failures if todo.max_failures < 0 else max(0, todo.max_failures - num_failed)
     # not TorchTrainer: with it the driver and the controller import torch, seconds that the first step waits for
-    return DataParallelTrainer(
+    trainer = _LeanPrivateTrainer if todo.private else _LeanTrainer
+    return trainer(
         work,
         train_loop_config={"work": todo.work(channel)},
         scaling_config=ray.train.ScalingConfig(
@@ -166,13 +188,9 @@ def _trainer(
 
 @contextmanager
 def _ray_storage(storage_url: str, session: Session) -> Iterator[tuple[pyarrow.fs.FileSystem | None, str]]:
-    """A folder for Ray Train's own notes, which all nodes must see; it is removed afterwards."""
-    if session.num_nodes == 1:
-        folder = tempfile.mkdtemp(prefix="fovea-train-", dir=session.folder)
-        try:
-            yield None, folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    """A folder for Ray Train's own notes, which all nodes must see, also those that join later; removed afterwards."""
+    if session.folder is not None:
+        yield None, str(session.folder / "train")
         return
     url = storage.join(storage.absolute(storage_url), f".ray-{uuid.uuid4().hex[:12]}")
     fs, path = storage.filesystem(url)

@@ -37,9 +37,8 @@ EMBEDDED_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Session:
-    """The Ray in use. `num_nodes` counts the live nodes at the start; a private Ray has a folder that goes with it."""
+    """The Ray in use; a private one has a folder that goes with it."""
 
-    num_nodes: int
     folder: Path | None = None
 
     @property
@@ -61,17 +60,17 @@ def ray_session(address: str | None, num_workers: int, cpus_per_worker: float) -
         import ray
 
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it
-            yield Session(num_nodes=_num_nodes())
+            yield Session()
         elif embedded:
             with (
                 _environment(EMBEDDED_DEFAULTS),
                 _quiet_raylet(),
                 _embedded_ray(num_workers, cpus_per_worker) as folder,
             ):
-                yield Session(num_nodes=1, folder=folder)
+                yield Session(folder)
         else:
             with _quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
-                yield Session(num_nodes=_num_nodes())
+                yield Session()
 
 
 @contextmanager
@@ -170,12 +169,6 @@ def _most_it_may_become() -> dict[str, Any] | None:
         return state.get_max_resources_from_cluster_config() or None
     except (ImportError, AttributeError):  # not a public interface: then the present size counts
         return None
-
-
-def _num_nodes() -> int:
-    import ray
-
-    return sum(1 for node in ray.nodes() if node["Alive"])
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def run_workers(
         cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
             them). By default this machine's CPUs are shared evenly, and a cluster that is joined is asked for one.
         gpus_per_worker: GPUs to ask of Ray; above 0 the place's device is CUDA.
-        storage_url: A folder that all nodes can reach; with several nodes Ray's notes live there during the run.
+        storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
         max_failures: How many restarts to make after failures, -1 for no limit. Preemptions are not counted.
         address: A Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
         on_record: Called in a thread of this process with each record that rank 0 reports, in order.
@@ -57,9 +57,12 @@ def run_workers(
     SIGTERM all ranks see `stop_requested()`, and the function's return is the run's.
     """
     _check(num_workers, cpus_per_worker, gpus_per_worker, max_failures)
-    if num_workers == 0:
+    if num_workers == 0:  # in this process
         with _num_threads(cpus_per_worker), place_here(on_record) as place:
             return function(place, settings)
+
+    if storage_url.startswith("memory:"):
+        raise UserError(f"{storage_url} is in the memory of one process; workers need a folder that all can reach")
 
     from cluster.ray_session import check_resources, ray_session
 
@@ -86,6 +89,7 @@ def run_workers(
             gpus_per_worker=gpus_per_worker,
             storage_url=storage_url,
             max_failures=max_failures,
+            private=session.embedded,
         )
         return cast(Result, launch(todo, session, on_record))
 

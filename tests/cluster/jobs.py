@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from cluster import ray_worker
 from cluster.errors import RunStopped, UserError, run_command
 from cluster.place import Place
 from cluster.workers import run_workers
@@ -103,6 +104,30 @@ def lose_a_worker(place: Place, settings: Numbers) -> tuple[int, tuple[str, ...]
     total = torch.tensor([float(place.attempt)])
     distributed.all_reduce(total)
     assert total.item() == 2 * place.attempt  # the ranks agree on the number
+    return place.attempt, place.restarts
+
+
+def be_preempted(place: Place, settings: Numbers) -> tuple[int, bool]:
+    """Gets the notice that Ray's watcher of nodes would bring, in the first attempt, and obeys it."""
+    from ray.train import PreemptionInfo
+
+    if place.attempt == 0:
+        deadline_ms = int((time.time() + 3) * 1000)
+        notice = PreemptionInfo(deadline_ms=deadline_ms, preempted_node_to_ranks={"this": [0]})
+        ray_worker._internals().preemption_context.preemption_info = notice
+        while not place.stop_requested():
+            time.sleep(0.05)
+        return place.attempt, False  # a checkpoint is written; the result of a run cut short does not count
+    return place.attempt, not place.stop_requested()
+
+
+def lose_the_controller(place: Place, settings: Numbers) -> tuple[int, tuple[str, ...]]:
+    """Ray's controller is killed in the first attempt."""
+    import ray
+
+    if place.attempt == 0:
+        ray.kill(ray_worker._internals().controller_actor)
+        time.sleep(60)
     return place.attempt, place.restarts
 
 

@@ -72,6 +72,7 @@ def test_a_bug_is_told_once_and_whole(two_workers: dict[str, Any]) -> None:
     assert "ray" not in str(caught.value).replace("traceback", "")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(two_workers: dict[str, Any]) -> None:
     records: list[dict[str, Any]] = []
     attempt, restarts = run_workers(jobs.lose_a_worker, jobs.Numbers(), on_record=records.append, **two_workers)
@@ -105,6 +106,20 @@ def test_what_can_never_start_is_refused(two_workers: dict[str, Any], asked: dic
     with pytest.raises(UserError, match=message):
         run_workers(jobs.count, jobs.Numbers(), **(two_workers | {"cpus_per_worker": 0.001} | asked))
     assert time.monotonic() - before < 10
+
+
+@pytest.mark.slow
+def test_a_preempted_run_stops_and_continues_without_spending_failures(two_workers: dict[str, Any]) -> None:
+    alone = two_workers | {"num_workers": 1, "max_failures": 0}
+    assert run_workers(jobs.be_preempted, jobs.Numbers(), **alone) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_lost_controller_is_replaced(two_workers: dict[str, Any]) -> None:
+    alone = two_workers | {"num_workers": 1, "max_failures": 1}
+    attempt, restarts = run_workers(jobs.lose_the_controller, jobs.Numbers(), **alone)
+    assert attempt == 1
+    assert restarts[0].startswith("Ray's controller: ")
 
 
 class Command:
