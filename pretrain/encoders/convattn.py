@@ -4,7 +4,8 @@ Convolution where maps are large and attention where they are small follows CoAt
 UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); projections by depthwise
 convolution follow CvT (https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart
 by convolution alone, so any input size works. Maps are kept channels-last: on CPUs that is two to three times as fast for
-depthwise convolutions and layer norms, and on GPUs what tensor cores want.
+depthwise convolutions and layer norms, and on GPUs what tensor cores want. SiLU in place of GELU: its backward pass on CPUs is
+several times cheaper, which makes a whole step a third faster.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ConvBlock(nn.Module):
         hidden = round(dim * mlp_ratio)
         self.spatial = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = NORMS[norm](dim)
-        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class AttentionBlock(nn.Module):
         self.norm1 = NORMS[norm](dim)
         self.attention = SeparableConvolutionalAttention(dim, num_heads, **attention)
         self.norm2 = NORMS[norm](dim)
-        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
+        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ def _stem(in_channels: int, dim: int, stride: int, norm: str) -> nn.Sequential:
     if stride == 2:
         # one convolution: the second would cost more than the whole first stage at this resolution
         return nn.Sequential(nn.Conv2d(in_channels, dim, 4, stride=2, padding=1), NORMS[norm](dim))
-    return nn.Sequential(first, NORMS[norm](dim // 2), nn.GELU(), second, NORMS[norm](dim))
+    return nn.Sequential(first, NORMS[norm](dim // 2), nn.SiLU(), second, NORMS[norm](dim))
 
 
 # name -> (channels, blocks) of the four stages; about 1, 5, 25 and 50 million parameters
