@@ -1,0 +1,63 @@
+"""True sentences about the demo's scenes: what is there, how many, on what, and where the small things lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels; right and lower are the first ones outside
+
+NUMBERS = ("no", "one", "two", "three")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHARED = 0.34  # of a side: boxes that share less than this in one direction lie beside each other in it
+
+
+def noun(kind: str, digit: int | None) -> str:
+    """What a thing is called: `coin`, `handwritten seven`."""
+    return kind if digit is None else f"handwritten {DIGITS[digit]}"
+
+
+def plural(name: str) -> str:
+    """Several of them: `coins`, `handwritten sixes`."""
+    return f"{name}es" if name.endswith("x") else f"{name}s"
+
+
+def relation(box: Box, other: Box) -> str | None:
+    """Where `box` lies from `other`: `to the left of`, `above and to the right of`, ...; None when neither is clear."""
+    horizontal = _side(box[0], box[2], other[0], other[2], "to the left of", "to the right of")
+    vertical = _side(box[1], box[3], other[1], other[3], "above", "below")
+    if vertical and horizontal:
+        return f"{vertical} and {horizontal}"
+    return vertical or horizontal
+
+
+def _side(start: int, end: int, other_start: int, other_end: int, before: str, after: str) -> str | None:
+    """`before` or `after` when one stretch lies beyond the other's end but for a small share of its own length."""
+    shared = SHARED * (end - start)
+    if end <= other_start + shared:
+        return before
+    return after if start >= other_end - shared else None
+
+
+def listed(phrases: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def captions(things: list[tuple[str, Box]], ground: tuple[str, str]) -> list[str]:
+    """Two or more true sentences; the first one is complete.
+
+    Args:
+        things: noun and box of each thing, the main object first.
+        ground: two ways to say what it is on, for instance ("on grass", "in the grass").
+    """
+    main, main_box = things[0]
+    small = Counter(name for name, _ in things[1:])
+    company = [f"a {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}" for name, count in small.items()]
+    sentences = [f"a {main} {ground[0]}" + (f" with {listed(company)}" if company else "")]
+    for name, box in things[1:]:
+        where = relation(box, main_box)
+        if where and small[name] == 1:
+            sentences.append(f"a {name} {where} a {main}")
+            break
+    sentences.append(f"a {main} {ground[1]}")
+    return sentences
