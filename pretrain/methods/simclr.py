@@ -45,6 +45,8 @@ class SimCLR(nn.Module):
             encoder.channels[-1], hidden_dim, projection_dim, num_layers=num_layers, batch_norm=True
         )
         self.criterion = NTXentLoss(temperature=temperature, gather_distributed=distributed.world_size() > 1)
+        # lightly leaves the pointer of a memory bank of size 0 uninitialised, and it would go into every checkpoint
+        self.criterion.memory_bank.bank_ptr.zero_()
 
     @staticmethod
     def views(size: int, *, crop_scale: tuple[float, float] = (0.08, 1.0), strength: float = 1.0) -> list[ViewSpec]:
@@ -56,7 +58,9 @@ class SimCLR(nn.Module):
         batch_size = len(views[0])
         # one pass for both views: batch norm in the head sees both, as in the paper's implementation
         embeddings = self.projector(pooled(self.encoder(torch.cat(views))))
-        first, second = embeddings.float().split(batch_size)
+        # the softmax over similarities needs float32 at least
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        first, second = embeddings.split(batch_size)
         loss = self.criterion(first, second)
         return StepOutput(
             loss=loss,
