@@ -214,7 +214,7 @@ def _late_png_exif(data: bytes) -> bytes | None:
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
     """Width and height from the first chunk of a WebP file (https://developers.google.com/speed/webp/docs/riff_container)."""
-    if len(data) < 30:
+    if len(data) < 30 or int.from_bytes(data[4:8], "little") + 7 > len(data):  # less than 8: a pad byte may be missing
         raise BadImage("truncated")
     kind = data[12:16]
     if kind == b"VP8X":

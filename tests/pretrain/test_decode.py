@@ -253,7 +253,7 @@ def test_a_progressive_jpeg_of_endless_scans_is_refused():
 def test_cut_in_half_is_never_accepted(form):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8))
     data = encoded(noise, form)
-    with pytest.raises(BadImage, match=r"^(truncated|damaged)$"):
+    with pytest.raises(BadImage, match=r"^truncated$"):
         decode_image(data[: len(data) // 2])
 
 
