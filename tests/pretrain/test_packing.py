@@ -1,4 +1,4 @@
-"""Shards are grouped as asked, appear only when complete, and other readers understand them; folders become data sets."""
+"""Shards are grouped as asked, appear only when complete, and other readers understand them."""
 
 import json
 

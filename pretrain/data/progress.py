@@ -1,0 +1,49 @@
+"""Progress of a long command on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressLine:
+    """Counts up to `total`. Use as a context manager and call `advance`; shows nothing when not `shown`."""
+
+    def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
+        self._title, self._total, self._shown = title, total, shown
+        self._done, self._started = 0, time.monotonic()
+        self._printed = self._started
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> ProgressLine:
+        console = Console(file=sys.stderr)
+        if self._shown and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, num: int = 1) -> None:
+        """Counts `num` more."""
+        self._done += num
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.advance(self._task, num)
+        elif self._shown and now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            rate = self._done / (now - self._started)
+            print(f"{self._title}: {self._done} of {self._total}, {rate:.0f} a second", file=sys.stderr, flush=True)
