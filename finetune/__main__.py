@@ -20,9 +20,8 @@ The same command again continues a run that was cut off. Settings:
 """
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + describe(FinetuneSettings))
         return 0 if arguments else 2
@@ -33,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -43,7 +44,8 @@ def demo(photos: str | None, out: Path, *, workers: int, epochs: float | None) -
     shards = out / "data" if photos is None else out / "photos"
     if photos is None:
         if not (shards / "demo.json").exists():
-            step("Make a data set of small scenes", "pretrain.data", "demo", str(shards), "--overwrite")
+            shutil.rmtree(shards, ignore_errors=True)  # of a demo that was cut off here
+            step("Make a data set of small scenes", "pretrain.data", "demo", str(shards))
         labelled = True
     else:
         if not (shards / "import.json").exists():
