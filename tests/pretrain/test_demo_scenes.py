@@ -1,0 +1,278 @@
+"""The demo's scenes are repeatable, what is said of them is true, and only shape and texture tell their classes."""
+
+import io
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from skimage.feature import hog
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cluster.errors import UserError
+from pretrain.data.demo_captions import NUMBERS, captions, noun, plural, relation
+from pretrain.data.demo_scenes import SIDE, compose, main_class, recoloured, scene, tight_box, write_demo
+from pretrain.data.demo_sources import CLASSES, TEXTURES, all_cutouts, cutouts_of
+
+NUM_SEEN = 60
+
+
+@pytest.fixture(scope="module")
+def composed():
+    return [compose(index, 5) for index in range(NUM_SEEN)]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [scene(index, 5) for index in range(NUM_SEEN)]
+
+
+def pixels(row):
+    with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+        return np.asarray(image)
+
+
+# -- repeatable ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_depends_on_seed_and_index_alone(rows):
+    for index in (41, 3, 17):  # in another order than they were made in
+        assert scene(index, 5) == rows[index]
+    assert scene(3, 6)["image"]["bytes"] != rows[3]["image"]["bytes"]
+    assert len({row["image"]["bytes"] for row in rows}) == NUM_SEEN
+
+
+def test_classes_are_balanced_and_in_random_order():
+    labels = [main_class(index, 0) for index in range(200)]
+    assert Counter(labels) == dict.fromkeys(CLASSES, 20)
+    assert labels[:10] != labels[10:20]
+    assert labels != [main_class(index, 1) for index in range(200)]
+
+
+def test_validation_has_coins_faces_and_handwriting_of_its_own():
+    for kind in CLASSES:
+        training, held_out = (set(cutouts_of(kind, held_out=flag)) for flag in (False, True))
+        assert training and held_out
+        assert training | held_out == set(all_cutouts()[kind])
+        assert bool(training & held_out) == (kind not in ("coin", "digit", "face")), kind
+    for index in range(30):
+        for thing in compose(index, 5, held_out=True).things:
+            assert thing.cutout in cutouts_of(thing.cutout.kind, held_out=True)
+
+
+def test_the_sample_photos_hold_what_is_cut_from_them():
+    cutouts = all_cutouts()
+    assert tuple(cutouts) == CLASSES
+    assert len(cutouts["coin"]) == 24
+    assert {cutout.digit for cutout in cutouts["digit"]} == set(range(10))
+    for kind, some in cutouts.items():
+        for cutout in some[:30]:
+            alpha = np.asarray(cutout.picture.getchannel("A")) / 255
+            assert 0.15 < alpha.mean() < 0.95, kind  # neither a speck nor a whole rectangle
+
+
+# -- boxes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_tight_around_what_is_seen(composed, rows):
+    for picture, row in zip(composed, rows):
+        assert len(row["objects"]["bbox"]) == len(picture.things) <= 4
+        for (x, y, width, height), thing in zip(row["objects"]["bbox"], picture.things):
+            inside = np.zeros((SIDE, SIDE), dtype=bool)
+            inside[int(y) : int(y + height), int(x) : int(x + width)] = True
+            assert x >= 0 and y >= 0 and x + width <= SIDE and y + height <= SIDE
+            assert not (thing.visible_HW & ~inside).any()
+            edges = [thing.visible_HW[int(y)], thing.visible_HW[int(y + height) - 1]]
+            edges += [thing.visible_HW[:, int(x)], thing.visible_HW[:, int(x + width) - 1]]
+            assert all(edge.any() for edge in edges)
+
+
+def test_the_masks_lie_where_the_picture_differs_from_its_ground(composed):
+    for picture in composed:
+        seen = np.any([thing.visible_HW for thing in picture.things], axis=0)
+        main = picture.image_HW3[picture.things[0].visible_HW].mean(axis=0)
+        assert np.abs(main - picture.image_HW3[~seen].mean(axis=0)).max() > 15
+        # and not a few pixels beside it: moved by a third of the scene, the mask tells less
+    moved = [np.roll(picture.things[0].visible_HW, SIDE // 3, axis=(0, 1)) for picture in composed]
+    there, elsewhere = (
+        np.mean([np.abs(p.image_HW3[mask].mean() - p.image_HW3[~mask].mean()) for p, mask in zip(composed, masks)])
+        for masks in ([picture.things[0].visible_HW for picture in composed], moved)
+    )
+    assert there > 2 * elsewhere
+
+
+def test_the_main_object_is_the_largest_and_little_is_hidden(composed):
+    for picture in composed:
+        sides = [max(box[2] - box[0], box[3] - box[1]) for box in (thing.box for thing in picture.things)]
+        assert 0.42 * SIDE <= sides[0] <= 0.95 * SIDE
+        assert all(0.12 * SIDE <= side < sides[0] for side in sides[1:])
+        for thing in picture.things:
+            assert thing.visible_HW.sum() >= 20
+    assert len({len(picture.things) for picture in composed}) == 4  # none to three small things
+
+
+def test_a_tight_box():
+    mask = np.zeros((8, 9), dtype=bool)
+    mask[2, 3] = mask[5, 4] = True
+    assert tight_box(mask) == (3, 2, 5, 6)
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_sentence_counts_what_the_boxes_hold(composed, rows):
+    grounds = {name: phrases for name, _, _, _, phrases in TEXTURES}
+    for picture, row in zip(composed, rows):
+        names = [noun(thing.cutout.kind, thing.cutout.digit) for thing in picture.things]
+        first = row["captions"][0]
+        assert first.startswith(f"a {names[0]} {grounds[picture.background.name][0]}")
+        for name, count in Counter(names[1:]).items():
+            said = f"a {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}"
+            assert re.search(rf"(with|,|and) {said}\b", first), (first, said)
+        assert len(re.findall(r"\b(?:with|and)\b|,", first)) == len(set(names[1:]))
+        assert row["objects"]["category"] == [thing.cutout.kind for thing in picture.things]
+        assert row["label"] == row["objects"]["category"][0]
+
+
+def test_words_of_place_agree_with_the_boxes(composed, rows):
+    checked = Counter()
+    for picture, row in zip(composed, rows):
+        boxes = {noun(thing.cutout.kind, thing.cutout.digit): thing.box for thing in picture.things}
+        for sentence in row["captions"]:
+            match = re.fullmatch(
+                r"a ([\w ]+?) (above|below|to the left of|to the right of)( and .+ of)? a (.+)", sentence
+            )
+            if not match:
+                continue
+            small, main = boxes[match[1]], boxes[match[4]]
+            dx = (small[0] + small[2]) / 2 - (main[0] + main[2]) / 2
+            dy = (small[1] + small[3]) / 2 - (main[1] + main[3]) / 2
+            for word, agrees in (("above", dy < 0), ("below", dy > 0), ("left", dx < 0), ("right", dx > 0)):
+                if word in sentence:
+                    assert agrees, (sentence, small, main)
+                    checked[word] += 1
+    assert min(checked[word] for word in ("above", "below", "left", "right")) >= 3
+
+
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((0, 40, 10, 50), "to the left of"),
+        ((80, 40, 90, 50), "to the right of"),
+        ((40, 0, 50, 10), "above"),
+        ((40, 80, 50, 90), "below"),
+        ((0, 0, 10, 10), "above and to the left of"),
+        ((27, 40, 37, 50), None),  # reaches into it for most of its width
+        ((23, 40, 33, 50), "to the left of"),  # touches it
+    ],
+)
+def test_relation(box, expected):
+    assert relation(box, (30, 30, 70, 70)) == expected
+
+
+def test_the_grammar():
+    main, six, coin = (30, 30, 70, 70), (0, 40, 10, 50), (40, 0, 50, 10)
+    ground = ("on grass", "in the grass")
+    assert captions([("cat", main)], ground) == ["a cat on grass", "a cat in the grass"]
+    sixes = noun("digit", 6)
+    assert captions([("cat", main), (sixes, six), ("coin", coin), (sixes, six)], ground) == [
+        "a cat on grass with two handwritten sixes and a coin",
+        "a coin above a cat",
+        "a cat in the grass",
+    ]
+
+
+# -- what tells the class ------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_keeps_its_structure_and_loses_its_colours():
+    rng = np.random.default_rng(0)
+    red = np.zeros((20, 20, 3))
+    red[..., 0] = rng.uniform(150, 250, (20, 20))
+    layers = [recoloured(red, np.ones((20, 20)), 120.0, rng) for _ in range(200)]
+    means = np.array([layer.mean(axis=(0, 1)) for layer in layers])
+    assert np.abs(means.mean(axis=0) - 120).max() < 8  # no colour is preferred
+    assert means.std(axis=0).min() > 8
+    for layer in layers[:5]:
+        assert np.corrcoef(layer.mean(axis=2).ravel(), red[..., 0].ravel())[0, 1] > 0.8
+
+
+def test_colours_do_not_tell_the_class_but_shape_does():
+    """Against chance (0.1), with 400 scenes to learn from and 300 others to tell."""
+    rows = [scene(index, 1, held_out=index >= 400) for index in range(700)]
+    labels = np.array([row["label"] for row in rows])
+    images = [pixels(row) for row in rows]
+
+    def accuracy(features, classifier):
+        model = make_pipeline(StandardScaler(), classifier).fit(features[:400], labels[:400])
+        return model.score(features[400:], labels[400:])
+
+    mean_and_spread = np.array([np.r_[image.mean(axis=(0, 1)), image.std(axis=(0, 1))] for image in images])
+    histogram = np.array(
+        [[np.histogram(image[..., channel], 8, (0, 256))[0] for channel in range(3)] for image in images]
+    ).reshape(len(images), 24)
+    for name, features in (("mean", mean_and_spread[:, :3]), ("spread", mean_and_spread), ("histogram", histogram)):
+        for classifier in (LogisticRegression(max_iter=500), KNeighborsClassifier(15)):
+            assert accuracy(features, classifier) < 0.2, (name, classifier)
+
+    shape = []
+    for row, image in zip(rows, images):
+        x, y, width, height = row["objects"]["bbox"][0]
+        main = Image.fromarray(image).convert("L").crop((x, y, x + width, y + height)).resize((48, 48))
+        shape.append(hog(np.asarray(main), 9, (8, 8), (2, 2)))
+    assert accuracy(np.array(shape), LogisticRegression(max_iter=500, C=0.01)) > 0.5
+
+
+# -- files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_of_the_shards(tmp_path):
+    seen = []
+    summary = write_demo(
+        str(tmp_path / "demo"), num_images=60, seed=5, progress=lambda done, of: seen.append((done, of))
+    )
+    assert seen == [(50, 60), (60, 60)]
+    assert summary == {"num_images": 60, "train": 48, "validation": 12, "classes": list(CLASSES), "seed": 5}
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == summary
+    rows = []
+    for split, num_rows in (("train", 48), ("validation", 12)):
+        table = pa.concat_tables(pq.read_table(file) for file in sorted((tmp_path / "demo" / split).glob("*.parquet")))
+        assert table.num_rows == num_rows
+        assert table.schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        assert table.schema.field("label").type == pa.string()
+        assert table.schema.field("objects").type == pa.struct(
+            [("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]
+        )
+        assert table.schema.field("captions").type == pa.list_(pa.string())
+        rows += table.to_pylist()
+    assert rows == [scene(index, 5, held_out=index >= 48) for index in range(60)]
+    assert {pixels(row).shape for row in rows} == {(SIDE, SIDE, 3)}
+    assert all(row["image"]["bytes"].startswith(b"\xff\xd8") for row in rows)  # JPEG
+
+
+def test_the_same_arguments_give_the_same_files(tmp_path):
+    for name in ("one", "two"):
+        write_demo(str(tmp_path / name), num_images=20, seed=9)
+    files = [path.relative_to(tmp_path / "one") for path in sorted((tmp_path / "one").rglob("*.*"))]
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_what_it_refuses(tmp_path):
+    with pytest.raises(UserError, match="num_images is 19, but a demo needs at least 20"):
+        write_demo(str(tmp_path / "demo"), num_images=19)
+    with pytest.raises(UserError, match="seed is -1"):
+        write_demo(str(tmp_path / "demo"), seed=-1)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty \(it holds 'notes.txt'\)"):
+        write_demo(str(tmp_path))
+    assert not (tmp_path / "demo").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
