@@ -33,6 +33,8 @@ SMALL_SIZE = (0.19, 0.31)
 SLIM_FACTOR = 1.2  # slim things (rockets) are made longer, or nothing of them would be seen
 MAX_ROTATION_DEGREES = 20.0
 MAX_OVERLAP = 0.1  # of a small thing's box with any other box
+CONTRAST = (22.0, 50.0)  # standard deviation of a layer's grey levels
+FILLING_CONTRAST = (10.0, 30.0)  # of a silhouette's texture: a loud one would hide the outline
 MARGIN = 8  # pixels around a box that a shadow may darken
 JPEG_QUALITY = 90
 
@@ -150,7 +152,7 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
     main = main_class(index, seed)
     background = textures()[rng.integers(len(textures()))]
     ground_mean = rng.uniform(60, 195)
-    image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, rng)
+    image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, CONTRAST, rng)
 
     main_place = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
     assert main_place, "an empty scene has room for its main object"
@@ -168,10 +170,12 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
         left, top, right, low = placed[position].window
         window = slice(top, low), slice(left, right)
         colour_HW3, alpha_HW = _warp(placed[position])
+        contrast = CONTRAST
         if placed[position].cutout.kind in SILHOUETTES:
+            contrast = FILLING_CONTRAST
             filling = [texture for texture in textures() if texture is not background]
             colour_HW3 = _crop(filling[rng.integers(len(filling))], rng)[window]
-        colour_HW3 = recoloured(colour_HW3, alpha_HW, _mean_apart_from(ground_mean, rng), rng)
+        colour_HW3 = recoloured(colour_HW3, alpha_HW, _mean_apart_from(ground_mean, rng), contrast, rng)
         image_HW3[window] = _paint(image_HW3[window], colour_HW3, alpha_HW, rng)
         for lower in alphas.values():
             lower[window] *= 1 - alpha_HW
@@ -273,7 +277,9 @@ def _mean_apart_from(ground_mean: float, rng: np.random.Generator) -> float:
     return options[rng.integers(len(options))] if options else (215.0 if ground_mean < 128 else 40.0)
 
 
-def recoloured(colour_HW3: np.ndarray, alpha_HW: np.ndarray, mean: float, rng: np.random.Generator) -> np.ndarray:
+def recoloured(
+    colour_HW3: np.ndarray, alpha_HW: np.ndarray, mean: float, contrast: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
     """Gives a layer a new brightness, contrast and colours, so that only its structure remains.
 
     Where the photo has colours they are turned by a random angle of hue, half of the time; else the layer gets two tones.
@@ -292,7 +298,7 @@ def recoloured(colour_HW3: np.ndarray, alpha_HW: np.ndarray, mean: float, rng: n
     turned = chroma / spread * np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, 22)
     turned = turned + np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, 45)
 
-    tones = mean + grey * rng.uniform(22, 50)
+    tones = mean + grey * rng.uniform(*contrast)
     return np.stack([tones + turned.real, tones - turned.real / 2 + turned.imag / 2, tones - turned.imag], axis=2)
 
 

@@ -196,7 +196,7 @@ def test_a_layer_keeps_its_structure_and_loses_its_colours():
     rng = np.random.default_rng(0)
     red = np.zeros((20, 20, 3))
     red[..., 0] = rng.uniform(150, 250, (20, 20))
-    layers = [recoloured(red, np.ones((20, 20)), 120.0, rng) for _ in range(200)]
+    layers = [recoloured(red, np.ones((20, 20)), 120.0, (22.0, 50.0), rng) for _ in range(200)]
     means = np.array([layer.mean(axis=(0, 1)) for layer in layers])
     assert np.abs(means.mean(axis=0) - 120).max() < 8  # no colour is preferred
     assert means.std(axis=0).min() > 8
