@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ class Encoder(nn.Module):
             for hook in hooks:
                 hook.remove()
         return weights
+
+
+def keyword_arguments(encoder: type[Encoder], local_names: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a constructor was called with, of all its `locals()`: what `spec` must hold."""
+    parameters = inspect.signature(encoder).parameters.values()
+    return {p.name: local_names[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def pooled(maps: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.encoders.base import Encoder
+from pretrain.encoders.base import Encoder, keyword_arguments
 from pretrain.encoders.layers import ConvolutionalAttention
 
 
@@ -29,8 +29,7 @@ class ClassicEncoder(Encoder):
         max_keys: int = 256,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key in ClassicEncoder.__init__.__kwdefaults__}
-        self.spec = {"name": "convattn_classic", "arguments": arguments}
+        self.spec = {"name": "convattn_classic", "arguments": keyword_arguments(ClassicEncoder, locals())}
         self.in_channels, self.channels, self.strides = in_channels, (dim,), (2,)
         self.num_layers = 2
         self.conv = nn.Conv2d(in_channels, dim, 3, padding=1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
-from pretrain.encoders.base import Encoder
+from pretrain.encoders.base import Encoder, keyword_arguments
 from pretrain.encoders.layers import DropPath, LayerNormOverChannels, SeparableConvolutionalAttention
 
 NORMS = {"layer": LayerNormOverChannels, "batch": nn.BatchNorm2d}
@@ -98,7 +98,7 @@ class ConvAttnEncoder(Encoder):
         max_keys: int = 64,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key in ConvAttnEncoder.__init__.__kwdefaults__}
+        self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
         if stem_stride not in STEM_STRIDES:
             raise UserError(f"{name}: stem_stride={stem_stride} is not possible (allowed: 1, 2, 4)")
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -108,7 +108,6 @@ class ConvAttnEncoder(Encoder):
         if in_channels < 1 or not mlp_ratio > 0:
             raise UserError(f"{name}: in_channels={in_channels} and mlp_ratio={mlp_ratio} must be above 0")
         choose("norm", norm, NORMS)
-        self.spec = {"name": name, "arguments": arguments}
         self.in_channels, self.channels = in_channels, tuple(dims)
         self.strides = tuple(stem_stride * 2**stage for stage in range(4))
 
@@ -145,7 +144,7 @@ class ConvAttnEncoder(Encoder):
         self._first_layer = [1 + sum(depths[:stage]) for stage in range(4)]
         self.num_layers = 1 + sum(depths)
         self._initialise(sum(depths))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def _initialise(self, num_blocks: int) -> None:
         for name, module in self.named_modules():
@@ -184,12 +183,12 @@ class ConvAttnEncoder(Encoder):
 
     def attention_layers(self) -> dict[str, nn.Module]:
         """Every attention layer, as `stage3.block1` (counted from 1)."""
-        return {
-            f"stage{stage}.block{number}": block.attention
-            for stage, blocks in enumerate(self.stages, 1)
-            for number, block in enumerate(blocks, 1)  # type: ignore[arg-type]
-            if isinstance(block, AttentionBlock)
-        }
+        layers: dict[str, nn.Module] = {}
+        for stage, blocks in enumerate(self.stages, 1):
+            for number, block in enumerate(blocks.children(), 1):
+                if isinstance(block, AttentionBlock):
+                    layers[f"stage{stage}.block{number}"] = block.attention
+        return layers
 
 
 def _evenly_padded(down: nn.Module, x_BCHW: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ class TimmEncoder(Encoder):
         self.spec = {"name": f"timm:{name}", "arguments": {"in_channels": in_channels, **arguments}}
         self.network: nn.Module = network
         self.in_channels = in_channels
-        self.channels = tuple(network.feature_info.channels())
-        self.strides = tuple(network.feature_info.reduction())
+        info: Any = network.feature_info
+        self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
         self._names = [parameter for parameter, _ in self.named_parameters()]
         groups = list(dict.fromkeys(_group(parameter) for parameter in self._names))
         self._layer = {group: index for index, group in enumerate(groups)}

@@ -27,14 +27,14 @@ def method_views(name: str, size: int, arguments: Mapping[str, Any]) -> list[Vie
     """The views a method wants. Raises UserError for an unknown method or view argument."""
     method = METHODS[choose("method", name, METHODS)]
     check_arguments(f"views.arguments of {name}", method.views, arguments, given=("size",))
-    return method.views(size, **arguments)  # type: ignore[no-any-return]
+    return method.views(size, **arguments)
 
 
 def build_method(name: str, encoder: Encoder, arguments: Mapping[str, Any]) -> nn.Module:
     """Builds a method around an encoder. Raises UserError for an unknown method or argument."""
     method = METHODS[choose("method", name, METHODS)]
     check_arguments(f"method.arguments of {name}", method, arguments, given=("encoder",))
-    return method(encoder, **arguments)  # type: ignore[no-any-return]
+    return method(encoder, **arguments)
 
 
 def check_arguments(

@@ -162,13 +162,13 @@ class _SumOverRanks(torch.autograd.Function):
     """Sum over ranks whose gradient is summed over ranks as well: every rank's loss depends on every rank's input."""
 
     @staticmethod
-    def forward(_: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_: Any, tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
         return tensor
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient

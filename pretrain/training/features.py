@@ -36,7 +36,8 @@ def labelled_features(
 
     Rows without a label are left out. The encoder is used as it is (put it into eval mode first).
     """
-    features, labels = [], []
+    features: list[np.ndarray] = []
+    labels: list[Any] = []
     for batch in batches_in_sequence(
         shards,
         CentralCrop(size, share=crop_share),

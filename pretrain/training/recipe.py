@@ -80,7 +80,7 @@ def train_by(
         note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
         place.report({"kind": "note", "text": note})
     if place.device.type == "cuda":
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and place.device.type == "cuda"):
         encoder.compile()
 

@@ -17,7 +17,12 @@ def folder(tmp_path):
     encoder = build_encoder("convattn_nano", stem_stride=2, norm="batch")
     encoder(torch.randn(4, 3, 32, 32))  # moves the running statistics
     save_encoder(
-        encoder.eval(), str(tmp_path / "encoder"), input_size=64, method="simclr", samples_seen=7, dataset_fingerprint="abc"
+        encoder.eval(),
+        str(tmp_path / "encoder"),
+        input_size=64,
+        method="simclr",
+        samples_seen=7,
+        dataset_fingerprint="abc",
     )
     return tmp_path / "encoder", encoder
 
@@ -70,7 +75,7 @@ def test_a_damaged_file_is_said(folder):
     data = bytearray(weights.read_bytes())
     data[-5] ^= 255
     weights.write_bytes(bytes(data))
-    with pytest.raises(UserError, match="model.safetensors is damaged: its checksum"):
+    with pytest.raises(UserError, match=r"model.safetensors is damaged: its checksum"):
         load_encoder(str(path))
     weights.unlink()
     with pytest.raises(UserError, match=r"model.safetensors: it does not exist"):

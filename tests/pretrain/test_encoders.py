@@ -28,7 +28,10 @@ def test_sizes_are_those_of_the_design(name, parameters):
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in ("convattn_small", "convattn_base") else n for n in encoder_names()],
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("convattn_small", "convattn_base") else n
+        for n in encoder_names()
+    ],
 )
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_gradient_reaches_every_parameter(name, size, attention):

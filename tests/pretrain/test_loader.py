@@ -40,7 +40,13 @@ def make_order(shards, *, window=36, seed=5):
 
 def read(shards, order, num_batches, *, rank=0, world_size=1, samples_seen=0, transform=None, **options):
     with Loader(
-        order, shards, transform or CentralCrop(6), rank=rank, world_size=world_size, samples_seen=samples_seen, **options
+        order,
+        shards,
+        transform or CentralCrop(6),
+        rank=rank,
+        world_size=world_size,
+        samples_seen=samples_seen,
+        **options,
     ) as loader:
         return list(itertools.islice(loader, num_batches))
 
@@ -126,7 +132,7 @@ def test_a_window_without_a_good_row_stops_with_words(tmp_path):
     url = write_shards(tmp_path, [b"nothing"] * 40)
     shards = Shards(load_manifest(url), image_column="image")
     order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=0)
-    with pytest.raises(RunStopped, match="none of .* neighbouring rows can be decoded"):
+    with pytest.raises(RunStopped, match=r"none of .* neighbouring rows can be decoded"):
         read(shards, order, 1)
 
 

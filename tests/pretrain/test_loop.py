@@ -1,4 +1,4 @@
-"""The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs without doubles, damaged checkpoints."""
+"""The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs, damaged checkpoints."""
 
 import json
 import math

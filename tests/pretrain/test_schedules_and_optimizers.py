@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ def test_warmup_then_cosine():
     assert values[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert values[10] == 1.0 == max(values)
     assert values[55] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert all(a > b for a, b in zip(values[10:], values[11:]))
+    assert all(a > b for a, b in itertools.pairwise(values[10:]))
     assert values[99] > 0.1 and warmup_cosine(100, num_steps=100, num_warmup_steps=10, final_share=0.1) == 0.1
 
 

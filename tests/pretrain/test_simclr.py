@@ -89,7 +89,9 @@ class Partly(nn.Module):
         self.frozen.requires_grad_(False)
 
     def forward(self, x):
-        return self.frozen(self.used(x)).sum() * (1 + distributed.rank()) + self.conv(x.view(-1, 1, 2, 2)).square().sum()
+        return (
+            self.frozen(self.used(x)).sum() * (1 + distributed.rank()) + self.conv(x.view(-1, 1, 2, 2)).square().sum()
+        )
 
 
 def one_rank_of_averaging():

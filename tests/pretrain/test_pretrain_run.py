@@ -1,0 +1,242 @@
+"""Pretraining as a user runs it: in-process, on Ray workers, cut off and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.errors import run_command
+from pretrain.__main__ import main
+from pretrain.training import checkpoints
+from tests.pretrain.shards import photo, write_shards
+
+CONFIG = "configs/pretrain/small_images.yaml"
+NUM_IMAGES, BATCH = 96, 16
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    images = [photo(number) for number in range(NUM_IMAGES)]
+    images[5], images[40] = b"nothing", None  # two bad rows, so that their replacement is in every comparison
+    folder = tmp_path_factory.mktemp("photos")
+    return write_shards(folder, images, rows_per_group=10, label=[f"class {n % 3}" for n in range(NUM_IMAGES)])
+
+
+def arguments(shards, out, *, steps, workers, **more):
+    settings = {
+        "data.url": shards,
+        "out": out,
+        "views.size": 32,
+        "encoder.arguments.stem_stride": 2,
+        "method.arguments.hidden_dim": 64,
+        "training.batch_size_global": BATCH,
+        "training.steps": steps,
+        "training.warmup_epochs": 1,
+        "training.log_every_steps": 1,
+        "training.checkpoint_every_steps": 4,
+        "cluster.workers": workers,
+        "cluster.cpus_per_worker": 1,
+        **more,
+    }
+    return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+
+
+def trace(out):
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"], line["bad_rows"]) for line in map(json.loads, lines)]
+
+
+def weights(out):
+    return safetensors.torch.load_file(Path(out) / "encoder" / "model.safetensors")
+
+
+def assert_equal_runs(first, second):
+    assert trace(first) == trace(second)
+    mine, theirs = weights(first), weights(second)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    states = [checkpoints.load_newest(str(out)).state["module"] for out in (first, second)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """An undisturbed run in this process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run_command(lambda: main(arguments(shards, out, steps=12, workers=0))) == 0
+    return out
+
+
+def test_a_run_leaves_what_the_readme_says(whole, shards, capsys):
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl", "encoder", "checkpoints", "tensorboard",
+    }  # fmt: skip
+    result = json.loads((whole / "result.json").read_text())
+    assert result["status"] == "finished" and result["steps"] == 12 and result["samples_seen"] == 192
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for key in (
+        "loss", "learning_rate", "images_per_second", "data_wait_fraction", "spread", "effective_rank", "alignment",
+        "uniformity", "epoch", "samples_seen",
+    ):  # fmt: skip
+        assert all(isinstance(line[key], int | float) for line in lines), key
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    bad = [json.loads(line) for line in (whole / "bad_rows.jsonl").read_text().splitlines()]
+    assert {(Path(row["place"].split(":")[0]).name, row["reason"]) for row in bad} == {
+        ("shard-00000.parquet", "not an image"),
+        ("shard-00001.parquet", "null"),
+    }
+    assert run_command(lambda: main(arguments(shards, whole, steps=12, workers=0))) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_golden_losses(whole):
+    """A change of these numbers is a change of what everybody's runs compute: it must be meant, and said."""
+    losses = [loss for _, loss, _ in trace(whole)]
+    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    assert losses == pytest.approx(golden, abs=2e-3)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp_path, shared_ray, workers):
+    out = tmp_path / "run"
+    steps = 12
+    assert run_command(lambda: main(arguments(shards, out, steps=steps, workers=workers))) == 0
+    for (step, loss, bad), (wanted_step, wanted, wanted_bad) in zip(trace(out), trace(whole), strict=True):
+        assert (step, bad) == (wanted_step, wanted_bad)
+        assert loss == pytest.approx(wanted, abs=1e-4)
+    assert (out / "bad_rows.jsonl").read_text() == (whole / "bad_rows.jsonl").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, shared_ray):
+    traces = {}
+    for workers in (0, 1, 2):
+        out = tmp_path / f"run{workers}"
+        assert (
+            run_command(lambda out=out, workers=workers: main(arguments(shards, out, steps=50, workers=workers))) == 0
+        )
+        traces[workers] = [loss for _, loss, _ in trace(out)]
+    for workers in (1, 2):
+        difference = max(abs(a - b) for a, b in zip(traces[0], traces[workers], strict=True))
+        print(f"largest difference of 50 losses, {workers} workers and in-process: {difference:.2e}")
+        assert difference < 1e-4
+
+
+def start(*options):
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pretrain", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(process, out, step, timeout_seconds=120):
+    deadline = time.monotonic() + timeout_seconds
+    metrics = Path(out) / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
+    out = tmp_path / "run"
+    options = arguments(shards, out, steps=12, workers=0)
+    process = start(*options)
+    wait_for_step(process, out, 6)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    process = start(*options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "continues at step" in output
+    assert_equal_runs(whole, out)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_same_command_continues(shards, whole, tmp_path):
+    out = tmp_path / "run"
+    options = arguments(shards, out, steps=12, workers=0, training__checkpoint_every_steps=1000)
+    process = start(*options)
+    wait_for_step(process, out, 3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in output, output
+    assert "Traceback" not in output
+    assert checkpoints.load_newest(str(out)).progress.step >= 3
+    assert run_command(lambda: main(options)) == 0
+    assert_equal_runs(whole, out)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_kill_9_of_the_run_and_of_a_worker_under_ray(shards, tmp_path):
+    """Two workers. One run is left alone, one loses a worker, one is killed whole and continued: all end the same."""
+    outs = {name: tmp_path / name for name in ("alone", "worker", "whole")}
+
+    def options(name):
+        return arguments(shards, outs[name], steps=24, workers=2)
+
+    process = start(*options("alone"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+    process = start(*options("worker"))
+    wait_for_step(process, outs["worker"], 9)
+    os.kill(train_workers()[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "continues at step" in output
+    assert json.loads((outs["worker"] / "result.json").read_text())["restarts"] == 1
+    assert_equal_runs(outs["alone"], outs["worker"])
+
+    process = start(*options("whole"))
+    wait_for_step(process, outs["whole"], 14)
+    process.kill()
+    process.wait()
+    time.sleep(12)  # its Ray ends by itself
+    process = start(*options("whole"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "continues at step" in output, output
+    assert_equal_runs(outs["alone"], outs["whole"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_continued_on_another_number_of_workers_the_same_batches_follow(shards, whole, tmp_path, shared_ray):
+    out = tmp_path / "run"
+    process = start(*arguments(shards, out, steps=12, workers=0))
+    wait_for_step(process, out, 6)
+    process.kill()
+    process.wait()
+    assert run_command(lambda: main(arguments(shards, out, steps=12, workers=2))) == 0
+    for (_, loss, bad), (_, wanted, wanted_bad) in zip(trace(out), trace(whole), strict=True):
+        assert loss == pytest.approx(wanted, abs=1e-4) and bad == wanted_bad
+
+
+def train_workers():
+    """Process ids of Ray Train's workers, the newest run's last."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["name", "cmdline", "create_time"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if "RayTrainWorker" in title:
+            found.append((process.info["create_time"], process.pid))
+    return [pid for _, pid in sorted(found)]
