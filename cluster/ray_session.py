@@ -32,6 +32,7 @@ EMBEDDED_DEFAULTS = {
     "RAY_AUTH_MODE": "disabled",  # it listens on loopback only; the default leaves a token file in the home directory
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
+    "RAY_worker_niceness": "0",  # the default of 15 lets any other program starve the training
 }
 
 
