@@ -34,8 +34,13 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def attention_layers(self) -> dict[str, nn.Module]:
-        """The modules with `attention_weights(input)`, by name; empty for an encoder without attention."""
+        """The attention modules by name; empty for an encoder without attention."""
         return {}
+
+    def attention_weights(self, layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The weights [B, heads, queries, keys] of one of `attention_layers` on its inputs."""
+        weights: Tensor = layer.attention_weights(*inputs)
+        return weights
 
     @torch.no_grad()
     def attention(self, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -44,7 +49,7 @@ class Encoder(nn.Module):
 
         def recompute(name: str) -> Any:
             def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-                weights[name] = layer.attention_weights(*inputs)
+                weights[name] = self.attention_weights(layer, inputs)
 
             return hook
 

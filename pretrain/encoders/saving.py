@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from cluster import storage
@@ -27,11 +28,27 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes tensors and their config (JSON, with its `format_version`); adds the checksum and the code's version."""
-    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    """Writes tensors and their config (JSON, with its `format_version`); adds the checksum and the code's version.
+
+    Tied weights, which share memory, are written once for each of their names: safetensors knows no sharing.
+    """
+    own = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    data = safetensors.torch.save(own)
     storage.write_bytes(storage.join(url, WEIGHTS), data)
-    details = {"code_version": importlib.metadata.version("fovea"), "weights_sha256": hashlib.sha256(data).hexdigest()}
-    storage.write_json(storage.join(url, CONFIG), {**config, **details})
+    # a config that was read from another folder brings a checksum along: ours must win
+    whole = {"code_version": code_version(), **config, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    storage.write_json(storage.join(url, CONFIG), whole)
+
+
+def code_version() -> str:
+    """The installed version of Fovea, or that it is not installed (a checkout on the path)."""
+    try:
+        return importlib.metadata.version("fovea")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def read_config(url: str, format_version: int) -> dict[str, Any]:
@@ -111,8 +128,12 @@ def save_encoder(
     method: str | None = None,
     samples_seen: int | None = None,
     dataset_fingerprint: str | None = None,
+    code_version: str | None = None,
 ) -> None:
-    """Writes an encoder folder, with the normalisation of its images and how it came about."""
+    """Writes an encoder folder, with the normalisation of its images and how it came about.
+
+    `code_version` is that of the installed package when it is not given (`name+commit`, where somebody knows better).
+    """
     config = {
         "format_version": FORMAT_VERSION,
         "kind": "encoder",
@@ -127,6 +148,8 @@ def save_encoder(
         "samples_seen": samples_seen,
         "dataset_fingerprint": dataset_fingerprint,
     }
+    if code_version is not None:
+        config["code_version"] = code_version
     save_weights_folder(url, encoder.state_dict(), config)
 
 
@@ -139,8 +162,15 @@ def load_encoder(url: str) -> Encoder:
     """The encoder of a folder at any fsspec URL. Raises UserError that names what is missing, damaged or does not fit."""
     raw, tensors = load_weights_folder(url, FORMAT_VERSION)
     config = _encoder_config(url, raw)
-    encoder = build_encoder(config.name, **config.arguments)
+    try:
+        encoder = build_encoder(config.name, **config.arguments)
+    except UserError as error:
+        raise UserError(f"{storage.join(url, CONFIG)} describes no encoder of this program: {error}") from error
     load_state_strict(encoder, tensors, url)
+    for key in ("channels", "strides", "in_channels"):
+        said, is_ = getattr(config, key), getattr(encoder, key)
+        if said != is_:
+            raise UserError(f"{storage.join(url, CONFIG)} says {key}={said}, but the encoder it describes has {is_}")
     return encoder
 
 
@@ -149,20 +179,35 @@ def _encoder_config(url: str, raw: dict[str, Any]) -> EncoderConfig:
         raise UserError(
             f"{url} is a {raw.get('kind', 'unknown')} folder, not an encoder's; give the folder of an encoder"
         )
-    try:
-        return EncoderConfig(
-            name=raw["name"],
-            arguments=raw["arguments"],
-            channels=tuple(raw["channels"]),
-            strides=tuple(raw["strides"]),
-            in_channels=raw["in_channels"],
-            mean=tuple(raw["mean"]),
-            std=tuple(raw["std"]),
-            input_size=raw["input_size"],
-            method=raw["method"],
-            samples_seen=raw["samples_seen"],
-            dataset_fingerprint=raw["dataset_fingerprint"],
-            code_version=raw["code_version"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{storage.join(url, CONFIG)} is damaged: {type(error).__name__} at {error}") from error
+    where = storage.join(url, CONFIG)
+
+    def field(key: str, *kinds: type) -> Any:
+        if key not in raw:
+            raise UserError(f"{where} is damaged: it has no {key!r}")
+        value = raw[key]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise UserError(f"{where} is damaged: {key} is {value!r}, not {expected}")
+        return value
+
+    def numbers(key: str, *kinds: type) -> tuple[Any, ...]:
+        values = field(key, list)
+        if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
+            raise UserError(f"{where} is damaged: {key} is {values!r}, not a list of numbers")
+        return tuple(values)
+
+    nothing = type(None)
+    return EncoderConfig(
+        name=field("name", str),
+        arguments=field("arguments", dict),
+        channels=numbers("channels", int),
+        strides=numbers("strides", int),
+        in_channels=field("in_channels", int),
+        mean=numbers("mean", int, float),
+        std=numbers("std", int, float),
+        input_size=field("input_size", int, nothing),
+        method=field("method", str, nothing),
+        samples_seen=field("samples_seen", int, nothing),
+        dataset_fingerprint=field("dataset_fingerprint", str, nothing),
+        code_version=field("code_version", str),
+    )

@@ -9,6 +9,15 @@ from torch import Tensor, nn
 from cluster.errors import UserError, nearest
 from pretrain.encoders.base import Encoder
 
+# what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same name overrides it
+ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("vision_transformer", {"dynamic_img_size": True}),
+    ("deit", {"dynamic_img_size": True}),
+    ("eva", {"dynamic_img_size": True}),
+    ("swin_transformer", {"strict_img_size": False}),
+    ("swin_transformer_v2", {"strict_img_size": False}),
+]
+
 
 class TimmEncoder(Encoder):
     """`timm:NAME`, by timm's own feature extraction.
@@ -25,16 +34,20 @@ class TimmEncoder(Encoder):
     def __init__(self, name: str, *, in_channels: int = 3, pretrained: bool = False, **arguments: Any) -> None:
         super().__init__()
         import timm  # takes a second to import, and only this encoder needs it
+        from timm.layers.attention import Attention
 
         bare = name.split(".")[0]
         if not timm.is_model(bare):
             hint = nearest(bare, timm.list_models())
             raise UserError(f"unknown timm network {name!r}{hint} (timm.list_models() names all)")
+        for family, option in ANY_SIZE_OPTIONS:
+            if timm.models.is_model_in_modules(bare, [family]):
+                arguments = option | arguments
         try:
             network = timm.create_model(
                 name, features_only=True, in_chans=in_channels, pretrained=pretrained, **arguments
             )
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
             # what timm says of a bad argument, and of a network that has no feature maps
             raise UserError(f"timm:{name} cannot be built: {_first_line(error)}") from error
         except OSError as error:
@@ -47,8 +60,8 @@ class TimmEncoder(Encoder):
         self.in_channels = in_channels
         info: Any = network.feature_info
         self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
-        self._names = [parameter for parameter, _ in self.named_parameters()]
-        groups = list(dict.fromkeys(_group(parameter) for parameter in self._names))
+        self._attention = {key: layer for key, layer in network.named_modules() if isinstance(layer, Attention)}
+        groups = list(dict.fromkeys(_group(parameter) for parameter, _ in self.named_parameters()))
         self._layer = {group: index for index, group in enumerate(groups)}
         self.num_layers = len(groups)
 
@@ -64,6 +77,18 @@ class TimmEncoder(Encoder):
     def layer_of(self, parameter_name: str) -> int:
         """Layers are the network's blocks in the order in which timm registers them."""
         return self._layer[_group(parameter_name)]
+
+    def attention_layers(self) -> dict[str, nn.Module]:
+        """The plain attention of ViTs, by timm's names, the class token among queries and keys; no other kind of attention."""
+        return dict(self._attention)
+
+    def attention_weights(self, layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        """softmax(Q K^T / sqrt(d)) of a timm layer on tokens [B, N, C]: [B, heads, N, N]."""
+        batch, num_tokens, _ = inputs[0].shape
+        qkv_3BhNd = layer.qkv(inputs[0]).reshape(batch, num_tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = layer.q_norm(qkv_3BhNd[0]), layer.k_norm(qkv_3BhNd[1])
+        weights: Tensor = (q @ k.transpose(-2, -1) * layer.scale).softmax(-1)
+        return weights
 
 
 def _group(parameter_name: str) -> str:
