@@ -31,12 +31,12 @@ def main() -> int:
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
     parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
     parser.add_argument("--workers", type=int, default=2, help="Ray workers that pretrain (default: 2)")
-    parser.add_argument("--epochs", type=float, help="epochs of pretraining (default: what fits a few minutes)")
+    parser.add_argument("--steps", type=int, default=450, help="steps of pretraining (default: 450, a few minutes)")
     arguments = parser.parse_args()
-    return demo(arguments.data, Path(arguments.out), workers=arguments.workers, epochs=arguments.epochs)
+    return demo(arguments.data, Path(arguments.out), workers=arguments.workers, steps=arguments.steps)
 
 
-def demo(photos: str | None, out: Path, *, workers: int, epochs: float | None) -> int:
+def demo(photos: str | None, out: Path, *, workers: int, steps: int) -> int:
     """Runs the steps. Raises UserError when one of them says that something is wrong."""
     started = time.monotonic()
 
@@ -58,10 +58,17 @@ def demo(photos: str | None, out: Path, *, workers: int, epochs: float | None) -
 
     # -- shards -> encoder ----------------------------------------------------------------------------------------------
     pretraining = out / "pretrain"
-    overrides = [f"data.url={train}", f"out={pretraining}", f"cluster.workers={workers}"]
-    # few photos need more epochs for the same number of steps, and a batch that they can fill
-    overrides += [f"training.epochs={epochs or round(min(400, max(4, 24 * 2400 / num_images)))}"]
-    overrides += [f"training.batch_size_global={batch_size(num_images, 128)}"]
+    batch = batch_size(num_images, 64)
+    epochs_of_steps = batch / num_images  # so that the demo takes as long for a hundred photos as for a million
+    overrides = [
+        f"data.url={train}",
+        f"out={pretraining}",
+        f"cluster.workers={workers}",
+        f"training.batch_size_global={batch}",
+        f"training.steps={steps}",
+        f"training.warmup_epochs={0.1 * steps * epochs_of_steps:.4g}",
+        f"knn.every_epochs={steps / 3 * epochs_of_steps:.4g}",
+    ]
     if labelled:
         overrides += [f"knn.train_url={train}", f"knn.test_url={validation}"]
     step("Pretrain an encoder without labels", "pretrain", "configs/pretrain/demo.yaml", *overrides)

@@ -200,11 +200,7 @@ def fill_places(transform: HostTransform, batch: Batch, start: int, places: list
 
 def bad_rows_in_words(batch: Batch, shards: Shards) -> dict[str, str]:
     """Where each bad row of a batch lies -> why it could not be used."""
-    words = {}
-    for bad in batch.bad_rows:
-        place = shards.place(bad.row_id)
-        words[f"{place.file}: row group {place.row_group}, row {place.row}"] = bad.reason
-    return words
+    return {str(shards.place(bad.row_id)): bad.reason for bad in batch.bad_rows}
 
 
 def batches_in_sequence(

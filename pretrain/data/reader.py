@@ -29,13 +29,23 @@ ROWS_PER_PIECE = 64
 OPEN_FILES_REMEMBERED = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class RowPlace:
     """Where a row lies, for reports: file URL, row group in that file, row in that group."""
 
     file: str
     row_group: int
     row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: row group {self.row_group}, row {self.row}"
+
+    @classmethod
+    def parse(cls, text: str) -> RowPlace:
+        """The place that `str` made such a text of."""
+        file, _, rest = text.rpartition(": row group ")
+        group, row = rest.split(", row ")
+        return cls(file, int(group), int(row))
 
 
 @dataclass

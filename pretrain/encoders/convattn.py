@@ -3,9 +3,12 @@
 Convolution where maps are large and attention where they are small follows CoAtNet (https://arxiv.org/abs/2106.04803),
 UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); projections by depthwise
 convolution follow CvT (https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart
-by convolution alone, so any input size works. Maps are kept channels-last: on CPUs that is two to three times as fast for
-depthwise convolutions and layer norms, and on GPUs what tensor cores want. SiLU in place of GELU: its backward pass on CPUs is
-several times cheaper, which makes a whole step a third faster.
+by convolution alone, so any input size works.
+
+Chosen by measuring steps of nano at 64 pixels on one CPU core: maps are kept channels-last (two to three times as fast for
+depthwise convolutions and layer norms, and what tensor cores want); SiLU in place of GELU, whose backward pass costs several
+times more; depthwise 3x3, because 5x5 and 7x7 take five to ten times as long in oneDNN; MLPs half as wide in the convolutional
+stages, where maps are large, memory bandwidth is what limits them, and parameters are few.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class ConvAttnEncoder(Encoder):
         stem_stride: 1, 2 or 4, for images of about 32, 64 and 224 pixels.
         head_dim: channels of an attention head.
         kernel_size: of the convolutional blocks, odd.
-        mlp_ratio: hidden channels of the MLPs over their channels.
+        mlp_ratio: hidden channels of the attention blocks' MLPs over their channels.
+        conv_mlp_ratio: the same of the convolutional blocks.
         norm: `layer` or `batch`.
         drop_path: probability of leaving out the last block's branches; it rises linearly from 0 at the first.
         attention: `soft` or `hard`; `top_k` keys are kept by each query of hard attention.
@@ -90,12 +94,13 @@ class ConvAttnEncoder(Encoder):
         head_dim: int = 32,
         kernel_size: int = 3,
         mlp_ratio: float = 4.0,
+        conv_mlp_ratio: float = 2.0,
         norm: str = "layer",
         drop_path: float = 0.0,
         attention: str = "soft",
         top_k: int = 16,
         kv_stride: int = 1,
-        max_keys: int = 64,
+        max_keys: int = 256,
     ) -> None:
         super().__init__()
         self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
@@ -105,8 +110,12 @@ class ConvAttnEncoder(Encoder):
             raise UserError(f"{name}: kernel_size={kernel_size} is not possible: it must be odd")
         if not 0 <= drop_path < 1:
             raise UserError(f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1")
-        if in_channels < 1 or not mlp_ratio > 0:
-            raise UserError(f"{name}: in_channels={in_channels} and mlp_ratio={mlp_ratio} must be above 0")
+        for key, value in (("in_channels", in_channels), ("head_dim", head_dim)):
+            if value < 1:
+                raise UserError(f"{name}: {key}={value} is not possible: it must be at least 1")
+        for key, ratio in (("mlp_ratio", mlp_ratio), ("conv_mlp_ratio", conv_mlp_ratio)):
+            if not 0 < ratio < math.inf or min(dims) * ratio < 1:
+                raise UserError(f"{name}: {key}={ratio} is not possible: it must be above 0, and is usually 2 to 4")
         choose("norm", norm, NORMS)
         self.in_channels, self.channels = in_channels, tuple(dims)
         self.strides = tuple(stem_stride * 2**stage for stage in range(4))
@@ -123,7 +132,7 @@ class ConvAttnEncoder(Encoder):
                 drop = drops.pop(0)
                 if stage < 2:
                     blocks.append(
-                        ConvBlock(dim, kernel_size=kernel_size, mlp_ratio=mlp_ratio, norm=norm, drop_path=drop)
+                        ConvBlock(dim, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm, drop_path=drop)
                     )
                 else:
                     blocks.append(
@@ -213,7 +222,7 @@ def _stem(in_channels: int, dim: int, stride: int, norm: str) -> nn.Sequential:
 
 # name -> (channels, blocks) of the four stages; about 1, 5, 25 and 50 million parameters
 SIZES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]] = {
-    "convattn_nano": ((32, 64, 128, 160), (1, 1, 3, 1)),
+    "convattn_nano": ((24, 64, 128, 160), (1, 1, 3, 1)),
     "convattn_tiny": ((48, 96, 192, 320), (2, 2, 5, 2)),
     "convattn_small": ((64, 128, 320, 512), (2, 3, 10, 4)),
     "convattn_base": ((96, 192, 384, 768), (3, 3, 17, 3)),

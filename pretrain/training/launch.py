@@ -35,6 +35,8 @@ def launch(
     if result is not None and result.get("status") == "finished":
         print(f"{title}: {out} is finished already ({result['seconds']:.0f} s of training); nothing to do")
         return 0
+    if cluster_settings.workers:
+        print(f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds", flush=True)
     with RunConsole(title) as console:
         try:
             result = run_workers(

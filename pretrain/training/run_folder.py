@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.reader import RowPlace
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
 
@@ -65,7 +67,8 @@ class RunFolder:
 
     def write_bad_rows(self, rows: dict[str, str]) -> None:
         """Writes bad_rows.jsonl as a whole: where each row that could not be used lies, and why."""
-        lines = [json.dumps({"place": place, "reason": reason}) + "\n" for place, reason in sorted(rows.items())]
+        listed = sorted((RowPlace.parse(place), reason) for place, reason in rows.items())
+        lines = [json.dumps({**asdict(place), "reason": reason}) + "\n" for place, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
     def close(self) -> None:

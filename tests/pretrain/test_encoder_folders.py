@@ -1,5 +1,6 @@
 """An encoder leaves a run as safetensors and JSON, and comes back equal or with a clear error."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.encoders import build_encoder, load_encoder, read_encoder_config, save_encoder
+from pretrain.encoders.saving import load_weights_folder, save_weights_folder
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_saved_and_loaded_gives_equal_output(folder):
         assert torch.equal(mine, loaded)
     config = read_encoder_config(str(path))
     assert (config.name, config.input_size, config.method, config.samples_seen) == ("convattn_nano", 64, "simclr", 7)
-    assert config.channels == (32, 64, 128, 160) and config.strides == (2, 4, 8, 16)
+    assert config.channels == (24, 64, 128, 160) and config.strides == (2, 4, 8, 16)
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -84,13 +86,11 @@ def test_a_damaged_file_is_said(folder):
     with pytest.raises(UserError, match=r"config.json is not valid JSON"):
         load_encoder(str(path))
     (path / "config.json").write_text('{"format_version": 1, "kind": "encoder"}')
-    with pytest.raises(UserError, match=r"config.json is damaged: KeyError at 'name'"):
+    with pytest.raises(UserError, match=r"config.json is damaged: it has no 'name'"):
         read_encoder_config(str(path))
 
 
 def test_keys_that_do_not_fit_are_listed_on_both_sides(folder):
-    import hashlib
-
     path, encoder = folder
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     tensors["extra"] = tensors.pop("stem.0.bias")
@@ -103,3 +103,75 @@ def test_keys_that_do_not_fit_are_listed_on_both_sides(folder):
         match=r"missing \['stem.0.bias'\], unexpected \['extra'\], of another shape \['norm.weight \(3,\) instead of \(160,\)",
     ):
         load_encoder(str(path))
+
+
+def test_a_header_damaged_before_it_was_signed_is_said(folder):
+    path, _ = folder
+    data = b"\xff" * 64
+    (path / "model.safetensors").write_bytes(data)
+    change_config(path, weights_sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(UserError, match=r"model.safetensors is no valid safetensors file"):
+        load_encoder(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"name": "convattn_nono"},
+            r"config.json describes no encoder of this program: unknown encoder 'convattn_nono'",
+        ),
+        ({"arguments": {"stem": 2}}, r"config.json describes no encoder of this program: .*unknown argument 'stem'"),
+        ({"arguments": None}, r"config.json is damaged: arguments is None, not dict"),
+        ({"channels": "abc"}, r"config.json is damaged: channels is 'abc', not list"),
+        ({"mean": [0.5, "x"]}, r"config.json is damaged: mean is .*, not a list of numbers"),
+        (
+            {"strides": [4, 8, 16, 32]},
+            r"config.json says strides=\(4, 8, 16, 32\), but the encoder it describes has \(2, 4",
+        ),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_said(folder, changes, words):
+    path, _ = folder
+    change_config(path, **changes)
+    with pytest.raises(UserError, match=words):
+        load_encoder(str(path))
+
+
+def test_a_folder_cut_off_before_its_config_is_no_encoder(folder, monkeypatch):
+    path, encoder = folder
+    target = str(path.parent / "cut")
+    monkeypatch.setattr(storage, "write_json", lambda url, value: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_encoder(encoder, target)
+    with pytest.raises(UserError, match=r"holds no config.json \(there: model.safetensors\)"):
+        load_encoder(target)
+
+
+def test_tied_weights_are_saved_and_a_reused_config_does_not_bring_its_checksum(tmp_path):
+    url, weight = str(tmp_path / "tied"), torch.randn(3, 4)
+    save_weights_folder(url, {"a": weight, "b": weight}, {"format_version": 1})
+    config, tensors = load_weights_folder(url, 1)
+    assert torch.equal(tensors["a"], weight) and torch.equal(tensors["b"], weight)
+    save_weights_folder(url, {"a": weight + 1}, config)
+    assert torch.equal(load_weights_folder(url, 1)[1]["a"], weight + 1)
+
+
+def test_metadata_is_written_by_name_and_no_other(folder):
+    path, encoder = folder
+    with pytest.raises(TypeError, match="epochs"):
+        save_encoder(encoder, str(path), epochs=3)
+    save_encoder(encoder, str(path), code_version="0.1.0+abc", mean=(0.5, 0.5, 0.5))
+    config = read_encoder_config(str(path))
+    assert (config.code_version, config.mean, config.method) == ("0.1.0+abc", (0.5, 0.5, 0.5), None)
+
+
+def test_weights_that_cannot_be_had_are_explained(monkeypatch):
+    import timm
+
+    def offline(*arguments, **options):
+        raise FileNotFoundError("cannot find the requested files; check your connection")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"weights of timm:resnet18 cannot be loaded: .*connection; pretrained=false"):
+        build_encoder("timm:resnet18", pretrained=True)

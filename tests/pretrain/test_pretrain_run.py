@@ -89,9 +89,9 @@ def test_a_run_leaves_what_the_readme_says(whole, shards, capsys):
         assert all(isinstance(line[key], int | float) for line in lines), key
     assert lines[-1]["loss"] < lines[0]["loss"]
     bad = [json.loads(line) for line in (whole / "bad_rows.jsonl").read_text().splitlines()]
-    assert {(Path(row["place"].split(":")[0]).name, row["reason"]) for row in bad} == {
-        ("shard-00000.parquet", "not an image"),
-        ("shard-00001.parquet", "null"),
+    assert {(Path(row["file"]).name, row["row_group"], row["row"], row["reason"]) for row in bad} == {
+        ("shard-00000.parquet", 0, 5, "not an image"),
+        ("shard-00001.parquet", 0, 0, "null"),
     }
     assert run_command(lambda: main(arguments(shards, whole, steps=12, workers=0))) == 0
     assert "is finished already" in capsys.readouterr().out

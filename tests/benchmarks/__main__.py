@@ -1,0 +1,39 @@
+"""`make bench`: every benchmark that needs nothing but this repository, and those on photos when their folder is given.
+
+    python -m tests.benchmarks [--photos FOLDER]
+
+FOLDER holds `train`, `validation` and `test`, each with a folder a class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+from pretrain.data.demo_scenes import write_demo
+from tests.benchmarks import attention_cost, clothing, ray_share
+
+
+def main() -> None:
+    """Runs them one after another, so that none disturbs another."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--photos", type=Path)
+    options = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("\n== attention_cost")
+    attention_cost.main([])
+    print("\n== ray_share")
+    with tempfile.TemporaryDirectory() as folder:
+        write_demo(folder, num_images=400)
+        ray_share.main([f"{folder}/train"])
+    if options.photos is not None:
+        print("\n== clothing")
+        clothing.main([str(options.photos)])
+
+
+if __name__ == "__main__":
+    main()

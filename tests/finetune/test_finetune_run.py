@@ -1,0 +1,185 @@
+"""Fine-tuning as a user runs it: a model folder that predicts, modes, resume, and numbers equal to a loop's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from cluster.errors import UserError, run_command
+from finetune.__main__ import main
+from finetune.model import load_model
+from finetune.tasks.classification import confusion, per_class, scores
+from pretrain.encoders import build_encoder, load_encoder, save_encoder
+from tests.pretrain.shards import write_shards
+
+CONFIG = "configs/finetune/classification.yaml"
+NAMES = ["<b>up & down</b>", "across"]  # names are text, whatever they hold
+
+
+def stripes(number):
+    """A JPEG with horizontal or vertical stripes; returns it with its class."""
+    import io
+
+    generator = np.random.default_rng(number)
+    label = number % 2
+    position = np.mgrid[:32, :32][1 - label] if number % 2 else np.mgrid[:32, :32][1]
+    wave = np.sin(position * generator.uniform(0.6, 1.4) + generator.uniform(0, 6))
+    pixels = 128 + 90 * wave[..., None] * np.ones(3) + generator.normal(0, 20, (32, 32, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue(), NAMES[label]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Training and validation shards, and an encoder folder."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, numbers in (("train", range(64)), ("validation", range(100, 140))):
+        images, labels = zip(*(stripes(number) for number in numbers))
+        write_shards(folder / name, list(images), label=list(labels))
+    torch.manual_seed(0)
+    save_encoder(build_encoder("convattn_nano", stem_stride=2), str(folder / "encoder"), input_size=32)
+    return folder
+
+
+def arguments(world, out, **more):
+    settings = {
+        "encoder": world / "encoder",
+        "data.url": world / "train",
+        "validation_url": world / "validation",
+        "out": out,
+        "training.batch_size_global": 16,
+        "training.epochs": 8,
+        "training.warmup_epochs": 1,
+        "training.log_every_steps": 1,
+        "training.checkpoint_every_steps": 5,
+        "evaluate_every_epochs": 2,
+        "smallest_crop": 0.6,
+        "layer_decay": 1.0,
+        "optimizer.learning_rate": 0.02,
+        "cluster.workers": 0,
+        "cluster.cpus_per_worker": 1,
+        **more,
+    }
+    return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("full") / "run"
+    assert run_command(lambda: main(arguments(world, out))) == 0
+    return out
+
+
+def test_a_model_folder_that_predicts(world, finished):
+    result = json.loads((finished / "result.json").read_text())
+    assert result["metrics"]["accuracy"] > 0.9 and result["validation_images"] == 40
+    assert result["class_names"] == sorted(NAMES)
+    assert np.array(result["confusion_matrix"]).sum() == 40
+    assert {row["class"]: row["images"] for row in result["per_class"]} == dict.fromkeys(NAMES, 20)
+
+    model = load_model(result["model"])
+    data = [stripes(number) for number in range(100, 140)]
+    predictions = model.predict([image for image, _ in data], batch_size=7)
+    right = sum(p.label == label for p, (_, label) in zip(predictions, data, strict=True))
+    assert right / 40 == result["metrics"]["accuracy"]
+    for prediction in predictions:
+        assert prediction.score == max(prediction.scores.values())
+        assert sum(prediction.scores.values()) == pytest.approx(1.0, abs=1e-5)
+    assert {path.name for path in (finished / "model").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
+    import io
+
+    model = load_model(str(finished / "model"))
+    data, _ = stripes(200)
+    (tmp_path / "a.jpg").write_bytes(data)
+    image = Image.open(io.BytesIO(data))
+    kinds = [str(tmp_path / "a.jpg"), tmp_path / "a.jpg", data, np.asarray(image), image]
+    first, *others = model.predict(kinds)
+    for other in others:
+        assert other.scores == pytest.approx(first.scores, abs=1e-4)
+    assert model.predict(data)[0].label == first.label
+    with pytest.raises(UserError, match="picture 1: not an image"):
+        model.predict([data, b"something else entirely"])
+
+
+def test_the_linear_mode_changes_the_head_alone(world, tmp_path):
+    out = tmp_path / "linear"
+    assert run_command(lambda: main(arguments(world, out, mode="linear"))) == 0
+    before = load_encoder(str(world / "encoder")).state_dict()
+    after = safetensors.torch.load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(after[f"encoder.{name}"], tensor) for name, tensor in before.items())
+    assert load_model(str(out / "model")).predict(stripes(0)[0])
+
+
+def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
+    out = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        from pretrain.training import recipe
+
+        whole = recipe.TrainingBatches.__next__
+        taken = []
+
+        def cut_off(self):
+            taken.append(None)
+            if len(taken) > 13:
+                raise KeyboardInterrupt
+            return whole(self)
+
+        patch.setattr(recipe.TrainingBatches, "__next__", cut_off)
+        assert run_command(lambda: main(arguments(world, out))) == 130
+    assert run_command(lambda: main(arguments(world, out))) == 0
+    first, second = (safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    results = [json.loads((Path(o) / "result.json").read_text()) for o in (finished, out)]
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["best_step"] == results[1]["best_step"]
+    assert results[1]["restarts"] == 1
+
+
+@pytest.mark.ray
+def test_two_workers_judge_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
+    out = tmp_path / "two"
+    assert run_command(lambda: main(arguments(world, out, cluster__workers=2))) == 0
+    two, one = (json.loads((Path(o) / "result.json").read_text()) for o in (out, finished))
+    assert two["validation_images"] == 40
+    assert two["metrics"]["accuracy"] == pytest.approx(one["metrics"]["accuracy"], abs=0.051)
+
+
+def test_random_like_an_encoder_has_its_architecture_but_not_its_weights(world, tmp_path):
+    out = tmp_path / "random"
+    options = arguments(world, out, encoder=f"random:{world / 'encoder'}", training__steps=1)
+    assert run_command(lambda: main(options)) == 0
+    config = json.loads((out / "model" / "config.json").read_text())
+    assert config["encoder"] == load_encoder(str(world / "encoder")).spec and config["image_size"] == 32
+
+
+def test_scores_equal_a_loop():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(200, 7)), generator.integers(0, 6, 200)  # the last class never occurs
+    numbers = scores(torch.from_numpy(logits), torch.from_numpy(labels))
+    predicted = logits.argmax(1)
+    assert numbers["accuracy"] == pytest.approx((predicted == labels).mean())
+    top5 = np.mean([label in row.argsort()[-5:] for row, label in zip(logits, labels)])
+    assert numbers["top5_accuracy"] == pytest.approx(top5)
+    f1 = []
+    for label in range(6):
+        right = ((predicted == label) & (labels == label)).sum()
+        f1.append(2 * right / ((predicted == label).sum() + (labels == label).sum()))
+    assert numbers["macro_f1"] == pytest.approx(np.mean(f1))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence, error = probabilities.max(1), 0.0
+    for low in np.linspace(0, 1, 16)[:-1]:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            error += inside.mean() * abs((predicted == labels)[inside].mean() - confidence[inside].mean())
+    assert numbers["calibration_error"] == pytest.approx(error, abs=1e-6)
+    matrix = confusion(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert matrix.sum() == 200 and matrix[6].sum() == 0
+    rows = per_class(matrix, list("abcdefg"))
+    assert rows[6]["images"] == 0 and rows[6]["f1"] == 0.0

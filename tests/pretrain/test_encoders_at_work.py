@@ -1,0 +1,119 @@
+"""Encoders as training uses them: compiled, in bf16, channels-last; hard attention's gradient; attention of timm's ViTs."""
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from pretrain.encoders import build_encoder
+from pretrain.encoders.layers import ConvolutionalAttention
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+def nano(**arguments):
+    return build_encoder("convattn_nano", **{"stem_stride": 2, **arguments})
+
+
+@pytest.mark.slow  # importing and starting the compiler takes seconds
+@pytest.mark.parametrize("attention", ["soft", "hard"])
+def test_one_graph_holds_the_whole_encoder_also_for_another_size(attention):
+    encoder = nano(attention=attention, max_keys=16)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    for size in ((64, 64), (40, 72)):
+        images = torch.randn(2, 3, *size)
+        for mine, graph in zip(encoder(images), compiled(images), strict=True):
+            torch.testing.assert_close(graph, mine)
+
+
+@pytest.mark.parametrize("attention", ["soft", "hard"])
+def test_bf16_autocast_trains_and_stays_near_float32(attention):
+    encoder = nano(attention=attention)
+    images = torch.randn(2, 3, 64, 64)
+    wanted = encoder(images)[-1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        last = encoder(images)[-1]
+    (last.float() * torch.randn_like(wanted)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+    similarity = torch.cosine_similarity(last.float().flatten(1), wanted.flatten(1))
+    # a hard choice may fall differently in bf16, so its bound is looser
+    assert similarity.min() > (0.999 if attention == "soft" else 0.98)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_memory_layout_of_images_changes_nothing_and_maps_are_channels_last(norm):
+    encoder = nano(norm=norm).eval()
+    images = torch.randn(2, 3, 48, 64)
+    planar, last = encoder(images), encoder(images.contiguous(memory_format=torch.channels_last))
+    for one, other in zip(planar, last, strict=True):
+        assert torch.equal(one, other)
+        assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_step_does_not_depend_on_who_else_is_in_the_batch():
+    encoder = nano().eval()
+    images = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(encoder(images)[-1][1:2], encoder(images[1:2])[-1], atol=1e-5, rtol=0)
+
+
+def test_hard_attention_gives_gradient_to_queries_and_chosen_keys_only():
+    layer = ConvolutionalAttention(8, 1, mode="hard", top_k=2).double()
+    queries = torch.randn(1, 8, 1, 6, dtype=torch.float64, requires_grad=True)
+    keys = torch.randn(1, 8, 1, 6, dtype=torch.float64, requires_grad=True)
+    # only the first query is asked for, so only its two strongest keys may feel it
+    layer.attend(queries, keys)[..., 0].square().sum().backward()
+    strongest = (queries[0, :, 0, 0] @ keys[0, :, 0]).topk(2).indices.tolist()
+    assert sorted(keys.grad[0, :, 0].abs().sum(0).nonzero().flatten().tolist()) == sorted(strongest)
+    assert queries.grad[0, :, 0].abs().sum(0).nonzero().flatten().tolist() == [0]
+    assert torch.autograd.gradcheck(layer.attend, (queries, keys))
+
+
+def test_hard_with_at_least_as_many_keys_as_there_are_is_soft():
+    soft, hard = ConvolutionalAttention(8, 2), ConvolutionalAttention(8, 2, mode="hard", top_k=1000)
+    hard.load_state_dict(soft.state_dict())
+    x = torch.randn(2, 8, 5, 7)
+    torch.testing.assert_close(hard(x), soft(x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_heads": 3}, "3 attention heads do not divide 8 channels"),
+        ({"mode": "firm"}, "unknown attention 'firm'"),
+        ({"mode": "hard", "top_k": 0}, "top_k=0"),
+        ({"kv_stride": 0}, "kv_stride=0"),
+    ],
+)
+def test_impossible_attention_is_explained(options, words):
+    with pytest.raises(UserError, match=words):
+        ConvolutionalAttention(8, **options)
+
+
+@pytest.mark.parametrize("name", ["convattn_nano", "convattn_small"])
+def test_layers_rise_in_the_order_of_the_forward_pass(name):
+    encoder = build_encoder(name)
+    blocks = [
+        encoder.layer_of(f"stages.{s}.{b}.norm.weight") for s, n in enumerate(encoder.stages) for b in range(len(n))
+    ]
+    assert blocks == list(range(1, encoder.num_layers))
+    assert encoder.layer_of("downs.2.1.weight") == encoder.layer_of("stages.2.0.norm1.weight")
+    assert encoder.layer_of("norm.weight") == encoder.num_layers - 1
+
+
+def test_attention_of_a_timm_vit_is_the_one_it_uses():
+    encoder = build_encoder("timm:vit_tiny_patch16_224").eval()
+    images = torch.randn(1, 3, 48, 64)  # any size in whole patches
+    weights = encoder.attention(images)
+    assert len(weights) == 12
+    name, layer = next(iter(encoder.attention_layers().items()))
+    seen = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    encoder(images)
+    hook.remove()
+    tokens, output = seen[0]
+    value = layer.qkv(tokens).reshape(1, 13, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)[2]
+    product = layer.proj((weights[name] @ value).transpose(1, 2).reshape(1, 13, -1))
+    torch.testing.assert_close(product, output, atol=1e-5, rtol=0)
+    assert build_encoder("timm:resnet18").attention(images) == {}
