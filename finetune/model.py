@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pretrain.data.decode import BadImage
-from pretrain.encoders.saving import load_state_strict, load_weights_folder, save_weights_folder
 from torch import Tensor
 
 from cluster import storage
 from cluster.errors import UserError, choose
 from finetune.tasks.classification import Classification, Classifier
 from pretrain.data.augment import normalise, to_images
+from pretrain.data.decode import BadImage
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import build_encoder
+from pretrain.encoders.saving import load_state_strict, load_weights_folder, save_weights_folder
 
 FORMAT_VERSION = 1
 Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image

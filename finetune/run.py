@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pretrain.data.manifest import Manifest, load_manifest
 from torch import Tensor
 
 from cluster import storage
@@ -19,6 +18,7 @@ from finetune.tasks.classification import Classifier, confusion, per_class, scor
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from pretrain.data.labels import ClassNames, read_class_names_of
 from pretrain.data.loader import Batch, batches_in_sequence
+from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.reader import Shards
 from pretrain.data.views import CentralCrop, RandomCrops, weak_views
