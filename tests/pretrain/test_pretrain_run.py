@@ -125,9 +125,8 @@ def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, sha
     traces = {}
     for workers in (0, 1, 2):
         out = tmp_path / f"run{workers}"
-        assert (
-            run_command(lambda out=out, workers=workers: main(arguments(shards, out, steps=50, workers=workers))) == 0
-        )
+        options = arguments(shards, out, steps=50, workers=workers, **rate)
+        assert run_command(lambda options=options: main(options)) == 0
         traces[workers] = [loss for _, loss, _ in trace(out)]
     for workers in (1, 2):
         difference = max(abs(a - b) for a, b in zip(traces[0], traces[workers], strict=True))
