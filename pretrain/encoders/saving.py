@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.building import build_encoder
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

@@ -22,7 +22,15 @@ from cluster.place import Place
 from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
-from pretrain.training.distributed import GradientAverager, equalise, from_rank_0, gathered, gathered_objects, summed
+from pretrain.training.distributed import (
+    GradientAverager,
+    equalise,
+    from_rank_0,
+    gathered,
+    gathered_objects,
+    summed,
+    world_size,
+)
 from pretrain.training.optimizers import set_learning_rate
 from pretrain.training.run_folder import RunFolder
 
@@ -348,7 +356,6 @@ def _record(
     """One line of metrics.jsonl; all ranks call it, because health looks at the embeddings of all."""
     logs = sorted(output.logs)
     means = summed([float(output.logs[name]) for name in logs], output.loss.device) if logs else []
-    world = len(gathered_objects(None))
     record: dict[str, Any] = {
         "step": progress.step,
         "samples_seen": progress.samples_seen,
@@ -356,7 +363,7 @@ def _record(
         "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
         "learning_rate": learning_rate,
         "gradient_norm": gradient_norm,
-        **{name: mean / world for name, mean in zip(logs, means, strict=True)},
+        **{name: mean / world_size() for name, mean in zip(logs, means, strict=True)},
         **clock.rates(),
         "bad_rows": progress.bad_row_count,
     }
