@@ -1,7 +1,8 @@
 """The order of samples: a pure function of (row-group table, seed, epoch), in numpy, without reading anything.
 
-Each epoch the row groups are permuted and laid end to end; the line is cut into `num_streams` streams of equal length, so
-a row group belongs to one stream (but for those on a cut). A stream is cut into windows, and rows are shuffled inside
+Each epoch the row groups (of several data sets by their weights, see `pretrain.data.mixing`) are permuted and laid end to
+end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (but for those on a
+cut). A stream is cut into windows, and rows are shuffled inside
 their window. The global batch of a step is the next `batch_size_global / num_streams` rows of stream 0, then of stream 1,
 and so on. Ranks own contiguous streams, so the global batch is the concatenation of the ranks' batches in the order of the
 ranks: the sequence of global batches depends neither on how many ranks there are nor on how many threads read.
@@ -12,6 +13,7 @@ Row ids number the rows of the data set in the order of the manifest. The positi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from pretrain.data.hashing import permutation
+from pretrain.data.mixing import Mixture, Pieces
 
 # domain separation: a shuffle of groups and one of rows never share a hash
 _GROUPS, _ROWS = 1, 2
@@ -26,11 +29,15 @@ _GROUPS, _ROWS = 1, 2
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring rows of one row group: rows [start, stop) of group `group` (index into the manifest's table)."""
+    """Neighbouring rows of one row group: rows [start, stop) of group `group` (index into the manifest's table).
+
+    `pass_number` counts the passes over the group's data set; it is the epoch where every row comes once an epoch.
+    """
 
     group: int
     start: int
     stop: int
+    pass_number: int = 0
 
 
 def default_num_streams(batch_size_global: int, at_most: int = 64) -> int:
@@ -47,15 +54,26 @@ class Order:
         num_streams: fixed for a run, so that the order is; the number of ranks must divide it.
         window_rows: rows over all streams inside which rows are shuffled (it bounds the memory of reading).
         seed: of the shuffles.
+        source_of_group, weights: which data set each group belongs to and how often its rows come in an epoch, see
+            `pretrain.data.mixing`; by default every row comes once.
 
-    Raises UserError when the batch is larger than the data or not divisible by the streams.
+    Raises UserError when the batch is larger than an epoch or not divisible by the streams, or the weights do not fit.
     """
 
     def __init__(
-        self, rows_of_group: np.ndarray, *, batch_size_global: int, num_streams: int, window_rows: int, seed: int
+        self,
+        rows_of_group: np.ndarray,
+        *,
+        batch_size_global: int,
+        num_streams: int,
+        window_rows: int,
+        seed: int,
+        source_of_group: np.ndarray | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.rows_of_group = np.asarray(rows_of_group, dtype=np.int64)
-        self.num_rows = int(self.rows_of_group.sum())
+        self._mixture = Mixture(self.rows_of_group, source_of_group=source_of_group, weights=weights, seed=seed)
+        self.num_rows = self._mixture.num_rows
         if batch_size_global > self.num_rows:
             raise UserError(
                 f"batch_size_global={batch_size_global} is larger than the data ({self.num_rows} rows); "
@@ -116,17 +134,23 @@ class Order:
 
     def segments(self, epoch: int, stream: int, start: int = 0) -> list[Segment]:
         """The pieces of row groups that make up a stream from its row `start` on, before the shuffle in windows."""
-        groups, ends = self._layout(epoch)
+        pieces, ends = self._layout(epoch)
         position = stream * self.rows_per_stream + start
         stop = (stream + 1) * self.rows_per_stream
         segments = []
         place = int(np.searchsorted(ends, position, side="right"))
         while position < stop:
-            end = int(ends[place])
-            begin = end - int(self.rows_of_group[groups[place]])
-            if end > position:
-                segments.append(Segment(int(groups[place]), position - begin, min(end, stop) - begin))
-                position = min(end, stop)
+            end, stop_in_group = int(ends[place]), int(pieces.stops[place])
+            # a piece ends at row `stops` of its group, and at `ends` of the line
+            segments.append(
+                Segment(
+                    group=int(pieces.groups[place]),
+                    start=position - end + stop_in_group,
+                    stop=min(end, stop) - end + stop_in_group,
+                    pass_number=int(pieces.passes[place]),
+                )
+            )
+            position = min(end, stop)
             place += 1
         return segments
 
@@ -153,6 +177,7 @@ class Order:
         ]
         return np.concatenate(by_stream, axis=1)
 
-    def _make_layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        groups = permutation(len(self.rows_of_group), _GROUPS, self.seed, epoch)
-        return groups, np.cumsum(self.rows_of_group[groups])
+    def _make_layout(self, epoch: int) -> tuple[Pieces, np.ndarray]:
+        pieces = self._mixture.pieces(epoch)
+        pieces = pieces.reordered(permutation(len(pieces.groups), _GROUPS, self.seed, epoch))
+        return pieces, np.cumsum(pieces.stops - pieces.starts)

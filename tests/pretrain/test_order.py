@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from pretrain.data.hashing import hash64, permutation, uniform
+from pretrain.data.mixing import Mixture
 from pretrain.data.order import Order, default_num_streams
 
 
@@ -140,3 +141,52 @@ def test_impossible_worlds_are_explained():
 @pytest.mark.parametrize(("batch", "streams"), [(1, 1), (96, 48), (100, 50), (256, 64), (1024, 64), (127, 1)])
 def test_streams_are_chosen_to_divide_the_batch(batch, streams):
     assert default_num_streams(batch) == streams
+
+
+mixtures = st.lists(
+    st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([0.25, 0.4, 1.0, 1.7, 2.0, 3.0])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(mixtures, st.integers(0, 2**40))
+@settings(max_examples=100, deadline=None)
+def test_rows_of_mixed_data_sets_come_as_often_as_their_weights_say(sources, seed):
+    groups = np.array([rows for source, _ in sources for rows in source], dtype=np.int64)
+    source_of_group = np.repeat(np.arange(len(sources)), [len(source) for source, _ in sources])
+    weights = [weight for _, weight in sources]
+    num_epochs = 20
+    mixture = Mixture(groups, source_of_group=source_of_group, weights=weights, seed=seed)
+    first_row = np.concatenate([[0], np.cumsum(groups)])
+    counts = np.zeros(groups.sum(), dtype=int)
+    seen = set()
+    for epoch in range(num_epochs):
+        pieces = mixture.pieces(epoch)
+        assert (pieces.stops - pieces.starts).sum() == mixture.num_rows
+        for group, start, stop, number in zip(pieces.groups, pieces.starts, pieces.stops, pieces.passes, strict=True):
+            assert 0 <= start < stop <= groups[group]
+            counts[first_row[group] + start : first_row[group] + stop] += 1
+            visits = {(group, row, number) for row in range(start, stop)}
+            assert not visits & seen  # no row comes twice in a pass, so none is drawn the same views twice
+            seen |= visits
+    for source, weight in enumerate(weights):
+        rows = np.concatenate(
+            [counts[first_row[g] : first_row[g + 1]] for g in np.flatnonzero(source_of_group == source)]
+        )
+        assert rows.max() - rows.min() <= 1  # no row comes twice before all others came once
+        assert rows.sum() == num_epochs * max(1, round(weight * len(rows)))
+
+
+def test_weights_of_one_change_nothing():
+    groups, options = [5, 7, 3, 9, 4, 4], {"batch_size_global": 8, "num_streams": 4, "window_rows": 16, "seed": 11}
+    plain = Order(np.array(groups), **options)
+    mixed = Order(np.array(groups), **options, source_of_group=np.array([0, 0, 1, 1, 1, 2]), weights=[1, 1, 1])
+    for epoch in range(3):
+        np.testing.assert_array_equal(plain.epoch_batches(epoch), mixed.epoch_batches(epoch))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_weights_that_do_not_fit(weights):
+    with pytest.raises(UserError, match="weight"):
+        Mixture(np.array([3, 4]), source_of_group=np.array([0, 1]), weights=weights)
