@@ -1,7 +1,8 @@
 """What a data set consists of: its Parquet files and their row groups, read from the footers once and remembered.
 
 Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a run takes an
-accelerator. Rows are numbered 0.. in the order of the manifest: files by URL, row groups as they lie in the file.
+accelerator. Rows are numbered 0.. in the order of the manifest: data sets in the order given, files by URL, row groups as
+they lie in the file.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ class Manifest:
     """The row-group table of a data set, G row groups without the empty ones.
 
     Attributes:
-        files: sorted by URL.
+        files: sorted by URL within each data set.
         file_of_group: int32 [G], index into `files`.
         group_in_file: int32 [G], number of the row group in its file.
         rows_of_group: int64 [G].
         bytes_of_group: int64 [G], compressed size of the images.
+        source_of_group: int32 [G], which of the URLs it came from, in the order they were given.
         fingerprint: hex; changes with any file's name below the common folder, its size or its rows, not with the place
             where the folder lies.
     """
@@ -51,6 +53,7 @@ class Manifest:
     group_in_file: np.ndarray
     rows_of_group: np.ndarray
     bytes_of_group: np.ndarray
+    source_of_group: np.ndarray
     fingerprint: str
 
     @property
@@ -83,25 +86,39 @@ def load_manifest(
     Args:
         url: what to read; a folder means all `.parquet` files below it.
         columns: must be there, with the same type in all files; the image column is always checked.
-        image_column: `struct<bytes: binary, ...>` or binary.
+        image_column: `struct<bytes: binary, ...>` or binary; data sets may differ in this.
         cache_dir: where manifests are remembered; by default `fovea/manifests` in the user's cache folder.
 
     Raises:
-        UserError: naming the file, when there is nothing to read or a file cannot be used.
+        UserError: naming the file, when there is nothing to read, a file cannot be used, or two URLs hold the same file.
     """
     urls = [url] if isinstance(url, str) else list(url)
-    files = find_shards(urls)
     needed = tuple(dict.fromkeys([image_column, *columns]))
-    cache = _Cache(urls, needed, files, cache_dir)
-    table = cache.load()
-    if table is None:
-        table = _read_table(files, needed)
-        cache.save(table)
-    file_of_group, group_in_file, rows_of_group, bytes_of_group = table
-    if not rows_of_group.size:
-        raise UserError(f"{', '.join(urls)}: no rows in {len(files)} Parquet file{'s'[: len(files) > 1]}")
+    files: list[FileInfo] = []
+    tables: list[Table] = []
+    found_in: dict[str, str] = {}
+    for source in urls:
+        of_source = find_shards([source])
+        for file in of_source:
+            if file.url in found_in:
+                raise UserError(f"{file.url} is in {found_in[file.url]} and again in {source}; name each file once")
+            found_in[file.url] = source
+        cache = _Cache(source, needed, of_source, cache_dir)
+        table = cache.load()
+        if table is None:
+            table = _read_table(of_source, needed)
+            cache.save(table)
+        if not table[0].size:
+            num = len(of_source)
+            raise UserError(f"{source}: no rows in {num} Parquet file{'s'[: num > 1]}")
+        tables.append((table[0] + np.int32(len(files)), *table[1:]))
+        files.extend(of_source)
+    file_of_group, group_in_file, rows_of_group, bytes_of_group = map(np.concatenate, zip(*tables, strict=True))
+    source_of_group = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table[0]) for table in tables])
     fingerprint = _fingerprint(files, file_of_group, group_in_file, rows_of_group)
-    return Manifest(tuple(files), file_of_group, group_in_file, rows_of_group, bytes_of_group, fingerprint)
+    return Manifest(
+        tuple(files), file_of_group, group_in_file, rows_of_group, bytes_of_group, source_of_group, fingerprint
+    )
 
 
 def read_class_names(url: str, column: str) -> list[str] | None:
@@ -227,14 +244,14 @@ def _fingerprint(files: Sequence[FileInfo], *table: np.ndarray) -> str:
 
 
 class _Cache:
-    """One .npz file for each (URLs, columns), valid while the listing (names, sizes, versions) is the same."""
+    """One .npz file for each (URL, columns), valid while the listing (names, sizes, versions) is the same."""
 
     _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
 
     def __init__(
-        self, urls: Sequence[str], columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
+        self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
     ) -> None:
-        asked = json.dumps([CACHE_VERSION, [storage.absolute(url) for url in urls], list(columns)])
+        asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns)])
         listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
         self._path = Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
         self._listing = np.frombuffer(hashlib.sha256(listing.encode()).digest(), dtype=np.uint8)

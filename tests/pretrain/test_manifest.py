@@ -132,10 +132,18 @@ def test_the_same_bytes_grouped_otherwise_are_other_data(tmp_path):
     assert len(fingerprints) == 2
 
 
-def test_several_urls_and_each_file_once(shards):
+def test_several_data_sets_in_the_order_given(shards, tmp_path):
+    other = write_shards(tmp_path / "other", [encoded(n) for n in range(7)], rows_per_group=4)
+    manifest = load_manifest([shards, other])
+    assert manifest.num_rows == 32
+    assert manifest.rows_of_group[manifest.source_of_group == 1].tolist() == [4, 3]
+    assert manifest.files[-1].url.startswith(other)
+    groups, rows = manifest.locate([25])
+    assert manifest.source_of_group[groups[0]] == 1 and rows[0] == 0
     file = f"{shards}/shard-00001.parquet"
     assert load_manifest(file).num_rows == 10
-    assert load_manifest([file, f"{shards}/*.parquet"]).num_rows == 25
+    with pytest.raises(UserError, match=r"shard-00001.parquet is in .* and again in .*; name each file once"):
+        load_manifest([file, f"{shards}/*.parquet"])
 
 
 def test_reads_from_s3(s3_server, shards):
