@@ -73,7 +73,7 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
             batch.arrays,
             views,
             seed=settings.seed,
-            epoch=batch.epoch,
+            passes=batch.passes,
             row_ids=batch.row_ids,
             device=place.device,
             mean=source.mean,

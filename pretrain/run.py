@@ -49,7 +49,7 @@ def pretrain(place: Place, settings: PretrainSettings) -> dict[str, Any]:
 
     def to_views(batch: Batch) -> list[Tensor]:
         return finish_views(
-            batch.arrays, views, seed=settings.seed, epoch=batch.epoch, row_ids=batch.row_ids, device=place.device
+            batch.arrays, views, seed=settings.seed, passes=batch.passes, row_ids=batch.row_ids, device=place.device
         )
 
     # -- encoder and method ---------------------------------------------------------------------------------------------

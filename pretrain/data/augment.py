@@ -1,7 +1,7 @@
 """The part of the views that runs batched on the training device: flip, colour jitter, greyscale, blur, solarize, normalise.
 
 Each operation takes images_BCHW as float in [0, 1] and one parameter a sample, and equals torchvision's operation on a float
-tensor. Parameters are drawn by `draw_colours` as a pure function of (seed, epoch, row id, view).
+tensor. Parameters are drawn by `draw_colours` as a pure function of (seed, pass over the data set, row id, view).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Colours:
     solarized: np.ndarray
 
 
-def draw_colours(spec: ViewSpec, *, seed: int, epoch: int, row_ids: np.ndarray, view: int) -> Colours:
-    """Draws the parameters of view number `view` of the rows, int64 [B]."""
-    u = uniform(COLOUR, seed, epoch, np.asarray(row_ids)[:, None], view, np.arange(14)).T
+def draw_colours(spec: ViewSpec, *, seed: int, passes: np.ndarray, row_ids: np.ndarray, view: int) -> Colours:
+    """Draws the parameters of view number `view` of the rows, int64 [B], in their passes, int64 [B]."""
+    u = uniform(COLOUR, seed, np.asarray(passes)[:, None], np.asarray(row_ids)[:, None], view, np.arange(14)).T
 
     def factor(draw: np.ndarray, strength: float) -> np.ndarray:
         low = max(0.0, 1.0 - strength)
@@ -71,7 +71,7 @@ def finish_views(
     specs: Sequence[ViewSpec],
     *,
     seed: int,
-    epoch: int,
+    passes: np.ndarray,
     row_ids: np.ndarray,
     device: torch.device,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -80,7 +80,7 @@ def finish_views(
     """Makes float views_BCHW, normalised, on `device`, of the host's uint8 crops [B, size, size, 3], one array a view."""
     views = []
     for view, (array, spec) in enumerate(zip(arrays, specs, strict=True)):
-        colours = draw_colours(spec, seed=seed, epoch=epoch, row_ids=row_ids, view=view)
+        colours = draw_colours(spec, seed=seed, passes=passes, row_ids=row_ids, view=view)
         views.append(normalise(apply_colours(to_images(array, device), colours), mean, std))
     return views
 

@@ -151,7 +151,7 @@ def _pieces_with(shards: Shards, row_ids: np.ndarray) -> Iterator[Rows]:
         wanted = set(row_ids[groups == group].tolist())
         for piece in shards.read(Segment(int(group), int(wanted_rows[0]), int(wanted_rows[-1]) + 1)):
             chosen = [index for index, row_id in enumerate(piece.row_ids) if row_id in wanted]
-            yield Rows([piece.row_ids[i] for i in chosen], [piece.images[i] for i in chosen], {})
+            yield Rows([piece.row_ids[i] for i in chosen], [0] * len(chosen), [piece.images[i] for i in chosen], {})
 
 
 def _look_at(image: pa.Buffer | None) -> tuple[str, tuple[int, int] | None, str]:

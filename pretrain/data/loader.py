@@ -29,7 +29,7 @@ class HostTransform(Protocol):
     def allocate(self, num: int) -> list[np.ndarray]:
         """Arrays whose first axis has `num` places."""
 
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, epoch: int, row_id: int) -> None:
+    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
         """Writes what becomes of an image into place `index`. Raises BadImage."""
 
 
@@ -45,12 +45,12 @@ class BadRow:
 class Batch:
     """One rank's share of a step.
 
-    `row_ids` int64 [B] are the places in the order; `arrays` come from the host transform; `columns` hold the other columns
+    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays` come from the host transform; `columns` hold the other columns
     of the rows really used (of the neighbour where a row was bad); `bad_rows` those of the places that were bad.
     """
 
-    epoch: int
     row_ids: np.ndarray
+    passes: np.ndarray
     arrays: list[np.ndarray]
     columns: dict[str, list[Any]]
     bad_rows: list[BadRow] = field(default_factory=list)
@@ -155,8 +155,8 @@ class Loader:
         order = self._order
         places = [place for stream in self._streams for place in stream.take(order.rows_per_step_and_stream)]
         batch = Batch(
-            epoch=self._epoch,
             row_ids=np.array([window.row_ids[position] for window, position in places], dtype=np.int64),
+            passes=np.array([window.passes[position] for window, position in places], dtype=np.int64),
             arrays=self._transform.allocate(len(places)),
             columns={name: [None] * len(places) for name in places[0][0].columns},
         )
@@ -182,7 +182,9 @@ def fill_places(transform: HostTransform, batch: Batch, start: int, places: list
                 data = window.images[used]
                 if data is None:
                     raise BadImage("null")
-                transform.fill(batch.arrays, index, memoryview(data), batch.epoch, int(batch.row_ids[index]))
+                transform.fill(
+                    batch.arrays, index, memoryview(data), int(batch.passes[index]), int(batch.row_ids[index])
+                )
             except BadImage as error:
                 if distance == 0:  # a bad neighbour is counted at its own place
                     bad_rows.append(BadRow(window.row_ids[position], str(error)))
@@ -229,8 +231,8 @@ def batches_in_sequence(
 
     def start(rows: list[tuple[Rows, int]]) -> tuple[Batch, list[Future[BadRow | None]]]:
         batch = Batch(
-            epoch=0,
             row_ids=np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64),
+            passes=np.zeros(len(rows), dtype=np.int64),
             arrays=transform.allocate(len(rows)),
             columns={name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns},
         )
@@ -251,7 +253,7 @@ def batches_in_sequence(
         good = [index for index, bad in enumerate(results) if bad is None]
         batch.bad_rows = [bad for bad in results if bad is not None]
         if batch.bad_rows:
-            batch.row_ids = batch.row_ids[good]
+            batch.row_ids, batch.passes = batch.row_ids[good], batch.passes[good]
             batch.arrays = [array[good] for array in batch.arrays]
             batch.columns = {name: [values[i] for i in good] for name, values in batch.columns.items()}
         return batch

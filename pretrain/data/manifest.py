@@ -248,9 +248,7 @@ class _Cache:
 
     _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
 
-    def __init__(
-        self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
-    ) -> None:
+    def __init__(self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None) -> None:
         asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns)])
         listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
         self._path = Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"

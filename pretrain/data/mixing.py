@@ -66,12 +66,12 @@ class Mixture:
             raise UserError(f"{len(weights)} weights for {num_sources} data sets: give one for each")
         for weight in weights:
             if not 0 < weight < math.inf:
-                raise UserError(f"a weight of {weight} is not possible: it must be above 0 (1 is every row once an epoch)")
+                raise UserError(
+                    f"a weight of {weight} is not possible: it must be above 0 (1 is every row once an epoch)"
+                )
         self._groups = [np.flatnonzero(source_of_group == source) for source in range(num_sources)]
         self._rows = [int(rows_of_group[groups].sum()) for groups in self._groups]
-        self._rows_per_epoch = [
-            max(1, round(weight * rows)) for weight, rows in zip(weights, self._rows, strict=True)
-        ]
+        self._rows_per_epoch = [max(1, round(weight * rows)) for weight, rows in zip(weights, self._rows, strict=True)]
 
     @property
     def num_rows(self) -> int:

@@ -50,9 +50,13 @@ class RowPlace:
 
 @dataclass
 class Rows:
-    """Neighbouring or shuffled rows in memory: encoded images (None where null) and the other columns asked for."""
+    """Neighbouring or shuffled rows in memory: encoded images (None where null) and the other columns asked for.
+
+    `passes` are the passes over their data sets that rows belong to, see `pretrain.data.mixing`.
+    """
 
     row_ids: list[int]
+    passes: list[int]
     images: list[pa.Buffer | None]
     columns: dict[str, list[Any]]
 
@@ -109,7 +113,7 @@ class Shards:
                     first, last = max(segment.start - position, 0), min(segment.stop - position, batch.num_rows)
                     if first < last:
                         row_id = int(self._start_of_group[group]) + position + first
-                        yield self._rows(batch.slice(first, last - first), row_id)
+                        yield self._rows(batch.slice(first, last - first), row_id, segment.pass_number)
                     position += batch.num_rows
                     if position >= segment.stop:
                         return
@@ -128,13 +132,14 @@ class Shards:
         is_struct = pa.types.is_struct(schema.field(self.image_column).type)
         return [f"{self.image_column}.bytes" if is_struct else self.image_column, *self.columns]
 
-    def _rows(self, batch: pa.RecordBatch, first_row_id: int) -> Rows:
+    def _rows(self, batch: pa.RecordBatch, first_row_id: int, pass_number: int) -> Rows:
         images = batch.column(self.image_column)
         if pa.types.is_struct(images.type):
             # flatten() applies the struct's own validity to its child, field() does not
             images = images.flatten()[images.type.get_field_index("bytes")]
         return Rows(
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
+            passes=[pass_number] * batch.num_rows,
             images=[image.as_buffer() for image in images],
             columns={name: batch.column(name).to_pylist() for name in self.columns},
         )
@@ -154,6 +159,7 @@ class Shards:
 def _joined(pieces: Sequence[Rows]) -> Rows:
     return Rows(
         row_ids=list(itertools.chain.from_iterable(piece.row_ids for piece in pieces)),
+        passes=list(itertools.chain.from_iterable(piece.passes for piece in pieces)),
         images=list(itertools.chain.from_iterable(piece.images for piece in pieces)),
         columns={
             name: list(itertools.chain.from_iterable(piece.columns[name] for piece in pieces))
@@ -165,6 +171,7 @@ def _joined(pieces: Sequence[Rows]) -> Rows:
 def _taken(rows: Rows, indices: Sequence[int] | range) -> Rows:
     return Rows(
         row_ids=[rows.row_ids[i] for i in indices],
+        passes=[rows.passes[i] for i in indices],
         images=[rows.images[i] for i in indices],
         columns={name: [values[i] for i in indices] for name, values in rows.columns.items()},
     )
@@ -185,7 +192,7 @@ class StreamReader:
         self._order, self._shards, self._stream, self._executor = order, shards, stream, executor
         self._windows = self._read_windows(epoch, row)
         self._next: Future[tuple[Rows, int]] = executor.submit(next, self._windows)
-        self._window, self._position = Rows([], [], {}), 0
+        self._window, self._position = Rows([], [], [], {}), 0
 
     def take(self, num: int) -> list[tuple[Rows, int]]:
         """The next rows, each as (its window, its position in the window's shuffled order)."""

@@ -2,7 +2,7 @@
 
 The host decodes an image once, whatever the number of views, and resamples each random crop to uint8; everything after the
 crop (flip, colour, blur, normalisation) runs batched in `pretrain.data.augment`. What is drawn is a pure function of
-(seed, epoch, row id, view), so a batch's views can be drawn again at any time, on any number of ranks.
+(seed, pass over the data set, row id, view), so a batch's views can be drawn again at any time, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -78,14 +78,16 @@ def weak_views(size: int, *, crop_scale: tuple[float, float] = (0.35, 1.0)) -> l
     return [ViewSpec(size=size, crop_scale=crop_scale, jitter=0.0, grey=0.0, blur=0.0)]
 
 
-def draw_boxes(specs: Sequence[ViewSpec], *, width: int, height: int, seed: int, epoch: int, row_id: int) -> list[Box]:
+def draw_boxes(
+    specs: Sequence[ViewSpec], *, width: int, height: int, seed: int, pass_number: int, row_id: int
+) -> list[Box]:
     """A crop (left, top, right, bottom) in pixels for each view of an image, as torchvision's RandomResizedCrop draws it.
 
     Area and log-ratio are uniform; a crop that does not fit is drawn again, ten times at most, then the largest central
     crop within the ratios is taken.
     """
     views = np.arange(len(specs))[:, None, None]
-    numbers = uniform(CROP, seed, epoch, row_id, views, np.arange(CROP_ATTEMPTS)[:, None], np.arange(4))
+    numbers = uniform(CROP, seed, pass_number, row_id, views, np.arange(CROP_ATTEMPTS)[:, None], np.arange(4))
     return [_box(spec, width, height, draws) for spec, draws in zip(specs, numbers.tolist(), strict=True)]
 
 
@@ -122,11 +124,13 @@ class RandomCrops:
         """One array for each view."""
         return [np.empty((num, spec.size, spec.size, 3), dtype=np.uint8) for spec in self.specs]
 
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, epoch: int, row_id: int) -> None:
+    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
         """Decodes an image once and writes its crops. Raises BadImage."""
         encoded = bytes(data)
         width, height = image_size(encoded)
-        boxes = draw_boxes(self.specs, width=width, height=height, seed=self.seed, epoch=epoch, row_id=row_id)
+        boxes = draw_boxes(
+            self.specs, width=width, height=height, seed=self.seed, pass_number=pass_number, row_id=row_id
+        )
         write_crops(encoded, boxes, width, height, [array[index] for array in arrays])
 
 
@@ -143,7 +147,7 @@ class CentralCrop:
         """One array."""
         return [np.empty((num, self.size, self.size, 3), dtype=np.uint8)]
 
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, epoch: int, row_id: int) -> None:
+    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
         """Decodes an image and writes its central crop. Raises BadImage."""
         encoded = bytes(data)
         width, height = image_size(encoded)

@@ -49,9 +49,11 @@ def test_blur_equals_a_gaussian_convolution():
 def test_a_batch_equals_its_samples_one_by_one_in_their_own_order():
     spec = ViewSpec(size=24, solarize=0.3)
     rows = np.arange(8) * 1000 + 5
-    whole = apply_colours(IMAGES.clone(), draw_colours(spec, seed=1, epoch=2, row_ids=rows, view=1))
+    whole = apply_colours(
+        IMAGES.clone(), draw_colours(spec, seed=1, passes=np.full(len(rows), 2), row_ids=rows, view=1)
+    )
     for index in range(8):
-        c = draw_colours(spec, seed=1, epoch=2, row_ids=rows[index : index + 1], view=1)
+        c = draw_colours(spec, seed=1, passes=np.array([2]), row_ids=rows[index : index + 1], view=1)
         image = IMAGES[index]
         if c.flipped[0]:
             image = tv.hflip(image)
@@ -74,7 +76,9 @@ def test_views_are_a_function_of_seed_epoch_row_and_view():
     rows = np.array([3, 1, 4, 15, 9, 2])
 
     def make(seed=0, epoch=0, rows=rows, arrays=arrays):
-        return finish_views(arrays, specs, seed=seed, epoch=epoch, row_ids=rows, device=torch.device("cpu"))
+        return finish_views(
+            arrays, specs, seed=seed, passes=np.full(len(rows), epoch), row_ids=rows, device=torch.device("cpu")
+        )
 
     first, second = make()
     assert torch.equal(make()[0], first)
@@ -86,7 +90,9 @@ def test_views_are_a_function_of_seed_epoch_row_and_view():
 
 
 def test_parameters_are_distributed_as_lightly_draws_them():
-    colours = draw_colours(simclr_views(64)[0], seed=0, epoch=0, row_ids=np.arange(20_000), view=0)
+    colours = draw_colours(
+        simclr_views(64)[0], seed=0, passes=np.zeros(20_000, dtype=np.int64), row_ids=np.arange(20_000), view=0
+    )
     for draws, low, high in [
         (colours.brightness, 0.2, 1.8),
         (colours.contrast, 0.2, 1.8),
@@ -112,7 +118,9 @@ def test_crops_are_distributed_as_torchvision_draws_them():
     torch.manual_seed(0)
     image, spec = torch.zeros(3, 300, 400), ViewSpec(size=64)
     theirs = np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
-    ours = np.array([draw_boxes([spec], width=400, height=300, seed=0, epoch=0, row_id=row)[0] for row in range(4000)])
+    ours = np.array(
+        [draw_boxes([spec], width=400, height=300, seed=0, pass_number=0, row_id=row)[0] for row in range(4000)]
+    )
     left, top, right, bottom = ours.T
     assert (left >= 0).all() and (top >= 0).all() and (right <= 400).all() and (bottom <= 300).all()
     for mine, other in [
@@ -128,7 +136,7 @@ def test_crops_are_distributed_as_torchvision_draws_them():
 def test_boxes_of_extreme_images_fit(width, height):
     for row in range(50):
         left, top, right, bottom = draw_boxes(
-            [ViewSpec(size=8)], width=width, height=height, seed=0, epoch=0, row_id=row
+            [ViewSpec(size=8)], width=width, height=height, seed=0, pass_number=0, row_id=row
         )[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
     left, top, right, bottom = central_box(width=width, height=height, share=0.875)

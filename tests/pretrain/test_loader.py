@@ -20,9 +20,9 @@ ROWS, BATCH, STREAMS = 130, 12, 6
 class Slow(CentralCrop):
     """Takes longer for some images than for others, so that threads finish out of order."""
 
-    def fill(self, arrays, index, data, epoch, row_id):
+    def fill(self, arrays, index, data, pass_number, row_id):
         time.sleep(0.002 * (row_id % 3))
-        super().fill(arrays, index, data, epoch, row_id)
+        super().fill(arrays, index, data, pass_number, row_id)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_images_are_those_the_order_names(shards, decode_threads):
         np.testing.assert_array_equal(batch.row_ids, row_ids)
         assert numbers(batch) == row_ids.tolist()
         assert batch.columns["label"] == [f"class {n % 3}" for n in row_ids]
-        assert batch.epoch == number // steps
+        assert (batch.passes == number // steps).all()
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
