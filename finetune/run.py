@@ -159,7 +159,7 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
     columns = [settings.data.image_column, settings.label_column]
     manifest, validation = (
         load_manifest(url, columns=columns, image_column=settings.data.image_column)
-        for url in (settings.data.url, settings.validation_url)
+        for url in (settings.data.urls, settings.validation_url)
     )
     return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
 
@@ -243,5 +243,5 @@ def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:
         out=storage.absolute(settings.out),
         encoder=encoder,
         validation_url=storage.absolute(settings.validation_url),
-        data=dataclasses.replace(settings.data, url=storage.absolute(settings.data.url)),
+        data=settings.data.with_absolute_urls(),
     )

@@ -28,7 +28,7 @@ def run(settings: PretrainSettings) -> int:
     """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings = _with_absolute_urls(settings)
     columns = [settings.data.image_column]
-    manifest = load_manifest(settings.data.url, columns=columns, image_column=settings.data.image_column)
+    manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     build_method(settings.method.name, _encoder(settings), settings.method.arguments)
@@ -43,7 +43,7 @@ def pretrain(place: Place, settings: PretrainSettings) -> dict[str, Any]:
 
     # -- data: the order of samples is known before a byte of image is read ---------------------------------------------
     columns = [settings.data.image_column]
-    manifest = load_manifest(settings.data.url, columns=columns, image_column=settings.data.image_column)
+    manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     views = method_views(settings.method.name, settings.views.size, settings.views.arguments)
 
@@ -138,7 +138,7 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
     return dataclasses.replace(
         settings,
         out=storage.absolute(settings.out),
-        data=dataclasses.replace(settings.data, url=storage.absolute(settings.data.url)),
+        data=settings.data.with_absolute_urls(),
         knn=dataclasses.replace(
             settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)
         ),

@@ -77,8 +77,8 @@ def test_data_that_is_not_there(mistake, shards, tmp_path):
     assert "missing" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'missing'}")
     assert "empty" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'empty'}")
     assert "python -m pretrain.data import" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'photos'}")
-    assert "data.url must be a text" in mistake(pretrain, PRETRAIN, out, "data.url=")
-    assert "empty URL" in mistake(pretrain, PRETRAIN, out, "data.url=''")
+    assert "data.url=None is not possible" in mistake(pretrain, PRETRAIN, out, "data.url=")
+    assert "data.url='' is not possible" in mistake(pretrain, PRETRAIN, out, "data.url=''")
     assert "empty" in mistake(data, "import", tmp_path / "empty", tmp_path / "packed")
     assert "missing" in mistake(data, "check", tmp_path / "missing")
 

@@ -45,8 +45,9 @@ class BadRow:
 class Batch:
     """One rank's share of a step.
 
-    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays` come from the host transform; `columns` hold the other columns
-    of the rows really used (of the neighbour where a row was bad); `bad_rows` those of the places that were bad.
+    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays` come from
+    the host transform; `columns` hold the other columns of the rows really used (of the neighbour where a row was bad);
+    `bad_rows` those of the places that were bad.
     """
 
     row_ids: np.ndarray

@@ -30,6 +30,8 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
         window_rows=data.shuffle_window_rows,
         seed=seed,
+        source_of_group=manifest.source_of_group,
+        weights=data.weights or None,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import storage
+from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
@@ -14,8 +17,11 @@ from pretrain.training.schedules import SCALINGS
 class DataSettings:
     """Which rows are read, and how."""
 
-    url: str = setting(
-        help="Parquet shards: a folder, file or glob; a path or any fsspec URL (s3://, gs://, hf://, ...)"
+    url: Any = setting(
+        help="Parquet shards: a folder, file or glob, or a list of these; paths or any fsspec URLs (s3://, gs://, hf://, ...)"
+    )
+    weights: list[float] = setting(
+        [], help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each"
     )
     image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
     num_streams: int = setting(
@@ -26,6 +32,21 @@ class DataSettings:
     decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
     prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
+
+    def __post_init__(self) -> None:
+        urls = self.url if isinstance(self.url, list) else [self.url]
+        if not urls or not all(isinstance(url, str) and url for url in urls):
+            raise UserError(f"data.url={self.url!r} is not possible: give a path, a URL, or a list of them")
+
+    @property
+    def urls(self) -> list[str]:
+        """The data sets to read, at least one."""
+        return list(self.url) if isinstance(self.url, list) else [self.url]
+
+    def with_absolute_urls(self) -> DataSettings:
+        """The same with local paths made absolute: workers may run in another folder."""
+        urls = [storage.absolute(url) for url in self.urls]
+        return dataclasses.replace(self, url=urls if isinstance(self.url, list) else urls[0])
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,32 @@ def test_closing_early_leaves_no_thread(shards):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_mixed_data_sets_on_any_number_of_ranks_and_from_any_position(tmp_path):
+    first = write_shards(tmp_path / "a", [encoded(number) for number in range(40)])
+    second = write_shards(tmp_path / "b", [encoded(number) for number in range(40, 70)], plain_binary=True)
+    shards = Shards(load_manifest([first, second]), image_column="image")
+    manifest = shards.manifest
+    order = Order(
+        manifest.rows_of_group,
+        batch_size_global=BATCH,
+        num_streams=STREAMS,
+        window_rows=24,
+        seed=1,
+        source_of_group=manifest.source_of_group,
+        weights=[0.5, 2.0],
+    )
+    assert order.num_rows == 20 + 60 and order.steps_per_epoch == 6
+    whole = read(shards, order, 6 * 20)
+    counts = np.bincount(np.concatenate([numbers(batch) for batch in whole]), minlength=70)
+    # of 80 rows an epoch takes 72: each data set loses its share of the tail
+    assert abs(counts[:40].sum() / counts.sum() - 0.25) < 0.02
+    pairs = [pair for batch in whole for pair in zip(batch.row_ids.tolist(), batch.passes.tolist(), strict=True)]
+    assert len(set(pairs)) == len(pairs)
+    by_rank = [read(shards, order, 12, rank=rank, world_size=3) for rank in range(3)]
+    for parts, batch in zip(zip(*by_rank, strict=True), whole[:12], strict=True):
+        np.testing.assert_array_equal(np.concatenate([part.row_ids for part in parts]), batch.row_ids)
+        np.testing.assert_array_equal(np.concatenate([part.passes for part in parts]), batch.passes)
+    rest = read(shards, order, 3, samples_seen=8 * BATCH)
+    assert [numbers(batch) for batch in rest] == [numbers(batch) for batch in whole[8:11]]
