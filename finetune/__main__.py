@@ -1,34 +1,33 @@
-"""python -m finetune CONFIG [key=value ...]"""
+"""python -m finetune CONFIG [key=value ...] [--check]"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from cluster.errors import run_command
-from cluster.settings import describe, load_settings
 from finetune.settings import FinetuneSettings
+from pretrain.training.command import stage_command
 
-USAGE = """usage: python -m finetune CONFIG [key=value ...]
+USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
 Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be given or changed as
 key=value:
 
   python -m finetune configs/finetune/classification.yaml encoder=runs/first/encoder data.url=my/train \
       validation_url=my/validation out=runs/classifier
-
-The same command again continues a run that was cut off. Settings:
 """
 
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + describe(FinetuneSettings))
-        return 0 if arguments else 2
-    settings = load_settings(FinetuneSettings, arguments[0], arguments[1:])
-    from finetune.run import run  # after the settings are known to be right: torch takes seconds to import
+    return stage_command(arguments, USAGE, FinetuneSettings, _runner)
 
-    return run(settings)
+
+def _runner() -> Callable[..., int]:
+    from finetune.run import run
+
+    return run
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,23 +26,25 @@ from pretrain.data.views import CentralCrop, RandomCrops, weak_views
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch
-from pretrain.training.recipe import num_decode_threads, order_of, summary, train_by
+from pretrain.training.loop import Outcome, train
+from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
 RANDOM = "random"
 
 
-def run(settings: FinetuneSettings) -> int:
+def run(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings = _with_absolute_urls(settings)
     order, manifest, validation = open_data(settings)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     read_class_names_of(manifest, validation, settings.label_column)
     open_encoder(settings)
-    return launch("finetune", finetune, settings, cluster_settings=settings.cluster)
+    print(f"finetune: {describe_data(manifest, order)}", flush=True)
+    return launch("finetune", finetune, settings, cluster_settings=settings.cluster, check_only=check_only)
 
 
-def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
+def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json."""
     torch.manual_seed(settings.seed)
 
@@ -122,12 +125,13 @@ def finetune(place: Place, settings: FinetuneSettings) -> dict[str, Any]:
         evaluate_every_epochs=settings.evaluate_every_epochs,
         best_metric="accuracy",
         keep_best=keep_best,
+        loop=loop,
     )
     progress = outcome.progress
-    if outcome.status == "interrupted":
+    if outcome.status != "finished":
         if run_folder is not None:
             run_folder.close()
-        return {"status": "interrupted", "step": progress.step}
+        return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves: the best model, judged once more as it was saved -------------------------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model

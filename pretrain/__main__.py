@@ -1,33 +1,32 @@
-"""python -m pretrain CONFIG [key=value ...]"""
+"""python -m pretrain CONFIG [key=value ...] [--check]"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from cluster.errors import run_command
-from cluster.settings import describe, load_settings
 from pretrain.settings import PretrainSettings
+from pretrain.training.command import stage_command
 
-USAGE = """usage: python -m pretrain CONFIG [key=value ...]
+USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
 Learns an encoder from images without labels. CONFIG is a YAML file (see configs/pretrain/), any setting can be given or
 changed as key=value:
 
   python -m pretrain configs/pretrain/simclr.yaml data.url=my/shards out=runs/first
-
-The same command again continues a run that was cut off. Settings:
 """
 
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + describe(PretrainSettings))
-        return 0 if arguments else 2
-    settings = load_settings(PretrainSettings, arguments[0], arguments[1:])
-    from pretrain.run import run  # after the settings are known to be right: torch takes seconds to import
+    return stage_command(arguments, USAGE, PretrainSettings, _runner)
 
-    return run(settings)
+
+def _runner() -> Callable[..., int]:
+    from pretrain.run import run
+
+    return run
 
 
 if __name__ == "__main__":

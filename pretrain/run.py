@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from pretrain.methods import build_method, method_views
 from pretrain.settings import PretrainSettings
 from pretrain.training.features import KnnProbe
 from pretrain.training.launch import launch
-from pretrain.training.recipe import num_decode_threads, order_of, summary, train_by
+from pretrain.training.loop import Outcome, train
+from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
 
-def run(settings: PretrainSettings) -> int:
+def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
     """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings = _with_absolute_urls(settings)
     columns = [settings.data.image_column]
@@ -34,10 +36,11 @@ def run(settings: PretrainSettings) -> int:
     build_method(settings.method.name, _encoder(settings), settings.method.arguments)
     method_views(settings.method.name, settings.views.size, settings.views.arguments)
     _knn_probe(settings)
-    return launch("pretrain", pretrain, settings, cluster_settings=settings.cluster)
+    print(f"pretrain: {describe_data(manifest, order)}", flush=True)
+    return launch("pretrain", pretrain, settings, cluster_settings=settings.cluster, check_only=check_only)
 
 
-def pretrain(place: Place, settings: PretrainSettings) -> dict[str, Any]:
+def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json."""
     torch.manual_seed(settings.seed)
 
@@ -76,12 +79,13 @@ def pretrain(place: Place, settings: PretrainSettings) -> dict[str, Any]:
         on_collapse=settings.method.on_collapse,
         evaluate=None if probe is None else lambda step: probe(encoder, place),
         evaluate_every_epochs=settings.knn.every_epochs,
+        loop=loop,
     )
     progress = outcome.progress
-    if outcome.status == "interrupted":
+    if outcome.status != "finished":
         if run_folder is not None:
             run_folder.close()
-        return {"status": "interrupted", "step": progress.step}
+        return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
     encoder_url = storage.join(settings.out, "encoder")

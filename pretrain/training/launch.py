@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import cluster.settings
 from cluster import storage
 from cluster.errors import EXIT_INTERRUPTED, RunStopped
-from cluster.place import Place
+from cluster.place import place_here
 from cluster.workers import run_workers
-from pretrain.training import run_folder
+from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole, duration
+from pretrain.training.rehearsal import rehearse
 from pretrain.training.settings import FREE_TO_CHANGE, ClusterSettings
 
 
 def launch(
-    title: str, function: Callable[[Place, Any], dict[str, Any]], settings: Any, *, cluster_settings: ClusterSettings
+    title: str,
+    function: Callable[..., dict[str, Any]],
+    settings: Any,
+    *,
+    cluster_settings: ClusterSettings,
+    check_only: bool = False,
 ) -> int:
     """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
 
     `settings.out` must be absolute. A run that is finished is said to be so and not run again. `function` returns the
-    contents of result.json, or `{"status": "interrupted", "step": ...}`.
+    contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with
+    `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT.
 
     Raises what the workers raise; RunStopped is noted in result.json first.
     """
     out = settings.out
-    run_folder.claim(
-        out,
-        cluster.settings.to_yaml(settings),
-        lambda old: cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE),
-    )
+
+    def differing(old: str) -> list[str]:
+        return cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE)
+
+    if check_only:
+        return _check(title, function, settings, differing, max(1, cluster_settings.workers))
+    run_folder.claim(out, cluster.settings.to_yaml(settings), differing)
     result = run_folder.read_result(out)
     if result is not None and result.get("status") == "finished":
         print(f"{title}: {out} is finished already ({result['seconds']:.0f} s of training); nothing to do")
@@ -59,6 +69,28 @@ def launch(
     print(
         f"{title}: finished in {duration(result['seconds'])} of training; {storage.join(out, 'result.json')} sums it up"
     )
+    return 0
+
+
+def _check(
+    title: str,
+    function: Callable[..., dict[str, Any]],
+    settings: Any,
+    differing: Callable[[str], list[str]],
+    num_workers: int,
+) -> int:
+    was_there = storage.exists(settings.out)
+    run_folder.check_claim(settings.out, differing)
+    if not was_there:
+        storage.remove(settings.out)  # the writing test made it
+    newest = checkpoints.load_newest(settings.out) if was_there else None
+    where = "continues the run there" if newest is not None else "starts anew"
+    step = f" at step {newest.progress.step}" if newest is not None else ""
+    print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
+    with RunConsole(title) as console, place_here(console.show) as here:
+        # rank 0 of as many workers as there will be: it reads and computes what one worker will
+        function(dataclasses.replace(here, world_size=num_workers), settings, loop=rehearse)
+    print(f"{title}: all is well; nothing was started")
     return 0
 
 

@@ -150,7 +150,7 @@ def train(
     # -- what every step needs ------------------------------------------------------------------------------------------
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     averager = GradientAverager(p for p in module.parameters() if p.requires_grad)
-    autocast = _autocast(precision, device)
+    autocast = autocast_for(precision, device)
     after_step = getattr(module, "after_step", None)
     clock = _Clock(progress.seconds)
     warned: set[str] = set()
@@ -317,7 +317,7 @@ class _Timer:
         setattr(self._clock, self._name, getattr(self._clock, self._name) + time.perf_counter() - self._start)
 
 
-def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext

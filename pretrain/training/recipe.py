@@ -35,6 +35,16 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
     )
 
 
+def describe_data(manifest: Manifest, order: Order) -> str:
+    """What will be read, in a line."""
+    files, rows = len(manifest.files), manifest.num_rows
+    size = int(manifest.bytes_of_group.sum())
+    return (
+        f"{rows:,} images ({size / 2**20:,.1f} MiB) in {files:,} file{'s'[: files != 1]}; "
+        f"{order.steps_per_epoch:,} steps of {order.batch_size_global:,} images an epoch"
+    )
+
+
 def num_decode_threads(data: DataSettings) -> int:
     """Threads that a worker decodes with: as many as it computes with, unless the settings say so."""
     return data.decode_threads or max(1, torch.get_num_threads())
@@ -74,9 +84,10 @@ def train_by(
     learning_rate_share: Callable[[str], float] = lambda name: 1.0,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
+    loop: Callable[..., Outcome] = train,
     **more: Any,
 ) -> Outcome:
-    """Trains `module` by the settings that both stages share; `more` goes to the loop as it is."""
+    """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is."""
     num_norms = distributed.synchronise_batch_norm(module, place.device)
     if num_norms:
         note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
@@ -114,7 +125,7 @@ def train_by(
         )
         return peak * share
 
-    return train(
+    return loop(
         module,
         build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
         place=place,

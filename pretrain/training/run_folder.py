@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,17 @@ class RunFolder:
     def __init__(self, url: str) -> None:
         self.url = url
         self._staging: tempfile.TemporaryDirectory[str] | None = None
-        if storage.is_local(url):
-            self._local = storage.local_path(url)
-            self._local.mkdir(parents=True, exist_ok=True)
-        else:
-            self._staging = tempfile.TemporaryDirectory(prefix="fovea-run-")
-            self._local = Path(self._staging.name)
         self._tensorboard: Any = None
         self._metrics: Any = None
 
     def start_at(self, step: int) -> None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double."""
+        if storage.is_local(self.url):
+            self._local = storage.local_path(self.url)
+            self._local.mkdir(parents=True, exist_ok=True)
+        else:
+            self._staging = tempfile.TemporaryDirectory(prefix="fovea-run-")
+            self._local = Path(self._staging.name)
         path = self._local / METRICS
         old = storage.join(self.url, METRICS)
         text = storage.read_bytes(old).decode() if step > 0 and storage.exists(old) else ""
@@ -103,12 +104,17 @@ def write_result(run_url: str, result: dict[str, Any]) -> None:
     storage.write_json(storage.join(run_url, RESULT), {key: _finite(value) for key, value in result.items()})
 
 
-def claim(run_url: str, settings_yaml: str, differing: Any) -> None:
-    """Takes OUT for a run with these settings, or continues the run that is there.
+def claim(run_url: str, settings_yaml: str, differing: Callable[[str], list[str]]) -> None:
+    """Takes OUT for a run with these settings, or continues the run that is there; see `check_claim`."""
+    check_claim(run_url, differing)
+    storage.write_bytes(storage.join(run_url, SETTINGS), settings_yaml.encode())
+
+
+def check_claim(run_url: str, differing: Callable[[str], list[str]]) -> None:
+    """Sees to it that OUT can be taken.
 
     Args:
         run_url: OUT.
-        settings_yaml: every resolved setting.
         differing: given the text of the settings.yaml that is there, lists in words the settings that differ and may not.
 
     Raises UserError when OUT cannot be written, holds a run with other settings, or other files.
@@ -128,4 +134,3 @@ def claim(run_url: str, settings_yaml: str, differing: Any) -> None:
                 f"{run_url} is not empty and is no run folder (there: {', '.join(others[:5])}); choose another out"
             )
     storage.check_writable(run_url)
-    storage.write_bytes(path, settings_yaml.encode())

@@ -93,6 +93,14 @@ def test_a_model_folder_that_predicts(world, finished):
     assert {path.name for path in (finished / "model").iterdir()} == {"model.safetensors", "config.json"}
 
 
+def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run_command(lambda: main([*arguments(world, out), "--check"])) == 0
+    told = capsys.readouterr().out
+    assert "64 images" in told and "time: 32 steps of" in told and "nothing was started" in told
+    assert not out.exists()
+
+
 def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
     import io
 

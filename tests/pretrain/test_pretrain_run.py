@@ -105,6 +105,25 @@ def test_golden_losses(whole):
     assert losses == pytest.approx(golden, abs=2e-3)
 
 
+def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run_command(lambda: main([*arguments(shards, out, steps=12, workers=2), "--check"])) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "96 images", "6 steps of 16 images an epoch", "starts anew", "first batch of a worker: 8 images",
+        "memory of a worker: about", "time: 12 steps of", "2 workers", "nothing was started",
+    ):  # fmt: skip
+        assert words in told, told
+    assert not out.exists()
+
+    before = sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
+    assert run_command(lambda: main([*arguments(shards, whole, steps=12, workers=0), "--check"])) == 0
+    assert "continues the run there at step 12" in capsys.readouterr().out
+    assert before == sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
+    assert run_command(lambda: main([*arguments(shards, whole, steps=13, workers=0), "--check"])) == 2
+    assert "holds a run with other settings" in capsys.readouterr().err
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp_path, shared_ray, workers):

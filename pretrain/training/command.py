@@ -1,0 +1,37 @@
+"""The command line that both stages share: CONFIG, key=value overrides, --check and --help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cluster.settings import describe, load_settings
+
+Schema = TypeVar("Schema")
+CHECK = "--check"
+COMMON_USAGE = """
+The same command again continues a run that was cut off. With --check the command validates settings, data, storage and a
+first batch, estimates memory and time, and starts nothing. Settings:
+"""
+
+
+def stage_command(
+    arguments: Sequence[str], usage: str, schema: type[Schema], runner: Callable[[], Callable[..., int]]
+) -> int:
+    """Reads a command line and runs the stage; returns the exit code.
+
+    Args:
+        arguments: without the program's name.
+        usage: what the stage does and an example, for --help.
+        schema: of the settings.
+        runner: imports and returns `run(settings, check_only=...)`. It is called once the settings are known to be right:
+            torch takes seconds to import.
+
+    Raises UserError for everything wrong with the settings.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage + COMMON_USAGE + describe(schema))
+        return 0 if arguments else 2
+    config, *overrides = [argument for argument in arguments if argument != CHECK]
+    settings = load_settings(schema, config, overrides)
+    return runner()(settings, check_only=CHECK in arguments)
