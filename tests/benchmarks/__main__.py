@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pretrain.data.demo_scenes import write_demo
-from tests.benchmarks import attention_cost, clothing, ray_share
+from tests.benchmarks import attention_cost, clothing, ray_share, startup
 
 
 def main() -> None:
@@ -26,6 +26,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("\n== attention_cost")
     attention_cost.main([])
+    print("\n== startup")
+    startup.main([])
     print("\n== ray_share")
     with tempfile.TemporaryDirectory() as folder:
         write_demo(folder, num_images=400)

@@ -1,0 +1,70 @@
+"""How long it takes until a large data set is known: footers of 2,000 files with 1,000,000 rows, cold and cached.
+
+    python -m tests.benchmarks.startup [--files 2000] [--rows 500] [--repeats 3]
+
+The files hold tiny images and are made on the spot. Cold: no manifest is remembered; cached: the listing is compared and the
+footers are not read. Each time is that of `load_manifest` in a fresh process, imports left out, and the page cache warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PROGRAM = """
+import sys, time
+from pretrain.data.manifest import load_manifest
+started = time.perf_counter()
+manifest = load_manifest(sys.argv[1], cache_dir=sys.argv[2])
+print(time.perf_counter() - started, manifest.num_rows)
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Makes the files, times both starts and prints them."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.startup", description=__doc__)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=500, help="rows of a file")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        data, cache = Path(folder) / "data", Path(folder) / "cache"
+        write(data, options.files, options.rows)
+        print(f"{options.files:,} files of {options.rows} rows, {options.repeats} repeats")
+        for repeat in range(options.repeats):
+            shutil.rmtree(cache, ignore_errors=True)
+            for name in ("cold", "cached"):
+                seconds = start(data, cache, options.files * options.rows)
+                print(f"repeat {repeat + 1}  {name:7} {seconds:6.2f} s", flush=True)
+
+
+def write(data: Path, num_files: int, rows: int) -> None:
+    """Files of different tiny random images in row groups of 64."""
+    data.mkdir()
+    generator = np.random.default_rng(0)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for number in range(num_files):
+        images = [{"bytes": generator.bytes(32), "path": f"{number}/{row}.png"} for row in range(rows)]
+        pq.write_table(
+            pa.table({"image": pa.array(images, kind)}), data / f"shard-{number:05d}.parquet", row_group_size=64
+        )
+
+
+def start(data: Path, cache: Path, num_rows: int) -> float:
+    """Seconds of one `load_manifest` in a process of its own."""
+    command = [sys.executable, "-c", PROGRAM, str(data), str(cache)]
+    seconds, found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert int(found) == num_rows
+    return float(seconds)
+
+
+if __name__ == "__main__":
+    main()
