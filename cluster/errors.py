@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+from cluster.secrets import masked
+
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
@@ -48,13 +50,13 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except RunStopped as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        print(f"stopped: {masked(str(error))}", file=sys.stderr, flush=True)
         return EXIT_STOPPED
     except WorkerFailed as error:  # its text is the traceback that helps; ours would only hide it
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ will be no better a second later, and fail at once.
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import logging
 import random
 import threading
@@ -40,6 +41,7 @@ CONNECTION_ERRORS = frozenset(
     }
 )
 PATIENT_BEFORE_WARNING = 3
+LONGEST_SLEEP_SECONDS = 0.2
 
 
 class Incomplete(OSError):
@@ -82,8 +84,13 @@ def retrying(
     url: str,
     patience: Patience = DEFAULT_PATIENCE,
     pause: Callable[[float], object] = time.sleep,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Calls `function` until it succeeds, fails for good, or the patience ends; then its last exception is raised."""
+    """Calls `function` until it succeeds, fails for good, or the patience ends; then its last exception is raised.
+
+    The patience also ends when `stopped` says so, or this process comes to its end: threads that read ahead must not keep
+    it alive for minutes.
+    """
     global _retries
     deadline = time.monotonic() + patience.total_seconds
     for attempt, seconds in enumerate(patience.pauses(), start=1):
@@ -94,10 +101,19 @@ def retrying(
                 raise
             if attempt >= PATIENT_BEFORE_WARNING:  # from here on somebody may wonder why nothing happens
                 log.warning("%s: attempt %d failed (%s); trying again", masked(url), attempt, masked(in_words(error)))
+            while seconds > 0 and not stopped() and not _process_ends():
+                pause(min(seconds, LONGEST_SLEEP_SECONDS))
+                seconds -= LONGEST_SLEEP_SECONDS
+            if stopped() or _process_ends():
+                raise
         with _lock:
             _retries += 1
-        pause(seconds)
     return function()
+
+
+def _process_ends() -> bool:
+    # set when the interpreter begins to wait for the threads of pools; there is no public way to ask
+    return bool(getattr(concurrent.futures.thread, "_shutdown", False))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -114,9 +130,10 @@ def http_status(error: BaseException) -> int | None:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:  # aiohttp; gcsfs; requests and httpx
-            status = getattr(cause, "status", None) or getattr(cause, "code", None)
-            status = status or getattr(response, "status_code", None)
+        else:  # aiohttp; requests and httpx; gcsfs
+            status = getattr(cause, "status", None) or getattr(response, "status_code", None)
+            if type(cause).__name__ == "HttpError":
+                status = status or getattr(cause, "code", None)
         if str(status).isdigit() and 100 <= int(status) < 600:
             return int(status)
     return None

@@ -12,7 +12,10 @@ MASK = "***"
 # a name with one of these words holds a secret, wherever it stands: in settings, in the query of a URL, in a message
 _WORDS = r"secret|passw|token|credential|signature|authorization|api_?key|access_?key|account_?key|private|cookie|sas\b"
 _SECRET_NAME = re.compile(rf"(?i)({_WORDS})|^(key|sig|auth|username|connection_string)$")
-_PAIR = re.compile(rf"(?i)([\w.-]*(?:{_WORDS})[\w-]*|\bstorage_options\.key|\bsig)(['\"]?\s*[=:]\s*)(?!\*\*\*)['\"]?[^\s&'\",;)}}]+")
+_PAIR = re.compile(
+    rf"(?i)([\w.-]*(?:{_WORDS})[\w-]*|\bstorage_options\.key|\bsig)"  # a name
+    r"(['\"]?\s*[=:]\s*)(?!\*\*\*)['\"]?[^\s&'\",;)}]+"  # and its value
+)
 _USER = re.compile(r"(?<=://)[^/@\s]+@")
 
 _lock = threading.Lock()

@@ -25,6 +25,7 @@ from omegaconf.errors import (
 )
 
 from cluster.errors import UserError, nearest
+from cluster.secrets import masked_tree
 
 Schema = TypeVar("Schema")
 REQUIRED = MISSING
@@ -80,13 +81,13 @@ def load_settings(schema: type[Schema], config: str | None, overrides: Sequence[
 
 
 def to_yaml(settings: Any) -> str:
-    """Every resolved setting, as the YAML that goes into a run folder and loads again."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    """Every resolved setting, as the YAML that goes into a run folder and loads again; secrets stand there as `***`."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(settings)))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Every resolved setting as plain dicts, lists and scalars (JSON can hold them)."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+    """Every resolved setting as plain dicts, lists and scalars (JSON can hold them); secrets stand there as `***`."""
+    return typing.cast(dict[str, Any], masked_tree(OmegaConf.to_container(OmegaConf.structured(settings))))
 
 
 def _read_yaml(path: str) -> Any:
@@ -132,7 +133,7 @@ def _merged(tree: Any, other: Any, schema: type, where: str) -> Any:
         field = dict(_fields_of(schema)).get(key)
         wanted = f"; {key} must be {_type_name(field.type)}" if field is not None else ""
         value = OmegaConf.select(other, key) if key else other
-        raise UserError(f"{where}: {key}={value!r} has the wrong type{wanted}") from error
+        raise UserError(f"{where}: {key}={masked_tree(value, key)!r} has the wrong type{wanted}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {_first_line(error)}") from error
 
@@ -179,7 +180,7 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
 
     `ignored` holds keys, or prefixes that end in a dot, which may differ.
     """
-    old = _flat(OmegaConf.to_container(OmegaConf.create(old_yaml)))
+    old = _flat(masked_tree(OmegaConf.to_container(OmegaConf.create(old_yaml))))
     new = _flat(to_dict(settings))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"

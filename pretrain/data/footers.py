@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,26 +27,23 @@ class Footer:
     data_end: int
 
 
-def read_footer(file: FileInfo) -> Footer:
-    """Reads one file's footer.
+def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) -> Footer:
+    """Reads one file's footer; a store that fails is asked no more once `stopped` says so.
 
     Raises:
         UserError: naming the file, when it cannot be read, is no Parquet file, or is truncated.
     """
-    fs, path = storage.filesystem(file.url)
     size = file.size_bytes
     if size < 12:
         raise UserError(f"{file.url} is not a Parquet file: it has only {size} bytes")
-    with storage.explained("read", file.url):
-        tail: bytes = fs.cat_file(path, start=max(0, size - TAIL_BYTES), end=size)
-        if tail[-4:] != MAGIC:
-            start: bytes = fs.cat_file(path, start=0, end=4)
-            raise UserError(f"{file.url} {_what_is_wrong(tail, start)}")
-        footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-        if footer_bytes > size - 4:
-            raise UserError(f"{file.url} is truncated or damaged: its footer would be larger than the file")
-        if footer_bytes > len(tail):
-            tail = fs.cat_file(path, start=size - footer_bytes, end=size)
+    tail = storage.read_range(file, max(0, size - TAIL_BYTES), size, stopped=stopped)
+    if tail[-4:] != MAGIC:
+        raise UserError(f"{file.url} {_what_is_wrong(tail, storage.read_range(file, 0, 4))}")
+    footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if footer_bytes > size - 4:
+        raise UserError(f"{file.url} is truncated or damaged: its footer would be larger than the file")
+    if footer_bytes > len(tail):
+        tail = storage.read_range(file, size - footer_bytes, size, stopped=stopped)
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail[-footer_bytes:]))
         schema = metadata.schema.to_arrow_schema()

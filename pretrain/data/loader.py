@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.errors import RunStopped
+from pretrain.data.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.decode import BadImage
 from pretrain.data.order import Order
-from pretrain.data.reader import Rows, Shards, StreamReader, read_in_sequence
+from pretrain.data.reader import Rows, Shards, StreamReader, read_in_sequence, rows_ready_at_most
 
 
 class HostTransform(Protocol):
@@ -68,6 +69,7 @@ class Loader:
         decode_threads: threads that decode and crop (decoders release the GIL).
         read_threads: threads that wait for storage.
         prefetch_batches: batches kept ahead; bounds memory together with the window of the order.
+        prefetch_bytes: encoded images that are read ahead of the windows in use.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Loader:
         decode_threads: int = 1,
         read_threads: int = 4,
         prefetch_batches: int = 2,
+        prefetch_bytes: int = DEFAULT_BUDGET_BYTES,
     ) -> None:
         self._order, self._transform = order, transform
         self._epoch, self._step = order.epoch_and_step(samples_seen)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        ahead = ReadAhead(prefetch_bytes, most_rows=rows_ready_at_most(order))
         self._streams = [
             StreamReader(
                 order,
@@ -95,6 +99,7 @@ class Loader:
                 epoch=self._epoch,
                 row=self._step * order.rows_per_step_and_stream,
                 executor=self._readers,
+                ahead=ahead,
             )
             for stream in order.streams_of_rank(rank, world_size)
         ]
@@ -129,6 +134,8 @@ class Loader:
     def close(self) -> None:
         """Stops reading and frees the threads."""
         self._closed.set()
+        for stream in self._streams:
+            stream.close()
         while self._producer.is_alive():
             try:
                 self._queue.get_nowait()

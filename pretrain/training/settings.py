@@ -32,11 +32,23 @@ class DataSettings:
     decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
     prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
+    prefetch_mib: int = setting(256, minimum=1, help="MiB of encoded images a worker reads ahead of the rows in use")
+    storage_options: dict[str, Any] = setting(
+        {},
+        help="fsspec options for the store of url: endpoint_url, key, secret, anon, ...; secrets are never written down",
+    )
+    cache_dir: str | None = setting(None, help="folder on a local disk that keeps what was read from a store")
+    cache_gib: float = setting(0.0, minimum=0, help="GiB that cache_dir may take on each node; 0 keeps nothing")
 
     def __post_init__(self) -> None:
         urls = self.url if isinstance(self.url, list) else [self.url]
         if not urls or not all(isinstance(url, str) and url for url in urls):
             raise UserError(f"data.url={self.url!r} is not possible: give a path, a URL, or a list of them")
+
+    def use_stores(self) -> None:
+        """Makes this process read with these storage options and this cache; each process calls it before it reads."""
+        storage.use_options(self.urls, self.storage_options)
+        storage.use_cache(self.cache_dir, self.cache_gib)
 
     @property
     def urls(self) -> list[str]:
@@ -113,6 +125,11 @@ FREE_TO_CHANGE = (
     "data.decode_threads",
     "data.read_threads",
     "data.prefetch_batches",
+    "data.prefetch_mib",
+    "data.storage_options",
+    "data.storage_options.",
+    "data.cache_dir",
+    "data.cache_gib",
     "training.checkpoint_every_steps",
     "training.checkpoint_every_seconds",
     "training.keep_checkpoints",

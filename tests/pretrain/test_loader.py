@@ -152,7 +152,7 @@ def test_plain_binary_columns_and_huge_row_groups_read_the_same(tmp_path, monkey
     order = make_order(shards)
     whole = [numbers(batch) for batch in read(shards, order, 10)]
     assert whole == order.epoch_batches(0).tolist()
-    monkeypatch.setattr("pretrain.data.reader.WHOLE_GROUP_BYTES", 0)  # page by page
+    monkeypatch.setattr("pretrain.data.chunks.WHOLE_GROUP_BYTES", 0)  # page by page
     assert [numbers(batch) for batch in read(shards, order, 10)] == whole
 
 

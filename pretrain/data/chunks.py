@@ -1,0 +1,125 @@
+"""The bytes of one row group's columns as a file that pyarrow reads: few requests, never more in memory than two blocks.
+
+A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
+The columns of a larger one are read in blocks, the next one on its way while the current one is used, so that memory does
+not depend on how somebody grouped the rows.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import pyarrow.parquet as pq
+
+# up to this size what is needed of a row group is fetched whole; above it in blocks
+WHOLE_GROUP_BYTES = 8 * 2**20
+BLOCK_BYTES = 2 * 2**20
+# between two columns: reading so much for nothing takes no longer than another request
+GAP_BYTES = 2**18
+
+ReadRange = Callable[[int, int], bytes]
+Range = tuple[int, int]
+
+
+def ranges_of_columns(metadata: pq.FileMetaData, row_group: int, leaves: Sequence[str]) -> list[Range]:
+    """Where the chunks of leaf columns (`image.bytes`; a name alone means all leaves below it) lie: sorted [start, stop)."""
+    group = metadata.row_group(row_group)
+    ranges = []
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        path = chunk.path_in_schema
+        if any(path == leaf or path.startswith(f"{leaf}.") for leaf in leaves):
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                start = min(start, chunk.dictionary_page_offset)
+            ranges.append((start, start + chunk.total_compressed_size))
+    return sorted(ranges)
+
+
+def coalesced(ranges: Sequence[Range], *, gap: int = GAP_BYTES) -> list[Range]:
+    """Sorted ranges with those joined that lie at most `gap` bytes apart."""
+    joined: list[Range] = []
+    for start, stop in ranges:
+        if joined and start - joined[-1][1] <= gap:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+class ChunkFile(io.RawIOBase):
+    """A seekable file of which only the given ranges can be read; for `pyarrow.PythonFile`.
+
+    Args:
+        size_bytes: of the whole file.
+        ranges: what will be read, sorted.
+        read_range: gives the bytes [start, stop).
+        executor: reads ahead.
+    """
+
+    def __init__(self, size_bytes: int, ranges: Sequence[Range], read_range: ReadRange, executor: Executor) -> None:
+        self._size, self._position = size_bytes, 0
+        self.is_whole = sum(stop - start for start, stop in ranges) <= WHOLE_GROUP_BYTES
+        self._blocks = [
+            _Blocks(start, stop, stop - start if self.is_whole else BLOCK_BYTES, read_range, executor)
+            for start, stop in (coalesced(ranges) if self.is_whole else ranges)
+        ]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    def read(self, size: int = -1) -> Any:
+        """Bytes from the position on, as bytes or a view of them."""
+        for blocks in self._blocks:
+            if blocks.start <= self._position < blocks.stop:
+                stop = blocks.stop if size < 0 else min(self._position + size, blocks.stop)
+                data = blocks.read(self._position, stop)
+                self._position += len(data)
+                return data
+        raise OSError(f"byte {self._position} belongs to no column that was asked for")
+
+
+class _Blocks:
+    """One range, read from its start to its end in blocks; the current one and the next are in memory."""
+
+    def __init__(self, start: int, stop: int, block_bytes: int, read_range: ReadRange, executor: Executor) -> None:
+        self.start, self.stop = start, stop
+        self._block_bytes, self._read_range, self._executor = max(1, block_bytes), read_range, executor
+        self._at: dict[int, Future[bytes]] = {}
+        self._begin(0)
+
+    def read(self, start: int, stop: int) -> Any:
+        first, last = (start - self.start) // self._block_bytes, (stop - 1 - self.start) // self._block_bytes
+        for index in [old for old in self._at if old < first]:
+            del self._at[index]
+        parts = []
+        for index in range(first, last + 1):
+            self._begin(index)
+            self._begin(index + 1)
+            offset = self.start + index * self._block_bytes
+            view = memoryview(self._at[index].result())
+            parts.append(view[max(0, start - offset) : stop - offset])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _begin(self, index: int) -> None:
+        start = self.start + index * self._block_bytes
+        if index not in self._at and start < self.stop:
+            stop = min(start + self._block_bytes, self.stop)
+            self._at[index] = self._executor.submit(self._read_range, start, stop)
