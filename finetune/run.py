@@ -36,6 +36,7 @@ RANDOM = "random"
 def run(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings = _with_absolute_urls(settings)
+    settings.data.use_stores()
     order, manifest, validation = open_data(settings)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     read_class_names_of(manifest, validation, settings.label_column)
@@ -47,6 +48,7 @@ def run(settings: FinetuneSettings, *, check_only: bool = False) -> int:
 def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json."""
     torch.manual_seed(settings.seed)
+    settings.data.use_stores()
 
     # -- data -----------------------------------------------------------------------------------------------------------
     order, manifest, validation = open_data(settings)

@@ -29,6 +29,7 @@ from pretrain.training.run_folder import RunFolder, write_result
 def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
     """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings = _with_absolute_urls(settings)
+    settings.data.use_stores()
     columns = [settings.data.image_column]
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
@@ -43,6 +44,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
 def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json."""
     torch.manual_seed(settings.seed)
+    settings.data.use_stores()
 
     # -- data: the order of samples is known before a byte of image is read ---------------------------------------------
     columns = [settings.data.image_column]

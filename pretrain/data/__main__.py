@@ -13,7 +13,8 @@ from cluster.errors import UserError, run_command
 EXAMPLES = """examples:
   python -m pretrain.data import my/photos my/shards                      class folders give the labels
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
-  python -m pretrain.data check s3://bucket/shards --rows all
+  python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
+  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
   python -m pretrain.data demo my/demo --images 2000
 
 SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://, gs://, hf://, ...).
@@ -38,22 +39,37 @@ def _parser() -> argparse.ArgumentParser:
 
     pack = commands.add_parser(
         "import",
-        help="pack a folder of images into shards",
-        description="Packs the images in SRC and its sub-folders into shards in DEST. Every image is decoded for checking;\n"
-        "bad ones are listed in DEST/quarantine.jsonl, the others are stored byte for byte as they are. Hidden folders and\n"
-        "those whose names begin with an underscore are passed over. A summary goes to DEST/import.json.",
+        help="pack images into shards",
+        description="Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in\n"
+        "DEST/quarantine.jsonl, the others are stored byte for byte as they are (but see --short-side). A summary goes to\n"
+        "DEST/import.json. The same command again continues an import that was cut off.\n\n"
+        "SRC is told by its look, or by --kind:\n"
+        "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
+        "  coco         COCO json: FILE.json with boxes or captions\n"
+        "  voc          Pascal VOC: a folder with an xml file for each image\n"
+        "  yolo         YOLO: a folder with a txt file for each image, names in data.yaml or classes.txt\n"
+        "  table        FILE.csv, .tsv or .jsonl with paths or URLs, and labels or captions\n"
+        "  tar          tars with WebDataset naming: a file, folder or glob\n"
+        "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT",
         epilog="example: python -m pretrain.data import my/photos my/shards --validation 0.2",
         formatter_class=as_it_stands,
     )
-    pack.add_argument("src", metavar="SRC", help="folder of images, or of a folder for each class")
+    pack.add_argument("src", metavar="SRC", help="what to pack")
     pack.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
+    pack.add_argument("--kind", default="auto", metavar="KIND", help="kind of source (default: auto)")
     pack.add_argument(
         "--labels",
-        default="auto",
         metavar="auto|folders|none",
-        help="folders: an image's class is the folder that holds it; auto (default): so when all images lie exactly one "
-        "folder deep, in two folders or more; none: no classes",
+        help="folder: folders takes the folder that holds an image as its class; auto (default) does so when all images lie "
+        "exactly one folder deep, in two folders or more; none: no classes",
     )
+    pack.add_argument("--images", metavar="FOLDER", help="coco: the folder of the images (default: looked for)")
+    for name in ("path", "label", "caption"):
+        pack.add_argument(
+            f"--{name}-column", metavar="NAME", help=f"table: column of the {name} (default: usual names)"
+        )
+    pack.add_argument("--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)")
+    pack.add_argument("--download", action="store_true", default=None, help="torchvision: fetch what is not there")
     pack.add_argument(
         "--validation",
         type=float,
@@ -61,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the images that goes to DEST/validation, the rest to DEST/train (default: 0, no split)",
     )
+    pack.add_argument("--drop-duplicates", action="store_true", help="keep only the first of images with equal bytes")
+    pack.add_argument(
+        "--short-side",
+        type=int,
+        default=0,
+        metavar="N",
+        help="scale larger images down to N pixels on their short side and store them as JPEG (default: 0, as they are)",
+    )
+    pack.add_argument("--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)")
+    pack.add_argument("--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)")
+    pack.add_argument("--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)")
     pack.add_argument("--overwrite", action="store_true", help="remove what an earlier import wrote to DEST")
     pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
     pack.add_argument(
@@ -70,14 +97,50 @@ def _parser() -> argparse.ArgumentParser:
 
     look = commands.add_parser(
         "check",
-        help="say what is in a data set",
-        description="Prints files, rows, row groups, columns, labels, and how a sample of the images decodes.",
-        epilog="example: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all",
+        help="say what is in a data set, and put its row groups right",
+        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
+        "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions and caption\n"
+        "are looked at when their types fit; name others with the options.",
+        epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
+        "          python -m pretrain.data check hf://datasets/cppe-5/data/train-00000-of-00001.parquet --sheet sheet.png\n"
+        "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",
         formatter_class=as_it_stands,
     )
     look.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
     look.add_argument("--image-column", default="image", metavar="NAME", help="column with the images (default: image)")
-    look.add_argument("--rows", default="1000", metavar="N|all", help="how many images to decode (default: 1000)")
+    look.add_argument(
+        "--label-column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column with a class or a list of classes; may be given several times",
+    )
+    look.add_argument(
+        "--objects-column",
+        metavar="NAME",
+        help="column with boxes and their classes: struct<bbox, category> of lists, or a list of such structs",
+    )
+    look.add_argument("--caption-column", metavar="NAME", help="column with a caption or a list of captions")
+    look.add_argument(
+        "--box-format",
+        default="xywh",
+        choices=["xywh", "xyxy"],
+        help="four numbers of a box, in pixels: left, top, width, height (default), or left, top, right, bottom",
+    )
+    look.add_argument("--rows", default="1000", metavar="N|all", help="how many rows to look at (default: 1000)")
+    look.add_argument("--sheet", metavar="FILE.png", help="draw images spread over the rows, with labels and boxes")
+    look.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    look.add_argument(
+        "--fix",
+        metavar="DEST",
+        help="then write all rows, in order and with all columns, to shards with small row groups in DEST, a new folder",
+    )
+    look.add_argument("--drop-bad", action="store_true", help="with --fix: leave out rows whose image is bad")
+    look.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="with --fix: of images that are equal byte for byte keep the first; what is left out is in DEST/dropped.jsonl",
+    )
     look.set_defaults(handler=_check)
 
     demo = commands.add_parser(
@@ -95,27 +158,72 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from pretrain.data.importing import describe_import, import_folder
+    from pretrain.data.importing import ImportOptions, describe_import, import_images
+    from pretrain.data.sources import Columns
 
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers must be at least 1, not {arguments.workers}")
-    summary = import_folder(
+    summary = import_images(
         arguments.src,
         arguments.dest,
-        labels=arguments.labels,
-        validation_share=arguments.validation,
-        seed=arguments.seed,
+        ImportOptions(
+            validation_share=arguments.validation,
+            seed=arguments.seed,
+            drop_duplicates=arguments.drop_duplicates,
+            short_side=arguments.short_side,
+            jpeg_quality=arguments.jpeg_quality,
+            rows_per_group=arguments.rows_per_group,
+            bytes_per_group=arguments.group_mib * 2**20,
+        ),
+        kind=arguments.kind,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        labels=arguments.labels,
+        images=arguments.images,
+        columns=Columns(arguments.path_column, arguments.label_column, arguments.caption_column),
+        root=arguments.root,
+        download=arguments.download,
     )
     print(describe_import(summary, arguments.dest))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from pretrain.data.check import check, parse_rows, print_report
+    from pretrain.data.check import Asked, check, parse_rows
+    from pretrain.data.check_report import print_fix, print_report
+    from pretrain.data.regroup import check_places, regroup
 
-    print_report(check(arguments.url, arguments.image_column, parse_rows(arguments.rows), show_progress=True))
+    if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
+        raise UserError("--drop-bad and --drop-duplicates need --fix DEST; a check alone changes nothing")
+    if arguments.sheet is not None and not arguments.sheet.lower().endswith(".png"):
+        raise UserError(f"--sheet {arguments.sheet}: the contact sheet is a PNG; name a file that ends in .png")
+    num_rows = parse_rows(arguments.rows)
+    if arguments.fix is not None:
+        check_places(arguments.url, arguments.fix)
+    asked = Asked(
+        tuple(arguments.label_column), arguments.objects_column, arguments.caption_column, arguments.box_format
+    )
+    report = check(
+        arguments.url,
+        arguments.image_column,
+        num_rows,
+        asked=asked,
+        sheet_url=arguments.sheet,
+        show_progress=True,
+    )
+    print_report(report)
+    if arguments.fix is not None:
+        report["fix"] = regroup(
+            arguments.url,
+            arguments.fix,
+            arguments.image_column,
+            drop_bad=arguments.drop_bad,
+            drop_duplicates=arguments.drop_duplicates,
+            show_progress=True,
+        )
+        print_fix(report["fix"])
+    if arguments.json is not None:
+        storage.write_json(arguments.json, report)
     return 0
 
 

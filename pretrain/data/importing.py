@@ -1,17 +1,20 @@
-"""Packs a source of images into shards: every image is checked, bad ones are set aside, the order is mixed."""
+"""Packs a source of images into shards: every image is checked, bad ones are set aside, the order is mixed.
+
+An import that was cut off continues when the same command is run again: shards are written one after the other into
+DEST/.unfinished, each is kept when it is complete, and a journal there says how far they reach. They move to their place
+when the last one is written, so readers never see a part of an import.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,49 +22,91 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.decode import BadImage, decode_image
-from pretrain.data.packing import ShardWriter, schema_of
+from pretrain.data.import_journal import Journal
+from pretrain.data.packing import DEFAULT_BYTES_PER_GROUP, DEFAULT_ROWS_PER_GROUP, ShardWriter, schema_of
+from pretrain.data.preparing import Prepared, prepare
 from pretrain.data.progress import ProgressLine
-from pretrain.data.sources import SOURCES, Record
+from pretrain.data.sources import Listing, Record, list_records
 
 SUMMARY, QUARANTINE = "import.json", "quarantine.jsonl"
-MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
 REMOTE_THREADS = 32
-OWN_NAMES = re.compile(r"shard-\d{5,}\.parquet|import\.json|quarantine\.jsonl|\.tmp-[0-9a-z_]{8,32}")
 SPLITS = ("train", "validation")
+OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
+COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A record and either its encoded bytes or why it is bad."""
-
-    record: Record
-    data: bytes
-    reason: str | None
-
-
-def import_folder(
-    src: str,
-    dest: str,
-    *,
-    labels: str = "auto",
-    validation_share: float = 0.0,
-    seed: int = 0,
-    workers: int | None = None,
-    overwrite: bool = False,
-    show_progress: bool = True,
-    kind: str = "folder",
-) -> dict[str, Any]:
-    """Packs a folder of images into shards and returns the summary that is also written to DEST/import.json.
-
-    The encoded bytes are kept as they are. Images that cannot be decoded are listed in DEST/quarantine.jsonl.
+class ImportOptions:
+    """What the shards depend on; a cut-off import continues only with the same ones.
 
     Args:
-        src, dest: folders, local or in any store.
-        labels: see `pretrain.data.sources.folder_records`.
         validation_share: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an image's side depends on
             its path alone, so that it stays when others are added.
         seed: of the order in the shards.
+        drop_duplicates: of images with equal bytes only the first is kept.
+        short_side: larger images are scaled down to so many pixels on their short side, and stored as JPEG; 0 stores all
+            images byte for byte as they are.
+        jpeg_quality: of images that are scaled down, 1 to 95.
+        rows_per_group, bytes_per_group: a row group ends with whichever comes first.
+    """
+
+    validation_share: float = 0.0
+    seed: int = 0
+    drop_duplicates: bool = False
+    short_side: int = 0
+    jpeg_quality: int = 92
+    rows_per_group: int = DEFAULT_ROWS_PER_GROUP
+    bytes_per_group: int = DEFAULT_BYTES_PER_GROUP
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation_share}")
+        if self.short_side < 0 or not 1 <= self.jpeg_quality <= 95:
+            raise UserError(
+                f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a short side is 0 or "
+                "more pixels, a quality 1 to 95"
+            )
+        if min(self.rows_per_group, self.bytes_per_group) < 1:
+            raise UserError("row groups need at least one row and one MiB; see --rows-per-group and --group-mib")
+
+
+@dataclass
+class Tally:
+    """What an import has done so far; all of it JSON, for the journal."""
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label ("" for none) -> images
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of images and annotations set aside
+    bytes_before: int = 0
+    bytes_after: int = 0
+    duplicates: int = 0
+    boxes: int = 0
+    captions: int = 0
+
+    @property
+    def images(self) -> int:
+        """Images packed."""
+        return sum(sum(labels.values()) for labels in self.counts.values())
+
+
+def import_images(
+    src: str,
+    dest: str,
+    options: ImportOptions | None = None,
+    *,
+    kind: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    **source_options: Any,
+) -> dict[str, Any]:
+    """Packs a source into shards and returns the summary that is also written to DEST/import.json.
+
+    Images that cannot be decoded and annotations that cannot be used are listed in DEST/quarantine.jsonl.
+
+    Args:
+        src, dest: see `pretrain.data.sources.list_records`; a folder, local or in any store.
+        options: what the shards depend on.
+        kind, source_options: what the source is, see `list_records`.
         workers: threads that read and decode; by default one for each CPU, more for a remote source.
         overwrite: removes what an earlier import wrote to `dest`; never anything else.
 
@@ -69,74 +114,132 @@ def import_folder(
         UserError: nothing to pack, `dest` not empty, no readable image, or nothing on one side of the split.
     """
     started = time.monotonic()
-    if not 0 <= validation_share < 1:
-        raise UserError(f"--validation must be at least 0 and below 1, not {validation_share}")
-    src, dest = storage.absolute(src), storage.absolute(dest)
-    records = SOURCES[kind](src, labels=labels, leave_out=dest)
-    split_of = {record.path: _split_of(record.path, validation_share) for record in records}
-    if missing := {split for split in SPLITS if validation_share > 0} - set(split_of.values()):
+    options = options or ImportOptions()
+    src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
+    listing = list_records(src, kind=kind, leave_out=dest, **source_options)
+    split_of = {record.path: _split_of(record.path, options.validation_share) for record in listing.records}
+    splits = sorted(set(split_of.values()))
+    if missing := {split for split in SPLITS if options.validation_share > 0} - set(splits):
         raise UserError(
-            f"--validation {validation_share} of {len(records)} images leaves none for {missing.pop()}; choose another share"
+            f"--validation {options.validation_share} of {len(listing.records)} images leaves none for {missing.pop()}; "
+            "choose another share"
         )
-    _make_room(dest, overwrite=overwrite)
-
     # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
     # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
-    records.sort(key=lambda record: _hash("order", str(seed), record.path))
-    schema = schema_of() if records[0].label is None else schema_of(label=pa.string())
-    counts: dict[str, Counter[str]] = {split: Counter() for split in sorted(set(split_of.values()))}
-    quarantined: list[dict[str, str]] = []
-    num_bytes = 0
-    with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(ShardWriter(storage.join(dest, split) if split else dest, schema))
-            for split in counts
-        }
-        progress = stack.enter_context(ProgressLine("packing", len(records), shown=show_progress))
-        for checked in _read_and_check(records, workers or _num_threads(src)):
-            record = checked.record
-            progress.advance()
-            if checked.reason is not None:
-                quarantined.append({"path": record.path, "reason": checked.reason})
-                continue
-            split = split_of[record.path]
-            row: dict[str, Any] = {"image": {"bytes": checked.data, "path": record.path}}
-            if record.label is not None:
-                row["label"] = record.label
-            writers[split].write(row)
-            counts[split][record.label or ""] += 1
-            num_bytes += len(checked.data)
-        if quarantined:  # written before an all-bad import fails, for it says why
-            lines = sorted(quarantined, key=lambda line: line["path"])
-            storage.write_bytes(
-                storage.join(dest, QUARANTINE), "".join(json.dumps(line) + "\n" for line in lines).encode()
-            )
-        if len(quarantined) == len(records):
-            raise UserError(
-                f"none of the {len(records)} images in {src} can be decoded (first: {lines[0]['path']}: "
-                f"{lines[0]['reason']}); all are listed in {storage.join(dest, QUARANTINE)}"
-            )
+    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path))
+    journal = Journal.open(
+        dest, {**asdict(options), "source": src, "records": _fingerprint(records)}, overwrite=overwrite
+    )
+    tally = Tally(**journal.state) if journal.state else Tally(problems=list(listing.problems))
+    if journal.state and show_progress:
+        print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
 
-    total = sum(counts.values(), Counter())
-    summary = {
-        "format_version": 1,
-        "source": src,
-        "images": total.total(),
-        "bytes": num_bytes,
-        "classes": None if records[0].label is None else dict(sorted(total.items())),
-        "quarantined": len(quarantined),
-        "quarantine_reasons": dict(Counter(line["reason"].split(":")[0] for line in quarantined).most_common()),
-        "shards": sum(writer.num_shards for writer in writers.values()),
-        "splits": {split: counts[split].total() for split in counts if split},
-        "notes": _notes(records, counts, labels),
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if _is_known(name, records)})
+    num_shards = 0
+    with ProgressLine("packing", len(records), shown=show_progress) as progress:
+        for split in splits:
+            todo = [record for record in records if split_of[record.path] == split]
+            place = journal.place(split)
+            progress.advance(min(place.records_done, len(todo)))
+            with ShardWriter(
+                storage.join(journal.folder, split) if split else journal.folder,
+                schema,
+                rows_per_group=options.rows_per_group,
+                bytes_per_group=options.bytes_per_group,
+                first_shard=place.shards_done,
+            ) as writer:
+                prepared = _prepare_all(todo[place.records_done :], options, workers or _num_threads(src))
+                for number, item in enumerate(prepared, place.records_done + 1):
+                    progress.advance()
+                    _take(item, split, writer, tally, journal, options)
+                    if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
+                        journal.reached(split, number, writer.num_shards, asdict(tally))
+            journal.reached(split, len(todo), writer.num_shards, asdict(tally))
+            num_shards += writer.num_shards
+    _write_quarantine(dest, tally.problems)
+    if not tally.images:
+        first = min(tally.problems)
+        journal.discard()
+        raise UserError(
+            f"none of the {len(records)} images in {src} can be used (first: {first[0]}: {first[1]}); "
+            f"all are listed in {storage.join(dest, QUARANTINE)}"
+        )
+    journal.publish(splits)
+    summary = _summary(src, records, listing, tally, options, num_shards, time.monotonic() - started)
     storage.write_json(storage.join(dest, SUMMARY), summary)  # last: where it stands, the import is complete
     return summary
 
 
+def _take(
+    item: Prepared, split: str, writer: ShardWriter, tally: Tally, journal: Journal, options: ImportOptions
+) -> None:
+    """Packs one image, or says why not."""
+    record = item.record
+    tally.problems.extend((record.path, note) for note in item.notes)
+    if item.data is None:
+        return
+    if options.drop_duplicates:
+        earlier = journal.first_with(item.digest, record.path, record.label or "")
+        if earlier is not None:
+            tally.duplicates += 1
+            path, label = earlier
+            other = (
+                f", but its label there is {label!r} and here {record.label!r}" if label != (record.label or "") else ""
+            )
+            tally.problems.append((record.path, f"a duplicate of {path}{other}"))
+            return
+    row: dict[str, Any] = {"image": {"bytes": item.data, "path": item.path}}
+    for name in COLUMNS:
+        value = item.objects if name == "objects" else getattr(record, name)
+        if value is not None:
+            row[name] = asdict(value) if name == "objects" else list(value) if isinstance(value, tuple) else value
+    writer.write(row)
+    labels = tally.counts.setdefault(split, {})
+    for label in record.labels or (record.label or "",):
+        labels[label] = labels.get(label, 0) + 1
+    if record.labels:
+        labels[""] = labels.get("", 0) + 1 - len(record.labels)  # so that the counts of a split sum to its images
+    tally.bytes_before += item.bytes_before
+    tally.bytes_after += len(item.data)
+    tally.boxes += len(item.objects.bbox) if item.objects else 0
+    tally.captions += len(record.captions or ())
+
+
+def _is_known(column: str, records: Sequence[Record]) -> bool:
+    return any(getattr(record, column) is not None for record in records)
+
+
+def _prepare_all(records: Sequence[Record], options: ImportOptions, num_threads: int) -> Iterator[Prepared]:
+    """All records, read, decoded and scaled by a pool, in their order, with a bounded number on the way."""
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="check")
+    rest = iter(records)
+
+    def start(num: int) -> list[Future[Prepared]]:
+        return [
+            pool.submit(prepare, record, short_side=options.short_side, jpeg_quality=options.jpeg_quality)
+            for record in islice(rest, num)
+        ]
+
+    on_the_way = deque(start(4 * num_threads))
+    try:
+        while on_the_way:
+            yield on_the_way.popleft().result()
+            on_the_way.extend(start(1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _hash(*words: str) -> bytes:
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).digest()
+
+
+def _fingerprint(records: Sequence[Record]) -> str:
+    """Changes with any image's path or what is known of it, so that a journal is not continued on other data."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr((record.path, record.size_bytes, record.label, record.labels, record.objects)).encode())
+        digest.update(repr(record.captions).encode())
+    return digest.hexdigest()
 
 
 def _split_of(path: str, validation_share: float) -> str:
@@ -150,61 +253,58 @@ def _num_threads(src: str) -> int:
     return (os.cpu_count() or 1) if storage.is_local(src) else REMOTE_THREADS
 
 
-def _make_room(dest: str, *, overwrite: bool) -> None:
-    """Sees to it that `dest` is empty. Removes only files that bear the names an import gives."""
-    names = storage.names_in(dest)
-    inner = [f"{split}/{name}" for split in SPLITS if split in names for name in storage.names_in(f"{dest}/{split}")]
-    held = sorted((set(names) | set(inner)) - set(SPLITS))  # empty split folders are what an interrupted import leaves
-    if held and not overwrite:
-        raise UserError(f"{dest} is not empty (it holds {held[0]}); name another folder or add --overwrite")
-    if foreign := [name for name in held if not OWN_NAMES.fullmatch(name.rsplit("/", 1)[-1])]:
-        raise UserError(f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or name another folder")
-    # the summary first: without it a half removed folder does not look like a complete import
-    for name in sorted(names, key=lambda name: name != SUMMARY):
-        storage.remove(storage.join(dest, name))
-    storage.check_writable(dest)
+def _write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
+    if problems:  # written before an all-bad import fails, for it says why
+        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in sorted(map(tuple, problems))]
+        storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
 
 
-def _read_and_check(records: Sequence[Record], num_threads: int) -> Iterator[Checked]:
-    """All records, read and decoded by a pool, in their order, with a bounded number on the way."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="check")
-    rest = iter(records)
-    on_the_way: deque[Future[Checked]] = deque(pool.submit(_check, record) for record in islice(rest, 4 * num_threads))
-    try:
-        while on_the_way:
-            yield on_the_way.popleft().result()
-            on_the_way.extend(pool.submit(_check, record) for record in islice(rest, 1))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check(record: Record) -> Checked:
-    if record.size_bytes > MAX_FILE_BYTES:
-        return Checked(record, b"", f"file too large: {record.size_bytes} bytes")
-    try:
-        data = storage.read_bytes(record.url)
-        decode_image(data)
-    except UserError as error:
-        return Checked(record, b"", f"cannot be read: {str(error).rsplit(': ', 1)[-1]}")
-    except BadImage as error:
-        return Checked(record, b"", str(error))
-    return Checked(record, data, None)
-
-
-def _notes(records: Sequence[Record], counts: dict[str, Counter[str]], labels: str) -> list[str]:
-    """What the user should know before training on the shards."""
-    notes = []
-    if labels == "auto" and records[0].label is None and any("/" in record.path for record in records):
+def _summary(
+    src: str,
+    records: Sequence[Record],
+    listing: Listing,
+    tally: Tally,
+    options: ImportOptions,
+    num_shards: int,
+    seconds: float,
+) -> dict[str, Any]:
+    with_classes = _is_known("label", records) or _is_known("labels", records)
+    total: Counter[str] = Counter()
+    for labels in tally.counts.values():
+        total.update({label: num for label, num in labels.items() if label})
+    sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
+    notes = list(listing.notes)
+    if not with_classes and any("/" in record.path for record in records) and not _is_known("objects", records):
         notes.append(
             "no labels: the images do not lie exactly one folder deep; --labels folders takes their folders as classes"
         )
-    if SPLITS[1] in counts and (unseen := sorted(set(counts[SPLITS[1]]) - set(counts[SPLITS[0]]))):
+    if SPLITS[1] in sides and (unseen := sorted(sides[SPLITS[1]] - sides.get(SPLITS[0], set()))):
         notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
-    if records[0].label is not None:
-        whole = {record.label or "" for record in records}
-        if gone := sorted(whole - set().union(*counts.values())):
-            notes.append(f"classes without a single readable image: {', '.join(gone)}")
-    return notes
+    if with_classes and (
+        gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
+    ):
+        notes.append(f"classes without a single readable image: {', '.join(gone)}")
+    return {
+        "format_version": 1,
+        "source": src,
+        "images": tally.images,
+        "bytes": tally.bytes_after,
+        "bytes_before_scaling": tally.bytes_before if options.short_side else None,
+        "classes": dict(sorted(total.items())) if with_classes else None,
+        "boxes": tally.boxes if _is_known("objects", records) else None,
+        "captions": tally.captions if _is_known("captions", records) else None,
+        "duplicates": tally.duplicates if options.drop_duplicates else None,
+        "quarantined": len(tally.problems),
+        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in tally.problems).most_common()),
+        "shards": num_shards,
+        "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
+        "notes": notes,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _short(reason: str) -> str:
+    return "duplicate" if reason.startswith("a duplicate of") else reason.split(":")[0]
 
 
 def describe_import(summary: dict[str, Any], dest: str) -> str:
@@ -213,6 +313,9 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"packed {summary['images']} images ({summary['bytes'] / 2**20:.1f} MiB) into {summary['shards']} "
         f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
     ]
+    if summary["bytes_before_scaling"]:
+        share = 1 - summary["bytes"] / summary["bytes_before_scaling"]
+        lines.append(f"  scaling down saved {share:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
     if summary["classes"] is not None:
@@ -220,10 +323,11 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         shown = ", ".join(f"{name} {num}" for name, num in most[:20])
         more = f", and {len(most) - 20} more" if len(most) > 20 else ""
         lines.append(f"  {len(most)} classes: {shown}{more}")
+    lines.extend(f"  {summary[name]} {name}" for name in ("boxes", "captions") if summary[name] is not None)
     if summary["quarantined"]:
         reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
         lines.append(
-            f"warning: {summary['quarantined']} files set aside ({reasons}); listed in {storage.join(dest, QUARANTINE)}"
+            f"warning: {summary['quarantined']} entries set aside ({reasons}); listed in {storage.join(dest, QUARANTINE)}"
         )
     lines.extend(f"note: {note}" for note in summary["notes"])
     return "\n".join(lines)

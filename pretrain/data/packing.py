@@ -26,6 +26,7 @@ from pretrain.data.footers import hugging_face_features
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MIB = 2**20
+DEFAULT_ROWS_PER_GROUP, DEFAULT_BYTES_PER_GROUP = 64, 8 * MIB
 
 
 def schema_of(**columns: pa.DataType) -> pa.Schema:
@@ -37,7 +38,7 @@ class ShardWriter:
     """Rows to `shard-00000.parquet`, `shard-00001.parquet`, ... in a folder. Use as a context manager.
 
     In a local folder the shards appear, by rename, when the last row is written: leaving through an exception leaves nothing.
-    In an object store each shard appears when it is complete, so that no more than one needs room on this machine.
+    In an object store, and with `first_shard`, each shard appears when it is complete.
 
     Image columns are marked as such for Hugging Face `datasets`.
 
@@ -47,18 +48,21 @@ class ShardWriter:
         rows_per_group, bytes_per_group: a row group ends with whichever comes first. Readers hold whole row groups, and
             shuffle better the smaller they are.
         bytes_per_shard: a file ends with the row group that reaches it.
+        first_shard: number of the first shard to write, after those with lower numbers that are there already.
 
     Attributes:
-        num_rows, num_shards, num_bytes: of the finished files; final once the writer is closed.
+        num_shards: finished files, with those before `first_shard`; final once the writer is closed.
+        num_rows, num_bytes: of the files that this writer finished.
     """
 
     def __init__(
         self,
         dest_url: str,
         schema: pa.Schema,
-        rows_per_group: int = 64,
-        bytes_per_group: int = 8 * MIB,
+        rows_per_group: int = DEFAULT_ROWS_PER_GROUP,
+        bytes_per_group: int = DEFAULT_BYTES_PER_GROUP,
         bytes_per_shard: int = 256 * MIB,
+        first_shard: int | None = None,
     ) -> None:
         if min(rows_per_group, bytes_per_group, bytes_per_shard) < 1:
             raise ValueError("rows_per_group, bytes_per_group and bytes_per_shard must be at least 1")
@@ -71,11 +75,14 @@ class ShardWriter:
         self._waiting_shards: list[Path] = []
         self._file: Path | None = None
         self._parquet: pq.ParquetWriter | None = None
-        self.num_rows = self.num_shards = self.num_bytes = 0
+        self._at_once = first_shard is not None or not storage.is_local(dest_url)
+        self._continues = first_shard is not None
+        self.num_shards = first_shard or 0
+        self.num_rows = self.num_bytes = 0
 
     def __enter__(self) -> ShardWriter:
         there = [name for name in storage.names_in(self._dest) if name.endswith(".parquet")]
-        if there:
+        if there and not self._continues:
             raise UserError(f"{self._dest} already holds {there[0]}; name another folder or remove the shards first")
         with storage.explained("write to", self._dest):
             if storage.is_local(self._dest):
@@ -139,7 +146,7 @@ class ShardWriter:
                 os.fsync(written.fileno())
         self.num_shards += 1
         self.num_bytes += self._file.stat().st_size
-        if storage.is_local(self._dest):
+        if not self._at_once:
             self._waiting_shards.append(self._file)
         else:
             storage.upload(self._file, storage.join(self._dest, self._file.name))

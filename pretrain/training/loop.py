@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cluster import storage
 from cluster.errors import RunStopped, UserError
 from cluster.place import Place
 from pretrain.data.hashing import hash64
@@ -355,7 +356,7 @@ def _record(
 ) -> dict[str, Any]:
     """One line of metrics.jsonl; all ranks call it, because health looks at the embeddings of all."""
     logs = sorted(output.logs)
-    means = summed([float(output.logs[name]) for name in logs], output.loss.device) if logs else []
+    *means, num_retries = summed([*(float(output.logs[name]) for name in logs), storage.retries()], output.loss.device)
     record: dict[str, Any] = {
         "step": progress.step,
         "samples_seen": progress.samples_seen,
@@ -366,6 +367,7 @@ def _record(
         **{name: mean / world_size() for name, mean in zip(logs, means, strict=True)},
         **clock.rates(),
         "bad_rows": progress.bad_row_count,
+        "read_retries": int(num_retries),
     }
     if output.embeddings is not None:
         record |= health.embedding_health(*(gathered(part.detach()) for part in output.embeddings))

@@ -116,6 +116,7 @@ def train_by(
             decode_threads=num_decode_threads(data),
             read_threads=data.read_threads,
             prefetch_batches=data.prefetch_batches,
+            prefetch_bytes=data.prefetch_mib * 2**20,
         )
         return TrainingBatches(loader, shards, to_inputs)
 

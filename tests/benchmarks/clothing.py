@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     shards = {split: options.out / "data" / split for split in SPLITS}
     for split, folder in shards.items():
         if not (folder / "import.json").exists():
-            command("pretrain.data", "import", str(options.photos / split), str(folder), "--overwrite")
+            command(
+                "pretrain.data", "import", str(options.photos / split), str(folder), "--overwrite", "--short-side", "160"
+            )
 
     rows = []
     for seed in options.seeds:

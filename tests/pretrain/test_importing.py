@@ -1,5 +1,6 @@
 """Folders of images become data sets: every readable image once, byte for byte, mixed, and nothing lost in silence."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,10 +16,10 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.importing import describe_import, import_folder
+from pretrain.data.importing import ImportOptions, describe_import, import_images
 from pretrain.data.manifest import load_manifest
 from pretrain.data.reader import Shards, read_in_sequence
-from pretrain.data.sources import folder_records
+from pretrain.data.sources.folders import folder_records
 from tests.pretrain.shards import encoded, photo
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0" / "validation"
@@ -42,7 +43,9 @@ def make_photos(root, classes=("cats", "dogs", "owls"), num=40):
 
 
 def pack_folder(src, dest, **options):
-    return import_folder(str(src), str(dest), show_progress=False, **options)
+    names = {field.name for field in dataclasses.fields(ImportOptions)}
+    chosen = ImportOptions(**{name: options.pop(name) for name in names & options.keys()})
+    return import_images(str(src), str(dest), chosen, show_progress=False, **options)
 
 
 def rows_in(url):
@@ -100,7 +103,7 @@ def test_bad_files_are_set_aside_with_their_reasons(tmp_path):
 def test_nothing_but_bad_files(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.jpg").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"none of the 1 images .* can be decoded \(first: a\.jpg: not an image\)"):
+    with pytest.raises(UserError, match=r"none of the 1 images .* can be used \(first: a\.jpg: not an image\)"):
         pack_folder(tmp_path / "src", tmp_path / "out")
     assert storage.names_in(str(tmp_path / "out")) == ["quarantine.jsonl"]
 

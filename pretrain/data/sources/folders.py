@@ -1,28 +1,13 @@
-"""Where images to pack come from. Each kind of source is a function that lists records; nothing is read yet.
-
-A new kind (COCO json, Pascal VOC xml, a table of paths, ...) is a function here and a line in `SOURCES`.
-"""
+"""Folders of images, with or without a folder for each class."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from cluster import storage
 from cluster.errors import UserError, choose
 from pretrain.data.manifest import IMAGE_SUFFIXES
+from pretrain.data.sources.records import Record
 
 LABELS = ("auto", "folders", "none")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image to pack: where it lies, its path below the source (which names it in the shards), and its class if any."""
-
-    url: str
-    path: str
-    size_bytes: int
-    label: str | None
 
 
 def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = None) -> list[Record]:
@@ -65,7 +50,7 @@ def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = No
             "lie in the folder of its class"
         )
     records = [
-        Record(file.url, path, file.size_bytes, path.split("/")[-2] if with_classes else None)
+        Record(file.url, path, file.size_bytes, label=path.split("/")[-2] if with_classes else None)
         for file, path in zip(files, paths, strict=True)
     ]
     return sorted(records, key=lambda record: record.path)
@@ -73,9 +58,3 @@ def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = No
 
 def _are_class_folders(paths: list[str]) -> bool:
     return all(path.count("/") == 1 for path in paths) and len({path.split("/")[0] for path in paths}) >= 2
-
-
-# kind of source -> what lists its records
-SOURCES: dict[str, Callable[..., list[Record]]] = {
-    "folder": folder_records,
-}

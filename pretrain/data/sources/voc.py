@@ -1,0 +1,83 @@
+"""Pascal VOC (http://host.robots.ox.ac.uk/pascal/VOC/): an xml file with boxes for each image."""
+
+from __future__ import annotations
+
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+
+from cluster import storage
+from cluster.errors import UserError
+from pretrain.data.manifest import IMAGE_SUFFIXES
+from pretrain.data.sources.records import Listing, Objects, Record, files_below, numbers, unique
+
+NUM_THREADS = 16
+
+
+def voc_records(src: str) -> Listing:
+    """The images below `src` that an xml file of the same name (or its <filename>) speaks of, with their boxes.
+
+    VOC's boxes are corners; one-pixel offsets of the original tools are left as they are.
+
+    Raises:
+        UserError: when there is no xml file.
+    """
+    images = files_below(src, IMAGE_SUFFIXES)
+    annotations = files_below(src, (".xml",))
+    if not annotations:
+        raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
+    by_name: dict[str, list[str]] = {}
+    for path in images:
+        by_name.setdefault(posixpath.basename(path), []).append(path)
+        by_name.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
+    listing = Listing([])
+    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="voc") as pool:
+        texts = pool.map(storage.read_bytes, [file.url for file in annotations.values()])
+        for path, text in zip(annotations, texts, strict=True):
+            try:
+                name, objects = _parse(text)
+            except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+                listing.problems.append((path, f"not a VOC annotation: {_first_line(error)}"))
+                continue
+            stem = posixpath.splitext(posixpath.basename(path))[0]
+            found = by_name.get(stem) or by_name.get(posixpath.basename(name or "")) or []
+            if len(found) != 1:
+                what = "no image" if not found else f"{len(found)} images"
+                listing.problems.append((path, f"{what} of its name below {src}"))
+                continue
+            file = images[found[0]]
+            listing.records.append(Record(file.url, found[0], file.size_bytes, objects=objects))
+    listing.records = unique(listing.records, src)
+    if unspoken := len(images) - len(listing.records):
+        listing.notes.append(f"{unspoken} images without an xml file are left out")
+    return listing
+
+
+def _parse(text: bytes) -> tuple[str | None, Objects]:
+    """(<filename>, objects). Raises ValueError for what is no annotation."""
+    root = fromstring(text)
+    if root.tag != "annotation":
+        raise ValueError(f"its root is <{root.tag}>, not <annotation>")
+    boxes, names = [], []
+    for number, item in enumerate(root.iter("object"), 1):
+        name = (item.findtext("name") or "").strip()
+        box = item.find("bndbox")
+        if not name or box is None:
+            raise ValueError(f"object {number} has no name or no bndbox")
+        corners = numbers([_float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")], 4)
+        if corners is None:
+            raise ValueError(f"object {number} has a bndbox that is not four numbers")
+        left, top, right, bottom = corners
+        boxes.append((left, top, right - left, bottom - top))
+        names.append(name)
+    return root.findtext("filename"), Objects(tuple(boxes), tuple(names))
+
+
+def _float(text: str | None) -> float:
+    return float(text or "nan")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
