@@ -23,7 +23,13 @@ import pyarrow as pa
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.import_journal import Journal
-from pretrain.data.packing import DEFAULT_BYTES_PER_GROUP, DEFAULT_ROWS_PER_GROUP, ShardWriter, schema_of
+from pretrain.data.packing import (
+    DEFAULT_BYTES_PER_GROUP,
+    DEFAULT_BYTES_PER_SHARD,
+    DEFAULT_ROWS_PER_GROUP,
+    ShardWriter,
+    schema_of,
+)
 from pretrain.data.preparing import Prepared, prepare
 from pretrain.data.progress import ProgressLine
 from pretrain.data.sources import Listing, Record, list_records
@@ -48,6 +54,7 @@ class ImportOptions:
             images byte for byte as they are.
         jpeg_quality: of images that are scaled down, 1 to 95.
         rows_per_group, bytes_per_group: a row group ends with whichever comes first.
+        bytes_per_shard: a file ends with the row group that reaches it.
     """
 
     validation_share: float = 0.0
@@ -57,6 +64,7 @@ class ImportOptions:
     jpeg_quality: int = 92
     rows_per_group: int = DEFAULT_ROWS_PER_GROUP
     bytes_per_group: int = DEFAULT_BYTES_PER_GROUP
+    bytes_per_shard: int = DEFAULT_BYTES_PER_SHARD
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -66,8 +74,8 @@ class ImportOptions:
                 f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a short side is 0 or "
                 "more pixels, a quality 1 to 95"
             )
-        if min(self.rows_per_group, self.bytes_per_group) < 1:
-            raise UserError("row groups need at least one row and one MiB; see --rows-per-group and --group-mib")
+        if min(self.rows_per_group, self.bytes_per_group, self.bytes_per_shard) < 1:
+            raise UserError("--rows-per-group, --group-mib and --shard-mib must be at least 1")
 
 
 @dataclass
@@ -146,6 +154,7 @@ def import_images(
                 schema,
                 rows_per_group=options.rows_per_group,
                 bytes_per_group=options.bytes_per_group,
+                bytes_per_shard=options.bytes_per_shard,
                 first_shard=place.shards_done,
             ) as writer:
                 prepared = _prepare_all(todo[place.records_done :], options, workers or _num_threads(src))

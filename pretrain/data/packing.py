@@ -26,7 +26,7 @@ from pretrain.data.footers import hugging_face_features
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MIB = 2**20
-DEFAULT_ROWS_PER_GROUP, DEFAULT_BYTES_PER_GROUP = 64, 8 * MIB
+DEFAULT_ROWS_PER_GROUP, DEFAULT_BYTES_PER_GROUP, DEFAULT_BYTES_PER_SHARD = 64, 8 * MIB, 256 * MIB
 
 
 def schema_of(**columns: pa.DataType) -> pa.Schema:
@@ -61,7 +61,7 @@ class ShardWriter:
         schema: pa.Schema,
         rows_per_group: int = DEFAULT_ROWS_PER_GROUP,
         bytes_per_group: int = DEFAULT_BYTES_PER_GROUP,
-        bytes_per_shard: int = 256 * MIB,
+        bytes_per_shard: int = DEFAULT_BYTES_PER_SHARD,
         first_shard: int | None = None,
     ) -> None:
         if min(rows_per_group, bytes_per_group, bytes_per_shard) < 1:

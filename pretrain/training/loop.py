@@ -252,7 +252,7 @@ def train(
                 if run is not None:
                     run.log(record)
                 place.report({"kind": "progress", "num_steps": num_steps, **_finite_only(record)})
-                for text in _collapse(record, output, progress.step, batch_size_global):
+                for text in _collapse(record, output, progress.step, num_steps, batch_size_global):
                     if on_collapse == "stop":
                         raise RunStopped(f"step {progress.step}: {text}")
                     if text.split(":")[0] not in warned:
@@ -375,7 +375,7 @@ def _record(
     return record | numbers
 
 
-def _collapse(record: dict[str, Any], output: StepOutput, step: int, batch_size: int) -> list[str]:
+def _collapse(record: dict[str, Any], output: StepOutput, step: int, num_steps: int, batch_size: int) -> list[str]:
     if output.embeddings is None:
         return []
     return health.warnings_in_words(
@@ -383,7 +383,8 @@ def _collapse(record: dict[str, Any], output: StepOutput, step: int, batch_size:
         batch_size=batch_size,
         dim=output.embeddings[0].shape[1],
         loss=record["loss"],
-        chance_loss=output.chance_loss,
+        # at low learning rates of the warm-up nothing is learnt yet, and nothing is wrong
+        chance_loss=output.chance_loss if step > num_steps // 10 else None,
         step=step,
     )
 

@@ -35,7 +35,13 @@ def main(arguments: list[str] | None = None) -> None:
     for split, folder in shards.items():
         if not (folder / "import.json").exists():
             command(
-                "pretrain.data", "import", str(options.photos / split), str(folder), "--overwrite", "--short-side", "160"
+                "pretrain.data",
+                "import",
+                str(options.photos / split),
+                str(folder),
+                "--overwrite",
+                "--short-side",
+                "160",
             )
 
     rows = []

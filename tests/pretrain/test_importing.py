@@ -2,17 +2,12 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
@@ -221,24 +216,6 @@ def test_from_and_to_a_store(tmp_path, s3_server):
         pack_folder(f"{s3_server.url}/photos", dest)
     assert pack_folder(tmp_path / "src", dest, overwrite=True)["splits"] == {}
     assert load_manifest(dest).num_rows == len(files)
-
-
-def test_killed_half_way_nothing_looks_complete(tmp_path):
-    (tmp_path / "src").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3)).astype(np.uint8)
-    Image.fromarray(noise).save(tmp_path / "src" / "0000.png")
-    for index in range(1, 400):
-        os.link(tmp_path / "src" / "0000.png", tmp_path / "src" / f"{index:04d}.png")
-    command = [sys.executable, "-m", "pretrain.data", "import", str(tmp_path / "src"), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob(".tmp-*/*.parquet")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors == "interrupted\n"
-    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.skipif(not CLOTHING.exists(), reason="the photos are not here")
