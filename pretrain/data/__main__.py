@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)")
     pack.add_argument("--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)")
     pack.add_argument("--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)")
+    pack.add_argument("--shard-mib", type=int, default=256, metavar="N", help="MiB of a shard (default: 256)")
+    pack.add_argument(
+        "--check", action="store_true", help="look at the source and a few images, estimate, pack nothing"
+    )
     pack.add_argument("--overwrite", action="store_true", help="remove what an earlier import wrote to DEST")
     pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
     pack.add_argument(
@@ -98,11 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser(
         "check",
         help="say what is in a data set, and put its row groups right",
-        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
-        "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions and caption\n"
-        "are looked at when their types fit; name others with the options.",
+        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how the\n"
+        "images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption are\n"
+        "looked at when their types fit; name others with the options.",
         epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
-        "          python -m pretrain.data check hf://datasets/cppe-5/data/train-00000-of-00001.parquet --sheet sheet.png\n"
+        "          python -m pretrain.data check 'hf://datasets/OWNER/NAME/**/*.parquet' --sheet sheet.png\n"
         "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",
         formatter_class=as_it_stands,
     )
@@ -139,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="with --fix: of images that are equal byte for byte keep the first; what is left out is in DEST/dropped.jsonl",
+        help="with --fix: of images that are equal byte for byte keep the first; what is left out is in DEST/_dropped.jsonl",
     )
     look.set_defaults(handler=_check)
 
@@ -163,27 +167,32 @@ def _import(arguments: argparse.Namespace) -> int:
 
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers must be at least 1, not {arguments.workers}")
-    summary = import_images(
-        arguments.src,
-        arguments.dest,
-        ImportOptions(
-            validation_share=arguments.validation,
-            seed=arguments.seed,
-            drop_duplicates=arguments.drop_duplicates,
-            short_side=arguments.short_side,
-            jpeg_quality=arguments.jpeg_quality,
-            rows_per_group=arguments.rows_per_group,
-            bytes_per_group=arguments.group_mib * 2**20,
-        ),
-        kind=arguments.kind,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
-        labels=arguments.labels,
-        images=arguments.images,
-        columns=Columns(arguments.path_column, arguments.label_column, arguments.caption_column),
-        root=arguments.root,
-        download=arguments.download,
+    options = ImportOptions(
+        validation_share=arguments.validation,
+        seed=arguments.seed,
+        drop_duplicates=arguments.drop_duplicates,
+        short_side=arguments.short_side,
+        jpeg_quality=arguments.jpeg_quality,
+        rows_per_group=arguments.rows_per_group,
+        bytes_per_group=arguments.group_mib * 2**20,
+        bytes_per_shard=arguments.shard_mib * 2**20,
     )
+    more = {
+        "kind": arguments.kind,
+        "workers": arguments.workers,
+        "overwrite": arguments.overwrite,
+        "labels": arguments.labels,
+        "images": arguments.images,
+        "columns": Columns(arguments.path_column, arguments.label_column, arguments.caption_column),
+        "root": arguments.root,
+        "download": arguments.download,
+    }
+    if arguments.check:
+        from pretrain.data.import_check import check_import
+
+        print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
+        return 0
+    summary = import_images(arguments.src, arguments.dest, options, **more)
     print(describe_import(summary, arguments.dest))
     return 0
 

@@ -55,15 +55,8 @@ class Journal:
 
         Raises UserError when DEST holds something else.
         """
-        path = storage.join(dest, UNFINISHED, JOURNAL)
-        if not overwrite and storage.exists(path):
-            stored = storage.read_json(path)
-            if stored["options"] != options:
-                differing = sorted(key for key in options if stored["options"].get(key) != options[key])
-                raise UserError(
-                    f"{dest} holds an import that was cut off and had other options ({', '.join(differing)}); repeat its "
-                    "command to continue it, name another folder, or add --overwrite"
-                )
+        stored = None if overwrite else cls.stored(dest, options)
+        if stored is not None:
             journal = cls(dest, options, stored["state"], {k: Reached(*v) for k, v in stored["reached"].items()})
             for name in filter(DIGESTS.fullmatch, storage.names_in(journal.folder)):
                 for line in storage.read_bytes(storage.join(journal.folder, name)).decode().splitlines():
@@ -75,6 +68,21 @@ class Journal:
         journal = cls(dest, options)
         journal._write()
         return journal
+
+    @staticmethod
+    def stored(dest: str, options: dict[str, Any]) -> dict[str, Any] | None:
+        """The journal that lies in DEST, or None. Raises UserError when it was begun with other options."""
+        path = storage.join(dest, UNFINISHED, JOURNAL)
+        if not storage.exists(path):
+            return None
+        stored: dict[str, Any] = storage.read_json(path)
+        if stored["options"] != options:
+            differing = sorted(key for key in options if stored["options"].get(key) != options[key])
+            raise UserError(
+                f"{dest} holds an import that was cut off and had other options ({', '.join(differing)}); repeat its "
+                "command to continue it, name another folder, or add --overwrite"
+            )
+        return stored
 
     def place(self, split: str) -> Reached:
         """Where a split continues."""
@@ -131,6 +139,14 @@ def make_room(dest: str, *, overwrite: bool) -> None:
 
     Raises UserError when `dest` is not empty and may not be emptied, or cannot be written.
     """
+    # the summary first: without it a half removed folder does not look like a complete import
+    for name in sorted(check_room(dest, overwrite=overwrite), key=lambda name: name != "import.json"):
+        storage.remove(storage.join(dest, name))
+    storage.check_writable(dest)
+
+
+def check_room(dest: str, *, overwrite: bool) -> list[str]:
+    """The names in `dest`, which may all be removed. Raises UserError when one may not."""
     names = storage.names_in(dest)
     folders = [*SPLITS, UNFINISHED, *(f"{UNFINISHED}/{split}" for split in SPLITS)]
     held = {name for name in names if name not in folders}
@@ -142,7 +158,4 @@ def make_room(dest: str, *, overwrite: bool) -> None:
         raise UserError(f"{dest} is not empty (it holds {min(held)}); name another folder or add --overwrite")
     if foreign := sorted(name for name in held if not OWN_NAMES.fullmatch(name.rsplit("/", 1)[-1])):
         raise UserError(f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or name another folder")
-    # the summary first: without it a half removed folder does not look like a complete import
-    for name in sorted(names, key=lambda name: name != "import.json"):
-        storage.remove(storage.join(dest, name))
-    storage.check_writable(dest)
+    return names

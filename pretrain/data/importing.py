@@ -125,19 +125,8 @@ def import_images(
     options = options or ImportOptions()
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
-    split_of = {record.path: _split_of(record.path, options.validation_share) for record in listing.records}
-    splits = sorted(set(split_of.values()))
-    if missing := {split for split in SPLITS if options.validation_share > 0} - set(splits):
-        raise UserError(
-            f"--validation {options.validation_share} of {len(listing.records)} images leaves none for {missing.pop()}; "
-            "choose another share"
-        )
-    # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
-    # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
-    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path))
-    journal = Journal.open(
-        dest, {**asdict(options), "source": src, "records": _fingerprint(records)}, overwrite=overwrite
-    )
+    records, split_of, splits = arranged(listing, options)
+    journal = Journal.open(dest, journal_options(src, records, options), overwrite=overwrite)
     tally = Tally(**journal.state) if journal.state else Tally(problems=list(listing.problems))
     if journal.state and show_progress:
         print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
@@ -157,7 +146,7 @@ def import_images(
                 bytes_per_shard=options.bytes_per_shard,
                 first_shard=place.shards_done,
             ) as writer:
-                prepared = _prepare_all(todo[place.records_done :], options, workers or _num_threads(src))
+                prepared = prepare_all(todo[place.records_done :], options, workers or num_threads_for(src))
                 for number, item in enumerate(prepared, place.records_done + 1):
                     progress.advance()
                     _take(item, split, writer, tally, journal, options)
@@ -177,6 +166,29 @@ def import_images(
     summary = _summary(src, records, listing, tally, options, num_shards, time.monotonic() - started)
     storage.write_json(storage.join(dest, SUMMARY), summary)  # last: where it stands, the import is complete
     return summary
+
+
+def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], dict[str, str], list[str]]:
+    """The records in the order of packing, the split of each path, and all splits ("" alone when nothing is split off).
+
+    Raises UserError when a split would be empty.
+    """
+    split_of = {record.path: _split_of(record.path, options.validation_share) for record in listing.records}
+    splits = sorted(set(split_of.values()))
+    if missing := {split for split in SPLITS if options.validation_share > 0} - set(splits):
+        raise UserError(
+            f"--validation {options.validation_share} of {len(listing.records)} images leaves none for {missing.pop()}; "
+            "choose another share"
+        )
+    # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
+    # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
+    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path))
+    return records, split_of, splits
+
+
+def journal_options(src: str, records: Sequence[Record], options: ImportOptions) -> dict[str, Any]:
+    """What must be the same for an import to continue."""
+    return {**asdict(options), "source": src, "records": _fingerprint(records)}
 
 
 def _take(
@@ -218,7 +230,7 @@ def _is_known(column: str, records: Sequence[Record]) -> bool:
     return any(getattr(record, column) is not None for record in records)
 
 
-def _prepare_all(records: Sequence[Record], options: ImportOptions, num_threads: int) -> Iterator[Prepared]:
+def prepare_all(records: Sequence[Record], options: ImportOptions, num_threads: int) -> Iterator[Prepared]:
     """All records, read, decoded and scaled by a pool, in their order, with a bounded number on the way."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="check")
     rest = iter(records)
@@ -258,7 +270,8 @@ def _split_of(path: str, validation_share: float) -> str:
     return SPLITS[int.from_bytes(_hash("split", path)[:8], "big") < validation_share * 2**64]
 
 
-def _num_threads(src: str) -> int:
+def num_threads_for(src: str) -> int:
+    """Threads that read and decode: a remote image is mostly waited for."""
     return (os.cpu_count() or 1) if storage.is_local(src) else REMOTE_THREADS
 
 

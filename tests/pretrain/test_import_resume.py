@@ -110,6 +110,25 @@ def test_other_options_do_not_continue(photos, tmp_path):
     assert import_images(str(photos), str(dest), overwrite=True, show_progress=False)["images"] == NUM_IMAGES + 11
 
 
+def test_check_packs_nothing(photos, tmp_path):
+    dest = tmp_path / "out"
+    done = subprocess.run([*command(photos, dest), "--check"], check=True, capture_output=True, text=True)
+    for words in (
+        "source: folder, 272 images (train",
+        "first 64 images: ",
+        "can be written",
+        "MiB of shards",
+        "nothing was",
+    ):
+        assert words in done.stdout, done.stdout
+    assert not dest.exists()
+    write = dest / "mine.txt"
+    dest.mkdir()
+    write.write_text("mine")
+    refused = subprocess.run([*command(photos, dest), "--check"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "mine.txt" in refused.stderr
+
+
 def test_scaling_down(tmp_path):
     src = tmp_path / "src"
     src.mkdir()
