@@ -102,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser(
         "check",
         help="say what is in a data set, and put its row groups right",
-        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how the\n"
-        "images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption are\n"
-        "looked at when their types fit; name others with the options.",
+        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
+        "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption\n"
+        "are looked at when their types fit; name others with the options.",
         epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
         "          python -m pretrain.data check 'hf://datasets/OWNER/NAME/**/*.parquet' --sheet sheet.png\n"
         "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",

@@ -1,75 +1,124 @@
-"""What is in a data set: files, row groups, columns, and how a sample of its images decodes."""
+"""What is in a data set: files, row groups, columns, classes, and what a sample of its rows holds: images, captions, boxes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
+from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.secrets import masked
+from pretrain.data.annotations import (
+    BadAnnotation,
+    BoxColumn,
+    Boxes,
+    BoxFormat,
+    CaptionColumn,
+    ClassColumn,
+    find_box_column,
+    find_caption_column,
+    find_class_column,
+    name_of_class,
+    read_classes,
+)
 from pretrain.data.decode import BadImage, decode_image, image_format
-from pretrain.data.footers import class_names_in, read_footer
-from pretrain.data.manifest import Manifest, load_manifest
+from pretrain.data.footers import read_footer
+from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.progress import ProgressLine
 from pretrain.data.reader import Rows, Shards
+from pretrain.data.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
+from pretrain.data.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 
 MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
-LABEL_COLUMN = "label"
-NUM_BAD_LISTED = 20
-NUM_CLASSES_SHOWN = 20
+# columns that are looked at without being named, where their type fits
+CLASS_COLUMNS, BOX_COLUMNS, CAPTION_COLUMNS = ("label", "labels"), ("objects",), ("captions", "caption")
+NUM_ROWS_LISTED = 20
+DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
+
+Column = TypeVar("Column", ClassColumn, BoxColumn, CaptionColumn)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The columns to look at; where nothing is said, those of the usual names. `boxes` are read as `box_format`."""
+
+    classes: tuple[str, ...] = ()
+    boxes: str | None = None
+    captions: str | None = None
+    box_format: BoxFormat = "xywh"
 
 
 def check(
-    url: str, image_column: str = "image", max_rows: int | None = 1000, *, show_progress: bool = False
+    url: str,
+    image_column: str = "image",
+    max_rows: int | None = 1000,
+    *,
+    asked: Asked = Asked(),
+    sheet_url: str | None = None,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Looks at a data set and returns what it found, ready for JSON.
+
+    Classes are counted over all rows; images, captions, boxes and duplicates over the sample.
 
     Args:
         url: file, folder or glob.
         image_column: holds the encoded images.
-        max_rows: images to decode, spread evenly over the rows; None decodes all.
+        max_rows: rows to look at, spread evenly; None looks at all.
+        asked: columns with annotations.
+        sheet_url: PNG file for a contact sheet.
 
     Raises:
-        UserError: for everything that is wrong with whole files, naming the file.
+        UserError: for everything that is wrong with whole files or columns, naming the file.
     """
-    manifest = load_manifest(url, image_column=image_column)
-    schema = read_footer(manifest.files[0]).schema
+    first = find_shards([url])[0]
+    schema = read_footer(first).schema
+    columns = _Columns.of(schema, asked, first.url)
+    manifest = load_manifest(url, image_column=image_column, columns=columns.names)
+    num_sampled = manifest.num_rows if max_rows is None else min(max_rows, manifest.num_rows)
+    row_ids = _spread_evenly(num_sampled, manifest.num_rows)
+    sample = _Sample(Shards(manifest, image_column=image_column), row_ids, columns, with_sheet=sheet_url is not None)
     report = {
-        "url": url,
+        "url": masked(url),
         "fingerprint": manifest.fingerprint,
         "files": len(manifest.files),
         "bytes": sum(file.size_bytes for file in manifest.files),
         "rows": manifest.num_rows,
         "row_groups": _describe_groups(manifest),
         "columns": {field.name: str(field.type) for field in schema},
-        "labels": _label_counts(manifest, schema) if LABEL_COLUMN in schema.names else None,
+        "labels": {column.column: count_classes(manifest, column) for column in columns.classes},
     }
-    num_sampled = manifest.num_rows if max_rows is None else min(max_rows, manifest.num_rows)
-    # the middle of each of num_sampled equal stretches
-    row_ids = (np.arange(num_sampled, dtype=np.int64) * 2 + 1) * manifest.num_rows // (2 * num_sampled)
-    shards = Shards(manifest, image_column=image_column)
-    with ProgressLine("decoding", num_sampled, shown=show_progress) as progress:
-        return {**report, **_decode_sample(shards, row_ids, progress)}
+    with ProgressLine("looking at rows", num_sampled, shown=show_progress) as progress:
+        sample.look(progress)
+    if sheet_url is not None:
+        storage.write_bytes(sheet_url, draw_sheet(sample.cells))
+    return {**report, **sample.report()}
+
+
+def _spread_evenly(num: int, among: int) -> np.ndarray:
+    """int64 [num]: the middle of each of `num` equal stretches of 0..among-1."""
+    return (np.arange(num, dtype=np.int64) * 2 + 1) * among // (2 * max(1, num))
 
 
 def _describe_groups(manifest: Manifest) -> dict[str, Any]:
+    """Row groups and whether shuffled reading likes them; `advice` says what to do where it does not."""
     rows, sizes = manifest.rows_of_group, manifest.bytes_of_group
     advice = []
     if rows.max() > MAX_GROUP_ROWS or sizes.max() > MAX_GROUP_BYTES:
         advice.append(
-            f"row groups of up to {rows.max()} rows and {_mib(sizes.max())} mix badly and need memory; write them with at most "
-            "a few hundred rows (pyarrow: row_group_size=64)"
+            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB mix badly and need memory; write them "
+            "with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
         )
     if len(rows) < 8 and manifest.num_rows > MAX_GROUP_ROWS:
         advice.append(
@@ -91,117 +140,208 @@ def _spread(values: Any) -> dict[str, int]:
     return {"min": int(array.min()), "median": int(np.median(array)), "max": int(array.max())}
 
 
-def _label_counts(manifest: Manifest, schema: pa.Schema) -> dict[str, int] | None:
-    """Rows of each label, most frequent first, by class name where the file knows it; None for labels of another kind."""
-    kind = schema.field(LABEL_COLUMN).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        return None
-    counts: Counter[Any] = Counter()
-    for file in manifest.files:
-        with storage.open_input(file.url) as source:
-            column = pq.ParquetFile(source).read(columns=[LABEL_COLUMN]).column(0)
-        for pair in pc.value_counts(column).to_pylist():
-            counts[pair["values"]] += pair["counts"]
-    names = class_names_in(schema, LABEL_COLUMN) or []
+@dataclass(frozen=True)
+class _Columns:
+    """The columns with annotations that were found."""
 
-    def name_of(value: Any) -> str:
-        if value is None:
-            return "(null)"
-        return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
+    classes: list[ClassColumn]
+    boxes: BoxColumn | None
+    captions: CaptionColumn | None
 
-    return {name_of(value): num for value, num in sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))}
+    @classmethod
+    def of(cls, schema: pa.Schema, asked: Asked, url: str) -> _Columns:
+        """Raises UserError for a column that was asked for and does not suit; others are passed over."""
+
+        def boxes_in(schema: pa.Schema, column: str, url: str) -> BoxColumn:
+            return find_box_column(schema, column, url, asked.box_format)
+
+        return cls(
+            _found(find_class_column, schema, asked.classes, CLASS_COLUMNS, url),
+            next(iter(_found(boxes_in, schema, _given(asked.boxes), BOX_COLUMNS, url)), None),
+            next(iter(_found(find_caption_column, schema, _given(asked.captions), CAPTION_COLUMNS, url)), None),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        names = [column.column for column in self.classes]
+        names += [column.column for column in (self.boxes, self.captions) if column is not None]
+        return list(dict.fromkeys(names))
 
 
-def _decode_sample(shards: Shards, row_ids: np.ndarray, progress: ProgressLine) -> dict[str, Any]:
-    formats: Counter[str] = Counter()
-    widths: list[int] = []
-    heights: list[int] = []
-    bad: list[dict[str, Any]] = []
-    num_bad = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="check") as pool:
-        for piece in _pieces_with(shards, row_ids):
-            for row_id, (form, size, reason) in zip(piece.row_ids, pool.map(_look_at, piece.images), strict=True):
-                progress.advance()
-                if size is None:
-                    num_bad += 1
-                    if len(bad) < NUM_BAD_LISTED:
-                        place = shards.place(row_id)
-                        bad.append(
-                            {"file": place.file, "row_group": place.row_group, "row": place.row, "reason": reason}
-                        )
-                    continue
-                formats[form] += 1
-                widths.append(size[0])
-                heights.append(size[1])
-    return {
-        "decoded": len(row_ids),
-        "formats": dict(formats.most_common()),
-        "width": _spread(widths) if widths else None,
-        "height": _spread(heights) if heights else None,
-        "bad": num_bad,
-        "bad_rows": bad,
-    }
+def _given(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
+
+
+def _found(
+    find: Callable[[pa.Schema, str, str], Column],
+    schema: pa.Schema,
+    asked: Sequence[str],
+    usual: Sequence[str],
+    url: str,
+) -> list[Column]:
+    if asked:
+        return [find(schema, name, url) for name in dict.fromkeys(asked)]
+    columns = []
+    for name in usual:
+        try:
+            columns.append(find(schema, name, url))
+        except UserError:  # nobody said that it is what its name is used for
+            continue
+    return columns
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one row's image is: its size (width, height) or why it is bad, its digest, its small picture for the sheet."""
+
+    form: str
+    size: tuple[int, int] | None
+    reason: str
+    digest: bytes
+    picture: Image.Image | None
+
+
+def _look_at(image: pa.Buffer | None, *, with_picture: bool = False) -> _Look:
+    """Decodes one encoded image."""
+    if image is None:
+        return _Look("", None, "null", b"", None)
+    data = image.to_pybytes()
+    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    try:
+        pixels_HW3 = decode_image(data)
+    except BadImage as error:
+        return _Look("", None, str(error), digest, None)
+    height, width, _ = pixels_HW3.shape
+    picture = thumbnail(pixels_HW3) if with_picture else None
+    return _Look(image_format(data) or "", (width, height), "", digest, picture)
+
+
+class _Sample:
+    """The rows that are looked at, and what was found."""
+
+    def __init__(self, shards: Shards, row_ids: np.ndarray, columns: _Columns, *, with_sheet: bool) -> None:
+        self._shards, self._row_ids, self._columns = shards, row_ids, columns
+        num_cells = min(NUM_CELLS, len(row_ids)) if with_sheet else 0
+        self._on_sheet = set(row_ids[_spread_evenly(num_cells, len(row_ids))].tolist())
+        self.cells: list[Cell] = []
+        self._formats: Counter[str] = Counter()
+        self._sizes_N2 = np.zeros((len(row_ids), 2), dtype=np.int32)  # width and height, 0 where bad
+        self._digests_N2 = np.zeros((len(row_ids), DIGEST_BYTES // 8), dtype=np.uint64)
+        self._bad_rows: list[dict[str, Any]] = []
+        self._bad_annotations: list[dict[str, Any]] = []
+        self._num_bad = self._num_bad_annotations = 0
+        self._captions = CaptionTally(columns.captions) if columns.captions is not None else None
+        self._boxes = BoxTally(columns.boxes) if columns.boxes is not None else None
+
+    def look(self, progress: ProgressLine) -> None:
+        """Reads and counts all rows of the sample."""
+        annotations = annotations_of(self._shards.manifest, self._row_ids, self._columns.names)
+        index = 0
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="check") as pool:
+
+            def look_at_row(image: pa.Buffer | None, row_id: int) -> _Look:
+                return _look_at(image, with_picture=row_id in self._on_sheet)
+
+            for piece in _pieces_with(self._shards, self._row_ids):
+                for row_id, look in zip(piece.row_ids, pool.map(look_at_row, piece.images, piece.row_ids), strict=True):
+                    self._add(index, row_id, look, next(annotations))
+                    index += 1
+                    progress.advance()
+
+    def _add(self, index: int, row_id: int, look: _Look, annotations: dict[str, Any]) -> None:
+        if look.digest:
+            self._digests_N2[index] = np.frombuffer(look.digest, dtype=np.uint64)
+        if look.size is None:
+            self._num_bad += 1
+            if len(self._bad_rows) < NUM_ROWS_LISTED:
+                self._bad_rows.append({**self._place(row_id), "reason": look.reason})
+        else:
+            self._formats[look.form] += 1
+            self._sizes_N2[index] = look.size
+
+        def tried(column: str, read: Callable[[], Result]) -> Result | None:
+            try:
+                return read()
+            except BadAnnotation as error:
+                self._num_bad_annotations += 1
+                if len(self._bad_annotations) < NUM_ROWS_LISTED:
+                    bad = {**self._place(row_id), "column": column, "reason": str(error)}
+                    self._bad_annotations.append(bad)
+                return None
+
+        texts, boxes = [], None
+        for column in self._columns.classes:
+            values = tried(column.column, lambda: read_classes(annotations[column.column], column)) or []  # noqa: B023
+            texts += [name_of_class(value, column.names) for value in values]
+        if self._captions is not None:
+            name, captions = self._captions.column.column, self._captions
+            texts += tried(name, lambda: captions.add(annotations[name])) or []
+        if self._boxes is not None:
+            tally = self._boxes
+            boxes = tried(tally.column.column, lambda: tally.add(annotations[tally.column.column], look.size))
+        if row_id in self._on_sheet:
+            self.cells.append(self._cell(row_id, look, texts, boxes))
+
+    def _cell(self, row_id: int, look: _Look, texts: list[str], boxes: Boxes | None) -> Cell:
+        if look.size is None:
+            return Cell(None, look.reason, f"row {row_id}")
+        width, height = look.size
+        drawn = []
+        if boxes is not None and self._boxes is not None:
+            shares_N4 = boxes.xyxy_N4 / np.array([width, height, width, height], dtype=np.float32)
+            names = self._boxes.column.names
+            for share, value in zip(shares_N4.tolist(), boxes.classes, strict=True):
+                drawn.append((tuple(share), "" if value is None else name_of_class(value, names)))
+        return Cell(look.picture, ", ".join(texts), f"row {row_id}, {width} x {height}", drawn)
+
+    def _place(self, row_id: int) -> dict[str, Any]:
+        place = self._shards.place(row_id)
+        return {"file": place.file, "row_group": place.row_group, "row": place.row}
+
+    def report(self) -> dict[str, Any]:
+        """All counts, ready for JSON."""
+        good_N2 = self._sizes_N2[self._sizes_N2[:, 0] > 0]
+        copies = copies_of(self._digests_N2)
+        listed = [
+            {**self._place(int(self._row_ids[copy])), "same_as": self._place(int(self._row_ids[original]))}
+            for copy, original in copies[:NUM_ROWS_LISTED].tolist()
+        ]
+        return {
+            "decoded": len(self._row_ids),
+            "formats": dict(self._formats.most_common()),
+            "width": _spread(good_N2[:, 0]) if len(good_N2) else None,
+            "height": _spread(good_N2[:, 1]) if len(good_N2) else None,
+            "bad": self._num_bad,
+            "bad_rows": self._bad_rows,
+            "captions": self._captions.report() if self._captions is not None else None,
+            "boxes": self._boxes.report() if self._boxes is not None else None,
+            "bad_annotations": self._num_bad_annotations,
+            "bad_annotation_rows": self._bad_annotations,
+            "duplicates": len(copies),
+            "duplicate_rows": listed,
+        }
+
+
+def copies_of(digests_N2: np.ndarray) -> np.ndarray:
+    """int64 [C, 2]: each row whose digest came before, and where it came first; rows of zeros have no digest."""
+    order = np.lexsort((np.arange(len(digests_N2)), *digests_N2.T))
+    sorted_N2 = digests_N2[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1)
+    firsts = order[is_first][np.cumsum(is_first) - 1]
+    is_copy = ~is_first & sorted_N2.any(axis=1)
+    copies = np.stack([order[is_copy], firsts[is_copy]], axis=1)
+    return copies[np.argsort(copies[:, 0])]
 
 
 def _pieces_with(shards: Shards, row_ids: np.ndarray) -> Iterator[Rows]:
     """The rows with these ascending ids, piece by piece; of each row group only what they span is read."""
-    groups, rows = shards.manifest.locate(row_ids)
-    for group in np.unique(groups):
-        wanted_rows = rows[groups == group]
-        wanted = set(row_ids[groups == group].tolist())
-        for piece in shards.read(Segment(int(group), int(wanted_rows[0]), int(wanted_rows[-1]) + 1)):
+    for group, rows, ids in by_group(shards.manifest, row_ids):
+        wanted = set(ids.tolist())
+        for piece in shards.read(Segment(group, int(rows[0]), int(rows[-1]) + 1)):
             chosen = [index for index, row_id in enumerate(piece.row_ids) if row_id in wanted]
             yield Rows([piece.row_ids[i] for i in chosen], [0] * len(chosen), [piece.images[i] for i in chosen], {})
-
-
-def _look_at(image: pa.Buffer | None) -> tuple[str, tuple[int, int] | None, str]:
-    """(format, (width, height) or None when it is bad, why it is bad)."""
-    if image is None:
-        return "", None, "null"
-    data = image.to_pybytes()
-    try:
-        height, width, _ = decode_image(data).shape
-    except BadImage as error:
-        return "", None, str(error)
-    return image_format(data) or "", (width, height), ""
-
-
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Prints what `check` found, with advice and warnings below."""
-    console = console or Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    groups, table = report["row_groups"], Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("data", report["url"])
-    table.add_row("files", f"{report['files']} ({_mib(report['bytes'])})")
-    table.add_row("rows", str(report["rows"]))
-    verdict = "good for shuffled reading" if groups["suits_shuffling"] else "see the advice below"
-    rows, sizes = groups["rows"], groups["image_bytes"]
-    table.add_row(
-        "row groups",
-        f"{groups['count']}, of {rows['min']} to {rows['max']} rows (median {rows['median']}) "
-        f"and up to {_mib(sizes['max'])}; {verdict}",
-    )
-    for name, kind in report["columns"].items():
-        table.add_row("column", f"{name}: {kind}")
-    if report["labels"] is not None:
-        shown = [f"{name} {num}" for name, num in list(report["labels"].items())[:NUM_CLASSES_SHOWN]]
-        more = f", and {len(report['labels']) - len(shown)} more" if len(report["labels"]) > len(shown) else ""
-        table.add_row("labels", f"{len(report['labels'])}: {', '.join(shown)}{more}")
-    table.add_row("decoded", f"{report['decoded']} of {report['rows']} rows, {report['bad']} bad")
-    if report["formats"]:
-        table.add_row("formats", ", ".join(f"{name} {num}" for name, num in report["formats"].items()))
-        for side in ("width", "height"):
-            table.add_row(side, "{min} to {max} pixels, median {median}".format(**report[side]))
-    console.print(table)
-    for advice in groups["advice"]:
-        console.print(f"advice: {advice}")
-    if report["bad"]:
-        console.print(f"warning: {report['bad']} of {report['decoded']} rows cannot be decoded")
-        for row in report["bad_rows"]:
-            console.print(
-                f"  {row['file']} row group {row['row_group']} row {row['row']}: {row['reason']}", markup=False
-            )
-        if report["bad"] > len(report["bad_rows"]):
-            console.print(f"  ... and {report['bad'] - len(report['bad_rows'])} more")
 
 
 def parse_rows(text: str) -> int | None:
@@ -211,7 +351,3 @@ def parse_rows(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--rows must be a whole number above 0 or 'all', not {text!r}")
     return int(text)
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:.1f} MiB"

@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.annotations import is_class_type, values_of
 from pretrain.data.manifest import Manifest, read_class_names
 
 
@@ -65,13 +65,16 @@ def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
         with storage.open_input(url) as source:
             values = pq.ParquetFile(source).read(columns=[column]).column(0)
         kind = values.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        if not is_class_type(kind):
             raise UserError(f"{url}: column {column!r} is {kind}; a class label must be text or a whole number")
         if values.null_count:
             raise UserError(
                 f"{url}: {values.null_count} rows have no label in column {column!r}; leave them out or label them"
             )
-        return set(pc.unique(values).to_pylist())
+        found = set(values_of(pc.unique(values)))
+        if b"" in found:
+            raise UserError(f"{url}: column {column!r} holds text that is not UTF-8; write it again as UTF-8")
+        return found
 
     with ThreadPoolExecutor(8) as pool:
         return set().union(*pool.map(labels_of, [file.url for file in manifest.files]))

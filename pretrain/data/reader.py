@@ -146,13 +146,14 @@ class Shards:
                 footer = self._footer(file_index)
                 whole = int(manifest.bytes_of_group[group]) <= chunks.WHOLE_GROUP_BYTES
                 mean = manifest.bytes_of_group[group] / manifest.rows_of_group[group]
+                piece_bytes = PIECE_BYTES if whole else PIECE_BYTES // 4
                 batches = pq.ParquetFile(
                     source,
                     metadata=footer.metadata,
                     pre_buffer=False,
                     buffer_size=0 if whole else PAGE_BUFFER_BYTES,
                 ).iter_batches(
-                    batch_size=int(min(max(1, PIECE_BYTES // max(1, mean)), ROWS_PER_PIECE)),
+                    batch_size=int(min(max(1, piece_bytes // max(1, mean)), ROWS_PER_PIECE)),
                     row_groups=[group_in_file],
                     columns=self._leaf_columns(footer.schema),
                     use_threads=False,

@@ -1,9 +1,9 @@
-"""Peak resident memory of one rank that reads: 50 MB in small row groups, ten times as much, and 500 MB in one row group.
+"""Peak resident memory of one rank that reads: 100 MB in small row groups, ten times as much, and 500 MB in each row group.
 
-    python -m tests.benchmarks.memory [--megabytes 500]
+    python -m tests.benchmarks.memory [--megabytes 1000]
 
 Each data set is read in a process of its own through the same loader as in training (without decoding), until some thousand
-rows were given. Pages are of about 1 MiB: whoever writes images with pyarrow's defaults puts 1,024 of them in a page, and a
+rows were given; the smallest set fills the shuffle window and the budget for reading ahead as well. Pages are of about 1 MiB: whoever writes images with pyarrow's defaults puts 1,024 of them in a page, and a
 page is read as a whole.
 """
 
@@ -28,7 +28,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--megabytes", type=int, default=1000)
     large = parser.parse_args(arguments).megabytes
     with tempfile.TemporaryDirectory() as folder:
         small = peak_mib(str(write(Path(folder) / "small", megabytes=large // 10, rows_per_group=64)))
