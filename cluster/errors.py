@@ -18,6 +18,8 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
 EXIT_INTERRUPTED = 130
 
+LINES = "\n\t"  # what a traceback is made of
+
 
 class UserError(Exception):
     """Something the user can mend: names the file, key or row, the value seen and what would be right."""
@@ -29,6 +31,16 @@ class RunStopped(Exception):
 
 class WorkerFailed(Exception):
     """A worker's own exception, given up after all restarts; the message holds the worker's whole traceback, once."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text that does nothing to a terminal: control and format characters are escaped, but those in `keep`."""
+    return "".join(
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -50,13 +62,13 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(masked(str(error)))}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except RunStopped as error:
-        print(f"stopped: {masked(str(error))}", file=sys.stderr, flush=True)
+        print(f"stopped: {printable(masked(str(error)))}", file=sys.stderr, flush=True)
         return EXIT_STOPPED
     except WorkerFailed as error:  # its text is the traceback that helps; ours would only hide it
-        print(f"error: {masked(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(masked(str(error)), keep=LINES)}", file=sys.stderr, flush=True)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

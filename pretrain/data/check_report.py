@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster import errors
+
 NUM_CLASSES_SHOWN = 20
 NUM_CHARACTERS_SHOWN = 200
 
@@ -71,12 +73,8 @@ def print_fix(summary: dict[str, Any]) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal: control and format characters escaped, long text cut."""
-    shown = text if len(text) <= NUM_CHARACTERS_SHOWN else f"{text[:NUM_CHARACTERS_SHOWN]}…"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in shown
-    )
+    """Text that does nothing to a terminal, cut when it is long."""
+    return errors.printable(text if len(text) <= NUM_CHARACTERS_SHOWN else f"{text[:NUM_CHARACTERS_SHOWN]}…")
 
 
 def _print_rows(console: Console, what: str, rows: list[dict[str, Any]], num: int) -> None:

@@ -50,12 +50,28 @@ def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -
             f"the validation data {validation.files[0].url} has classes that the training data never shows: "
             f"{', '.join(sorted(map(str, never)))}; training knows {', '.join(sorted(map(str, found)))}"
         )
+    if len({type(value) for value in found}) > 1:
+        raise UserError(f"column {column!r} is text in one data set and whole numbers in another; make them alike")
     values = tuple(sorted(found))
-    names = read_class_names(manifest.files[0].url, column)
+    names = _declared_names(manifest, column)
     if names is not None and all(isinstance(value, int) and 0 <= value < len(names) for value in values):
         # all declared classes, so that a model keeps the data set's numbering
         return ClassNames(tuple(range(len(names))), names)
     return ClassNames(values, [str(value) for value in values])
+
+
+def _declared_names(manifest: Manifest, column: str) -> list[str] | None:
+    """The class names that the files declare. Raises UserError when data sets number their classes differently."""
+    first_group_of_source = np.unique(manifest.source_of_group, return_index=True)[1]
+    first_files = [manifest.files[int(manifest.file_of_group[group])].url for group in first_group_of_source]
+    names = [read_class_names(url, column) for url in first_files]
+    for url, other in zip(first_files, names, strict=True):
+        if other != names[0]:
+            raise UserError(
+                f"column {column!r} of {url} has other class names than that of {first_files[0]}, so the same numbers would "
+                "mean other classes; give labels as text, or in one numbering"
+            )
+    return names[0]
 
 
 def distinct_labels(manifest: Manifest, column: str) -> set[Any]:

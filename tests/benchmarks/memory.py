@@ -3,8 +3,8 @@
     python -m tests.benchmarks.memory [--megabytes 1000]
 
 Each data set is read in a process of its own through the same loader as in training (without decoding), until some thousand
-rows were given; the smallest set fills the shuffle window and the budget for reading ahead as well. Pages are of about 1 MiB: whoever writes images with pyarrow's defaults puts 1,024 of them in a page, and a
-page is read as a whole.
+rows were given; the smallest set fills the shuffle window and the budget for reading ahead as well. Pages are of about 1 MiB:
+whoever writes images with pyarrow's defaults puts 1,024 of them in a page, and a page is read as a whole.
 """
 
 from __future__ import annotations
