@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ CLASS_FIELDS = (
     *("category", "categories", "label", "labels", "category_id", "category_ids"),
     *("class", "classes", "class_id", "name", "names"),
 )
+
+# columns that are taken when none is named, the usual ones first
+BOXES_COLUMNS, CAPTIONS_COLUMNS = ("objects",), ("captions", "caption")
 
 BoxFormat = Literal["xywh", "xyxy"]
 ClassValue = int | str
@@ -107,8 +111,20 @@ def find_class_column(schema: pa.Schema, column: str, url: str) -> ClassColumn:
     return ClassColumn(column, _is_list(kind), class_names_at(schema, column))
 
 
-def find_box_column(schema: pa.Schema, column: str, url: str, box_format: BoxFormat = "xywh") -> BoxColumn:
-    """Raises UserError when the column is missing, has no boxes that we know how to read, or classes of another type."""
+def find_boxes_column(
+    schema: pa.Schema, column: str | None = None, url: str = "the data", box_format: BoxFormat = "xywh"
+) -> BoxColumn:
+    """The named column; without a name `objects`, or else the first that holds boxes. `url` is named in errors.
+
+    Raises UserError when the column is missing, has no boxes that we know how to read, or classes of another type.
+    """
+    if column is None:
+        column = next((name for name in BOXES_COLUMNS if name in schema.names), None)
+    if column is None:
+        for name in dict.fromkeys(schema.names):
+            with suppress(UserError):
+                return find_boxes_column(schema, name, url, box_format)
+        raise UserError(f"{url} has no column with boxes (columns there: {', '.join(schema.names)})")
     kind = _type_of(schema, column, url)
     of_structs = _is_list(kind)
     struct = kind.value_type if of_structs else kind
@@ -141,8 +157,13 @@ def find_box_column(schema: pa.Schema, column: str, url: str, box_format: BoxFor
     return BoxColumn(column, box_field, class_field, names, box_format)
 
 
-def find_caption_column(schema: pa.Schema, column: str, url: str) -> CaptionColumn:
-    """Raises UserError when the column is missing or holds neither text nor lists of text."""
+def find_captions_column(schema: pa.Schema, column: str | None = None, url: str = "the data") -> CaptionColumn:
+    """The named column; without a name `captions` or `caption`, for other columns of text may be anything.
+
+    Raises UserError when the column is missing or holds neither text nor lists of text.
+    """
+    if column is None:
+        column = next((name for name in CAPTIONS_COLUMNS if name in schema.names), CAPTIONS_COLUMNS[0])
     kind = _type_of(schema, column, url)
     if not _is_text(kind.value_type if _is_list(kind) else kind):
         raise UserError(f"{url}: column {column!r} is {kind}; captions must be string or list<string>")
@@ -216,10 +237,11 @@ def values_of(array: pa.Array) -> list[Any]:
     try:
         return list(array.to_pylist())
     except UnicodeDecodeError:
-        return [_value_of(scalar) for scalar in array]
+        return [value_of(scalar) for scalar in array]
 
 
-def _value_of(scalar: pa.Scalar) -> Any:
+def value_of(scalar: pa.Scalar) -> Any:
+    """One of the `values_of` an array."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

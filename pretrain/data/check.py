@@ -24,8 +24,8 @@ from pretrain.data.annotations import (
     BoxFormat,
     CaptionColumn,
     ClassColumn,
-    find_box_column,
-    find_caption_column,
+    find_boxes_column,
+    find_captions_column,
     find_class_column,
     name_of_class,
     read_classes,
@@ -153,12 +153,12 @@ class _Columns:
         """Raises UserError for a column that was asked for and does not suit; others are passed over."""
 
         def boxes_in(schema: pa.Schema, column: str, url: str) -> BoxColumn:
-            return find_box_column(schema, column, url, asked.box_format)
+            return find_boxes_column(schema, column, url, asked.box_format)
 
         return cls(
             _found(find_class_column, schema, asked.classes, CLASS_COLUMNS, url),
             next(iter(_found(boxes_in, schema, _given(asked.boxes), BOX_COLUMNS, url)), None),
-            next(iter(_found(find_caption_column, schema, _given(asked.captions), CAPTION_COLUMNS, url)), None),
+            next(iter(_found(find_captions_column, schema, _given(asked.captions), CAPTION_COLUMNS, url)), None),
         )
 
     @property

@@ -226,12 +226,26 @@ def _kept(scalar: pa.Scalar) -> Any:
     """A value for the writer that no conversion to Python changes: nanoseconds, decimals, text that is not UTF-8."""
     if not scalar.is_valid:
         return None
-    # a map's scalar is a Mapping without the methods of one
-    return scalar.as_py() if _holds_map(scalar.type) else scalar
+    kind = scalar.type
+    if not _holds_unwritable(kind):
+        return scalar
+    if pa.types.is_struct(kind):
+        return {field.name: _kept(scalar[field.name]) for field in kind}
+    if pa.types.is_map(kind):
+        return [(_kept(entry[0]), _kept(entry[1])) for entry in scalar.values]
+    if isinstance(scalar, pa.ListScalar):
+        return [_kept(value) for value in scalar.values]
+    return scalar.as_py()
 
 
-def _holds_map(kind: pa.DataType) -> bool:
-    return pa.types.is_map(kind) or any(_holds_map(kind.field(index).type) for index in range(kind.num_fields))
+def _holds_unwritable(kind: pa.DataType) -> bool:
+    """Whether pyarrow makes no array of such scalars: maps, nulls and tensors, wherever they stand."""
+    return (
+        pa.types.is_map(kind)
+        or pa.types.is_null(kind)
+        or isinstance(kind, pa.FixedShapeTensorType)
+        or any(_holds_unwritable(kind.field(index).type) for index in range(kind.num_fields))
+    )
 
 
 def _image_value(scalar: pa.Scalar, data: bytes | None) -> Any:

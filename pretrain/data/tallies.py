@@ -23,6 +23,7 @@ from pretrain.data.annotations import (
     name_of_class,
     read_boxes,
     read_captions,
+    value_of,
     values_of,
 )
 from pretrain.data.manifest import Manifest
@@ -41,7 +42,7 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
         num_empty = 0
         with storage.open_input(url) as source, _explained(url, column.column):
             for batch in _open(source).iter_batches(BATCH_ROWS * 16, columns=[column.column], use_threads=False):
-                array = batch.column(0)
+                array = batch.column(column.column)
                 if column.is_list:
                     num_empty += array.null_count + int(pc.sum(pc.equal(pc.list_value_length(array), 0)).as_py() or 0)
                     array = array.flatten()
@@ -86,9 +87,10 @@ def annotations_of(manifest: Manifest, row_ids: np.ndarray, columns: Sequence[st
                 )
                 for batch in batches:
                     chosen = wanted[(wanted >= position) & (wanted < position + batch.num_rows)] - position
-                    taken = batch.take(pa.array(chosen))
-                    values = [values_of(taken.column(name)) for name in columns]
-                    yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+                    arrays = {name: batch.column(name) for name in columns}
+                    # not by take(), which does not know every type, string_view for one
+                    for row in chosen.tolist():
+                        yield {name: value_of(array[row]) for name, array in arrays.items()}
                     position += batch.num_rows
                     if position > wanted[-1]:
                         break

@@ -14,8 +14,8 @@ from pretrain.data.annotations import (
     BadAnnotation,
     Boxes,
     class_names_at,
-    find_box_column,
-    find_caption_column,
+    find_boxes_column,
+    find_captions_column,
     find_class_column,
     name_of_class,
     read_boxes,
@@ -35,7 +35,7 @@ def columns(name, box, classes, *, fields=("bbox", "category")):
 
 
 def found(schema, name="objects", **options):
-    return find_box_column(schema, name, "a.parquet", **options)
+    return find_boxes_column(schema, name, "a.parquet", **options)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +142,16 @@ def test_columns_that_do_not_suit():
     schema = pa.schema([objects, ("caption", STRING), ("score", F32), ("label", I64)])
     for find, name, words in [
         (
-            find_box_column,
+            find_boxes_column,
             "object",
             r"a.parquet has no column 'object'; did you mean 'objects'\? \(columns there: objects, ",
         ),
-        (find_caption_column, "captions", "did you mean 'caption'"),
+        (find_captions_column, "captions", "did you mean 'caption'"),
         (find_class_column, "lable", "did you mean 'label'"),
-        (find_caption_column, "label", "column 'label' is int64; captions must be string or list<string>"),
+        (find_captions_column, "label", "column 'label' is int64; captions must be string or list<string>"),
         (find_class_column, "score", "column 'score' is float; classes must be text or whole numbers"),
         (find_class_column, "objects", "classes must be"),
-        (find_box_column, "label", r"column 'label' is int64; objects must be struct<"),
+        (find_boxes_column, "label", r"column 'label' is int64; objects must be struct<"),
     ]:
         with pytest.raises(UserError, match=words):
             find(schema, name, "a.parquet")

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pretrain.data.annotations import (
-    find_box_column,
-    find_caption_column,
+    find_boxes_column,
+    find_captions_column,
     find_class_column,
     name_of_class,
     read_boxes,
@@ -87,8 +87,8 @@ def assert_all_equal(url):
     columns = ["label", "labels", "objects", "pairs", "captions"]
     read = list(read_in_sequence(Shards(manifest, image_column="image", columns=columns)))
     label, labels = (find_class_column(schema, name, url) for name in ("label", "labels"))
-    objects, pairs = (find_box_column(schema, name, url) for name in ("objects", "pairs"))
-    find_caption_column(schema, "captions", url)
+    objects, pairs = (find_boxes_column(schema, name, url) for name in ("objects", "pairs"))
+    find_captions_column(schema, "captions", url)
     assert label.names == tuple(CLASSES) and labels.names == tuple(TAGS) and objects.names == tuple(KINDS)
     number = 0
     for piece in read:

@@ -40,7 +40,7 @@ def test_the_same_names_are_one_data_set(tmp_path):
 
 def test_other_names_or_kinds_are_refused(tmp_path):
     first = write(tmp_path / "a", [0, 1], ["cat", "dog"])
-    with pytest.raises(UserError, match="b/0.parquet has other class names"):
+    with pytest.raises(UserError, match=r"b/0\.parquet has other class names"):
         class_names(first, write(tmp_path / "b", [0, 1], ["dog", "cat"]))
     with pytest.raises(UserError, match="text in one data set and whole numbers in another"):
         class_names(first, write(tmp_path / "c", ["cat", "dog"]))
