@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="say what is in a data set, and put its row groups right",
         description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
         "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption\n"
-        "are looked at when their types fit; name others with the options.",
+        "are looked at when their types fit, and boxes under any name; name others with the options.",
         epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
         "          python -m pretrain.data check 'hf://datasets/OWNER/NAME/**/*.parquet' --sheet sheet.png\n"
         "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",
@@ -200,7 +200,7 @@ def _import(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from pretrain.data.check import Asked, check, parse_rows
     from pretrain.data.check_report import print_fix, print_report
-    from pretrain.data.regroup import check_places, regroup
+    from pretrain.data.regroup import check_places, lies_in, regroup
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
         raise UserError("--drop-bad and --drop-duplicates need --fix DEST; a check alone changes nothing")
@@ -209,6 +209,8 @@ def _check(arguments: argparse.Namespace) -> int:
     num_rows = parse_rows(arguments.rows)
     if arguments.fix is not None:
         check_places(arguments.url, arguments.fix)
+        if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
+            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside of it")
     asked = Asked(
         tuple(arguments.label_column), arguments.objects_column, arguments.caption_column, arguments.box_format
     )

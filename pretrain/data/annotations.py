@@ -165,7 +165,7 @@ def find_captions_column(schema: pa.Schema, column: str | None = None, url: str 
     if column is None:
         column = next((name for name in CAPTIONS_COLUMNS if name in schema.names), CAPTIONS_COLUMNS[0])
     kind = _type_of(schema, column, url)
-    if not _is_text(kind.value_type if _is_list(kind) else kind):
+    if not _is_text(_decoded(kind.value_type if _is_list(kind) else kind)):
         raise UserError(f"{url}: column {column!r} is {kind}; captions must be string or list<string>")
     return CaptionColumn(column)
 
@@ -274,9 +274,7 @@ def _without_lists(feature: Any) -> Any:
 
 def is_class_type(kind: pa.DataType | None) -> bool:
     """Whether values of this type can be classes: text or whole numbers, dictionary-encoded or not."""
-    if kind is not None and pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind is not None and (_is_text(kind) or pa.types.is_integer(kind))
+    return kind is not None and (_is_text(_decoded(kind)) or pa.types.is_integer(_decoded(kind)))
 
 
 def _type_of(schema: pa.Schema, column: str, url: str) -> pa.DataType:
@@ -299,6 +297,11 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _inside(kind: pa.DataType) -> pa.DataType | None:
     return kind.value_type if _is_list(kind) else None
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, which a dictionary-encoded column has one by one."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_text(kind: pa.DataType) -> bool:

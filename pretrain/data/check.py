@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from pretrain.data.annotations import (
+    BOXES_COLUMNS,
+    CAPTIONS_COLUMNS,
     BadAnnotation,
     BoxColumn,
     Boxes,
@@ -40,8 +43,7 @@ from pretrain.data.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
 from pretrain.data.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 
 MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
-# columns that are looked at without being named, where their type fits
-CLASS_COLUMNS, BOX_COLUMNS, CAPTION_COLUMNS = ("label", "labels"), ("objects",), ("captions", "caption")
+CLASS_COLUMNS = ("label", "labels")  # looked at without being named, where their type fits
 NUM_ROWS_LISTED = 20
 DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
 
@@ -97,6 +99,7 @@ def check(
         "rows": manifest.num_rows,
         "row_groups": _describe_groups(manifest),
         "columns": {field.name: str(field.type) for field in schema},
+        "passed_over": columns.passed_over,
         "labels": {column.column: count_classes(manifest, column) for column in columns.classes},
     }
     with ProgressLine("looking at rows", num_sampled, shown=show_progress) as progress:
@@ -142,24 +145,42 @@ def _spread(values: Any) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns with annotations that were found."""
+    """The columns with annotations that were found, and why others of a usual name are not looked at."""
 
     classes: list[ClassColumn]
     boxes: BoxColumn | None
     captions: CaptionColumn | None
+    passed_over: list[str]
 
     @classmethod
     def of(cls, schema: pa.Schema, asked: Asked, url: str) -> _Columns:
         """Raises UserError for a column that was asked for and does not suit; others are passed over."""
+        passed_over: list[str] = []
 
-        def boxes_in(schema: pa.Schema, column: str, url: str) -> BoxColumn:
+        def found(
+            find: Callable[[pa.Schema, str, str], Column], named: Sequence[str], usual: Sequence[str]
+        ) -> list[Column]:
+            if named:
+                return [find(schema, name, url) for name in dict.fromkeys(named)]
+            columns = []
+            for name in usual:
+                if name in schema.names:
+                    try:
+                        columns.append(find(schema, name, url))
+                    except UserError as error:  # nobody said that it is what its name is used for
+                        passed_over.append(str(error))
+            return columns
+
+        def boxes_in(schema: pa.Schema, column: str | None, url: str) -> BoxColumn:
             return find_boxes_column(schema, column, url, asked.box_format)
 
-        return cls(
-            _found(find_class_column, schema, asked.classes, CLASS_COLUMNS, url),
-            next(iter(_found(boxes_in, schema, _given(asked.boxes), BOX_COLUMNS, url)), None),
-            next(iter(_found(find_captions_column, schema, _given(asked.captions), CAPTION_COLUMNS, url)), None),
-        )
+        classes = found(find_class_column, asked.classes, CLASS_COLUMNS)
+        boxes = found(boxes_in, _given(asked.boxes), BOXES_COLUMNS)
+        if not boxes:
+            with suppress(UserError):  # their type tells boxes, whatever the column is called
+                boxes = [boxes_in(schema, None, url)]
+        captions = found(find_captions_column, _given(asked.captions), CAPTIONS_COLUMNS)
+        return cls(classes, next(iter(boxes), None), next(iter(captions), None), passed_over)
 
     @property
     def names(self) -> list[str]:
@@ -171,24 +192,6 @@ class _Columns:
 
 def _given(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name,)
-
-
-def _found(
-    find: Callable[[pa.Schema, str, str], Column],
-    schema: pa.Schema,
-    asked: Sequence[str],
-    usual: Sequence[str],
-    url: str,
-) -> list[Column]:
-    if asked:
-        return [find(schema, name, url) for name in dict.fromkeys(asked)]
-    columns = []
-    for name in usual:
-        try:
-            columns.append(find(schema, name, url))
-        except UserError:  # nobody said that it is what its name is used for
-            continue
-    return columns
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
+    for reason in report["passed_over"]:
+        console.print(f"note: not looked at: {printable(reason)}")
     if report["bad"]:
         _print_rows(
             console,
@@ -105,7 +107,8 @@ def _captions_in_words(captions: dict[str, Any]) -> str:
     if captions["captions"]:
         length = f" of {captions['mean_characters']:.0f} characters ({captions['mean_words']:.1f} words) on average"
     return (
-        f"{captions['captions']} captions{length}; {captions['empty']} empty, {captions['rows_without']} rows without"
+        f"{captions['captions']} captions{length}; {captions['rows_with']} rows with, {captions['rows_without']} without; "
+        f"{captions['empty']} empty"
     )
 
 

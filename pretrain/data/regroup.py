@@ -17,6 +17,7 @@ from fsspec.utils import glob_translate
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.secrets import masked
 from pretrain.data.decode import BadImage, decode_image
 from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
@@ -43,6 +44,11 @@ def check_places(url: str, dest: str) -> None:
         raise UserError(f"--fix {dest} and the source {url} lie in each other; name a folder outside of the source")
     if names := storage.names_in(dest):
         raise UserError(f"--fix {dest}: it is not empty (it holds {names[0]}); name another folder")
+
+
+def lies_in(url: str, folder: str) -> bool:
+    """Whether a file would be somewhere below a folder."""
+    return _normal(url).startswith(f"{_normal(folder)}/")
 
 
 def _normal(url: str) -> str:
@@ -114,12 +120,12 @@ def _summary(manifest: Manifest, dest: str, image_column: str, keeper: _Keeper) 
         raise RuntimeError(f"{dest} holds {written.num_rows} rows, but {num_kept} were to be written")
     rows = written.rows_of_group
     return {
-        "dest": dest,
+        "dest": masked(dest),
         "rows": manifest.num_rows,
         "rows_written": written.num_rows,
         "dropped_bad": len(keeper.dropped) - keeper.num_duplicates,
         "dropped_duplicates": keeper.num_duplicates,
-        "dropped_list": storage.join(dest, DROPPED_LIST) if keeper.dropped else None,
+        "dropped_list": masked(storage.join(dest, DROPPED_LIST)) if keeper.dropped else None,
         "shards": len(written.files),
         "bytes": sum(file.size_bytes for file in written.files),
         "row_groups": {

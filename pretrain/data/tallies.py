@@ -46,6 +46,9 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
                 if column.is_list:
                     num_empty += array.null_count + int(pc.sum(pc.equal(pc.list_value_length(array), 0)).as_py() or 0)
                     array = array.flatten()
+                if pa.types.is_string_view(array.type):  # pyarrow 26 counts its nulls as empty texts
+                    values.update(values_of(array))
+                    continue
                 pairs = pc.value_counts(array)
                 for value, num in zip(values_of(pairs.field(0)), pairs.field(1).to_pylist(), strict=True):
                     values[value] += num
@@ -135,12 +138,13 @@ class CaptionTally:
 
     def __init__(self, column: CaptionColumn) -> None:
         self.column = column
-        self._rows_without = self._captions = self._blank = self._characters = self._words = 0
+        self._rows_with = self._rows_without = self._captions = self._blank = self._characters = self._words = 0
 
     def add(self, value: Any) -> list[str]:
         """Counts a row and returns its captions. Raises BadAnnotation."""
         captions = read_captions(value)
         num_given = len(value) if isinstance(value, list) else int(value is not None)
+        self._rows_with += bool(captions)
         self._rows_without += not captions
         self._captions += len(captions)
         self._blank += num_given - len(captions)
@@ -153,6 +157,7 @@ class CaptionTally:
         return {
             "column": self.column.column,
             "captions": self._captions,
+            "rows_with": self._rows_with,
             "rows_without": self._rows_without,
             "empty": self._blank,
             "mean_characters": round(self._characters / self._captions, 2) if self._captions else None,

@@ -59,6 +59,23 @@ def test_both_layouts_hold_the_same(box, fields):
         assert corners.xyxy_N4.tolist() == boxes
 
 
+def test_columns_are_found_without_a_name():
+    boxes = pa.struct([("bboxes", pa.list_(pa.list_(F32))), ("labels", pa.list_(STRING))])
+    others = [("image", pa.binary()), ("label", I64), ("text", STRING), ("pairs", pa.list_(pa.list_(F32)))]
+    assert find_boxes_column(pa.schema([*others, ("annotations", boxes), ("later", boxes)])).column == "annotations"
+    assert find_boxes_column(pa.schema([("annotations", boxes), ("objects", boxes)])).column == "objects"
+    assert find_captions_column(pa.schema([*others, ("caption", STRING)])).column == "caption"
+    assert find_captions_column(pa.schema([("caption", STRING), ("captions", pa.list_(STRING))])).column == "captions"
+    with pytest.raises(
+        UserError, match=r"the data has no column with boxes \(columns there: image, label, text, pairs"
+    ):
+        find_boxes_column(pa.schema(others))
+    with pytest.raises(UserError, match=r"a.parquet: column 'objects' is int64; objects must be struct<"):
+        find_boxes_column(pa.schema([("objects", I64), ("annotations", boxes)]), url="a.parquet")
+    with pytest.raises(UserError, match=r"the data has no column 'captions'; did you mean 'capt'\? \(columns there: "):
+        find_captions_column(pa.schema([*others, ("capt", STRING)]))
+
+
 def test_objects_without_classes_or_without_boxes():
     column = found(pa.schema([("objects", pa.struct([("bbox", pa.list_(pa.list_(F32))), ("area", pa.list_(F32))]))]))
     assert column.class_field is None
@@ -105,6 +122,8 @@ def test_boxes_against_an_image():
 def test_captions():
     assert read_captions(None) == read_captions("") == read_captions(" \n") == read_captions([None, " "]) == []
     assert read_captions(" a cat\n") == ["a cat"]
+    for kind in (STRING, pa.large_string(), pa.string_view(), pa.list_(STRING), pa.dictionary(pa.int8(), STRING)):
+        assert find_captions_column(pa.schema([("caption", kind)])).column == "caption"
     assert read_captions(["a cat", None, "", "cafe\u0301"]) == ["a cat", "caf\u00e9"]
     for value in (b"", 3, ["a", 3]):
         with pytest.raises(BadAnnotation):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from pretrain.data.labels import distinct_labels, read_class_names_of
 from pretrain.data.manifest import load_manifest
 from pretrain.data.packing import pack, schema_of
 from tests.pretrain.shards import encoded, photo, write_shards
+from tests.pretrain.test_annotations import tables
 
 
 @pytest.fixture(autouse=True)
@@ -168,8 +170,8 @@ def test_annotations_with_known_counts(tmp_path):
     assert report["labels"] == {
         "labels": {"is_list": True, "classes": 2, "values": 5, "rows_without": 2, "counts": {"red": 3, "big": 2}}
     }
-    captions = {"column": "captions", "captions": 4, "rows_without": 3, "empty": 2, "mean_characters": 5.75}
-    assert report["captions"] == {**captions, "mean_words": 1.75}
+    captions = {"column": "captions", "captions": 4, "rows_with": 3, "rows_without": 3, "empty": 2}
+    assert report["captions"] == {**captions, "mean_characters": 5.75, "mean_words": 1.75}
     boxes = report["boxes"]
     assert (boxes["boxes"], boxes["rows_without"], boxes["most_per_row"]) == (6, 2, 3)
     assert boxes["classes"] == {"dog": 4, "cat": 2} and (boxes["outside"], boxes["degenerate"]) == (2, 1)
@@ -179,7 +181,7 @@ def test_annotations_with_known_counts(tmp_path):
     assert bad["file"].endswith("shard-00001.parquet") and bad["reason"] == "bbox[1] is not four finite numbers"
     text = printed(report)
     assert "6 boxes: dog 4, cat 2; up to 3 a row, 2 rows without; 2 reach out of the image, 1 without area" in text
-    assert "4 captions of 6 characters (1.8 words) on average; 2 empty, 3 rows without" in text
+    assert "4 captions of 6 characters (1.8 words) on average; 3 rows with, 3 without; 2 empty" in text
     assert "2: red 3, big 2; 5 in all, 2 rows without" in text
     assert "warning: 1 annotations cannot be used" in text
 
@@ -210,6 +212,45 @@ def test_columns_that_are_asked_for(tmp_path):
     other = write_shards(tmp_path / "other", [encoded(0)], label=[0.5], objects=["a"], captions=[3])
     report = check(other)
     assert report["labels"] == {} and report["boxes"] is None and report["captions"] is None
+    assert [reason.partition(";")[0].partition(": ")[2] for reason in report["passed_over"]] == [
+        "column 'label' is double",
+        "column 'objects' is string",
+        "column 'captions' is int64",
+    ]
+    assert "note: not looked at: " in printed(report) and "classes must be text or whole numbers" in printed(report)
+
+
+def test_boxes_are_found_whatever_their_column_is_called(tmp_path):
+    url = write_shards(tmp_path, [encoded(0)], annotations=[[{"bbox": [1, 2, 3, 4], "category_id": 7}]], other=["x"])
+    boxes = check(url)["boxes"]
+    assert (boxes["column"], boxes["boxes"], boxes["classes"]) == ("annotations", 1, {"7": 1})
+
+
+def test_types_that_arrow_cannot_select_from(tmp_path):
+    view = pa.string_view()
+    objects = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(view))])
+    columns = {
+        "label": pa.array(["a", "b", None], view),
+        "captions": pa.array([["x"], None, ["y", None]], pa.list_(view)),
+        "objects": pa.array([{"bbox": [[1, 2, 3, 4]], "category": ["cat"]}, None, {}], objects),
+    }
+    pq.write_table(pa.table({"image": [encoded(n) for n in range(3)], **columns}), tmp_path / "a.parquet")
+    report = check(str(tmp_path))
+    assert report["labels"]["label"]["counts"] == {"(null)": 1, "a": 1, "b": 1}
+    assert report["captions"]["captions"] == 2 and report["boxes"]["classes"] == {"cat": 1}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table=tables())
+def test_whatever_objects_hold_the_report_is_made(tmp_path, table):
+    schema, objects = table
+    images = pa.array([encoded(n) for n in range(len(objects))] or [encoded(0)], pa.binary())
+    objects = objects if len(objects) else pa.nulls(1, schema.field(0).type)
+    pq.write_table(pa.table({"image": images, "objects": objects}), tmp_path / "a.parquet")
+    report = check(str(tmp_path), sheet_url=str(tmp_path / "sheet.png"))
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    used = report["boxes"]["rows_without"] + report["bad_annotations"]
+    assert used <= report["rows"] and "objects" in printed(report)
 
 
 @pytest.mark.parametrize(("box_format", "other"), [("xywh", "xyxy"), ("xyxy", "xywh")])

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,8 +19,10 @@ from pretrain.data.annotations import (
 )
 from pretrain.data.check import check
 from pretrain.data.decode import decode_image
+from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.labels import read_class_names_of
 from pretrain.data.manifest import load_manifest
+from pretrain.data.packing import pack, schema_of
 from pretrain.data.reader import Shards, read_in_sequence
 from pretrain.data.regroup import regroup
 
@@ -127,6 +130,61 @@ def test_a_rewritten_data_set_is_still_one_for_datasets(written, tmp_path):
     for before, after in zip(rows(), again, strict=True):
         assert (np.asarray(after.pop("image")) == np.asarray(before.pop("image"))).all()
         assert after == before
+
+
+def as_pixels(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+def assert_readable_elsewhere(folder, cache_dir, expected):
+    """`datasets` and pandas see the same pixels and the same values in all other columns."""
+    pandas = pytest.importorskip("pandas")
+    opened = datasets.Dataset.from_parquet(f"{folder}/*.parquet", cache_dir=str(cache_dir))
+    assert isinstance(opened.features["image"], datasets.Image)
+    shards = sorted(folder.glob("*.parquet"))  # pandas takes all files of a folder for Parquet, import.json too
+    frame = pandas.concat([pandas.read_parquet(shard) for shard in shards], ignore_index=True)
+    assert len(opened) == len(frame) == len(expected)
+    for index, (image, others) in enumerate(expected):
+        row = dict(opened[index])
+        assert (np.asarray(row.pop("image")) == image).all() and row == others
+        assert (as_pixels(frame["image"][index]["bytes"]) == image).all()
+        for name, value in others.items():
+            plain = frame[name][index]
+            assert (plain.tolist() if isinstance(plain, np.ndarray) else plain) == value
+
+
+def test_our_shards_open_in_datasets_and_in_pandas(tmp_path):
+    buffers = [io.BytesIO() for _ in range(NUM)]
+    for number, buffer in enumerate(buffers):
+        Image.fromarray(pixels(number)).save(buffer, "PNG")
+    expected = [(pixels(n), {"label": CLASSES[n % 3], "captions": [f"image {n}"] * (n % 3)}) for n in range(NUM)]
+    shards = [
+        {"image": {"bytes": buffer.getvalue(), "path": f"{n}.png"}, **expected[n][1]}
+        for n, buffer in enumerate(buffers)
+    ]
+    schema = schema_of(label=pa.string(), captions=pa.list_(pa.string()))
+    pack(shards, str(tmp_path / "packed"), schema, rows_per_group=5, bytes_per_shard=4000)
+    assert len(list((tmp_path / "packed").glob("*.parquet"))) > 1
+    assert_readable_elsewhere(tmp_path / "packed", tmp_path / "hf", expected)
+
+
+def test_imported_folders_open_in_datasets_and_in_pandas(tmp_path):
+    for number in range(NUM):
+        folder = tmp_path / "photos" / CLASSES[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(number)).save(folder / f"{number}.png")
+    import_images(str(tmp_path / "photos"), str(tmp_path / "shards"), ImportOptions(), workers=2)
+    (shard,) = sorted((tmp_path / "shards").rglob("*.parquet"))
+    expected = []
+    for row in pq.read_table(shard).to_pylist():
+        image = row.pop("image")
+        expected.append((as_pixels(image["bytes"]), row))
+    # which pixels belong to which class is known from the sources
+    assert sorted((image.shape[0] - 10, row["label"]) for image, row in expected) == [
+        (number, CLASSES[number % 3]) for number in range(NUM)
+    ]
+    assert_readable_elsewhere(shard.parent, tmp_path / "hf", expected)
 
 
 def test_encoded_files_of_any_kind(tmp_path):

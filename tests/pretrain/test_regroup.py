@@ -58,6 +58,14 @@ def many_types(num):
             "text": pa.array([b"\xff" if n == 4 else b"good" for n in range(num)]).view(pa.string()),
             "large": every_third_null(["z"] * num, pa.large_string()),
             "nothing": pa.nulls(num),
+            "empty": every_third_null([{"n": [None], "t": ["a"]}] * num, None),
+            "unnamed": pa.array([[b"k"]] * num).flatten().view(pa.string()).cast(pa.string_view()),
+            "notes": pa.MapArray.from_arrays(
+                list(range(num + 1)), pa.array(["k"] * num), pa.array([b"\xfe"] * num).view(pa.string())
+            ),
+            "point": pa.ExtensionArray.from_storage(
+                pa.fixed_shape_tensor(pa.int8(), [2]), every_third_null([[1, 2]] * num, pa.list_(pa.int8(), 2))
+            ),
         }
     )
 
@@ -216,6 +224,7 @@ def test_the_command(tmp_path, capsys):
         (["--drop-bad"], "--drop-bad and --drop-duplicates need --fix DEST"),
         (["--sheet", "sheet.jpg"], "name a file that ends in .png"),
         (["--fix", url], "lie in each other"),
+        (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside of it"),
         (["--label-column", "lable"], "no column 'lable'"),
         (["--rows", "0"], "--rows must be"),
     ]:
