@@ -48,11 +48,11 @@ def demo(photos: str | None, out: Path, *, workers: int, steps: int) -> int:
             step("Make a data set of small scenes", "pretrain.data", "demo", str(shards))
         labelled = True
     else:
-        if not (shards / "import.json").exists():
+        if not (shards / "_import.json").exists():
             step(
                 "Pack the photos", "pretrain.data", "import", photos, str(shards), "--validation", "0.2", "--overwrite"
             )
-        labelled = bool(json.loads((shards / "import.json").read_text())["classes"])
+        labelled = bool(json.loads((shards / "_import.json").read_text())["classes"])
     train, validation = str(shards / "train"), str(shards / "validation")
     num_images = count_rows(shards / "train")
 

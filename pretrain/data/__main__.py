@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         "import",
         help="pack images into shards",
         description="Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in\n"
-        "DEST/quarantine.jsonl, the others are stored byte for byte as they are (but see --short-side). A summary goes to\n"
-        "DEST/import.json. The same command again continues an import that was cut off.\n\n"
+        "DEST/_quarantine.jsonl, the others are stored byte for byte as they are (but see --short-side). A summary goes to\n"
+        "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
         "SRC is told by its look, or by --kind:\n"
         "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
         "  coco         COCO json: FILE.json with boxes or captions\n"

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 UNFINISHED, JOURNAL = ".unfinished", "journal.json"
 DIGESTS = re.compile(r"digests-\d{5,}\.jsonl")
 OWN_NAMES = re.compile(
-    r"shard-\d{5,}\.parquet|import\.json|quarantine\.jsonl|journal\.json|digests-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
+    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|journal\.json|digests-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
 )
 SPLITS = ("train", "validation")
 
@@ -140,7 +140,7 @@ def make_room(dest: str, *, overwrite: bool) -> None:
     Raises UserError when `dest` is not empty and may not be emptied, or cannot be written.
     """
     # the summary first: without it a half removed folder does not look like a complete import
-    for name in sorted(check_room(dest, overwrite=overwrite), key=lambda name: name != "import.json"):
+    for name in sorted(check_room(dest, overwrite=overwrite), key=lambda name: name != "_import.json"):
         storage.remove(storage.join(dest, name))
     storage.check_writable(dest)
 

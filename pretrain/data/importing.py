@@ -34,7 +34,7 @@ from pretrain.data.preparing import Prepared, prepare
 from pretrain.data.progress import ProgressLine
 from pretrain.data.sources import Listing, Record, list_records
 
-SUMMARY, QUARANTINE = "import.json", "quarantine.jsonl"
+SUMMARY, QUARANTINE = "_import.json", "_quarantine.jsonl"  # readers of folders pass over such names
 REMOTE_THREADS = 32
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
@@ -107,9 +107,9 @@ def import_images(
     show_progress: bool = True,
     **source_options: Any,
 ) -> dict[str, Any]:
-    """Packs a source into shards and returns the summary that is also written to DEST/import.json.
+    """Packs a source into shards and returns the summary that is also written to DEST/_import.json.
 
-    Images that cannot be decoded and annotations that cannot be used are listed in DEST/quarantine.jsonl.
+    Images that cannot be decoded and annotations that cannot be used are listed in DEST/_quarantine.jsonl.
 
     Args:
         src, dest: see `pretrain.data.sources.list_records`; a folder, local or in any store.

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     shards = {split: options.out / "data" / split for split in SPLITS}
     for split, folder in shards.items():
-        if not (folder / "import.json").exists():
+        if not (folder / "_import.json").exists():
             command(
                 "pretrain.data",
                 "import",

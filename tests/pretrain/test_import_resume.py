@@ -60,9 +60,9 @@ def content(dest):
     files = {
         str(path.relative_to(dest)): path.read_bytes()
         for path in sorted(dest.rglob("*"))
-        if path.is_file() and path.name != "import.json"
+        if path.is_file() and path.name != "_import.json"
     }
-    summary = json.loads((dest / "import.json").read_text())
+    summary = json.loads((dest / "_import.json").read_text())
     del summary["seconds"]
     return files, summary
 
@@ -94,7 +94,7 @@ def test_what_the_undisturbed_import_holds(undisturbed):
     assert len([name for name in files if name.endswith(".parquet")]) == summary["shards"] > 5
     assert (summary["images"], summary["duplicates"], summary["quarantined"]) == (NUM_IMAGES, 11, 12)
     assert not any("unfinished" in name for name in files)
-    lines = [json.loads(line) for line in files["quarantine.jsonl"].decode().splitlines()]
+    lines = [json.loads(line) for line in files["_quarantine.jsonl"].decode().splitlines()]
     (conflict,) = [line["reason"] for line in lines if "label" in line["reason"]]
     assert "'c0'" in conflict and "'c1'" in conflict
 

@@ -56,7 +56,7 @@ def test_class_folders(tmp_path):
     assert summary["classes"] == {"cats": 40, "dogs": 40, "owls": 40}
     assert (summary["images"], summary["quarantined"], summary["shards"], summary["splits"]) == (120, 0, 1, {})
     assert summary["bytes"] == sum(map(len, files.values()))
-    assert summary == storage.read_json(str(tmp_path / "out" / "import.json"))
+    assert summary == storage.read_json(str(tmp_path / "out" / "_import.json"))
     assert "packed 120 images" in describe_import(summary, "out") and "3 classes: cats 40" in describe_import(
         summary, "out"
     )
@@ -84,7 +84,7 @@ def test_bad_files_are_set_aside_with_their_reasons(tmp_path):
     (src / "dogs" / "gone.png").symlink_to(tmp_path / "never")
     (src / "dogs" / "notes.txt").write_text("no image by its name")
     summary = pack_folder(src, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines()]
     assert [(line["path"], line["reason"]) for line in lines][:3] == [
         ("cats/nothing.jpg", "empty"),
         ("cats/page.jpg", "not an image"),
@@ -100,7 +100,7 @@ def test_nothing_but_bad_files(tmp_path):
     (tmp_path / "src" / "a.jpg").write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"none of the 1 images .* can be used \(first: a\.jpg: not an image\)"):
         pack_folder(tmp_path / "src", tmp_path / "out")
-    assert storage.names_in(str(tmp_path / "out")) == ["quarantine.jsonl"]
+    assert storage.names_in(str(tmp_path / "out")) == ["_quarantine.jsonl"]
 
 
 def test_the_split_is_by_path_alone(tmp_path):
@@ -171,16 +171,16 @@ def test_overwrite_removes_what_an_import_wrote_and_nothing_else(tmp_path):
     make_photos(src, num=20)
     pack_folder(src, out, validation_share=0.3)
     with pytest.raises(
-        UserError, match=r"is not empty \(it holds import\.json\); name another folder or add --overwrite"
+        UserError, match=r"is not empty \(it holds _import\.json\); name another folder or add --overwrite"
     ):
         pack_folder(src, out)
     (out / "train" / "my_thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"holds train/my_thesis\.txt, which no import wrote"):
         pack_folder(src, out, overwrite=True)
-    assert (out / "import.json").exists()
+    assert (out / "_import.json").exists()
     (out / "train" / "my_thesis.txt").unlink()
     assert pack_folder(src, out, overwrite=True)["images"] == 60
-    assert storage.names_in(str(out)) == ["import.json", "shard-00000.parquet"]
+    assert storage.names_in(str(out)) == ["_import.json", "shard-00000.parquet"]
     with pytest.raises(UserError, match="which no import wrote"):
         pack_folder(src, src, overwrite=True)
 

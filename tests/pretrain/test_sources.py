@@ -36,7 +36,7 @@ def packed(src, dest, **options):
 
 
 def quarantined(dest):
-    file = Path(dest) / "quarantine.jsonl"
+    file = Path(dest) / "_quarantine.jsonl"
     return (
         {line["path"]: line["reason"] for line in map(json.loads, file.read_text().splitlines())}
         if file.exists()
