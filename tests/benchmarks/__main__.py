@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pretrain.data.demo_scenes import write_demo
-from tests.benchmarks import attention_cost, clothing, ray_share, startup
+from tests.benchmarks import attention_cost, clothing, memory, ray_share, reading, startup, streaming
 
 
 def main() -> None:
@@ -28,10 +28,16 @@ def main() -> None:
     attention_cost.main([])
     print("\n== startup")
     startup.main([])
+    print("\n== memory")
+    memory.main([])
+    print("\n== streaming")
+    streaming.main([])
     print("\n== ray_share")
     with tempfile.TemporaryDirectory() as folder:
         write_demo(folder, num_images=400)
         ray_share.main([f"{folder}/train"])
+        print("\n== reading")
+        reading.main([f"{folder}/train"])
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
