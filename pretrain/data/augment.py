@@ -99,22 +99,21 @@ def normalise(
     """(images - mean) / std, by channel."""
     mean_C11 = torch.tensor(mean, device=images_BCHW.device).view(-1, 1, 1)
     std_C11 = torch.tensor(std, device=images_BCHW.device).view(-1, 1, 1)
-    return (images_BCHW - mean_C11) / std_C11
+    return (images_BCHW - mean_C11).div_(std_C11)
 
 
 def apply_colours(images_BCHW: Tensor, colours: Colours) -> Tensor:
-    """Flip, jitter in each sample's own order, greyscale, blur, solarize; float in [0, 1] in and out."""
+    """Flip, jitter in each sample's own order, greyscale, blur, solarize; float in [0, 1], changed in place and returned."""
     images = images_BCHW
 
     def on(chosen: np.ndarray, operation: Callable[..., Tensor], *parameters: np.ndarray) -> None:
-        nonlocal images
         indices = np.flatnonzero(chosen)
         if len(indices):
             index = torch.from_numpy(indices).to(images.device)
             values = [
                 torch.from_numpy(p[indices]).to(images.device, torch.float32).view(-1, 1, 1, 1) for p in parameters
             ]
-            images = images.index_copy(0, index, operation(images[index], *values))
+            images.index_copy_(0, index, operation(images[index], *values))
 
     on(colours.flipped, lambda x: x.flip(3))
     jitters: list[tuple[Callable[..., Tensor], np.ndarray]] = [

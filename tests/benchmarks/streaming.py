@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, source in turns if repeat % 2 == 0 else turns[::-1]:
                 rates[name].append(images_per_second(source, options.batches, threads=len(for_rank)))
                 print(f"{name}: {rates[name][-1]:.0f} images/s", flush=True)
+        os.sched_setaffinity(0, cores)
         disk, s3 = (statistics.median(rates[name]) for name in ("disk", "S3"))
         print(f"\nS3 with {options.delay * 1000:.0f} ms a request over disk, after warm-up: {s3 / disk:.3f} "
               f"({s3:.0f} over {disk:.0f} images/s, medians of {options.repeats}; "
