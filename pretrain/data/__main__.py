@@ -192,7 +192,11 @@ def _import(arguments: argparse.Namespace) -> int:
 
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
         return 0
-    summary = import_images(arguments.src, arguments.dest, options, **more)
+    try:
+        summary = import_images(arguments.src, arguments.dest, options, **more)
+    except KeyboardInterrupt:
+        print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
+        raise
     print(describe_import(summary, arguments.dest))
     return 0
 

@@ -159,7 +159,8 @@ def adjust_hue(images_BCHW: Tensor, shift_B111: Tensor) -> Tensor:
     hue = hue + 6 * shift_B111
     # each channel of HSV -> RGB is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6
     offsets = torch.tensor([5.0, 3.0, 1.0], device=images_BCHW.device).view(1, 3, 1, 1)
-    k = (hue + offsets) % 6
+    k = hue + offsets
+    k.sub_(torch.floor(k / 6), alpha=6)  # k mod 6; several times faster than remainder on CPUs
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 

@@ -36,8 +36,8 @@ def check_import(
     """
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
-    records, split_of, splits = arranged(listing, options)
-    stored = None if overwrite else Journal.stored(dest, journal_options(src, records, options))
+    records, sides, splits = arranged(listing, options)
+    stored = Journal.stored(dest, journal_options(src, records, options), overwrite=overwrite)
     if stored is None:
         check_room(dest, overwrite=overwrite)
     was_there = storage.exists(dest)
@@ -47,7 +47,7 @@ def check_import(
 
     sample = records[:SAMPLE]  # they are in random order
     started = time.monotonic()
-    prepared = list(prepare_all(sample, options, workers or num_threads_for(src)))
+    prepared = list(prepare_all(sample, options, workers or num_threads_for(sample)))
     seconds = (time.monotonic() - started) / len(sample)
     good = [item for item in prepared if item.data is not None]
     if not good:
@@ -55,9 +55,9 @@ def check_import(
             f"none of {len(sample)} images tried in {src} can be used (first: {sample[0].path}: {prepared[0].notes[0]})"
         )
     mean_bytes = sum(len(item.data or b"") for item in good) / len(good)
-    sides = ", ".join(f"{split} {sum(split_of[r.path] == split for r in records)}" for split in splits if split)
+    num_of = ", ".join(f"{split} {sides.count(split)}" for split in splits if split)
     lines = [
-        f"source: {kind_of(src) if kind == 'auto' else kind}, {len(records)} images{f' ({sides})' if sides else ''}",
+        f"source: {kind_of(src) if kind == 'auto' else kind}, {len(records)} images{f' ({num_of})' if num_of else ''}",
         f"first {len(sample)} images: {len(good)} can be used"
         + "".join(f"; {item.record.path}: {item.notes[0]}" for item in prepared if item.data is None),
         f"{dest} can be written" + ("; the command continues a cut-off import there" if stored else ""),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
 
+FORMAT_VERSION = 1
 UNFINISHED, JOURNAL = ".unfinished", "journal.json"
-DIGESTS = re.compile(r"digests-\d{5,}\.jsonl")
 OWN_NAMES = re.compile(
-    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|journal\.json|digests-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
+    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
 )
 SPLITS = ("train", "validation")
+MOVING_THREADS = 16  # a store moves a file by copying it
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,24 @@ class Reached:
 class Journal:
     """The unfinished import in DEST/.unfinished.
 
+    `journal.json` says how far it is; the `part-00000.jsonl`, ... that it counts hold what was learnt of single images. A
+    part that it does not count belongs to a shard that was cut off, and is written again.
+
     Attributes:
         dest: where the shards will be.
         options: what the shards depend on.
-        state: the tally at the last whole shard; empty for a new import.
+        state: counts at the last whole shard; empty for a new import.
+        problems: (path, reason) of images set aside so far.
     """
 
     dest: str
     options: dict[str, Any]
     state: dict[str, Any] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
     _reached: dict[str, Reached] = field(default_factory=dict)
-    _first: dict[str, tuple[str, str]] = field(default_factory=dict)  # digest of an image -> its path and label
-    _unwritten: list[str] = field(default_factory=list)  # digests since the last whole shard
-    _num_digest_files: int = 0
+    _first: dict[bytes, int] = field(default_factory=dict)  # digest of an image -> number of the first record with it
+    _unwritten: list[list[Any]] = field(default_factory=list)  # since the last whole shard
+    _num_parts: int = 0
 
     @property
     def folder(self) -> str:
@@ -55,34 +62,49 @@ class Journal:
 
         Raises UserError when DEST holds something else.
         """
-        stored = None if overwrite else cls.stored(dest, options)
-        if stored is not None:
-            journal = cls(dest, options, stored["state"], {k: Reached(*v) for k, v in stored["reached"].items()})
-            for name in filter(DIGESTS.fullmatch, storage.names_in(journal.folder)):
-                for line in storage.read_bytes(storage.join(journal.folder, name)).decode().splitlines():
-                    digest, first, label = json.loads(line)
-                    journal._first[digest] = (first, label)
-                journal._num_digest_files += 1
+        stored = cls.stored(dest, options, overwrite=overwrite)
+        if stored is None:
+            make_room(dest, overwrite=overwrite)
+            journal = cls(dest, options)
+            journal._write()
             return journal
-        make_room(dest, overwrite=overwrite)
-        journal = cls(dest, options)
-        journal._write()
+        reached = {split: Reached(*place) for split, place in stored["reached"].items()}
+        journal = cls(dest, options, stored["state"], _reached=reached, _num_parts=stored["parts"])
+        for number in range(journal._num_parts):
+            for line in storage.read_bytes(journal._part(number)).decode().splitlines():
+                what, key, value = json.loads(line)
+                if what == "digest":
+                    journal._first[bytes.fromhex(key)] = value
+                else:
+                    journal.problems.append((key, value))
         return journal
 
     @staticmethod
-    def stored(dest: str, options: dict[str, Any]) -> dict[str, Any] | None:
-        """The journal that lies in DEST, or None. Raises UserError when it was begun with other options."""
+    def stored(dest: str, options: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+        """The journal of a cut-off import with these options that lies in DEST, or None.
+
+        Raises UserError when it had other options, unless it may be overwritten.
+        """
         path = storage.join(dest, UNFINISHED, JOURNAL)
         if not storage.exists(path):
             return None
-        stored: dict[str, Any] = storage.read_json(path)
-        if stored["options"] != options:
-            differing = sorted(key for key in options if stored["options"].get(key) != options[key])
+        stored: Any = storage.read_json(path)
+        version = stored.get("format_version") if isinstance(stored, dict) else None
+        if version != FORMAT_VERSION:
+            if overwrite:
+                return None
             raise UserError(
-                f"{dest} holds an import that was cut off and had other options ({', '.join(differing)}); repeat its "
-                "command to continue it, name another folder, or add --overwrite"
+                f"{path} has format version {version}, this program writes {FORMAT_VERSION}; name another folder or add "
+                "--overwrite"
             )
-        return stored
+        if stored["options"] == options:
+            return dict(stored)
+        if overwrite:
+            return None
+        raise UserError(
+            f"{dest} holds an import that was cut off and had other options ({_differing(stored['options'], options)}); "
+            "repeat its command to continue it, name another folder, or add --overwrite"
+        )
 
     def place(self, split: str) -> Reached:
         """Where a split continues."""
@@ -93,45 +115,64 @@ class Journal:
         self._reached[split] = Reached(records, shards)
         self.state = state
         if self._unwritten:
-            # before the journal: an image that comes again after a cut is found with its own path, and is no duplicate
-            lines = [json.dumps([digest, *self._first[digest]]) + "\n" for digest in self._unwritten]
-            name = f"digests-{self._num_digest_files:05d}.jsonl"
-            storage.write_bytes(storage.join(self.folder, name), "".join(lines).encode())
-            self._unwritten, self._num_digest_files = [], self._num_digest_files + 1
+            lines = [json.dumps(entry) + "\n" for entry in self._unwritten]
+            storage.write_bytes(self._part(self._num_parts), "".join(lines).encode())
+            self._unwritten, self._num_parts = [], self._num_parts + 1
         self._write()
 
-    def first_with(self, digest: bytes, path: str, label: str) -> tuple[str, str] | None:
-        """(path, label) of the first image with these bytes, or None, and then this one is the first."""
-        first = self._first.get(digest.hex())
-        if first is None:
-            self._first[digest.hex()] = (path, label)
-            self._unwritten.append(digest.hex())
-            return None
-        return None if first[0] == path else first
+    def set_aside(self, path: str, reason: str) -> None:
+        """Notes an image that is not packed, or something about one that is."""
+        self.problems.append((path, reason))
+        self._unwritten.append(["problem", path, reason])
+
+    def first_with(self, digest: bytes, number: int) -> int | None:
+        """The number of the first record with these bytes, or None, and then this one is the first."""
+        first = self._first.setdefault(digest, number)
+        if first != number:
+            return first
+        self._unwritten.append(["digest", digest.hex(), number])
+        return None
 
     def publish(self, splits: list[str]) -> None:
-        """Moves the shards to their place and removes the journal."""
+        """Moves the shards to their place; one that was moved before a cut is there already."""
         fs, root = storage.filesystem(self.folder)
+
+        def move(split: str, name: str) -> None:
+            target = storage.join(self.dest, split, name) if split else storage.join(self.dest, name)
+            with storage.explained("write", target):
+                fs.mv(f"{root}/{split}/{name}" if split else f"{root}/{name}", storage.filesystem(target)[1])
+
+        moves = []
         for split in splits:
-            for name in storage.names_in(storage.join(self.folder, split) if split else self.folder):
-                if name.endswith(".parquet"):
-                    target = storage.join(self.dest, split, name) if split else storage.join(self.dest, name)
-                    with storage.explained("write", target):
-                        source = f"{root}/{split}/{name}" if split else f"{root}/{name}"
-                        if storage.is_local(self.dest):
-                            storage.make_dirs(target.rsplit("/", 1)[0])
-                        fs.mv(source, storage.filesystem(target)[1])
-        self.discard()
+            if split and storage.is_local(self.dest):
+                storage.make_dirs(storage.join(self.dest, split))
+            names = storage.names_in(storage.join(self.folder, split) if split else self.folder)
+            moves += [(split, name) for name in names if name.endswith(".parquet")]
+        with ThreadPoolExecutor(MOVING_THREADS, thread_name_prefix="move") as pool:
+            list(pool.map(lambda of: move(*of), moves))
 
     def discard(self) -> None:
         """Removes the unfinished shards and the journal."""
         storage.remove(self.folder)
 
+    def _part(self, number: int) -> str:
+        return storage.join(self.folder, f"part-{number:05d}.jsonl")
+
     def _write(self) -> None:
         reached = {split: [place.records_done, place.shards_done] for split, place in self._reached.items()}
+        content = {"format_version": FORMAT_VERSION, "options": self.options, "reached": reached}
         storage.write_json(
-            storage.join(self.folder, JOURNAL), {"options": self.options, "reached": reached, "state": self.state}
+            storage.join(self.folder, JOURNAL), {**content, "parts": self._num_parts, "state": self.state}
         )
+
+
+def _differing(stored: dict[str, Any], options: dict[str, Any]) -> str:
+    texts = []
+    for key in sorted(stored.keys() | options.keys()):
+        if stored.get(key) != options.get(key):
+            values = f"{key}: {stored.get(key)} -> {options.get(key)}"
+            texts.append("other images or annotations in the source" if key == "records" else values)
+    return ", ".join(texts)
 
 
 def make_room(dest: str, *, overwrite: bool) -> None:

@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.secrets import masked
 from pretrain.data.import_journal import Journal
 from pretrain.data.packing import (
     DEFAULT_BYTES_PER_GROUP,
@@ -33,9 +34,11 @@ from pretrain.data.packing import (
 from pretrain.data.preparing import Prepared, prepare
 from pretrain.data.progress import ProgressLine
 from pretrain.data.sources import Listing, Record, list_records
+from pretrain.data.sources.records import REMOTE_THREADS, in_order
 
 SUMMARY, QUARANTINE = "_import.json", "_quarantine.jsonl"  # readers of folders pass over such names
-REMOTE_THREADS = 32
+MOST_UNREAD_IN_A_ROW = 200
+MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -83,7 +86,6 @@ class Tally:
     """What an import has done so far; all of it JSON, for the journal."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label ("" for none) -> images
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of images and annotations set aside
     bytes_before: int = 0
     bytes_after: int = 0
     duplicates: int = 0
@@ -116,18 +118,20 @@ def import_images(
         options: what the shards depend on.
         kind, source_options: what the source is, see `list_records`.
         workers: threads that read and decode; by default one for each CPU, more for a remote source.
-        overwrite: removes what an earlier import wrote to `dest`; never anything else.
+        overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was cut off and had
+            the same options is continued all the same.
 
     Raises:
-        UserError: nothing to pack, `dest` not empty, no readable image, or nothing on one side of the split.
+        UserError: nothing to pack, `dest` not empty, no readable image, nothing on one side of the split, or so many images
+            in a row that cannot be read that the store must be gone.
     """
     started = time.monotonic()
     options = options or ImportOptions()
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
-    records, split_of, splits = arranged(listing, options)
+    records, sides, splits = arranged(listing, options)
     journal = Journal.open(dest, journal_options(src, records, options), overwrite=overwrite)
-    tally = Tally(**journal.state) if journal.state else Tally(problems=list(listing.problems))
+    tally = Tally(**journal.state)
     if journal.state and show_progress:
         print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
 
@@ -135,9 +139,9 @@ def import_images(
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
-            todo = [record for record in records if split_of[record.path] == split]
+            numbers = [number for number, side in enumerate(sides) if side == split]
             place = journal.place(split)
-            progress.advance(min(place.records_done, len(todo)))
+            progress.start_at(place.records_done)
             with ShardWriter(
                 storage.join(journal.folder, split) if split else journal.folder,
                 schema,
@@ -146,76 +150,89 @@ def import_images(
                 bytes_per_shard=options.bytes_per_shard,
                 first_shard=place.shards_done,
             ) as writer:
-                prepared = prepare_all(todo[place.records_done :], options, workers or num_threads_for(src))
-                for number, item in enumerate(prepared, place.records_done + 1):
+                todo = numbers[place.records_done :]
+                prepared = prepare_all(
+                    (records[number] for number in todo), options, workers or num_threads_for(records)
+                )
+                num_unread = 0
+                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), place.records_done + 1):
                     progress.advance()
-                    _take(item, split, writer, tally, journal, options)
+                    num_unread = num_unread + 1 if item.unread else 0
+                    if num_unread == MOST_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
+                        raise UserError(
+                            f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
+                            "they can, the same command continues"
+                        )
+                    _take(item, number, records, tally.counts.setdefault(split, {}), writer, tally, journal, options)
                     if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
-                        journal.reached(split, number, writer.num_shards, asdict(tally))
-            journal.reached(split, len(todo), writer.num_shards, asdict(tally))
+                        journal.reached(split, done, writer.num_shards, asdict(tally))
+            journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
             num_shards += writer.num_shards
-    _write_quarantine(dest, tally.problems)
+    problems = [*listing.problems, *journal.problems]
+    _write_quarantine(dest, problems)
     if not tally.images:
-        first = min(tally.problems)
+        first = min(problems)
         journal.discard()
         raise UserError(
             f"none of the {len(records)} images in {src} can be used (first: {first[0]}: {first[1]}); "
             f"all are listed in {storage.join(dest, QUARANTINE)}"
         )
     journal.publish(splits)
-    summary = _summary(src, records, listing, tally, options, num_shards, time.monotonic() - started)
-    storage.write_json(storage.join(dest, SUMMARY), summary)  # last: where it stands, the import is complete
+    summary = _summary(src, records, listing, tally, problems, options, num_shards, time.monotonic() - started)
+    storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
+    journal.discard()  # last: until then the same command does again what was cut off
     return summary
 
 
-def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], dict[str, str], list[str]]:
-    """The records in the order of packing, the split of each path, and all splits ("" alone when nothing is split off).
+def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], list[str], list[str]]:
+    """The records in the order of packing, the split of each, and all splits ("" alone when nothing is split off).
 
     Raises UserError when a split would be empty.
     """
-    split_of = {record.path: _split_of(record.path, options.validation_share) for record in listing.records}
-    splits = sorted(set(split_of.values()))
-    if missing := {split for split in SPLITS if options.validation_share > 0} - set(splits):
-        raise UserError(
-            f"--validation {options.validation_share} of {len(listing.records)} images leaves none for {missing.pop()}; "
-            "choose another share"
-        )
     # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
     # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
     records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path))
-    return records, split_of, splits
+    sides = [_split_of(record.path, options.validation_share) for record in records]
+    splits = sorted(set(sides))
+    if missing := {split for split in SPLITS if options.validation_share > 0} - set(splits):
+        raise UserError(
+            f"--validation {options.validation_share} of {len(records)} images leaves none for {missing.pop()}; "
+            "choose another share"
+        )
+    return records, sides, splits
 
 
 def journal_options(src: str, records: Sequence[Record], options: ImportOptions) -> dict[str, Any]:
     """What must be the same for an import to continue."""
-    return {**asdict(options), "source": src, "records": _fingerprint(records)}
+    return {**asdict(options), "source": masked(src), "records": _fingerprint(records)}
 
 
 def _take(
-    item: Prepared, split: str, writer: ShardWriter, tally: Tally, journal: Journal, options: ImportOptions
+    item: Prepared,
+    number: int,
+    records: Sequence[Record],
+    labels: dict[str, int],
+    writer: ShardWriter,
+    tally: Tally,
+    journal: Journal,
+    options: ImportOptions,
 ) -> None:
-    """Packs one image, or says why not."""
+    """Packs one image and counts it, or says why not."""
     record = item.record
-    tally.problems.extend((record.path, note) for note in item.notes)
+    for note in item.notes:
+        journal.set_aside(record.path, note)
     if item.data is None:
         return
-    if options.drop_duplicates:
-        earlier = journal.first_with(item.digest, record.path, record.label or "")
-        if earlier is not None:
-            tally.duplicates += 1
-            path, label = earlier
-            other = (
-                f", but its label there is {label!r} and here {record.label!r}" if label != (record.label or "") else ""
-            )
-            tally.problems.append((record.path, f"a duplicate of {path}{other}"))
-            return
+    if options.drop_duplicates and (earlier := journal.first_with(item.digest, number)) is not None:
+        tally.duplicates += 1
+        journal.set_aside(record.path, _duplicate_of(records[earlier], record))
+        return
     row: dict[str, Any] = {"image": {"bytes": item.data, "path": item.path}}
     for name in COLUMNS:
         value = item.objects if name == "objects" else getattr(record, name)
         if value is not None:
             row[name] = asdict(value) if name == "objects" else list(value) if isinstance(value, tuple) else value
     writer.write(row)
-    labels = tally.counts.setdefault(split, {})
     for label in record.labels or (record.label or "",):
         labels[label] = labels.get(label, 0) + 1
     if record.labels:
@@ -226,32 +243,24 @@ def _take(
     tally.captions += len(record.captions or ())
 
 
+def _duplicate_of(first: Record, record: Record) -> str:
+    reason = f"a duplicate of {first.path}"
+    here, there = (other.label if other.labels is None else list(other.labels) for other in (record, first))
+    return reason if here == there else f"{reason}, but its label there is {there!r} and here {here!r}"
+
+
 def _is_known(column: str, records: Sequence[Record]) -> bool:
     return any(getattr(record, column) is not None for record in records)
 
 
-def prepare_all(records: Sequence[Record], options: ImportOptions, num_threads: int) -> Iterator[Prepared]:
-    """All records, read, decoded and scaled by a pool, in their order, with a bounded number on the way."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="check")
-    rest = iter(records)
-
-    def start(num: int) -> list[Future[Prepared]]:
-        return [
-            pool.submit(prepare, record, short_side=options.short_side, jpeg_quality=options.jpeg_quality)
-            for record in islice(rest, num)
-        ]
-
-    on_the_way = deque(start(4 * num_threads))
-    try:
-        while on_the_way:
-            yield on_the_way.popleft().result()
-            on_the_way.extend(start(1))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def prepare_all(records: Iterable[Record], options: ImportOptions, num_threads: int) -> Iterator[Prepared]:
+    """All records, read, decoded and scaled by a pool, in their order."""
+    function = partial(prepare, short_side=options.short_side, jpeg_quality=options.jpeg_quality)
+    return in_order(function, records, num_threads)
 
 
 def _hash(*words: str) -> bytes:
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
 
 
 def _fingerprint(records: Sequence[Record]) -> str:
@@ -270,14 +279,17 @@ def _split_of(path: str, validation_share: float) -> str:
     return SPLITS[int.from_bytes(_hash("split", path)[:8], "big") < validation_share * 2**64]
 
 
-def num_threads_for(src: str) -> int:
-    """Threads that read and decode: a remote image is mostly waited for."""
-    return (os.cpu_count() or 1) if storage.is_local(src) else REMOTE_THREADS
+def num_threads_for(records: Sequence[Record]) -> int:
+    """Threads that read and decode: a remote image is mostly waited for. The first records tell, for their order is mixed."""
+    is_remote = any(not storage.is_local(record.url) for record in islice(records, 100))
+    return REMOTE_THREADS if is_remote else os.cpu_count() or 1
 
 
 def _write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
     if problems:  # written before an all-bad import fails, for it says why
-        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in sorted(map(tuple, problems))]
+        lines = [
+            json.dumps({"path": masked(path), "reason": masked(reason)}) + "\n" for path, reason in sorted(problems)
+        ]
         storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
 
 
@@ -286,6 +298,7 @@ def _summary(
     records: Sequence[Record],
     listing: Listing,
     tally: Tally,
+    problems: Sequence[tuple[str, str]],
     options: ImportOptions,
     num_shards: int,
     seconds: float,
@@ -296,10 +309,6 @@ def _summary(
         total.update({label: num for label, num in labels.items() if label})
     sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
     notes = list(listing.notes)
-    if not with_classes and any("/" in record.path for record in records) and not _is_known("objects", records):
-        notes.append(
-            "no labels: the images do not lie exactly one folder deep; --labels folders takes their folders as classes"
-        )
     if SPLITS[1] in sides and (unseen := sorted(sides[SPLITS[1]] - sides.get(SPLITS[0], set()))):
         notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
     if with_classes and (
@@ -308,7 +317,7 @@ def _summary(
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
     return {
         "format_version": 1,
-        "source": src,
+        "source": masked(src),
         "images": tally.images,
         "bytes": tally.bytes_after,
         "bytes_before_scaling": tally.bytes_before if options.short_side else None,
@@ -316,8 +325,8 @@ def _summary(
         "boxes": tally.boxes if _is_known("objects", records) else None,
         "captions": tally.captions if _is_known("captions", records) else None,
         "duplicates": tally.duplicates if options.drop_duplicates else None,
-        "quarantined": len(tally.problems),
-        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in tally.problems).most_common()),
+        "quarantined": len(problems),
+        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MOST_REASONS)),
         "shards": num_shards,
         "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
         "notes": notes,

@@ -21,6 +21,7 @@ class Prepared:
     """A record with what is to be stored, or with `data` None and the reason in `notes`.
 
     `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as they were read.
+    `unread`: its bytes did not come, so nobody knows whether it is good.
     """
 
     record: Record
@@ -30,6 +31,7 @@ class Prepared:
     bytes_before: int = 0
     digest: bytes = b""
     notes: tuple[str, ...] = ()
+    unread: bool = False
 
 
 def prepare(record: Record, *, short_side: int, jpeg_quality: int) -> Prepared:
@@ -38,9 +40,12 @@ def prepare(record: Record, *, short_side: int, jpeg_quality: int) -> Prepared:
         return Prepared(record, None, notes=(f"file too large: {record.size_bytes} bytes",))
     try:
         data = record.read()
+    except (UserError, ValueError) as error:  # ValueError: a URL that is none
+        return Prepared(record, None, notes=(f"cannot be read: {str(error).rsplit(': ', 1)[-1]}",), unread=True)
+    if len(data) > MAX_FILE_BYTES:
+        return Prepared(record, None, notes=(f"file too large: {len(data)} bytes",))
+    try:
         pixels = decode_image(data)
-    except UserError as error:
-        return Prepared(record, None, notes=(f"cannot be read: {str(error).rsplit(': ', 1)[-1]}",))
     except BadImage as error:
         return Prepared(record, None, notes=(str(error),))
     height, width = pixels.shape[:2]

@@ -17,7 +17,7 @@ class ProgressLine:
 
     def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
         self._title, self._total, self._shown = title, total, shown
-        self._done, self._started = 0, time.monotonic()
+        self._done, self._before, self._started = 0, 0, time.monotonic()
         self._printed = self._started
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -25,10 +25,11 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         console = Console(file=sys.stderr)
         if self._shown and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console, transient=True)
+            columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
+            rate = TextColumn("{task.fields[rate]}")
+            self._bar = Progress(*columns, rate, TimeRemainingColumn(), console=console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total)
+            self._task = self._bar.add_task(self._title, total=self._total, rate="")
         return self
 
     def __exit__(
@@ -37,13 +38,29 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
 
+    def start_at(self, num: int) -> None:
+        """Counts `num` that were done before, and took no time."""
+        self._before, self._done = self._before + num, self._done + num
+        if self._bar is not None:
+            self._bar.reset(self._task, total=self._total, completed=self._done)
+
     def advance(self, num: int = 1) -> None:
         """Counts `num` more."""
         self._done += num
         now = time.monotonic()
+        rate = (self._done - self._before) / max(now - self._started, 1e-9)
         if self._bar is not None:
-            self._bar.advance(self._task, num)
+            self._bar.update(self._task, advance=num, rate=f"{rate:.0f} a second")
         elif self._shown and now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
-            rate = self._done / (now - self._started)
-            print(f"{self._title}: {self._done} of {self._total}, {rate:.0f} a second", file=sys.stderr, flush=True)
+            left = time_in_words((self._total - self._done) / max(rate, 1e-9))
+            line = f"{self._title}: {self._done} of {self._total}, {rate:.0f} a second, {left} left"
+            print(line, file=sys.stderr, flush=True)
+
+
+def time_in_words(seconds: float) -> str:
+    """`40 s`, `12 min` or `3 h 20 min`; exact enough for somebody who waits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -105,9 +106,50 @@ def test_other_options_do_not_continue(photos, tmp_path):
     wait_for_shards(process, dest, 1)
     process.kill()
     process.wait()
-    with pytest.raises(UserError, match=r"cut off and had other options \(.*seed.*\)"):
+    with pytest.raises(UserError, match=r"cut off and had other options \(.*seed: 0 -> 5.*\)"):
         import_images(str(photos), str(dest), ImportOptions(seed=5), show_progress=False)
     assert import_images(str(photos), str(dest), overwrite=True, show_progress=False)["images"] == NUM_IMAGES + 11
+
+
+@pytest.mark.parametrize("moves", [0, 1, 4])
+def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path, monkeypatch, moves):
+    dest = tmp_path / "out"
+    options = ImportOptions(validation_share=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    fs, done = storage.filesystem(str(dest))[0], []
+
+    def move(self, source, target, **_):
+        if len(done) >= moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "mv", move)
+        with pytest.raises(KeyboardInterrupt):
+            import_images(str(photos), str(dest), options, show_progress=False)
+    assert not (dest / "_import.json").exists()
+    import_images(str(photos), str(dest), options, show_progress=False)
+    assert content(dest) == undisturbed
+
+
+def test_overwrite_continues_too_and_what_a_cut_left_uncounted_is_done_again(photos, undisturbed, tmp_path):
+    dest = tmp_path / "out"
+    process = subprocess.Popen(command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_shards(process, dest, 3)
+    process.kill()
+    process.wait()
+    journal = dest / ".unfinished" / "journal.json"
+    parts = json.loads(journal.read_text())["parts"]
+    # as if the kill had come between a part and the journal that counts it
+    entries = [["digest", "00" * 16, 5], ["problem", "c0/bad.png", "said twice"]]
+    (journal.parent / f"part-{parts:05d}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    done = subprocess.run([*command(photos, dest), "--overwrite"], check=True, capture_output=True, text=True)
+    assert "continues an import that was cut off" in done.stdout
+    assert content(dest) == undisturbed
+    journal.parent.mkdir()
+    journal.write_text('{"options": {}}')
+    refused = subprocess.run(command(photos, dest), capture_output=True, text=True)
+    assert refused.returncode == 2 and "journal.json has format version None" in refused.stderr
 
 
 def test_check_packs_nothing(photos, tmp_path):
@@ -151,3 +193,26 @@ def test_scaling_down(tmp_path):
     }
     assert summary["bytes_before_scaling"] == sum(file.stat().st_size for file in src.iterdir())
     assert summary["bytes"] == sum(len(row["bytes"]) for row in rows)
+
+
+def test_boxes_are_scaled_with_their_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 400, 3)).astype(np.uint8)
+    for name in ("coco/a.png", "yolo/images/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    tree = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "x"}]}
+    tree["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [40, 20, 100, 50]}]
+    (tmp_path / "coco" / "a.json").write_text(json.dumps(tree))
+    (tmp_path / "yolo" / "labels").mkdir()
+    (tmp_path / "yolo" / "labels" / "a.txt").write_text("0 0.225 0.225 0.25 0.25\n")  # the same box
+    sizes = []
+    for quality in (92, 30):
+        for source in ("coco/a.json", "yolo"):
+            dest = tmp_path / f"{source.partition('/')[0]}{quality}"
+            options = ImportOptions(short_side=100, jpeg_quality=quality)
+            import_images(str(tmp_path / source), str(dest), options, show_progress=False)
+            (row,) = pq.read_table(dest / "shard-00000.parquet").to_pylist()
+            np.testing.assert_allclose(row["objects"]["bbox"], [[20, 10, 50, 25]], rtol=1e-6)
+            assert Image.open(io.BytesIO(row["image"]["bytes"])).size == (200, 100)
+        sizes.append(len(row["image"]["bytes"]))
+    assert sizes[1] < 0.6 * sizes[0]

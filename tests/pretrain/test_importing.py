@@ -124,7 +124,7 @@ def test_the_split_is_by_path_alone(tmp_path):
 
 
 def labels_of(src, **options):
-    return {record.path: record.label for record in folder_records(str(src), **options)}
+    return {record.path: record.label for record in folder_records(str(src), **options).records}
 
 
 def test_what_counts_as_a_class_folder(tmp_path):
@@ -206,14 +206,14 @@ def test_the_reader_reads_what_was_packed(tmp_path):
 
 def test_from_and_to_a_store(tmp_path, s3_server):
     files = make_photos(tmp_path / "src", num=10)
-    fs, path = storage.filesystem(f"{s3_server.url}/photos")
+    fs, path = storage.filesystem(f"{s3_server.url}/folders")
     fs.put(f"{tmp_path}/src/", path, recursive=True)
     dest = f"{s3_server.url}/imported"
-    summary = pack_folder(f"{s3_server.url}/photos", dest, validation_share=0.3)
+    summary = pack_folder(f"{s3_server.url}/folders", dest, validation_share=0.3)
     assert summary["images"] == len(files) and set(summary["classes"]) == {"cats", "dogs", "owls"}
     assert load_manifest(f"{dest}/train").num_rows == summary["splits"]["train"]
     with pytest.raises(UserError, match="is not empty"):
-        pack_folder(f"{s3_server.url}/photos", dest)
+        pack_folder(f"{s3_server.url}/folders", dest)
     assert pack_folder(tmp_path / "src", dest, overwrite=True)["splits"] == {}
     assert load_manifest(dest).num_rows == len(files)
 

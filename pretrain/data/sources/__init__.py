@@ -10,9 +10,10 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, choose
+from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.coco import coco_records
 from pretrain.data.sources.folders import folder_records
-from pretrain.data.sources.records import Listing, Objects, Record
+from pretrain.data.sources.records import Listing, Objects, Record, as_text
 from pretrain.data.sources.tables import Columns, table_records
 from pretrain.data.sources.tars import tar_records
 from pretrain.data.sources.torchvision_sets import PREFIX, torchvision_records
@@ -44,12 +45,18 @@ def kind_of(src: str) -> str:
         return "coco"
     if lower.endswith(".tar"):
         return "tar"
+    if lower.endswith((".yaml", ".yml")):
+        return "yolo"
     names = set(storage.names_in(src)) if not any(sign in src for sign in "*?[") else set()
-    if {"Annotations", "JPEGImages"} <= names:
+    endings = {name[name.rfind(".") :].lower() for name in names if "." in name}
+    beside_images = bool(endings & set(IMAGE_SUFFIXES))
+    if {"Annotations", "JPEGImages"} <= names or (beside_images and ".xml" in endings):
         return "voc"
     if {"images", "labels"} <= names or names & {"data.yaml", "data.yml"}:
         return "yolo"
-    if any(name.endswith(".tar") for name in names):
+    if beside_images and names & {"classes.txt", "obj.names"}:
+        return "yolo"
+    if ".tar" in endings and not beside_images:
         return "tar"
     return "folder"
 
@@ -72,4 +79,13 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     if not listing.records:
         first = f" (first: {listing.problems[0][0]}: {listing.problems[0][1]})" if listing.problems else ""
         raise UserError(f"{src}: not one image can be used as a {kind} source{first}")
+    listing.records = list(map(as_text, listing.records))
+    num_flat, first_flat = 0, ""
+    for record in listing.records:
+        for x, y, width, height in record.objects.bbox if record.objects else ():
+            if not (width > 0 and height > 0):
+                num_flat += 1
+                first_flat = first_flat or f"{record.path}: x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+    if num_flat:
+        listing.notes.append(f"{num_flat} boxes without an area are kept as they are (first: {first_flat})")
     return listing

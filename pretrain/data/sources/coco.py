@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from cluster import storage
@@ -13,7 +13,7 @@ from pretrain.data.sources.records import Listing, Objects, Record, numbers, rea
 def coco_records(src: str, *, images: str | None = None) -> Listing:
     """The images of an annotation file with their boxes and captions, as far as the file has them.
 
-    Crowd regions are left out, since they are no single objects. Boxes are kept as they stand.
+    Crowd regions are left out and counted in a note, since they are no single objects. Boxes are kept as they stand.
 
     Args:
         src: the json file, local or in any store.
@@ -33,19 +33,22 @@ def coco_records(src: str, *, images: str | None = None) -> Listing:
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{src}: `annotations` must be a list, not {type(annotations).__name__}")
-    known = {_key(image.get("id")) for image in tree["images"] if isinstance(image, dict)}
+    ids = Counter(_key(image.get("id")) for image in tree["images"] if isinstance(image, dict))
+    if twice := [key for key, num in ids.items() if num > 1 and key is not None]:
+        raise UserError(f"{src}: the id {twice[0]!r} stands for {ids[twice[0]]} of `images`; give each its own")
+    num_crowds = 0
     for index, annotation in enumerate(annotations):
         place = f"{src}: annotations[{index}]"
         if not isinstance(annotation, dict):
             listing.problems.append((place, "not an object"))
             continue
         image_id = _key(annotation.get("image_id"))
-        if image_id not in known:
+        if image_id is None or image_id not in ids:
             listing.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
         elif isinstance(annotation.get("caption"), str):
             captions[image_id].append(annotation["caption"])
         elif annotation.get("iscrowd"):
-            continue
+            num_crowds += 1
         else:
             bbox = numbers(annotation.get("bbox"), 4)
             category = categories.get(_key(annotation.get("category_id")))
@@ -68,13 +71,15 @@ def coco_records(src: str, *, images: str | None = None) -> Listing:
         key = _key(image.get("id"))
         records.append(
             Record(
-                url=storage.join(folder, name),
+                url=name if "://" in name else storage.join(folder, name),
                 path=name,
                 objects=_objects(boxes[key]) if with_boxes else None,
                 captions=tuple(captions[key]) if with_captions else None,
             )
         )
     listing.records = unique(records, src)
+    if num_crowds:
+        listing.notes.append(f"{num_crowds} crowd regions are left out")
     return listing
 
 

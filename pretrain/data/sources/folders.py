@@ -5,12 +5,12 @@ from __future__ import annotations
 from cluster import storage
 from cluster.errors import UserError, choose
 from pretrain.data.manifest import IMAGE_SUFFIXES
-from pretrain.data.sources.records import Record
+from pretrain.data.sources.records import Listing, Record
 
 LABELS = ("auto", "folders", "none")
 
 
-def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = None) -> list[Record]:
+def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = None) -> Listing:
     """The images in a folder and below it, sorted by path; hidden and underscore folders are left out.
 
     Args:
@@ -53,7 +53,12 @@ def folder_records(src: str, *, labels: str = "auto", leave_out: str | None = No
         Record(file.url, path, file.size_bytes, label=path.split("/")[-2] if with_classes else None)
         for file, path in zip(files, paths, strict=True)
     ]
-    return sorted(records, key=lambda record: record.path)
+    listing = Listing(sorted(records, key=lambda record: record.path))
+    if labels == "auto" and not with_classes and any("/" in path for path in paths):
+        listing.notes.append(
+            "no labels: the images do not lie exactly one folder deep; --labels folders takes their folders as classes"
+        )
+    return listing
 
 
 def _are_class_folders(paths: list[str]) -> bool:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, nearest
-from pretrain.data.sources.records import Listing, Objects, Record, json_lines, numbers, read_text
+from cluster.secrets import masked
+from cluster.stores import OTHER_NAMES, PACKAGES
+from pretrain.data.sources.records import Listing, Record, json_lines, objects_of, read_text
 
 # what people call the columns; the first one found is taken
 PATHS = ("image", "path", "file_name", "filename", "file", "filepath", "image_path", "url", "image_url")
-LABELS = ("label", "class", "category", "labels", "tags", "keywords")
+LABELS = ("label", "class", "category")
 CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description")
-SEVERAL = ("labels", "tags", "keywords")  # of these names a text is a list, parted by commas or bars
+SEVERAL = ("labels", "tags", "keywords")  # a text there is a list, parted by commas or bars
+PROTOCOLS = (*PACKAGES, *OTHER_NAMES, "abfs", "az", "file", "memory")  # a table is no place to open anything else from
 MAX_FIELD_CHARACTERS = 2**24
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns to read; None looks for the usual names."""
+    """Which columns to read; None looks for the usual names. `label` may be one of classes or of lists of them."""
 
     path: str | None = None
     label: str | None = None
@@ -33,15 +36,17 @@ def table_records(src: str, *, columns: Columns | None = None) -> Listing:
     """The images of a `.csv`, `.tsv` or `.jsonl` table.
 
     Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several rows is one image
-    with all their captions.
+    with all their captions. A row of JSON may have `objects` as Hugging Face's image folders have them.
 
     Raises:
         UserError: naming the line, when the table cannot be read, or a column is not there.
     """
-    rows = list(_jsonl_rows(src) if src.lower().endswith((".jsonl", ".ndjson")) else _csv_rows(src))
-    if not rows:
+    is_json = src.lower().endswith((".jsonl", ".ndjson"))
+    rows = _jsonl_rows if is_json else _csv_rows
+    # read twice, for a million rows as dictionaries take far more memory than their text
+    known = list(dict.fromkeys(key for _, row in rows(src) for key in row))
+    if not known:
         raise UserError(f"{src} has no rows")
-    known = list(dict.fromkeys(key for _, row in rows for key in row))
     asked = columns or Columns()
     path_column = _column(src, "--path-column", asked.path, PATHS, known)
     if path_column is None:
@@ -50,39 +55,54 @@ def table_records(src: str, *, columns: Columns | None = None) -> Listing:
             "with --path-column"
         )
     label_column = _column(src, "--label-column", asked.label, LABELS, known)
+    labels_column = None if asked.label is not None else _column(src, "", None, SEVERAL, known)
     caption_column = _column(src, "--caption-column", asked.caption, CAPTIONS, known)
     folder = src.replace("\\", "/").rpartition("/")[0] or "."
     listing = Listing([])
     found: dict[str, Record] = {}
-    for line, row in rows:
+    for line, row in rows(src):
         place = f"{src}, line {line}"
-        path = row.get(path_column)
-        if not isinstance(path, str) or not path.strip():
-            listing.problems.append((place, f"column {path_column!r} holds no path but {path!r}"))
+        try:
+            path, url = _path(row.get(path_column), path_column, folder)
+            objects = objects_of(row.get("objects")) if is_json else None
+        except ValueError as error:
+            listing.problems.append((place, str(error)))
             continue
-        path = path.strip()
         label, labels = _labels(row.get(label_column) if label_column else None, label_column)
+        if labels_column is not None:
+            labels = _labels(row.get(labels_column), labels_column)[1]
         captions = _texts(row.get(caption_column)) if caption_column is not None else None
-        objects = _objects(row.get("objects"))
-        url = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-        record = Record(url, path, label=label, labels=labels, objects=objects, captions=captions)
-        earlier = found.get(path)
+        earlier = found.get(url)
         if earlier is None:
-            found[path] = record
-        elif (earlier.label, earlier.labels) != (label, labels):
-            listing.problems.append((place, f"{path} has label {label or labels} here and another one further up"))
+            found[url] = Record(url, path, label=label, labels=labels, objects=objects, captions=captions)
+        elif (earlier.label, earlier.labels, earlier.objects) != (label, labels, objects):
+            listing.problems.append((place, f"{path} has other labels or objects further up"))
         elif captions is not None:
-            found[path] = Record(
-                url, path, label=label, labels=labels, objects=objects, captions=(earlier.captions or ()) + captions
-            )
-    listing.records = [found[path] for path in sorted(found)]
+            found[url] = replace(earlier, captions=(earlier.captions or ()) + captions)
+    listing.records = sorted(found.values(), key=lambda record: record.path)
     return listing
+
+
+def _path(value: Any, column: str, folder: str) -> tuple[str, str]:
+    """(name, URL) of an image. Raises ValueError for what is neither a path nor a URL."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"column {column!r} holds no path but {value!r}")
+    path = value.strip()
+    protocol, is_url, _ = path.partition("://")
+    if not is_url:
+        return path, path if path.startswith("/") else storage.join(folder, path)
+    if protocol not in PROTOCOLS or "::" in path:
+        raise ValueError(f"column {column!r} holds {masked(path)!r}, which is no URL of {', '.join(sorted(PROTOCOLS))}")
+    return masked(path), path  # the name goes into the shards, where no key belongs
 
 
 def _csv_rows(src: str) -> Iterator[tuple[int, dict[str, Any]]]:
     text = read_text(src)
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if src.lower().endswith(".tsv") else ",")
+    header = text.partition("\n")[0]
+    # spreadsheets write semicolons where the comma is the decimal sign
+    delimiter = "\t" if src.lower().endswith(".tsv") else ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for row in reader:
             row.pop(None, None)  # cells beyond the header
@@ -111,8 +131,8 @@ def _column(src: str, option: str, asked: str | None, usual: tuple[str, ...], kn
 def _labels(value: Any, column: str | None) -> tuple[str | None, tuple[str, ...] | None]:
     """(label, labels): one of them, or neither."""
     if column in SEVERAL or isinstance(value, list):
-        words = value if isinstance(value, list) else str(value or "").replace("|", ",").split(",")
-        return None, tuple(str(word).strip() for word in words if str(word).strip())
+        words = value if isinstance(value, list) else str("" if value is None else value).replace("|", ",").split(",")
+        return None, tuple(str(word).strip() for word in words if word is not None and str(word).strip())
     if value is None or isinstance(value, dict) or str(value) == "":
         return None, None
     return str(value), None
@@ -121,17 +141,3 @@ def _labels(value: Any, column: str | None) -> tuple[str | None, tuple[str, ...]
 def _texts(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(text for text in values if isinstance(text, str) and text.strip())
-
-
-def _objects(value: Any) -> Objects | None:
-    """The `objects` of Hugging Face's image folders (bbox x, y, width, height), or None."""
-    if not isinstance(value, dict):
-        return None
-    bbox = value.get("bbox")
-    names = value.get("category", value.get("categories"))
-    if not isinstance(bbox, list) or not isinstance(names, list) or len(bbox) != len(names):
-        return None
-    boxes = [numbers(box, 4) for box in bbox]
-    if any(box is None for box in boxes):
-        return None
-    return Objects(tuple((box[0], box[1], box[2], box[3]) for box in boxes if box), tuple(map(str, names)))

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import inspect
 import io
+import posixpath
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from cluster import storage
 from cluster.errors import UserError, choose
+from cluster.retrying import in_words
+from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.records import Listing, Record
 
 PREFIX = "torchvision:"
 
 
+PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+
+
 @dataclass(frozen=True, slots=True)
 class _Item(Record):
-    """A record whose image the data set gives as pixels; they are stored as PNG, without loss."""
+    """A record whose image the data set gives as pixels, or from a file; pixels are stored as PNG, without loss."""
 
     dataset: Any = None
     index: int = 0
 
     def read(self) -> bytes:
-        """The image as PNG."""
-        image, _ = self.dataset[self.index]
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        """The image's file where it has one of its own, else its pixels as PNG."""
+        try:
+            image, _ = self.dataset[self.index]
+            buffer = io.BytesIO()
+            (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
+        except (RuntimeError, OSError, ValueError, SyntaxError, LookupError) as error:
+            raise UserError(f"item {self.index} of {self.url}: {in_words(error)}") from error
         return buffer.getvalue()
 
 
@@ -63,7 +74,7 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
         first = dataset[0]
     except (RuntimeError, OSError, ValueError, TypeError, ImportError, LookupError) as error:
         hint = "" if download else "; add --download to fetch it, or say where it is with --root"
-        raise UserError(f"torchvision's {name} cannot be opened: {str(error).splitlines()[0]}{hint}") from error
+        raise UserError(f"torchvision's {name} cannot be opened: {in_words(error)}{hint}") from error
     if not (
         isinstance(first, tuple) and len(first) == 2 and isinstance(first[0], Image.Image) and isinstance(first[1], int)
     ):
@@ -73,22 +84,36 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     names = getattr(dataset, "classes", None)
     labels = _labels(dataset)
     digits = len(str(len(dataset)))
-    records: list[Record] = [
-        _Item(
-            url=src,
-            path=f"{index:0{digits}d}.png",
-            label=names[label] if isinstance(names, list) and 0 <= label < len(names) else str(label),
-            dataset=dataset,
-            index=index,
-        )
-        for index, label in enumerate(labels)
-    ]
+    files = _files(dataset)
+    records: list[Record] = []
+    for index, number in enumerate(labels):
+        label = names[number] if isinstance(names, list) and 0 <= number < len(names) else str(number)
+        label = " / ".join(label) if isinstance(label, tuple) else str(label)  # ImageNet has several words for a class
+        stem = f"{index:0{digits}d}"
+        if files is None:
+            records.append(_Item(url=src, path=f"{stem}.png", label=label, dataset=dataset, index=index))
+        else:
+            records.append(Record(url=files[index], path=stem + posixpath.splitext(files[index])[1], label=label))
     return Listing(records)
 
 
+def _files(dataset: Any) -> list[str] | None:
+    """The image files in the order of the items, for sets that keep them: stored as they are, they need no PNG five times
+    their size."""
+    for name in ("_image_files", "_images", "_samples", "samples"):
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, list) and entries and len(entries) == len(dataset):
+            paths = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
+            if all(isinstance(path, str | Path) and str(path).lower().endswith(IMAGE_SUFFIXES) for path in paths):
+                return [storage.absolute(str(path)) for path in paths]
+    return None
+
+
 def _labels(dataset: Any) -> list[int]:
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels", "_labels", "_samples"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
-            return [int(value) for value in values]
+            numbers = [value[-1] if isinstance(value, tuple) else value for value in values]
+            if all(isinstance(number, int) or getattr(number, "ndim", 1) == 0 for number in numbers):
+                return [int(number) for number in numbers]
     return [int(dataset[index][1]) for index in range(len(dataset))]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import posixpath
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.manifest import IMAGE_SUFFIXES
-from pretrain.data.sources.records import Listing, Objects, Record, files_below, numbers, unique
-
-NUM_THREADS = 16
+from pretrain.data.sources.records import Listing, Objects, Record, files_below, numbers, read_small, unique
 
 
 def voc_records(src: str) -> Listing:
     """The images below `src` that an xml file of the same name (or its <filename>) speaks of, with their boxes.
+
+    Of several images of that name the one in JPEGImages or beside the xml file is taken.
 
     VOC's boxes are corners; one-pixel offsets of the original tools are left as they are.
 
@@ -28,31 +27,46 @@ def voc_records(src: str) -> Listing:
     annotations = files_below(src, (".xml",))
     if not annotations:
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
-    by_name: dict[str, list[str]] = {}
+    by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for path in images:
-        by_name.setdefault(posixpath.basename(path), []).append(path)
-        by_name.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
+        by_stem[_stem(path)].append(path)
     listing = Listing([])
-    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="voc") as pool:
-        texts = pool.map(storage.read_bytes, [file.url for file in annotations.values()])
-        for path, text in zip(annotations, texts, strict=True):
-            try:
-                name, objects = _parse(text)
-            except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-                listing.problems.append((path, f"not a VOC annotation: {_first_line(error)}"))
-                continue
-            stem = posixpath.splitext(posixpath.basename(path))[0]
-            found = by_name.get(stem) or by_name.get(posixpath.basename(name or "")) or []
-            if len(found) != 1:
-                what = "no image" if not found else f"{len(found)} images"
-                listing.problems.append((path, f"{what} of its name below {src}"))
-                continue
-            file = images[found[0]]
-            listing.records.append(Record(file.url, found[0], file.size_bytes, objects=objects))
+    for path, text in zip(annotations, read_small(annotations.values()), strict=True):
+        try:
+            name, objects = _parse(text)
+        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+            listing.problems.append((path, f"not a VOC annotation: {_first_line(error)}"))
+            continue
+        found = _images_of(path, name or "", by_stem)
+        if len(found) != 1:
+            what = "no image" if not found else f"{len(found)} images ({', '.join(found[:3])})"
+            listing.problems.append((path, f"{what} of its name below {src}"))
+            continue
+        file = images[found[0]]
+        listing.records.append(Record(file.url, found[0], file.size_bytes, objects=objects))
     listing.records = unique(listing.records, src)
     if unspoken := len(images) - len(listing.records):
         listing.notes.append(f"{unspoken} images without an xml file are left out")
     return listing
+
+
+def _images_of(annotation: str, name: str, by_stem: dict[str, list[str]]) -> list[str]:
+    """The image that an xml file speaks of, or all that it may be."""
+    found = by_stem.get(_stem(annotation)) or by_stem.get(_stem(name)) or []
+    folder = posixpath.dirname(annotation)
+    # VOC keeps masks by the same names in SegmentationClass and SegmentationObject
+    images = "/".join("JPEGImages" if part == "Annotations" else part for part in folder.split("/"))
+    for rule in (
+        lambda path: posixpath.dirname(path) in (images, folder),
+        lambda path: posixpath.basename(path) == posixpath.basename(name),
+    ):
+        if len(found) > 1:
+            found = list(filter(rule, found)) or found
+    return found
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
 
 
 def _parse(text: bytes) -> tuple[str | None, Objects]:

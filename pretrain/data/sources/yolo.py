@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import yaml
@@ -11,9 +10,8 @@ import yaml
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.manifest import IMAGE_SUFFIXES
-from pretrain.data.sources.records import Listing, Objects, Record, files_below, numbers, read_text, unique
+from pretrain.data.sources.records import Listing, Objects, Record, files_below, numbers, read_small, read_text, unique
 
-NUM_THREADS = 16
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "labels/classes.txt")
 
 
@@ -21,11 +19,13 @@ def yolo_records(src: str) -> Listing:
     """The images below `src`, with the boxes of the txt file beside each, or in `labels/` where it lies in `images/`.
 
     Class names come from data.yaml, classes.txt or obj.names in `src`; without them classes are named by their numbers. An
-    image without a txt file has no boxes, as YOLO has it.
+    image without a txt file has no boxes, as YOLO has it. `src` may also be the data.yaml itself, which stands for its folder.
 
     Raises:
         UserError: when no image has a txt file, or the class names cannot be read.
     """
+    if src.lower().endswith((".yaml", ".yml")):
+        src = src.rpartition("/")[0] or "."
     images = files_below(src, IMAGE_SUFFIXES)
     texts = files_below(src, (".txt",))
     names = _class_names(src)
@@ -33,13 +33,18 @@ def yolo_records(src: str) -> Listing:
     if not any(pairs.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
     listing = Listing([])
-    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="yolo") as pool:
-        contents = pool.map(lambda path: storage.read_bytes(texts[path].url) if path else b"", pairs.values())
-        for (path, label), content in zip(pairs.items(), contents, strict=True):
-            objects = _parse(content.decode("utf-8", "replace"), label or "", names, listing)
-            listing.records.append(
-                Record(images[path].url, path, images[path].size_bytes, objects=objects, relative_boxes=True)
-            )
+    contents = read_small(texts[label] if label else None for label in pairs.values())
+    for (path, label), content in zip(pairs.items(), contents, strict=True):
+        objects = _parse(content.decode("utf-8", "replace"), label or "", names, listing)
+        listing.records.append(
+            Record(images[path].url, path, images[path].size_bytes, objects=objects, relative_boxes=True)
+        )
+    used = {label for label in pairs.values() if label}
+    listing.problems += [
+        (path, "no image of its name")
+        for path in texts
+        if path not in used and "labels" in path.split("/")[:-1] and path not in NAME_FILES
+    ]
     listing.records = unique(listing.records, src)
     if names is None:
         listing.notes.append(
@@ -72,10 +77,17 @@ def _class_names(src: str) -> dict[int, str] | None:
             raise UserError(f"{url} is not valid YAML: {str(error).splitlines()[0]}") from error
         names: Any = tree.get("names") if isinstance(tree, dict) else None
         if isinstance(names, list):
-            return {number: str(value) for number, value in enumerate(names)}
-        if isinstance(names, dict) and all(isinstance(number, int) for number in names):
-            return {number: str(value) for number, value in names.items()}
-        raise UserError(f"{url}: `names` must be a list of class names, or numbers with names, not {names!r}")
+            names = dict(enumerate(names))
+        # only plain values are made text: aliases of aliases would grow without bound, and YAML reads a bare `no` as False
+        if isinstance(names, dict) and all(
+            type(number) is int and isinstance(name, str | int | float) and not isinstance(name, bool)
+            for number, name in names.items()
+        ):
+            return {number: str(name) for number, name in names.items()}
+        raise UserError(
+            f"{url}: `names` must be a list of class names, or numbers with names; put names such as no, yes, on and off "
+            "into quotes"
+        )
     return None
 
 
