@@ -45,13 +45,19 @@ def _parser() -> argparse.ArgumentParser:
         "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
         "SRC is told by its look, or by --kind:\n"
         "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
-        "  coco         COCO json: FILE.json with boxes or captions\n"
-        "  voc          Pascal VOC: a folder with an xml file for each image\n"
-        "  yolo         YOLO: a folder with a txt file for each image, names in data.yaml or classes.txt\n"
-        "  table        FILE.csv, .tsv or .jsonl with paths or URLs, and labels or captions\n"
+        "  coco         COCO json: FILE.json with boxes or captions, or a folder with one\n"
+        "  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it\n"
+        "  yolo         YOLO: a folder with a txt file for each image, in labels/ or beside it; class names in data.yaml\n"
+        "  table        FILE.csv, .tsv or .jsonl with a column of paths or URLs, and labels or captions; or a folder with\n"
+        "               metadata.csv or metadata.jsonl\n"
         "  tar          tars with WebDataset naming: a file, folder or glob\n"
-        "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT",
-        epilog="example: python -m pretrain.data import my/photos my/shards --validation 0.2",
+        "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test\n\n"
+        "Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects\n"
+        "{bbox, category} with boxes as left, top, width, height in pixels.",
+        epilog="examples: python -m pretrain.data import my/photos my/shards --validation 0.2\n"
+        "          python -m pretrain.data import annotations/instances_train2017.json my/shards --images train2017\n"
+        "          python -m pretrain.data import links.csv my/shards --drop-duplicates --short-side 256\n"
+        "          python -m pretrain.data import 's3://bucket/shards/*.tar' s3://bucket/parquet",
         formatter_class=as_it_stands,
     )
     pack.add_argument("src", metavar="SRC", help="what to pack")
@@ -92,10 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--check", action="store_true", help="look at the source and a few images, estimate, pack nothing"
     )
-    pack.add_argument("--overwrite", action="store_true", help="remove what an earlier import wrote to DEST")
+    pack.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove what an earlier import wrote to DEST; one that was cut off and had the same options is continued",
+    )
     pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
     pack.add_argument(
-        "--workers", type=int, metavar="N", help="threads that read and decode (default: one for each CPU)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that read and decode (default: one for each CPU; 32 in stores)",
     )
     pack.set_defaults(handler=_import)
 

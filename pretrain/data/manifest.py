@@ -133,8 +133,17 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
         files = storage.find_files(url, ".parquet")
         if not files:
             raise UserError(_why_nothing(url))
+        _refuse_unfinished(url)
         found.update((file.url, file) for file in files)
     return [found[name] for name in sorted(found)]
+
+
+def _refuse_unfinished(url: str) -> None:
+    """Raises UserError for a folder into which an import is still moving its shards: some would be taken for all."""
+    if not any(sign in url for sign in "*?[") and not url.endswith(".parquet"):
+        for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
+            if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
+                raise UserError(f"{folder} holds an import that is not finished; give its command again first")
 
 
 def _why_nothing(url: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data import importing
 from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.manifest import load_manifest
 from tests.pretrain.shards import encoded
@@ -130,6 +131,28 @@ def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path,
     assert not (dest / "_import.json").exists()
     import_images(str(photos), str(dest), options, show_progress=False)
     assert content(dest) == undisturbed
+
+
+def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeypatch, s3_server):
+    dest = f"{s3_server.url}/cut"
+    options = ImportOptions(validation_share=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    take, taken = importing._take, []
+
+    def cut(*arguments):
+        if len(taken) == 150:
+            raise KeyboardInterrupt
+        taken.append(arguments[1])
+        take(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_take", cut)
+        with pytest.raises(KeyboardInterrupt):
+            import_images(str(photos), dest, options, show_progress=False)
+    assert storage.names_in(dest) == [".unfinished"] and storage.names_in(f"{dest}/.unfinished/train")
+    import_images(str(photos), dest, options, show_progress=False)
+    fs, path = storage.filesystem(dest)
+    fs.get(path, str(tmp_path / "out"), recursive=True)
+    assert content(tmp_path / "out") == undisturbed
 
 
 def test_overwrite_continues_too_and_what_a_cut_left_uncounted_is_done_again(photos, undisturbed, tmp_path):

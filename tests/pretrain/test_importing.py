@@ -11,6 +11,7 @@ import pytest
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data import progress
 from pretrain.data.importing import ImportOptions, describe_import, import_images
 from pretrain.data.manifest import load_manifest
 from pretrain.data.reader import Shards, read_in_sequence
@@ -223,6 +224,18 @@ def test_real_photos(tmp_path):
     summary = pack_folder(CLOTHING, tmp_path / "out")
     assert summary["images"] == len(list(CLOTHING.glob("*/*.jpg"))) and summary["quarantined"] == 0
     assert len(summary["classes"]) == 10
+
+
+def test_progress_says_rate_and_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.ProgressLine("packing", 1000) as line:
+        line.start_at(500)  # done before a cut: no part of the rate
+        now += 10
+        line.advance(100)
+    assert capsys.readouterr().err == "packing: 600 of 1000, 10 a second, 40 s left\n"
+    assert [progress.time_in_words(seconds) for seconds in (3, 700, 12000)] == ["3 s", "12 min", "3 h 20 min"]
 
 
 def run_cli(*arguments):

@@ -251,6 +251,16 @@ def test_nothing_to_read(tmp_path, name, content, url, message):
         load_manifest(str(tmp_path / url))
 
 
+def test_an_import_that_is_not_finished_is_refused(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "dest" / "train")
+    assert load_manifest(str(tmp_path / "dest" / "train")).num_rows == 25
+    (tmp_path / "dest" / ".unfinished").mkdir()
+    (tmp_path / "dest" / ".unfinished" / "journal.json").write_text("{}")
+    for url in (tmp_path / "dest", tmp_path / "dest" / "train"):
+        with pytest.raises(UserError, match=r"holds an import that is not finished"):
+            load_manifest(str(url))
+
+
 def test_no_rows(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no rows in 1 Parquet file$"):

@@ -110,7 +110,9 @@ def test_voc(tmp_path):
         "JPEGImages/a.png": {"bbox": [[1, 2, 4, 5], [0, 0, 0, 0]], "category": ["cell", "cell"]},
         "JPEGImages/b.png": {"bbox": [], "category": []},
     }
-    assert set(quarantined(tmp_path / "out")) == {f"Annotations/{name}.xml" for name in ("bad", "gone", "c")}
+    assert set(quarantined(tmp_path / "out")) == {
+        f"Annotations/{name}" for name in ("bad.xml, line 1", "gone.xml", "c.xml")
+    }
 
 
 @pytest.mark.parametrize("names", ["data.yaml", "classes.txt", None])

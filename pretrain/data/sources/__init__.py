@@ -14,13 +14,15 @@ from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.coco import coco_records
 from pretrain.data.sources.folders import folder_records
 from pretrain.data.sources.records import Listing, Objects, Record, as_text
-from pretrain.data.sources.tables import Columns, table_records
+from pretrain.data.sources.tables import METADATA, Columns, table_records
 from pretrain.data.sources.tars import tar_records
 from pretrain.data.sources.torchvision_sets import PREFIX, torchvision_records
 from pretrain.data.sources.voc import voc_records
 from pretrain.data.sources.yolo import yolo_records
 
 __all__ = ["KINDS", "Columns", "Listing", "Objects", "Record", "kind_of", "list_records"]
+
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".gz", ".7z", ".rar")
 
 # kind -> (what lists its records, the options of `list_records` that it takes)
 KINDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -39,6 +41,10 @@ def kind_of(src: str) -> str:
     lower = src.lower()
     if src.startswith(PREFIX):
         return "torchvision"
+    if lower.endswith(ARCHIVES):
+        raise UserError(
+            f"{src} is an archive that cannot be read in place; unpack it first (a plain .tar is read as it is)"
+        )
     if lower.endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         return "table"
     if lower.endswith(".json"):
@@ -52,6 +58,10 @@ def kind_of(src: str) -> str:
     beside_images = bool(endings & set(IMAGE_SUFFIXES))
     if {"Annotations", "JPEGImages"} <= names or (beside_images and ".xml" in endings):
         return "voc"
+    if len([name for name in names if name.endswith(".coco.json")]) == 1:
+        return "coco"
+    if names & set(METADATA):
+        return "table"
     if {"images", "labels"} <= names or names & {"data.yaml", "data.yml"}:
         return "yolo"
     if beside_images and names & {"classes.txt", "obj.names"}:

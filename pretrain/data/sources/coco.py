@@ -16,13 +16,19 @@ def coco_records(src: str, *, images: str | None = None) -> Listing:
     Crowd regions are left out and counted in a note, since they are no single objects. Boxes are kept as they stand.
 
     Args:
-        src: the json file, local or in any store.
+        src: the json file, local or in any store; or a folder with a single one.
         images: the folder that `file_name` is relative to; by default a folder `images`, or one named like the file, beside
             the file or one level up, else the file's own folder.
 
     Raises:
         UserError: when the file is no COCO json.
     """
+    if not src.lower().endswith(".json"):
+        names = [name for name in storage.names_in(src) if name.lower().endswith(".json")]
+        if len(names) != 1:
+            held = f"it holds {', '.join(names[:5])}" if names else "there is none in it"
+            raise UserError(f"{src} is no .json file; give the annotation file ({held})")
+        src = storage.join(src, names[0])
     tree = read_json(src)
     if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
         raise UserError(f"{src} is no COCO json: it has no list `images`")

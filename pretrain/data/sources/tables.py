@@ -20,6 +20,11 @@ LABELS = ("label", "class", "category")
 CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description")
 SEVERAL = ("labels", "tags", "keywords")  # a text there is a list, parted by commas or bars
 PROTOCOLS = (*PACKAGES, *OTHER_NAMES, "abfs", "az", "file", "memory")  # a table is no place to open anything else from
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+METADATA = (
+    "metadata.jsonl",
+    "metadata.csv",
+)  # a table in the folder it speaks of, as Hugging Face's image folders have
 MAX_FIELD_CHARACTERS = 2**24
 
 
@@ -33,7 +38,7 @@ class Columns:
 
 
 def table_records(src: str, *, columns: Columns | None = None) -> Listing:
-    """The images of a `.csv`, `.tsv` or `.jsonl` table.
+    """The images of a `.csv`, `.tsv` or `.jsonl` table, or of a folder with a `metadata.csv` or `metadata.jsonl`.
 
     Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several rows is one image
     with all their captions. A row of JSON may have `objects` as Hugging Face's image folders have them.
@@ -41,6 +46,11 @@ def table_records(src: str, *, columns: Columns | None = None) -> Listing:
     Raises:
         UserError: naming the line, when the table cannot be read, or a column is not there.
     """
+    if not src.lower().endswith(SUFFIXES):
+        names = storage.names_in(src)
+        if not (here := [name for name in METADATA if name in names]):
+            raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA)}")
+        src = storage.join(src, here[0])
     is_json = src.lower().endswith((".jsonl", ".ndjson"))
     rows = _jsonl_rows if is_json else _csv_rows
     # read twice, for a million rows as dictionaries take far more memory than their text
@@ -85,7 +95,7 @@ def table_records(src: str, *, columns: Columns | None = None) -> Listing:
 
 def _path(value: Any, column: str, folder: str) -> tuple[str, str]:
     """(name, URL) of an image. Raises ValueError for what is neither a path nor a URL."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
+    if not isinstance(value, str) or not value.strip() or set(value.strip()) & set("\0\n\r"):
         raise ValueError(f"column {column!r} holds no path but {value!r}")
     path = value.strip()
     protocol, is_url, _ = path.partition("://")
@@ -102,13 +112,15 @@ def _csv_rows(src: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header = text.partition("\n")[0]
     # spreadsheets write semicolons where the comma is the decimal sign
     delimiter = "\t" if src.lower().endswith(".tsv") else ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
     try:
         for row in reader:
             row.pop(None, None)  # cells beyond the header
             yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{src}, line {reader.line_num}: not valid CSV: {error}") from error
+            line = reader.line_num + 1
+    except csv.Error as error:  # a quote that is never closed is found at the end only, so the row's first line is said
+        raise UserError(f"{src}, line {line}: not valid CSV: {error}") from error
 
 
 def _jsonl_rows(src: str) -> Iterator[tuple[int, dict[str, Any]]]:

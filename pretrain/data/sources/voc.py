@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
+import re
 from collections import defaultdict
+from xml.parsers.expat import ErrorString  # the texts of errors; nothing is parsed with it
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
@@ -34,8 +37,17 @@ def voc_records(src: str) -> Listing:
     for path, text in zip(annotations, read_small(annotations.values()), strict=True):
         try:
             name, objects = _parse(text)
-        except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-            listing.problems.append((path, f"not a VOC annotation: {_first_line(error)}"))
+        except ParseError as error:
+            line, column = error.position
+            listing.problems.append(
+                (f"{path}, line {line}", f"not valid XML: {ErrorString(error.code)} (column {column})")
+            )
+            continue
+        except DefusedXmlException:
+            listing.problems.append((path, "not a VOC annotation: entities or references to other files are not read"))
+            continue
+        except (ValueError, LookupError) as error:
+            listing.problems.append((path, f"not a VOC annotation: {error}"))
             continue
         found = _images_of(path, name or "", by_stem)
         if len(found) != 1:
@@ -79,19 +91,27 @@ def _parse(text: bytes) -> tuple[str | None, Objects]:
         name = (item.findtext("name") or "").strip()
         box = item.find("bndbox")
         if not name or box is None:
-            raise ValueError(f"object {number} has no name or no bndbox")
+            raise ValueError(f"object {number}{_line(text, number)} has no name or no bndbox")
         corners = numbers([_float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")], 4)
         if corners is None:
-            raise ValueError(f"object {number} has a bndbox that is not four numbers")
+            raise ValueError(f"object {number}{_line(text, number)} has a bndbox that is not four numbers")
         left, top, right, bottom = corners
         boxes.append((left, top, right - left, bottom - top))
         names.append(name)
     return root.findtext("filename"), Objects(tuple(boxes), tuple(names))
 
 
+def _line(text: bytes, number: int) -> str:
+    """Where the object with this number begins, as far as the bytes tell."""
+    starts = [match.start() for match in re.finditer(rb"<object\b", text)]
+    if number > len(starts):
+        return ""
+    newlines = text.count(b"\n", 0, starts[number - 1])
+    return f" (line {newlines + 1})"
+
+
 def _float(text: str | None) -> float:
-    return float(text or "nan")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
