@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,14 +49,24 @@ def command(photos, dest):
     ]  # fmt: skip
 
 
-def wait_for_shards(process, dest, num):
-    """Waits until the journal knows of so many whole shards."""
-    journal = dest / ".unfinished" / "journal.json"
-    while (
-        not journal.exists() or sum(shards for _, shards in json.loads(journal.read_text())["reached"].values()) < num
-    ):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
+def cut_off(photos, dest, how, shards):
+    """Sends a signal to an import once its journal knows of so many whole shards; gives its exit code."""
+    for _ in range(8):
+        process = subprocess.Popen(command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while shards_known(dest) < shards and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(how)
+        if process.wait(timeout=60) != 0:
+            return process.returncode
+        shutil.rmtree(dest)  # it was done before the signal came
+    raise AssertionError("no import could be cut off")
+
+
+def shards_known(dest):
+    with suppress(FileNotFoundError):  # there is none before the first shard and after the last
+        reached = json.loads((dest / ".unfinished" / "journal.json").read_text())["reached"]
+        return sum(shards for _, shards in reached.values())
+    return 0
 
 
 def content(dest):
@@ -79,11 +91,7 @@ def undisturbed(photos, tmp_path_factory):
 @pytest.mark.parametrize(("how", "shards"), [(signal.SIGKILL, 1), (signal.SIGKILL, 5), (signal.SIGINT, 2)])
 def test_cut_off_and_continued_equals_undisturbed(photos, undisturbed, tmp_path, how, shards):
     dest = tmp_path / "out"
-    process = subprocess.Popen(command(photos, dest), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_shards(process, dest, shards)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == signal.SIGINT else -9), errors
+    assert cut_off(photos, dest, how, shards) == (130 if how == signal.SIGINT else -9)
     with pytest.raises(UserError, match=r"no \.parquet files"):
         load_manifest(str(dest))  # nobody takes a part for the whole
     done = subprocess.run(command(photos, dest), check=True, capture_output=True, text=True)
@@ -103,10 +111,7 @@ def test_what_the_undisturbed_import_holds(undisturbed):
 
 def test_other_options_do_not_continue(photos, tmp_path):
     dest = tmp_path / "out"
-    process = subprocess.Popen(command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_shards(process, dest, 1)
-    process.kill()
-    process.wait()
+    cut_off(photos, dest, signal.SIGKILL, 1)
     with pytest.raises(UserError, match=r"cut off and had other options \(.*seed: 0 -> 5.*\)"):
         import_images(str(photos), str(dest), ImportOptions(seed=5), show_progress=False)
     assert import_images(str(photos), str(dest), overwrite=True, show_progress=False)["images"] == NUM_IMAGES + 11
@@ -157,10 +162,7 @@ def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeyp
 
 def test_overwrite_continues_too_and_what_a_cut_left_uncounted_is_done_again(photos, undisturbed, tmp_path):
     dest = tmp_path / "out"
-    process = subprocess.Popen(command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_shards(process, dest, 3)
-    process.kill()
-    process.wait()
+    cut_off(photos, dest, signal.SIGKILL, 3)
     journal = dest / ".unfinished" / "journal.json"
     parts = json.loads(journal.read_text())["parts"]
     # as if the kill had come between a part and the journal that counts it
