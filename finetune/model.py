@@ -64,14 +64,15 @@ class ImageClassifier:
         pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
         results = []
         for start in range(0, len(pictures), batch_size):
-            arrays = self._crop.allocate(len(pictures[start : start + batch_size]))
+            numbers = np.arange(len(pictures[start : start + batch_size]))
+            filling = self._crop.begin(numbers, numbers)
             for index, picture in enumerate(pictures[start : start + batch_size]):
                 try:
-                    self._crop.fill(arrays, index, memoryview(_encoded(picture)), 0, 0)
+                    filling.fill(index, _encoded(picture))
                 except BadImage as error:
                     name = picture if isinstance(picture, str | os.PathLike) else f"picture {start + index}"
                     raise UserError(f"{name}: {error}") from error
-            for row in self.probabilities(arrays[0]).tolist():
+            for row in self.probabilities(filling.arrays[0]).tolist():
                 best = max(range(len(row)), key=row.__getitem__)
                 scores = dict(zip(self.class_names, row, strict=True))
                 results.append(Classification(label=self.class_names[best], score=row[best], scores=scores))
@@ -79,12 +80,12 @@ class ImageClassifier:
 
     @torch.no_grad()
     def probabilities(self, crops: np.ndarray) -> Tensor:
-        """uint8 [B, size, size, 3] -> probabilities [B, num_classes] on the host."""
+        """uint8 [B, 3, size, size] -> probabilities [B, num_classes] on the host."""
         return self.logits(crops).softmax(1).cpu()
 
     @torch.no_grad()
     def logits(self, crops: np.ndarray) -> Tensor:
-        """uint8 [B, size, size, 3] -> [B, num_classes]."""
+        """uint8 [B, 3, size, size] -> [B, num_classes]."""
         device = next(self.model.parameters()).device
         images = normalise(to_images(crops, device), self.config["mean"], self.config["std"])
         return self.model.logits(images)

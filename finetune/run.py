@@ -22,7 +22,8 @@ from pretrain.data.loader import Batch, batches_in_sequence
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.reader import Shards
-from pretrain.data.views import CentralCrop, RandomCrops, weak_views
+from pretrain.data.recipes import weak_views
+from pretrain.data.views import CentralCrop, RandomViews
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch
@@ -74,16 +75,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     }
 
     def to_images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-        (images,) = finish_views(
-            batch.arrays,
-            views,
-            seed=settings.seed,
-            passes=batch.passes,
-            row_ids=batch.row_ids,
-            device=place.device,
-            mean=source.mean,
-            std=source.std,
-        )
+        (images,) = finish_views(batch.arrays, batch.parameters, device=place.device, mean=source.mean, std=source.std)
         return images, torch.from_numpy(classes.ids(batch.columns[settings.label_column])).to(place.device)
 
     # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
@@ -116,7 +108,12 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         order=order,
         manifest=manifest,
         columns=columns,
-        transform=RandomCrops(views, seed=settings.seed),
+        transform=RandomViews(
+            views,
+            seed=settings.seed,
+            colours_on_host=place.device.type == "cpu",
+            pinned=place.device.type == "cuda",
+        ),
         to_inputs=to_images_and_labels,
         data=settings.data,
         training=settings.training,

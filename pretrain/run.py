@@ -15,7 +15,7 @@ from cluster.place import Place
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from pretrain.data.loader import Batch
 from pretrain.data.manifest import load_manifest
-from pretrain.data.views import RandomCrops
+from pretrain.data.views import RandomViews
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import build_method, method_views
 from pretrain.settings import PretrainSettings
@@ -53,9 +53,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     views = method_views(settings.method.name, settings.views.size, settings.views.arguments)
 
     def to_views(batch: Batch) -> list[Tensor]:
-        return finish_views(
-            batch.arrays, views, seed=settings.seed, passes=batch.passes, row_ids=batch.row_ids, device=place.device
-        )
+        return finish_views(batch.arrays, batch.parameters, device=place.device)
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
     encoder = _encoder(settings)
@@ -72,7 +70,12 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         run=run_folder,
         order=order,
         manifest=manifest,
-        transform=RandomCrops(views, seed=settings.seed),
+        transform=RandomViews(
+            views,
+            seed=settings.seed,
+            colours_on_host=place.device.type == "cpu",
+            pinned=place.device.type == "cuda",
+        ),
         to_inputs=to_views,
         data=settings.data,
         training=settings.training,

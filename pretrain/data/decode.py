@@ -38,6 +38,19 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# the same for arrays [height, width, channels]
+UPRIGHT_ARRAYS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+    7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
+
+NUMPY_MAGIC = b"\x93NUMPY"
+
 OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -69,6 +82,13 @@ def decode_image(
     Raises:
         BadImage: for everything that cannot be decoded, and nothing else.
     """
+    return np.asarray(decode_upright(data, smallest_side=smallest_side, max_pixels=max_pixels))
+
+
+def decode_upright(
+    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """`decode_image` as a Pillow image of mode RGB."""
     with _only_bad_image():
         image, orientation = _open(bytes(data), max_pixels)
         if smallest_side is not None and isinstance(image, JpegImageFile):
@@ -77,7 +97,45 @@ def decode_image(
         rgb = _to_rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
-        return np.asarray(rgb)
+        return rgb
+
+
+def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes an image with bands of its own (satellite, microscope) to uint8 [height, width, channels], as stored.
+
+    Either a NumPy file (.npy) that holds [height, width, channels], uint8 or uint16 (of which the high byte is kept), or a PNG,
+    TIFF or WebP of as many bands, whose transparency then is a band like the others.
+
+    Raises:
+        BadImage: for everything that cannot be decoded or has another number of bands, and nothing else.
+    """
+    encoded = bytes(data)
+    with _only_bad_image():
+        if encoded.startswith(NUMPY_MAGIC):
+            return _numpy_bands(encoded, channels, max_pixels)
+        image, orientation = _open(encoded, max_pixels)
+        if len(image.getbands()) != channels or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
+            raise BadImage(f"{image.mode} image, not {channels} bands")
+        image.load()
+        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return np.asarray(upright).reshape(upright.height, upright.width, channels)
+
+
+def _numpy_bands(encoded: bytes, channels: int, max_pixels: int) -> np.ndarray:
+    stream = io.BytesIO(encoded)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(stream)
+    if len(shape) != 3 or shape[2] != channels:
+        raise BadImage(f"array of shape {shape}, not [height, width, {channels}]")
+    if dtype not in (np.uint8, np.uint16):
+        raise BadImage(f"array of {dtype}, not uint8 or uint16")
+    _check_size(shape[1], shape[0], max_pixels)
+    if len(encoded) - stream.tell() < dtype.itemsize * shape[0] * shape[1] * channels:
+        raise BadImage("truncated")
+    values = np.frombuffer(encoded, dtype, shape[0] * shape[1] * channels, stream.tell())
+    pixels = values.reshape(shape, order="F" if by_columns else "C")
+    return pixels if dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
 
 def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

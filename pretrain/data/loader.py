@@ -24,14 +24,26 @@ from pretrain.data.order import Order
 from pretrain.data.reader import Rows, Shards, StreamReader, read_in_sequence, rows_ready_at_most
 
 
+class Filling(Protocol):
+    """A batch that is being made, image by image, by several threads; see `pretrain.data.views.ViewFilling`."""
+
+    arrays: list[np.ndarray]
+
+    @property
+    def parameters(self) -> list[np.ndarray] | None: ...
+
+    @property
+    def geometry_VB5(self) -> np.ndarray | None: ...
+
+    def fill(self, index: int, data: bytes | memoryview | np.ndarray) -> None:
+        """Writes what becomes of an image into place `index` of the arrays. Raises BadImage."""
+
+
 class HostTransform(Protocol):
-    """What the host makes of one encoded image, written into preallocated arrays of a whole batch."""
+    """What the host makes of encoded images."""
 
-    def allocate(self, num: int) -> list[np.ndarray]:
-        """Arrays whose first axis has `num` places."""
-
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
-        """Writes what becomes of an image into place `index`. Raises BadImage."""
+    def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> Filling:
+        """Makes room for a batch of these rows, int64 [B], in their passes over the data, int64 [B]."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +58,17 @@ class BadRow:
 class Batch:
     """One rank's share of a step.
 
-    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays` come from
-    the host transform; `columns` hold the other columns of the rows really used (of the neighbour where a row was bad);
-    `bad_rows` those of the places that were bad.
+    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays`,
+    `parameters` and `geometry_VB5` come from the host transform (see `pretrain.data.views.ViewFilling`); `columns` hold the
+    other columns of the rows really used (of the neighbour where a row was bad); `bad_rows` those of the places that were bad.
     """
 
     row_ids: np.ndarray
     passes: np.ndarray
-    arrays: list[np.ndarray]
+    arrays: list[Any]  # on the host; tensors on the device after an `Uploader`
     columns: dict[str, list[Any]]
+    parameters: list[Any] | None = None
+    geometry_VB5: np.ndarray | None = None
     bad_rows: list[BadRow] = field(default_factory=list)
 
 
@@ -162,11 +176,16 @@ class Loader:
     def _start_batch(self) -> tuple[Batch, list[Future[list[BadRow]]]]:
         order = self._order
         places = [place for stream in self._streams for place in stream.take(order.rows_per_step_and_stream)]
+        row_ids = np.array([window.row_ids[position] for window, position in places], dtype=np.int64)
+        passes = np.array([window.passes[position] for window, position in places], dtype=np.int64)
+        filling = self._transform.begin(passes, row_ids)
         batch = Batch(
-            row_ids=np.array([window.row_ids[position] for window, position in places], dtype=np.int64),
-            passes=np.array([window.passes[position] for window, position in places], dtype=np.int64),
-            arrays=self._transform.allocate(len(places)),
+            row_ids=row_ids,
+            passes=passes,
+            arrays=filling.arrays,
             columns={name: [None] * len(places) for name in places[0][0].columns},
+            parameters=filling.parameters,
+            geometry_VB5=filling.geometry_VB5,
         )
         self._step += 1
         if self._step == order.steps_per_epoch:
@@ -174,13 +193,13 @@ class Loader:
         # several images a job: the pool's own cost per job is about that of decoding a small image
         share = max(1, min(8, len(places) // self._decoders._max_workers))
         jobs = [
-            self._decoders.submit(fill_places, self._transform, batch, start, places[start : start + share])
+            self._decoders.submit(fill_places, filling, batch, start, places[start : start + share])
             for start in range(0, len(places), share)
         ]
         return batch, jobs
 
 
-def fill_places(transform: HostTransform, batch: Batch, start: int, places: list[tuple[Rows, int]]) -> list[BadRow]:
+def fill_places(filling: Filling, batch: Batch, start: int, places: list[tuple[Rows, int]]) -> list[BadRow]:
     """Decodes rows into the places of a batch from `start` on, neighbours for bad ones; returns the bad ones."""
     bad_rows = []
     for index, (window, position) in enumerate(places, start):
@@ -190,9 +209,7 @@ def fill_places(transform: HostTransform, batch: Batch, start: int, places: list
                 data = window.images[used]
                 if data is None:
                     raise BadImage("null")
-                transform.fill(
-                    batch.arrays, index, memoryview(data), int(batch.passes[index]), int(batch.row_ids[index])
-                )
+                filling.fill(index, memoryview(data))
             except BadImage as error:
                 if distance == 0:  # a bad neighbour is counted at its own place
                     bad_rows.append(BadRow(window.row_ids[position], str(error)))
@@ -238,20 +255,19 @@ def batches_in_sequence(
             yield start(rows)
 
     def start(rows: list[tuple[Rows, int]]) -> tuple[Batch, list[Future[BadRow | None]]]:
-        batch = Batch(
-            row_ids=np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64),
-            passes=np.zeros(len(rows), dtype=np.int64),
-            arrays=transform.allocate(len(rows)),
-            columns={name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns},
-        )
-        return batch, [pool.submit(fill_one, batch, index, *row) for index, row in enumerate(rows)]
+        row_ids = np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64)
+        passes = np.zeros(len(rows), dtype=np.int64)
+        filling = transform.begin(passes, row_ids)
+        columns = {name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns}
+        batch = Batch(row_ids=row_ids, passes=passes, arrays=filling.arrays, columns=columns)
+        return batch, [pool.submit(fill_one, filling, index, *row) for index, row in enumerate(rows)]
 
-    def fill_one(batch: Batch, index: int, piece: Rows, position: int) -> BadRow | None:
+    def fill_one(filling: Filling, index: int, piece: Rows, position: int) -> BadRow | None:
         data = piece.images[position]
         try:
             if data is None:
                 raise BadImage("null")
-            transform.fill(batch.arrays, index, memoryview(data), 0, piece.row_ids[position])
+            filling.fill(index, memoryview(data))
         except BadImage as error:
             return BadRow(piece.row_ids[position], str(error))
         return None

@@ -1,8 +1,9 @@
-"""Views of an image: what is drawn for them, and the crops that the host makes.
+"""Views of an image: what is drawn for them, and what the host makes of them.
 
-The host decodes an image once, whatever the number of views, and resamples each random crop to uint8; everything after the
-crop (flip, colour, blur, normalisation) runs batched in `pretrain.data.augment`. What is drawn is a pure function of
-(seed, pass over the data set, row id, view), so a batch's views can be drawn again at any time, on any number of ranks.
+The host decodes an image once, whatever the number of views, and resamples each random crop straight into its place in a
+batch of uint8. What comes after the crop runs batched on the training device (`pretrain.data.augment`), or in the same threads
+where that is the CPU. What is drawn is a pure function of (seed, pass over the data set, row id, view), so a batch's views can
+be drawn again at any time, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -12,163 +13,199 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from pretrain.data.decode import decode_image, image_size
+from pretrain.data import kernels
+from pretrain.data.colours import Colours, draw_colours
 from pretrain.data.hashing import uniform
+from pretrain.data.pixels import buffers, open_picture
+from pretrain.data.recipes import ViewSpec
 
-# domain separation between what is drawn for crops and for colours
-CROP, COLOUR = 11, 12
+# domain separation between what is drawn for crops and for colours (12, in `pretrain.data.colours`)
+CROP = 11
 CROP_ATTEMPTS = 10
 
-Box = tuple[int, int, int, int]
+Image = bytes | memoryview | np.ndarray
 
 
 @dataclass(frozen=True)
-class ViewSpec:
-    """How one view is drawn. Probabilities in [0, 1]; jitter strengths as in torchvision's ColorJitter.
+class Draws:
+    """All that is random about the views of B rows.
 
-    Args:
-        size: side of the square view in pixels.
-        crop_scale: smallest and largest share of the image's area that a crop may take.
-        crop_ratio: smallest and largest ratio of a crop's width to its height.
-        flip: probability of a horizontal flip.
-        jitter: probability of colour jitter as a whole.
-        brightness, contrast, saturation: factors are uniform in [max(0, 1 - x), 1 + x].
-        hue: shifts are uniform in [-x, x] of the colour circle, at most 0.5.
-        grey: probability of greyscale.
-        blur: probability of Gaussian blur, with sigma uniform in `blur_sigma` (pixels of the view).
-        solarize: probability of inverting all values from one half up.
+    Attributes:
+        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to place a crop.
+        colours: for each view, what is drawn for its B rows.
     """
 
-    size: int
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.8
-    contrast: float = 0.8
-    saturation: float = 0.8
-    hue: float = 0.2
-    grey: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.0
+    crops_BVA4: np.ndarray
+    colours: list[Colours]
 
 
-def simclr_views(size: int, *, crop_scale: tuple[float, float] = (0.08, 1.0), strength: float = 1.0) -> list[ViewSpec]:
-    """SimCLR's two views (https://arxiv.org/abs/2002.05709, appendix A) with the defaults of lightly's transform.
-
-    Images of 32 pixels are not blurred, as in the paper's CIFAR experiments (appendix B.9).
-    """
-    view = ViewSpec(
-        size=size,
-        crop_scale=crop_scale,
-        brightness=0.8 * strength,
-        contrast=0.8 * strength,
-        saturation=0.8 * strength,
-        hue=min(0.2 * strength, 0.5),
-        blur=0.5 if size > 32 else 0.0,
+def draw_views(specs: Sequence[ViewSpec], *, seed: int, passes: np.ndarray, row_ids: np.ndarray) -> Draws:
+    """Draws the views of rows, int64 [B], in their passes over the data, int64 [B]."""
+    passes, row_ids = np.asarray(passes), np.asarray(row_ids)
+    views, attempts = np.arange(len(specs))[:, None, None], np.arange(CROP_ATTEMPTS)[:, None]
+    each = (slice(None), None, None, None)
+    return Draws(
+        crops_BVA4=uniform(CROP, seed, passes[each], row_ids[each], views, attempts, np.arange(4)),
+        colours=[
+            draw_colours(spec, seed=seed, passes=passes, row_ids=row_ids, view=view) for view, spec in enumerate(specs)
+        ],
     )
-    return [view, view]
 
 
-def weak_views(size: int, *, crop_scale: tuple[float, float] = (0.35, 1.0)) -> list[ViewSpec]:
-    """One view with a mild crop and a flip, for training on labels."""
-    return [ViewSpec(size=size, crop_scale=crop_scale, jitter=0.0, grey=0.0, blur=0.0)]
-
-
-def draw_boxes(
-    specs: Sequence[ViewSpec], *, width: int, height: int, seed: int, pass_number: int, row_id: int
-) -> list[Box]:
-    """A crop (left, top, right, bottom) in pixels for each view of an image, as torchvision's RandomResizedCrop draws it.
+def find_boxes(specs: Sequence[ViewSpec], crops_VA4: np.ndarray, *, width: int, height: int) -> np.ndarray:
+    """The crops of an image, int64 [V, 4]: left, top, width and height in pixels, as torchvision's RandomResizedCrop.
 
     Area and log-ratio are uniform; a crop that does not fit is drawn again, ten times at most, then the largest central
     crop within the ratios is taken.
     """
-    views = np.arange(len(specs))[:, None, None]
-    numbers = uniform(CROP, seed, pass_number, row_id, views, np.arange(CROP_ATTEMPTS)[:, None], np.arange(4))
-    return [_box(spec, width, height, draws) for spec, draws in zip(specs, numbers.tolist(), strict=True)]
+    boxes_V4 = np.empty((len(specs), 4), np.int64)
+    kernels.find_boxes(crops_VA4, _ranges(specs), width, height, boxes_V4)
+    return boxes_V4
 
 
-def _box(spec: ViewSpec, width: int, height: int, draws: list[list[float]]) -> Box:
-    low, high = spec.crop_scale
-    log_ratios = math.log(spec.crop_ratio[0]), math.log(spec.crop_ratio[1])
-    for area_draw, ratio_draw, left_draw, top_draw in draws:
-        area = width * height * (low + (high - low) * area_draw)
-        ratio = math.exp(log_ratios[0] + (log_ratios[1] - log_ratios[0]) * ratio_draw)
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(left_draw * (width - w + 1)), int(top_draw * (height - h + 1))
-            return left, top, left + w, top + h
-    w = min(width, max(1, round(height * spec.crop_ratio[1])))
-    h = min(height, max(1, round(width / spec.crop_ratio[0])))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+def _ranges(specs: Sequence[ViewSpec]) -> np.ndarray:
+    return np.array([(*spec.crop_scale, *map(math.log, spec.crop_ratio)) for spec in specs])
 
 
-def central_box(*, width: int, height: int, share: float) -> Box:
-    """The central square whose side is `share` of the short side."""
-    side = max(1, round(min(width, height) * share))
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+class RandomViews:
+    """Host transform of training: the random views of each image, uint8 [B, C, size, size] for each view.
+
+    Args:
+        specs: of the views.
+        seed: of the run.
+        colours_on_host: also does flip, jitter, greyscale, blur and solarize; else that is left to the training device.
+        channels: 3 for RGB, 1 for grey, or the number of the images' own bands.
+        pinned: puts batches into page-locked memory, from which CUDA copies without waiting.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ViewSpec],
+        *,
+        seed: int,
+        colours_on_host: bool = True,
+        channels: int = 3,
+        pinned: bool = False,
+    ) -> None:
+        self.specs, self.seed, self.channels = list(specs), seed, channels
+        self.colours_on_host, self.pinned = colours_on_host, pinned
+        self.ranges_V4 = _ranges(specs)
+
+    def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
+        """Draws the views of a batch and makes room for them."""
+        return ViewFilling(self, draw_views(self.specs, seed=self.seed, passes=passes, row_ids=row_ids), len(row_ids))
 
 
-class RandomCrops:
-    """Host transform of training: the random crops of all views of an image, uint8 [B, size, size, 3] for each view."""
+class ViewFilling:
+    """A batch whose views are being made.
 
-    def __init__(self, specs: Sequence[ViewSpec], *, seed: int) -> None:
-        self.specs, self.seed = list(specs), seed
+    Attributes:
+        arrays: uint8 [B, C, size, size] for each view.
+        parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
+        geometry_VB5: float32, where each view lies: left, top, right and bottom as shares of the image's sides, and 1 where it
+            is mirrored. Methods that compare places of one view with places of another need it.
+    """
 
-    def allocate(self, num: int) -> list[np.ndarray]:
-        """One array for each view."""
-        return [np.empty((num, spec.size, spec.size, 3), dtype=np.uint8) for spec in self.specs]
+    def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
+        self._transform, self._draws = transform, draws
+        shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
+        self.arrays = [_room(shape, transform.pinned) for shape in shapes]
+        rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
+        self._rows = rows if transform.colours_on_host else None
+        self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
+        self.parameters: list[np.ndarray] | None = None if transform.colours_on_host else rows
+        self.geometry_VB5 = np.zeros((len(shapes), num, 5), np.float32)
 
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
-        """Decodes an image once and writes its crops. Raises BadImage."""
-        encoded = bytes(data)
-        width, height = image_size(encoded)
-        boxes = draw_boxes(
-            self.specs, width=width, height=height, seed=self.seed, pass_number=pass_number, row_id=row_id
-        )
-        write_crops(encoded, boxes, width, height, [array[index] for array in arrays])
+    def fill(self, index: int, data: Image) -> None:
+        """Decodes an image once and writes its views into place `index`. Raises BadImage."""
+        transform = self._transform
+        picture = open_picture(data, channels=transform.channels)
+        boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
+        kernels.find_boxes(self._draws.crops_BVA4[index], transform.ranges_V4, picture.width, picture.height, boxes_V4)
+        boxes = boxes_V4.tolist()
+        sizes = [spec.size for spec in transform.specs]
+        groups = picture.decode(_denominator(boxes, sizes))
+        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+        for view, (left, top, width, height) in enumerate(boxes):
+            flipped = bool(self._draws.colours[view].flipped[index])
+            target = self.arrays[view][index]
+            write_crop(
+                groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), target, flipped=flipped
+            )
+            self.geometry_VB5[view, index] = (
+                left / picture.width,
+                top / picture.height,
+                (left + width) / picture.width,
+                (top + height) / picture.height,
+                flipped,
+            )
+            if self._rows is not None and self._changes[view][index]:
+                scratch = buffers.floats(kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
+                kernels.colour(target, self._rows[view][index], scratch)
+
+
+def write_crop(
+    groups_GHW4: np.ndarray, box: tuple[float, float, float, float], target_CSS: np.ndarray, *, flipped: bool = False
+) -> None:
+    """Resamples left, top, width and height (in pixels) of an image into uint8 [C, S, S], antialiased."""
+    size = target_CSS.shape[1]
+    scratch = buffers.integers(kernels.crop_scratch_pixels(groups_GHW4.shape[2], size))
+    for group, pixels_HW4 in enumerate(groups_GHW4):
+        kernels.crop(pixels_HW4, *map(float, box), flipped, target_CSS[4 * group : 4 * group + 4], scratch)
+
+
+def _denominator(boxes: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
+    """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
+    spare = min(min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True))
+    return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
+
+
+def _room(shape: tuple[int, ...], pinned: bool) -> np.ndarray:
+    if not pinned:
+        return np.empty(shape, np.uint8)
+    import torch
+
+    # the caching allocator gives a block away again only when the copies from it are done
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class CentralCrop:
-    """Host transform of evaluation: the central square, uint8 [B, size, size, 3].
+    """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
     `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256.
     """
 
-    def __init__(self, size: int, *, share: float = 0.875) -> None:
-        self.size, self.share = size, share
+    def __init__(self, size: int, *, share: float = 0.875, channels: int = 3) -> None:
+        self.size, self.share, self.channels = size, share, channels
 
-    def allocate(self, num: int) -> list[np.ndarray]:
-        """One array."""
-        return [np.empty((num, self.size, self.size, 3), dtype=np.uint8)]
-
-    def fill(self, arrays: list[np.ndarray], index: int, data: memoryview, pass_number: int, row_id: int) -> None:
-        """Decodes an image and writes its central crop. Raises BadImage."""
-        encoded = bytes(data)
-        width, height = image_size(encoded)
-        box = central_box(width=width, height=height, share=self.share)
-        write_crops(encoded, [box], width, height, [arrays[0][index]])
+    def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
+        """Makes room for a batch."""
+        return CentralFilling(self, len(row_ids))
 
 
-def write_crops(encoded: bytes, boxes: Sequence[Box], width: int, height: int, targets: Sequence[np.ndarray]) -> None:
-    """Decodes an image and resamples each box into its target, uint8 [size, size, 3]. Raises BadImage.
+class CentralFilling:
+    """A batch whose central crops are being made, see `ViewFilling`."""
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop stays at least as large as its target.
-    """
-    spare = min(
-        min(right - left, bottom - top) / target.shape[0]
-        for (left, top, right, bottom), target in zip(boxes, targets, strict=True)
-    )
-    smallest_side = max(1, math.ceil(min(width, height) / spare)) if spare > 1 else None
-    pixels = decode_image(encoded, smallest_side=smallest_side)
-    image = Image.fromarray(pixels)
-    scale_x, scale_y = image.width / width, image.height / height
-    for (left, top, right, bottom), target in zip(boxes, targets, strict=True):
-        # Pillow's resize filters by the scale of the reduction (antialias), and its box needs no copy of the crop
-        box = (left * scale_x, top * scale_y, min(right * scale_x, image.width), min(bottom * scale_y, image.height))
-        target[:] = np.asarray(image.resize(target.shape[:2], Image.Resampling.BILINEAR, box=box))
+    parameters = None
+    geometry_VB5 = None
+
+    def __init__(self, transform: CentralCrop, num: int) -> None:
+        self._transform = transform
+        self.arrays = [np.empty((num, transform.channels, transform.size, transform.size), np.uint8)]
+
+    def fill(self, index: int, data: Image) -> None:
+        """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
+        transform = self._transform
+        picture = open_picture(data, channels=transform.channels)
+        box = central_box(width=picture.width, height=picture.height, share=transform.share)
+        groups = picture.decode(_denominator([box], [transform.size]))
+        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+        left, top, width, height = box
+        write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
+
+
+def central_box(*, width: int, height: int, share: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the central square whose side is `share` of the short side."""
+    side = max(1, round(min(width, height) * share))
+    return (width - side) // 2, (height - side) // 2, side, side

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from cluster.errors import UserError, choose, nearest
-from pretrain.data.views import ViewSpec
+from pretrain.data.recipes import ViewSpec
 from pretrain.encoders import Encoder
 from pretrain.methods.simclr import SimCLR
 

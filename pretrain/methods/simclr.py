@@ -14,7 +14,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from pretrain.data.views import ViewSpec, simclr_views
+from pretrain.data.recipes import ViewSpec, simclr_views
 from pretrain.encoders import Encoder, pooled
 from pretrain.training import distributed
 from pretrain.training.loop import StepOutput

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from cluster.place import Place
-from pretrain.data.loader import Batch, HostTransform, Loader, bad_rows_in_words
+from pretrain.data.loader import Batch, HostTransform, Loader
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
 from pretrain.data.reader import Shards
 from pretrain.training import distributed
 from pretrain.training.checkpoints import Progress
-from pretrain.training.loop import Outcome, TrainingBatch, train
+from pretrain.training.feeding import TrainingBatches
+from pretrain.training.loop import Outcome, train
 from pretrain.training.optimizers import build_optimizer, parameter_groups
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
@@ -48,21 +49,6 @@ def describe_data(manifest: Manifest, order: Order) -> str:
 def num_decode_threads(data: DataSettings) -> int:
     """Threads that a worker decodes with: as many as it computes with, unless the settings say so."""
     return data.decode_threads or max(1, torch.get_num_threads())
-
-
-class TrainingBatches:
-    """A loader's batches, made into a module's input on the training device by `to_inputs`."""
-
-    def __init__(self, loader: Loader, shards: Shards, to_inputs: Callable[[Batch], Any]) -> None:
-        self._loader, self._shards, self._to_inputs = loader, shards, to_inputs
-
-    def __next__(self) -> TrainingBatch:
-        batch = next(self._loader)
-        return TrainingBatch(self._to_inputs(batch), bad_rows_in_words(batch, self._shards))
-
-    def close(self) -> None:
-        """Frees threads and files."""
-        self._loader.close()
 
 
 def train_by(
@@ -118,7 +104,7 @@ def train_by(
             prefetch_batches=data.prefetch_batches,
             prefetch_bytes=data.prefetch_mib * 2**20,
         )
-        return TrainingBatches(loader, shards, to_inputs)
+        return TrainingBatches(loader, shards, to_inputs, place.device)
 
     def learning_rate_at(step: int) -> float:
         share = warmup_cosine(

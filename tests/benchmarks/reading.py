@@ -34,9 +34,16 @@ class Kept(CentralCrop):
         super().__init__(side)
         self.images: list[bytes] = []
 
-    def fill(self, arrays, index, data, epoch, row_id):  # type: ignore[no-untyped-def]
-        self.images.append(bytes(data))
-        super().fill(arrays, index, data, epoch, row_id)
+    def begin(self, passes, row_ids):  # type: ignore[no-untyped-def]
+        filling = super().begin(passes, row_ids)
+        fill = filling.fill
+
+        def kept(index, data):  # type: ignore[no-untyped-def]
+            self.images.append(bytes(data))
+            fill(index, data)
+
+        filling.fill = kept
+        return filling
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,11 +113,13 @@ def decoded(images: list[bytes], threads: int) -> tuple[float, float]:
                 part = images[start : start + BATCH]
                 ids = list(range(len(part)))
                 rows = Rows(ids, [0] * len(part), part, {})  # type: ignore[arg-type]
-                batch = Batch(np.array(ids), np.zeros(len(part), np.int64), transform.allocate(len(part)), {})
+                numbers = np.array(ids)
+                filling = transform.begin(numbers, numbers)
+                batch = Batch(numbers, numbers, filling.arrays, {})
                 places = [(rows, position) for position in ids]
                 ahead.append(
                     [
-                        pool.submit(fill_places, transform, batch, first, places[first : first + share])
+                        pool.submit(fill_places, filling, batch, first, places[first : first + share])
                         for first in range(0, len(part), share)
                     ]
                 )

@@ -21,7 +21,7 @@ def encoded(number, *, size=(10, 8), form="PNG"):
 
 def number_of(pixels):
     """The number that a crop of such an image carries."""
-    red, green, blue = (int(channel) for channel in pixels[0, 0])
+    red, green, blue = (int(channel) for channel in pixels[:, 0, 0])
     return red << 16 | green << 8 | blue
 
 

@@ -1,14 +1,19 @@
-"""The batched operations equal torchvision's on each image, and what is drawn is drawn as published."""
+"""The batched operations on a device and the compiled ones on the CPU equal torchvision's on each image."""
+
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torchvision.transforms import functional as tv
 
-from pretrain.data import augment
-from pretrain.data.augment import apply_colours, draw_colours, finish_views
-from pretrain.data.views import ViewSpec, central_box, draw_boxes, simclr_views
+from pretrain.data import augment, kernels
+from pretrain.data.augment import apply_colours
+from pretrain.data.colours import draw_colours
+from pretrain.data.recipes import RECIPES, ViewSpec, simclr_views
+from pretrain.data.views import RandomViews, central_box, draw_views, find_boxes
 
 IMAGES = torch.rand(8, 3, 24, 20, generator=torch.Generator().manual_seed(0))
 FACTORS = torch.linspace(0.2, 1.8, 8)
@@ -39,54 +44,116 @@ def test_blur_equals_a_gaussian_convolution():
     from scipy.ndimage import gaussian_filter1d
 
     sigmas = torch.tensor([0.1, 0.7, 1.4, 2.0])
-    ours = augment.gaussian_blur(IMAGES[:4].clone(), sigmas.view(-1, 1, 1, 1)).numpy()
+    ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), most_sigma=2.0).numpy()
     for image, blurred, sigma in zip(IMAGES[:4].numpy(), ours, sigmas.tolist()):
         wanted = gaussian_filter1d(gaussian_filter1d(image, sigma, 1, mode="nearest", truncate=6 / sigma), sigma, 2,
                                    mode="nearest", truncate=6 / sigma)  # fmt: skip
         np.testing.assert_allclose(blurred, wanted, atol=2e-3)
 
 
-def test_a_batch_equals_its_samples_one_by_one_in_their_own_order():
-    spec = ViewSpec(size=24, solarize=0.3)
-    rows = np.arange(8) * 1000 + 5
-    whole = apply_colours(
-        IMAGES.clone(), draw_colours(spec, seed=1, passes=np.full(len(rows), 2), row_ids=rows, view=1)
-    )
-    for index in range(8):
-        c = draw_colours(spec, seed=1, passes=np.array([2]), row_ids=rows[index : index + 1], view=1)
-        image = IMAGES[index]
-        if c.flipped[0]:
-            image = tv.hflip(image)
-        jitters = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-        values = [c.brightness[0], c.contrast[0], c.saturation[0], c.hue[0]]
-        for number in c.order_B4[0] if c.jittered[0] else []:
-            image = jitters[number](image, float(values[number]))
-        if c.greyed[0]:
-            image = tv.rgb_to_grayscale(image, 3)
-        if c.blurred[0]:
-            image = augment.gaussian_blur(image[None], torch.full((1, 1, 1, 1), float(c.sigma[0])))[0]
-        if c.solarized[0]:
-            image = tv.solarize(image, 0.5)
-        torch.testing.assert_close(whole[index], image, atol=2e-5, rtol=0)
+def by_torchvision(image, colours, index, spec):
+    """One image through torchvision's functions, by what was drawn for it."""
+    jitters = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
+    values = [getattr(colours, name)[index] for name in ("brightness", "contrast", "saturation", "hue")]
+    for number in colours.order_B4[index] if colours.jittered[index] else []:
+        image = jitters[number](image, float(values[number]))
+    if colours.greyed[index]:
+        image = tv.rgb_to_grayscale(image, 3)
+    steps = [
+        lambda x: tv.solarize(x, 0.5) if colours.solarized[index] else x,
+        lambda x: (
+            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), most_sigma=2.0)[0]
+            if colours.blurred[index]
+            else x
+        ),
+    ]
+    for step in steps if spec.solarize_first else steps[::-1]:
+        image = step(image)
+    return image
 
 
-def test_views_are_a_function_of_seed_epoch_row_and_view():
-    specs = simclr_views(16)
-    arrays = [np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)] * 2
-    rows = np.array([3, 1, 4, 15, 9, 2])
+@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("solarize_first", [False, True])
+def test_a_batch_equals_its_samples_one_by_one_in_their_own_order(where, solarize_first):
+    spec = ViewSpec(size=24, solarize=0.3, solarize_first=solarize_first)
+    rows = np.arange(200) * 1000 + 5
+    images = torch.randint(0, 256, (200, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    colours = draw_colours(spec, seed=1, passes=np.full(len(rows), 2), row_ids=rows, view=1)
+    parameters = colours.rows(spec)
+    if where == "device":
+        whole, tolerance = apply_colours(images.float() / 255, torch.from_numpy(parameters)), 2e-5
+    else:
+        done = images.numpy().copy()
+        scratch = np.empty(kernels.colour_scratch_floats(3, 24), np.float32)
+        for view, row in zip(done, parameters, strict=True):
+            kernels.colour(view, row, scratch)
+        whole, tolerance = torch.from_numpy(done).float() / 255, 0.51 / 255
+    for index in range(len(rows)):
+        wanted = by_torchvision(images[index].float() / 255, colours, index, spec)
+        difference = (whole[index] - wanted).abs()
+        # where a value lies at one half, rounding decides whether it is inverted
+        assert (difference > tolerance).float().mean() < (0.004 if colours.solarized[index] else 1e-9), index
 
-    def make(seed=0, epoch=0, rows=rows, arrays=arrays):
-        return finish_views(
-            arrays, specs, seed=seed, passes=np.full(len(rows), epoch), row_ids=rows, device=torch.device("cpu")
-        )
 
-    first, second = make()
-    assert torch.equal(make()[0], first)
-    assert not torch.equal(first, second)
-    assert not torch.equal(make(seed=1)[0], first)
-    assert not torch.equal(make(epoch=1)[0], first)
-    part = make(rows=rows[2:4], arrays=[array[2:4] for array in arrays])[0]
-    torch.testing.assert_close(part, first[2:4])  # the neighbours in the batch do not matter
+def test_one_channel_and_many_have_brightness_contrast_and_blur():
+    images = torch.rand(4, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = np.arange(4)
+    colours = draw_colours(ViewSpec(size=16, jitter=1.0, blur=1.0), seed=0, passes=rows * 0, row_ids=rows, view=0)
+    parameters = torch.from_numpy(colours.rows(ViewSpec(size=16)))
+    whole = apply_colours(images, parameters)
+    # each channel on its own gives the same: nothing mixes bands that have nothing to do with each other
+    for channel in range(5):
+        alone = apply_colours(images[:, channel : channel + 1], parameters)
+        torch.testing.assert_close(whole[:, channel : channel + 1], alone)
+    scratch = np.empty(kernels.colour_scratch_floats(5, 16), np.float32)
+    for index, image in enumerate((images * 255).byte().numpy()):
+        wanted = apply_colours(torch.from_numpy(image[None]).float() / 255, parameters[index : index + 1])[0]
+        kernels.colour(image, parameters[index].numpy(), scratch)
+        np.testing.assert_allclose(image, wanted.numpy() * 255, atol=0.51)
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "weak"])
+def test_views_are_a_function_of_seed_epoch_row_and_view(recipe):
+    specs = RECIPES[recipe](32, **({"local_size": 16} if recipe in ("swav", "dino") else {}))
+    rows, pictures = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
+
+    def make(seed=0, epoch=0, chosen=slice(None)):
+        filling = RandomViews(specs, seed=seed).begin(np.full(len(rows[chosen]), epoch), rows[chosen])
+        for index, data in enumerate(pictures[chosen]):
+            filling.fill(index, data)
+        return filling.arrays
+
+    first, second, *_ = make()
+    np.testing.assert_array_equal(make()[0], first)
+    assert (first != second).any()
+    assert (make(seed=1)[0] != first).any()
+    assert (make(epoch=1)[0] != first).any()
+    part = make(chosen=slice(2, 4))
+    for mine, whole in zip(part, make(), strict=True):
+        np.testing.assert_array_equal(mine, whole[2:4])  # the neighbours in the batch do not matter
+
+
+def test_host_and_device_make_the_same_views():
+    specs, rows = RECIPES["byol"](48), np.arange(12)
+    views = {}
+    for on_host in (True, False):
+        filling = RandomViews(specs, seed=3, colours_on_host=on_host).begin(rows * 0, rows)
+        for index in rows:
+            filling.fill(index, png(noise(70, 90, index)))
+        views[on_host] = augment.finish_views(filling.arrays, filling.parameters, device=torch.device("cpu"))
+    for host, device in zip(views[True], views[False], strict=True):
+        # a rounding to bytes, which solarize makes large for a few
+        assert ((host - device).abs() > 0.52 / 255 / 0.224).float().mean() < 0.002
 
 
 def test_parameters_are_distributed_as_lightly_draws_them():
@@ -112,16 +179,21 @@ def test_parameters_are_distributed_as_lightly_draws_them():
     assert len(orders) == 24 and stats.chisquare(orders).pvalue > 1e-3
 
 
+def corners(boxes_N4):
+    """Left, top, width, height -> left, top, right, bottom."""
+    return np.concatenate([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]], axis=1)
+
+
 def test_crops_are_distributed_as_torchvision_draws_them():
     from torchvision.transforms import RandomResizedCrop
 
     torch.manual_seed(0)
     image, spec = torch.zeros(3, 300, 400), ViewSpec(size=64)
     theirs = np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
-    ours = np.array(
-        [draw_boxes([spec], width=400, height=300, seed=0, pass_number=0, row_id=row)[0] for row in range(4000)]
-    )
-    left, top, right, bottom = ours.T
+    rows = np.arange(4000)
+    draws = draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4
+    ours = np.concatenate([find_boxes([spec], crops, width=400, height=300) for crops in draws])
+    left, top, right, bottom = corners(ours).T
     assert (left >= 0).all() and (top >= 0).all() and (right <= 400).all() and (bottom <= 300).all()
     for mine, other in [
         ((right - left) * (bottom - top), theirs[:, 2] * theirs[:, 3]),
@@ -134,10 +206,9 @@ def test_crops_are_distributed_as_torchvision_draws_them():
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1000, 1), (1, 1000), (3, 2)])
 def test_boxes_of_extreme_images_fit(width, height):
-    for row in range(50):
-        left, top, right, bottom = draw_boxes(
-            [ViewSpec(size=8)], width=width, height=height, seed=0, pass_number=0, row_id=row
-        )[0]
+    spec, rows = ViewSpec(size=8), np.arange(50)
+    for crops in draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4:
+        left, top, right, bottom = corners(find_boxes([spec], crops, width=width, height=height))[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = central_box(width=width, height=height, share=0.875)
+    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, share=0.875)]))[0]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height

@@ -17,7 +17,8 @@ from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
 from pretrain.data.reader import Shards
-from pretrain.data.views import RandomCrops, simclr_views
+from pretrain.data.recipes import simclr_views
+from pretrain.data.views import RandomViews
 from tests.pretrain.shards import photo, write_shards
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0" / "train"
@@ -99,7 +100,7 @@ def test_nothing_else_changes(worlds):
     for name, url in (("whole", whole_url), ("damaged", damaged_url)):
         manifest = load_manifest(url)
         order = Order(manifest.rows_of_group, batch_size_global=BATCH, num_streams=8, window_rows=256, seed=0)
-        transform = RandomCrops(simclr_views(16), seed=0)
+        transform = RandomViews(simclr_views(16), seed=0)
         with Loader(order, Shards(manifest, image_column="image"), transform, rank=0, world_size=1) as loader:
             batches[name] = list(itertools.islice(loader, order.steps_per_epoch))
     bad = set()

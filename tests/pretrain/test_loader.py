@@ -20,9 +20,16 @@ ROWS, BATCH, STREAMS = 130, 12, 6
 class Slow(CentralCrop):
     """Takes longer for some images than for others, so that threads finish out of order."""
 
-    def fill(self, arrays, index, data, pass_number, row_id):
-        time.sleep(0.002 * (row_id % 3))
-        super().fill(arrays, index, data, pass_number, row_id)
+    def begin(self, passes, row_ids):
+        filling = super().begin(passes, row_ids)
+        fill = filling.fill
+
+        def slowly(index, data):
+            time.sleep(0.002 * (row_ids[index] % 3))
+            fill(index, data)
+
+        filling.fill = slowly
+        return filling
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,15 @@ ROWS = 120
 class Bytes:
     """Makes of each image a digest of its bytes."""
 
-    def allocate(self, num):
-        return [np.zeros((num, 16), np.uint8)]
+    parameters = geometry_VB5 = None
 
-    def fill(self, arrays, index, data, epoch, row_id):
-        arrays[0][index] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
+    def begin(self, passes, row_ids):
+        filling = Bytes()
+        filling.arrays = [np.zeros((len(row_ids), 16), np.uint8)]
+        return filling
+
+    def fill(self, index, data):
+        self.arrays[0][index] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,158 @@
+"""Encoded images to pixels as `pretrain.data.kernels` takes them: upright, four bytes a pixel, decoded once and no larger
+than needed.
+
+A JPEG goes through libjpeg-turbo by simplejpeg, which writes such pixels itself, scales while it decodes and needs no copy.
+Everything unusual about a JPEG, and all other formats, go through `pretrain.data.decode`, which also finds the reason when an
+image is bad. So what is a bad image, and which way is up, does not depend on who decodes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from pretrain.data.decode import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    UPRIGHT_ARRAYS,
+    decode_bands,
+    decode_upright,
+    exif_orientation,
+    image_size,
+)
+
+KEPT_BUFFER_BYTES = 64 * 2**20
+_MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image whose header is read.
+
+    Attributes:
+        width, height: upright, in pixels.
+        decode: `decode(denominator)` gives uint8 [groups, height, width, 4] of 1 / denominator (1, 2, 4 or 8) of the size or
+            of the full size; the channels lie in groups of four, and what is beyond the last one means nothing. The array may
+            be a buffer that this thread's next `decode` overwrites. Raises BadImage.
+    """
+
+    width: int
+    height: int
+    decode: Callable[[int], np.ndarray]
+
+
+def open_picture(data: bytes | memoryview | np.ndarray, *, channels: int = 3) -> Picture:
+    """Reads the header of an encoded image, or takes an array that `Picture.decode` gave.
+
+    Args:
+        data: the encoded file, or uint8 [groups, height, width, 4].
+        channels: 3 for RGB, 1 for grey; any other number is that of the image's own bands.
+
+    Raises:
+        BadImage: when the header is damaged or its size refused; the pixels behind it may still be bad.
+    """
+    if isinstance(data, np.ndarray):
+        return Picture(data.shape[2], data.shape[1], lambda denominator: data)
+    encoded = bytes(data)
+    if channels not in (1, 3):
+        bands = decode_bands(encoded, channels)
+        return Picture(bands.shape[1], bands.shape[0], lambda denominator: _grouped(bands))
+    if encoded.startswith(b"\xff\xd8\xff"):
+        picture = _jpeg(encoded, channels)
+        if picture is not None:
+            return picture
+    width, height = image_size(encoded)
+    return Picture(width, height, lambda denominator: _by_pillow(encoded, channels))
+
+
+def _jpeg(encoded: bytes, channels: int) -> Picture | None:
+    """None for what is left to Pillow: CMYK, absurd sizes, damaged headers."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+        return None
+    if encoded.count(b"\xff\xda") > _MANY_SCANS:
+        return None
+    orientation = _orientation(encoded)
+
+    def decode(denominator: int) -> np.ndarray:
+        rows, columns = -(-height // denominator), -(-width // denominator)
+        layout, num_bytes = ("GRAY", 1) if channels == 1 else ("RGBX", 4)
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                encoded,
+                colorspace=layout,
+                # a scale is chosen that gives at least this many; others than 1/2, 1/4 and 1/8 have no fast code
+                min_height=rows if denominator > 1 else 0,
+                min_width=columns if denominator > 1 else 0,
+                min_factor=max(1, denominator),
+                buffer=buffers.bytes(rows * columns * num_bytes),
+            )
+        except ValueError:
+            # a warning or an error of the library: Pillow bears what is harmless, and has the words for what is not
+            return _by_pillow(encoded, channels)
+        if channels == 1:
+            pixels = np.repeat(pixels, 4, axis=2)
+        return (pixels if orientation == 1 else np.ascontiguousarray(UPRIGHT_ARRAYS[orientation](pixels)))[None]
+
+    return Picture(height, width, decode) if orientation >= 5 else Picture(width, height, decode)
+
+
+def _orientation(encoded: bytes) -> int:
+    """EXIF orientation in the APP1 segment of a JPEG."""
+    start = encoded.find(b"Exif\0\0", 0, 2**17)
+    if start < 4 or encoded[start - 4 : start - 2] != b"\xff\xe1":
+        return 1
+    length = int.from_bytes(encoded[start - 2 : start], "big")
+    return exif_orientation(encoded[start : start - 2 + length])
+
+
+def _by_pillow(encoded: bytes, channels: int) -> np.ndarray:
+    image = decode_upright(encoded)
+    if channels == 1:
+        image = image.convert("L").convert("RGB")
+    return np.asarray(image.convert("RGBX"))[None]
+
+
+def _grouped(bands_HWC: np.ndarray) -> np.ndarray:
+    height, width, channels = bands_HWC.shape
+    groups = np.zeros((-(-channels // 4), height, width, 4), np.uint8)
+    for channel in range(channels):
+        groups[channel // 4, :, :, channel % 4] = bands_HWC[:, :, channel]
+    return groups
+
+
+class Buffers(threading.local):
+    """Memory of a thread that is used again for the next image: fresh pages would cost about as much as a crop."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def bytes(self, num: int) -> np.ndarray:
+        """uint8 [>= num], overwritten by the next call."""
+        return self._get("bytes", num, np.uint8)
+
+    def integers(self, num: int) -> np.ndarray:
+        """uint32 [>= num], overwritten by the next call."""
+        return self._get("integers", num, np.uint32)
+
+    def floats(self, num: int) -> np.ndarray:
+        """float32 [>= num], overwritten by the next call."""
+        return self._get("floats", num, np.float32)
+
+    def _get(self, kind: str, num: int, dtype: type) -> np.ndarray:
+        array = self._kept.get(kind)
+        if array is None or len(array) < num:
+            array = np.empty(num, dtype)
+            if array.nbytes <= KEPT_BUFFER_BYTES:
+                self._kept[kind] = array
+        return array
+
+
+buffers = Buffers()
