@@ -49,7 +49,8 @@ class ImageClassifier:
     def __init__(self, model: Classifier, config: dict[str, Any]) -> None:
         self.model, self.config = model.eval(), config
         self.class_names: list[str] = config["class_names"]
-        self._crop = CentralCrop(config["image_size"], share=config["crop_share"])
+        self.channels = model.encoder.in_channels
+        self.crop = CentralCrop(config["image_size"], share=config["crop_share"], channels=self.channels)
 
     def to(self, device: str | torch.device) -> ImageClassifier:
         """Moves the model to a device."""
@@ -57,7 +58,7 @@ class ImageClassifier:
         return self
 
     def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Classification]:
-        """Judges pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, 3], or PIL images; one or several.
+        """Judges pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
 
         Raises UserError that names the picture when one cannot be decoded.
         """
@@ -65,10 +66,10 @@ class ImageClassifier:
         results = []
         for start in range(0, len(pictures), batch_size):
             numbers = np.arange(len(pictures[start : start + batch_size]))
-            filling = self._crop.begin(numbers, numbers)
+            filling = self.crop.begin(numbers, numbers)
             for index, picture in enumerate(pictures[start : start + batch_size]):
                 try:
-                    filling.fill(index, _encoded(picture))
+                    filling.fill(index, _encoded(picture, self.channels))
                 except BadImage as error:
                     name = picture if isinstance(picture, str | os.PathLike) else f"picture {start + index}"
                     raise UserError(f"{name}: {error}") from error
@@ -103,13 +104,16 @@ def load_model(url: str) -> ImageClassifier:
     return ImageClassifier(model, config)
 
 
-def _encoded(picture: Picture) -> bytes:
+def _encoded(picture: Picture, channels: int) -> bytes:
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | os.PathLike):
         return storage.read_bytes(str(Path(picture)) if isinstance(picture, os.PathLike) else picture)
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
     buffer = io.BytesIO()
+    if channels not in (1, 3) and not isinstance(picture, Image.Image):
+        np.save(buffer, np.asarray(picture), allow_pickle=False)
+        return buffer.getvalue()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
     # lossless, and what a file with these pixels would go through
     image.save(buffer, "PNG", compress_level=0, exif=image.getexif())
     return buffer.getvalue()

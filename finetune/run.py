@@ -16,14 +16,14 @@ from cluster.place import Place
 from finetune.model import ImageClassifier, load_model, save_model
 from finetune.settings import FinetuneSettings
 from finetune.tasks.classification import Classifier, confusion, per_class, scores
-from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
+from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.labels import ClassNames, read_class_names_of
 from pretrain.data.loader import Batch, batches_in_sequence
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.reader import Shards
 from pretrain.data.recipes import weak_views
-from pretrain.data.views import CentralCrop, RandomViews
+from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch
@@ -74,9 +74,20 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         "encoder_url": settings.encoder,
     }
 
-    def to_images_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-        (images,) = finish_views(batch.arrays, batch.parameters, device=place.device, mean=source.mean, std=source.std)
-        return images, torch.from_numpy(classes.ids(batch.columns[settings.label_column])).to(place.device)
+    viewer = Viewer(
+        views,
+        seed=settings.seed,
+        device=place.device,
+        channels=source.encoder.in_channels,
+        mean=source.mean,
+        std=source.std,
+        keep=settings.data.keep,
+        keep_bytes=settings.data.keep_bytes,
+    )
+
+    def to_images_and_labels(images: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = classes.ids(batch.columns[settings.label_column])
+        return images[0], torch.from_numpy(labels).to(place.device, non_blocking=True)
 
     # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
     model_url = storage.join(settings.out, "model")
@@ -108,12 +119,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         order=order,
         manifest=manifest,
         columns=columns,
-        transform=RandomViews(
-            views,
-            seed=settings.seed,
-            colours_on_host=place.device.type == "cpu",
-            pinned=place.device.type == "cuda",
-        ),
+        viewer=viewer,
         to_inputs=to_images_and_labels,
         data=settings.data,
         training=settings.training,
@@ -204,7 +210,7 @@ def validation_logits(
     batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Logits float32 [N, num_classes] and class ids [N] of a whole data set, on every rank, whatever their number."""
-    crop = CentralCrop(classifier.config["image_size"], share=classifier.config["crop_share"])
+    crop = classifier.crop
     logits = [np.zeros((0, len(classes.names)), np.float32)]
     labels = [np.zeros(0, np.int64)]
     for batch in batches_in_sequence(

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cluster import storage
 from cluster.errors import UserError
 from cluster.place import Place
-from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
-from pretrain.data.loader import Batch
 from pretrain.data.manifest import load_manifest
-from pretrain.data.views import RandomViews
+from pretrain.data.recipes import ViewSpec
+from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import build_method, method_views
 from pretrain.settings import PretrainSettings
@@ -35,7 +33,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     build_method(settings.method.name, _encoder(settings), settings.method.arguments)
-    method_views(settings.method.name, settings.views.size, settings.views.arguments)
+    _views(settings)
     _knn_probe(settings)
     print(f"pretrain: {describe_data(manifest, order)}", flush=True)
     return launch("pretrain", pretrain, settings, cluster_settings=settings.cluster, check_only=check_only)
@@ -50,10 +48,18 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     columns = [settings.data.image_column]
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
-    views = method_views(settings.method.name, settings.views.size, settings.views.arguments)
+    views = _views(settings)
 
-    def to_views(batch: Batch) -> list[Tensor]:
-        return finish_views(batch.arrays, batch.parameters, device=place.device)
+    viewer = Viewer(
+        views,
+        seed=settings.seed,
+        device=place.device,
+        channels=settings.views.channels,
+        mean=settings.views.mean,
+        std=settings.views.std,
+        keep=settings.data.keep,
+        keep_bytes=settings.data.keep_bytes,
+    )
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
     encoder = _encoder(settings)
@@ -70,13 +76,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         run=run_folder,
         order=order,
         manifest=manifest,
-        transform=RandomViews(
-            views,
-            seed=settings.seed,
-            colours_on_host=place.device.type == "cpu",
-            pinned=place.device.type == "cuda",
-        ),
-        to_inputs=to_views,
+        viewer=viewer,
+        to_inputs=lambda images, batch: images,
         data=settings.data,
         training=settings.training,
         optimizer=settings.optimizer,
@@ -99,8 +100,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         save_encoder(
             encoder,
             encoder_url,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=viewer.mean,
+            std=viewer.std,
             input_size=settings.views.size,
             method=settings.method.name,
             samples_seen=progress.samples_seen,
@@ -112,8 +113,21 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     return result
 
 
+def _views(settings: PretrainSettings) -> list[ViewSpec]:
+    views = settings.views
+    for name in ("mean", "std"):
+        given = getattr(views, name)
+        if given is not None and len(given) != views.channels:
+            raise UserError(f"views.{name} has {len(given)} numbers, but views.channels={views.channels}")
+    if views.std is not None and min(views.std) <= 0:
+        raise UserError(f"views.std={views.std} is not possible: images are divided by it, so all must be above 0")
+    return method_views(settings.method.name, views.recipe, views.size, views.arguments)
+
+
 def _encoder(settings: PretrainSettings) -> Encoder:
     arguments = dict(settings.encoder.arguments)
+    if settings.views.channels != 3:
+        arguments.setdefault("in_channels", settings.views.channels)
     if settings.encoder.name.startswith("convattn_") and settings.encoder.name != "convattn_classic":
         # as many pixels in the last map for small images as for large ones
         size = settings.views.size
@@ -136,6 +150,8 @@ def _knn_probe(settings: PretrainSettings) -> KnnProbe | None:
         crop_share=knn.crop_share,
         neighbours=knn.neighbours,
         decode_threads=num_decode_threads(settings.data),
+        mean=settings.views.mean,
+        std=settings.views.std,
     )
 
 

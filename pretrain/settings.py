@@ -28,8 +28,16 @@ class MethodSettings:
 class ViewSettings:
     """The views that the method sees."""
 
+    recipe: str | None = setting(
+        None, help="simclr, moco_v2, byol, vicreg, swav, dino or densecl; null is that of the method's paper"
+    )
     size: int = setting(224, minimum=8, help="side of a view in pixels")
-    arguments: dict[str, Any] = setting({}, help="keyword arguments of the method's views (crop_scale, strength, ...)")
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the recipe (crop_scale, strength, ...)")
+    channels: int = setting(
+        3, minimum=1, help="3: RGB; 1: grey; else the images' own bands (.npy [height, width, bands], PNG, TIFF)"
+    )
+    mean: list[float] | None = setting(None, help="subtracted from each channel, of values in [0, 1]; null: ImageNet's")
+    std: list[float] | None = setting(None, help="what each channel is divided by; null: ImageNet's")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""python -m pretrain.data import | check | demo"""
+"""python -m pretrain.data import | check | views | demo"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
   python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
+  python -m pretrain.data views my/shards --recipe dino                   a picture of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 
 SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://, gs://, hf://, ...).
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=as_it_stands,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="import | check | demo")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="import | check | views | demo")
 
     pack = commands.add_parser(
         "import",
@@ -160,6 +161,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     look.set_defaults(handler=_check)
 
+    views = commands.add_parser(
+        "views",
+        help="draw images and the views that a recipe makes of them",
+        description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views beside it.",
+        epilog="example: python -m pretrain.data views my/shards --recipe simclr --size 64 crop_scale=[0.2,1] strength=0.5",
+        formatter_class=as_it_stands,
+    )
+    views.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
+    views.add_argument(
+        "arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the recipe, as in views.arguments"
+    )
+    views.add_argument(
+        "--recipe",
+        default="simclr",
+        metavar="NAME",
+        help="simclr, moco_v2, byol, vicreg, swav, dino, densecl or weak (default: simclr)",
+    )
+    views.add_argument("--size", type=int, default=224, metavar="N", help="side of a view in pixels (default: 224)")
+    views.add_argument("--channels", type=int, default=3, metavar="N", help="as views.channels (default: 3)")
+    views.add_argument(
+        "--image-column", default="image", metavar="NAME", help="column with the images (default: image)"
+    )
+    views.add_argument("--images", type=int, default=8, metavar="N", help="how many images (default: 8)")
+    views.add_argument("--seed", type=int, default=0, metavar="S", help="another seed makes other views (default: 0)")
+    views.add_argument("--out", default="views.png", metavar="FILE.png", help="the sheet (default: views.png)")
+    views.set_defaults(handler=_views)
+
     demo = commands.add_parser(
         "demo",
         help="make a small data set to try everything with",
@@ -252,6 +280,39 @@ def _check(arguments: argparse.Namespace) -> int:
         print_fix(report["fix"])
     if arguments.json is not None:
         storage.write_json(arguments.json, report)
+    return 0
+
+
+def _views(arguments: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pretrain.data.view_sheet import write_view_sheet
+
+    for name in ("size", "channels", "images"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if not arguments.out.lower().endswith(".png"):
+        raise UserError(f"--out {arguments.out}: the contact sheet is a PNG; name a file that ends in .png")
+    for text in arguments.arguments:
+        if "=" not in text:
+            raise UserError(f"{text!r} is no KEY=VALUE, such as strength=0.5")
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.arguments))
+    except OmegaConfBaseException as error:
+        raise UserError(f"arguments of the recipe: {str(error).splitlines()[0]}") from error
+    num = write_view_sheet(
+        arguments.url,
+        arguments.out,
+        arguments.recipe,
+        size=arguments.size,
+        arguments=given,  # type: ignore[arg-type]
+        image_column=arguments.image_column,
+        channels=arguments.channels,
+        num_images=arguments.images,
+        seed=arguments.seed,
+    )
+    print(f"views of {num} images: {arguments.out}")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 Flips are made by the host's crop, where they cost nothing. Each operation takes images_BCHW as float in [0, 1] and one
 parameter a sample, and equals torchvision's operation on a float tensor. Nothing depends on a value of a sample but by
-`where`, so `apply_colours` compiles into a few kernels without a synchronisation; on the CPU `pretrain.data.kernels.colour`
-does the same to one view after another.
+`where`, so `apply_colours` compiles into a few kernels without a synchronisation; on the CPU `colour_kernels.colour` does the
+same to one view after another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data import kernels
+from pretrain.data import colour_kernels as kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -69,7 +69,7 @@ def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: flo
     """Jitter in each sample's own order, greyscale, blur and solarize, by the rows of `Colours.rows`.
 
     All four jitters are computed at each of the four turns and the one that is due is chosen: on an accelerator that is
-    cheaper than to sort the samples. Saturation, hue and greyscale are for three channels, see `kernels.colour`.
+    cheaper than to sort the samples. Saturation, hue and greyscale are for three channels, see `colour_kernels.colour`.
     """
     images, is_colour = images_BCHW, images_BCHW.shape[1] == 3
 

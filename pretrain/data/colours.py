@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data import kernels
+from pretrain.data import colour_kernels as kernels
 from pretrain.data.hashing import uniform
 from pretrain.data.recipes import ViewSpec
 
@@ -35,7 +35,7 @@ class Colours:
     solarized: np.ndarray
 
     def rows(self, spec: ViewSpec) -> np.ndarray:
-        """float32 [B, 12] as `kernels.colour` and `augment.apply_colours` take it; an operation that is not done is -1 or 0."""
+        """float32 [B, 12] for `colour_kernels.colour` and `augment.apply_colours`; what is not done is -1 or 0."""
         rows = np.zeros((len(self.flipped), kernels.NUM_PARAMETERS), np.float32)
         rows[:, :4] = np.where(self.jittered[:, None], self.order_B4, -1)
         for column, values in (

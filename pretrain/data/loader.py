@@ -21,7 +21,7 @@ from cluster.errors import RunStopped
 from pretrain.data.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.decode import BadImage
 from pretrain.data.order import Order
-from pretrain.data.reader import Rows, Shards, StreamReader, read_in_sequence, rows_ready_at_most
+from pretrain.data.reader import Rows, Shards, Source, StreamReader, read_in_sequence, rows_ready_at_most
 
 
 class Filling(Protocol):
@@ -35,8 +35,15 @@ class Filling(Protocol):
     @property
     def geometry_VB5(self) -> np.ndarray | None: ...
 
-    def fill(self, index: int, data: bytes | memoryview | np.ndarray) -> None:
+    def fill(self, index: int, data: Any) -> None:
         """Writes what becomes of an image into place `index` of the arrays. Raises BadImage."""
+
+
+class Kept(Protocol):
+    """Decoded images in memory, see `pretrain.data.kept.KeptImages`."""
+
+    def pixels(self, row_id: int, data: Any) -> Any:
+        """What `fill` takes in place of an encoded image. Raises BadImage."""
 
 
 class HostTransform(Protocol):
@@ -84,12 +91,13 @@ class Loader:
         read_threads: threads that wait for storage.
         prefetch_batches: batches kept ahead; bounds memory together with the window of the order.
         prefetch_bytes: encoded images that are read ahead of the windows in use.
+        kept: where decoded images are looked up and left, if anywhere.
     """
 
     def __init__(
         self,
         order: Order,
-        shards: Shards,
+        shards: Source,
         transform: HostTransform,
         *,
         rank: int,
@@ -99,8 +107,9 @@ class Loader:
         read_threads: int = 4,
         prefetch_batches: int = 2,
         prefetch_bytes: int = DEFAULT_BUDGET_BYTES,
+        kept: Kept | None = None,
     ) -> None:
-        self._order, self._transform = order, transform
+        self._order, self._transform, self._kept = order, transform, kept
         self._epoch, self._step = order.epoch_and_step(samples_seen)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -193,13 +202,15 @@ class Loader:
         # several images a job: the pool's own cost per job is about that of decoding a small image
         share = max(1, min(8, len(places) // self._decoders._max_workers))
         jobs = [
-            self._decoders.submit(fill_places, filling, batch, start, places[start : start + share])
+            self._decoders.submit(fill_places, filling, batch, start, places[start : start + share], self._kept)
             for start in range(0, len(places), share)
         ]
         return batch, jobs
 
 
-def fill_places(filling: Filling, batch: Batch, start: int, places: list[tuple[Rows, int]]) -> list[BadRow]:
+def fill_places(
+    filling: Filling, batch: Batch, start: int, places: list[tuple[Rows, int]], kept: Kept | None = None
+) -> list[BadRow]:
     """Decodes rows into the places of a batch from `start` on, neighbours for bad ones; returns the bad ones."""
     bad_rows = []
     for index, (window, position) in enumerate(places, start):
@@ -209,7 +220,7 @@ def fill_places(filling: Filling, batch: Batch, start: int, places: list[tuple[R
                 data = window.images[used]
                 if data is None:
                     raise BadImage("null")
-                filling.fill(index, memoryview(data))
+                filling.fill(index, data if kept is None else kept.pixels(window.row_ids[used], data))
             except BadImage as error:
                 if distance == 0:  # a bad neighbour is counted at its own place
                     bad_rows.append(BadRow(window.row_ids[position], str(error)))
@@ -267,7 +278,7 @@ def batches_in_sequence(
         try:
             if data is None:
                 raise BadImage("null")
-            filling.fill(index, memoryview(data))
+            filling.fill(index, data)
         except BadImage as error:
             return BadRow(piece.row_ids[position], str(error))
         return None

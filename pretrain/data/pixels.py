@@ -1,4 +1,4 @@
-"""Encoded images to pixels as `pretrain.data.kernels` takes them: upright, four bytes a pixel, decoded once and no larger
+"""Encoded images to pixels as `pretrain.data.crop_kernels` takes them: upright, four bytes a pixel, decoded once and no larger
 than needed.
 
 A JPEG goes through libjpeg-turbo by simplejpeg, which writes such pixels itself, scales while it decodes and needs no copy.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -45,11 +46,11 @@ class Picture:
     decode: Callable[[int], np.ndarray]
 
 
-def open_picture(data: bytes | memoryview | np.ndarray, *, channels: int = 3) -> Picture:
+def open_picture(data: Any, *, channels: int = 3) -> Picture:
     """Reads the header of an encoded image, or takes an array that `Picture.decode` gave.
 
     Args:
-        data: the encoded file, or uint8 [groups, height, width, 4].
+        data: the encoded file (bytes or a buffer), or uint8 [groups, height, width, 4].
         channels: 3 for RGB, 1 for grey; any other number is that of the image's own bands.
 
     Raises:
@@ -126,6 +127,12 @@ def _grouped(bands_HWC: np.ndarray) -> np.ndarray:
     for channel in range(channels):
         groups[channel // 4, :, :, channel % 4] = bands_HWC[:, :, channel]
     return groups
+
+
+def as_channels(groups_GHW4: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [groups, height, width, 4] -> uint8 [channels, height, width], a copy."""
+    groups, height, width, _ = groups_GHW4.shape
+    return groups_GHW4.transpose(0, 3, 1, 2).reshape(groups * 4, height, width)[:channels].copy()
 
 
 class Buffers(threading.local):

@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +71,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+
+class Source(Protocol):
+    """What rows are read from: `Shards`, or what stands in for them."""
+
+    @property
+    def mean_row_bytes(self) -> float: ...
+
+    def read(self, segment: Segment, *, stopped: Callable[[], bool] = ...) -> Iterator[Rows]: ...
 
 
 class Shards:
@@ -244,7 +253,7 @@ class StreamReader:
 
     Args:
         order: of the data set.
-        shards: where the rows are read.
+        shards: where the rows are read: `Shards`, or what stands in for them.
         stream: number of the stream.
         epoch, row: position: the next row to give is row `row` of the stream in epoch `epoch`.
         executor: reads the next windows while the current one is used; one task at a time for each stream.
@@ -254,7 +263,7 @@ class StreamReader:
     def __init__(
         self,
         order: Order,
-        shards: Shards,
+        shards: Source,
         *,
         stream: int,
         epoch: int,
@@ -383,7 +392,7 @@ class _Window:
 class _SegmentRows:
     """The rows of segments one after another; all segments of which rows are asked for are fetched at once."""
 
-    def __init__(self, shards: Shards, segments: Sequence[Segment], *, stopped: Callable[[], bool]) -> None:
+    def __init__(self, shards: Source, segments: Sequence[Segment], *, stopped: Callable[[], bool]) -> None:
         self._shards, self._segments, self._stopped = shards, iter(segments), stopped
         self._pieces: deque[Iterator[Rows]] = deque()
         self._num_begun = 0  # rows that are in `_rest` or will come from `_pieces`

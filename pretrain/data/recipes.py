@@ -1,8 +1,7 @@
 """Recipes of views: how many, how large, and how strongly each is changed.
 
 The published ones have the defaults of lightly's transforms (torchvision's RandomResizedCrop, flip, ColorJitter, greyscale,
-blur, solarize), so results can be compared; `tests/pretrain/test_strength.py` compares the distributions. All crops are
-resampled bilinearly with antialiasing, also where a paper used bicubic filters (DINO).
+blur, solarize), so results can be compared; `tests/pretrain/test_strength.py` compares the distributions.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ class ViewSpec:
         blur: probability of Gaussian blur, with sigma uniform in `blur_sigma` (pixels of the view).
         solarize: probability of inverting all values from one half up.
         solarize_first: before the blur in place of after it.
+        cubic: crops are resampled by a cubic filter in place of a triangle; both are antialiased.
     """
 
     size: int
@@ -50,6 +50,7 @@ class ViewSpec:
     blur_sigma: Range = (0.1, 2.0)
     solarize: float = 0.0
     solarize_first: bool = False
+    cubic: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -121,7 +122,7 @@ def dino_views(
     strength: float = 0.5,
 ) -> list[ViewSpec]:
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two global views, blurred unlike, and local ones."""
-    view = _jittered(size, strength, 0.8, 0.8, 0.4, 0.2, crop_scale=crop_scale)
+    view = _jittered(size, strength, 0.8, 0.8, 0.4, 0.2, crop_scale=crop_scale, cubic=True)
     local = dataclasses.replace(view, size=local_size or _local_size(size), crop_scale=local_scale, blur=0.5)
     first, second = dataclasses.replace(view, blur=1.0), dataclasses.replace(view, blur=0.1, solarize=0.2)
     return [first, second] + [local] * num_local

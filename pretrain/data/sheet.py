@@ -54,9 +54,9 @@ def thumbnail(pixels_HW3: np.ndarray) -> Image.Image:
     return image
 
 
-def draw_sheet(cells: Sequence[Cell]) -> bytes:
+def draw_sheet(cells: Sequence[Cell], *, num_columns: int = COLUMNS) -> bytes:
     """The cells from left to right and from top to bottom as PNG; the same cells give the same bytes."""
-    num_columns = max(1, min(COLUMNS, len(cells)))
+    num_columns = max(1, min(num_columns, len(cells)))
     num_rows = max(1, -(-len(cells) // num_columns))
     height = SIDE + NUM_LINES * LINE_HEIGHT
     page = Image.new("RGB", (GAP + num_columns * (SIDE + GAP), GAP + num_rows * (height + GAP)), PAGE)

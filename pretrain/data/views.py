@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pretrain.data import kernels
+from pretrain.data import colour_kernels, crop_kernels
 from pretrain.data.colours import Colours, draw_colours
 from pretrain.data.hashing import uniform
 from pretrain.data.pixels import buffers, open_picture
@@ -23,8 +24,6 @@ from pretrain.data.recipes import ViewSpec
 # domain separation between what is drawn for crops and for colours (12, in `pretrain.data.colours`)
 CROP = 11
 CROP_ATTEMPTS = 10
-
-Image = bytes | memoryview | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def find_boxes(specs: Sequence[ViewSpec], crops_VA4: np.ndarray, *, width: int, 
     crop within the ratios is taken.
     """
     boxes_V4 = np.empty((len(specs), 4), np.int64)
-    kernels.find_boxes(crops_VA4, _ranges(specs), width, height, boxes_V4)
+    crop_kernels.find_boxes(crops_VA4, _ranges(specs), width, height, boxes_V4)
     return boxes_V4
 
 
@@ -117,12 +116,14 @@ class ViewFilling:
         self.parameters: list[np.ndarray] | None = None if transform.colours_on_host else rows
         self.geometry_VB5 = np.zeros((len(shapes), num, 5), np.float32)
 
-    def fill(self, index: int, data: Image) -> None:
+    def fill(self, index: int, data: Any) -> None:
         """Decodes an image once and writes its views into place `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
-        kernels.find_boxes(self._draws.crops_BVA4[index], transform.ranges_V4, picture.width, picture.height, boxes_V4)
+        crop_kernels.find_boxes(
+            self._draws.crops_BVA4[index], transform.ranges_V4, picture.width, picture.height, boxes_V4
+        )
         boxes = boxes_V4.tolist()
         sizes = [spec.size for spec in transform.specs]
         groups = picture.decode(_denominator(boxes, sizes))
@@ -130,9 +131,8 @@ class ViewFilling:
         for view, (left, top, width, height) in enumerate(boxes):
             flipped = bool(self._draws.colours[view].flipped[index])
             target = self.arrays[view][index]
-            write_crop(
-                groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), target, flipped=flipped
-            )
+            box = left * scale_x, top * scale_y, width * scale_x, height * scale_y
+            write_crop(groups, box, target, flipped=flipped, cubic=transform.specs[view].cubic)
             self.geometry_VB5[view, index] = (
                 left / picture.width,
                 top / picture.height,
@@ -141,18 +141,23 @@ class ViewFilling:
                 flipped,
             )
             if self._rows is not None and self._changes[view][index]:
-                scratch = buffers.floats(kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
-                kernels.colour(target, self._rows[view][index], scratch)
+                scratch = buffers.floats(colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
+                colour_kernels.colour(target, self._rows[view][index], scratch)
 
 
 def write_crop(
-    groups_GHW4: np.ndarray, box: tuple[float, float, float, float], target_CSS: np.ndarray, *, flipped: bool = False
+    groups_GHW4: np.ndarray,
+    box: tuple[float, float, float, float],
+    target_CSS: np.ndarray,
+    *,
+    flipped: bool = False,
+    cubic: bool = False,
 ) -> None:
     """Resamples left, top, width and height (in pixels) of an image into uint8 [C, S, S], antialiased."""
     size = target_CSS.shape[1]
-    scratch = buffers.integers(kernels.crop_scratch_pixels(groups_GHW4.shape[2], size))
+    scratch = buffers.integers(crop_kernels.crop_scratch_pixels(groups_GHW4.shape[2], size))
     for group, pixels_HW4 in enumerate(groups_GHW4):
-        kernels.crop(pixels_HW4, *map(float, box), flipped, target_CSS[4 * group : 4 * group + 4], scratch)
+        crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
 
 
 def _denominator(boxes: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
@@ -194,7 +199,7 @@ class CentralFilling:
         self._transform = transform
         self.arrays = [np.empty((num, transform.channels, transform.size, transform.size), np.uint8)]
 
-    def fill(self, index: int, data: Image) -> None:
+    def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)

@@ -1,8 +1,9 @@
 """Self-supervised methods: one nn.Module in one file each.
 
-A method takes an encoder and keyword arguments; `views(size, **arguments)` names the views it wants; `forward(views)` gives a
-`StepOutput`; `after_step(step, num_steps)`, where it has one, moves momentum encoders; `.encoder` is what gets exported. All
-of its state is in its `state_dict`. To add one, write its file and add its line to `METHODS`.
+A method takes an encoder and keyword arguments; `recipe` names the views it wants (`pretrain.data.recipes`) and `num_views` how
+many it takes (None for two or more); `forward(views)` gives a `StepOutput`; `after_step(step, num_steps)`, where it has one,
+moves momentum encoders; `.encoder` is what gets exported. All of its state is in its `state_dict`. To add one, write its file
+and add its line to `METHODS`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from cluster.errors import UserError, choose, nearest
-from pretrain.data.recipes import ViewSpec
+from pretrain.data.recipes import ViewSpec, recipe_views
 from pretrain.encoders import Encoder
 from pretrain.methods.simclr import SimCLR
 
@@ -23,11 +24,18 @@ METHODS: dict[str, type[Any]] = {
 }
 
 
-def method_views(name: str, size: int, arguments: Mapping[str, Any]) -> list[ViewSpec]:
-    """The views a method wants. Raises UserError for an unknown method or view argument."""
-    method = METHODS[choose("method", name, METHODS)]
-    check_arguments(f"views.arguments of {name}", method.views, arguments, given=("size",))
-    return method.views(size, **arguments)
+def method_views(method: str, recipe: str | None, size: int, arguments: Mapping[str, Any]) -> list[ViewSpec]:
+    """The views of a recipe, by default of that of the method's paper.
+
+    Raises UserError for an unknown method, recipe or argument, and for views that the method cannot use.
+    """
+    chosen = METHODS[choose("method", method, METHODS)]
+    views = recipe_views(recipe or chosen.recipe, size, arguments)
+    if chosen.num_views is not None and len(views) != chosen.num_views:
+        raise UserError(
+            f"method {method} takes {chosen.num_views} views, but views.recipe={recipe or chosen.recipe} makes {len(views)}"
+        )
+    return views
 
 
 def build_method(name: str, encoder: Encoder, arguments: Mapping[str, Any]) -> nn.Module:

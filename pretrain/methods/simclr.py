@@ -14,7 +14,6 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from pretrain.data.recipes import ViewSpec, simclr_views
 from pretrain.encoders import Encoder, pooled
 from pretrain.training import distributed
 from pretrain.training.loop import StepOutput
@@ -29,6 +28,9 @@ class SimCLR(nn.Module):
         hidden_dim, projection_dim: of the projection head.
         num_layers: of the projection head, 2 in the paper, 3 in SimCLR v2 (https://arxiv.org/abs/2006.10029).
     """
+
+    recipe = "simclr"
+    num_views = 2
 
     def __init__(
         self,
@@ -47,11 +49,6 @@ class SimCLR(nn.Module):
         self.criterion = NTXentLoss(temperature=temperature, gather_distributed=distributed.world_size() > 1)
         # lightly leaves the pointer of a memory bank of size 0 uninitialised, and it would go into every checkpoint
         self.criterion.memory_bank.bank_ptr.zero_()
-
-    @staticmethod
-    def views(size: int, *, crop_scale: tuple[float, float] = (0.08, 1.0), strength: float = 1.0) -> list[ViewSpec]:
-        """The views that `forward` takes, of `size` pixels."""
-        return simclr_views(size, crop_scale=crop_scale, strength=strength)
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Loss of two views, images_BCHW each, over the global batch. Its chance value is log(2 B_global - 1)."""

@@ -14,6 +14,7 @@ from pretrain.data.augment import normalise, to_images
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.manifest import load_manifest
 from pretrain.data.reader import Shards
+from pretrain.data.viewing import default_mean, default_std
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder, pooled
 from pretrain.training.distributed import gathered_objects
@@ -31,16 +32,20 @@ def labelled_features(
     place: Place,
     batch_size: int = 256,
     decode_threads: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, list[Any]]:
     """Features float32 [N, D] and labels of every good row of a data set, on every rank, in the data's order.
 
-    Rows without a label are left out. The encoder is used as it is (put it into eval mode first).
+    Rows without a label are left out. The encoder is used as it is (put it into eval mode first). Without `mean` and `std`
+    those of `pretrain.data.viewing` are taken.
     """
+    mean, std = mean or default_mean(encoder.in_channels), std or default_std(encoder.in_channels)
     features: list[np.ndarray] = []
     labels: list[Any] = []
     for batch in batches_in_sequence(
         shards,
-        CentralCrop(size, share=crop_share),
+        CentralCrop(size, share=crop_share, channels=encoder.in_channels),
         batch_size=batch_size,
         rank=place.rank,
         world_size=place.world_size,
@@ -48,7 +53,7 @@ def labelled_features(
     ):
         keep = [index for index, label in enumerate(batch.columns[label_column]) if label is not None]
         if keep:
-            images = normalise(to_images(batch.arrays[0][keep], place.device))
+            images = normalise(to_images(batch.arrays[0][keep], place.device), mean, std)
             features.append(pooled(encoder(images)).float().cpu().numpy())
             labels.extend(batch.columns[label_column][index] for index in keep)
     own = np.concatenate(features) if features else np.zeros((0, encoder.channels[-1]), np.float32)
@@ -79,6 +84,8 @@ class KnnProbe:
         crop_share: float,
         neighbours: int,
         decode_threads: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         self._shards = []
         for url in (train_url, test_url):
@@ -86,6 +93,7 @@ class KnnProbe:
             self._shards.append(Shards(manifest, image_column=image_column, columns=[label_column]))
         self._label_column, self._size, self._crop_share = label_column, size, crop_share
         self._neighbours, self._decode_threads = neighbours, decode_threads
+        self._mean, self._std = mean, std
 
     def __call__(self, encoder: Encoder, place: Place) -> dict[str, float]:
         """`knn_accuracy` in [0, 1]; the same on every rank."""
@@ -98,6 +106,8 @@ class KnnProbe:
                 crop_share=self._crop_share,
                 place=place,
                 decode_threads=self._decode_threads,
+                mean=self._mean,
+                std=self._std,
             )
             for shards in self._shards
         )

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.place import Place
-from pretrain.data.loader import Batch, HostTransform, Loader
+from pretrain.data.loader import Batch, Loader
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
 from pretrain.data.reader import Shards
+from pretrain.data.viewing import Viewer
 from pretrain.training import distributed
 from pretrain.training.checkpoints import Progress
 from pretrain.training.feeding import TrainingBatches
@@ -61,8 +62,8 @@ def train_by(
     order: Order,
     manifest: Manifest,
     columns: Sequence[str] = (),
-    transform: HostTransform,
-    to_inputs: Callable[[Batch], Any],
+    viewer: Viewer,
+    to_inputs: Callable[[list[Tensor], Batch], Any],
     data: DataSettings,
     training: TrainingSettings,
     optimizer: OptimizerSettings,
@@ -73,7 +74,10 @@ def train_by(
     loop: Callable[..., Outcome] = train,
     **more: Any,
 ) -> Outcome:
-    """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is."""
+    """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
+
+    `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
+    """
     num_norms = distributed.synchronise_batch_norm(module, place.device)
     if num_norms:
         note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
@@ -90,11 +94,13 @@ def train_by(
     )
     groups = parameter_groups(module, weight_decay=optimizer.weight_decay, learning_rate_share=learning_rate_share)
     shards = Shards(manifest, image_column=data.image_column, columns=columns)
+    source, transform = viewer.source(shards, decode_threads=num_decode_threads(data))
+    kept = viewer.kept_images()
 
     def batches_from(samples_seen: int) -> TrainingBatches:
         loader = Loader(
             order,
-            shards,
+            source,
             transform,
             rank=place.rank,
             world_size=place.world_size,
@@ -103,8 +109,9 @@ def train_by(
             read_threads=data.read_threads,
             prefetch_batches=data.prefetch_batches,
             prefetch_bytes=data.prefetch_mib * 2**20,
+            kept=kept,
         )
-        return TrainingBatches(loader, shards, to_inputs, place.device)
+        return TrainingBatches(loader, shards, lambda batch: to_inputs(viewer.finish(batch), batch), place.device)
 
     def learning_rate_at(step: int) -> float:
         share = warmup_cosine(

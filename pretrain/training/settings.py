@@ -33,6 +33,14 @@ class DataSettings:
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
     prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
     prefetch_mib: int = setting(256, minimum=1, help="MiB of encoded images a worker reads ahead of the rows in use")
+    keep: str = setting(
+        "none",
+        choices=["none", "host", "device"],
+        help="keep decoded images: in the memory of each worker, or on its GPU (images of one size), for data that fits",
+    )
+    keep_gib: float = setting(
+        4.0, minimum=0, help="GiB a worker may take for that; host: the rest is decoded each time"
+    )
     storage_options: dict[str, Any] = setting(
         {},
         help="fsspec options for the store of url: endpoint_url, key, secret, anon, ...; secrets are never written down",
@@ -49,6 +57,11 @@ class DataSettings:
         """Makes this process read with these storage options and this cache; each process calls it before it reads."""
         storage.use_options(self.urls, self.storage_options)
         storage.use_cache(self.cache_dir, self.cache_gib)
+
+    @property
+    def keep_bytes(self) -> int:
+        """Memory for decoded images."""
+        return int(self.keep_gib * 2**30)
 
     @property
     def urls(self) -> list[str]:

@@ -9,11 +9,12 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms import functional as tv
 
-from pretrain.data import augment, kernels
+from pretrain.data import augment
+from pretrain.data import colour_kernels as kernels
 from pretrain.data.augment import apply_colours
 from pretrain.data.colours import draw_colours
 from pretrain.data.recipes import RECIPES, ViewSpec, simclr_views
-from pretrain.data.views import RandomViews, central_box, draw_views, find_boxes
+from pretrain.data.views import RandomViews, central_box, draw_views, find_boxes, write_crop
 
 IMAGES = torch.rand(8, 3, 24, 20, generator=torch.Generator().manual_seed(0))
 FACTORS = torch.linspace(0.2, 1.8, 8)
@@ -212,3 +213,24 @@ def test_boxes_of_extreme_images_fit(width, height):
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
     left, top, right, bottom = corners(np.array([central_box(width=width, height=height, share=0.875)]))[0]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+@pytest.mark.parametrize("size", [224, 64, 7])
+@pytest.mark.parametrize(
+    "box", [(10, 20, 280, 300), (0, 0, 400, 500), (5.5, 3.25, 50, 40), (390, 490, 10, 10), (0, 0, 1, 1), (0, 0, 400, 3)]
+)
+def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
+    """Also where a crop shrinks by fifty: every pixel counts, so there is no aliasing."""
+    pixels = noise(500, 400)
+    left, top, width, height = box
+    corners = (left, top, left + width, top + height)
+    filtering = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    wanted = np.asarray(Image.fromarray(pixels).resize((size, size), filtering, box=corners)).transpose(2, 0, 1)
+    four = np.concatenate([pixels, pixels[:, :, :1]], axis=2)[None]
+    for flipped in (False, True):
+        made = np.empty((3, size, size), np.uint8)
+        write_crop(four, box, made, flipped=flipped, cubic=cubic)
+        difference = np.abs(made.astype(int) - (wanted[:, :, ::-1] if flipped else wanted))
+        # of noise, a cubic filter leaves [0, 255], and is cut off after its first axis, which is another one in Pillow
+        assert difference.max() <= (24 if cubic else 3) and difference.mean() < 0.5

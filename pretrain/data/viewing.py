@@ -1,0 +1,95 @@
+"""From rows to finished views, by whatever way the settings and the device ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
+from pretrain.data.kept import GIB, ImagesOnDevice, KeptImages, ViewsOnDevice
+from pretrain.data.loader import Batch, HostTransform
+from pretrain.data.reader import Shards
+from pretrain.data.recipes import ViewSpec
+from pretrain.data.views import RandomViews
+
+KEEP = ("none", "host", "device")
+
+
+class Viewer:
+    """What makes the views of a run: on the host up to bytes, on the device the rest.
+
+    Args:
+        specs: of the views.
+        seed: of the run.
+        device: that trains.
+        channels: of the images, see `pretrain.data.pixels.open_picture`.
+        mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and 0.25 where there are
+            not three channels.
+        keep: `host` keeps decoded images in memory, `device` on the device (see `pretrain.data.kept`), `none` neither.
+        keep_bytes: they may take.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ViewSpec],
+        *,
+        seed: int,
+        device: torch.device,
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        keep: str = "none",
+        keep_bytes: int = 4 * GIB,
+    ) -> None:
+        self.specs, self.seed, self.device, self.channels = list(specs), seed, device, channels
+        self.mean, self.std = tuple(mean or default_mean(channels)), tuple(std or default_std(channels))
+        # on the CPU the memory of the device is that of the host
+        self._keep = "host" if keep == "device" and device.type == "cpu" else keep
+        self._keep_bytes = keep_bytes
+        self._on_device: ViewsOnDevice | None = None
+
+    def source(self, shards: Shards, *, decode_threads: int) -> tuple[Shards | ImagesOnDevice, HostTransform]:
+        """What a loader reads from, and what it makes of that."""
+        if self._keep == "device":
+            kept = ImagesOnDevice(
+                shards,
+                device=self.device,
+                limit_bytes=self._keep_bytes,
+                channels=self.channels,
+                decode_threads=decode_threads,
+            )
+            self._on_device = ViewsOnDevice(self.specs, seed=self.seed, kept=kept)
+            return kept, self._on_device
+        on_host = self.device.type == "cpu"
+        transform = RandomViews(
+            self.specs,
+            seed=self.seed,
+            colours_on_host=on_host,
+            channels=self.channels,
+            pinned=self.device.type == "cuda",
+        )
+        return shards, transform
+
+    def kept_images(self) -> KeptImages | None:
+        """Where a loader keeps what it decoded."""
+        return KeptImages(self._keep_bytes, channels=self.channels) if self._keep == "host" else None
+
+    def finish(self, batch: Batch) -> list[Tensor]:
+        """Float views_BCHW of a batch, normalised, on the device."""
+        arrays = batch.arrays
+        if self._on_device is not None:
+            assert batch.geometry_VB5 is not None
+            arrays = self._on_device.make(torch.as_tensor(arrays[0]), batch.geometry_VB5)
+        return finish_views(arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std)
+
+
+def default_mean(channels: int) -> tuple[float, ...]:
+    """What is subtracted from each channel when nothing else is said."""
+    return IMAGENET_MEAN if channels == 3 else (0.5,) * channels
+
+
+def default_std(channels: int) -> tuple[float, ...]:
+    """What each channel is divided by when nothing else is said."""
+    return IMAGENET_STD if channels == 3 else (0.25,) * channels
