@@ -170,6 +170,6 @@ def recipe_views(name: str, size: int, arguments: Mapping[str, Any]) -> list[Vie
         if argument not in known:
             known_words = ", ".join(known)
             raise UserError(
-                f"recipe {name}: unknown argument {argument!r}{nearest(argument, known)} (known: {known_words})"
+                f"views.arguments of recipe {name}: unknown argument {argument!r}{nearest(argument, known)} (known: {known_words})"
             )
     return recipe(size, **arguments)

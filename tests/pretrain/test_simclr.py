@@ -134,4 +134,4 @@ def test_unknown_names_and_arguments_are_explained():
     with pytest.raises(UserError, match="unknown argument 'temprature'; did you mean 'temperature'"):
         build_method("simclr", encoder, {"temprature": 0.1})
     with pytest.raises(UserError, match="unknown argument 'crop_scales'; did you mean 'crop_scale'"):
-        method_views("simclr", 64, {"crop_scales": (0.2, 1.0)})
+        method_views("simclr", None, 64, {"crop_scales": (0.2, 1.0)})
