@@ -26,6 +26,7 @@ from fsspec.utils import glob_translate
 from cluster.errors import UserError
 from cluster.range_cache import RangeCache
 from cluster.retrying import DEFAULT_PATIENCE, Incomplete, Patience, http_status, in_words, retries, retrying
+from cluster.s3_ranges import read_s3_range
 from cluster.secrets import masked
 from cluster.stores import filesystem, is_local, local_path, use_options
 
@@ -181,6 +182,10 @@ def _range_of_version(fs: fsspec.AbstractFileSystem, path: str, start: int, stop
     if _is_http(fs):
         headers = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"} | ({"If-Match": etag} if etag else {})
         return bytes(fs.cat_file(path, start=start, end=stop, headers=headers))
+    if "s3" in fs.protocol:
+        data = read_s3_range(fs, path, start, stop, etag)
+        if data is not None:
+            return data
     if etag and "s3" in fs.protocol:
         return bytes(fsspec.asyn.sync(fs.loop, _s3_range, fs, path, start, stop, etag))
     return bytes(fs.cat_file(path, start=start, end=stop))

@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "views",
         help="draw images and the views that a recipe makes of them",
         description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views beside it.",
-        epilog="example: python -m pretrain.data views my/shards --recipe simclr --size 64 crop_scale=[0.2,1] strength=0.5",
+        epilog="example: python -m pretrain.data views my/shards --recipe simclr --size 64 --set crop_scale=[0.2,1] strength=0.5",
         formatter_class=as_it_stands,
     )
     views.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
@@ -177,6 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         default="simclr",
         metavar="NAME",
         help="simclr, moco_v2, byol, vicreg, swav, dino, densecl or weak (default: simclr)",
+    )
+    views.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="arguments of the recipe, as in views.arguments",
     )
     views.add_argument("--size", type=int, default=224, metavar="N", help="side of a view in pixels (default: 224)")
     views.add_argument("--channels", type=int, default=3, metavar="N", help="as views.channels (default: 3)")
@@ -294,11 +301,11 @@ def _views(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     if not arguments.out.lower().endswith(".png"):
         raise UserError(f"--out {arguments.out}: the contact sheet is a PNG; name a file that ends in .png")
-    for text in arguments.arguments:
+    for text in arguments.set:
         if "=" not in text:
             raise UserError(f"{text!r} is no KEY=VALUE, such as strength=0.5")
     try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.arguments))
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.set))
     except OmegaConfBaseException as error:
         raise UserError(f"arguments of the recipe: {str(error).splitlines()[0]}") from error
     num = write_view_sheet(

@@ -118,7 +118,7 @@ def _by_pillow(encoded: bytes, channels: int) -> np.ndarray:
     image = decode_upright(encoded)
     if channels == 1:
         image = image.convert("L").convert("RGB")
-    return np.asarray(image.convert("RGBX"))[None]
+    return np.array(image.convert("RGBX"))[None]  # writable as all others are: else the loops would be compiled twice
 
 
 def _grouped(bands_HWC: np.ndarray) -> np.ndarray:

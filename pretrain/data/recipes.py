@@ -168,8 +168,6 @@ def recipe_views(name: str, size: int, arguments: Mapping[str, Any]) -> list[Vie
     known = [parameter for parameter in inspect.signature(recipe).parameters if parameter != "size"]
     for argument in arguments:
         if argument not in known:
-            known_words = ", ".join(known)
-            raise UserError(
-                f"views.arguments of recipe {name}: unknown argument {argument!r}{nearest(argument, known)} (known: {known_words})"
-            )
+            words = f"unknown argument {argument!r}{nearest(argument, known)} (known: {', '.join(known)})"
+            raise UserError(f"views.arguments of recipe {name}: {words}")
     return recipe(size, **arguments)

@@ -15,7 +15,17 @@ from pathlib import Path
 import torch
 
 from pretrain.data.demo_scenes import write_demo
-from tests.benchmarks import attention_cost, clothing, memory, ray_share, reading, startup, streaming
+from tests.benchmarks import (
+    attention_cost,
+    clothing,
+    memory,
+    ray_share,
+    reading,
+    startup,
+    streaming,
+    view_training,
+    views,
+)
 
 
 def main() -> None:
@@ -41,6 +51,10 @@ def main() -> None:
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
+        print("\n== views")
+        views.main([str(options.photos)])
+        print("\n== view_training")
+        view_training.main([str(options.photos)])
 
 
 if __name__ == "__main__":
