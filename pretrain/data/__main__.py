@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "views",
         help="draw images and the views that a recipe makes of them",
         description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views beside it.",
-        epilog="example: python -m pretrain.data views my/shards --recipe simclr --size 64 --set crop_scale=[0.2,1] strength=0.5",
+        epilog="example: python -m pretrain.data views my/shards --size 64 --set crop_scale=[0.2,1] strength=0.5",
         formatter_class=as_it_stands,
     )
     views.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
