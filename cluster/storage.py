@@ -353,16 +353,21 @@ def _find_files(fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> list[F
         if info is None:
             return []
         # a web server does not tell files from folders
-        if info["type"] == "file" and not (is_http and suffix and path.endswith("/")):
+        if _is_file(info) and not (is_http and suffix and path.endswith("/")):
             return [_file_info(fs, info)]
         root, entries = path, _walk(fs, path, None) if is_http else fs.find(path, detail=True)
     found = []
     for name, info in entries.items():
         inner = name[len(root) :].strip("/").split("/")
         hidden = any(part.startswith((".", "_")) for part in inner) if root else inner[-1].startswith((".", "_"))
-        if info["type"] == "file" and name.endswith(suffix) and not hidden:
+        if _is_file(info) and name.endswith(suffix) and not hidden:
             found.append(_file_info(fs, fs.info(name) if info.get("size") is None else info))
     return sorted(found, key=lambda file: file.url)
+
+
+def _is_file(info: dict[str, Any]) -> bool:
+    # a link to a file, as the cache of Hugging Face is full of, is neither file nor folder to fsspec
+    return bool(info["type"] == "file" or (info.get("islink") and os.path.isfile(info["name"])))
 
 
 def _glob(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
@@ -385,6 +390,9 @@ def _walk(fs: fsspec.AbstractFileSystem, root: str, depth: int | None) -> dict[s
 
 
 def _file_info(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> FileInfo:
+    if info.get("islink"):  # size and time of what it leads to, which is what is read
+        behind = os.stat(info["name"])
+        info = {**info, "size": behind.st_size, "mtime": behind.st_mtime}
     versions = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "blob_id", "last_modified", "created")
     version = next((str(info[key]) for key in versions if info.get(key)), "")
     name = info["name"]

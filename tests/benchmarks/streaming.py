@@ -1,10 +1,12 @@
 """What distance costs: images a second of one rank from S3 with 50 ms added to each request, over those from a disk.
 
-    python -m tests.benchmarks.streaming [--photos SHARDS] [--delay 0.05] [--batches 60] [--repeats 3]
+    python -m tests.benchmarks.streaming [--photos SHARDS] [--copies 8] [--delay 0.05] [--batches 60] [--repeats 3]
 
 The same shards are read, decoded and cropped by the same loader in the same process, interleaved so that a noisy machine is
-noisy for both; the first batches of each turn are left out. The store (moto's server and the proxy that delays) has a core of
-its own where there are two, the rank has the others: what the store computes is not the rank's.
+noisy for both. Both read 32 MiB ahead, and the first batches of each turn, in which that fills, are left out. A small data set
+is read as if it held several copies of itself: with hardly more row groups than streams, most would be read by two streams. The
+store (moto's server and the proxy that delays) has a core of its own where there are two, the rank has the others: what the
+store computes is not the rank's.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BATCH, SIDE, WARM_UP = 64, 96, 15
+BATCH, SIDE, WARM_UP, AHEAD_BYTES = 64, 96, 40, 32 * 2**20
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the ratio."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.streaming", description=__doc__)
     parser.add_argument("--photos", type=Path, help="a folder of shards; by default made-up scenes")
+    parser.add_argument("--copies", type=int, default=8, help="copies of each shard that the data set holds")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds added to each request")
     parser.add_argument("--batches", type=int, default=60, help="batches that are timed in each turn")
     parser.add_argument("--repeats", type=int, default=3)
@@ -42,24 +45,34 @@ def main(arguments: list[str] | None = None) -> None:
 
         if options.photos is None:
             write_demo(folder, num_images=2500)
-        local = options.photos or Path(folder) / "train"
-        for path in local.glob("*.parquet"):
-            storage.upload(path, f"{url}/{path.name}")
+        local = Path(folder) / "copies"
+        local.mkdir()
+        for path in sorted((options.photos or Path(folder) / "train").glob("*.parquet")):
+            for copy in range(options.copies):
+                (local / f"{copy}-{path.name}").symlink_to(path.resolve())
+                storage.upload(path, f"{url}/{copy}-{path.name}")
         rates: dict[str, list[float]] = {"disk": [], "S3": []}
+        cpu: dict[str, list[float]] = {"disk": [], "S3": []}
         for repeat in range(options.repeats):
             turns = [("disk", str(local)), ("S3", url)]
             for name, source in turns if repeat % 2 == 0 else turns[::-1]:
-                rates[name].append(images_per_second(source, options.batches, threads=len(for_rank)))
-                print(f"{name}: {rates[name][-1]:.0f} images/s", flush=True)
+                rate, cpu_ms = measured(source, options.batches, threads=len(for_rank))
+                rates[name].append(rate)
+                cpu[name].append(cpu_ms)
+                print(f"{name}: {rate:.0f} images/s, {cpu_ms:.3f} ms of CPU an image", flush=True)
         os.sched_setaffinity(0, cores)
         disk, s3 = (statistics.median(rates[name]) for name in ("disk", "S3"))
         print(f"\nS3 with {options.delay * 1000:.0f} ms a request over disk, after warm-up: {s3 / disk:.3f} "
               f"({s3:.0f} over {disk:.0f} images/s, medians of {options.repeats}; "
               f"{storage.retries()} reads tried again)")  # fmt: skip
+        pairs = [s3 / disk for s3, disk in zip(rates["S3"], rates["disk"], strict=True)]
+        print(f"turn by turn the ratio is {statistics.median(pairs):.3f} in the median, from {min(pairs):.2f} to "
+              f"{max(pairs):.2f}; CPU time {statistics.median(cpu['disk']) / statistics.median(cpu['S3']):.3f} "
+              f"({statistics.median(cpu['disk']):.3f} over {statistics.median(cpu['S3']):.3f} ms an image)")  # fmt: skip
 
 
-def images_per_second(url: str, num_batches: int, *, threads: int) -> float:
-    """Of one rank that decodes and crops to 96 pixels, after the first batches."""
+def measured(url: str, num_batches: int, *, threads: int) -> tuple[float, float]:
+    """Images a second and milliseconds of CPU an image of one rank that decodes and crops, after the first batches."""
     from pretrain.data.loader import Loader
     from pretrain.data.manifest import load_manifest
     from pretrain.data.order import Order, default_num_streams
@@ -74,13 +87,15 @@ def images_per_second(url: str, num_batches: int, *, threads: int) -> float:
         window_rows=1024,
         seed=0,
     )
-    with Loader(order, shards, CentralCrop(SIDE), rank=0, world_size=1, decode_threads=threads) as loader:
+    ahead = {"decode_threads": threads, "prefetch_bytes": AHEAD_BYTES}
+    with Loader(order, shards, CentralCrop(SIDE), rank=0, world_size=1, **ahead) as loader:
         for _ in itertools.islice(loader, WARM_UP):
             pass
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         for _ in itertools.islice(loader, num_batches):
             pass
-        return num_batches * BATCH / (time.perf_counter() - started)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return num_batches * BATCH / wall, cpu / (num_batches * BATCH) * 1e3
 
 
 @contextmanager

@@ -204,3 +204,18 @@ def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write to"):
         storage.check_writable(str(tmp_path / "file"))
+
+
+def test_links_to_files_are_files(tmp_path):
+    """The cache of Hugging Face holds links to files that lie elsewhere."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    folder.mkdir()
+    (blobs / "1a2b").write_bytes(b"content")
+    (folder / "a.parquet").symlink_to(blobs / "1a2b")
+    (folder / "nothing.parquet").symlink_to(blobs / "missing")
+    for url in (folder, folder / "a.parquet", f"{folder}/*.parquet"):
+        (found,) = storage.find_files(str(url), ".parquet")
+        assert found.url.endswith("a.parquet") and found.size_bytes == 7
+        assert found.version == str((blobs / "1a2b").stat().st_mtime)
+        assert storage.read_range(found, 0, 7) == b"content"
