@@ -51,23 +51,45 @@ def coalesced(ranges: Sequence[Range], *, gap: int = GAP_BYTES) -> list[Range]:
     return joined
 
 
-class ChunkFile(io.RawIOBase):
-    """A seekable file of which only the given ranges can be read; for `pyarrow.PythonFile`.
+class Chunks:
+    """Ranges of a file that are on their way or in memory, to be read through files of their own.
 
     Args:
         size_bytes: of the whole file.
         ranges: what will be read, sorted.
         read_range: gives the bytes [start, stop).
         executor: reads ahead.
+
+    `is_whole` says that all is kept, so that any number of readers can share it; else each of them has it sent anew, but for
+    the first, for whom it is on its way.
     """
 
     def __init__(self, size_bytes: int, ranges: Sequence[Range], read_range: ReadRange, executor: Executor) -> None:
-        self._size, self._position = size_bytes, 0
         self.is_whole = sum(stop - start for start, stop in ranges) <= WHOLE_GROUP_BYTES
-        self._blocks = [
-            _Blocks(start, stop, stop - start if self.is_whole else BLOCK_BYTES, read_range, executor)
-            for start, stop in (coalesced(ranges) if self.is_whole else ranges)
+        self._size, self._ranges = size_bytes, coalesced(ranges) if self.is_whole else list(ranges)
+        self._read_range, self._executor = read_range, executor
+        self._begun = [self._blocks()]
+
+    def file(self) -> ChunkFile:
+        """A file for one reader, which may be in another thread than other readers."""
+        try:
+            blocks = self._begun[0] if self.is_whole else self._begun.pop()
+        except IndexError:
+            blocks = self._blocks()
+        return ChunkFile(self._size, blocks)
+
+    def _blocks(self) -> list[_Blocks]:
+        return [
+            _Blocks(start, stop, stop - start if self.is_whole else BLOCK_BYTES, self._read_range, self._executor)
+            for start, stop in self._ranges
         ]
+
+
+class ChunkFile(io.RawIOBase):
+    """A seekable file of which only some ranges can be read, see `Chunks`; for `pyarrow.PythonFile`."""
+
+    def __init__(self, size_bytes: int, blocks: list[_Blocks]) -> None:
+        self._size, self._position, self._blocks = size_bytes, 0, blocks
 
     def readable(self) -> bool:
         return True

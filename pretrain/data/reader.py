@@ -25,7 +25,8 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data import chunks
 from pretrain.data.ahead import ReadAhead
-from pretrain.data.chunks import ChunkFile
+from pretrain.data.chunks import Chunks
+from pretrain.data.cuts import CutGroups
 from pretrain.data.footers import Footer, read_footer
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, Segment
@@ -102,6 +103,7 @@ class Shards:
         self._footer_bytes = 0
         self._lock = Lock()
         self._fetchers: ThreadPoolExecutor | None = None
+        self._on_cuts = CutGroups()
 
     @property
     def mean_row_bytes(self) -> float:
@@ -125,7 +127,21 @@ class Shards:
         index = int(self.manifest.file_of_group[segment.group])
         if storage.is_local(self.manifest.files[index].url):
             return self._pieces(segment, None)
-        return self._pieces(segment, self._fetchers_().submit(self._fetched, segment, stopped))
+        rows_of_group = int(self.manifest.rows_of_group[segment.group])
+        if segment.stop - segment.start == rows_of_group:
+            return self._pieces(segment, self._fetch(segment.group, stopped))
+        fetched = self._on_cuts.fetched(
+            segment.group,
+            num_rows=segment.stop - segment.start,
+            rows_of_group=rows_of_group,
+            num_bytes=int(self.manifest.bytes_of_group[segment.group]),
+            stopped=stopped,
+            fetch=lambda stopped: self._fetch(segment.group, stopped),
+        )
+        return self._pieces(segment, fetched)
+
+    def _fetch(self, group: int, stopped: Callable[[], bool]) -> Future[Chunks]:
+        return self._fetchers_().submit(self._fetched, group, stopped)
 
     def _fetchers_(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -133,19 +149,19 @@ class Shards:
                 self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
             return self._fetchers
 
-    def _fetched(self, segment: Segment, stopped: Callable[[], bool]) -> ChunkFile:
-        index = int(self.manifest.file_of_group[segment.group])
+    def _fetched(self, group: int, stopped: Callable[[], bool]) -> Chunks:
+        index = int(self.manifest.file_of_group[group])
         file, footer = self.manifest.files[index], self._footer(index, stopped)
         ranges = chunks.ranges_of_columns(
-            footer.metadata, int(self.manifest.group_in_file[segment.group]), self._leaf_columns(footer.schema)
+            footer.metadata, int(self.manifest.group_in_file[group]), self._leaf_columns(footer.schema)
         )
 
         def read_range(start: int, stop: int) -> bytes:
             return storage.read_range(file, start, stop, stopped=stopped)
 
-        return ChunkFile(file.size_bytes, ranges, read_range, self._fetchers_())
+        return Chunks(file.size_bytes, ranges, read_range, self._fetchers_())
 
-    def _pieces(self, segment: Segment, fetched: Future[ChunkFile] | None) -> Iterator[Rows]:
+    def _pieces(self, segment: Segment, fetched: Future[Chunks] | None) -> Iterator[Rows]:
         manifest, group = self.manifest, segment.group
         file_index, group_in_file = int(manifest.file_of_group[group]), int(manifest.group_in_file[group])
         url = manifest.files[file_index].url
@@ -182,9 +198,9 @@ class Shards:
         if position < segment.stop:
             raise UserError(f"{url}: row group {group_in_file} is shorter than when the run started")
 
-    def _opened(self, file_index: int, fetched: Future[ChunkFile] | None) -> pa.NativeFile:
+    def _opened(self, file_index: int, fetched: Future[Chunks] | None) -> pa.NativeFile:
         if fetched is not None:
-            return pa.PythonFile(fetched.result(), mode="r")
+            return pa.PythonFile(fetched.result().file(), mode="r")
         file = self.manifest.files[file_index]
         with storage.explained("read", file.url):
             path = storage.local_path(file.url)

@@ -157,6 +157,19 @@ def test_only_needed_bytes_are_asked_for_in_few_requests(remote, store):
     assert num_bytes <= 2 * int(manifest.bytes_of_group.sum()) + 2 * groups * 2000 + footers * 4
 
 
+def test_a_row_group_on_cuts_is_sent_once_for_all_its_streams(remote, store):
+    shards = shards_at(remote)
+    order = Order(shards.manifest.rows_of_group, batch_size_global=60, num_streams=60, window_rows=60, seed=3)
+    assert len(order.rows_of_group) * 2 < order.num_streams
+    first = len(store.requests)
+    with Loader(order, shards, Bytes(), rank=0, world_size=1, prefetch_bytes=1) as loader:
+        seen = [batch.row_ids.tolist() for batch in itertools.islice(loader, 2)]
+    assert seen == [ids.tolist() for ids in order.epoch_batches(0)]
+    groups = [r.headers["range"] for r in store.requests[first:] if r.method == "GET"]
+    # each row group, each footer, and what was read ahead of the next epoch
+    assert len(groups) <= 2 * len(order.rows_of_group) + 2 * len(shards.manifest.files)
+
+
 def test_the_cache_answers_in_the_second_run(local, remote, store, tmp_path):
     wanted = samples(local, 10)
     storage.use_cache(str(tmp_path), 1)
