@@ -1,4 +1,4 @@
-"""Ranges of objects in S3 at little cost of CPU: signed URLs over a pool of plain connections.
+"""Ranges of objects in S3 at little cost of CPU: signed URLs over plain connections that are kept open.
 
 s3fs reads through an asynchronous client, which takes several times as long for a request and shares one thread among all of
 them; beside decoding on a rank's few cores that is felt (tests/benchmarks/streaming.py). Here the fetching threads ask by
@@ -8,8 +8,8 @@ change requests) is left to s3fs, so that there is one judge of what went wrong.
 
 from __future__ import annotations
 
-import os
 import re
+import ssl
 import threading
 import time
 import urllib.request
@@ -18,13 +18,14 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from cluster.connections import Connections
 from cluster.retrying import BUSY
 
-CONNECTIONS, CONNECT_SECONDS, SILENT_SECONDS = 64, 10, 30
 # a URL is used for much shorter than it is valid, for clocks differ, and keys that expire make it expire with them
 SIGNED_FOR_SECONDS, USED_FOR_SECONDS = 3600, 600
 MOST_SIGNED = 10_000
 CONDITION_FAILED, NO_SUCH_RANGE = 412, 416
+UNUSUAL_IN_A_ROW = 3  # after so many answers that s3fs had to deal with, it alone reads from that bucket
 
 _lock = threading.Lock()
 
@@ -58,13 +59,16 @@ class S3Ranges:
 
     Args:
         client: of botocore; only signs.
-        pool: of urllib3; makes the requests.
+        tls: for https, with the certificates that botocore trusts.
     """
 
-    def __init__(self, client: Any, pool: Any) -> None:
-        self._client, self._pool = client, pool
+    def __init__(self, client: Any, tls: ssl.SSLContext | None) -> None:
+        self._client, self._tls = client, tls
         self._lock = threading.Lock()
-        self._signed: dict[tuple[str, str, str | None], tuple[str, float]] = {}
+        # (bucket, key, version) -> host, path with signature, when it was signed
+        self._signed: dict[tuple[str, str, str | None], tuple[Connections, str, float]] = {}
+        self._hosts: dict[str, Connections] = {}
+        self._unusual: dict[str, int] = {}
 
     @classmethod
     def for_options(cls, fs: Any) -> S3Ranges | None:
@@ -72,14 +76,15 @@ class S3Ranges:
         if getattr(fs, "s3_additional_kwargs", None) or getattr(fs, "req_kw", None) or "verify" in fs.client_kwargs:
             return None
         try:
-            import urllib3
             from botocore import UNSIGNED
             from botocore.config import Config
+            from botocore.httpsession import get_cert_path
             from botocore.session import Session
 
             config = Config(**({"signature_version": UNSIGNED} if fs.anon else {"signature_version": "s3v4"}))
             options = {"endpoint_url": fs.endpoint_url, "use_ssl": fs.use_ssl, **fs.client_kwargs}
-            client = Session(**fs.kwargs).create_client(
+            session = Session(**fs.kwargs)
+            client = session.create_client(
                 "s3",
                 aws_access_key_id=fs.key,
                 aws_secret_access_key=fs.secret,
@@ -90,45 +95,38 @@ class S3Ranges:
             address = urlsplit(client.meta.endpoint_url)
             if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.netloc):
                 return None
-            pool = urllib3.PoolManager(
-                maxsize=CONNECTIONS,
-                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENT_SECONDS),
-                retries=False,
-                ca_certs=os.environ.get("AWS_CA_BUNDLE"),
-            )
+            tls = None
+            if address.scheme == "https":
+                tls = ssl.create_default_context(cafile=get_cert_path(session.get_config_variable("ca_bundle") or True))
         except Exception:  # whatever botocore has against it, s3fs says it better
             return None
-        return cls(client, pool)
+        return cls(client, tls)
 
     def read(self, bucket: str, key: str, version: str | None, start: int, stop: int, etag: str | None) -> bytes | None:
         """See `read_s3_range`."""
-        from urllib3.exceptions import HTTPError
-        from urllib3.exceptions import TimeoutError as PoolTimeout
-
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        if etag:
-            headers["If-Match"] = etag
-        url = self._url(bucket, key, version)
-        if url is None:
+        if self._unusual.get(bucket, 0) >= UNUSUAL_IN_A_ROW:
             return None
+        signed = self._url(bucket, key, version)
+        if signed is None:
+            return None
+        headers = {"Range": f"bytes={start}-{stop - 1}"} | ({"If-Match": etag} if etag else {})
         try:
-            answer = self._pool.request("GET", url, headers=headers, redirect=False, decode_content=False)
-        except PoolTimeout as error:  # urllib3's texts may hold the signed URL
-            raise TimeoutError(f"no answer ({type(error).__name__})") from None
-        except HTTPError as error:
-            raise ConnectionError(f"connection lost ({type(error).__name__})") from None
-        if answer.status in (200, 206):
-            return bytes(answer.data)
-        if answer.status in BUSY or answer.status in (CONDITION_FAILED, NO_SUCH_RANGE):
-            raise S3Answer(answer.status, _in_words(answer.data) or answer.reason or "")
-        return None
+            status, body = signed[0].get(signed[1], headers)
+        except ssl.SSLCertVerificationError:
+            return None
+        if status in BUSY or status in (CONDITION_FAILED, NO_SUCH_RANGE):
+            raise S3Answer(status, _in_words(body))
+        is_usual = status in (200, 206)
+        with self._lock:
+            self._unusual[bucket] = 0 if is_usual else self._unusual.get(bucket, 0) + 1
+        return body if is_usual else None
 
-    def _url(self, bucket: str, key: str, version: str | None) -> str | None:
+    def _url(self, bucket: str, key: str, version: str | None) -> tuple[Connections, str] | None:
         now, name = time.monotonic(), (bucket, key, version)
         with self._lock:
-            url, signed_at = self._signed.get(name, ("", 0.0))
-            if url and now - signed_at < USED_FOR_SECONDS:
-                return url
+            signed = self._signed.get(name)
+            if signed is not None and now - signed[2] < USED_FOR_SECONDS:
+                return signed[:2]
             if len(self._signed) >= MOST_SIGNED:
                 self._signed.clear()
         parameters = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
@@ -136,9 +134,13 @@ class S3Ranges:
             url = self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=SIGNED_FOR_SECONDS)
         except Exception:  # no keys, for one
             return None
+        parts = urlsplit(url)
         with self._lock:
-            self._signed[name] = url, now
-        return str(url)
+            if parts.netloc not in self._hosts:
+                self._hosts[parts.netloc] = Connections(parts.netloc, self._tls if parts.scheme == "https" else None)
+            host, target = self._hosts[parts.netloc], f"{parts.path}?{parts.query}" if parts.query else parts.path
+            self._signed[name] = host, target, now
+        return host, target
 
 
 def _in_words(body: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -77,14 +76,13 @@ def test_sending_never_waits_and_closing_delivers_the_rest() -> None:
     slow = threading.Event()
 
     def deliver(records: list[dict[str, Any]]) -> None:
-        slow.wait(5)
+        assert slow.wait(60)
         delivered.extend(record["i"] for record in records)
 
     sender = Sender(deliver)
-    before = time.monotonic()
     for i in range(1000):
         sender.send({"i": i})
-    assert time.monotonic() - before < 1
+    assert not delivered
     slow.set()
     sender.close()
     assert delivered == list(range(1000))

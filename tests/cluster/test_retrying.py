@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +16,7 @@ import s3fs
 from cluster import storage
 from cluster.errors import UserError
 from cluster.retrying import Patience, retrying
+from cluster.s3_ranges import UNUSUAL_IN_A_ROW
 from tests import slow_store
 from tests.conftest import S3Server
 from tests.slow_store import Request, SlowStore
@@ -101,10 +101,10 @@ def test_what_fails_for_good_fails_at_once_with_the_url(faulty: SlowStore, url: 
     file, before = listed(url), storage.retries()
     faulty.fail(lambda request: fault)
     for read in (lambda: storage.read_range(file, 0, 10), lambda: storage.read_bytes(url)):
-        started, first = time.monotonic(), len(faulty.requests)
+        first = len(faulty.requests)
         with pytest.raises(UserError, match=rf"cannot read {url}: {words}"):
             read()
-        assert time.monotonic() - started < 1 and len(faulty.requests) - first <= 2
+        assert len(faulty.requests) - first <= 2
     assert storage.retries() == before
     if fault == slow_store.FORBIDDEN:
         with pytest.raises(UserError, match=rf"cannot list {url}: permission denied"):
@@ -159,7 +159,7 @@ def test_pauses_grow_and_total_time_is_bounded() -> None:
     with pytest.raises(TimeoutError):
         retrying(fail, url="s3://x", pause=slept.append, stopped=lambda: True)
     assert not slept
-    assert 60 <= sum(Patience().pauses()) <= 130  # about two minutes with the requests themselves
+    assert 42 <= sum(Patience().pauses()) <= 86  # about two minutes with the requests themselves
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -207,3 +207,13 @@ def test_http_files_lists_and_faults(tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_store_that_takes_no_signed_urls_is_read_all_the_same(faulty: SlowStore, url: str) -> None:
+    file, before = listed(url), storage.retries()
+    faulty.fail(lambda request: slow_store.FORBIDDEN if "X-Amz-Signature=" in request.path else None)
+    first = len(faulty.requests)
+    for start in range(0, 2000, 100):
+        assert storage.read_range(file, start, start + 100) == CONTENT[start : start + 100]
+    assert len(faulty.requests) - first == 20 + UNUSUAL_IN_A_ROW
+    assert storage.retries() == before

@@ -102,10 +102,8 @@ def test_a_console_that_fails_does_not_end_the_run_but_is_seen(two_workers: dict
     ],
 )
 def test_what_can_never_start_is_refused(two_workers: dict[str, Any], asked: dict[str, Any], message: str) -> None:
-    before = time.monotonic()
     with pytest.raises(UserError, match=message):
         run_workers(jobs.count, jobs.Numbers(), **(two_workers | {"cpus_per_worker": 0.001} | asked))
-    assert time.monotonic() - before < 10
 
 
 @pytest.mark.slow
@@ -182,13 +180,11 @@ def test_the_second_ctrl_c_ends_a_run_that_does_not_listen(tmp_path: Path) -> No
     before = _ray_folders()
     command = Command("hang", tmp_path)
     command.wait_for("ready")
-    started = time.monotonic()
     os.killpg(command.process.pid, signal.SIGINT)
     command.wait_for("press Ctrl-C again")
     os.killpg(command.process.pid, signal.SIGINT)
     assert command.output.read() == "interrupted\n"
     assert command.process.wait() == 130
-    assert time.monotonic() - started < 20
     assert _ray_folders() <= before
 
 

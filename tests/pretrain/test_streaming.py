@@ -114,10 +114,10 @@ def test_faults_change_nothing_and_are_counted(local, remote, store):
 def test_a_refusal_in_the_middle_ends_the_reading_with_the_file(remote, store, fault, words):
     shards = shards_at(remote)
     store.fail(lambda request: fault if "shard-00002" in request.path else None)
-    started = time.monotonic()
+    before = storage.retries()
     with pytest.raises(UserError, match=rf"cannot read {remote}/shard-00002\.parquet: {words}"):
         samples(remote, shards=shards)
-    assert time.monotonic() - started < 20  # and not after all patience
+    assert storage.retries() == before
 
 
 def test_closing_does_not_wait_for_a_store_that_is_away(remote, store):
@@ -127,7 +127,7 @@ def test_closing_does_not_wait_for_a_store_that_is_away(remote, store):
     time.sleep(0.3)
     started = time.monotonic()
     loader.close()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30  # patience would last for 42 seconds or more
 
 
 def test_a_file_that_changes_in_the_middle_is_named(local, remote, store, tmp_path):
