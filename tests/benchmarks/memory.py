@@ -56,10 +56,10 @@ def write(folder: Path, *, megabytes: int, rows_per_group: int) -> Path:
     raise AssertionError
 
 
-def peak_mib(url: str, *, prefetch_mib: int = 64) -> float:
-    """The peak resident memory of a process that reads there, in MiB; the median of three."""
+def peak_mib(url: str, *, prefetch_mib: int = 64, repeats: int = 3) -> float:
+    """The peak resident memory of a process that reads there, in MiB; the median of `repeats` processes."""
     command = [sys.executable, "-m", "tests.benchmarks.memory_reader", url, str(prefetch_mib)]
-    results = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(3)]
+    results = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(repeats)]
     return statistics.median(float(result.stdout) for result in results)
 
 

@@ -258,7 +258,8 @@ def test_memory_does_not_grow_with_the_data_or_its_row_groups(kind, tmp_path, s3
         for folder, url in zip((small, large), urls, strict=True):
             for path in folder.iterdir():
                 storage.upload(path, f"{url}/{path.name}")
-    peaks = [memory.peak_mib(url) for url in urls]
+    # once in S3: for each range of an object the server of the tests reads all of it
+    peaks = [memory.peak_mib(url, repeats=1 if kind.endswith("s3") else 3) for url in urls]
     print(f"{kind}: {peaks[0]:.0f} and {peaks[1]:.0f} MiB")
     assert peaks[1] <= 1.1 * peaks[0]
 
