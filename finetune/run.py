@@ -21,8 +21,8 @@ from pretrain.data.labels import ClassNames, read_class_names_of
 from pretrain.data.loader import Batch, batches_in_sequence
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import weak_views
+from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 from pretrain.training.distributed import gathered_objects

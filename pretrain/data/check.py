@@ -38,7 +38,7 @@ from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.progress import ProgressLine
-from pretrain.data.reader import Rows, Shards
+from pretrain.data.shards import Rows, Shards
 from pretrain.data.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
 from pretrain.data.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 

@@ -20,8 +20,8 @@ from pretrain.data.decode import BadImage
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.order import Segment
 from pretrain.data.pixels import as_channels, open_picture
-from pretrain.data.reader import RowPlace, Rows, Shards
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.shards import RowPlace, Rows, Shards
 from pretrain.data.views import draw_views, find_boxes
 
 GIB = 2**30

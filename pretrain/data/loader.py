@@ -21,7 +21,8 @@ from cluster.errors import RunStopped
 from pretrain.data.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.decode import BadImage
 from pretrain.data.order import Order
-from pretrain.data.reader import Rows, Shards, Source, StreamReader, read_in_sequence, rows_ready_at_most
+from pretrain.data.reader import StreamReader, rows_ready_at_most
+from pretrain.data.shards import Rows, Shards, Source, read_in_sequence
 
 
 class Filling(Protocol):

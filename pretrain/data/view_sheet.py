@@ -13,8 +13,8 @@ from pretrain.data.decode import BadImage
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.pixels import as_channels, open_picture
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import recipe_views
+from pretrain.data.shards import Shards
 from pretrain.data.sheet import SIDE, Cell, draw_sheet, thumbnail
 from pretrain.data.views import RandomViews
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from pretrain.data.kept import GIB, ImagesOnDevice, KeptImages, ViewsOnDevice
 from pretrain.data.loader import Batch, HostTransform
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews
 
 KEEP = ("none", "host", "device")

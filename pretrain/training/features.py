@@ -13,7 +13,7 @@ from cluster.place import Place
 from pretrain.data.augment import normalise, to_images
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.manifest import load_manifest
-from pretrain.data.reader import Shards
+from pretrain.data.shards import Shards
 from pretrain.data.viewing import default_mean, default_std
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder, pooled

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pretrain.data.loader import Batch, Loader, bad_rows_in_words
-from pretrain.data.reader import Shards
+from pretrain.data.shards import Shards
 from pretrain.training.loop import TrainingBatch
 
 BATCHES_ON_DEVICE = 2

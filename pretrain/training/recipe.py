@@ -12,7 +12,7 @@ from cluster.place import Place
 from pretrain.data.loader import Batch, Loader
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
-from pretrain.data.reader import Shards
+from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.training import distributed
 from pretrain.training.checkpoints import Progress

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.reader import RowPlace
+from pretrain.data.shards import RowPlace
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
 

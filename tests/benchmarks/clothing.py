@@ -85,7 +85,7 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
 
     from cluster.place import place_here
     from pretrain.data.manifest import load_manifest
-    from pretrain.data.reader import Shards
+    from pretrain.data.shards import Shards
     from pretrain.encoders import build_encoder, load_encoder, read_encoder_config
     from pretrain.training.features import class_ids, labelled_features
 

@@ -68,7 +68,7 @@ def read(url: str, prefetch_mib: int) -> float:
     from pretrain.data.loader import Loader
     from pretrain.data.manifest import load_manifest
     from pretrain.data.order import Order
-    from pretrain.data.reader import Shards
+    from pretrain.data.shards import Shards
 
     shards = Shards(load_manifest(url, columns=["label"]), image_column="image", columns=["label"])
     order = Order(shards.manifest.rows_of_group, batch_size_global=64, num_streams=4, window_rows=1024, seed=0)

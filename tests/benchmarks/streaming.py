@@ -76,7 +76,7 @@ def measured(url: str, num_batches: int, *, threads: int) -> tuple[float, float]
     from pretrain.data.loader import Loader
     from pretrain.data.manifest import load_manifest
     from pretrain.data.order import Order, default_num_streams
-    from pretrain.data.reader import Shards
+    from pretrain.data.shards import Shards
     from pretrain.data.views import CentralCrop
 
     shards = Shards(load_manifest(url), image_column="image")

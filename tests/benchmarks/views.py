@@ -35,8 +35,8 @@ from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
 from pretrain.data.pixels import open_picture
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import recipe_views
+from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews, write_crop
 
 BATCH, CPU = 32, torch.device("cpu")

@@ -16,8 +16,8 @@ from pretrain.__main__ import main
 from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import simclr_views
+from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews
 from tests.pretrain.shards import photo, write_shards
 

@@ -23,8 +23,8 @@ from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.labels import read_class_names_of
 from pretrain.data.manifest import load_manifest
 from pretrain.data.packing import pack, schema_of
-from pretrain.data.reader import Shards, read_in_sequence
 from pretrain.data.regroup import regroup
+from pretrain.data.shards import Shards, read_in_sequence
 
 datasets = pytest.importorskip("datasets")
 

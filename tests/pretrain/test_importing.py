@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from pretrain.data import progress
 from pretrain.data.importing import ImportOptions, describe_import, import_images
 from pretrain.data.manifest import load_manifest
-from pretrain.data.reader import Shards, read_in_sequence
+from pretrain.data.shards import Shards, read_in_sequence
 from pretrain.data.sources.folders import folder_records
 from tests.pretrain.shards import encoded, photo
 

@@ -12,8 +12,8 @@ from pretrain.data.kept import ImagesOnDevice, KeptImages, ViewsOnDevice, crop_b
 from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
-from pretrain.data.reader import Shards
 from pretrain.data.recipes import simclr_views
+from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews, write_crop
 from tests.pretrain.shards import photo, write_shards
 from tests.pretrain.test_pixels import numpy_file

@@ -10,7 +10,7 @@ from cluster.errors import RunStopped, UserError
 from pretrain.data.loader import Loader, batches_in_sequence
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
-from pretrain.data.reader import Shards
+from pretrain.data.shards import Shards
 from pretrain.data.views import CentralCrop
 from tests.pretrain.shards import encoded, number_of, write_shards
 

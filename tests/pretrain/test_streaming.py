@@ -25,7 +25,7 @@ from pretrain.data.ahead import ReadAhead
 from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
-from pretrain.data.reader import Shards
+from pretrain.data.shards import Shards
 from tests import slow_store
 from tests.pretrain.shards import IMAGE, write_shards
 from tests.slow_store import SlowStore
