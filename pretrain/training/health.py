@@ -1,18 +1,32 @@
-"""Numbers that show whether an embedding is alive, without any label."""
+"""Numbers that show whether a run is alive, without any label, and what they say in words."""
 
 from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def spread(embeddings_BD: Tensor) -> float:
+    """Mean standard deviation of the normalised embeddings' coordinates, times sqrt(D).
+
+    1 when they fill the sphere, 0 when all are one point (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
+    """
+    normalised = F.normalize(embeddings_BD.detach().double(), dim=1)
+    return float(normalised.std(0).mean() * embeddings_BD.shape[1] ** 0.5)
+
+
 @torch.no_grad()
 def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
     """Health of the embeddings of two views of the same images, B at least 2.
 
-    - `spread`: mean standard deviation of the normalised embeddings' coordinates, times sqrt(D); 1 when they fill the sphere,
-      0 when all are one point (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
+    - `spread`: see there.
     - `effective_rank`: RankMe, exp of the entropy of the singular values' shares (https://arxiv.org/abs/2210.02885); from 1
       to min(B, D).
     - `alignment`: mean squared distance of the two views, 0 to 4, lower is closer; `uniformity`: log of the mean Gaussian
@@ -20,39 +34,125 @@ def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
     """
     raw = first_BD.double()
     first, second = F.normalize(raw, dim=1), F.normalize(second_BD.double(), dim=1)
-    spread = first.std(0).mean() * first.shape[1] ** 0.5
-    shares = torch.linalg.svdvals(raw)
-    shares = shares / shares.sum().clamp_min(1e-12) + 1e-12
-    rank = torch.exp(-(shares * shares.log()).sum())
-    alignment = (first - second).square().sum(1).mean()
-    uniformity = torch.pdist(first).square().mul(-2).exp().mean().log()
     return {
-        "spread": float(spread),
-        "effective_rank": float(rank),
-        "alignment": float(alignment),
-        "uniformity": float(uniformity),
+        "spread": spread(raw),
+        "effective_rank": effective_rank(raw),
+        "alignment": float((first - second).square().sum(1).mean()),
+        "uniformity": float(torch.pdist(first).square().mul(-2).exp().mean().log()),
     }
 
 
-def warnings_in_words(
-    numbers: dict[str, float], *, batch_size: int, dim: int, loss: float, chance_loss: float | None, step: int
-) -> list[str]:
-    """What the numbers say is wrong, one line each: what is seen and what usually helps. Empty for a healthy run.
+def effective_rank(embeddings_BD: Tensor) -> float:
+    """RankMe, see `embedding_health`."""
+    shares = torch.linalg.svdvals(embeddings_BD.double())
+    shares = shares / shares.sum().clamp_min(1e-12) + 1e-12
+    return float(torch.exp(-(shares * shares.log()).sum()))
 
-    Nothing is said about the first 100 steps: fresh networks map all images to nearly one point.
+
+@torch.no_grad()
+def assignment_information(probabilities_BK: Tensor) -> Tensor:
+    """What an image's assignment to K outputs says about the image: entropy of the mean less mean entropy, in nats.
+
+    From 0, when all images have the same, to log(min(B, K)).
     """
-    if step < 100:
-        return []
-    words = []
-    spread, rank = numbers.get("spread", 1.0), numbers.get("effective_rank", float("inf"))
-    if spread < 0.05 or rank < min(2.0, 0.1 * min(batch_size, dim)):
-        words.append(
-            f"collapse: all images get nearly the same embedding (spread {spread:.3f} of 1, effective rank {rank:.1f} "
-            f"of {min(batch_size, dim)}); a lower learning rate, a longer warm-up or a larger batch usually helps"
-        )
-    if chance_loss is not None and loss > 0.99 * chance_loss:
-        words.append(
-            f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}: nothing is learnt; a lower learning rate "
-            "or a milder crop usually helps"
-        )
-    return words
+    mean = probabilities_BK.mean(0)
+    return torch.special.entr(mean).sum() - torch.special.entr(probabilities_BK).sum(1).mean()
+
+
+class Finding(NamedTuple):
+    """Something that is wrong: its kind, and a line that says what is seen, since when, and what usually helps."""
+
+    kind: str
+    text: str
+
+
+# lines of the log in a row that must show a thing before it is told; fresh networks look bad for a while
+PATIENCE = 3
+LEAST_SPREAD, LEAST_RANK, LEAST_INFORMATION, LEAST_DISTANCE = 0.05, 2.0, 1e-3, 1e-8
+COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
+EXPLODED, VANISHED = 100.0, 1e-7
+
+
+class HealthWatch:
+    """Reads the numbers of each log line.
+
+    Args:
+        num_steps: of the run; in the first tenth, while the learning rate rises, nothing is expected to be learnt.
+        batch_size_global: of the run.
+    """
+
+    def __init__(self, *, num_steps: int, batch_size_global: int) -> None:
+        self._num_steps, self._batch_size = num_steps, batch_size_global
+        self._since: dict[str, list[int]] = {}
+        self._norms: deque[float] = deque(maxlen=50)
+        self._losses: deque[float] = deque(maxlen=3)
+
+    def look(
+        self, step: int, numbers: Mapping[str, float], *, dim: int = 0, chance_loss: float | None = None
+    ) -> list[Finding]:
+        """What the numbers of this step say is wrong and has been for a while; empty for a healthy run."""
+        seen = {kind: (what, helps) for kind, what, helps in self._seen(step, numbers, dim, chance_loss)}
+        self._since = {kind: [*self._since.get(kind, []), step] for kind in seen}
+        return [
+            Finding(kind, f"{kind}: {what}, since step {self._since[kind][0]}; {helps}")
+            for kind, (what, helps) in seen.items()
+            if len(self._since[kind]) >= PATIENCE
+        ]
+
+    def _seen(
+        self, step: int, numbers: Mapping[str, float], dim: int, chance_loss: float | None
+    ) -> Iterator[tuple[str, str, str]]:
+        size = min(self._batch_size, dim)
+        embeddings, rank = numbers.get("spread", 1.0), numbers.get("effective_rank", math.inf)
+        if embeddings < LEAST_SPREAD or rank < min(LEAST_RANK, 0.1 * size):
+            yield (
+                "collapse",
+                f"all images get nearly the same embedding (spread {embeddings:.3f} of 1, effective rank {rank:.1f} of {size})",
+                "a lower learning rate, a longer warm-up or a larger batch usually helps",
+            )
+        loss, before = numbers.get("loss", math.nan), max(self._losses, default=-math.inf)
+        self._losses.append(loss)
+        # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start above chance
+        if chance_loss is not None and step > self._num_steps // 10 and loss > 0.99 * max(chance_loss, before):
+            yield (
+                "no learning",
+                f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}",
+                "another learning rate or milder crops usually help",
+            )
+        information = numbers.get("assignment_information", math.inf)
+        if information < LEAST_INFORMATION:
+            yield (
+                "collapse of assignments",
+                f"all images are assigned alike (the assignment says {information:.4f} nats of an image)",
+                "centring, a lower teacher temperature or a lower learning rate usually helps",
+            )
+        if numbers.get("queue_spread", 1.0) < LEAST_SPREAD:
+            yield (
+                "dead queue",
+                f"all keys in the queue are nearly the same (spread {numbers['queue_spread']:.3f} of 1)",
+                "a lower learning rate or a higher temperature usually helps",
+            )
+        if numbers.get("teacher_distance", math.inf) < LEAST_DISTANCE:
+            yield (
+                "idle teacher",
+                f"teacher and student are equal (parameters differ by {numbers['teacher_distance']:.1e} of their norm)",
+                "check that the learning rate is above 0 and the momentum near 1",
+            )
+        yield from self._of_gradient(numbers.get("gradient_norm", math.nan))
+
+    def _of_gradient(self, norm: float) -> Iterator[tuple[str, str, str]]:
+        usual = statistics.median(self._norms) if len(self._norms) >= 10 else math.nan
+        if norm > EXPLODED * usual:
+            yield (
+                "exploding gradient",
+                f"its norm {norm:.3g} is {norm / usual:.0f} times the usual {usual:.3g}",
+                "a lower learning rate or training.clip_gradient=1 usually helps",
+            )
+        elif norm < VANISHED:
+            yield (
+                "vanishing gradient",
+                f"its norm is {norm:.1e}",
+                "collapse is the usual cause; a lower learning rate or another method helps",
+            )
+        elif math.isfinite(norm):
+            self._norms.append(norm)

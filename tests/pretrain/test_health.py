@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.training.health import HealthWatch, assignment_information, embedding_health
+
+
+def test_random_embeddings_are_healthy():
+    torch.manual_seed(0)
+    first, second = torch.randn(512, 32), torch.randn(512, 32)
+    numbers = embedding_health(first, second)
+    assert 0.97 < numbers["spread"] < 1.03
+    assert 31 < numbers["effective_rank"] <= 32
+    assert 1.9 < numbers["alignment"] < 2.1  # strangers are sqrt(2) apart
+    assert numbers["uniformity"] < -3.5
+    watch = HealthWatch(num_steps=1000, batch_size_global=512)
+    for step in range(10, 1000, 10):
+        assert watch.look(step, numbers | {"loss": 1.0, "gradient_norm": 0.3}, dim=32, chance_loss=6.9) == []
+
+
+def test_health_equals_the_formulas_of_the_papers():
+    torch.manual_seed(1)
+    first, second = torch.randn(6, 4).double(), torch.randn(6, 4).double()
+    a, b = F.normalize(first, dim=1), F.normalize(second, dim=1)
+    pairs = [math.exp(-2 * float((a[i] - a[j]).square().sum())) for i in range(6) for j in range(i)]
+    shares = torch.linalg.svdvals(first) / torch.linalg.svdvals(first).sum()
+    numbers = embedding_health(first, second)
+    assert math.isclose(numbers["uniformity"], math.log(sum(pairs) / len(pairs)), rel_tol=1e-9)
+    assert math.isclose(numbers["alignment"], float(((a - b) ** 2).sum(1).mean()), rel_tol=1e-9)
+    assert math.isclose(numbers["effective_rank"], math.exp(float(-(shares * shares.log()).sum())), rel_tol=1e-6)
+
+
+def findings(watch: HealthWatch, records: list[dict[str, float]], **given) -> list[list[str]]:
+    """The texts told at steps 10, 20, ..."""
+    return [[found.text for found in watch.look(10 * (i + 1), numbers, **given)] for i, numbers in enumerate(records)]
+
+
+def test_collapse_is_told_from_the_third_line_on_and_since_when():
+    torch.manual_seed(2)
+    point = torch.ones(64, 16) + 1e-4 * torch.randn(64, 16)
+    sound, collapsed = embedding_health(torch.randn(64, 16), torch.randn(64, 16)), embedding_health(point, point)
+    told = findings(HealthWatch(num_steps=1000, batch_size_global=64), [sound] + 4 * [collapsed] + [sound], dim=16)
+    assert [len(texts) for texts in told] == [0, 0, 0, 1, 1, 0]
+    assert told[3][0].startswith("collapse: all images get nearly the same embedding (spread 0.0")
+    assert ", since step 20; a lower learning rate" in told[3][0]
+
+
+def test_a_bad_line_between_good_ones_is_not_told():
+    bad, good = {"queue_spread": 0.01}, {"queue_spread": 0.9}
+    assert not any(findings(HealthWatch(num_steps=100, batch_size_global=64), [bad, bad, good, bad, bad]))
+
+
+def test_a_loss_at_chance_is_told_once_the_warm_up_is_over():
+    told = findings(HealthWatch(num_steps=1000, batch_size_global=64), 14 * [{"loss": 4.84}], dim=16, chance_loss=4.85)
+    assert not any(told[:12])  # steps up to 100 do not count, then three lines must agree
+    assert told[12] == [
+        "no learning: the loss 4.840 stands at its chance value 4.850, since step 110; "
+        "another learning rate or milder crops usually help"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        ({"assignment_information": 1e-5}, "collapse of assignments"),
+        ({"queue_spread": 0.001}, "dead queue"),
+        ({"teacher_distance": 0.0}, "idle teacher"),
+        ({"gradient_norm": 1e-9}, "vanishing gradient"),
+    ],
+)
+def test_each_number_that_is_wrong_has_its_line(numbers, kind):
+    (told,) = findings(HealthWatch(num_steps=1000, batch_size_global=64), 3 * [numbers])[2:]
+    assert len(told) == 1 and told[0].startswith(kind + ": ")
+
+
+def test_a_gradient_a_hundred_times_the_usual_is_told():
+    records = [{"gradient_norm": 1.0 + 0.1 * (i % 3)} for i in range(20)] + 3 * [{"gradient_norm": 300.0}]
+    told = findings(HealthWatch(num_steps=1000, batch_size_global=64), records)
+    assert not any(told[:-1])
+    assert "exploding gradient: its norm 300 is 273 times the usual 1.1, since step 210" in told[-1][0]
+
+
+def test_assignment_information_is_that_of_the_formula():
+    certain, same = torch.eye(4).double(), torch.full((4, 4), 0.25).double()
+    assert math.isclose(float(assignment_information(certain)), math.log(4), rel_tol=1e-12)
+    assert abs(float(assignment_information(same))) < 1e-12
