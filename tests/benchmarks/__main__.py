@@ -16,9 +16,12 @@ import torch
 
 from pretrain.data.demo_scenes import write_demo
 from tests.benchmarks import (
+    accelerator,
     attention_cost,
     clothing,
+    encoders,
     memory,
+    methods,
     ray_share,
     reading,
     startup,
@@ -53,6 +56,13 @@ def main() -> None:
         clothing.main([str(options.photos)])
         print("\n== views")
         views.main([str(options.photos)])
+        print("\n== methods")
+        methods.main([str(options.photos)])
+        print("\n== encoders")
+        encoders.main([str(options.photos)])
+        if torch.cuda.is_available():
+            print("\n== accelerator")
+            accelerator.main([str(options.photos)])
         print("\n== view_training")
         view_training.main([str(options.photos)])
 

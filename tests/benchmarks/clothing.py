@@ -3,7 +3,7 @@
     python -m tests.benchmarks.clothing PHOTOS [--seeds 0 1 2] [--out runs/clothing] [key=value ...]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Pretraining sees the train split without labels, by
-`configs/pretrain/small_images.yaml`, through `python -m pretrain`. Both probes see frozen pooled features of central crops:
+`configs/pretrain/small/simclr.yaml`, through `python -m pretrain`. Both probes see frozen pooled features of central crops:
 logistic regression on all train labels, and on ten train images a class (the mean of ten draws); its regularisation is chosen
 on the validation split, for both encoders alike. Accuracy is that of the test split.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
-CONFIG = "configs/pretrain/small_images.yaml"
+CONFIG = "configs/pretrain/small/simclr.yaml"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -54,7 +54,7 @@ def measured(shards: Path, out: Path, *, workers: int, steps: int) -> tuple[floa
     started = time.monotonic()
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "pretrain", "configs/pretrain/small_images.yaml", f"data.url={shards}", f"out={out}",
+            sys.executable, "-m", "pretrain", "configs/pretrain/small/simclr.yaml", f"data.url={shards}", f"out={out}",
             f"training.batch_size_global={BATCH}", f"training.steps={steps}", "training.log_every_steps=1",
             f"cluster.workers={workers}", f"cluster.cpus_per_worker={os.cpu_count()}",
         ],

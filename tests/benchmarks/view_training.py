@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.view_training PHOTOS [--seeds 0 1 2] [--epochs 20] [key=value ...]
 
-PHOTOS holds `train` and `test`, each with a folder a class. Both runs of a seed are `configs/pretrain/small_images.yaml` in
+PHOTOS holds `train` and `test`, each with a folder a class. Both runs of a seed are `configs/pretrain/small/simclr.yaml` in
 this process, with the same order of images, weights and steps; only the views differ: ours, or those of lightly's
 SimCLRTransform with the same settings, decoded by Pillow. The kNN looks for neighbours of test images in the train split.
 """
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
                 np.random.seed(seed)
                 out = Path(folder) / f"{name}{seed}"
                 settings = [
-                    "configs/pretrain/small_images.yaml", f"data.url={folder}/train", f"out={out}", f"seed={seed}",
+                    "configs/pretrain/small/simclr.yaml", f"data.url={folder}/train", f"out={out}", f"seed={seed}",
                     "cluster.workers=0", f"training.epochs={options.epochs}", f"knn.train_url={folder}/train",
                     f"knn.test_url={folder}/test", "knn.every_epochs=0", *overrides,
                 ]  # fmt: skip
