@@ -2,6 +2,8 @@
 
 import os
 
-# Threads that compute must sleep, not spin, while they wait for each other: threads that decode share their cores, and a
-# single other busy program makes spinning ten times slower. OpenMP reads this when torch is loaded, so it stands first.
+# Threads that compute must not spin for long while they wait for each other: threads that decode share their cores, and a
+# single other busy program makes endless spinning ten times slower. A few microseconds are worth it: steps of small images
+# were seen to be a quarter faster than without. OpenMP reads this when torch is loaded, so it stands first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,24 +49,23 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def load_settings(schema: type[Schema], config: str | None, overrides: Sequence[str]) -> Schema:
+def load_settings(
+    schema: type[Schema],
+    config: str | None,
+    overrides: Sequence[str],
+    *,
+    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> Schema:
     """Merges schema defaults, a YAML file and `key=value` overrides, in that order, and checks everything.
+
+    `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before them.
 
     Raises UserError naming the key, the value seen and the values allowed.
     """
-    tree = OmegaConf.structured(schema)
-    _unlock(tree)
-    if config is not None:
-        tree = _merged(tree, _read_yaml(config), schema, where=config)
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip() or key.startswith("-"):
-            raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
-        try:
-            parsed = OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"cannot read the value in {override!r}: {_first_line(error)}") from error
-        tree = _merged(tree, parsed, schema, where=override)
+    file = None if config is None else _read_yaml(config)
+    tree = _layers(schema, {}, config, file, overrides)
+    if beneath is not None:
+        tree = _layers(schema, beneath(tree), config, file, overrides)
     try:
         settings = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
@@ -78,6 +77,39 @@ def load_settings(schema: type[Schema], config: str | None, overrides: Sequence[
         raise UserError(f"the settings do not resolve: {_first_line(error)}") from error
     _check_values(settings, prefix="")
     return typing.cast(Schema, settings)
+
+
+def _layers(schema: type, defaults: Mapping[str, Any], config: str | None, file: Any, overrides: Sequence[str]) -> Any:
+    tree = OmegaConf.structured(schema)
+    _unlock(tree)
+    tree = OmegaConf.merge(tree, defaults)
+    if file is not None:
+        tree = _merged(tree, file, schema, where=str(config))
+    # names first: another name takes the former one's arguments with it, but not those that are given along with it
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip() or key.startswith("-"):
+            raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
+        try:
+            parsed = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"cannot read the value in {override!r}: {_first_line(error)}") from error
+        names = _names(tree)
+        tree = _merged(tree, parsed, schema, where=override)
+        for part, name in _names(tree).items():
+            if name != names.get(part):
+                tree[part]["arguments"] = {}
+    return tree
+
+
+def _names(tree: Any) -> dict[Any, Any]:
+    """The names of the parts of the settings that have a name and arguments."""
+    parts = typing.cast(dict[Any, Any], OmegaConf.to_container(tree))
+    return {
+        key: part["name"]
+        for key, part in parts.items()
+        if isinstance(part, dict) and {"name", "arguments"} <= part.keys()
+    }
 
 
 def to_yaml(settings: Any) -> str:

@@ -102,7 +102,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
             decode_threads=num_decode_threads(settings.data),
         )
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int, last: bool) -> dict[str, float]:
         return scores(*judge(ImageClassifier(model, {"class_names": classes.names, **details})))
 
     def keep_best(step: int) -> None:
@@ -112,7 +112,6 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     run_folder = RunFolder(settings.out) if place.rank == 0 else None
     outcome = train_by(
         model,
-        encoder=source.encoder,
         place=place,
         out=settings.out,
         run=run_folder,

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 
 from cluster.errors import run_command
+from pretrain.papers import defaults_of
 from pretrain.settings import PretrainSettings
 from pretrain.training.command import stage_command
 
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
 Learns an encoder from images without labels. CONFIG is a YAML file (see configs/pretrain/), any setting can be given or
-changed as key=value:
+changed as key=value. What is not said is as in the method's paper (pretrain/papers.py):
 
   python -m pretrain configs/pretrain/simclr.yaml data.url=my/shards out=runs/first
 """
@@ -20,7 +21,7 @@ changed as key=value:
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    return stage_command(arguments, USAGE, PretrainSettings, _runner)
+    return stage_command(arguments, USAGE, PretrainSettings, _runner, beneath=defaults_of)
 
 
 def _runner() -> Callable[..., int]:

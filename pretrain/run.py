@@ -15,11 +15,11 @@ from pretrain.data.manifest import load_manifest
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
-from pretrain.methods import build_method, method_views
+from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
-from pretrain.training.features import KnnProbe
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
+from pretrain.training.probes import LabelProbe, rankme
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
@@ -32,9 +32,9 @@ def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
-    build_method(settings.method.name, _encoder(settings), settings.method.arguments)
+    _method(settings)
     _views(settings)
-    _knn_probe(settings)
+    _label_probe(settings)
     print(f"pretrain: {describe_data(manifest, order)}", flush=True)
     return launch("pretrain", pretrain, settings, cluster_settings=settings.cluster, check_only=check_only)
 
@@ -62,15 +62,23 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     )
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
-    encoder = _encoder(settings)
-    method = build_method(settings.method.name, encoder, settings.method.arguments).to(place.device)
-    probe = _knn_probe(settings)
+    method = _method(settings).to(place.device)
+    encoder = method.exported
+    probe = _label_probe(settings)
+
+    def evaluate(step: int, last: bool) -> dict[str, float]:
+        scores = {} if probe is None else probe(encoder, place, linear=last and settings.knn.linear)
+        if last and settings.rankme_images:
+            image_column, how = settings.data.image_column, _how_to_look(settings)
+            scores["rankme"] = rankme(
+                encoder, manifest, place, num_images=settings.rankme_images, image_column=image_column, **how
+            )
+        return scores
 
     # -- train ----------------------------------------------------------------------------------------------------------
     run_folder = RunFolder(settings.out) if place.rank == 0 else None
     outcome = train_by(
         method,
-        encoder=encoder,
         place=place,
         out=settings.out,
         run=run_folder,
@@ -82,9 +90,10 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         training=settings.training,
         optimizer=settings.optimizer,
         seed=settings.seed,
+        constant_rate=method.constant_rate,
         on_collapse=settings.method.on_collapse,
-        evaluate=None if probe is None else lambda step: probe(encoder, place),
-        evaluate_every_epochs=settings.knn.every_epochs,
+        evaluate=evaluate,
+        evaluate_every_epochs=0.0 if probe is None else settings.knn.every_epochs,
         loop=loop,
     )
     progress = outcome.progress
@@ -124,6 +133,11 @@ def _views(settings: PretrainSettings) -> list[ViewSpec]:
     return method_views(settings.method.name, views.recipe, views.size, views.arguments)
 
 
+def _method(settings: PretrainSettings) -> Method:
+    method = settings.method
+    return build_method(method.name, _encoder(settings), method.arguments, images_per_pass=method.images_per_pass)
+
+
 def _encoder(settings: PretrainSettings) -> Encoder:
     arguments = dict(settings.encoder.arguments)
     if settings.views.channels != 3:
@@ -135,24 +149,30 @@ def _encoder(settings: PretrainSettings) -> Encoder:
     return build_encoder(settings.encoder.name, **arguments)
 
 
-def _knn_probe(settings: PretrainSettings) -> KnnProbe | None:
+def _label_probe(settings: PretrainSettings) -> LabelProbe | None:
     knn = settings.knn
     if knn.train_url is None and knn.test_url is None:
         return None
     if knn.train_url is None or knn.test_url is None:
         raise UserError("kNN needs both knn.train_url and knn.test_url; give the missing one or set both to null")
-    return KnnProbe(
+    return LabelProbe(
         knn.train_url,
         knn.test_url,
         image_column=settings.data.image_column,
         label_column=knn.label_column,
-        size=settings.views.size,
-        crop_share=knn.crop_share,
         neighbours=knn.neighbours,
-        decode_threads=num_decode_threads(settings.data),
-        mean=settings.views.mean,
-        std=settings.views.std,
+        **_how_to_look(settings),
     )
+
+
+def _how_to_look(settings: PretrainSettings) -> dict[str, Any]:
+    return {
+        "size": settings.views.size,
+        "crop_share": settings.knn.crop_share,
+        "decode_threads": num_decode_threads(settings.data),
+        "mean": settings.views.mean,
+        "std": settings.views.std,
+    }
 
 
 def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:

@@ -21,6 +21,9 @@ class MethodSettings:
 
     name: str = setting("simclr", help="self-supervised method")
     arguments: dict[str, Any] = setting({}, help="keyword arguments of the method")
+    images_per_pass: int = setting(
+        0, minimum=0, help="views a worker sends through the encoder at once; less memory, the same loss; 0 for all"
+    )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 
 
@@ -42,13 +45,14 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """A kNN accuracy on labelled data while pretraining; the labels teach nothing."""
+    """kNN accuracy on labelled data while pretraining, a linear probe at its end; the labels teach the encoder nothing."""
 
     train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
     test_url: str | None = setting(None, help="labelled shards whose images are asked for")
     label_column: str = setting("label", help="column of the labels, text or whole number")
     every_epochs: float = setting(10.0, minimum=0, help="epochs between two kNN accuracies; 0 only at the end")
     neighbours: int = setting(20, minimum=1, help="neighbours that vote")
+    linear: bool = setting(True, help="a linear probe on the same features when the run ends")
     crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
 
 
@@ -58,6 +62,11 @@ class PretrainSettings:
 
     out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
     seed: int = setting(0, minimum=0, help="of the weights, the order and the views")
+    rankme_images: int = setting(
+        25600,
+        minimum=0,
+        help="images whose features the label-free score RankMe looks at when the run ends; 0 for none",
+    )
     data: DataSettings = setting(DataSettings, help="data")
     views: ViewSettings = setting(ViewSettings, help="views")
     encoder: EncoderSettings = setting(EncoderSettings, help="encoder")

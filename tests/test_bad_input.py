@@ -13,7 +13,7 @@ from pretrain.data import __main__ as data_commands
 from pretrain.encoders import build_encoder, save_encoder
 from tests.pretrain.shards import photo, write_shards
 
-PRETRAIN = "configs/pretrain/small_images.yaml"
+PRETRAIN = "configs/pretrain/small/simclr.yaml"
 FINETUNE = "configs/finetune/classification.yaml"
 
 

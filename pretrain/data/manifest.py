@@ -7,6 +7,7 @@ they lie in the file.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -65,6 +66,22 @@ class Manifest:
     def start_of_group(self) -> np.ndarray:
         """int64 [G + 1]: id of each group's first row, and the number of rows at the end."""
         return np.concatenate([[0], np.cumsum(self.rows_of_group)]).astype(np.int64)
+
+    def sample(self, num_rows: int) -> Manifest:
+        """Whole row groups, evenly spread over the data set, that hold at least `num_rows` rows (all, if it has fewer)."""
+        share = min(1.0, num_rows / max(1, self.num_rows))
+        # a group is taken when the rows wanted so far pass those taken so far
+        wanted = np.ceil(self.start_of_group[1:] * share)
+        taken, keep = 0, []
+        for group, rows in enumerate(self.rows_of_group):
+            if taken < wanted[group]:
+                keep.append(group)
+                taken += int(rows)
+        of_group = {
+            name: getattr(self, name)[keep]
+            for name in ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group", "source_of_group")
+        }
+        return dataclasses.replace(self, **of_group)
 
     def locate(self, row_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The row group (index into the table) and the row in it of each row id, both int64."""

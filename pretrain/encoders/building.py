@@ -14,7 +14,7 @@ from pretrain.encoders.convattn import SIZES, ConvAttnEncoder
 from pretrain.encoders.timm_encoder import TimmEncoder
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
-    **{name: partial(ConvAttnEncoder, name, dims, depths) for name, (dims, depths) in SIZES.items()},
+    **{name: partial(ConvAttnEncoder, name) for name in SIZES},
     "convattn_classic": ClassicEncoder,
 }
 

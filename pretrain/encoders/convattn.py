@@ -71,8 +71,10 @@ class ConvAttnEncoder(Encoder):
     """Four maps at `stem_stride` times 1, 2, 4 and 8.
 
     Args:
-        dims, depths: channels and blocks of the four stages.
+        name: of `SIZES`.
         in_channels: of the images.
+        dims, depths: channels and blocks of the four stages in place of those of the name.
+        attention_from: the first stage of attention blocks, 1 to 4; 5 for convolution alone.
         stem_stride: 1, 2 or 4, for images of about 32, 64 and 224 pixels.
         head_dim: channels of an attention head.
         kernel_size: of the convolutional blocks, odd.
@@ -89,10 +91,11 @@ class ConvAttnEncoder(Encoder):
     def __init__(
         self,
         name: str,
-        dims: Sequence[int],
-        depths: Sequence[int],
         *,
         in_channels: int = 3,
+        dims: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        attention_from: int = 3,
         stem_stride: int = 4,
         head_dim: int = 32,
         kernel_size: int = 3,
@@ -106,7 +109,13 @@ class ConvAttnEncoder(Encoder):
         max_keys: int = 256,
     ) -> None:
         super().__init__()
+        dims, depths = list(dims or SIZES[name][0]), list(depths or SIZES[name][1])
         self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
+        for key, values in (("dims", dims), ("depths", depths)):
+            if len(values) != 4 or not all(isinstance(value, int) and value >= 1 for value in values):
+                raise UserError(f"{name}: {key}={list(values)} is not possible: give four whole numbers above 0")
+        if attention_from not in range(1, 6):
+            raise UserError(f"{name}: attention_from={attention_from} is not possible (allowed: 1 to 5)")
         if stem_stride not in STEM_STRIDES:
             raise UserError(f"{name}: stem_stride={stem_stride} is not possible (allowed: 1, 2, 4)")
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -127,13 +136,13 @@ class ConvAttnEncoder(Encoder):
         self.downs = nn.ModuleList(
             [nn.Identity()] + [nn.Sequential(NORMS[norm](a), nn.Conv2d(a, b, 2, stride=2)) for a, b in pairwise(dims)]
         )
-        drops = torch.linspace(0, drop_path, sum(depths)).tolist()
+        drops = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
         self.stages = nn.ModuleList()
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             blocks: list[nn.Module] = []
             for _ in range(depth):
                 drop = drops.pop(0)
-                if stage < 2:
+                if stage + 1 < attention_from:
                     blocks.append(
                         ConvBlock(dim, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm, drop_path=drop)
                     )

@@ -178,14 +178,14 @@ class LayerNormOverChannels(nn.Module):
 class DropPath(nn.Module):
     """Leaves out a residual branch for whole samples (stochastic depth, https://arxiv.org/abs/1603.09382)."""
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, drop_prob: float) -> None:
         super().__init__()
-        self.probability = probability
+        self.drop_prob = drop_prob
 
     def forward(self, branch_BCHW: Tensor) -> Tensor:
         """The branch, or zeros for the samples that are left out; scaled so that the mean stays."""
-        if not self.training or self.probability == 0:
+        if not self.training or self.drop_prob == 0:
             return branch_BCHW
-        keep = 1 - self.probability
+        keep = 1 - self.drop_prob
         mask = branch_BCHW.new_empty(len(branch_BCHW), 1, 1, 1).bernoulli_(keep).div_(keep)
         return branch_BCHW * mask

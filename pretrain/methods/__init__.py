@@ -1,9 +1,10 @@
 """Self-supervised methods: one nn.Module in one file each.
 
-A method takes an encoder and keyword arguments; `recipe` names the views it wants (`pretrain.data.recipes`) and `num_views` how
-many it takes (None for two or more); `forward(views)` gives a `StepOutput`; `after_step(step, num_steps)`, where it has one,
-moves momentum encoders; `.encoder` is what gets exported. All of its state is in its `state_dict`. To add one, write its file
-and add its line to `METHODS`.
+A method is a `Method`: it takes an encoder and keyword arguments; `recipe` names the views it wants (`pretrain.data.recipes`)
+and `num_views` how many it takes; `forward(views)` gives a `StepOutput`; `after_step(step, num_steps)`, where it has one,
+moves momentum encoders; `health()`, where it has one, gives numbers on its state to be logged; `exported` is the encoder that
+a run leaves behind. All of its state is in its `state_dict`. To add one, write its file, add its line to `METHODS` and its
+paper's settings to `pretrain.papers`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,38 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError, choose, nearest
 from pretrain.data.recipes import ViewSpec, recipe_views
 from pretrain.encoders import Encoder
+from pretrain.methods.barlow_twins import BarlowTwins
+from pretrain.methods.base import Method
+from pretrain.methods.byol import BYOL
+from pretrain.methods.densecl import DenseCL
+from pretrain.methods.dino import DINO
+from pretrain.methods.lejepa import LeJEPA
+from pretrain.methods.moco import MoCo
+from pretrain.methods.mocov3 import MoCoV3
 from pretrain.methods.simclr import SimCLR
+from pretrain.methods.simsiam import SimSiam
+from pretrain.methods.swav import SwAV
+from pretrain.methods.vicreg import VICReg
 
-METHODS: dict[str, type[Any]] = {
+__all__ = ["METHODS", "Method", "build_method", "check_arguments", "method_views"]
+
+METHODS: dict[str, type[Method]] = {
+    "barlow_twins": BarlowTwins,
+    "byol": BYOL,
+    "densecl": DenseCL,
+    "dino": DINO,
+    "lejepa": LeJEPA,
+    "moco": MoCo,
+    "mocov3": MoCoV3,
     "simclr": SimCLR,
+    "simsiam": SimSiam,
+    "swav": SwAV,
+    "vicreg": VICReg,
 }
 
 
@@ -38,11 +62,21 @@ def method_views(method: str, recipe: str | None, size: int, arguments: Mapping[
     return views
 
 
-def build_method(name: str, encoder: Encoder, arguments: Mapping[str, Any]) -> nn.Module:
-    """Builds a method around an encoder. Raises UserError for an unknown method or argument."""
-    method = METHODS[choose("method", name, METHODS)]
-    check_arguments(f"method.arguments of {name}", method, arguments, given=("encoder",))
-    return method(encoder, **arguments)
+def build_method(name: str, encoder: Encoder, arguments: Mapping[str, Any], *, images_per_pass: int = 0) -> Method:
+    """Builds a method around an encoder, which sees at most `images_per_pass` images at once (0: no limit).
+
+    Raises UserError for an unknown method or argument, and for batch norm in an encoder that sees batches in passes.
+    """
+    chosen = METHODS[choose("method", name, METHODS)]
+    check_arguments(f"method.arguments of {name}", chosen, arguments, given=("encoder",))
+    if images_per_pass and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
+        raise UserError(
+            f"method.images_per_pass={images_per_pass} is not possible with batch norm in the encoder, whose statistics "
+            "would be those of a pass; take an encoder with layer norm, or 0"
+        )
+    method: Method = chosen(encoder, **arguments)
+    method.images_per_pass = images_per_pass
+    return method
 
 
 def check_arguments(

@@ -1,8 +1,7 @@
 """SimCLR: two views of an image attract, all other images of the global batch repel.
 
 Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, https://arxiv.org/abs/2002.05709.
-Head and loss are lightly's; negatives are gathered over ranks, so loss and averaged gradient on many ranks equal those of one
-process with the whole batch.
+Negatives are gathered over ranks.
 """
 
 from __future__ import annotations
@@ -10,23 +9,26 @@ from __future__ import annotations
 import math
 
 import torch
-from lightly.loss import NTXentLoss
+from lightly.loss import DCLLoss, NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from pretrain.encoders import Encoder, pooled
+from pretrain.encoders import Encoder
+from pretrain.methods.base import Method
 from pretrain.training import distributed
 from pretrain.training.loop import StepOutput
 
 
-class SimCLR(nn.Module):
-    """The method contract: views it wants, forward to a loss, and the encoder to export.
+class SimCLR(Method):
+    """SimCLR.
 
     Args:
         encoder: to be trained.
         temperature: of the softmax over similarities; 0.5 suits small batches, 0.1 large ones (paper, table 5).
         hidden_dim, projection_dim: of the projection head.
         num_layers: of the projection head, 2 in the paper, 3 in SimCLR v2 (https://arxiv.org/abs/2006.10029).
+        decoupled: leave the positive pair out of the denominator, which small batches gain from: Yeh et al., Decoupled
+            Contrastive Learning, https://arxiv.org/abs/2110.06848.
     """
 
     recipe = "simclr"
@@ -40,27 +42,27 @@ class SimCLR(nn.Module):
         hidden_dim: int = 2048,
         projection_dim: int = 128,
         num_layers: int = 2,
+        decoupled: bool = False,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder)
         self.projector = SimCLRProjectionHead(
             encoder.channels[-1], hidden_dim, projection_dim, num_layers=num_layers, batch_norm=True
         )
-        self.criterion = NTXentLoss(temperature=temperature, gather_distributed=distributed.world_size() > 1)
-        # lightly leaves the pointer of a memory bank of size 0 uninitialised, and it would go into every checkpoint
-        self.criterion.memory_bank.bank_ptr.zero_()
+        # lightly's losses compute a rank's rows only, against the columns of all ranks
+        gather = distributed.world_size() > 1
+        loss = DCLLoss if decoupled else NTXentLoss
+        self.criterion: nn.Module = loss(temperature=temperature, gather_distributed=gather)
+        if isinstance(self.criterion, NTXentLoss):
+            # lightly leaves the pointer of a memory bank of size 0 uninitialised, and it would go into every checkpoint
+            self.criterion.memory_bank.bank_ptr.zero_()
+        self._num_others = 2 if decoupled else 1
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Loss of two views, images_BCHW each, over the global batch. Its chance value is log(2 B_global - 1)."""
-        batch_size = len(views[0])
+        """Loss of two views over the global batch. At chance it is log(2 B_global - 1), decoupled log(2 B_global - 2)."""
         # one pass for both views: batch norm in the head sees both, as in the paper's implementation
-        embeddings = self.projector(pooled(self.encoder(torch.cat(views))))
-        # the softmax over similarities needs float32 at least
-        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        first, second = embeddings.split(batch_size)
-        loss = self.criterion(first, second)
+        first, second = self.projector(torch.cat(self.features(views))).chunk(2)
         return StepOutput(
-            loss=loss,
+            loss=self.criterion(first, second),
             embeddings=(first.detach(), second.detach()),
-            chance_loss=math.log(2 * batch_size * distributed.world_size() - 1),
+            chance_loss=math.log(2 * len(first) * distributed.world_size() - self._num_others),
         )

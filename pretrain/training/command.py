@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from cluster.settings import describe, load_settings
 
@@ -16,7 +16,12 @@ first batch, estimates memory and time, and starts nothing. Settings:
 
 
 def stage_command(
-    arguments: Sequence[str], usage: str, schema: type[Schema], runner: Callable[[], Callable[..., int]]
+    arguments: Sequence[str],
+    usage: str,
+    schema: type[Schema],
+    runner: Callable[[], Callable[..., int]],
+    *,
+    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> int:
     """Reads a command line and runs the stage; returns the exit code.
 
@@ -26,6 +31,7 @@ def stage_command(
         schema: of the settings.
         runner: imports and returns `run(settings, check_only=...)`. It is called once the settings are known to be right:
             torch takes seconds to import.
+        beneath: see `load_settings`.
 
     Raises UserError for everything wrong with the settings.
     """
@@ -33,5 +39,5 @@ def stage_command(
         print(usage + COMMON_USAGE + describe(schema))
         return 0 if arguments else 2
     config, *overrides = [argument for argument in arguments if argument != CHECK]
-    settings = load_settings(schema, config, overrides)
+    settings = load_settings(schema, config, overrides, beneath=beneath)
     return runner()(settings, check_only=CHECK in arguments)

@@ -42,6 +42,15 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def summed_tensor(tensor: Tensor) -> Tensor:
+    """The sum of equally shaped tensors of all ranks; no gradient."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
 def gathered_objects(value: Any) -> list[Any]:
     """Every rank's small object, in the order of ranks, on every rank."""
     if world_size() == 1:
@@ -163,15 +172,11 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-        return tensor
+        return summed_tensor(tensor)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+        return summed_tensor(gradient)
 
 
 class BatchNormOverRanks(_BatchNorm):

@@ -32,7 +32,7 @@ from pretrain.training.distributed import (
     summed,
     world_size,
 )
-from pretrain.training.optimizers import set_learning_rate
+from pretrain.training.optimizers import Rates, set_rates
 from pretrain.training.run_folder import RunFolder
 
 
@@ -92,7 +92,7 @@ def train(
     num_steps: int,
     batch_size_global: int,
     steps_per_epoch: int,
-    learning_rate_at: Callable[[int], float],
+    rates_at: Callable[[int], Rates],
     seed: int,
     precision: str = "auto",
     clip_gradient: float = 0.0,
@@ -103,7 +103,7 @@ def train(
     checkpoint_every_steps: int = 1000,
     checkpoint_every_seconds: float = 600.0,
     keep_checkpoints: int = 2,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
+    evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_steps: int = 0,
     best_metric: str | None = None,
     keep_best: Callable[[int], None] | None = None,
@@ -111,16 +111,18 @@ def train(
     """Trains until `num_steps`, from the newest checkpoint in `run_url` when there is one.
 
     Args:
-        module: `forward(inputs) -> StepOutput`; may have `after_step(step, num_steps)`. All of its state is in its state_dict.
+        module: `forward(inputs) -> StepOutput`; may have `after_step(step, num_steps)`, and `health()` that gives numbers to
+            be logged. All of its state is in its state_dict.
         run: writer of the run folder on rank 0, None on the other ranks.
         batches_from: gives the batches from a number of samples seen (over all ranks) on.
-        learning_rate_at: peak-scaled learning rate of a step.
+        rates_at: learning rates and weight decay of a step.
         precision: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 on CUDA and float32 on the CPU.
         clip_gradient: largest global gradient norm; 0 for none.
         on_nonfinite: `stop` with an explanation, or `skip` the step (the optimizer never moves on it).
         on_collapse: `warn` or `stop`.
         max_bad_share: share of rows that may be bad before the run stops.
-        evaluate: called on every rank at the given steps and after the last; its numbers are logged.
+        evaluate: called with the step, and whether it is the last, on every rank at the given steps and after the last; its
+            numbers are logged.
         best_metric, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its highest so far.
 
     Raises RunStopped when a rule ended the run; what was logged until then is kept.
@@ -152,8 +154,9 @@ def train(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     averager = GradientAverager(p for p in module.parameters() if p.requires_grad)
     autocast = autocast_for(precision, device)
-    after_step = getattr(module, "after_step", None)
+    after_step, state_health = getattr(module, "after_step", None), getattr(module, "health", None)
     clock = _Clock(progress.seconds)
+    watch = health.HealthWatch(num_steps=num_steps, batch_size_global=batch_size_global)
     warned: set[str] = set()
     skipped_in_a_row = 0
     checkpointed_at = time.monotonic()
@@ -174,7 +177,7 @@ def train(
         assert evaluate is not None
         with clock.paused():
             module.eval()
-            numbers = evaluate(progress.step)
+            numbers = evaluate(progress.step, progress.step == num_steps)
             module.train()
             score = numbers.get(best_metric) if best_metric else None
             if score is not None and (progress.best_score is None or score > progress.best_score):
@@ -193,8 +196,8 @@ def train(
             progress.bad_rows.update(batch.bad_rows)
             # random layers (drop path, dropout) draw from the step and the rank, so that a resumed step repeats
             torch.manual_seed(int(hash64(seed, progress.step, place.rank)) >> 1)
-            learning_rate = learning_rate_at(progress.step)
-            set_learning_rate(optimizer, learning_rate)
+            rates = rates_at(progress.step)
+            set_rates(optimizer, rates)
 
             # -- forward and backward -----------------------------------------------------------------------------------
             with autocast():
@@ -223,7 +226,7 @@ def train(
             if unsound:
                 skipped_in_a_row += 1
                 progress.skipped_steps += 1
-                _refuse(on_nonfinite, progress.step, loss, gradient_norm, learning_rate, skipped_in_a_row)
+                _refuse(on_nonfinite, progress.step, loss, gradient_norm, rates.learning_rate, skipped_in_a_row)
                 place.report(
                     {"kind": "warning", "text": f"step {progress.step} skipped: loss or gradient is not finite"}
                 )
@@ -248,16 +251,19 @@ def train(
             if evaluate is not None and (last or (evaluate_every_steps and progress.step % evaluate_every_steps == 0)):
                 numbers = evaluate_now()
             if progress.step % log_every_steps == 0 or last or numbers:
-                record = _record(progress, output, numbers, clock, learning_rate, gradient_norm, steps_per_epoch)
+                state = {} if state_health is None else state_health()
+                record = _record(
+                    progress, output, state | numbers, clock, rates.learning_rate, gradient_norm, steps_per_epoch
+                )
                 if run is not None:
                     run.log(record)
                 place.report({"kind": "progress", "num_steps": num_steps, **_finite_only(record)})
-                for text in _collapse(record, output, progress.step, num_steps, batch_size_global):
-                    if on_collapse == "stop":
-                        raise RunStopped(f"step {progress.step}: {text}")
-                    if text.split(":")[0] not in warned:
-                        place.report({"kind": "warning", "text": f"step {progress.step}: {text}"})
-                    warned.add(text.split(":")[0])
+                for finding in watch.look(progress.step, record, dim=_dim(output), chance_loss=output.chance_loss):
+                    if on_collapse == "stop" and finding.kind in health.COLLAPSES:
+                        raise RunStopped(f"step {progress.step}: {finding.text}")
+                    if finding.kind not in warned:
+                        place.report({"kind": "warning", "text": f"step {progress.step}: {finding.text}"})
+                    warned.add(finding.kind)
             if stops and not last:
                 status = "interrupted"
             if last or stops or dues or progress.step % checkpoint_every_steps == 0:
@@ -375,18 +381,8 @@ def _record(
     return record | numbers
 
 
-def _collapse(record: dict[str, Any], output: StepOutput, step: int, num_steps: int, batch_size: int) -> list[str]:
-    if output.embeddings is None:
-        return []
-    return health.warnings_in_words(
-        record,
-        batch_size=batch_size,
-        dim=output.embeddings[0].shape[1],
-        loss=record["loss"],
-        # at low learning rates of the warm-up nothing is learnt yet, and nothing is wrong
-        chance_loss=output.chance_loss if step > num_steps // 10 else None,
-        step=step,
-    )
+def _dim(output: StepOutput) -> int:
+    return 0 if output.embeddings is None else output.embeddings[0].shape[1]
 
 
 def _finite_only(record: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,24 +18,27 @@ def parameter_groups(
     *,
     weight_decay: float,
     learning_rate_share: Callable[[str], float] = lambda name: 1.0,
+    constant_rate: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group.
 
     Biases and the gains of norms (fewer than two axes) are not decayed, as all published recipes have it.
-    `learning_rate_share` maps a parameter's name to its share of the learning rate (layer-wise decay). Groups carry
-    `learning_rate_share`, which `set_learning_rate` reads.
+    `learning_rate_share` maps a parameter's name to its share of the learning rate (layer-wise decay); parameters whose
+    names start with one of `constant_rate` keep the peak rate after the warm-up. Groups say so, for `set_rates`.
     """
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        share, is_matrix = learning_rate_share(name), parameter.ndim >= 2
+        share, is_matrix, is_constant = learning_rate_share(name), parameter.ndim >= 2, name.startswith(constant_rate)
         group = groups.setdefault(
-            (share, is_matrix),
+            (share, is_matrix, is_constant),
             {
                 "params": [],
                 "names": [],
                 "learning_rate_share": share,
+                "is_constant": is_constant,
+                "is_decayed": is_matrix,
                 "weight_decay": weight_decay if is_matrix else 0.0,
             },
         )
@@ -73,7 +77,19 @@ def build_optimizer(
     return OPTIMIZERS[choose("optimizer", name, OPTIMIZERS)](bare, learning_rate, momentum)
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of every group, by its share."""
+@dataclass(frozen=True)
+class Rates:
+    """What the optimizer moves by in a step: learning rate, that of groups with a constant one, and weight decay."""
+
+    learning_rate: float
+    constant: float
+    weight_decay: float
+
+
+def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Sets learning rate and weight decay of every group of `parameter_groups`."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("learning_rate_share", 1.0)
+        rate = rates.constant if group.get("is_constant") else rates.learning_rate
+        group["lr"] = rate * group.get("learning_rate_share", 1.0)
+        if group.get("is_decayed"):
+            group["weight_decay"] = rates.weight_decay

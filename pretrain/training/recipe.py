@@ -14,13 +14,15 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
 from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
+from pretrain.encoders import Encoder
 from pretrain.training import distributed
 from pretrain.training.checkpoints import Progress
+from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
 from pretrain.training.loop import Outcome, train
-from pretrain.training.optimizers import build_optimizer, parameter_groups
+from pretrain.training.optimizers import Rates, build_optimizer, parameter_groups
 from pretrain.training.run_folder import RunFolder
-from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
+from pretrain.training.schedules import half_cosine, scaled_learning_rate, warmup_cosine
 from pretrain.training.settings import DataSettings, OptimizerSettings, TrainingSettings
 
 
@@ -55,7 +57,6 @@ def num_decode_threads(data: DataSettings) -> int:
 def train_by(
     module: nn.Module,
     *,
-    encoder: nn.Module,
     place: Place,
     out: str,
     run: RunFolder | None,
@@ -69,7 +70,8 @@ def train_by(
     optimizer: OptimizerSettings,
     seed: int,
     learning_rate_share: Callable[[str], float] = lambda name: 1.0,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
+    constant_rate: tuple[str, ...] = (),
+    evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
     loop: Callable[..., Outcome] = train,
     **more: Any,
@@ -85,14 +87,21 @@ def train_by(
     if place.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and place.device.type == "cuda"):
-        encoder.compile()
+        for part in module.modules():
+            if isinstance(part, Encoder):  # momentum copies too
+                part.compile()
 
     num_steps = training.steps or max(1, round(training.epochs * order.steps_per_epoch))
     num_warmup_steps = min(round(training.warmup_epochs * order.steps_per_epoch), num_steps // 2)
     peak = scaled_learning_rate(
         optimizer.learning_rate, scaling=optimizer.scaling, batch_size_global=training.batch_size_global
     )
-    groups = parameter_groups(module, weight_decay=optimizer.weight_decay, learning_rate_share=learning_rate_share)
+    groups = parameter_groups(
+        module,
+        weight_decay=optimizer.weight_decay,
+        learning_rate_share=learning_rate_share,
+        constant_rate=constant_rate,
+    )
     shards = Shards(manifest, image_column=data.image_column, columns=columns)
     source, transform = viewer.source(shards, decode_threads=num_decode_threads(data))
     kept = viewer.kept_images()
@@ -113,36 +122,41 @@ def train_by(
         )
         return TrainingBatches(loader, shards, lambda batch: to_inputs(viewer.finish(batch), batch), place.device)
 
-    def learning_rate_at(step: int) -> float:
-        share = warmup_cosine(
-            step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=optimizer.final_share
-        )
-        return peak * share
+    first_decay, last_decay = optimizer.weight_decay, optimizer.final_weight_decay
 
-    return loop(
-        module,
-        build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
-        place=place,
-        run=run,
-        run_url=out,
-        batches_from=batches_from,
-        num_steps=num_steps,
-        batch_size_global=training.batch_size_global,
-        steps_per_epoch=order.steps_per_epoch,
-        learning_rate_at=learning_rate_at,
-        seed=seed,
-        precision=training.precision,
-        clip_gradient=training.clip_gradient,
-        on_nonfinite=training.on_nonfinite,
-        max_bad_share=data.max_bad_share,
-        log_every_steps=training.log_every_steps,
-        checkpoint_every_steps=training.checkpoint_every_steps,
-        checkpoint_every_seconds=training.checkpoint_every_seconds,
-        keep_checkpoints=training.keep_checkpoints,
-        evaluate=evaluate,
-        evaluate_every_steps=round(evaluate_every_epochs * order.steps_per_epoch),
-        **more,
-    )
+    def rates_at(step: int) -> Rates:
+        learning_rate, constant = (
+            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=final)
+            for final in (optimizer.final_share, 1.0)
+        )
+        decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
+        return Rates(learning_rate, constant, decay)
+
+    with exactness(training.reproducible):
+        return loop(
+            module,
+            build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
+            place=place,
+            run=run,
+            run_url=out,
+            batches_from=batches_from,
+            num_steps=num_steps,
+            batch_size_global=training.batch_size_global,
+            steps_per_epoch=order.steps_per_epoch,
+            rates_at=rates_at,
+            seed=seed,
+            precision=training.precision,
+            clip_gradient=training.clip_gradient,
+            on_nonfinite=training.on_nonfinite,
+            max_bad_share=data.max_bad_share,
+            log_every_steps=training.log_every_steps,
+            checkpoint_every_steps=training.checkpoint_every_steps,
+            checkpoint_every_seconds=training.checkpoint_every_seconds,
+            keep_checkpoints=training.keep_checkpoints,
+            evaluate=evaluate,
+            evaluate_every_steps=round(evaluate_every_epochs * order.steps_per_epoch),
+            **more,
+        )
 
 
 def summary(progress: Progress) -> dict[str, Any]:

@@ -20,6 +20,11 @@ def scaled_learning_rate(base: float, *, scaling: str, batch_size_global: int) -
     return base * SCALINGS[choose("learning rate scaling", scaling, SCALINGS)](batch_size_global)
 
 
+def half_cosine(start: float, end: float, progress: float) -> float:
+    """From `start` at progress 0 to `end` at 1 and beyond, by half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
 def warmup_cosine(step: int, *, num_steps: int, num_warmup_steps: int, final_share: float = 0.0) -> float:
     """The share of the peak learning rate at a step: a linear rise, then half a cosine down to `final_share`.
 
@@ -29,4 +34,4 @@ def warmup_cosine(step: int, *, num_steps: int, num_warmup_steps: int, final_sha
     if step < num_warmup_steps:
         return (step + 1) / (num_warmup_steps + 1)
     progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return half_cosine(1.0, final_share, progress)

@@ -87,6 +87,9 @@ class OptimizerSettings:
     weight_decay: float = setting(
         0.05, minimum=0, help="weight decay of matrices and kernels (not of biases and norms)"
     )
+    final_weight_decay: float | None = setting(
+        None, minimum=0, help="weight decay at the last step, reached by half a cosine; null: as at the first"
+    )
     final_share: float = setting(0.0, minimum=0, maximum=1, help="share of the peak learning rate at the last step")
 
 
@@ -100,6 +103,9 @@ class TrainingSettings:
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
         "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
+    )
+    reproducible: bool = setting(
+        True, help="the same seed gives the same numbers bit for bit; false: faster kernels on CUDA that may not"
     )
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
     clip_gradient: float = setting(0.0, minimum=0, help="largest norm of the gradient; 0 does not clip")

@@ -28,6 +28,17 @@ class Schema:
     training: Training = setting(Training, help="how long and how fast")
 
 
+@dataclass(frozen=True)
+class Network:
+    name: str = setting("a", help="which")
+    arguments: dict[str, int] = setting({}, help="its arguments")
+
+
+@dataclass(frozen=True)
+class NetworkSchema:
+    network: Network = setting(Network, help="network")
+
+
 def _file(folder: Path, text: str) -> str:
     path = folder / "settings.yaml"
     path.write_text(text)
@@ -118,3 +129,20 @@ def test_a_missing_file_is_told_with_its_neighbours(tmp_path: Path) -> None:
         load_settings(Schema, str(tmp_path), [])
     with pytest.raises(UserError, match="looks like an override"):
         load_settings(Schema, "training.epochs=3", [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], Network("b", {"width": 3})),
+        (["network.arguments.depth=1"], Network("b", {"width": 3, "depth": 1})),
+        (["network.name=b"], Network("b", {"width": 3})),
+        (["network.name=c"], Network("c", {})),
+        (["network.arguments.depth=1", "network.name=c"], Network("c", {"depth": 1})),
+    ],
+)
+def test_another_name_takes_the_arguments_of_the_former_with_it(
+    tmp_path: Path, overrides: list[str], wanted: Network
+) -> None:
+    config = _file(tmp_path, "network:\n  name: b\n  arguments: {width: 3}\n")
+    assert load_settings(NetworkSchema, config, overrides).network == wanted

@@ -79,7 +79,7 @@ def test_training_finishes_and_lists_every_bad_row(worlds, tmp_path, capsys):
     _, url, done = worlds
     out = tmp_path / "run"
     options = [
-        "configs/pretrain/small_images.yaml", f"data.url={url}", f"out={out}", "views.size=32", "cluster.workers=0",
+        "configs/pretrain/small/simclr.yaml", f"data.url={url}", f"out={out}", "views.size=32", "cluster.workers=0",
         "encoder.arguments.stem_stride=4", f"training.batch_size_global={BATCH}", "training.epochs=1",
     ]  # fmt: skip
     assert run_command(lambda: main(options)) == 0, capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_a_bad_file_stops_the_check_before_the_run(worlds, tmp_path, capsys, dam
         bad.write_bytes(b"hello" * 100)
     else:
         pq.write_table(pa.table({"picture": [b"x"]}), bad)
-    options = ["configs/pretrain/small_images.yaml", f"data.url={folder}", f"out={tmp_path / 'run'}", "--check"]
+    options = ["configs/pretrain/small/simclr.yaml", f"data.url={folder}", f"out={tmp_path / 'run'}", "--check"]
     assert run_command(lambda: main(options)) == 2
     error = capsys.readouterr().err
     assert "shard-00003.parquet" in error and error.count("\n") == 1

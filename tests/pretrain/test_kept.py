@@ -120,7 +120,7 @@ def test_other_channels_go_all_the_way(channels, images, tmp_path, capsys):
     common = ["cluster.workers=0", "training.batch_size_global=8", "training.epochs=1"]
     out, tuned = tmp_path / "run", tmp_path / "tuned"
     options = [
-        "configs/pretrain/small_images.yaml", f"data.url={url}", f"out={out}", "views.size=32",
+        "configs/pretrain/small/simclr.yaml", f"data.url={url}", f"out={out}", "views.size=32",
         f"views.channels={channels}", "data.keep=host", "encoder.arguments.stem_stride=4", *common,
     ]  # fmt: skip
     assert run_command(lambda: main(options)) == 0, capsys.readouterr().err

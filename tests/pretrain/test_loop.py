@@ -13,6 +13,7 @@ from cluster.errors import RunStopped, UserError
 from cluster.place import place_here
 from pretrain.training import checkpoints
 from pretrain.training.loop import StepOutput, TrainingBatch, train
+from pretrain.training.optimizers import Rates
 from pretrain.training.run_folder import RunFolder
 
 
@@ -72,7 +73,7 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, **
             outcome = train(
                 module, optimizer, place=place, run=folder, run_url=url,
                 batches_from=lambda seen: ToyBatches(seen, die_at), num_steps=steps, batch_size_global=8,
-                steps_per_epoch=10, learning_rate_at=lambda step: 0.05 * (1 - step / 100), seed=7,
+                steps_per_epoch=10, rates_at=lambda step: Rates(0.05 * (1 - step / 100), 0.05, 0.0), seed=7,
                 **{"log_every_steps": 1, "checkpoint_every_steps": 7, **options},
             )  # fmt: skip
         finally:
@@ -187,7 +188,7 @@ def test_the_best_evaluation_is_kept_and_its_score_survives_a_restart(tmp_path):
     scores = {10: 0.5, 20: 0.9, 30: 0.7}
     kept = []
     options = {
-        "evaluate": lambda step: {"accuracy": scores[step]},
+        "evaluate": lambda step, last: {"accuracy": scores[step]},
         "evaluate_every_steps": 10,
         "best_metric": "accuracy",
         "keep_best": kept.append,
@@ -217,7 +218,7 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
             train(
                 module, torch.optim.SGD(module.parameters()), place=place, run=None, run_url=str(tmp_path / "rotten"),
                 batches_from=Rotten, num_steps=30, batch_size_global=8, steps_per_epoch=10,
-                learning_rate_at=lambda step: 0.1, seed=0,
+                rates_at=lambda step: Rates(0.1, 0.1, 0.0), seed=0,
             )  # fmt: skip
 
 

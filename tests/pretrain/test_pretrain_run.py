@@ -18,7 +18,7 @@ from pretrain.__main__ import main
 from pretrain.training import checkpoints
 from tests.pretrain.shards import photo, write_shards
 
-CONFIG = "configs/pretrain/small_images.yaml"
+CONFIG = "configs/pretrain/small/simclr.yaml"
 NUM_IMAGES, BATCH = 96, 16
 
 

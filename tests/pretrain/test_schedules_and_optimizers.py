@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cluster.errors import UserError
-from pretrain.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.training.optimizers import Rates, build_optimizer, parameter_groups, set_rates
 from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
 
 
@@ -39,7 +39,10 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_are_not_decayed():
     module = network()
     module[0].bias.requires_grad_(False)
     groups = parameter_groups(
-        module, weight_decay=0.1, learning_rate_share=lambda name: 0.5 if name.startswith("0.") else 1.0
+        module,
+        weight_decay=0.1,
+        learning_rate_share=lambda name: 0.5 if name.startswith("0.") else 1.0,
+        constant_rate=("1.",),
     )
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, p in module.named_parameters() if p.requires_grad)
@@ -47,9 +50,11 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_are_not_decayed():
     decayed = {name for group in groups if group["weight_decay"] == 0.1 for name in group["names"]}
     assert decayed == {"0.weight", "3.weight"}
     optimizer = build_optimizer("adamw", groups, learning_rate=1.0)
-    set_learning_rate(optimizer, 0.2)
-    by_name = {name: group["lr"] for names, group in zip(groups, optimizer.param_groups) for name in names["names"]}
-    assert by_name["0.weight"] == pytest.approx(0.1) and by_name["3.weight"] == pytest.approx(0.2)
+    set_rates(optimizer, Rates(learning_rate=0.2, constant=0.9, weight_decay=0.3))
+    by_name = {name: group for names, group in zip(groups, optimizer.param_groups) for name in names["names"]}
+    assert by_name["0.weight"]["lr"] == pytest.approx(0.1) and by_name["3.weight"]["lr"] == pytest.approx(0.2)
+    assert by_name["1.weight"]["lr"] == pytest.approx(0.9)
+    assert by_name["0.weight"]["weight_decay"] == 0.3 and by_name["1.weight"]["weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])

@@ -1,0 +1,145 @@
+"""What methods share: how they call encoders, and momentum copies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from lightly.models.modules.memory_bank import MemoryBankModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.encoders import Encoder
+from pretrain.training import distributed
+from pretrain.training.schedules import half_cosine
+
+
+class Method(nn.Module):
+    """An encoder and a way to train it; see `pretrain.methods` for the contract.
+
+    Attributes:
+        encoder: trained by gradient.
+        recipe: views by default, of `pretrain.data.recipes`.
+        num_views: how many views `forward` takes; None for two or more, the first two of them global.
+        constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
+        images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.
+    """
+
+    recipe: str
+    num_views: int | None = 2
+    constant_rate: tuple[str, ...] = ()
+    images_per_pass: int = 0
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def exported(self) -> Encoder:
+        """The encoder that a run leaves behind."""
+        return self.encoder
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        """Called after the optimizer has moved in this step; moves momentum copies."""
+
+    def health(self) -> dict[str, float]:
+        """Numbers on the state of the method, for the log."""
+        return {}
+
+    def last_map(self, images_BCHW: Tensor, encoder: Encoder | None = None) -> Tensor:
+        """The last map of an encoder (`self.encoder` by default), [B, C, H, W] in float32 or more.
+
+        With `images_per_pass` the activations of one pass at a time are in memory: a pass keeps its last map only and is
+        repeated when its gradient comes, so that a loss over the whole batch stays exact (Gao et al., Scaling Deep
+        Contrastive Learning Batch Size under Memory Limited Setup, https://arxiv.org/abs/2101.06983), for the price of one
+        more forward pass.
+        """
+        encoder = encoder or self.encoder
+        size = self.images_per_pass
+        if not size or len(images_BCHW) <= size:
+            return _exact(encoder(images_BCHW)[-1])
+        if not torch.is_grad_enabled():
+            return torch.cat([_exact(encoder(images)[-1]) for images in images_BCHW.split(size)])
+        return torch.cat(
+            [checkpoint(_last_map, encoder, images, use_reentrant=False) for images in images_BCHW.split(size)]
+        )
+
+    def features(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
+        """Pooled features [B, C] of each view. Views of one size go through the encoder together."""
+        maps = self.maps(views, encoder)
+        return [view_map.mean((2, 3)) for view_map in maps]
+
+    def maps(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
+        """The last map of each view. Views of one size go through the encoder together."""
+        maps: dict[int, Tensor] = {}
+        sizes = dict.fromkeys(view.shape[1:] for view in views)
+        for size in sizes:
+            indices = [index for index, view in enumerate(views) if view.shape[1:] == size]
+            together = self.last_map(torch.cat([views[index] for index in indices]), encoder)
+            maps.update(zip(indices, together.split(len(views[indices[0]])), strict=True))
+        return [maps[index] for index in range(len(views))]
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    # softmax over similarities and statistics of batches need float32 at least
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _last_map(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
+    return _exact(encoder(images_BCHW)[-1])
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """A copy that is moved by `move_towards` only, and drops no paths."""
+    teacher = copy.deepcopy(module).requires_grad_(False)
+    for part in teacher.modules():
+        if hasattr(part, "drop_prob"):
+            part.drop_prob = 0.0  # type: ignore[assignment]
+    return teacher
+
+
+@torch.no_grad()
+def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, for parameters; buffers follow the teacher's own inputs."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+
+
+def rising_momentum(base: float, step: int, num_steps: int) -> float:
+    """From `base` at step 0 to 1 at the end by half a cosine (BYOL, section 3.2)."""
+    return half_cosine(base, 1.0, step / max(1, num_steps))
+
+
+@torch.no_grad()
+def relative_distance(teacher: nn.Module, student: nn.Module) -> float:
+    """Norm of the difference of all parameters over that of the student's."""
+    ours, theirs = [p.detach() for p in student.parameters()], [p.detach() for p in teacher.parameters()]
+    apart = torch._foreach_norm(torch._foreach_sub(ours, theirs))
+    return float(torch.stack(apart).norm() / torch.stack(torch._foreach_norm(ours)).norm())
+
+
+def keep_bank(bank: MemoryBankModule) -> None:
+    """Puts the content of lightly's memory bank into the state_dict, where it is not by default."""
+    bank._non_persistent_buffers_set.clear()
+
+
+class _Gathered(torch.autograd.Function):
+    """All ranks' rows; each rank's gradient is the sum of what all ranks' losses want of its rows."""
+
+    @staticmethod
+    def forward(_: object, tensor: Tensor) -> Tensor:
+        return distributed.gathered(tensor)
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> Tensor:
+        total = distributed.summed_tensor(gradient)
+        rows = len(total) // distributed.world_size()
+        return total[distributed.rank() * rows : (distributed.rank() + 1) * rows]
+
+
+def global_batch(tensor: Tensor) -> Tensor:
+    """The rows of all ranks, [B_global, ...], with gradient.
+
+    A loss over them is computed on every rank alike, and its gradients averaged over ranks equal those of one process.
+    """
+    return tensor if distributed.world_size() == 1 else _Gathered.apply(tensor)

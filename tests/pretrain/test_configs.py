@@ -1,0 +1,35 @@
+"""Every configuration that ships is complete and can be built, and its header says how to run it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.settings import load_settings
+from pretrain.methods import METHODS, build_method, method_views
+from pretrain.papers import PAPERS, defaults_of
+from pretrain.run import _encoder
+from pretrain.settings import PretrainSettings
+
+CONFIGS = sorted(Path("configs/pretrain").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_it_builds_and_says_how_to_run_it(path):
+    settings = load_settings(PretrainSettings, str(path), ["data.url=shards", "out=run"], beneath=defaults_of)
+    with torch.device("meta"):
+        build_method(settings.method.name, _encoder(settings), settings.method.arguments)
+    views = method_views(settings.method.name, settings.views.recipe, settings.views.size, settings.views.arguments)
+    assert len(views) >= 2
+    header = path.read_text().split("\n\n")[0]
+    assert f"python -m pretrain {path}" in header or path.name == "demo.yaml"
+    assert "Expect" in header
+
+
+def test_every_method_has_its_paper_and_both_configurations():
+    names = set(METHODS)
+    assert set(PAPERS) == names
+    for folder in ("configs/pretrain", "configs/pretrain/small"):
+        assert names <= {path.stem for path in Path(folder).glob("*.yaml")}
+        for name in names:
+            assert f"  name: {name}\n" in (Path(folder) / f"{name}.yaml").read_text()

@@ -1,0 +1,305 @@
+"""Every method against float64 pseudo-code of its paper, two gloo ranks against one process, passes against whole batches."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import UserError
+from pretrain.data.recipes import recipe_views
+from pretrain.encoders import build_encoder
+from pretrain.methods import METHODS, build_method
+from pretrain.papers import PAPERS
+from pretrain.training import distributed
+from pretrain.training.distributed import GradientAverager, synchronise_batch_norm
+from pretrain.training.optimizers import build_optimizer, parameter_groups
+from tests.ranks import run_on_ranks
+
+SMALL = {
+    "barlow_twins": {"hidden_dim": 32, "projection_dim": 16},
+    "byol": {"hidden_dim": 32, "projection_dim": 16, "momentum": 0.9},
+    "densecl": {"hidden_dim": 32, "projection_dim": 16, "queue_size": 20, "momentum": 0.9},
+    "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 24, "momentum": 0.9, "frozen_until": 0.1},
+    "lejepa": {"hidden_dim": 32, "projection_dim": 16, "num_directions": 32},
+    "moco": {"hidden_dim": 32, "projection_dim": 16, "queue_size": 20, "momentum": 0.9},
+    "mocov3": {"hidden_dim": 32, "projection_dim": 16, "momentum": 0.9},
+    "simclr": {"hidden_dim": 32, "projection_dim": 16},
+    "simsiam": {"hidden_dim": 32, "projection_dim": 16, "bottleneck_dim": 8},
+    "swav": {"hidden_dim": 32, "projection_dim": 16, "num_prototypes": 12, "queue_size": 16, "queue_from": 0.2},
+    "vicreg": {"hidden_dim": 32, "projection_dim": 16},
+}
+BATCH, STEPS = 8, 10
+
+
+def make_method(name, **more):
+    torch.manual_seed(0)
+    encoder = build_encoder("convattn_nano", stem_stride=2)
+    images_per_pass = more.pop("images_per_pass", 0)
+    return build_method(name, encoder, SMALL[name] | more, images_per_pass=images_per_pass).double()
+
+
+def make_views(name, step=0, batch=BATCH):
+    generator = torch.Generator().manual_seed(1 + step)
+    specs = recipe_views(METHODS[name].recipe, 32, {})[:4]
+    return [torch.randn(batch, 3, s.size, s.size, generator=generator, dtype=torch.float64) for s in specs]
+
+
+# -- the papers, in float64 and as plainly as they are written ---------------------------------------------------------------
+
+
+def heads(method, views, *names, encoder=None):
+    """What a chain of heads makes of each view's pooled features."""
+    outputs = []
+    for features in method.features(views, encoder):
+        for name in names:
+            features = getattr(method, name)(features)
+        outputs.append(features)
+    return outputs
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def paper_simclr(method, views):
+    z = unit(torch.stack(method.projector(torch.cat(method.features(views))).chunk(2), 1).flatten(0, 1))
+    s, n, total = z @ z.T, len(z), 0.0
+    for i in range(n):
+        j = i ^ 1  # views 2k and 2k + 1 are of one image
+        others = [k for k in range(n) if k != i and not (method._num_others == 2 and k == j)]
+        t = method.criterion.temperature
+        total -= s[i, j] / t - torch.stack([s[i, k] / t for k in others]).exp().sum().log()
+    return total / n
+
+
+def paper_moco(method, views):
+    q = unit(heads(method, views[:1], "projector")[0])
+    k = unit(heads(method, views[1:], "key_projector", encoder=method.key_encoder)[0])
+    queue = method.criterion.memory_bank.bank
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / method.criterion.temperature
+    return -logits.log_softmax(1)[:, 0].mean()
+
+
+def paper_mocov3(method, views):
+    q = [unit(x) for x in heads(method, views, "projector", "predictor")]
+    k = [unit(x) for x in heads(method, views, "key_projector", encoder=method.key_encoder)]
+
+    def ctr(q, k):
+        logits = q @ k.T / method.temperature
+        return 2 * method.temperature * -logits.log_softmax(1).diagonal().mean()
+
+    return ctr(q[0], k[1]) + ctr(q[1], k[0])
+
+
+def paper_byol(method, views):
+    p = [unit(x) for x in heads(method, views, "projector", "predictor")]
+    z = [unit(x) for x in heads(method, views, "target_projector", encoder=method.target_encoder)]
+    return ((p[0] - z[1]) ** 2).sum(1).mean() + ((p[1] - z[0]) ** 2).sum(1).mean()
+
+
+def paper_simsiam(method, views):
+    z = heads(method, views, "projector")
+    p = [method.predictor(x) for x in z]
+
+    def d(p, z):
+        return -(unit(p) * unit(z.detach())).sum(1).mean()
+
+    return d(p[0], z[1]) / 2 + d(p[1], z[0]) / 2
+
+
+def paper_barlow_twins(method, views):
+    # the authors normalise by batch norm, which has an epsilon
+    a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in heads(method, views, "projector"))
+    c = a.T @ b / len(a)
+    on = ((c.diagonal() - 1) ** 2).sum()
+    off = (c**2).sum() - (c.diagonal() ** 2).sum()
+    return on + method.criterion.lambda_param * off
+
+
+def paper_vicreg(method, views):
+    a, b = heads(method, views, "projector")
+    n, d = a.shape
+    loss = 25 * ((a - b) ** 2).mean()
+    for z in (a, b):
+        loss = loss + 25 * torch.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() / 2
+        centred = z - z.mean(0)
+        covariance = centred.T @ centred / (n - 1)
+        loss = loss + ((covariance**2).sum() - (covariance.diagonal() ** 2).sum()) / d
+    return loss
+
+
+def paper_swav(method, views):
+    scores = [unit(x) @ unit(method.prototypes.heads[0].weight).T for x in heads(method, views, "projector")]
+    losses = []
+    for s in range(2):
+        q = (scores[s].detach() / 0.05).exp()
+        for _ in range(3):
+            q = q / q.sum(0, keepdim=True) / q.shape[1]  # prototypes get equal shares
+            q = q / q.sum(1, keepdim=True) / q.shape[0]  # and so do images
+        q = q * len(q)
+        losses += [-(q * (x / 0.1).log_softmax(1)).sum(1).mean() for v, x in enumerate(scores) if v != s]
+    return sum(losses) / len(losses)
+
+
+def paper_dino(method, views):
+    student = heads(method, views, "head")
+    teacher = heads(method, views[:2], "teacher_head", encoder=method.teacher)
+    losses = []
+    for t, gt in enumerate(teacher):
+        probability = ((gt - method.criterion.center[0]) / 0.04).softmax(1)
+        losses += [-(probability * (gs / 0.1).log_softmax(1)).sum(1).mean() for s, gs in enumerate(student) if s != t]
+    return sum(losses) / len(losses)
+
+
+def paper_densecl(method, views):
+    maps = method.maps(views[:1])[0].flatten(2).mT, method.maps(views[1:], method.key_encoder)[0].flatten(2).mT
+    q, k = unit(method.projector(maps[0].mean(1))), unit(method.key_projector(maps[1].mean(1)))
+    r, t = unit(method.dense_projector(maps[0])), unit(method.key_dense_projector(maps[1]))
+    queue, dense_queue = method.criterion.memory_bank.bank, method.dense_criterion.memory_bank.bank
+
+    def nce(query, positive, negatives):
+        logits = torch.cat([(query @ positive)[None], negatives @ query]) / 0.2
+        return -logits.log_softmax(0)[0]
+
+    whole = torch.stack([nce(q[i], k[i], queue) for i in range(len(q))]).mean()
+    dense = []
+    for i in range(len(r)):
+        similarity = unit(maps[0][i]) @ unit(maps[1][i]).T
+        dense += [nce(r[i, s], t[i, int(similarity[s].argmax())], dense_queue) for s in range(r.shape[1])]
+    return 0.5 * whole + 0.5 * torch.stack(dense).mean()
+
+
+def paper_lejepa(method, views):
+    z = torch.stack(heads(method, views, "projector"))
+    invariance = ((z[:2].mean(0) - z) ** 2).mean()
+    torch.manual_seed(int(method.steps))
+    directions = torch.randn(z.shape[-1], 32, dtype=z.dtype)
+    directions = directions / directions.norm(dim=0)
+    t = torch.linspace(0, 3, 17, dtype=z.dtype)
+    target = (-(t**2) / 2).exp()
+    statistics = []
+    for view in z:  # Epps-Pulley: weighted squared distance of the characteristic functions
+        for along in (view @ directions).T:
+            phase = along[:, None] * t
+            error = ((phase.cos().mean(0) - target) ** 2 + phase.sin().mean(0) ** 2) * target
+            statistics.append(2 * torch.trapezoid(error, t) * len(along))
+    return 0.05 * torch.stack(statistics).mean() + 0.95 * invariance
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_loss_is_the_papers(name):
+    method, views = make_method(name), make_views(name)
+    wanted = globals()[f"paper_{name}"](method, views)
+    assert float(method(views).loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_decoupled_simclr_leaves_the_positive_out():
+    method, views = make_method("simclr", decoupled=True), make_views("simclr")
+    output = method(views)
+    assert float(output.loss.detach()) == pytest.approx(float(paper_simclr(method, views).detach()), rel=1e-6)
+    assert output.chance_loss == pytest.approx(math.log(2 * BATCH - 2))
+
+
+# -- ranks, state and passes -------------------------------------------------------------------------------------------------
+
+
+def steps_of(name, num_steps, *, method=None, first=0):
+    """Losses, gradients and the method after some steps of this rank's share of each batch."""
+    rank, world = distributed.rank(), distributed.world_size()
+    method = method or make_method(name)
+    synchronise_batch_norm(method, torch.device("cpu"))
+    averager = GradientAverager((p for p in method.parameters() if p.requires_grad), bucket_bytes=100_000)
+    optimizer = build_optimizer("sgd", parameter_groups(method, weight_decay=1e-4), learning_rate=0.05)
+    losses, share = [], BATCH // world
+    for step in range(first, first + num_steps):
+        optimizer.zero_grad()
+        output = method([view[rank * share : (rank + 1) * share] for view in make_views(name, step)])
+        output.loss.backward()
+        averager.finish()
+        optimizer.step()
+        method.after_step(step, STEPS)
+        losses.append(float(output.loss.detach()))
+    return losses, method
+
+
+def one_rank():
+    results = {}
+    for name in METHODS:
+        losses, method = steps_of(name, 4)
+        gradients = {key: p.grad.numpy().copy() for key, p in method.named_parameters() if p.requires_grad}
+        results[name] = losses, gradients, {key: value.numpy().copy() for key, value in method.state_dict().items()}
+    return results
+
+
+def test_steps_on_two_ranks_equal_one_process():
+    ranks = run_on_ranks(one_rank, 2)
+    for name in METHODS:
+        losses, method = steps_of(name, 4)
+        state = method.state_dict()
+        np.testing.assert_allclose(np.mean([rank[name][0] for rank in ranks], 0), losses, rtol=1e-9, err_msg=name)
+        for rank in ranks:
+            _, gradients, theirs = rank[name]
+            for key, parameter in method.named_parameters():
+                if parameter.requires_grad:
+                    wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    np.testing.assert_allclose(
+                        gradients[key], wanted.numpy(), rtol=1e-6, atol=1e-10, err_msg=f"{name}: {key}"
+                    )
+            for key, value in state.items():
+                np.testing.assert_allclose(theirs[key], value.numpy(), rtol=1e-6, atol=1e-9, err_msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_all_state_is_in_the_state_dict(name):
+    _, method = steps_of(name, 3)
+    file = io.BytesIO()
+    torch.save(method.state_dict(), file)
+    losses, method = steps_of(name, 3, method=method, first=3)
+    file.seek(0)
+    other = make_method(name)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    other_losses, other = steps_of(name, 3, method=other, first=3)
+    assert other_losses == losses
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_passes_of_an_eighth_equal_the_whole_batch(name):
+    whole, parts = make_method(name), make_method(name, images_per_pass=BATCH // 8)
+    outputs = [method(make_views(name)) for method in (whole, parts)]
+    for output in outputs:
+        output.loss.backward()
+    assert float(outputs[1].loss.detach()) == pytest.approx(float(outputs[0].loss.detach()), rel=1e-12)
+    for (key, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-8, atol=1e-12, msg=key)
+
+
+def test_batch_norm_in_passes_is_refused():
+    encoder = build_encoder("convattn_nano", norm="batch")
+    with pytest.raises(UserError, match=r"method\.images_per_pass=16 is not possible with batch norm"):
+        build_method("simclr", encoder, {}, images_per_pass=16)
+
+
+def test_every_method_has_its_papers_settings():
+    assert PAPERS.keys() == METHODS.keys()
+
+
+def test_the_teacher_of_dino_is_what_a_run_leaves():
+    _, method = steps_of("dino", 2)
+    assert method.exported is method.teacher
+    assert 0 < method.health()["teacher_distance"] < 1
+
+
+def test_queues_take_in_the_newest_keys_and_forget_the_oldest():
+    _, method = steps_of("moco", 1)
+    first = method.criterion.memory_bank.bank.clone()
+    _, method = steps_of("moco", 1, method=method, first=1)
+    second = method.criterion.memory_bank.bank
+    assert torch.equal(first[:BATCH], second[:BATCH]) and not torch.equal(
+        first[BATCH : 2 * BATCH], second[BATCH : 2 * BATCH]
+    )
+    torch.testing.assert_close(second[: 2 * BATCH].norm(dim=1), torch.ones(2 * BATCH, dtype=second.dtype))

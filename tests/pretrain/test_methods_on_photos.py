@@ -1,0 +1,103 @@
+"""Each method on real photos: 200 steps do not collapse, teach something, and raise no alarm; forced collapses do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.place import place_here
+from cluster.settings import load_settings
+from pretrain.data.importing import ImportOptions, import_images
+from pretrain.encoders import build_encoder
+from pretrain.methods import METHODS, simsiam
+from pretrain.papers import defaults_of
+from pretrain.run import _label_probe, pretrain
+from pretrain.settings import PretrainSettings
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0"
+STEPS = 200
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PHOTOS.exists(), reason="needs the photos of clothing_cc0")]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clothing")
+    for split in ("train", "test"):
+        import_images(str(PHOTOS / split), str(folder / split), ImportOptions(short_side=96), show_progress=False)
+    return folder
+
+
+def settings_of(name, shards, out, *overrides):
+    arguments = [
+        f"configs/pretrain/small/{name}.yaml", f"data.url={shards / 'train'}", f"out={out}", "data.keep=host",
+        f"knn.train_url={shards / 'train'}", f"knn.test_url={shards / 'test'}", f"training.steps={STEPS}",
+        "knn.every_epochs=0", *overrides,
+    ]  # fmt: skip
+    return load_settings(PretrainSettings, arguments[0], arguments[1:], beneath=defaults_of)
+
+
+def run(settings):
+    """The warnings of a run, its lines of numbers, and its scores."""
+    records = []
+    with place_here(records.append) as place:
+        result = pretrain(place, settings)
+    warnings = [record["text"] for record in records if record["kind"] == "warning"]
+    lines = [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
+    return warnings, lines, result.get("metrics", {})
+
+
+def show(lines):
+    names = ("step", "loss", "gradient_norm", "spread", "effective_rank", "assignment_information", "queue_spread")
+    for line in lines:
+        print("  ".join(f"{name} {line[name]:.4g}" for name in names if name in line))
+
+
+@pytest.fixture(scope="module")
+def random_accuracy(shards, tmp_path_factory):
+    settings = settings_of("simclr", shards, tmp_path_factory.mktemp("random"))
+    torch.manual_seed(0)
+    encoder = build_encoder(settings.encoder.name, **settings.encoder.arguments).eval()
+    with place_here() as place:
+        return _label_probe(settings)(encoder, place, linear=True)["linear_accuracy"]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_two_hundred_steps_do_not_collapse_and_beat_random_weights(name, shards, random_accuracy, tmp_path):
+    warnings, lines, scores = run(settings_of(name, shards, tmp_path / "run"))
+    print(f"{name}: rank {lines[-1]['effective_rank']:.1f}, random {random_accuracy:.3f}, {scores}")
+    assert warnings == []
+    assert lines[-1]["effective_rank"] > 8
+    assert scores["linear_accuracy"] > random_accuracy
+
+
+class NoPredictor(simsiam.SimSiam):
+    """SimSiam that compares projections with each other."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.predictor = torch.nn.Identity()
+
+
+def test_simsiam_without_its_predictor_is_told_within_a_hundred_steps(shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "simsiam", NoPredictor)
+    warnings, lines, _ = run(settings_of("simsiam", shards, tmp_path / "run", "training.steps=100"))
+    show(lines)
+    assert any("collapse" in text for text in warnings), warnings
+
+
+def test_dino_without_centring_is_told_within_a_hundred_steps(shards, tmp_path):
+    overrides = ["method.arguments.center_momentum=1", "training.steps=100"]
+    warnings, lines, _ = run(settings_of("dino", shards, tmp_path / "run", *overrides))
+    show(lines)
+    assert any("collapse" in text for text in warnings), warnings
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_learning_rate_a_hundred_times_too_high_is_told_within_a_hundred_steps(name, shards, tmp_path):
+    overrides = ["optimizer.learning_rate=0.4", "training.steps=100"]
+    warnings, lines, _ = run(settings_of(name, shards, tmp_path / "run", *overrides))
+    show(lines)
+    print(name, warnings)
+    assert warnings
