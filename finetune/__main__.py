@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cluster.errors import run_command
 from finetune.settings import FinetuneSettings
-from pretrain.training.command import stage_command
+from pretrain.training.command import Command, stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
@@ -21,13 +21,17 @@ key=value:
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    return stage_command(arguments, USAGE, FinetuneSettings, _runner)
+    return stage_command(arguments, USAGE, FinetuneSettings, _runner, commands=COMMANDS)
 
 
 def _runner() -> Callable[..., int]:
     from finetune.run import run
 
     return run
+
+
+# name -> what it is for, and what runs; a function of its own keeps the imports of the others away
+COMMANDS: dict[str, Command] = {}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cluster.errors import run_command
 from pretrain.papers import defaults_of
 from pretrain.settings import PretrainSettings
-from pretrain.training.command import stage_command
+from pretrain.training.command import Command, stage_command
 
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
@@ -21,13 +21,17 @@ changed as key=value. What is not said is as in the method's paper (pretrain/pap
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
-    return stage_command(arguments, USAGE, PretrainSettings, _runner, beneath=defaults_of)
+    return stage_command(arguments, USAGE, PretrainSettings, _runner, commands=COMMANDS, beneath=defaults_of)
 
 
 def _runner() -> Callable[..., int]:
     from pretrain.run import run
 
     return run
+
+
+# name -> what it is for, and what runs; a function of its own keeps the imports of the others away
+COMMANDS: dict[str, Command] = {}
 
 
 if __name__ == "__main__":
