@@ -8,8 +8,9 @@ from typing import Any
 
 import cluster.settings
 from cluster import storage
-from cluster.errors import EXIT_INTERRUPTED, RunStopped
+from cluster.errors import EXIT_INTERRUPTED, printable
 from cluster.place import place_here
+from cluster.secrets import masked
 from cluster.workers import run_workers
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole, duration
@@ -24,14 +25,16 @@ def launch(
     *,
     cluster_settings: ClusterSettings,
     check_only: bool = False,
+    report: Callable[[str], object] | None = None,
 ) -> int:
     """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
 
     `settings.out` must be absolute. A run that is finished is said to be so and not run again. `function` returns the
     contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with
-    `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT.
+    `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT. `report(out)` is called
+    here however the run ends; what goes wrong in it is a warning.
 
-    Raises what the workers raise; RunStopped is noted in result.json first.
+    Raises what the workers raise; how the run ended is in result.json then.
     """
     out = settings.out
 
@@ -47,8 +50,8 @@ def launch(
         return 0
     if cluster_settings.workers:
         print(f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds", flush=True)
-    with RunConsole(title) as console:
-        try:
+    try:
+        with run_folder.running(out), RunConsole(title) as console:
             result = run_workers(
                 function,
                 settings,
@@ -60,9 +63,11 @@ def launch(
                 address=cluster_settings.address,
                 on_record=console.show,
             )
-        except RunStopped as error:
-            run_folder.write_result(out, {"status": "stopped", "reason": str(error)})
-            raise
+            if result["status"] == "interrupted":
+                run_folder.write_result(out, result)
+    finally:
+        if report is not None:
+            _write_report(report, out)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
@@ -70,6 +75,13 @@ def launch(
         f"{title}: finished in {duration(result['seconds'])} of training; {storage.join(out, 'result.json')} sums it up"
     )
     return 0
+
+
+def _write_report(report: Callable[[str], object], out: str) -> None:
+    try:
+        report(out)
+    except Exception as error:
+        print(f"warning: the report of {out} was not written: {printable(masked(f'{type(error).__name__}: {error}'))}")
 
 
 def _check(

@@ -255,10 +255,13 @@ def train(
                 record = _record(
                     progress, output, state | numbers, clock, rates.learning_rate, gradient_norm, steps_per_epoch
                 )
+                findings = watch.look(progress.step, record, dim=_dim(output), chance_loss=output.chance_loss)
+                if findings:
+                    record["findings"] = {finding.kind: finding.text for finding in findings}
                 if run is not None:
                     run.log(record)
                 place.report({"kind": "progress", "num_steps": num_steps, **_finite_only(record)})
-                for finding in watch.look(progress.step, record, dim=_dim(output), chance_loss=output.chance_loss):
+                for finding in findings:
                     if on_collapse == "stop" and finding.kind in health.COLLAPSES:
                         raise RunStopped(f"step {progress.step}: {finding.text}")
                     if finding.kind not in warned:
@@ -374,6 +377,8 @@ def _record(
         **clock.rates(),
         "bad_rows": progress.bad_row_count,
         "read_retries": int(num_retries),
+        "restarts": progress.restarts,
+        "seconds": clock.total(),
     }
     if output.embeddings is not None:
         record |= health.embedding_health(*(gathered(part.detach()) for part in output.embeddings))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from cluster.errors import UserError
+from cluster.errors import RunStopped, UserError
+from cluster.secrets import masked
 from pretrain.data.shards import RowPlace
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
+RUNNING = "running.json"  # there while a run goes on; what a killed run leaves behind
 
 
 class RunFolder:
@@ -93,8 +99,30 @@ def _step_of(line: str) -> int:
         return 2**62  # a line that was cut off
 
 
+@contextmanager
+def running(run_url: str) -> Iterator[None]:
+    """Says in running.json that a run goes on, and how it ended in result.json where it does not say so itself.
+
+    A result that stands there from an attempt that did not finish is removed first.
+    """
+    storage.remove(storage.join(run_url, RESULT))
+    mark = {"host": socket.gethostname(), "pid": os.getpid(), "started_at": time.time()}
+    storage.write_json(storage.join(run_url, RUNNING), mark)
+    try:
+        yield
+    except BaseException as error:
+        status = {RunStopped: "stopped", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
+        reason = masked(str(error).strip() or type(error).__name__)
+        with suppress(Exception):  # where the storage is what failed, its error is the one to see
+            write_result(run_url, {"status": status, "reason": reason})
+        raise
+    finally:
+        with suppress(Exception):
+            storage.remove(storage.join(run_url, RUNNING))
+
+
 def read_result(run_url: str) -> dict[str, Any] | None:
-    """The result.json of a run that ended, or None."""
+    """The result.json of a run that ended, however it did, or None."""
     url = storage.join(run_url, RESULT)
     return storage.read_json(url) if storage.exists(url) else None
 

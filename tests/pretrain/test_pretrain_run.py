@@ -184,10 +184,11 @@ def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
     wait_for_step(process, out, 6)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / "result.json").exists()
+    assert not (out / "result.json").exists() and (out / "running.json").exists()
     process = start(*options)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    assert not (out / "running.json").exists()
     assert "continues at step" in output
     assert_equal_runs(whole, out)
 
