@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.errors import run_command
 from finetune.settings import FinetuneSettings
@@ -30,8 +30,16 @@ def _runner() -> Callable[..., int]:
     return run
 
 
+def _evaluate(arguments: Sequence[str]) -> int:
+    from finetune.evaluate import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "evaluate": Command("MODEL DATA: judges a model by a labelled data set", _evaluate),
+}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cluster.errors import UserError, run_command
 
@@ -78,24 +77,17 @@ def demo(photos: str | None, out: Path, *, workers: int, steps: int) -> int:
         return 0
 
     # -- encoder -> classifier, and the same network from random weights ------------------------------------------------
-    results = {}
-    for name, encoder in (
-        ("pretrained", f"{pretraining / 'encoder'}"),
-        ("random", f"random:{pretraining / 'encoder'}"),
-    ):
-        folder = out / f"classify-{name}"
-        step(
-            f"Fine-tune a classifier from {name} weights",
-            "finetune",
-            "configs/finetune/demo.yaml",
-            f"encoder={encoder}",
-            f"data.url={train}",
-            f"validation_url={validation}",
-            f"out={folder}",
-            f"training.batch_size_global={batch_size(num_images, 64)}",
-        )
-        results[name] = json.loads((folder / "result.json").read_text())
-    show_results(results, out, seconds=time.monotonic() - started)
+    step(
+        "Fine-tune a classifier, and the same network from random weights",
+        "finetune",
+        "configs/finetune/demo.yaml",
+        f"encoder={pretraining / 'encoder'}",
+        f"data.url={train}",
+        f"validation_url={validation}",
+        f"out={out / 'classify'}",
+        f"training.batch_size_global={batch_size(num_images, 64)}",
+    )
+    show_results(out, seconds=time.monotonic() - started)
     return 0
 
 
@@ -143,29 +135,14 @@ def report_health(pretraining: Path) -> None:
             print(f"  {words}: {last[key]:{form}}")
 
 
-def show_results(results: dict[str, dict[str, Any]], out: Path, *, seconds: float) -> None:
-    """The table of all models and where everything lies."""
-    table = Table(title="Held-out images: classifier from pretrained and from random weights")
-    table.add_column("weights")
-    for column in ("accuracy", "macro F1", "calibration error", "images judged"):
-        table.add_column(column, justify="right")
-    for name, result in results.items():
-        metrics = result["metrics"]
-        table.add_row(
-            name,
-            f"{metrics['accuracy']:.1%}",
-            f"{metrics['macro_f1']:.3f}",
-            f"{metrics['calibration_error']:.3f}",
-            str(result["validation_images"]),
-        )
-    CONSOLE.print()
-    CONSOLE.print(table)
-    print(f"{seconds:.0f} s in all. Everything lies in {out}:")
+def show_results(out: Path, *, seconds: float) -> None:
+    """Where everything lies."""
+    print(f"\n{seconds:.0f} s in all. Everything lies in {out}:")
     for name, what in (
         ("pretrain/encoder", "the encoder (safetensors + config.json)"),
         ("pretrain/metrics.jsonl", "loss, health and speed of pretraining; tensorboard/ beside it"),
-        ("classify-pretrained/model", "the classifier; finetune.model.load_model loads it"),
-        ("classify-random/result.json", "the classifier from scratch, for comparison"),
+        ("classify/model", "the classifier; finetune.model.load_model loads it"),
+        ("classify/comparison.json", "its numbers beside those from random weights"),
     ):
         print(f"  {out / name}  {what}")
 

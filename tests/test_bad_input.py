@@ -152,5 +152,5 @@ def test_labels_that_cannot_be_used(mistake, shards, tmp_path):
     assert "10 rows have no label" in mistake(finetune, *common, f"validation_url={nulls}")
     real = write_shards(tmp_path / "real", images, label=[0.5] * 20)
     assert "must be text or a whole number" in mistake(finetune, *common, f"validation_url={real}", f"data.url={real}")
-    line = mistake(finetune, *common, f"validation_url={shards}", "label_column=lable")
+    line = mistake(finetune, *common, f"validation_url={shards}", "classification.label_column=lable")
     assert "'lable'" in line and "label" in line

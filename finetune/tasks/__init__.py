@@ -1,1 +1,8 @@
-"""What a model can be for: one file a task."""
+"""What a model can be for. `finetune.tasks.base` says what a task is."""
+
+from finetune.tasks.base import Task
+from finetune.tasks.classification.task import Classification
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+}

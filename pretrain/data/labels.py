@@ -30,8 +30,13 @@ class ClassNames:
         return {value: index for index, value in enumerate(self.values)}
 
     def ids(self, labels: Sequence[Any]) -> np.ndarray:
-        """Class ids int64 of labels as they stand in the column."""
-        return np.array([self._index[label] for label in labels], dtype=np.int64)
+        """Class ids int64 of labels as they stand in the column. Raises UserError for one that is no class."""
+        try:
+            return np.array([self._index[label] for label in labels], dtype=np.int64)
+        except KeyError as error:
+            raise UserError(
+                f"the label {error.args[0]!r} is no class of the model ({', '.join(self.names[:20])})"
+            ) from error
 
 
 def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -> ClassNames:

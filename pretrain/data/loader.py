@@ -271,7 +271,13 @@ def batches_in_sequence(
         passes = np.zeros(len(rows), dtype=np.int64)
         filling = transform.begin(passes, row_ids)
         columns = {name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns}
-        batch = Batch(row_ids=row_ids, passes=passes, arrays=filling.arrays, columns=columns)
+        batch = Batch(
+            row_ids=row_ids,
+            passes=passes,
+            arrays=filling.arrays,
+            columns=columns,
+            geometry_VB5=filling.geometry_VB5,
+        )
         return batch, [pool.submit(fill_one, filling, index, *row) for index, row in enumerate(rows)]
 
     def fill_one(filling: Filling, index: int, piece: Rows, position: int) -> BadRow | None:
@@ -291,6 +297,8 @@ def batches_in_sequence(
         if batch.bad_rows:
             batch.row_ids, batch.passes = batch.row_ids[good], batch.passes[good]
             batch.arrays = [array[good] for array in batch.arrays]
+            if batch.geometry_VB5 is not None:
+                batch.geometry_VB5 = batch.geometry_VB5[:, good]
             batch.columns = {name: [values[i] for i in good] for name, values in batch.columns.items()}
         return batch
 

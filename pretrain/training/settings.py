@@ -140,6 +140,7 @@ class EncoderSettings:
 # settings that may differ when a run is continued: they change where and how fast it runs, not what it computes
 FREE_TO_CHANGE = (
     "out",
+    "compare",
     "cluster.",
     "data.decode_threads",
     "data.read_threads",

@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.model import load_model
-from finetune.tasks.classification import confusion, per_class, scores
+from finetune.tasks.classification.metrics import confusion, per_class, scores
 from pretrain.encoders import build_encoder, load_encoder, save_encoder
 from tests.pretrain.shards import write_shards
 
@@ -58,7 +58,8 @@ def arguments(world, out, **more):
         "training.log_every_steps": 1,
         "training.checkpoint_every_steps": 5,
         "evaluate_every_epochs": 2,
-        "smallest_crop": 0.6,
+        "compare": "[]",
+        "classification.smallest_crop": 0.6,
         "layer_decay": 1.0,
         "optimizer.learning_rate": 0.02,
         "cluster.workers": 0,
@@ -165,6 +166,32 @@ def test_random_like_an_encoder_has_its_architecture_but_not_its_weights(world, 
     assert run_command(lambda: main(options)) == 0
     config = json.loads((out / "model" / "config.json").read_text())
     assert config["encoder"] == load_encoder(str(world / "encoder")).spec and config["image_size"] == 32
+
+
+def test_the_same_network_with_fresh_weights_is_set_beside_it(world, tmp_path, capsys):
+    out = tmp_path / "compared"
+    options = arguments(world, out, compare="[random]", training__epochs=4)
+    assert run_command(lambda: main(options)) == 0
+    table = json.loads((out / "comparison.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["pretrained", "random weights"]
+    for row, folder in zip(table["rows"], (out, out / "compare" / "random"), strict=True):
+        assert row["metrics"] == json.loads((folder / "result.json").read_text())["metrics"]
+    assert "random weights" in capsys.readouterr().out
+    assert run_command(lambda: main(options)) == 0
+    assert capsys.readouterr().out.count("is finished already") == 2
+
+
+def test_evaluate_repeats_the_numbers_of_the_run(world, finished, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    command = ["evaluate", str(finished / "model"), str(world / "validation"), "--json", str(file)]
+    assert run_command(lambda: main(command)) == 0
+    result = json.loads((finished / "result.json").read_text())
+    numbers = json.loads(file.read_text())
+    assert numbers["metrics"] == pytest.approx(result["metrics"], abs=1e-6)
+    assert numbers["confusion_matrix"] == result["confusion_matrix"]
+    assert "accuracy" in capsys.readouterr().out
+    assert run_command(lambda: main([*command, "--column", "lable=x"])) == 2
+    assert "WHAT one of label, image" in capsys.readouterr().err
 
 
 def test_scores_equal_a_loop():

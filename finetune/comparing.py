@@ -1,0 +1,101 @@
+"""The same model from other encoders, each a run of its own in OUT/compare, and one table of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster import storage
+from finetune.settings import FinetuneSettings
+from finetune.starting import RANDOM, fresh_like
+from pretrain.training.run_folder import read_result
+
+COMPARISON = "comparison.json"
+
+
+def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], int]) -> int:
+    """Trains what `settings.compare` names, writes OUT/comparison.json and shows the table. Returns the exit code.
+
+    `settings` are those of the run that is finished in OUT; what is finished already is not trained again.
+    """
+    runs = [(_title(settings.encoder), settings)]
+    for other in others(settings):
+        code = run_one(other)
+        if code:
+            return code
+        runs.append((_title(other.encoder), other))
+    if len(runs) == 1:
+        return 0
+    rows = [_row(title, run) for title, run in runs]
+    best = rows[0]["best_metric"]
+    storage.write_json(
+        storage.join(settings.out, COMPARISON), {"task": settings.task, "best_metric": best, "rows": rows}
+    )
+    show(rows, best)
+    return 0
+
+
+def others(settings: FinetuneSettings) -> list[FinetuneSettings]:
+    """The settings of each run to compare with.
+
+    From random weights all of the network is trained, whatever the mode, but for `linear`: adapters of a network that knows
+    nothing would be a baseline of straw.
+    """
+    found = []
+    for name in dict.fromkeys(settings.compare):
+        encoder = fresh_like(settings.encoder) if name == RANDOM else name
+        if encoder == settings.encoder:
+            continue
+        is_fresh = encoder.partition(":")[0] == RANDOM
+        found.append(
+            dataclasses.replace(
+                settings,
+                encoder=encoder,
+                compare=[],
+                mode="full" if is_fresh and settings.mode != "linear" else settings.mode,
+                out=storage.join(settings.out, "compare", _folder(name)),
+            )
+        )
+    return found
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "other"
+
+
+def _title(encoder: str) -> str:
+    kind, _, like = encoder.partition(":")
+    if kind == RANDOM:
+        return f"{RANDOM} weights"
+    return encoder if like and kind == "timm" else "pretrained"
+
+
+def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
+    result = read_result(settings.out) or {}
+    kept = ("metrics", "best_metric", "best_step", "seconds", "model")
+    return {
+        "name": title,
+        "encoder": settings.encoder,
+        "mode": settings.mode,
+        "out": settings.out,
+        **{key: result.get(key) for key in kept},
+    }
+
+
+def show(rows: list[dict[str, Any]], best_metric: str) -> None:
+    """Prints the table of all numbers that the rows have in common, the deciding one first."""
+    names = [best_metric, *(name for name in rows[0]["metrics"] if name != best_metric)]
+    table = Table(title="On the validation data")
+    table.add_column("encoder")
+    table.add_column("mode")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        numbers = (row["metrics"].get(name) for name in names)
+        table.add_row(row["name"], row["mode"], *("" if number is None else f"{number:.3f}" for number in numbers))
+    Console(highlight=False).print(table)

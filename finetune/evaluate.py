@@ -1,0 +1,59 @@
+"""python -m finetune evaluate MODEL DATA: judges a model by a labelled data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cluster.errors import UserError
+from cluster.place import place_here
+from finetune.model import load_model
+from pretrain.data.manifest import load_manifest
+from pretrain.data.shards import Shards
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the command line, judges, prints the numbers; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m finetune evaluate", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
+    parser.add_argument("data", metavar="DATA", help="labelled Parquet shards, a path, glob or URL")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="WHAT=NAME",
+        help="column of DATA where it differs from the training data's, such as label=species; image=NAME for the image",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes all numbers and details there")
+    parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
+    options = parser.parse_args(arguments)
+
+    predictor = load_model(options.model)
+    columns = predictor.columns
+    image_column = predictor.config["image_column"]
+    for given in options.column:
+        what, equals, name = given.partition("=")
+        if not equals or what not in {*columns, "image"}:
+            raise UserError(f"--column {given!r}: write WHAT=NAME with WHAT one of {', '.join([*columns, 'image'])}")
+        if what == "image":
+            image_column = name
+        else:
+            columns[what] = name
+    predictor.config["columns"] = columns
+    names = sorted(set(columns.values()))
+    manifest = load_manifest(options.data, columns=[image_column, *names], image_column=image_column)
+    shards = Shards(manifest, image_column=image_column, columns=names)
+    with place_here() as place:
+        predictor.to(place.device)
+        threads = options.decode_threads or torch.get_num_threads()
+        judgement = predictor.judge(shards, place, decode_threads=threads)
+    for name, value in judgement.metrics.items():
+        print(f"{name.replace('_', ' '):24} {value:.4f}")
+    if options.json is not None:
+        whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
+        options.json.write_text(json.dumps(whole, indent=2) + "\n")
+    return 0

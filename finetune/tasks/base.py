@@ -1,0 +1,212 @@
+"""What a task is: a module in this package that gives a `Task`, its `TaskModel`, and its `Predictor`.
+
+- `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives while training.
+- `TaskModel` is the network: `forward(inputs) -> StepOutput`.
+- `Predictor` is a finished model with all it needs to judge pictures and whole data sets; it is made of a model folder alone.
+
+`config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds (class names,
+keywords, the arguments of its head). `Task.new_model(encoder, config)` makes the same network while training and when a folder
+is loaded. To add a task, write these three, its settings in `finetune.settings`, and its line in `finetune.tasks.TASKS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.errors import UserError
+from cluster.place import Place
+from finetune.pictures import Picture, encoded, listed, name_of
+from finetune.settings import FinetuneSettings
+from finetune.starting import EncoderSource
+from pretrain.data.augment import normalise, to_images
+from pretrain.data.decode import BadImage
+from pretrain.data.loader import Batch, HostTransform
+from pretrain.data.manifest import Manifest
+from pretrain.data.recipes import ViewSpec
+from pretrain.data.shards import Shards
+from pretrain.data.viewing import Viewer
+from pretrain.data.views import CentralCrop
+from pretrain.encoders import Encoder
+from pretrain.training.loop import StepOutput
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports."""
+
+    metrics: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class TaskModel(nn.Module):
+    """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is."""
+
+    def __init__(self, encoder: Encoder, *, mode: str = "full") -> None:
+        super().__init__()
+        self.encoder, self.mode = encoder, mode
+        if mode == "linear":
+            encoder.requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone learns."""
+        return self.mode == "linear"
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; a frozen encoder stays as it is judged."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The encoder's maps, finest first, without gradient where the encoder is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps: list[Tensor] = self.encoder(images_BCHW)
+        return maps
+
+    def forward(self, inputs: Any) -> StepOutput:
+        """The loss of what `Task.to_inputs` gives."""
+        raise NotImplementedError
+
+
+class Predictor(ABC):
+    """A model with all it needs to judge pictures. Made by `finetune.model.load_model`."""
+
+    def __init__(self, model: TaskModel, config: dict[str, Any]) -> None:
+        self.model, self.config = model.eval(), config
+        self.channels = model.encoder.in_channels
+        self.transform = self.host_transform()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What `judge` reads beside the image -> the column's name."""
+        return dict(self.config["columns"])
+
+    def host_transform(self) -> HostTransform:
+        """What the host makes of an encoded image: the central square, unless a task needs another."""
+        return CentralCrop(self.config["image_size"], share=self.config["crop_share"], channels=self.channels)
+
+    @abstractmethod
+    def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
+        """What the model says of each image of a batch, given what `transform` made of it."""
+
+    @abstractmethod
+    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
+        """Judges a whole labelled data set, each image once whatever the number of ranks; the same on every rank.
+
+        `shards` hold `columns`. Raises UserError when they do not fit the model.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the model to a device."""
+        self.model.to(device)
+        return self
+
+    def images(self, array: np.ndarray) -> Tensor:
+        """uint8 [B, C, H, W] -> normalised images on the model's device."""
+        return normalise(to_images(array, self.device), self.config["mean"], self.config["std"])
+
+    def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Any]:
+        """Judges pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
+
+        Raises UserError that names the picture when one cannot be decoded.
+        """
+        pictures = listed(images)
+        results: list[Any] = []
+        for start in range(0, len(pictures), batch_size):
+            some = pictures[start : start + batch_size]
+            numbers = np.arange(len(some))
+            filling = self.transform.begin(numbers, numbers)
+            for index, picture in enumerate(some):
+                try:
+                    filling.fill(index, encoded(picture, self.channels))
+                except BadImage as error:
+                    raise UserError(f"{name_of(picture, start + index)}: {error}") from error
+            results.extend(self.results(filling.arrays, filling.geometry_VB5))
+        return results
+
+
+class Task(ABC):
+    """A task while its model is trained.
+
+    Attributes:
+        best_metric: of `Judgement.metrics`; the model with the highest is kept.
+        predictor: its `Predictor`.
+        columns: the columns to read beside the image, by what they hold.
+        config: what the model must know of data and head; `common_config` is added to it.
+    """
+
+    best_metric: ClassVar[str]
+    predictor: ClassVar[type[Predictor]]
+    columns: dict[str, str]
+    config: dict[str, Any]
+
+    @staticmethod
+    @abstractmethod
+    def columns_of(settings: FinetuneSettings) -> dict[str, str]:
+        """The columns to read beside the image, by what they hold."""
+
+    @abstractmethod
+    def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
+        """Reads what the labels of both data sets say. Raises UserError for labels that cannot be used."""
+
+    @classmethod
+    @abstractmethod
+    def new_model(cls, encoder: Encoder, config: dict[str, Any]) -> TaskModel:
+        """The network that a config describes, around an encoder."""
+
+    @abstractmethod
+    def views(self, size: int) -> list[ViewSpec]:
+        """How training images are cropped and changed."""
+
+    @abstractmethod
+    def to_inputs(self, images: list[Tensor], batch: Batch, device: torch.device) -> Any:
+        """What the model takes, of the finished views and the rest of a batch."""
+
+    def training_model(self, encoder: Encoder, config: dict[str, Any]) -> TaskModel:
+        """`new_model` with what matters for training alone (label smoothing, class weights, ...)."""
+        return self.new_model(encoder, config)
+
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
+        """What makes the training images."""
+        return Viewer(
+            self.views(size),
+            seed=settings.seed,
+            device=place.device,
+            channels=source.encoder.in_channels,
+            mean=source.mean,
+            std=source.std,
+            keep=settings.data.keep,
+            keep_bytes=settings.data.keep_bytes,
+        )
+
+
+def common_config(
+    settings: FinetuneSettings, source: EncoderSource, size: int, columns: dict[str, str]
+) -> dict[str, Any]:
+    """What every model folder says."""
+    return {
+        "task": settings.task,
+        "mode": settings.mode,
+        "encoder": source.encoder.spec,
+        "encoder_url": settings.encoder,
+        "image_size": size,
+        "crop_share": settings.crop_share,
+        "mean": list(source.mean),
+        "std": list(source.std),
+        "image_column": settings.data.image_column,
+        "columns": columns,
+    }

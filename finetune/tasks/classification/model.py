@@ -1,0 +1,45 @@
+"""The classifier: an encoder and a linear layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.tasks.base import TaskModel
+from pretrain.encoders import Encoder, pooled
+from pretrain.training.loop import StepOutput
+
+
+class Classifier(TaskModel):
+    """An encoder and a linear layer on its pooled last map.
+
+    Args:
+        encoder: takes images_BCHW.
+        num_classes: at least 2.
+        mode: with `linear` only the head learns. Features are then normalised by the statistics of the training data (batch
+            norm without gain), so that one learning rate suits every encoder, as in MAE's linear probe
+            (https://arxiv.org/abs/2111.06377).
+        label_smoothing: of the cross entropy.
+    """
+
+    def __init__(self, encoder: Encoder, *, num_classes: int, mode: str = "full", label_smoothing: float = 0.0) -> None:
+        super().__init__(encoder, mode=mode)
+        self.label_smoothing = label_smoothing
+        features = encoder.channels[-1]
+        self.norm = nn.BatchNorm1d(features, affine=False) if self.frozen else nn.Identity()
+        self.head = nn.Linear(features, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """[B, num_classes], float32."""
+        logits: Tensor = self.head(self.norm(pooled(self.maps(images_BCHW)).float()))
+        return logits
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> StepOutput:
+        """Cross entropy of (images_BCHW, class ids [B])."""
+        images_BCHW, labels_B = inputs
+        logits = self.logits(images_BCHW)
+        loss = F.cross_entropy(logits, labels_B, label_smoothing=self.label_smoothing)
+        right = (logits.detach().argmax(1) == labels_B).float().mean()
+        return StepOutput(loss=loss, logs={"train_accuracy": right})
