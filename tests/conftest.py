@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import pytest
 
+import cluster  # noqa: F401 - before torch: on a busy machine threads that spin are ten times slower
+
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:

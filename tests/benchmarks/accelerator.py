@@ -124,7 +124,7 @@ def _lightly_process(encoder: str, options: Any) -> float:
 
 def lightly(encoder: str, options: Any) -> float:
     """Images a second of lightly's loop, ten steps after the first five."""
-    seconds = seconds_per_step(
+    seconds, _ = seconds_per_step(
         "simclr", build_encoder(encoder), str(options.photos / "train"), size=options.size, local=0, batch=options.batch,
         workers=os.cpu_count() or 1, steps=10, skip=5, device=DEVICE,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Trans
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
+from tests.benchmarks.cpu_time import cpu_seconds
 
 HIDDEN = 512
 
@@ -261,8 +262,11 @@ def seconds_per_step(
     steps: int,
     skip: int,
     device: str = "cpu",
-) -> float:
-    """Of `steps` steps after the first `skip`; on a GPU in bfloat16, as lightly's trainer examples do with `precision`."""
+) -> tuple[float, float]:
+    """Of `steps` steps after the first `skip`, by the clock and of CPU.
+
+    On a GPU in bfloat16, as lightly's trainer examples do with `precision`.
+    """
     kind, transform = LOOPS[name]
     loop = kind(encoder).to(device)
     loader = torch.utils.data.DataLoader(
@@ -274,10 +278,10 @@ def seconds_per_step(
         pin_memory=device != "cpu",
     )
     optimizer = torch.optim.AdamW([p for p in loop.parameters() if p.requires_grad], lr=1e-3)
-    started = 0.0
+    started = cpu = 0.0
     for step, views in enumerate(_endless(loader)):
         if step == skip:
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), cpu_seconds()
         if step == skip + steps:
             break
         loop.before()
@@ -288,7 +292,7 @@ def seconds_per_step(
         optimizer.zero_grad()
         loop.after()
         float(loss.detach())  # waits for the step, as a printed loss does
-    return (time.perf_counter() - started) / steps
+    return (time.perf_counter() - started) / steps, (cpu_seconds() - cpu) / steps
 
 
 def _endless(loader: Any) -> Iterator[list[Tensor]]:
