@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What an attention layer looked at.
+
+    Attributes:
+        weights_BhQK: softmax(Q K^T / sqrt(d)), rows sum to 1. Queries and keys count the extra tokens first, then the positions
+            of a map row by row.
+        queries_HW: height and width of the map of queries.
+        key_stride: a key is the average of a block of queries' positions of this side (at the last row and column of what is
+            left of it).
+        num_extra: tokens that are no position: class token, registers.
+        has_class: the first of them is a class token.
+    """
+
+    weights_BhQK: Tensor
+    queries_HW: tuple[int, int]
+    key_stride: tuple[int, int] = (1, 1)
+    num_extra: int = 0
+    has_class: bool = False
 
 
 class Encoder(nn.Module):
@@ -37,29 +59,35 @@ class Encoder(nn.Module):
         """The attention modules by name; empty for an encoder without attention."""
         return {}
 
-    def attention_weights(self, layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-        """The weights [B, heads, queries, keys] of one of `attention_layers` on its inputs."""
-        weights: Tensor = layer.attention_weights(*inputs)
-        return weights
+    def attention_of(
+        self, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any], images_BCHW: Tensor
+    ) -> Attention:
+        """What one of `attention_layers` looks at when it is called with these arguments while these images pass."""
+        return Attention(layer.attention_weights(*inputs), *layer.grids(*inputs))
 
     @torch.no_grad()
-    def attention(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Attention weights of each attention layer, [B, heads, queries, keys] by its name, recomputed for the asking."""
-        weights: dict[str, Tensor] = {}
+    def look(self, images_BCHW: Tensor) -> dict[str, Attention]:
+        """What each attention layer looks at, by its name and in the order of their work, recomputed for the asking."""
+        seen: dict[str, Attention] = {}
 
         def recompute(name: str) -> Any:
-            def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-                weights[name] = self.attention_weights(layer, inputs)
+            def hook(layer: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+                seen[name] = self.attention_of(layer, inputs, options, images_BCHW)
 
             return hook
 
-        hooks = [layer.register_forward_pre_hook(recompute(name)) for name, layer in self.attention_layers().items()]
+        layers = self.attention_layers().items()
+        hooks = [layer.register_forward_pre_hook(recompute(name), with_kwargs=True) for name, layer in layers]
         try:
             self(images_BCHW)
         finally:
             for hook in hooks:
                 hook.remove()
-        return weights
+        return seen
+
+    def attention(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Attention weights of each attention layer, [B, heads, queries, keys] by its name, recomputed for the asking."""
+        return {name: layer.weights_BhQK for name, layer in self.look(images_BCHW).items()}
 
 
 def keyword_arguments(encoder: type[Encoder], local_names: dict[str, Any]) -> dict[str, Any]:

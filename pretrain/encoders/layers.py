@@ -87,18 +87,21 @@ class AttentionOverMaps(nn.Module):
         batch, _, height, width = map_BCHW.shape
         return map_BCHW.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
 
-    def _pooled(self, map_BCHW: Tensor) -> Tensor:
-        height, width = map_BCHW.shape[2:]
+    def grids(self, x_BCHW: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the map of queries, and of the block of it that a key is the average of."""
+        height, width = x_BCHW.shape[2:]
         stride = self.kv_stride
         if self.max_keys:
             while math.ceil(height / stride) * math.ceil(width / stride) > self.max_keys:
                 stride += 1
-        if stride == 1:
+        return (height, width), (min(stride, height), min(stride, width))
+
+    def _pooled(self, map_BCHW: Tensor) -> Tensor:
+        _, block = self.grids(map_BCHW)
+        if block == (1, 1):
             return map_BCHW
         # ceil_mode keeps the rest of a size that the stride does not divide; its blocks are averages of what is there
-        return F.avg_pool2d(
-            map_BCHW, (min(stride, height), min(stride, width)), ceil_mode=True, count_include_pad=False
-        )
+        return F.avg_pool2d(map_BCHW, block, ceil_mode=True, count_include_pad=False)
 
     @torch.no_grad()
     def _strongest(self, q: Tensor, kv: Tensor) -> Tensor:

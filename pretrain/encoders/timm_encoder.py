@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cluster.errors import UserError, nearest
-from pretrain.encoders.base import Encoder
+from pretrain.encoders.base import Attention, Encoder
 
 # what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same name overrides it
 ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -34,7 +34,6 @@ class TimmEncoder(Encoder):
     def __init__(self, name: str, *, in_channels: int = 3, pretrained: bool = False, **arguments: Any) -> None:
         super().__init__()
         import timm  # takes a second to import, and only this encoder needs it
-        from timm.layers.attention import Attention
 
         bare = name.split(".")[0]
         if not timm.is_model(bare):
@@ -60,7 +59,7 @@ class TimmEncoder(Encoder):
         self.in_channels = in_channels
         info: Any = network.feature_info
         self.channels, self.strides = tuple(info.channels()), tuple(info.reduction())
-        self._attention = {key: layer for key, layer in network.named_modules() if isinstance(layer, Attention)}
+        self._attention = _attention_over_patches(network)
         groups = list(dict.fromkeys(_group(parameter) for parameter, _ in self.named_parameters()))
         self._layer = {group: index for index, group in enumerate(groups)}
         self.num_layers = len(groups)
@@ -79,16 +78,37 @@ class TimmEncoder(Encoder):
         return self._layer[_group(parameter_name)]
 
     def attention_layers(self) -> dict[str, nn.Module]:
-        """The plain attention of ViTs, by timm's names, the class token among queries and keys; no other kind of attention."""
+        """The attention over all patches of ViTs and their kin (DINOv3, EVA, BEiT), by timm's names; none of windows."""
         return dict(self._attention)
 
-    def attention_weights(self, layer: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-        """softmax(Q K^T / sqrt(d)) of a timm layer on tokens [B, N, C]: [B, heads, N, N]."""
-        batch, num_tokens, _ = inputs[0].shape
-        qkv_3BhNd = layer.qkv(inputs[0]).reshape(batch, num_tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = layer.q_norm(qkv_3BhNd[0]), layer.k_norm(qkv_3BhNd[1])
-        weights: Tensor = (q @ k.transpose(-2, -1) * layer.scale).softmax(-1)
-        return weights
+    def attention_of(
+        self, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any], images_BCHW: Tensor
+    ) -> Attention:
+        """By timm's own unfused path, so that rotary positions, biases and norms of queries are in the weights."""
+        network: Any = self.network
+        weights: list[Tensor] = []
+        hook = layer.attn_drop.register_forward_pre_hook(lambda _, dropped: weights.append(dropped[0]))
+        fused, layer.fused_attn = layer.fused_attn, False
+        try:
+            layer.forward(*inputs, **options)
+        finally:
+            layer.fused_attn = fused
+            hook.remove()
+        height, width = (side // self.strides[-1] for side in images_BCHW.shape[2:])
+        num_extra = weights[0].shape[-1] - height * width
+        has_class = num_extra > 0 and getattr(network.model, "cls_token", None) is not None
+        return Attention(weights[0], (height, width), num_extra=num_extra, has_class=has_class)
+
+
+def _attention_over_patches(network: nn.Module) -> dict[str, nn.Module]:
+    """Attention modules of a network that keeps one sequence of patches from end to end and can do without its fused kernel."""
+    if not hasattr(getattr(network, "model", None), "num_prefix_tokens"):
+        return {}
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Dropout)
+    }
 
 
 def _group(parameter_name: str) -> str:
