@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 # libraries under fsspec whose exceptions are no OSError: missing credentials, unreachable endpoints, refused requests
 STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub")
 OPEN_BLOCK_BYTES = 2**20
+JOB_COPIES = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working tree of a job
 CHANGED = 412  # the store's answer when a file is no longer the version that was asked for
 
 _cache: RangeCache | None = None
@@ -57,8 +58,23 @@ def join(url: str, *parts: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute (workers may run in another directory); other URLs as they are."""
-    return str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
+    """A local path made absolute (workers may run in another directory); other URLs as they are.
+
+    Raises UserError for a relative path within a Ray job that names nothing in the job's copy of the working tree.
+    """
+    if not is_local(url):
+        return url.rstrip("/")
+    path = local_path(url).absolute()
+    if (
+        JOB_COPIES in str(path)
+        and not Path(url.partition("://")[2] or url).expanduser().is_absolute()
+        and not path.exists()
+    ):
+        raise UserError(
+            f"{url} is a relative path, which in a Ray job lies in its copy of the working tree and vanishes with it; "
+            "give an absolute path on a file system that all nodes share, or a URL (s3://bucket/run)"
+        )
+    return str(path)
 
 
 @contextmanager

@@ -219,3 +219,14 @@ def test_links_to_files_are_files(tmp_path):
         assert found.url.endswith("a.parquet") and found.size_bytes == 7
         assert found.version == str((blobs / "1a2b").stat().st_mtime)
         assert storage.read_range(found, 0, 7) == b"content"
+
+
+def test_a_relative_path_in_a_job_must_name_something_that_came_along(tmp_path, monkeypatch):
+    copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_1"
+    (copy / "samples").mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert storage.absolute("samples") == str(copy / "samples")
+    assert storage.absolute("/shared/run") == "/shared/run"
+    assert storage.absolute("s3://bucket/run/") == "s3://bucket/run"
+    with pytest.raises(UserError, match="runs/first is a relative path, which in a Ray job"):
+        storage.absolute("runs/first")
