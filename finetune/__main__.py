@@ -36,9 +36,16 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _explain(arguments: Sequence[str]) -> int:
+    from finetune.explain import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
     "evaluate": Command("MODEL DATA: judges a model by a labelled data set", _evaluate),
+    "explain": Command("MODEL IMAGES OUT: draws what speaks for each class, attention and features", _explain),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.errors import run_command
 from pretrain.papers import defaults_of
@@ -30,8 +30,16 @@ def _runner() -> Callable[..., int]:
     return run
 
 
+def _explain(arguments: Sequence[str]) -> int:
+    from pretrain.explaining.command import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "explain": Command("ENCODER IMAGES OUT: draws attention by layer and head, rollout and features", _explain),
+}
 
 
 if __name__ == "__main__":

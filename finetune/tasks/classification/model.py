@@ -33,7 +33,11 @@ class Classifier(TaskModel):
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """[B, num_classes], float32."""
-        logits: Tensor = self.head(self.norm(pooled(self.maps(images_BCHW)).float()))
+        return self.logits_of(self.maps(images_BCHW))
+
+    def logits_of(self, maps: list[Tensor]) -> Tensor:
+        """[B, num_classes], float32, of the encoder's maps."""
+        logits: Tensor = self.head(self.norm(pooled(maps).float()))
         return logits
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> StepOutput:

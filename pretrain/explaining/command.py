@@ -1,0 +1,63 @@
+"""`explain ENCODER IMAGES OUT`, shared by both stages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+
+from cluster.errors import UserError, printable
+from pretrain.data.picking import pick_pictures
+from pretrain.encoders.attention_maps import QUERIES
+from pretrain.explaining.explainer import Explainer, open_explainer
+from pretrain.explaining.page import write_explanations
+
+
+def main(arguments: Sequence[str]) -> int:
+    """python -m pretrain explain ENCODER IMAGES OUT: draws what an encoder looks at."""
+    parser = explain_parser("python -m pretrain explain", "ENCODER", "Draws what an encoder looks at.")
+    return run_explain(
+        parser.parse_args(arguments),
+        lambda options: open_explainer(
+            options.network, size=options.size, square=options.square, queries=options.queries
+        ),
+    )
+
+
+def explain_parser(prog: str, network: str, description: str) -> argparse.ArgumentParser:
+    """What both stages can be told."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
+    )
+    parser.add_argument("out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL")
+    parser.add_argument("--limit", type=int, default=16, help="pictures, spread evenly over all there are (16)")
+    parser.add_argument("--size", type=int, default=None, help="short side in pixels; by default that of training")
+    parser.add_argument(
+        "--square", action="store_true", help="the central square, for networks that take no other shape"
+    )
+    parser.add_argument(
+        "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
+    )
+    parser.add_argument("--image-column", default="image", help="of Parquet files (image)")
+    return parser
+
+
+def run_explain(options: argparse.Namespace, open_network: Callable[[argparse.Namespace], Explainer]) -> int:
+    """Explains and writes; returns the exit code."""
+    for key in ("limit", "size"):
+        value = getattr(options, key)
+        if value is not None and value < 1:
+            raise UserError(f"--{key} {value} is not possible: it must be at least 1")
+    explainer = open_network(options)
+    pictures = pick_pictures(options.images, limit=options.limit, image_column=options.image_column)
+    if torch.cuda.is_available():
+        explainer.encoder.to("cuda")
+    explanations = explainer.explain(pictures)
+    for name, reason in explainer.bad.items():
+        print(f"warning: {printable(name)} is left out: {reason}")
+    page = write_explanations(options.out, explanations, title=f"What {options.network} looks at")
+    print(f"{len(explanations)} pictures explained: {page}")
+    return 0
