@@ -78,12 +78,22 @@ class TaskModel(nn.Module):
 
 
 class Predictor(ABC):
-    """A model with all it needs to judge pictures. Made by `finetune.model.load_model`."""
+    """A model with all it needs to judge pictures. Made by `finetune.model.load_model`.
+
+    `result_type` is the dataclass of what `results` gives.
+    """
+
+    result_type: ClassVar[type]
 
     def __init__(self, model: TaskModel, config: dict[str, Any]) -> None:
         self.model, self.config = model.eval(), config
         self.channels = model.encoder.in_channels
         self.transform = self.host_transform()
+
+    @property
+    def names(self) -> list[str]:
+        """What the model can name: its classes, or its keywords."""
+        return list(self.config.get("class_names") or self.config.get("keywords") or [])
 
     @property
     def columns(self) -> dict[str, str]:

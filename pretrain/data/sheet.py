@@ -92,19 +92,19 @@ def _with_boxes(
             continue
         colour = BOX_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(BOX_COLOURS)]
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=2)
-        draw.text((x1 + 3, y1 + 1), _drawable(name)[:40], fill=colour, font=font, stroke_width=1, stroke_fill=INK)
+        draw.text((x1 + 3, y1 + 1), drawable(name)[:40], fill=colour, font=font, stroke_width=1, stroke_fill=INK)
     return drawn
 
 
 def _fitted(text: str, font: Font) -> str:
     """As much of a text as fits under a picture."""
-    text = _drawable(text[: SIDE // 2])
+    text = drawable(text[: SIDE // 2])
     while text and font.getlength(text) > SIDE:
         text = text[:-1]
     return text
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """Text on one line, with a question mark for what the built-in font has no letters for."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return line.encode("latin-1", "replace").decode("latin-1")

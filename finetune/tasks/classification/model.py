@@ -40,6 +40,13 @@ class Classifier(TaskModel):
         logits: Tensor = self.head(self.norm(pooled(maps).float()))
         return logits
 
+    def position_logits(self, images_BCHW: Tensor) -> Tensor:
+        """Logits of each place of the last map, [B, num_classes, H, W]; their mean is `logits` (CAM, 1512.04150)."""
+        last_BCHW = self.maps(images_BCHW)[-1].float()
+        batch, channels, height, width = last_BCHW.shape
+        places = self.norm(last_BCHW.permute(0, 2, 3, 1).reshape(-1, channels))
+        return self.head(places).view(batch, height, width, -1).permute(0, 3, 1, 2)
+
     def forward(self, inputs: tuple[Tensor, Tensor]) -> StepOutput:
         """Cross entropy of (images_BCHW, class ids [B])."""
         images_BCHW, labels_B = inputs

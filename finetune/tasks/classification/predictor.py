@@ -34,6 +34,8 @@ class Classification:
 class ImageClassifier(Predictor):
     """A classifier with all it needs to judge pictures."""
 
+    result_type = Classification
+
     @property
     def class_names(self) -> list[str]:
         """Texts of the classes, in the order of the logits."""
@@ -51,7 +53,11 @@ class ImageClassifier(Predictor):
     @torch.no_grad()
     def probabilities(self, crops: np.ndarray) -> Tensor:
         """uint8 [B, C, size, size] -> probabilities [B, num_classes] on the host."""
-        return self.logits(crops).softmax(1).cpu()
+        return self.as_probabilities(self.logits(crops)).cpu()
+
+    def as_probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Probabilities [B, num_classes] of logits."""
+        return logits_BC.softmax(1)
 
     @torch.no_grad()
     def logits(self, crops: np.ndarray) -> Tensor:

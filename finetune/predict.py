@@ -1,0 +1,159 @@
+"""python -m finetune predict MODEL INPUT [INPUT ...] OUT: what a model says of pictures, data sets and films."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from cluster import storage
+from cluster.errors import UserError
+from finetune.model import load_model
+from finetune.predicting.alarms import Rule
+from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
+from finetune.predicting.judging import judged
+from finetune.predicting.localizing import Localizer
+from finetune.predicting.records import RecordWriter
+from finetune.predicting.sources import Clip, find_clips
+from finetune.tasks.base import Predictor
+from pretrain.data.progress import ProgressLine
+
+BOX = pa.list_(pa.float64())
+LOCALIZED = pa.schema(
+    [
+        ("localized", pa.string()),
+        ("probability", pa.float64()),
+        ("regions", pa.list_(pa.struct([("box", BOX), ("score", pa.float64()), ("area_share", pa.float64())]))),
+    ]
+)
+TRACKED = pa.schema(
+    [
+        (
+            "tracks",
+            pa.list_(pa.struct([("track", pa.int64()), ("label", pa.string()), ("score", pa.float64()), ("box", BOX)])),
+        )
+    ]
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune predict",
+        description="Judges pictures: OUT/predictions.jsonl and OUT/predictions.parquet have a record for each.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="image, folder, glob, Parquet shards or film; any URL"
+    )
+    parser.add_argument("out", metavar="OUT", help="folder for what comes of it, a path or any fsspec URL")
+    parser.add_argument("--draw", action="store_true", help="writes each picture with its result to OUT/drawn")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th picture or frame (default: 1)")
+    parser.add_argument("--fps", type=float, help="pictures a second, for images that are the frames of a film")
+    parser.add_argument("--image-column", default="image", help="column of images in Parquet (default: image)")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
+    parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
+    parser.add_argument("--overwrite", action="store_true", help="OUT may hold earlier predictions")
+    alarms = parser.add_argument_group("alarms (surveillance)")
+    alarms.add_argument(
+        "--alarm",
+        action="append",
+        default=[],
+        metavar="CLASS>SHARE",
+        help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
+    )
+    alarms.add_argument("--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)")
+    places = parser.add_argument_group("places (medical images)")
+    places.add_argument("--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps")
+    places.add_argument(
+        "--region-share", type=float, default=0.5, help="share of the strongest evidence in a region (default: 0.5)"
+    )
+    tracks = parser.add_argument_group("tracks (traffic)")
+    tracks.add_argument(
+        "--track", action="store_true", help="links a detector's boxes over frames: OUT/tracks, MOT format and a film"
+    )
+    tracks.add_argument(
+        "--track-score", type=float, default=0.5, help="score of a box that begins a track (default: 0.5)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the command line and judges; returns the exit code."""
+    options = parser().parse_args(arguments)
+    rules = [Rule.parse(text) for text in options.alarm]
+    for name in ("every", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
+            )
+    _claim(options.out, options.overwrite)
+    clips = find_clips(options.inputs, image_column=options.image_column)
+    predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    followers = _followers(options, predictor, rules)
+    more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
+
+    started = time.monotonic()
+    num_all, num_bad = 0, 0
+    total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
+    with RecordWriter(options.out, predictor.result_type, more) as writer, ProgressLine("predict", total) as progress:
+        for clip in clips:
+            for record in _records(clip, predictor, followers, options):
+                writer.write(record)
+                num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
+                progress.advance()
+    seconds = time.monotonic() - started
+    bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
+    print(f"predict: {num_all} pictures in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
+    for follower in followers:
+        if isinstance(follower, AlarmFollower):
+            print(f"predict: {follower.num_frames} frames over a threshold, {follower.events} events")
+        if isinstance(follower, TrackFollower):
+            print(f"predict: {follower.tracks} tracks")
+    print(f"predict: {options.out} holds it all")
+    return 0
+
+
+def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:
+    items = clip.items(image_column=options.image_column, fps=options.fps, every=options.every)
+    threads = options.decode_threads or torch.get_num_threads()
+    for follower in followers:
+        follower.begin(clip)
+    for item, record in judged(predictor, items, batch_size=options.batch_size, decode_threads=threads):
+        for follower in followers:
+            follower.take(item, record)
+        yield record
+    for follower in followers:
+        follower.end()
+
+
+def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Follower]:
+    """In the order in which they add to a record. Raises UserError for what the model cannot do."""
+    followers: list[Follower] = []
+    known = predictor.names
+    for rule in rules:
+        if rule.name not in known:
+            raise UserError(f"--alarm {rule.name!r}: the model does not know it (known: {', '.join(known[:20])})")
+    if options.localize:
+        localizer = Localizer(predictor, options.localize, share=options.region_share)
+        followers.append(LocalizeFollower(options.out, localizer))
+    if options.track:
+        if predictor.config["task"] != "detection":
+            raise UserError(f"--track links boxes, but this model is for {predictor.config['task']}; give a detector")
+        followers.append(TrackFollower(options.out, known, options.track_score, options.fps))
+    if rules:
+        followers.append(AlarmFollower(options.out, rules, gap_seconds=options.alarm_gap))
+    if options.draw:
+        followers.append(DrawFollower(options.out))
+    return followers
+
+
+def _claim(out: str, overwrite: bool) -> None:
+    there = storage.names_in(out)
+    if there and not overwrite:
+        raise UserError(f"{out} is not empty (there: {', '.join(there[:3])}); choose another OUT or give --overwrite")
+    storage.check_writable(out)

@@ -1,0 +1,124 @@
+"""Where in a picture a classifier sees a class: a heat map, regions, and their boxes, learnt from labels of whole images."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.measure import label, regionprops
+from torch import Tensor
+
+from cluster.errors import UserError, choose
+from finetune.tasks.base import Predictor
+from finetune.tasks.classification.model import Classifier
+from finetune.tasks.classification.predictor import ImageClassifier
+from pretrain.data.augment import normalise, to_images
+from pretrain.data.decode import decode_upright
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place where the class is seen.
+
+    Attributes:
+        box: left, top, right and bottom in the picture's pixels.
+        score: the class's probability times the region's mean share of the strongest evidence, in [0, 1].
+        area_share: of the picture.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    area_share: float
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Where a class is seen: its probability, its regions, the surest first, and the heat map float32 [H, W] in [0, 1]."""
+
+    label: str
+    probability: float
+    regions: list[Region]
+    heat_HW: np.ndarray
+
+
+class Localizer:
+    """Turns class evidence into regions.
+
+    The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass (the short
+    side scaled to the model's image size); the mean of the logits over places is what a classifier judges by (class activation
+    maps, Zhou et al., https://arxiv.org/abs/1512.04150). Regions are the connected places with at least `share` of the
+    strongest evidence; there are none where the class is less likely than `least_probability`.
+
+    Raises UserError for a model that is no classifier or does not know the class.
+    """
+
+    def __init__(
+        self, predictor: Predictor, name: str, *, share: float = 0.5, least_probability: float = 0.0, stride: int = 0
+    ) -> None:
+        if not isinstance(predictor, ImageClassifier):
+            task = predictor.config["task"]
+            raise UserError(f"--localize needs a classifier, this model is for {task}; its own results say where")
+        if predictor.channels != 3:
+            raise UserError(f"--localize draws on RGB pictures, this model takes {predictor.channels} channels")
+        choose("class", name, predictor.class_names)
+        self.predictor, self.name, self.share, self.least_probability = predictor, name, share, least_probability
+        self._index = predictor.class_names.index(name)
+
+    def localize(self, encoded: bytes) -> Localization:
+        """Where the class is in a picture. Raises BadImage."""
+        picture = decode_upright(encoded).convert("RGB")
+        evidence_HW, probability = self._evidence(picture)
+        heat = np.clip(evidence_HW, 0, None)
+        strongest = float(heat.max())
+        heat = heat / strongest if strongest > 0 else heat
+        whole = np.asarray(
+            Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR), np.float32
+        )
+        regions = self._regions(whole, probability) if strongest > 0 else []
+        return Localization(self.name, probability, regions, whole)
+
+    @torch.no_grad()
+    def _evidence(self, picture: Image.Image) -> tuple[np.ndarray, float]:
+        model, config = cast(Classifier, self.predictor.model), self.predictor.config
+        factor = config["image_size"] / min(picture.size)
+        # whole strides, so that places of the map and of the picture correspond
+        stride = model.encoder.strides[-1]
+        size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
+        scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
+        images = to_images(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]), self.predictor.device)
+        logits_KHW: Tensor = model.position_logits(normalise(images, config["mean"], config["std"]))[0]
+        probabilities = self.predictor.as_probabilities(logits_KHW.mean((1, 2))[None])[0]
+        evidence = logits_KHW[self._index] - logits_KHW.mean(0)
+        return evidence.float().cpu().numpy(), float(probabilities[self._index])
+
+    def _regions(self, heat_HW: np.ndarray, probability: float) -> list[Region]:
+        if probability < self.least_probability:
+            return []
+        found = []
+        for region in regionprops(label(heat_HW >= self.share), intensity_image=heat_HW):
+            top, left, bottom, right = region.bbox
+            score = probability * float(region.mean_intensity)
+            found.append(
+                Region((float(left), float(top), float(right), float(bottom)), score, region.area / heat_HW.size)
+            )
+        return sorted(found, key=lambda region: -region.score)
+
+
+def fields_of(localization: Localization) -> dict[str, Any]:
+    """What a localization adds to a record."""
+    regions = [
+        {"box": list(region.box), "score": region.score, "area_share": region.area_share}
+        for region in localization.regions
+    ]
+    return {"localized": localization.label, "probability": localization.probability, "regions": regions}
+
+
+def heat_png(heat_HW: np.ndarray) -> bytes:
+    """A heat map as a grey PNG, 255 for the strongest evidence: for programs; people see it over the picture."""
+    buffer = io.BytesIO()
+    Image.fromarray((255 * heat_HW).round().astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

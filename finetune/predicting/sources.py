@@ -1,0 +1,154 @@
+"""Pictures to judge, one after the other: image files, folders, globs, Parquet shards, and the frames of films."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster import storage
+from cluster.errors import UserError
+from finetune.pictures import encoded
+from pretrain.data.manifest import IMAGE_SUFFIXES, load_manifest
+from pretrain.data.shards import Shards, read_in_sequence
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to judge.
+
+    Attributes:
+        source: the file it comes from.
+        index: its number in that file: 0 for an image, the frame of a film, the row of a Parquet file or data set.
+        seconds: since the film's start; None where there is no time.
+        data: an encoded image, or the pixels uint8 [H, W, 3] of a frame; None where a row holds no image.
+    """
+
+    source: str
+    index: int
+    seconds: float | None
+    data: Any
+
+    def encoded(self, channels: int) -> bytes:
+        """The bytes of an image file; of a frame, those of a file with its pixels."""
+        return encoded(self.data, channels) if isinstance(self.data, np.ndarray) else bytes(self.data)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Pictures that belong together: a film, a data set, or the images that an input names, in order.
+
+    Attributes:
+        name: of the input.
+        kind: `images`, `parquet` or `video`.
+        urls: of its files.
+        num_items: of its pictures, where that is known beforehand.
+    """
+
+    name: str
+    kind: str
+    urls: tuple[str, ...]
+    num_items: int | None
+
+    def items(self, *, image_column: str = "image", fps: float | None = None, every: int = 1) -> Iterator[Item]:
+        """Its pictures in order, every so many of them.
+
+        `fps` gives images a time. Raises UserError for a film that cannot be opened; a damaged end of one is left out.
+        """
+        if self.kind == "images":
+            for index, url in enumerate(self.urls[::every]):
+                seconds = None if fps is None else index * every / fps
+                yield Item(url, index * every, seconds, storage.read_bytes(url))
+        elif self.kind == "parquet":
+            yield from self._rows(image_column, every)
+        else:
+            for url in self.urls:
+                yield from _frames(url, every)
+
+    def _rows(self, image_column: str, every: int) -> Iterator[Item]:
+        manifest = load_manifest(list(self.urls), columns=[image_column], image_column=image_column)
+        for rows in read_in_sequence(Shards(manifest, image_column=image_column)):
+            for row_id, image in zip(rows.row_ids, rows.images, strict=True):
+                if row_id % every == 0:
+                    yield Item(self.name, row_id, None, image)
+
+
+def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Clip]:
+    """What the inputs name: files, folders, globs, data sets, in any store.
+
+    Raises UserError for an input that names no picture.
+    """
+    clips: list[Clip] = []
+    for given in inputs:
+        files = [file.url for file in storage.find_files(given, "")]
+        images = tuple(url for url in files if url.lower().endswith(IMAGE_SUFFIXES))
+        shards = tuple(url for url in files if url.lower().endswith(PARQUET))
+        films = [url for url in files if url.lower().endswith(VIDEO_SUFFIXES)]
+        if images:
+            clips.append(Clip(given, "images", images, len(images)))
+        if shards:
+            manifest = load_manifest(list(shards), columns=[image_column], image_column=image_column)
+            clips.append(Clip(given, "parquet", shards, manifest.num_rows))
+        clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in films)
+        if not (images or shards or films):
+            if not files:
+                raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or films")
+            raise UserError(
+                f"{given} holds no image, Parquet file or film (there: {', '.join(files[:3])}); known endings are "
+                f"{', '.join((*IMAGE_SUFFIXES, PARQUET, *VIDEO_SUFFIXES))}"
+            )
+    return clips
+
+
+def load_av() -> Any:
+    """PyAV. Raises UserError where it is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("films need the package av: pip install 'fovea[video]'") from error
+    av.logging.set_level(av.logging.PANIC)  # what is wrong with a film is said by us
+    return av
+
+
+def open_film(url: str) -> Any:
+    """A film as PyAV opens it. Raises UserError for what is none."""
+    av = load_av()
+    try:
+        container = av.open(storage.local_path(url) if storage.is_local(url) else io.BytesIO(storage.read_bytes(url)))
+        if not container.streams.video:
+            raise UserError(f"{url} holds no moving pictures")
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(f"{url} is no film that can be read: {error}") from error
+    return container
+
+
+def _num_frames(url: str) -> int | None:
+    with open_film(url) as container:
+        return int(container.streams.video[0].frames) or None
+
+
+def frame_rate(url: str) -> float:
+    """Frames of a film a second; 25 where it does not say."""
+    with open_film(url) as container:
+        rate = container.streams.video[0].average_rate
+    return float(rate) if rate else 25.0
+
+
+def _frames(url: str, every: int) -> Iterator[Item]:
+    av = load_av()
+    with open_film(url) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        try:
+            for index, frame in enumerate(container.decode(stream)):
+                if index % every == 0:
+                    seconds = float(frame.time) if frame.time is not None else None
+                    yield Item(url, index, seconds, frame.to_ndarray(format="rgb24"))
+        except av.FFmpegError:  # a film that was cut off: what came before counts
+            return

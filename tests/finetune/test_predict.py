@@ -1,0 +1,249 @@
+"""`python -m finetune predict`: pictures, data sets and films in, records, alarms, places and tracks out."""
+
+import io
+import json
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import box_iou
+
+from cluster.errors import UserError, run_command
+from finetune.__main__ import main
+from finetune.model import load_model, save_model
+from finetune.predicting.alarms import Alarms, Rule, clock, event_record, score_of
+from finetune.predicting.films import FilmWriter
+from finetune.predicting.following import stem_of
+from finetune.predicting.localizing import Localizer
+from finetune.predicting.tracking import Tracker, mot_lines
+from finetune.tasks.classification.task import Classification
+from pretrain.encoders import build_encoder
+from tests.pretrain.shards import write_shards
+
+NAMES = ["<i>dark</i>", "light"]
+
+
+def picture(bright, width=64, height=48):
+    """A JPEG that is grey, or with a bright square at the left."""
+    pixels = np.full((height, width, 3), 60, np.uint8)
+    if bright:
+        pixels[8:40, 4:28] = 250
+    return pixels
+
+
+def encoded(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark pictures."""
+    url = str(tmp_path_factory.mktemp("model") / "model")
+    torch.manual_seed(0)
+    encoder = build_encoder("convattn_nano", stem_stride=1).eval()
+    config = {
+        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 48,
+        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
+        "class_names": NAMES, "class_values": NAMES,
+    }  # fmt: skip
+    classifier = Classification.new_model(encoder, config)
+    predictor = Classification.predictor(classifier, config)
+    with torch.no_grad():
+        images = [predictor.images(picture(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
+        dark, bright = (encoder(image)[-1].mean((2, 3))[0] for image in images)
+        difference = bright - dark
+        direction = 8 * difference / difference.square().sum()
+        classifier.head.weight.copy_(torch.stack([-direction, direction]))
+        middle = float(direction @ (bright + dark)) / 2
+        classifier.head.bias.copy_(torch.tensor([middle, -middle]))
+    save_model(url, classifier, config)
+    return url
+
+
+def run(*arguments):
+    return run_command(lambda: main(["predict", *map(str, arguments)]))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Thirty frames, ten a second: bright from frame 10 to 14 and from 25 on."""
+    path = tmp_path / "a film.mp4"
+    with FilmWriter(path, frame_rate=10) as writer:
+        for frame in range(30):
+            writer.write(picture(10 <= frame < 15 or frame >= 25))
+    return path
+
+
+def test_images_and_shards_give_the_same_records(model, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    images = [encoded(picture(number % 2)) for number in range(6)] + [b"no image"]
+    for number, data in enumerate(images):
+        (folder / f"{number}.jpg").write_bytes(data)
+    shards = write_shards(tmp_path / "shards", images)
+    assert run(model, folder, tmp_path / "one", "--draw", "--batch-size", 4) == 0
+    assert run(model, shards, tmp_path / "two", "--batch-size", 3) == 0
+    one, two = (lines(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
+    assert [record["label"] for record in one[:6]] == NAMES * 3
+    assert one[6]["error"] == two[6]["error"] and "not an image" in one[6]["error"] and "label" not in one[6]
+    for first, second in zip(one[:6], two[:6], strict=True):
+        assert first["scores"] == pytest.approx(second["scores"], abs=1e-5)
+    assert [record["source"].rpartition("/")[2] for record in one] == [f"{n}.jpg" for n in range(7)]
+    table = pq.read_table(tmp_path / "one" / "predictions.parquet").to_pylist()
+    assert [row["label"] for row in table] == [*NAMES * 3, None]
+    assert dict(table[0]["scores"]) == pytest.approx(one[0]["scores"])
+    assert len(list((tmp_path / "one" / "drawn").iterdir())) == 6
+    predicted = load_model(model).predict(images[:6])
+    assert [p.score for p in predicted] == pytest.approx([record["score"] for record in one[:6]], abs=1e-5)
+
+
+def test_a_film_raises_alarms_with_times_and_events(model, film, tmp_path):
+    out = tmp_path / "out"
+    assert run(model, film, out, "--alarm", "light>0.9", "--alarm-gap", 0.3) == 0
+    records = lines(out / "predictions.jsonl")
+    assert [record["index"] for record in records] == list(range(30))
+    assert records[12]["seconds"] == pytest.approx(1.2)
+    told = lines(out / "alarms.jsonl")
+    assert [line["index"] for line in told if line["kind"] == "frame"] == [*range(10, 15), *range(25, 30)]
+    events = [line for line in told if line["kind"] == "event"]
+    assert [(event["start"], event["end"]) for event in events] == [
+        ("00:00:01.000", "00:00:01.400"),
+        ("00:00:02.500", "00:00:02.900"),
+    ]
+    assert run(model, film, tmp_path / "every", "--every", 5) == 0
+    assert [record["index"] for record in lines(tmp_path / "every" / "predictions.jsonl")] == [0, 5, 10, 15, 20, 25]
+
+
+def test_regions_lie_where_the_class_is(model, tmp_path):
+    found = Localizer(load_model(model), "light").localize(encoded(picture(True)))
+    assert found.heat_HW.shape == (48, 64) and found.probability > 0.9
+    left, top, right, bottom = found.regions[0].box
+    centre = (left + right) / 2, (top + bottom) / 2
+    assert 4 <= centre[0] <= 28 and 8 <= centre[1] <= 40
+    (tmp_path / "a.jpg").write_bytes(encoded(picture(True)))
+    assert run(model, tmp_path / "a.jpg", tmp_path / "out", "--localize", "light") == 0
+    (record,) = lines(tmp_path / "out" / "predictions.jsonl")
+    assert record["regions"][0]["box"] == list(found.regions[0].box)
+    (row,) = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert row["regions"] == record["regions"]
+    assert {path.suffix for path in (tmp_path / "out" / "maps").iterdir()} == {".png", ".jpg"}
+
+
+def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(encoded(picture(False)))
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "film.mp4").write_bytes(b"no film at all")
+    for arguments, words in (
+        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
+        ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>SHARE"),
+        ((photo, tmp_path / "o", "--alarm", "light>7"), "a share from 0 to 1"),
+        ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
+        ((photo, tmp_path / "o", "--track"), "this model is for classification"),
+        ((photo, tmp_path / "o", "--every", "0"), "it must be at least 1"),
+        ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
+        ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or film"),
+        ((tmp_path / "film.mp4", tmp_path / "o"), "is no film that can be read"),
+        ((photo, tmp_path), "is not empty"),
+    ):
+        assert run(model, *arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+def test_a_film_that_was_cut_off_counts_as_far_as_it_goes(model, tmp_path):
+    whole = tmp_path / "whole.mkv"
+    container = av.open(str(whole), "w")
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    for frame in range(40):
+        noise = np.random.default_rng(frame).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        for packet in stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")):
+            container.mux(packet)
+    for packet in stream.encode():
+        container.mux(packet)
+    container.close()
+    (tmp_path / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert run(model, tmp_path / "cut.mkv", tmp_path / "out") == 0
+    assert 5 < len(lines(tmp_path / "out" / "predictions.jsonl")) < 40
+
+
+# -- the pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def frame(index, score, seconds=None, source="film"):
+    return {"source": source, "index": index, "seconds": seconds, "error": None, "scores": {"x": score}}
+
+
+@pytest.mark.parametrize(
+    ("scores", "gap", "wanted"),
+    [
+        ([0.9, 0.9, 0.1, 0.9], 1.0, [(0, 3)]),  # one frame of a second's gap is bridged
+        ([0.9, 0.9, 0.1, 0.9], 0.0, [(0, 0), (1, 1), (3, 3)]),
+        ([0.1, 0.2, 0.3], 1.0, []),
+        ([0.9, 0.1, 0.1, 0.1, 0.9], 1.0, [(0, 0), (4, 4)]),
+    ],
+)
+def test_neighbouring_frames_make_an_event(scores, gap, wanted):
+    alarms = Alarms(Rule("x", 0.5), gap_seconds=gap)
+    events = [alarms.look(frame(i, score, i * 0.5))[1] for i, score in enumerate(scores)] + [alarms.close()]
+    assert [(event.first_index, event.last_index) for event in events if event is not None] == wanted
+
+
+def test_images_without_a_time_are_neighbours_by_their_number():
+    alarms = Alarms(Rule("x", 0.5), gap_frames=1)
+    events = [alarms.look(frame(i, 0.9, source=f"{i}.jpg"))[1] for i in (0, 2, 5)] + [alarms.close()]
+    found = [event_record(event) for event in events if event is not None]
+    assert [(event["first_index"], event["last_index"], event["start"]) for event in found] == [
+        (0, 2, None),
+        (5, 5, None),
+    ]
+
+
+def test_scores_of_every_kind_of_record():
+    assert score_of({"scores": {"cat": 0.3}}, "cat") == 0.3
+    assert score_of({"labels": ["cat", "dog", "cat"], "scores": [0.2, 0.9, 0.5]}, "cat") == 0.5
+    assert score_of({"keywords": {"cat": 0.7}}, "cat") == 0.7
+    assert score_of({"labels": [], "scores": []}, "cat") == 0.0
+    assert clock(3723.0456) == "01:02:03.046"
+    with pytest.raises(UserError, match="write CLASS>SHARE"):
+        Rule.parse("cat=0.5")
+    assert Rule.parse("a > b>0.25") == Rule("a > b", 0.25)
+
+
+def distances(truth, ours):
+    """1 - IoU, NaN where boxes are too far apart to be the same; motmetrics' own needs an older NumPy."""
+    iou = box_iou(torch.tensor(truth).float().view(-1, 4), torch.tensor(ours).float().view(-1, 4)).numpy()
+    return np.where(iou >= 0.5, 1 - iou, np.nan)
+
+
+def test_crossing_boxes_keep_their_tracks():
+    import motmetrics
+
+    pytest.importorskip("trackers")
+    tracker = Tracker(["a"], frame_rate=10, min_score=0.5)
+    judge = motmetrics.MOTAccumulator(auto_id=True)
+    text = ""
+    for step in range(40):
+        truth = [(10 + 4 * step, 10, 50 + 4 * step, 60), (200 - 4 * step, 80, 240 - 4 * step, 130)]
+        tracked = tracker.follow(truth, ["a", "a"], [0.9, 0.8])
+        text += mot_lines(step, tracked)
+        judge.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
+    summary = motmetrics.metrics.create().compute(judge, metrics=["mota", "num_switches"])
+    assert float(summary["mota"].iloc[0]) > 0.95 and int(summary["num_switches"].iloc[0]) == 0
+    first = text.splitlines()[0].split(",")
+    assert first[0] == "1" and len(first) == 10 and [float(x) for x in first[2:6]] == [10, 10, 40, 50]
+
+
+def test_file_names_hold_nothing_that_a_shell_or_page_reads():
+    assert stem_of("s3://b/a <b>/x;rm -rf.jpg", 3) == "000003-x_rm_-rf"
+    assert stem_of("../../etc/passwd") == "passwd"
