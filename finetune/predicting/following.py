@@ -36,7 +36,8 @@ class Follower(Protocol):
 
 def stem_of(source: str, index: int | None = None) -> str:
     """A file name for what comes of a picture, whatever its own name holds."""
-    stem = re.sub(r"[^\w.-]+", "_", source.rstrip("/").rpartition("/")[2].rpartition(".")[0] or source)[-60:]
+    name = source.rstrip("/").rpartition("/")[2]
+    stem = re.sub(r"[^\w.-]+", "_", name.rpartition(".")[0] or name)[-60:]
     return stem if index is None else f"{index:06d}-{stem}"
 
 

@@ -240,8 +240,8 @@ def test_crossing_boxes_keep_their_tracks():
         judge.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
     summary = motmetrics.metrics.create().compute(judge, metrics=["mota", "num_switches"])
     assert float(summary["mota"].iloc[0]) > 0.95 and int(summary["num_switches"].iloc[0]) == 0
-    first = text.splitlines()[0].split(",")
-    assert first[0] == "1" and len(first) == 10 and [float(x) for x in first[2:6]] == [10, 10, 40, 50]
+    first = text.splitlines()[0].split(",")  # a track is told from its second frame on
+    assert first[0] == "2" and len(first) == 10 and [float(x) for x in first[2:6]] == [14, 10, 40, 50]
 
 
 def test_file_names_hold_nothing_that_a_shell_or_page_reads():
