@@ -10,6 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ class Beginning:
     attempt: int
     restarts: tuple[str, ...]
     over: bool  # the run has already failed for good: leave at once
+    position: int | None = None  # how far the attempt before was heard to come ...
+    silent_seconds: float = 0.0  # ... and how long ago, by this actor's clock
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Failure:
     world_size: int
     summary: str
     text: str
+    unavailable: str | None = None  # what a user is to read when a store did not answer
 
 
 @dataclass
@@ -62,16 +66,32 @@ class Channel:
         self._restarts: list[str] = []
         self._deaths: list[str] = []  # why the present attempt seems to have ended, seen from outside ...
         self._failures: list[str] = []  # ... and from inside
+        self._num_workers = 0
+        self._position: int | None = None
+        self._heard = 0.0  # when the position came, or the attempt began
         self._outcome = Outcome()
 
-    async def begin(self) -> Beginning:
+    async def begin(self, num_workers: int = 1) -> Beginning:
         """Called once by each worker group; each call after the first is a restart."""
+        now = time.monotonic()
         if self._outcome.num_attempts:
+            resized = f"Ray changed the number of workers from {self._num_workers} to {num_workers}"
+            other = resized if num_workers != self._num_workers else "Ray replaced the workers"
             # a death or else the first failure is the cause; the others are mostly its echo (connection reset by peer)
-            self._restarts.append((*self._deaths, *self._failures, "Ray replaced the workers")[0])
+            self._restarts.append((*self._deaths, *self._failures, other)[0])
+        beginning = Beginning(
+            len(self._restarts),
+            tuple(self._restarts),
+            over=self._outcome.fatal is not None,
+            position=self._position,
+            silent_seconds=now - self._heard if self._outcome.num_attempts else 0.0,
+        )
         self._deaths, self._failures, self._outcome.failures = [], [], []
         self._outcome.num_attempts += 1
-        return Beginning(len(self._restarts), tuple(self._restarts), over=self._outcome.fatal is not None)
+        self._num_workers, self._position = num_workers, None
+        if not self._heard or beginning.position is not None:
+            self._heard = now  # an attempt that did not move prolongs the silence of the one before
+        return beginning
 
     async def note_death(self, reason: str) -> None:
         """Why the present attempt ends, seen from outside (a worker was killed, a node is gone)."""
@@ -87,10 +107,13 @@ class Channel:
         """What happened so far."""
         return self._outcome
 
-    async def send(self, records: list[Record]) -> None:
-        """Rank 0's records, in order."""
-        self._records.extend(records)
-        self._arrived.set()
+    async def send(self, records: list[Record], position: int | None = None) -> None:
+        """Rank 0's records, in order, and how far it is."""
+        if position is not None:
+            self._position, self._heard = position, time.monotonic()
+        if records:
+            self._records.extend(records)
+            self._arrived.set()
 
     async def next_records(self) -> tuple[list[Record], bool]:
         """Waits a while for records; the flag says that no more will come."""
@@ -119,11 +142,12 @@ class Channel:
 
 
 class Sender:
-    """Rank 0's end for records: a thread passes them on in batches, and `send` never waits."""
+    """Rank 0's end for records: a thread passes them on in batches, and `send` and `beat` never wait."""
 
-    def __init__(self, deliver: Callable[[list[Record]], Any]) -> None:
+    def __init__(self, deliver: Callable[[list[Record], int | None], Any]) -> None:
         self._deliver = deliver
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._position: int | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
         self._thread.start()
@@ -132,6 +156,10 @@ class Sender:
         """Queues one record."""
         self._queue.put(record)
 
+    def beat(self, position: int) -> None:
+        """Says how far the run is; only the last word of some tenths of a second is passed on."""
+        self._position = position
+
     def close(self) -> None:
         """Passes on what is queued and ends the thread; returns within `SEND_TIMEOUT_SECONDS` in any case."""
         self._closing.set()
@@ -139,16 +167,18 @@ class Sender:
         self._thread.join(SEND_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
-        ended = False
+        ended, said = False, None
         while not ended:
-            batch = [self._queue.get()]
+            batch = []
             while not self._queue.empty():
                 batch.append(self._queue.get())
             ended = None in batch
             records = [record for record in batch if record is not None]
-            if records:
+            position = self._position
+            if records or position != said:
+                said = position
                 try:
-                    self._deliver(records)
+                    self._deliver(records, position)
                 except Exception as error:  # the console is not worth a training run
                     logger.debug("%d records were lost: %r", len(records), error)
             self._closing.wait(SEND_EVERY_SECONDS)

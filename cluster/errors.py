@@ -25,6 +25,10 @@ class UserError(Exception):
     """Something the user can mend: names the file, key or row, the value seen and what would be right."""
 
 
+class StoreUnavailable(UserError):
+    """A store that did not answer, however often it was asked; the same request may succeed later."""
+
+
 class RunStopped(Exception):
     """A run that ended itself by a rule; the message says which rule, what was seen and what usually helps."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ def _send_nowhere(record: Record) -> None:
     """What `report` does when nobody listens."""
 
 
+def _beat_nowhere(position: int) -> None:
+    """What `beat` does when nobody listens."""
+
+
 @dataclass
 class Place:
     """One rank of a run. Ranks count from 0; `local_rank` counts the ranks on this machine."""
@@ -39,7 +44,11 @@ class Place:
     device: torch.device
     attempt: int = 0  # 0 for the first start of this launch, then counts restarts
     restarts: tuple[str, ...] = ()  # why each earlier attempt of this launch ended, as far as known
+    position_before: int | None = None  # the last `beat` that was heard of the attempt before
+    silent_seconds: float = 0.0  # how long ago that was when this attempt began
+    began: float = field(default_factory=time.monotonic)
     _send: Callable[[Record], None] = field(default=_send_nowhere, repr=False)
+    _beat: Callable[[int], None] = field(default=_beat_nowhere, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, record: Record) -> None:
@@ -51,6 +60,11 @@ class Place:
         copied = json.loads(json.dumps(record))
         if self.rank == 0:
             self._send(copied)
+
+    def beat(self, position: int) -> None:
+        """A sign of life: how far the run is. The attempt after a failure is told the last one; cheap enough each step."""
+        if self.rank == 0:
+            self._beat(position)
 
     def stop_requested(self) -> bool:
         """True once Ctrl-C, SIGTERM or a preemption notice asks for an end: a flag in memory, cheap enough each step.

@@ -19,8 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import storage
 from cluster.channel import Channel, Listener, Outcome
-from cluster.errors import UserError, WorkerFailed
+from cluster.errors import StoreUnavailable, UserError, WorkerFailed
 from cluster.place import Record, stop_signals
+from cluster.ray_scaling import SteppedScaling
 from cluster.ray_session import Session
 from cluster.ray_worker import Work, WorkerError, work
 
@@ -33,12 +34,18 @@ class Launch:
     """What one run asks of Ray Train."""
 
     work: Callable[[Any], Work]  # given the channel
-    num_workers: int
+    sizes: tuple[int, ...]  # possible numbers of workers, rising; one, unless the run may shrink
     cpus_per_worker: float
     gpus_per_worker: float
     storage_url: str
     max_failures: int  # -1: no limit
+    resize_every_seconds: float  # how often a run that may grow looks whether it can
     private: bool  # on a Ray of this run's own
+
+    @property
+    def num_workers(self) -> int:
+        """The number to have when there is room."""
+        return self.sizes[-1]
 
 
 class _LeanTrainer(DataParallelTrainer):
@@ -48,11 +55,17 @@ class _LeanTrainer(DataParallelTrainer):
     """
 
     idle: tuple[str, ...] = ("DatasetsCallback",)
+    sizes: tuple[int, ...] = ()
 
     def _create_default_callbacks(self) -> Any:
         return [
             callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in self.idle
         ]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if len(self.sizes) > 1:
+            arguments["scaling_policy"] = SteppedScaling(self.scaling_config, self.sizes)
+        return super()._initialize_and_run_controller(**arguments)
 
 
 class _LeanPrivateTrainer(_LeanTrainer):
@@ -141,6 +154,8 @@ def _fit_with_retries(
         except ray.train.WorkerGroupError as error:
             outcome = _outcome(channel)
             _raise_fatal(outcome)
+            if outcome.failures and outcome.failures[0].unavailable is not None:
+                raise StoreUnavailable(outcome.failures[0].unavailable) from None
             raise WorkerFailed(_worker_text(outcome, error, todo)) from None
         except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             if aborted.is_set():
@@ -165,15 +180,18 @@ def _trainer(
     resources = {"CPU": todo.cpus_per_worker}
     if todo.gpus_per_worker:
         resources["GPU"] = todo.gpus_per_worker
-    run_config: Any = ray.train.RunConfig  # its stubs are those of Ray Train V1
+    run_config: Any = ray.train.RunConfig  # these stubs are those of Ray Train V1
+    scaling_config: Any = ray.train.ScalingConfig
     max_failures = todo.max_failures if todo.max_failures < 0 else max(0, todo.max_failures - num_failed)
     # not TorchTrainer: with it the driver and the controller import torch, seconds that the first step waits for
-    trainer = _LeanPrivateTrainer if todo.private else _LeanTrainer
-    return trainer(
+    trainer = (_LeanPrivateTrainer if todo.private else _LeanTrainer)(
         work,
         train_loop_config={"work": todo.work(channel)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=todo.num_workers, use_gpu=todo.gpus_per_worker > 0, resources_per_worker=resources
+        scaling_config=scaling_config(
+            num_workers=(todo.sizes[0], todo.sizes[-1]) if len(todo.sizes) > 1 else todo.num_workers,
+            use_gpu=todo.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=todo.resize_every_seconds,
         ),
         run_config=run_config(
             name=uuid.uuid4().hex,  # Ray continues a run whose name it has seen
@@ -184,6 +202,8 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    trainer.sizes = todo.sizes
+    return trainer
 
 
 @contextmanager
@@ -222,7 +242,7 @@ def _worker_text(outcome: Outcome, error: ray.train.WorkerGroupError, todo: Laun
         first = outcome.failures[0]  # the first is the cause, the others mostly hear of it
         return f"worker {first.rank} of {first.world_size} failed{attempts}\n{first.text.rstrip()}"
     rank, cause = min((deaths or error.worker_failures).items())
-    return f"worker {rank} of {todo.num_workers} failed{attempts}: {_reason(cause)}"
+    return f"worker {rank} failed{attempts}: {_reason(cause)}"
 
 
 def _deaths(worker_failures: dict[int, Exception]) -> dict[int, Exception]:

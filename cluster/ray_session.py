@@ -28,6 +28,9 @@ DEFAULTS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
 }
+ELASTIC_DEFAULTS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # how long room that is gone is waited for before shrinking
+}
 EMBEDDED_DEFAULTS = {
     "RAY_AUTH_MODE": "disabled",  # it listens on loopback only; the default leaves a token file in the home directory
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
@@ -49,7 +52,9 @@ class Session:
 
 
 @contextmanager
-def ray_session(address: str | None, num_workers: int, cpus_per_worker: float) -> Iterator[Session]:
+def ray_session(
+    address: str | None, num_workers: int, cpus_per_worker: float, *, elastic: bool = False
+) -> Iterator[Session]:
     """Connects this process to Ray and leaves things as they were: what it started it ends.
 
     In order of precedence: the Ray that this process is connected to; `address`; RAY_ADDRESS (set inside Ray jobs); a
@@ -57,7 +62,7 @@ def ray_session(address: str | None, num_workers: int, cpus_per_worker: float) -
     when the cluster cannot be reached.
     """
     embedded = address is None and not os.environ.get("RAY_ADDRESS")
-    with _environment(DEFAULTS):
+    with _environment(DEFAULTS | (ELASTIC_DEFAULTS if elastic else {})):
         import ray
 
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it

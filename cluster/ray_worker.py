@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import threading
 import time
 import traceback
@@ -26,7 +27,7 @@ import ray.train
 import ray.train.collective
 
 from cluster.channel import SEND_TIMEOUT_SECONDS, Beginning, Failure, Sender
-from cluster.errors import RunStopped, UserError
+from cluster.errors import RunStopped, StoreUnavailable, UserError
 from cluster.place import Place
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Work:
     channel: Any
     num_threads: int
     use_gpu: bool
-    process_group_timeout_seconds: int
+    process_group_timeout_seconds: float
     watch_preemption: bool
 
 
@@ -58,10 +59,13 @@ def work(config: dict[str, Any]) -> bytes | None:
     todo: Work = config["work"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    began = time.monotonic()
     beginning = _join_group(todo, rank, world_size)
     if beginning.over:
         return None
-    sender = Sender(lambda records: _tell(todo.channel.send.remote(records))) if rank == 0 else None
+    sender = None
+    if rank == 0:
+        sender = Sender(lambda records, position: _tell(todo.channel.send.remote(records, position)))
     place = Place(
         rank=rank,
         world_size=world_size,
@@ -69,9 +73,12 @@ def work(config: dict[str, Any]) -> bytes | None:
         device=_set_up_device(todo),
         attempt=beginning.attempt,
         restarts=beginning.restarts,
+        position_before=beginning.position,
+        silent_seconds=beginning.silent_seconds,
+        began=began,
     )
     if sender is not None:
-        place._send = sender.send
+        place._send, place._beat = sender.send, sender.beat
     watcher = _Watcher(todo, place)
     try:
         result = todo.function(place, todo.settings)
@@ -97,7 +104,7 @@ def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     told = None
     if rank == 0:
         # one rank asks and tells the others, so that all have the same attempt number even if one died before asking
-        beginning = ray.get(todo.channel.begin.remote())
+        beginning = ray.get(todo.channel.begin.remote(world_size))
         host = ray.util.get_node_ip_address()
         # port 0: the system picks a free one as it binds, where looking for one first leaves it open to be taken
         store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
@@ -129,16 +136,19 @@ def _set_up_device(todo: Work) -> Any:
 def _report_failure(channel: Any, error: BaseException, rank: int, world_size: int) -> None:
     own = error.__traceback__.tb_next if error.__traceback__ is not None else None  # without the frame of `work`
     text = "".join(traceback.format_exception(type(error), error, own))
-    fatal = _pickled(error) if isinstance(error, UserError | RunStopped) else None
+    # a store that did not answer for minutes may answer the next attempt
+    ends_the_run = isinstance(error, UserError | RunStopped) and not isinstance(error, StoreUnavailable)
+    fatal = _pickled(error) if ends_the_run else None
     try:
-        _tell(channel.fail.remote(Failure(rank, world_size, _summary(error), text), fatal))
+        unavailable = str(error) if isinstance(error, StoreUnavailable) else None
+        _tell(channel.fail.remote(Failure(rank, world_size, _summary(error), text, unavailable), fatal))
         if fatal is not None:
             abort_controller()
     except Exception as lost:
         logger.debug("the channel did not take a failure: %r", lost)
 
 
-def _pickled(error: UserError | RunStopped) -> bytes:
+def _pickled(error: BaseException) -> bytes:
     try:
         data = ray.cloudpickle.dumps(error)
         if str(pickle.loads(data)) == str(error):  # noqa: S301 - our own bytes
@@ -151,7 +161,10 @@ def _pickled(error: UserError | RunStopped) -> bytes:
 
 def _summary(error: BaseException) -> str:
     first_line = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first_line}"
+    text = f"{type(error).__name__}: {first_line}"
+    # torch has no class for it
+    hung = isinstance(error, RuntimeError) and re.search(r"timed?.?out|timeout", text, re.IGNORECASE)
+    return f"waited for another worker in vain ({text})" if hung else text
 
 
 def _tell(reference: Any) -> None:

@@ -23,9 +23,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from cluster.errors import UserError
+from cluster.errors import StoreUnavailable, UserError
 from cluster.range_cache import RangeCache
-from cluster.retrying import DEFAULT_PATIENCE, Incomplete, Patience, http_status, in_words, retries, retrying
+from cluster.retrying import (
+    DEFAULT_PATIENCE,
+    Incomplete,
+    Patience,
+    http_status,
+    in_words,
+    is_transient,
+    retries,
+    retrying,
+)
 from cluster.s3_ranges import read_s3_range
 from cluster.secrets import masked
 from cluster.stores import filesystem, is_local, local_path, use_options
@@ -94,7 +103,8 @@ def explained(action: str, url: str) -> Iterator[None]:
             raise UserError(f"cannot {action} {shown}: it does not exist") from error
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in STORE_LIBRARIES:
             raise
-        raise UserError(f"cannot {action} {shown}: {masked(in_words(error))}") from error
+        kind = StoreUnavailable if is_transient(error) else UserError
+        raise kind(f"cannot {action} {shown}: {masked(in_words(error))}") from error
 
 
 def _tried(

@@ -7,7 +7,7 @@ in-process runs do not wait for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
@@ -19,7 +19,8 @@ __all__ = ["WorkerFailed", "run_workers"]
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
 
-PROCESS_GROUP_TIMEOUT_SECONDS = 600
+PROCESS_GROUP_TIMEOUT_SECONDS = 600.0
+RESIZE_EVERY_SECONDS = 60.0
 
 
 def run_workers(
@@ -27,13 +28,15 @@ def run_workers(
     settings: Settings,
     *,
     num_workers: int,
+    smaller: Sequence[int] = (),
     cpus_per_worker: float | None = None,
     gpus_per_worker: float = 0,
     storage_url: str,
     max_failures: int = 3,
     address: str | None = None,
     on_record: Callable[[Record], None] | None = None,
-    process_group_timeout_seconds: int = PROCESS_GROUP_TIMEOUT_SECONDS,
+    process_group_timeout_seconds: float = PROCESS_GROUP_TIMEOUT_SECONDS,
+    resize_every_seconds: float = RESIZE_EVERY_SECONDS,
 ) -> Result:
     """Calls `function(place, settings)` on each worker and returns what rank 0's call returned.
 
@@ -43,6 +46,8 @@ def run_workers(
             for CPU tensors, NCCL for CUDA tensors).
         settings: Anything picklable.
         num_workers: Processes to start; 0 calls the function in this process, without Ray.
+        smaller: Smaller numbers of workers that the run may go on with when machines are lost, by falling back to its
+            newest checkpoint; it grows again when there is room. Empty: it waits until all its workers can be replaced.
         cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
             them). By default this machine's CPUs are shared evenly, and a cluster that is joined is asked for one.
         gpus_per_worker: GPUs to ask of Ray; above 0 the place's device is CUDA.
@@ -50,7 +55,8 @@ def run_workers(
         max_failures: How many restarts to make after failures, -1 for no limit. Preemptions are not counted.
         address: A Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
         on_record: Called in a thread of this process with each record that rank 0 reports, in order.
-        process_group_timeout_seconds: How long a collective may wait for a rank that hangs.
+        process_group_timeout_seconds: How long a collective may wait for a rank that hangs before all are restarted.
+        resize_every_seconds: How often a run that has shrunk looks whether it can grow.
 
     Raises UserError or RunStopped as the function raised it, at once and without a restart; WorkerFailed with the
     worker's traceback when the restarts are used up; KeyboardInterrupt at the second Ctrl-C. At the first Ctrl-C or
@@ -67,9 +73,10 @@ def run_workers(
     from cluster.ray_session import check_resources, ray_session
 
     share = cpus_per_worker or max(1, (os.cpu_count() or 1) // num_workers)
-    with ray_session(address, num_workers, share) as session:
+    sizes = tuple(sorted({num_workers, *(size for size in smaller if 0 < size < num_workers)}))
+    with ray_session(address, num_workers, share, elastic=len(sizes) > 1) as session:
         cpus = share if session.embedded else cpus_per_worker or 1
-        check_resources(num_workers, {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}))
+        check_resources(sizes[0], {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}))
 
         from cluster.ray_launch import Launch, launch
         from cluster.ray_worker import Work
@@ -84,11 +91,12 @@ def run_workers(
                 process_group_timeout_seconds=process_group_timeout_seconds,
                 watch_preemption=not session.embedded,
             ),
-            num_workers=num_workers,
+            sizes=sizes,
             cpus_per_worker=cpus,
             gpus_per_worker=gpus_per_worker,
             storage_url=storage_url,
             max_failures=max_failures,
+            resize_every_seconds=resize_every_seconds,
             private=session.embedded,
         )
         return cast(Result, launch(todo, session, on_record))

@@ -44,7 +44,14 @@ def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     TASKS[settings.task](settings, manifest, validation)
     _open_encoder(settings)
     print(f"finetune: {describe_data(manifest, order)}", flush=True)
-    return launch("finetune", finetune, settings, cluster_settings=settings.cluster, check_only=check_only)
+    return launch(
+        "finetune",
+        finetune,
+        settings,
+        cluster_settings=settings.cluster,
+        world_sizes=order.world_sizes,
+        check_only=check_only,
+    )
 
 
 def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:

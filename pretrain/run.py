@@ -36,7 +36,14 @@ def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
     _views(settings)
     _label_probe(settings)
     print(f"pretrain: {describe_data(manifest, order)}", flush=True)
-    return launch("pretrain", pretrain, settings, cluster_settings=settings.cluster, check_only=check_only)
+    return launch(
+        "pretrain",
+        pretrain,
+        settings,
+        cluster_settings=settings.cluster,
+        world_sizes=order.world_sizes,
+        check_only=check_only,
+    )
 
 
 def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:

@@ -110,13 +110,17 @@ class Order:
             )
         return epoch, rest // self.batch_size_global
 
+    @property
+    def world_sizes(self) -> list[int]:
+        """The possible numbers of ranks, rising: those that share the streams evenly."""
+        return [n for n in range(1, self.num_streams + 1) if self.num_streams % n == 0]
+
     def streams_of_rank(self, rank: int, world_size: int) -> range:
         """The contiguous streams a rank owns. Raises UserError when the ranks do not divide the streams."""
         if self.num_streams % world_size:
-            fitting = [n for n in range(1, self.num_streams + 1) if self.num_streams % n == 0]
             raise UserError(
                 f"{world_size} workers do not divide the {self.num_streams} streams of a global batch of "
-                f"{self.batch_size_global}; possible numbers of workers: {', '.join(map(str, fitting))}"
+                f"{self.batch_size_global}; possible numbers of workers: {', '.join(map(str, self.world_sizes))}"
             )
         share = self.num_streams // world_size
         return range(rank * share, (rank + 1) * share)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cluster.settings
 from cluster import storage
-from cluster.errors import EXIT_INTERRUPTED, printable
+from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.place import place_here
 from cluster.secrets import masked
 from cluster.workers import run_workers
@@ -24,10 +24,13 @@ def launch(
     settings: Any,
     *,
     cluster_settings: ClusterSettings,
+    world_sizes: Sequence[int] = (),
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
     """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
+
+    With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
     `settings.out` must be absolute. A run that is finished is said to be so and not run again. `function` returns the
     contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with
@@ -37,6 +40,7 @@ def launch(
     Raises what the workers raise; how the run ended is in result.json then.
     """
     out = settings.out
+    smaller = _smaller(cluster_settings, world_sizes)
 
     def differing(old: str) -> list[str]:
         return cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE)
@@ -56,10 +60,13 @@ def launch(
                 function,
                 settings,
                 num_workers=cluster_settings.workers,
+                smaller=smaller,
                 cpus_per_worker=cluster_settings.cpus_per_worker,
                 gpus_per_worker=_gpus(cluster_settings),
                 storage_url=out,
                 max_failures=cluster_settings.max_failures,
+                process_group_timeout_seconds=cluster_settings.hang_seconds,
+                resize_every_seconds=cluster_settings.resize_seconds,
                 address=cluster_settings.address,
                 on_record=console.show,
             )
@@ -104,6 +111,16 @@ def _check(
         function(dataclasses.replace(here, world_size=num_workers), settings, loop=rehearse)
     print(f"{title}: all is well; nothing was started")
     return 0
+
+
+def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]:
+    """The numbers of workers that the run may shrink to."""
+    if settings.min_workers > settings.workers:
+        raise UserError(
+            f"cluster.min_workers={settings.min_workers} is more than cluster.workers={settings.workers}; "
+            "workers is the most that a run takes"
+        )
+    return [size for size in world_sizes if 0 < settings.min_workers <= size < settings.workers]
 
 
 def _gpus(settings: ClusterSettings) -> float:

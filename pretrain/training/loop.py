@@ -35,6 +35,8 @@ from pretrain.training.distributed import (
 from pretrain.training.optimizers import Rates, set_rates
 from pretrain.training.run_folder import RunFolder
 
+FAILED_CHECKPOINT_SECONDS = 30.0  # after one that could not be written the next is not long in coming
+
 
 class StepOutput(NamedTuple):
     """What a module gives for a batch.
@@ -144,11 +146,16 @@ def train(
     if checkpoint is not None:
         checkpoints.restore(checkpoint, module, optimizer)
         progress = checkpoint.progress
-        progress.restarts += 1
         place.report({"kind": "note", "text": f"continues at step {progress.step} of {num_steps} ({run_url})"})
-    writer = CheckpointWriter(run_url, keep=keep_checkpoints) if run is not None else None
+    writer = None
     if run is not None:
-        run.start_at(progress.step)
+        writer = CheckpointWriter(run_url, keep=keep_checkpoints, troubles=run.troubles)
+        last_step = run.start_at(progress.step)
+        restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step)
+        progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
+        if restart is not None:
+            again = f"; {restart.lost_steps} steps are taken again" if restart.lost_steps else ""
+            place.report({"kind": "note", "text": f"restart {progress.restarts}: {restart.why}{again}"})
 
     # -- what every step needs ------------------------------------------------------------------------------------------
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -163,15 +170,19 @@ def train(
     module.train()
     batches = batches_from(progress.samples_seen)
 
-    def write_checkpoint() -> None:
+    def write_checkpoint(*, ends: bool) -> None:
         nonlocal checkpointed_at
         progress.seconds = clock.total()
         for rows in gathered_objects(progress.bad_rows):
             progress.bad_rows.update(rows)
         if run is not None and writer is not None:
-            run.sync()
-            writer.write(module, optimizer, progress)
+            writer.write(module, optimizer, progress, first=run.sync, needed=ends)
         checkpointed_at = time.monotonic()
+
+    def tell_troubles() -> None:
+        while run is not None and run.troubles:
+            progress.failed_writes += 1
+            place.report({"kind": "warning", "text": run.troubles.popleft()})
 
     def evaluate_now() -> dict[str, float]:
         assert evaluate is not None
@@ -210,7 +221,8 @@ def train(
 
             # -- what all ranks must know, in one message -----------------------------------------------------------------
             loss = float(output.loss.detach())
-            due = time.monotonic() - checkpointed_at > checkpoint_every_seconds
+            patience = FAILED_CHECKPOINT_SECONDS if writer is not None and writer.failed else checkpoint_every_seconds
+            due = time.monotonic() - checkpointed_at > min(patience, checkpoint_every_seconds)
             mean_loss, unsound, stops, dues, bad_rows = summed(
                 [
                     loss / place.world_size,
@@ -243,11 +255,15 @@ def train(
             progress.samples_seen += batch_size_global
             progress.bad_row_count += int(bad_rows)
             clock.count(batch_size_global)
+            place.beat(progress.step)
+            if run is not None and (seconds := run.restarts.step_taken()) is not None:
+                place.report({"kind": "note", "text": f"recovered within {seconds:.1f} s"})
             last = progress.step == num_steps
             _check_bad_rows(progress, max_bad_share)
 
             # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
             numbers: dict[str, float] = {}
+            tell_troubles()
             if evaluate is not None and (last or (evaluate_every_steps and progress.step % evaluate_every_steps == 0)):
                 numbers = evaluate_now()
             if progress.step % log_every_steps == 0 or last or numbers:
@@ -270,13 +286,14 @@ def train(
             if stops and not last:
                 status = "interrupted"
             if last or stops or dues or progress.step % checkpoint_every_steps == 0:
-                write_checkpoint()
+                write_checkpoint(ends=bool(last or stops))
             if stops:
                 break
     finally:
         batches.close()
         if writer is not None:
             writer.join()  # whatever ended the run, a checkpoint under way is worth its seconds
+        tell_troubles()
         if run is not None:
             run.sync()
     if writer is not None:
@@ -379,6 +396,7 @@ def _record(
         "read_retries": int(num_retries),
         "restarts": progress.restarts,
         "seconds": clock.total(),
+        "failed_writes": progress.failed_writes,
     }
     if output.embeddings is not None:
         record |= health.embedding_health(*(gathered(part.detach()) for part in output.embeddings))

@@ -167,6 +167,8 @@ def summary(progress: Progress) -> dict[str, Any]:
         "seconds": progress.seconds,
         "images_per_second": progress.samples_seen / max(progress.seconds, 1e-9),
         "restarts": progress.restarts,
+        "restart_log": progress.restart_log,
+        "failed_writes": progress.failed_writes,
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
     }

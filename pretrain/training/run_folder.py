@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,9 +18,11 @@ from cluster import storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
 from pretrain.data.shards import RowPlace
+from pretrain.training.restarts import RestartLog
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
 RUNNING = "running.json"  # there while a run goes on; what a killed run leaves behind
+CUT_OFF = 2**62  # stands for the step of a line that was cut off
 
 
 class RunFolder:
@@ -27,16 +30,26 @@ class RunFolder:
 
     Lines of metrics are appended as they come when OUT is local; in an object store, which cannot append, files are kept in a
     temporary folder and uploaded by `sync`, which the loop calls with every checkpoint and at the end.
+
+    A full or failing disk does not end a run because of its logs: lines wait in memory until they can be written, and what
+    went wrong is told in `troubles`, which the loop empties.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.troubles: deque[str] = deque()
+        self.restarts = RestartLog(url)
         self._staging: tempfile.TemporaryDirectory[str] | None = None
         self._tensorboard: Any = None
         self._metrics: Any = None
+        self._waiting = b""  # lines that are not in the file yet
+        self._size = 0  # of the file, in whole lines
 
-    def start_at(self, step: int) -> None:
-        """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double."""
+    def start_at(self, step: int) -> int | None:
+        """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
+
+        Returns the last step that was logged before, None when nothing was.
+        """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
             self._local.mkdir(parents=True, exist_ok=True)
@@ -45,28 +58,50 @@ class RunFolder:
             self._local = Path(self._staging.name)
         path = self._local / METRICS
         old = storage.join(self.url, METRICS)
-        text = storage.read_bytes(old).decode() if step > 0 and storage.exists(old) else ""
-        kept = [line for line in text.splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open while the run lasts
+        text = storage.read_bytes(old).decode() if storage.exists(old) else ""
+        steps = [_step_of(line) for line in text.splitlines()]
+        kept = [line for line, at in zip(text.splitlines(), steps, strict=True) if at <= step]
+        self._metrics = open(path, "wb", buffering=0)  # noqa: SIM115 - open while the run lasts
+        self._write("".join(line + "\n" for line in kept))
 
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
+        return max((at for at in steps if at != CUT_OFF), default=step or None)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and the same numbers to TensorBoard; numbers that JSON lacks become null."""
         line = {key: _finite(value) for key, value in record.items()}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
-        for key, value in line.items():
-            if isinstance(value, int | float) and key != "step":
-                self._tensorboard.add_scalar(key, value, record["step"])
+        self._write(json.dumps(line) + "\n")
+        scalars = [(key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"]
+        self._to_tensorboard(lambda board: [board.add_scalar(*scalar, record["step"]) for scalar in scalars])
+
+    def _write(self, text: str) -> None:
+        """Appends lines to metrics.jsonl, whole or not at all: a part of a line is cut off again."""
+        self._waiting += text.encode()
+        try:
+            self._metrics.seek(self._size)
+            while self._waiting:
+                written = self._metrics.write(self._waiting)
+                self._size, self._waiting = self._size + written, self._waiting[written:]
+        except OSError as error:
+            self.troubles.append(f"{METRICS} could not be written ({error}); its lines wait in memory")
+
+    def _to_tensorboard(self, action: Callable[[Any], object]) -> None:
+        if self._tensorboard is not None:
+            try:
+                action(self._tensorboard)
+            except Exception as error:  # its writer is a thread of its own, which hands on whatever ended it
+                self._tensorboard = None
+                self.troubles.append(f"no more is written for TensorBoard until the next start ({error})")
 
     def sync(self) -> None:
-        """Makes everything logged so far visible at the URL."""
-        self._metrics.flush()
-        self._tensorboard.flush()
+        """Makes everything logged so far visible at the URL. May be called from a thread while lines are logged.
+
+        Raises UserError when the storage does not take it.
+        """
+        self._to_tensorboard(lambda board: board.flush())
+        self.restarts.write_if_new()
         if self._staging is not None:
             for path in self._local.rglob("*"):
                 if path.is_file():
@@ -81,7 +116,9 @@ class RunFolder:
     def close(self) -> None:
         """Uploads what is left and closes the files."""
         if self._metrics is not None:
-            self._tensorboard.close()
+            self._write("")
+            self._to_tensorboard(lambda board: board.close())
+            self._tensorboard = None
             self.sync()
             self._metrics.close()
         if self._staging is not None:
@@ -96,7 +133,7 @@ def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 2**62  # a line that was cut off
+        return CUT_OFF
 
 
 @contextmanager

@@ -123,9 +123,16 @@ class ClusterSettings:
     """Where the work runs."""
 
     workers: int = setting(1, minimum=0, help="Ray workers; 0 runs in this process without Ray")
+    min_workers: int = setting(
+        0, minimum=0, help="fewest workers to go on with when machines are lost (grows again); 0: waits for `workers`"
+    )
     cpus_per_worker: float | None = setting(None, help="CPUs of a worker; null shares this machine's evenly")
     gpus_per_worker: float | None = setting(None, help="GPUs of a worker; null is 1 where there are GPUs, else 0")
     max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
+    hang_seconds: float = setting(
+        600.0, minimum=1, help="seconds that workers wait for one that hangs before all are started again"
+    )
+    resize_seconds: float = setting(60.0, minimum=1, help="seconds between two looks whether a shrunk run can grow")
     address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")
 
 

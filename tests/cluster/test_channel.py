@@ -75,7 +75,7 @@ def test_sending_never_waits_and_closing_delivers_the_rest() -> None:
     delivered: list[int] = []
     slow = threading.Event()
 
-    def deliver(records: list[dict[str, Any]]) -> None:
+    def deliver(records: list[dict[str, Any]], position: int | None) -> None:
         assert slow.wait(60)
         delivered.extend(record["i"] for record in records)
 
@@ -89,7 +89,7 @@ def test_sending_never_waits_and_closing_delivers_the_rest() -> None:
 
 
 def test_a_lost_channel_costs_records_only() -> None:
-    def deliver(records: list[dict[str, Any]]) -> None:
+    def deliver(records: list[dict[str, Any]], position: int | None) -> None:
         raise ConnectionError("gone")
 
     sender = Sender(deliver)

@@ -103,7 +103,12 @@ def test_a_run_cut_off_anywhere_continues_bit_for_bit(tmp_path, log_every_steps)
         continued, outcome, records = run(url, log_every_steps=log_every_steps)
         assert_same_weights(whole, continued)
         assert trace(url) == trace(str(tmp_path / "whole"))
-        assert outcome.progress.restarts == (1 if step >= 7 else 0)
+        assert outcome.progress.restarts == 1  # before the first checkpoint too
+        (restart,) = outcome.progress.restart_log
+        # what was logged after the checkpoint is what was lost
+        logged = step // log_every_steps * log_every_steps
+        assert (restart["from_step"], restart["lost_steps"]) == (step // 7 * 7, max(0, logged - step // 7 * 7))
+        assert 0 < restart["seconds_to_recover"] < 60 and restart["why"] == "the command was given again"
         assert continued.steps_called == 30 - 7 * (step // 7)  # from the newest checkpoint, not from the start
         assert any("continues at step" in str(record.get("text")) for record in records) == (step >= 7)
 
