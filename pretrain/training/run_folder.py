@@ -48,7 +48,7 @@ class RunFolder:
     def start_at(self, step: int) -> int | None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
 
-        Returns the last step that was logged before, None when nothing was.
+        Returns the last step that was logged before, None when this is the first start.
         """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
@@ -58,7 +58,8 @@ class RunFolder:
             self._local = Path(self._staging.name)
         path = self._local / METRICS
         old = storage.join(self.url, METRICS)
-        text = storage.read_bytes(old).decode() if storage.exists(old) else ""
+        was_there = storage.exists(old)
+        text = storage.read_bytes(old).decode() if was_there else ""
         steps = [_step_of(line) for line in text.splitlines()]
         kept = [line for line, at in zip(text.splitlines(), steps, strict=True) if at <= step]
         self._metrics = open(path, "wb", buffering=0)  # noqa: SIM115 - open while the run lasts
@@ -67,7 +68,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        return max((at for at in steps if at != CUT_OFF), default=step or None)
+        return max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and the same numbers to TensorBoard; numbers that JSON lacks become null."""
