@@ -89,8 +89,7 @@ class Channel:
         self._deaths, self._failures, self._outcome.failures = [], [], []
         self._outcome.num_attempts += 1
         self._num_workers, self._position = num_workers, None
-        if not self._heard or beginning.position is not None:
-            self._heard = now  # an attempt that did not move prolongs the silence of the one before
+        self._heard = self._heard or now  # an attempt that does not move prolongs the silence of the one before
         return beginning
 
     async def note_death(self, reason: str) -> None:

@@ -23,6 +23,7 @@ from cluster.place import Place
 from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
+from pretrain.training.clock import Clock
 from pretrain.training.distributed import (
     GradientAverager,
     equalise,
@@ -162,7 +163,7 @@ def train(
     averager = GradientAverager(p for p in module.parameters() if p.requires_grad)
     autocast = autocast_for(precision, device)
     after_step, state_health = getattr(module, "after_step", None), getattr(module, "health", None)
-    clock = _Clock(progress.seconds)
+    clock = Clock(progress.seconds)
     watch = health.HealthWatch(num_steps=num_steps, batch_size_global=batch_size_global)
     warned: set[str] = set()
     skipped_in_a_row = 0
@@ -302,48 +303,6 @@ def train(
     return Outcome(status, progress)
 
 
-class _Clock:
-    """Seconds of training, and since the last log line the seconds waited for data and the samples trained on."""
-
-    def __init__(self, seconds_before: float) -> None:
-        self._before, self._start = seconds_before, time.perf_counter()
-        self._paused = self._waited = 0.0
-        self._since, self._paused_since, self._samples = self._start, 0.0, 0
-
-    def waiting(self) -> AbstractContextManager[None]:
-        return _Timer(self, "_waited")
-
-    def paused(self) -> AbstractContextManager[None]:
-        return _Timer(self, "_paused_since")
-
-    def count(self, samples: int) -> None:
-        self._samples += samples
-
-    def total(self) -> float:
-        return self._before + time.perf_counter() - self._start
-
-    def rates(self) -> dict[str, float]:
-        """Images a second and share of time spent waiting for data since the last call, evaluation left out."""
-        now = time.perf_counter()
-        seconds = max(now - self._since - self._paused_since, 1e-9)
-        rates = {"images_per_second": self._samples / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}
-        self._since, self._paused_since, self._waited, self._samples = now, 0.0, 0.0, 0
-        return rates
-
-
-class _Timer:
-    """Adds the seconds inside a `with` to an attribute of the clock."""
-
-    def __init__(self, clock: _Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._clock, self._name, getattr(self._clock, self._name) + time.perf_counter() - self._start)
-
-
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return lambda: torch.autocast(device.type, torch.bfloat16)
@@ -375,7 +334,7 @@ def _record(
     progress: Progress,
     output: StepOutput,
     numbers: dict[str, float],
-    clock: _Clock,
+    clock: Clock,
     learning_rate: float,
     gradient_norm: float,
     steps_per_epoch: int,

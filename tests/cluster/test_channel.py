@@ -110,3 +110,38 @@ def test_a_failing_console_hears_no_more_and_its_error_is_raised_at_the_end() ->
     with pytest.raises(OSError, match="console gone"):
         listener.close()
     assert heard == [0, 1]
+
+
+def test_an_attempt_is_told_how_far_the_one_before_came_and_how_long_ago() -> None:
+    async def story() -> None:
+        channel = Channel()
+        first = await channel.begin(2)
+        assert (first.position, first.silent_seconds) == (None, 0.0)
+        await channel.send([], 7)
+        await asyncio.sleep(0.05)
+        second = await channel.begin(2)
+        assert second.position == 7 and second.silent_seconds >= 0.05
+        third = await channel.begin(1)  # the second took no step, so the silence goes on
+        assert third.position is None and third.silent_seconds >= second.silent_seconds
+        assert third.restarts[-1] == "Ray changed the number of workers from 2 to 1"
+        await channel.send([], 9)
+        assert (await channel.begin(1)).silent_seconds < 0.05
+
+    asyncio.run(story())
+
+
+def test_only_the_last_position_of_a_moment_is_sent() -> None:
+    told: list[int | None] = []
+    first = threading.Event()
+
+    def deliver(records: list[dict[str, Any]], position: int | None) -> None:
+        told.append(position)
+        first.set()
+
+    sender = Sender(deliver)
+    sender.beat(1)
+    assert first.wait(60)
+    for position in range(2, 1000):
+        sender.beat(position)
+    sender.close()
+    assert told[-1] == 999 and len(told) < 100

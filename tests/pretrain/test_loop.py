@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 
 import pytest
 import torch
@@ -57,13 +58,15 @@ class ToyBatches:
         self.closed = True
 
 
-def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, **options):
+def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on_record=None, **options):
     module = module or Toy()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     records = []
 
     def show(record):
         records.append(record)
+        if on_record is not None:
+            on_record(record)
         if stop_at is not None and record.get("step") == stop_at:
             place.request_stop()
 
@@ -148,6 +151,40 @@ def test_an_unsound_step_can_be_skipped(tmp_path):
     assert outcome.progress.skipped_steps == 1
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
     assert sum(record.get("kind") == "warning" for record in records) == 1
+
+
+def test_checkpoints_that_cannot_be_written_are_told_and_end_nothing(tmp_path):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    whole, *_ = run(str(tmp_path / "whole"))
+    seen = {}
+
+    def break_and_mend(record):
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint" and record.get("step") in (8, 25):
+                thread.join()
+        if record.get("step") == 8:  # a file where the folder was: nothing can be written below it
+            folder.rename(tmp_path / "away")
+            folder.write_text("in the way")
+        if record.get("step") == 25:
+            folder.unlink()
+            (tmp_path / "away").rename(folder)
+            seen["newest"] = checkpoints.load_newest(url).progress.step
+
+    trained, outcome, records = run(url, on_record=break_and_mend)
+    warnings = [record["text"] for record in records if record.get("kind") == "warning"]
+    assert len(warnings) == outcome.progress.failed_writes == 2  # of steps 14 and 21
+    assert "the checkpoint of step 14 could not be written" in warnings[0]
+    assert "the last whole one is of step 7" in warnings[1]
+    assert seen["newest"] == 7
+    assert_same_weights(whole, trained)
+    assert checkpoints.load_newest(url).progress.step == 30
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*checkpoints"):
+        run(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("damage", ["no meta", "short state", "changed state"])

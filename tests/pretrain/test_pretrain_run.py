@@ -4,22 +4,18 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import torch
 
 from cluster.errors import run_command
 from pretrain.__main__ import main
 from pretrain.training import checkpoints
+from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
 
-CONFIG = "configs/pretrain/small/simclr.yaml"
-NUM_IMAGES, BATCH = 96, 16
+NUM_IMAGES = 96
 
 
 @pytest.fixture(scope="module")
@@ -28,42 +24,6 @@ def shards(tmp_path_factory):
     images[5], images[40] = b"nothing", None  # two bad rows, so that their replacement is in every comparison
     folder = tmp_path_factory.mktemp("photos")
     return write_shards(folder, images, rows_per_group=10, label=[f"class {n % 3}" for n in range(NUM_IMAGES)])
-
-
-def arguments(shards, out, *, steps, workers, **more):
-    settings = {
-        "data.url": shards,
-        "out": out,
-        "views.size": 32,
-        "encoder.arguments.stem_stride": 2,
-        "method.arguments.hidden_dim": 64,
-        "training.batch_size_global": BATCH,
-        "training.steps": steps,
-        "training.warmup_epochs": 1,
-        "training.log_every_steps": 1,
-        "training.checkpoint_every_steps": 4,
-        "cluster.workers": workers,
-        "cluster.cpus_per_worker": 1,
-        **more,
-    }
-    return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
-
-
-def trace(out):
-    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
-    return [(line["step"], line["loss"], line["bad_rows"]) for line in map(json.loads, lines)]
-
-
-def weights(out):
-    return safetensors.torch.load_file(Path(out) / "encoder" / "model.safetensors")
-
-
-def assert_equal_runs(first, second):
-    assert trace(first) == trace(second)
-    mine, theirs = weights(first), weights(second)
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    states = [checkpoints.load_newest(str(out)).state["module"] for out in (first, second)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.fixture(scope="module")
@@ -154,29 +114,6 @@ def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, sha
         assert difference < 1e-4
 
 
-def start(*options):
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "pretrain", *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_step(process, out, step, timeout_seconds=120):
-    deadline = time.monotonic() + timeout_seconds
-    metrics = Path(out) / "metrics.jsonl"
-    while time.monotonic() < deadline:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached")
-
-
 def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
     out = tmp_path / "run"
     options = arguments(shards, out, steps=12, workers=0)
@@ -246,7 +183,7 @@ def test_kill_9_of_the_run_and_of_a_worker_at_random_steps_under_ray(shards, tmp
 
     process = start(*options("worker"))
     wait_for_step(process, outs["worker"], step := dice.randint(1, 22))
-    os.kill(dice.choice(train_workers()[-2:]), signal.SIGKILL)
+    os.kill(dice.choice(train_workers_of(process)), signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     # before the first checkpoint there is nothing to continue from
@@ -277,15 +214,3 @@ def test_continued_on_another_number_of_workers_the_same_batches_follow(shards, 
     assert run_command(lambda: main(arguments(shards, out, steps=12, workers=2))) == 0
     for (_, loss, bad), (_, wanted, wanted_bad) in zip(trace(out), trace(whole), strict=True):
         assert loss == pytest.approx(wanted, abs=1e-4) and bad == wanted_bad
-
-
-def train_workers():
-    """Process ids of Ray Train's workers, the newest run's last."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["name", "cmdline", "create_time"]):
-        title = " ".join(process.info["cmdline"] or [])
-        if "RayTrainWorker" in title:
-            found.append((process.info["create_time"], process.pid))
-    return [pid for _, pid in sorted(found)]

@@ -1,0 +1,83 @@
+"""`python -m tests.pretrain.recording CONFIG ...`: `python -m pretrain`, and each worker writes down which rows it trained on.
+
+RECORD_TO is the folder for the records, RECORD_SECONDS what each step is slowed down by, so that there is time to break things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from cluster.errors import run_command
+from pretrain import __main__ as command
+from pretrain import run
+from pretrain.training.loop import train
+
+pretrain = run.pretrain
+
+
+class Recorded:
+    """A run's batches, each written down as it is taken."""
+
+    def __init__(self, batches, place, samples_seen, batch_size_global):
+        self._batches, self._place, self._size = batches, place, batch_size_global
+        self._step = samples_seen // batch_size_global
+        self._file = Path(os.environ["RECORD_TO"]) / f"{uuid.uuid4().hex}.jsonl"
+        loader = batches._batches
+        self._loader_next = type(loader).__next__
+        batches._batches = self
+        self._loader = loader
+
+    def __next__(self):  # in the place of the loader
+        batch = self._loader_next(self._loader)
+        rows = [*batch.row_ids.tolist(), *(row.row_id for row in batch.bad_rows)]
+        taken = {"step": self._step, "rank": self._place.rank, "of": self._place.world_size, "rows": rows}
+        with open(self._file, "a") as file:
+            file.write(json.dumps(taken) + "\n")
+        self._step += 1
+        time.sleep(float(os.environ.get("RECORD_SECONDS", "0")))
+        return batch
+
+    def close(self):
+        self._loader.close()
+
+
+def recorded_train(*arguments, batches_from, place, batch_size_global, **options):
+    def recorded(samples_seen):
+        batches = batches_from(samples_seen)
+        Recorded(batches, place, samples_seen, batch_size_global)
+        return batches
+
+    return train(*arguments, batches_from=recorded, place=place, batch_size_global=batch_size_global, **options)
+
+
+def recorded_pretrain(place, settings):
+    """What each worker does."""
+    return pretrain(place, settings, loop=recorded_train)
+
+
+def rows_by_step(folder):
+    """The rows of each global batch, from all attempts; two attempts that differ in a step are an error."""
+    pieces = {}
+    for path in Path(folder).glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            taken = json.loads(line)
+            known = pieces.setdefault((taken["step"], taken["of"]), {}).setdefault(taken["rank"], taken["rows"])
+            assert known == taken["rows"], taken
+    batches = {}
+    for (step, of), ranks in pieces.items():
+        if len(ranks) == of:  # else an attempt ended between the ranks
+            rows = [row for rank in range(of) for row in ranks[rank]]
+            assert batches.setdefault(step, rows) == rows, step
+    return batches
+
+
+if __name__ == "__main__":
+    from tests.pretrain import recording  # by its importable name, for the workers
+
+    run.pretrain = recording.recorded_pretrain
+    sys.exit(run_command(lambda: command.main(sys.argv[1:])))
