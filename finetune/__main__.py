@@ -48,6 +48,12 @@ def _predict(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _merge(arguments: Sequence[str]) -> int:
+    from finetune.merging import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
     "evaluate": Command("MODEL DATA: judges a model by a labelled data set", _evaluate),
@@ -55,6 +61,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(
         "MODEL INPUT ... OUT: what a model says of images, Parquet and films; alarms, places, tracks", _predict
     ),
+    "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", _merge),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 
 from cluster import storage
 from cluster.place import Place
+from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
@@ -43,6 +44,8 @@ def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     TASKS[settings.task](settings, manifest, validation)
     _open_encoder(settings)
+    if settings.mode == LORA:
+        check_adaptable(settings.encoder)
     print(f"finetune: {describe_data(manifest, order)}", flush=True)
     return launch(
         "finetune",
@@ -69,6 +72,8 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     source = _open_encoder(settings)
     size = settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
     config = common_config(settings, source, size, task.columns) | task.config
+    if settings.mode == LORA:
+        config["lora"] = adapt(source.encoder, settings.lora)
     model = task.training_model(source.encoder, config).to(place.device)
     viewer = task.viewer(settings, source, size, place)
 
@@ -100,7 +105,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         training=settings.training,
         optimizer=settings.optimizer,
         seed=settings.seed,
-        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings.layer_decay),
+        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
         evaluate=evaluate,
         evaluate_every_epochs=settings.evaluate_every_epochs,
         best_metric=task.best_metric,
@@ -149,12 +154,15 @@ def _open_encoder(settings: FinetuneSettings) -> EncoderSource:
     return open_encoder(settings.encoder, settings.architecture.name, settings.architecture.arguments)
 
 
-def _layer_share(parameter_name: str, encoder: Encoder, decay: float) -> float:
-    """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below."""
-    if not parameter_name.startswith("encoder."):
+def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
+    """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below.
+
+    Adapters start from nothing on each layer, and all learn at one rate.
+    """
+    if settings.mode != "full" or not parameter_name.startswith("encoder."):
         return 1.0
     layer = encoder.layer_of(parameter_name.removeprefix("encoder."))
-    return float(decay ** (encoder.num_layers - layer))
+    return float(settings.layer_decay ** (encoder.num_layers - layer))
 
 
 def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:

@@ -28,6 +28,15 @@ class ClassificationSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Adapters of mode lora."""
+
+    rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
+    alpha: float | None = setting(None, minimum=0, help="the update is scaled by alpha / rank; null: by 1")
+    dropout: float = setting(0.0, minimum=0, maximum=0.99, help="share of the adapters' inputs that is left out")
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Everything that `python -m finetune` can be told. `data.url` holds the training rows."""
 
@@ -42,7 +51,12 @@ class FinetuneSettings:
         "weights; [] for none",
     )
     architecture: EncoderSettings = setting(EncoderSettings, help="network when encoder is random")
-    mode: str = setting("full", choices=["linear", "full"], help="linear: only the head learns; full: all learns")
+    mode: str = setting(
+        "full",
+        choices=["linear", "full", "lora"],
+        help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved without the encoder",
+    )
+    lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
     seed: int = setting(0, minimum=0, help="of the head's weights, the order and the views")
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is judged by")

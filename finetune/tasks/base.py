@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from cluster.place import Place
@@ -46,7 +47,8 @@ class Judgement:
 
 
 class TaskModel(nn.Module):
-    """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is."""
+    """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is, with `lora` its
+    adapters learn (they are there already, see `finetune.adapting`)."""
 
     def __init__(self, encoder: Encoder, *, mode: str = "full") -> None:
         super().__init__()
@@ -60,10 +62,15 @@ class TaskModel(nn.Module):
         return self.mode == "linear"
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen encoder stays as it is judged."""
+        """Training mode; a frozen encoder stays as it is judged, and with `lora` so do its batch norms: their statistics are
+        not kept with the adapters."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
+        if self.mode == "lora":
+            for module in self.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
 
     def maps(self, images_BCHW: Tensor) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Fine-tuning as a user runs it: a model folder that predicts, modes, resume, and numbers equal to a loop's."""
 
+import io
 import json
 from pathlib import Path
 
@@ -13,60 +14,8 @@ from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.classification.metrics import confusion, per_class, scores
-from pretrain.encoders import build_encoder, load_encoder, save_encoder
-from tests.pretrain.shards import write_shards
-
-CONFIG = "configs/finetune/classification.yaml"
-NAMES = ["<b>up & down</b>", "across"]  # names are text, whatever they hold
-
-
-def stripes(number):
-    """A JPEG with horizontal or vertical stripes; returns it with its class."""
-    import io
-
-    generator = np.random.default_rng(number)
-    label = number % 2
-    position = np.mgrid[:32, :32][1 - label] if number % 2 else np.mgrid[:32, :32][1]
-    wave = np.sin(position * generator.uniform(0.6, 1.4) + generator.uniform(0, 6))
-    pixels = 128 + 90 * wave[..., None] * np.ones(3) + generator.normal(0, 20, (32, 32, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue(), NAMES[label]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Training and validation shards, and an encoder folder."""
-    folder = tmp_path_factory.mktemp("world")
-    for name, numbers in (("train", range(64)), ("validation", range(100, 140))):
-        images, labels = zip(*(stripes(number) for number in numbers))
-        write_shards(folder / name, list(images), label=list(labels))
-    torch.manual_seed(0)
-    save_encoder(build_encoder("convattn_nano", stem_stride=2), str(folder / "encoder"), input_size=32)
-    return folder
-
-
-def arguments(world, out, **more):
-    settings = {
-        "encoder": world / "encoder",
-        "data.url": world / "train",
-        "validation_url": world / "validation",
-        "out": out,
-        "training.batch_size_global": 16,
-        "training.epochs": 8,
-        "training.warmup_epochs": 1,
-        "training.log_every_steps": 1,
-        "training.checkpoint_every_steps": 5,
-        "evaluate_every_epochs": 2,
-        "compare": "[]",
-        "classification.smallest_crop": 0.6,
-        "layer_decay": 1.0,
-        "optimizer.learning_rate": 0.02,
-        "cluster.workers": 0,
-        "cluster.cpus_per_worker": 1,
-        **more,
-    }
-    return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+from pretrain.encoders import load_encoder
+from tests.finetune.stripes import NAMES, arguments, cut_off_after, stripes
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +52,6 @@ def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsy
 
 
 def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
-    import io
-
     model = load_model(str(finished / "model"))
     data, _ = stripes(200)
     (tmp_path / "a.jpg").write_bytes(data)
@@ -129,19 +76,7 @@ def test_the_linear_mode_changes_the_head_alone(world, tmp_path):
 
 def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
     out = tmp_path / "cut"
-    with pytest.MonkeyPatch.context() as patch:
-        from pretrain.training import recipe
-
-        whole = recipe.TrainingBatches.__next__
-        taken = []
-
-        def cut_off(self):
-            taken.append(None)
-            if len(taken) > 13:
-                raise KeyboardInterrupt
-            return whole(self)
-
-        patch.setattr(recipe.TrainingBatches, "__next__", cut_off)
+    with cut_off_after(13):
         assert run_command(lambda: main(arguments(world, out))) == 130
     assert run_command(lambda: main(arguments(world, out))) == 0
     first, second = (safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out))
