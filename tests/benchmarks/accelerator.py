@@ -8,7 +8,9 @@ worker a core. Last, SimCLR on the same photos as squares of 32 pixels, all of t
 view.
 
 The peak is measured here, by products of large bfloat16 matrices; floating-point operations of a step are those that
-`torch.utils.flop_counter` counts in forward and backward of both views. Without a GPU it runs in float32 on the CPU.
+`torch.utils.flop_counter` counts in forward and backward of both views. `waits` is the share of the time in which the loop
+waited for data, and the device part is what finishes uploaded crops: colours, blur and normalisation of both views. Without
+a GPU it runs in float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -25,10 +27,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.data.augment import finish_views
+from pretrain.data.recipes import recipe_views
+from pretrain.data.views import RandomViews
 from pretrain.encoders import build_encoder
 from tests.benchmarks.lightly_loops import seconds_per_step
 
@@ -58,6 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         pack(options.photos, Path(folder))
+        finishing = device_part(options.size, options.batch) / options.batch
+        print(
+            f"device part: {finishing * 1e6:.1f} microseconds an image, two views of {options.size} pixels", flush=True
+        )
         size = [f"views.size={options.size}", f"training.batch_size_global={options.batch}"]
         for encoder in options.encoders:
             work = step_flops(encoder, options.size)
@@ -65,16 +75,19 @@ def main(arguments: list[str] | None = None) -> None:
             measured = {
                 "ours, decoding": ours(f"{folder}/photos", options.steps, chosen),
                 "ours, kept decoded": ours(f"{folder}/photos", options.steps, [*chosen, "data.keep=host"]),
-                "lightly": _lightly_process(encoder, options),
+                "lightly": (_lightly_process(encoder, options), None),
             }
-            for whose, speed in measured.items():
-                times = speed / measured["lightly"]
+            for whose, (speed, waits) in measured.items():
+                times = speed / measured["lightly"][0]
+                more = "" if waits is None else f"  waits {waits:.1%}  device part {finishing * speed:.1%} of the step"
                 print(f"{encoder:16} {options.size} pixels  {whose:20} {speed:>8.1f} images/s  "
-                      f"{speed * work / peak:>6.1%} of the peak  {times:>6.2f} times lightly", flush=True)  # fmt: skip
+                      f"{speed * work / peak:>6.1%} of the peak  {times:>6.2f} times lightly{more}", flush=True)  # fmt: skip
         small = [f"training.batch_size_global={options.small_batch}", "views.size=32", "encoder.name=convattn_nano"]
         for keep in ("none", "device"):
-            speed = ours(f"{folder}/squares", options.steps, [*small, f"data.keep={keep}"])
-            print(f"convattn_nano    32 pixels, data.keep={keep:6} {speed:>8.1f} images/s", flush=True)
+            speed, waits = ours(f"{folder}/squares", options.steps, [*small, f"data.keep={keep}"])
+            print(
+                f"convattn_nano    32 pixels, data.keep={keep:6} {speed:>8.1f} images/s  waits {waits:.1%}", flush=True
+            )
 
 
 def pack(photos: Path, folder: Path) -> None:
@@ -95,8 +108,27 @@ def pack(photos: Path, folder: Path) -> None:
     import_images(str(files), str(folder / "squares"), ImportOptions(), show_progress=False)
 
 
-def ours(shards: str, steps: int, overrides: list[str]) -> float:
-    """Images a second over the later half of the run, in a process of its own."""
+def device_part(size: int, batch: int) -> float:
+    """Seconds in which the device finishes the two views of a batch whose crops it has."""
+    specs, rows = recipe_views("simclr", size, {}), np.arange(batch)
+    filling = RandomViews(specs, seed=0, colours_on_host=False).begin(rows * 0, rows)
+    photo = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)).save(photo, "PNG")
+    for row in rows:
+        filling.fill(int(row), photo.getvalue())
+    device = torch.device(DEVICE)
+    arrays = [torch.as_tensor(array).to(device) for array in filling.arrays]
+    parameters = [torch.as_tensor(array).to(device) for array in filling.parameters or ()]
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        float(finish_views(arrays, parameters, device=device)[-1][0, 0, 0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[3:])  # the first ones compile
+
+
+def ours(shards: str, steps: int, overrides: list[str]) -> tuple[float, float]:
+    """Images a second, and the share of waiting for data, over the later half of the run, in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "pretrain", "configs/pretrain/simclr.yaml", f"data.url={shards}", f"out={out}/run",
@@ -107,8 +139,11 @@ def ours(shards: str, steps: int, overrides: list[str]) -> float:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
         lines = [json.loads(line) for line in (Path(out) / "run" / "metrics.jsonl").read_text().splitlines()]
-    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
-    return statistics.median(speeds[len(speeds) // 2 :])
+    half = lines[len(lines) // 2 :]
+    return (
+        statistics.median(line["images_per_second"] for line in half),
+        statistics.median(line["data_wait_fraction"] for line in half),
+    )
 
 
 def _lightly_process(encoder: str, options: Any) -> float:
