@@ -33,8 +33,8 @@ test: lint       ## lint, types, import contract and the tests that a change mus
 test-all: lint   ## the slow tests too
 	$(BIN)/python -m pytest
 
-bench: install   ## what is measured; prints what it compares
-	$(BIN)/python -m tests.benchmarks
+bench: install   ## what is measured; prints what it compares (PHOTOS=folder with train/validation/test for all of it)
+	$(BIN)/python -m tests.benchmarks $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 clean:           ## removes the virtual environment and the runs
 	rm -rf $(VENV) runs

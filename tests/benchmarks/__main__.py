@@ -28,6 +28,7 @@ from tests.benchmarks import (
     streaming,
     view_training,
     views,
+    workers,
 )
 
 
@@ -51,6 +52,8 @@ def main() -> None:
         ray_share.main([f"{folder}/train"])
         print("\n== reading")
         reading.main([f"{folder}/train"])
+        print("\n== workers")
+        workers.main([f"{folder}/train"])
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
