@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from cluster.errors import run_command
 from pretrain.papers import defaults_of
@@ -25,9 +26,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _runner() -> Callable[..., int]:
+    from pretrain.report import write_report
     from pretrain.run import run
 
-    return run
+    return partial(run, report=write_report)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from pretrain.report import main
+
+    return main(arguments)
 
 
 def _explain(arguments: Sequence[str]) -> int:
@@ -39,6 +47,7 @@ def _explain(arguments: Sequence[str]) -> int:
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
     "explain": Command("ENCODER IMAGES OUT: draws attention by layer and head, rollout and features", _explain),
+    "report": Command("OUT: writes report.html of a run, finished or not", _report),
 }
 
 

@@ -24,16 +24,19 @@ from pretrain.training.recipe import describe_data, num_decode_threads, order_of
 from pretrain.training.run_folder import RunFolder, write_result
 
 
-def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
-    """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
+def run(settings: PretrainSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
+    """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code.
+
+    `report(out)` is called when the run has ended, however it did.
+    """
     settings = _with_absolute_urls(settings)
     settings.data.use_stores()
     columns = [settings.data.image_column]
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
-    _method(settings)
-    _views(settings)
+    method_of(settings)
+    views_of(settings)
     _label_probe(settings)
     print(f"pretrain: {describe_data(manifest, order)}", flush=True)
     return launch(
@@ -43,6 +46,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False) -> int:
         cluster_settings=settings.cluster,
         world_sizes=order.world_sizes,
         check_only=check_only,
+        report=report,
     )
 
 
@@ -55,7 +59,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     columns = [settings.data.image_column]
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
-    views = _views(settings)
+    views = views_of(settings)
 
     viewer = Viewer(
         views,
@@ -69,7 +73,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     )
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
-    method = _method(settings).to(place.device)
+    method = method_of(settings).to(place.device)
     encoder = method.exported
     probe = _label_probe(settings)
 
@@ -129,7 +133,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     return result
 
 
-def _views(settings: PretrainSettings) -> list[ViewSpec]:
+def views_of(settings: PretrainSettings) -> list[ViewSpec]:
+    """The views of the run. Raises UserError for settings that they cannot have."""
     views = settings.views
     for name in ("mean", "std"):
         given = getattr(views, name)
@@ -140,7 +145,8 @@ def _views(settings: PretrainSettings) -> list[ViewSpec]:
     return method_views(settings.method.name, views.recipe, views.size, views.arguments)
 
 
-def _method(settings: PretrainSettings) -> Method:
+def method_of(settings: PretrainSettings) -> Method:
+    """The method with fresh weights. Raises UserError for settings that it cannot have."""
     method = settings.method
     return build_method(method.name, _encoder(settings), method.arguments, images_per_pass=method.images_per_pass)
 

@@ -67,6 +67,9 @@ class PretrainSettings:
         minimum=0,
         help="images whose features the label-free score RankMe looks at when the run ends; 0 for none",
     )
+    report_images: int = setting(
+        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
+    )
     data: DataSettings = setting(DataSettings, help="data")
     views: ViewSettings = setting(ViewSettings, help="views")
     encoder: EncoderSettings = setting(EncoderSettings, help="encoder")

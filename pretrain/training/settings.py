@@ -147,6 +147,7 @@ class EncoderSettings:
 # settings that may differ when a run is continued: they change where and how fast it runs, not what it computes
 FREE_TO_CHANGE = (
     "out",
+    "report_images",
     "compare",
     "cluster.",
     "data.decode_threads",

@@ -31,6 +31,7 @@ def arguments(shards, out, *, steps, workers, **more):
         "training.checkpoint_every_steps": 4,
         "cluster.workers": workers,
         "cluster.cpus_per_worker": 1,
+        "report_images": 0,
         **more,
     }
     return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]

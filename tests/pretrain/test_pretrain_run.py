@@ -11,6 +11,8 @@ import pytest
 
 from cluster.errors import run_command
 from pretrain.__main__ import main
+from pretrain.reporting.folder import read_run
+from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.training import checkpoints
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
@@ -38,6 +40,7 @@ def test_a_run_leaves_what_the_readme_says(whole, shards, capsys):
     names = {path.name for path in whole.iterdir()}
     assert names == {
         "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl", "encoder", "checkpoints", "tensorboard",
+        "report.html",
     }  # fmt: skip
     result = json.loads((whole / "result.json").read_text())
     assert result["status"] == "finished" and result["steps"] == 12 and result["samples_seen"] == 192
@@ -122,6 +125,9 @@ def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "result.json").exists() and (out / "running.json").exists()
+    verdict = pretraining_verdict(read_run(str(out)))
+    assert verdict.first.startswith("This run was killed at step") and "of 12" in verdict.first
+    assert "continues from the checkpoint of step 4" in verdict.second
     process = start(*options)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

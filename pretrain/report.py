@@ -1,0 +1,221 @@
+"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they can be had."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+
+from cluster import storage
+from cluster.errors import UserError
+from cluster.secrets import MASK, masked
+from cluster.settings import load_settings
+from pretrain.data.manifest import read_class_names
+from pretrain.data.viewing import default_mean, default_std
+from pretrain.encoders import Encoder, load_encoder
+from pretrain.reporting import run_sections
+from pretrain.reporting.attempts import attempted, missing
+from pretrain.reporting.charts import Mark
+from pretrain.reporting.embeddings import features_of
+from pretrain.reporting.encoder_sections import Embedded, attention_section, map_section, neighbour_section
+from pretrain.reporting.folder import RunRecord, read_run
+from pretrain.reporting.numbers import percent, short
+from pretrain.reporting.page import Page, Section, Templates, Tile
+from pretrain.reporting.samples import draw_sample, majority_share
+from pretrain.reporting.verdict import pretraining_verdict
+from pretrain.reporting.view_section import view_section
+from pretrain.run import method_of, views_of
+from pretrain.settings import PretrainSettings
+from pretrain.training import checkpoints
+
+REPORT = "report.html"
+SECONDS = 20.0
+PICTURES = (
+    ("views", "Views"),
+    ("neighbours", "Nearest neighbours"),
+    ("map", "Map of embeddings"),
+    ("attention", "Where it looks"),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m pretrain report OUT`"""
+    parser = argparse.ArgumentParser(prog="python -m pretrain report", description=__doc__)
+    parser.add_argument("out", metavar="OUT", help="folder of a run (path or URL), finished or not")
+    parser.add_argument("--images", type=int, help="images to look at (default: report_images of the run's settings)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"about how long to look at images (default: {SECONDS:g})"
+    )
+    options = parser.parse_args(list(arguments))
+    print(f"report: {write_report(options.out, num_images=options.images, seconds=options.seconds)}")
+    return 0
+
+
+def write_report(out: str, *, num_images: int | None = None, seconds: float = SECONDS) -> str:
+    """Writes OUT/report.html and returns its URL.
+
+    Args:
+        out: folder of a run.
+        num_images: at most so many images are looked at; as many as the run's settings say when it is None.
+        seconds: after which the looking at more images ends, whatever the encoder's size.
+
+    Raises UserError when OUT is no run folder.
+    """
+    run = read_run(out)
+    url = storage.join(run.url, REPORT)
+    storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
+    return url
+
+
+def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = SECONDS) -> Page:
+    """The page of a pretraining run."""
+    if num_images is None:
+        num_images = int(run.setting("report_images") or 0)
+    chance = _chance(run)
+    levels = {} if chance is None else {"knn_accuracy": [Mark(f"guessing {percent(chance)}", y=chance)]}
+    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
+    sections: list[Section | None] = [
+        run_sections.curves(run, scores=scores, levels=levels),
+        run_sections.health(run),
+        *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
+        run_sections.speed(run),
+        run_sections.settings(run, "pretrain"),
+    ]
+    return Page(
+        kind="pretraining report",
+        title=run.name,
+        verdict=pretraining_verdict(run, chance=chance),
+        source=masked(run.url),
+        chips=_chips(run),
+        tiles=[*_tiles(run), *run_sections.speed_tiles(run)],
+        notes=list(run.history.findings.values()),
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
+    """Views, neighbours, map and attention; what the data or the encoder do not allow says so."""
+    deadline = time.monotonic() + seconds
+    try:
+        settings = _settings_of(run)
+        url, label_column = _what_to_look_at(settings)
+        sample = draw_sample(
+            url,
+            image_column=settings.data.image_column,
+            columns=[label_column] if label_column else [],
+            size=settings.views.size,
+            crop_share=settings.knn.crop_share,
+            channels=settings.views.channels,
+            num_images=num_images,
+            deadline=time.monotonic() + seconds / 2,
+        )
+        if not len(sample):
+            raise UserError(f"no image of {url} can be decoded")
+    except Exception as error:  # whatever it is, the rest of the page stands
+        return [missing(id, title, error) for id, title in PICTURES]
+    channels = settings.views.channels
+    views = partial(view_section, sample.first, seed=settings.seed, channels=channels)
+    sections = [attempted("views", "Views", lambda: views(specs=views_of(settings)))]
+    try:
+        encoder = _encoder_of(run, settings)
+        look = {
+            "mean": settings.views.mean or default_mean(channels),
+            "std": settings.views.std or default_std(channels),
+        }
+        embedded = Embedded(
+            sample,
+            features_of(encoder, sample.crops_NCSS, deadline=deadline, **look),
+            _labels(sample.columns.get(label_column or ""), url, label_column),
+            source=masked(url if isinstance(url, str) else ", ".join(url)),
+        )
+    except Exception as error:
+        return [*sections, *(missing(id, title, error) for id, title in PICTURES[1:])]
+    how = {"size": settings.views.size, "crop_share": settings.knn.crop_share}
+    makers = (
+        lambda: neighbour_section(embedded),
+        lambda: map_section(embedded),
+        lambda: attention_section(encoder, sample, how=how, **look),
+    )
+    return sections + [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+
+
+def _settings_of(run: RunRecord) -> PretrainSettings:
+    """The run's settings as they were; options that are masked in them are left to the environment."""
+    given = dict(run.settings)
+    data = given.get("data")
+    if isinstance(data, Mapping):
+        options = {key: value for key, value in (data.get("storage_options") or {}).items() if value != MASK}
+        given["data"] = {**data, "storage_options": options}
+    settings = load_settings(PretrainSettings, None, [], beneath=lambda _: given)
+    settings.data.use_stores()
+    return settings
+
+
+def _what_to_look_at(settings: PretrainSettings) -> tuple[str | list[str], str | None]:
+    """Held-out images with labels where the run has some, else those it learns from."""
+    if settings.knn.test_url is not None:
+        return settings.knn.test_url, settings.knn.label_column
+    return settings.data.urls, None
+
+
+def _labels(values: Sequence[Any] | None, url: str | Sequence[str], column: str | None) -> list[str] | None:
+    """Labels as text; None where there are none."""
+    if values is None or column is None or all(value is None for value in values):
+        return None
+    names = read_class_names(url, column) if isinstance(url, str) else None
+    return [
+        names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value) for value in values
+    ]
+
+
+def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
+    """The encoder that the run left, or that of its newest checkpoint. Raises UserError when there is neither."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    url = storage.join(run.url, "encoder")
+    if storage.exists(storage.join(url, "config.json")):
+        return load_encoder(url).to(device).eval()
+    checkpoint = checkpoints.load_newest(run.url)
+    if checkpoint is None:
+        raise UserError("the run has left neither an encoder nor a checkpoint yet")
+    method = method_of(settings)
+    method.load_state_dict(checkpoint.state["module"])
+    return method.exported.to(device).eval()
+
+
+def _chance(run: RunRecord) -> float | None:
+    """What always naming the most frequent class of the kNN's test data would get; None when it cannot be known."""
+    url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
+    with suppress(Exception):  # the data may be gone, and then nobody knows
+        if url and column and run.history.values("knn_accuracy"):
+            return majority_share(str(url), str(column))
+    return None
+
+
+def _chips(run: RunRecord) -> list[tuple[str, str]]:
+    urls = run.setting("data", "url")
+    return [
+        ("method", str(run.setting("method", "name"))),
+        ("encoder", str(run.setting("encoder", "name"))),
+        ("views", f"{run.setting('views', 'size')} px"),
+        ("batch", str(run.setting("training", "batch_size_global"))),
+        ("data", masked(", ".join(map(str, urls)) if isinstance(urls, list) else str(urls))),
+    ]
+
+
+def _tiles(run: RunRecord) -> list[Tile]:
+    metrics = run.metrics
+    tiles = [Tile("Loss", short(metrics.get("loss")), f"at first {short(run.history.first('loss'))}")]
+    if "knn_accuracy" in metrics:
+        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), "unseen images"))
+    if "linear_accuracy" in metrics:
+        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), "unseen images"))
+    if "rankme" in metrics:
+        tiles.append(Tile("RankMe", short(metrics["rankme"]), "dimensions in use"))
+    elif "effective_rank" in metrics:
+        tiles.append(Tile("Effective rank", short(metrics["effective_rank"]), "dimensions in use"))
+    return tiles

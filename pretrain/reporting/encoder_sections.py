@@ -1,0 +1,197 @@
+"""The parts of a page that show what an encoder has learnt: neighbours, a map of embeddings, where it looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from markupsafe import Markup
+
+from pretrain.data.augment import normalise, to_images
+from pretrain.data.heat_maps import enlarged, overlay
+from pretrain.data.view_sheet import shown
+from pretrain.encoders import Encoder
+from pretrain.encoders.attention_maps import attention_maps, attention_rollout
+from pretrain.reporting.elements import element
+from pretrain.reporting.embeddings import map_colours, neighbours, plane
+from pretrain.reporting.page import Section, Templates
+from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.samples import Sample
+
+NUM_QUERIES, NUM_NEIGHBOURS, NUM_LOOKED_AT = 12, 6, 8
+MAP_WIDTH, MAP_HEIGHT, THUMB = 1180.0, 660.0, 46.0
+MOST_CLASSES = 10
+LEAST_CELLS = 7
+FINE_PIXELS = 128  # smaller images are looked at twice as large, so that maps have some cells
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A sample with its features [N, D], and its labels as text where there are some."""
+
+    sample: Sample
+    features_ND: np.ndarray
+    labels: Sequence[str] | None
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+
+def neighbour_section(embedded: Embedded) -> Section:
+    """A dozen images, each with those that the encoder finds most alike."""
+    order_Nk, similarity_Nk = neighbours(embedded.features_ND, NUM_NEIGHBOURS)
+    tiles, labels = embedded.sample.tiles, embedded.labels
+    rows = []
+    for query in spread_queries(labels, len(embedded), NUM_QUERIES):
+        found = [
+            {
+                "url": data_url(tiles[index], longest=96),
+                "label": labels[index] if labels else "",
+                "same": labels is not None and labels[index] == labels[query],
+                "similarity": f"{similarity:.2f}",
+            }
+            for index, similarity in zip(order_Nk[query].tolist(), similarity_Nk[query].tolist(), strict=True)
+        ]
+        rows.append({"url": data_url(tiles[query]), "label": labels[query] if labels else "", "found": found})
+    lead = f"The nearest of {len(embedded):,} images ({embedded.source}) by the angle between features, nearest first."
+    if labels is not None:
+        shares, guess = agreement(order_Nk, labels)
+        lead += (
+            f" Over all of them, {100 * shares:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
+            f"by chance it would be {100 * guess:.0f} %. The labels taught the encoder nothing."
+        )
+    body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
+    return Section("neighbours", "Nearest neighbours", body, lead)
+
+
+def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
+    """Share of neighbours of the query's class, and what it would be if neighbours were drawn by lot."""
+    same = [labels[index] == labels[query] for query, row in enumerate(order_Nk.tolist()) for index in row]
+    counts, num = Counter(labels).values(), len(labels)
+    guess = sum(count * (count - 1) for count in counts) / max(1, num * (num - 1))
+    return sum(same) / max(1, len(same)), guess
+
+
+def spread_queries(labels: Sequence[str] | None, num_images: int, most: int) -> list[int]:
+    """Images to ask for: of every class in turn, or evenly spread where there are none."""
+    if labels is None:
+        return np.unique(np.linspace(0, num_images - 1, min(most, num_images)).round().astype(int)).tolist()
+    of_class: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        of_class.setdefault(label, []).append(index)
+    queues = [of_class[label] for label in sorted(of_class)]
+    chosen: list[int] = []
+    while len(chosen) < min(most, num_images):
+        for queue in queues:
+            if queue and len(chosen) < most:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+def map_section(embedded: Embedded) -> Section:
+    """All images of the sample on a plane on which like features lie together."""
+    places = plane(embedded.features_ND)
+    names = [name for name, _ in Counter(embedded.labels or ()).most_common()]
+    number = {name: index for index, name in enumerate(names)}
+    numbers = [number[label] for label in embedded.labels] if embedded.labels else None
+    shown_names = names if len(names) <= MOST_CLASSES else names[: MOST_CLASSES - 1]
+    legend = [(name, class_colour(index)) for index, name in enumerate(shown_names)]
+    if len(names) > MOST_CLASSES:
+        legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MOST_CLASSES - 1)))
+    svg = embedding_map(embedded.sample.tiles[: len(embedded)], places, numbers, embedded.labels)
+    lead = (
+        f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
+        "Pictures are drawn where there is room, dots elsewhere; distances between far groups mean little."
+    )
+    return Section("map", "Map of embeddings", Templates().render("map.html", svg=svg, legend=legend), lead)
+
+
+def embedding_map(
+    tiles: Sequence[np.ndarray],
+    places_N2: np.ndarray,
+    numbers: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Markup:
+    """Dots at all places and thumbnails where they do not cover each other, framed in the colour of their class."""
+    xs = THUMB / 2 + 8 + places_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
+    ys = THUMB / 2 + 8 + (1 - places_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
+    taken: list[tuple[float, float]] = []
+    dots, thumbs = [], []
+    for index, (x, y) in enumerate(zip(xs.tolist(), ys.tolist())):
+        colour = f"--swatch: {class_colour(numbers[index])}" if numbers is not None else None
+        title = element("title", labels[index] if labels else f"image {index + 1}")
+        if all(max(abs(x - other_x), abs(y - other_y)) >= THUMB + 3 for other_x, other_y in taken):
+            taken.append((x, y))
+            left, top = x - THUMB / 2, y - THUMB / 2
+            image = element("image", href=data_url(tiles[index], longest=72), x=left, y=top, width=THUMB, height=THUMB)
+            frame = element("rect", x=left, y=top, width=THUMB, height=THUMB, rx=4, style=colour)
+            thumbs.append(element("g", title, image, frame, class_="thumb"))
+        else:
+            dots.append(element("circle", title, cx=x, cy=y, r=4.2, style=colour))
+    return element(
+        "svg", *dots, *thumbs, viewBox=f"0 0 {MAP_WIDTH:g} {MAP_HEIGHT:g}", class_="map", role="img",
+        aria_label="Map of embeddings",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def attention_section(
+    encoder: Encoder, sample: Sample, *, mean: Sequence[float], std: Sequence[float], how: Mapping[str, Any]
+) -> Section:
+    """Where the encoder looks in a few images, and what it takes to be alike. `how` goes to `looked_at`."""
+    crops = looked_at(sample, num=NUM_LOOKED_AT, channels=encoder.in_channels, **how)
+    device = next(encoder.parameters()).device
+    images = normalise(to_images(crops, device), mean, std)
+    squares = [shown(crop) for crop in crops]
+    columns: list[tuple[str, list[np.ndarray]]] = [("image", squares)]
+    for stage, heat_BHW in last_of_stages(encoder, images):
+        columns.append((stage, [overlay(square, heat) for square, heat in zip(squares, heat_BHW)]))
+    maps = encoder(images)
+    # the last map that has some cells: the last of all has few for small images
+    colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= LEAST_CELLS), maps[0]))
+    columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
+    cards = [
+        [{"title": title, "url": data_url(pictures[index], longest=176)} for title, pictures in columns]
+        for index in range(len(squares))
+    ]
+    with_attention = len(columns) > 2
+    lead = (
+        "Bright places get most attention from all positions of the image, on average over the heads of a stage's last layer. "
+        if with_attention
+        else "This encoder has no attention over positions. "
+    ) + "In the last picture, places of one colour have like features, over all images."
+    return Section("attention", "Where it looks", Templates().render("attention.html", cards=cards), lead)
+
+
+def last_of_stages(encoder: Encoder, images: torch.Tensor) -> list[tuple[str, np.ndarray]]:
+    """Attention [B, H, W] of the last layer of each stage (of the whole network where layers have no stages), and rollout."""
+    maps = attention_maps(encoder, images)
+    stages = {name.split(".")[0] if name.startswith("stage") else "last layer": name for name in maps}
+    found = [
+        (stage.replace("stage", "stage "), maps[name].mean(1).float().cpu().numpy()) for stage, name in stages.items()
+    ]
+    rolled = attention_rollout(encoder, images)
+    return [*found, ("all layers", rolled.float().cpu().numpy())] if rolled is not None else found
+
+
+def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_share: float) -> np.ndarray:
+    """uint8 [B, C, S, S]: the first images once more, twice as large where they are small."""
+    from pretrain.data.views import CentralCrop
+
+    crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, share=crop_share, channels=channels)
+    rows = sample.first[:num]
+    filling = crop.begin(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
+    for index, row in enumerate(rows):
+        filling.fill(index, row.data)
+    return filling.arrays[0]
+
+
+def _smooth(colours_HW3: np.ndarray, side: int) -> np.ndarray:
+    return np.stack(
+        [enlarged(colours_HW3[..., channel], (side, side)) * 255 for channel in range(3)], axis=-1
+    ).round().clip(0, 255).astype(np.uint8)  # fmt: skip

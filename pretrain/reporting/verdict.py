@@ -1,0 +1,169 @@
+"""Two sentences in plain words that say whether a run worked, each with the number behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pretrain.reporting.folder import RunRecord
+from pretrain.reporting.numbers import percent, short, span
+from pretrain.training.health import COLLAPSES, LEAST_SPREAD
+
+GOOD_SPREAD = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stands at the top of a page.
+
+    Attributes:
+        word: one or two words for the badge.
+        tone: `good`, `warn`, `bad` or `open` (nobody knows yet).
+        first, second: the sentences.
+    """
+
+    word: str
+    tone: str
+    first: str
+    second: str
+
+
+Judge = Callable[[RunRecord], Verdict]
+
+
+def verdict_of(run: RunRecord, judge: Judge) -> Verdict:
+    """The verdict on a run: `judge` says what a finished and healthy one is worth; the rest is the same for all runs."""
+    if run.status == "failed":
+        return Verdict(
+            "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "after it is mended")
+        )
+    if collapsed := _collapse(run):
+        kept_on = "and trained to its end all the same" if run.status == "finished" else f"and ended {_where(run)}"
+        first = f"This run collapsed {kept_on}: {collapsed}."
+        return Verdict("collapsed", "bad", first, _after_collapse(run))
+    if run.status == "stopped":
+        return Verdict("stopped", "bad", f"This run stopped itself {_where(run)}: {reason(run)}.", _what_is_left(run))
+    if run.status == "killed":
+        silence = f", and nothing was written for {span(run.silent_seconds)}" if run.silent_seconds is not None else ""
+        first = f"This run was killed {_where(run)}: its process is gone without a result{silence}."
+        return Verdict("killed", "bad", first, _what_is_left(run))
+    if run.status == "interrupted":
+        return Verdict("interrupted", "warn", f"This run was interrupted {_where(run)}.", _what_is_left(run))
+    if run.status in ("running", "unfinished"):
+        first = f"This run is not finished: it stands {_where(run)}."
+        return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run))
+    return judge(run)
+
+
+def reason(run: RunRecord) -> str:
+    """Why a run ended, in a line."""
+    lines = [
+        line.strip() for line in str(run.result.get("reason") or "no reason is known").splitlines() if line.strip()
+    ]
+    # the last line of a traceback says it; the text of a rule or a mistake has one line
+    text = (lines[-1] if len(lines) > 1 else lines[0]) if lines else "no reason is known"
+    return (text if len(text) <= 400 else f"{text[:400]}…").rstrip(".")
+
+
+def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdict:
+    """Of a pretraining run. `chance`: the kNN accuracy of always naming the most frequent class, where it is known."""
+
+    def judge(run: RunRecord) -> Verdict:
+        findings, metrics = run.history.findings, run.metrics
+        knn, health = metrics.get("knn_accuracy"), _health(metrics)
+        if findings:
+            text = next(iter(findings.values()))
+            return Verdict("finished, unwell", "warn", f"This run is finished, but something is wrong: {text}.", health)
+        if knn is not None:
+            guessing = f", where always guessing the most frequent class gets {percent(chance)}" if chance else ""
+            seen = f"neighbours in its embedding name the right class of {percent(knn)} of unseen images{guessing}"
+            if chance and knn < 1.2 * chance:
+                return Verdict(
+                    "finished, little learnt", "warn", f"The encoder learnt little about classes: {seen}.", health
+                )
+            return Verdict("finished", "good", f"The encoder learnt without labels: {seen}.", health)
+        loss = f"This run is finished, and {_loss(run) or 'its loss was not logged'}."
+        spread = metrics.get("spread")
+        tone = "good" if spread is None or spread >= GOOD_SPREAD else "warn"
+        return Verdict("finished", tone, loss, health)
+
+    return verdict_of(run, judge)
+
+
+def _collapse(run: RunRecord) -> str | None:
+    for kind, text in run.history.findings.items():
+        if kind in COLLAPSES:
+            return text.partition(";")[0].removeprefix(f"{kind}: ")
+    spread = run.metrics.get("spread")
+    if spread is not None and spread < LEAST_SPREAD and len(run.history.values("spread")) >= 3:
+        return f"all images get nearly the same embedding (spread {short(spread)} of 1)"
+    return None
+
+
+def _after_collapse(run: RunRecord) -> str:
+    rate = run.setting("optimizer", "learning_rate")
+    now = f" than optimizer.learning_rate={rate:g}" if isinstance(rate, int | float) else ""
+    batch = run.setting("training", "batch_size_global")
+    larger = f" than {batch}" if isinstance(batch, int) else ""
+    return (
+        f"Its encoder tells images apart no better than chance and should not be used; a lower rate{now}, a longer warm-up or "
+        f"a larger batch{larger} usually helps."
+    )
+
+
+def _health(metrics: Mapping[str, float]) -> str:
+    spread, rank = metrics.get("spread"), metrics.get("rankme", metrics.get("effective_rank"))
+    parts = []
+    if spread is not None:
+        words = "are well spread" if spread >= GOOD_SPREAD else "are crowded together"
+        parts.append(f"embeddings {words} ({spread:.2f}, where 1 fills the sphere and 0 is collapsed)")
+    if rank is not None:
+        parts.append(
+            f"they use about {rank:.0f} dimensions" if parts else f"embeddings use about {rank:.0f} dimensions"
+        )
+    if not parts:
+        return "The method gives no embeddings to judge its health by."
+    text = " and ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _loss(run: RunRecord) -> str | None:
+    first, last = run.history.first("loss"), run.history.last("loss")
+    if first is None or last is None:
+        return None
+    if len(run.history.values("loss")) == 1:
+        return f"the loss is {short(last)}"
+    verb = "fell" if last < first else "rose"
+    return f"the loss {verb} from {short(first)} to {short(last)}"
+
+
+def _so_far(run: RunRecord) -> str:
+    knn, loss = run.metrics.get("knn_accuracy"), _loss(run)
+    parts = [loss] if loss else []
+    if knn is not None:
+        parts.append(f"neighbours name the right class of {percent(knn)} of unseen images")
+    findings = run.history.findings
+    if findings:
+        parts.append(f"something is wrong: {next(iter(findings.values()))}")
+    if not parts:
+        return "No number has been logged yet (0 lines)."
+    text = ", and ".join(parts)
+    return f"So far {text}."
+
+
+def _what_is_left(run: RunRecord, when: str = "") -> str:
+    before = _loss(run)
+    until = f"Until then {before}; " if before else ""
+    again = f"the same command{f' {when}' if when else ''}"
+    if run.checkpoint_step is None:
+        text = f"{until}there is no checkpoint, so {again} starts anew at step 0"
+    else:
+        text = f"{until}{again} continues from the checkpoint of step {run.checkpoint_step:,}"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _where(run: RunRecord) -> str:
+    step, num_steps = max(run.history.step, int(run.result.get("step") or 0)), run.num_steps
+    if not num_steps:
+        return f"at step {step:,}"
+    return f"at step {step:,} of {num_steps:,} ({percent(step / num_steps, 0)})"
