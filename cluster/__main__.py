@@ -1,4 +1,4 @@
-"""python -m cluster submit | status | logs | stop | list"""
+"""python -m cluster submit | status | logs | stop | list | pipeline"""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ SUBMIT_EPILOG = """example: python -m cluster submit --name first -- python -m p
 
 The working tree travels along: code and configurations, without what .gitignore and .rayignore name, environments, data
 and runs. Ctrl-C leaves the job running. The exit code is the job's."""
+PIPELINE_EPILOG = """example: python -m cluster pipeline configs/pipelines/demo.yaml out=runs/pipeline
+
+On the cluster that --address or the environment name, each stage is a Ray job; without one, the stages run here one after
+another. The same command again does what is missing. Submit it to outlive the terminal:
+  python -m cluster submit -- python -m cluster pipeline FILE.yaml out=s3://bucket/night"""
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +53,12 @@ def _job(name: str) -> Callable[[argparse.Namespace], int]:
         return handlers[name](options)
 
     return handler
+
+
+def _pipeline(options: argparse.Namespace) -> int:
+    from cluster.pipeline.command import pipeline
+
+    return pipeline(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
                 "-f", "--follow", action="store_true", help="go on until the job ends; exit code is the job's"
             )
     add("list", _job("list"), "the jobs of the cluster, the newest first")
+    pipeline = add("pipeline", _pipeline, "run stages that depend on each other", PIPELINE_EPILOG)
+    pipeline.add_argument("file", metavar="FILE.yaml", help="the stages; see configs/pipelines/")
+    pipeline.add_argument("settings", metavar="key=value", nargs="*", help="parameters and settings of the file")
     return parser
 
 

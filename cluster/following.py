@@ -26,16 +26,16 @@ _PROGRESS = re.compile(r"^(?P<title>[\w .-]{1,40}): step (?P<step>\d+)/(?P<steps
 _FROM_RAY = re.compile(r"^(Running entrypoint for job |[\d:, -]+\tINFO job_manager\.py)")
 
 
-def follow(server: JobServer, job_id: str, show: Callable[[str], None]) -> JobState:
-    """Shows what a job prints, from its beginning, until it ends; returns how it ended.
+def follow(server: JobServer, job_id: str, show: Callable[[str], None], *, skip: int = 0) -> JobState:
+    """Shows what a job prints until it ends, but for the first `skip` characters; returns how it ended.
 
     A line that breaks is taken up where it broke. Raises Unreachable when the cluster is silent for ten minutes.
     """
-    return asyncio.run(_follow(server, job_id, show))
+    return asyncio.run(_follow(server, job_id, show, skip))
 
 
-async def _follow(server: JobServer, job_id: str, show: Callable[[str], None]) -> JobState:
-    lines = Lines(show)
+async def _follow(server: JobServer, job_id: str, show: Callable[[str], None], skip: int) -> JobState:
+    lines = Lines(show, skip)
     answered = time.monotonic()
     said, silent = time.monotonic() - SAY_AGAIN_SECONDS + 2.0, False
     while True:
@@ -67,9 +67,9 @@ async def _follow(server: JobServer, job_id: str, show: Callable[[str], None]) -
 class Lines:
     """Makes whole, clean lines of pieces of a log, each shown once also when the log is read again from its beginning."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
+    def __init__(self, show: Callable[[str], None], skip: int = 0) -> None:
         self._show = show
-        self._text, self._shown = "", 0
+        self._text, self._shown = "", skip
 
     def restart(self) -> None:
         """The log is read again from its beginning."""

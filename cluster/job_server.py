@@ -53,8 +53,10 @@ class JobServer:
         with self._explained("reach"):
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-            logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
+            for name in ("ray.dashboard.modules", "ray._private.runtime_env.packaging"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            for name in ("dashboard_sdk", "job.sdk"):  # which set their own levels
+                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             with _only_address(self.address):
                 self._client = JobSubmissionClient(self.address)
         if not self.address.startswith("http"):

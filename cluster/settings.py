@@ -66,16 +66,29 @@ def load_settings(
     tree = _layers(schema, {}, config, file, overrides)
     if beneath is not None:
         tree = _layers(schema, beneath(tree), config, file, overrides)
+    return _resolved(tree, schema)
+
+
+def settings_from(schema: type[Schema], values: Mapping[str, Any], *, where: str) -> Schema:
+    """Checks plain values against a schema as `load_settings` does; `where` begins the messages of its UserErrors."""
+    tree = OmegaConf.structured(schema)
+    _unlock(tree)
+    return _resolved(_merged(tree, OmegaConf.create(dict(values)), schema, where), schema, f"{where}: ")
+
+
+def _resolved(tree: Any, schema: type[Schema], where: str = "") -> Schema:
     try:
         settings = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or _first_line(error)
         field = dict(_fields_of(schema)).get(str(key))
         meaning = f" ({field.metadata['help']})" if field is not None and "help" in field.metadata else ""
-        raise UserError(f"the setting {key} has no value{meaning}; give it in the file or as {key}=...") from error
+        raise UserError(
+            f"{where}the setting {key} has no value{meaning}; give it in the file or as {key}=..."
+        ) from error
     except (InterpolationKeyError, UnsupportedInterpolationType, OmegaConfBaseException) as error:
         raise UserError(f"the settings do not resolve: {_first_line(error)}") from error
-    _check_values(settings, prefix="")
+    _check_values(settings, prefix="", where=where)
     return typing.cast(Schema, settings)
 
 
@@ -179,22 +192,22 @@ def _fields_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses
             yield from _fields_of(hints[field.name], prefix=name + ".")
 
 
-def _check_values(settings: Any, prefix: str) -> None:
+def _check_values(settings: Any, prefix: str, where: str = "") -> None:
     for field in dataclasses.fields(settings):
         value, key = getattr(settings, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
-            _check_values(value, prefix=key + ".")
+            _check_values(value, prefix=key + ".", where=where)
             continue
         choices, minimum, maximum = (field.metadata.get(name) for name in ("choices", "minimum", "maximum"))
         if choices is not None and value not in choices:
             hint = nearest(str(value), [str(choice) for choice in choices])
-            raise UserError(f"{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
+            raise UserError(f"{where}{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
         if isinstance(value, int | float) and not isinstance(value, bool):
             # `not (a <= b)` rather than `a > b`, so that NaN is refused as well
             if minimum is not None and not value >= minimum:
-                raise UserError(f"{key}={value!r} is not possible: it must be at least {minimum:g}")
+                raise UserError(f"{where}{key}={value!r} is not possible: it must be at least {minimum:g}")
             if maximum is not None and not value <= maximum:
-                raise UserError(f"{key}={value!r} is not possible: it must be at most {maximum:g}")
+                raise UserError(f"{where}{key}={value!r} is not possible: it must be at most {maximum:g}")
 
 
 def _type_name(annotation: Any) -> str:

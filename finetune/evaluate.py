@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from cluster import storage
 from cluster.errors import UserError
 from cluster.place import place_here
 from finetune.model import load_model
@@ -28,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
         metavar="WHAT=NAME",
         help="column of DATA where it differs from the training data's, such as label=species; image=NAME for the image",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes all numbers and details there")
+    parser.add_argument(
+        "--json", metavar="FILE", help="writes all numbers and details there (a path or any fsspec URL)"
+    )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     options = parser.parse_args(arguments)
 
@@ -55,5 +56,5 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name.replace('_', ' '):24} {value:.4f}")
     if options.json is not None:
         whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
-        options.json.write_text(json.dumps(whole, indent=2) + "\n")
+        storage.write_json(options.json, whole)
     return 0

@@ -324,11 +324,17 @@ def _views(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from pretrain.data.demo_scenes import write_demo
+    from pretrain.data.demo_scenes import SUMMARY, UNFINISHED, write_demo
 
     if arguments.images < 1:
         raise UserError(f"--images must be at least 1, not {arguments.images}")
-    if names := storage.names_in(arguments.dest):
+    names = storage.names_in(arguments.dest)
+    if SUMMARY in names and UNFINISHED not in names:
+        summary = storage.read_json(storage.join(arguments.dest, SUMMARY))
+        if (summary.get("num_images"), summary.get("seed")) == (arguments.images, arguments.seed):
+            print(f"the demo data set in {arguments.dest} is finished already")
+            return 0
+    if names and UNFINISHED not in names:
         raise UserError(f"{arguments.dest} is not empty (it holds {names[0]}); name another folder")
     written = write_demo(arguments.dest, num_images=arguments.images, seed=arguments.seed)
     print(f"wrote the demo data set to {arguments.dest}")

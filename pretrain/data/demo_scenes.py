@@ -28,6 +28,7 @@ from pretrain.data.packing import ShardWriter, schema_of
 SIDE = 96
 MIN_IMAGES = 20
 VALIDATION_SHARE = 0.2
+SUMMARY, UNFINISHED = "demo.json", "_unfinished.json"
 MAIN_SIZE = (0.45, 0.75)  # longer side of the main object's box, as a share of the scene's side
 SMALL_SIZE = (0.19, 0.31)
 SLIM_FACTOR = 1.2  # slim things (rockets) are made longer, or nothing of them would be seen
@@ -91,7 +92,7 @@ def write_demo(
     sentences). The same arguments give the same images under the same versions of numpy, pillow and the photos' packages.
 
     Args:
-        dest_url: a folder that is empty or not there yet.
+        dest_url: a folder that is empty, not there yet, or of a call that was cut off.
         num_images: of both splits together.
         seed: another seed gives other scenes.
         progress: called with (scenes written, all scenes) now and then.
@@ -103,8 +104,12 @@ def write_demo(
         raise UserError(f"num_images is {num_images}, but a demo needs at least {MIN_IMAGES}")
     if not 0 <= seed < 2**64:
         raise UserError(f"seed is {seed}, but it must be from 0 to 2**64 - 1")
-    if there := storage.names_in(dest_url):
+    there = storage.names_in(dest_url)
+    if UNFINISHED in there:  # of a call that was cut off: what lies there is ours
+        storage.remove(dest_url)
+    elif there:
         raise UserError(f"{dest_url} is not empty (it holds {there[0]!r}); name another folder or empty this one")
+    storage.write_json(storage.join(dest_url, UNFINISHED), {})
     num_train = num_images - round(num_images * VALIDATION_SHARE)
     for split, indices in (("train", range(num_train)), ("validation", range(num_train, num_images))):
         with ShardWriter(storage.join(dest_url, split), SCHEMA) as writer:
@@ -119,7 +124,8 @@ def write_demo(
         "classes": list(CLASSES),
         "seed": seed,
     }
-    storage.write_json(storage.join(dest_url, "demo.json"), summary)
+    storage.write_json(storage.join(dest_url, SUMMARY), summary)
+    storage.remove(storage.join(dest_url, UNFINISHED))
     return summary
 
 

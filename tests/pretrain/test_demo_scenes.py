@@ -276,3 +276,24 @@ def test_what_it_refuses(tmp_path):
         write_demo(str(tmp_path))
     assert not (tmp_path / "demo").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_demo_that_was_cut_off_is_made_anew_and_a_finished_one_is_kept(tmp_path, capsys):
+    from pretrain.data.__main__ import main
+
+    folder = tmp_path / "demo"
+
+    def cut(done, of):
+        if done > of // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_demo(str(folder), num_images=100, progress=cut)
+    assert main(["demo", str(folder), "--images", "20"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"train", "validation", "demo.json"}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(["demo", str(folder), "--images", "20"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+    with pytest.raises(UserError, match="is not empty"):
+        main(["demo", str(folder), "--images", "30"])

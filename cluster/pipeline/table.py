@@ -1,0 +1,117 @@
+"""One table of what a pipeline came to: each stage's metrics beside its baselines, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cluster import storage
+from cluster.errors import UserError
+from cluster.pipeline.plan import Status
+from cluster.pipeline.settings import Pipeline, Stage
+from cluster.secrets import masked
+
+COMPARISON = (
+    "comparison.json"  # {"rows": [{"name": ..., "metrics": {...}}, ...]}: the stage's own first, then the others
+)
+RESULTS_MARKDOWN, RESULTS_JSON = "results.md", "results.json"
+
+
+def write_results(
+    pipeline: Pipeline, status: Mapping[str, Status], reason: Mapping[str, str], seconds: Mapping[str, float]
+) -> str:
+    """Writes OUT/results.md and OUT/results.json; returns the Markdown table."""
+    rows = [_row(pipeline, stage, status[stage.name]) for stage in pipeline.stages]
+    for row in rows:
+        row["seconds"] = round(seconds[row["stage"]], 1)
+        if row["stage"] in reason:
+            row["reason"] = masked(reason[row["stage"]])
+    table = markdown(rows)
+    storage.write_bytes(storage.join(pipeline.out, RESULTS_MARKDOWN), f"# {pipeline.name}\n\n{table}\n".encode())
+    storage.write_json(storage.join(pipeline.out, RESULTS_JSON), {"pipeline": pipeline.name, "stages": rows})
+    return table
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each stage and metric; a column for the value, and one for each thing it is compared with.
+
+    Args:
+        rows: {"stage", "status", "seconds", "metrics": {name: number}, "baselines": {name: {metric: number}}, "reason"}.
+    """
+    others = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
+    head = ["stage", "status", "time", "metric", "value", *others, *(["difference"] if others else [])]
+    lines = [head, ["---", "---", "---:", "---", *["---:"] * (len(head) - 4)]]
+    for row in rows:
+        status = row["status"] + (f": {row['reason']}" if row.get("reason") else "")
+        first = [row["stage"], status, _duration(row["seconds"])]
+        for metric in row["metrics"] or [""]:
+            value = row["metrics"].get(metric)
+            beside = [row["baselines"].get(name, {}).get(metric) for name in others]
+            known = [other for other in beside if other is not None]
+            difference = [f"{value - known[0]:+.3f}" if known and value is not None else ""] if others else []
+            lines.append([*first, metric.replace("_", " "), _number(value), *map(_number, beside), *difference])
+            first = ["", "", ""]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _row(pipeline: Pipeline, stage: Stage, status: Status) -> dict[str, Any]:
+    row: dict[str, Any] = {"stage": stage.name, "status": str(status), "out": stage.out, "metrics": {}, "baselines": {}}
+    result = _read(stage.result_url) if status == Status.DONE else None
+    if result is None:
+        return row
+    metrics = _numbers(result)
+    asked = stage.settings.metrics
+    missing = [name for name in asked if name not in metrics]
+    if missing:
+        row["reason"] = f"no {', '.join(missing)} among its metrics ({', '.join(metrics) or 'none'})"
+    best = [result["best_metric"]] if result.get("best_metric") in metrics else []
+    row["metrics"] = {name: metrics[name] for name in asked or best or metrics if name in metrics}
+    if stage.settings.baseline is not None:
+        other = next(one for one in pipeline.stages if one.name == stage.settings.baseline)
+        row["baselines"][other.name] = _numbers(_read(other.result_url) or {})
+    comparison = _read(storage.join(stage.out, COMPARISON))
+    rows = comparison.get("rows") if isinstance(comparison, dict) else None
+    for compared in rows[1:] if isinstance(rows, list) else []:
+        if isinstance(compared, dict) and compared.get("name"):
+            row["baselines"][str(compared["name"])] = _numbers(compared)
+    row["baselines"] = {
+        name: {metric: numbers[metric] for metric in row["metrics"] if metric in numbers}
+        for name, numbers in row["baselines"].items()
+    }
+    return row
+
+
+def _read(url: str) -> Any:
+    try:
+        return storage.read_json(url) if storage.exists(url) else None
+    except UserError:  # a file that is no JSON has no numbers
+        return None
+
+
+def _numbers(result: Any) -> dict[str, float]:
+    metrics = result.get("metrics") if isinstance(result, dict) else None
+    if not isinstance(metrics, dict):
+        return {}
+    return {
+        str(name): value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
