@@ -42,11 +42,12 @@ def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     settings.data.use_stores()
     order, manifest, validation = open_data(settings)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
-    TASKS[settings.task](settings, manifest, validation)
+    task: Task = TASKS[settings.task](settings, manifest, validation)
     _open_encoder(settings)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
-    print(f"finetune: {describe_data(manifest, order)}", flush=True)
+    for line in (describe_data(manifest, order), *task.notes):
+        print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
         finetune,
@@ -71,7 +72,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     # -- model ----------------------------------------------------------------------------------------------------------
     source = _open_encoder(settings)
     size = settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
-    config = common_config(settings, source, size, task.columns) | task.config
+    config = common_config(settings, source, size, task.columns) | task.config_for(source.encoder, size)
     if settings.mode == LORA:
         config["lora"] = adapt(source.encoder, settings.lora)
     model = task.training_model(source.encoder, config).to(place.device)
@@ -130,6 +131,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         "metrics": judgement.metrics,
         "best_metric": task.best_metric,
         "best_step": progress.best_step,
+        **task.findings,
         **judgement.details,
         **summary(progress),
     }

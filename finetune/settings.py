@@ -13,7 +13,7 @@ from pretrain.training.settings import (
     TrainingSettings,
 )
 
-TASK_NAMES = ("classification",)
+TASK_NAMES = ("classification", "detection")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,47 @@ class LoraSettings:
     rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
     alpha: float | None = setting(None, minimum=0, help="the update is scaled by alpha / rank; null: by 1")
     dropout: float = setting(0.0, minimum=0, maximum=0.99, help="share of the adapters' inputs that is left out")
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Boxes and their classes."""
+
+    objects_column: str = setting("objects", help="column of boxes and classes: struct of lists, or list of structs")
+    box_format: str = setting(
+        "xywh",
+        choices=["xywh", "xyxy"],
+        help="four numbers of a box, in pixels: left, top, width, height, or two corners",
+    )
+    head: str = setting("fcos", choices=["fcos", "retinanet", "faster_rcnn"], help="what finds boxes on the maps")
+    channels: int = setting(128, minimum=32, help="of the feature pyramid and the head, a multiple of 32")
+    depth: int = setting(4, minimum=1, maximum=4, help="convolutions of the head before the last ones")
+    strides: list[int] = setting(
+        [], help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data"
+    )
+    anchors_a_place: int = setting(3, minimum=1, help="anchors at each place of a map, fitted likewise; FCOS has none")
+    most_detections: int = setting(100, minimum=1, help="detections an image, at most")
+    score_threshold: float = setting(0.3, minimum=0, maximum=1, help="how sure predict is at least, unless it is told")
+    smallest_scale: float = setting(
+        0.5, minimum=0.05, help="smallest size of a training picture on its canvas; 1 is just all of it, less zooms out"
+    )
+    largest_scale: float = setting(2.0, minimum=0.05, help="largest size of it; more than 1 zooms in, which crops")
+    smallest_visible: float = setting(
+        0.3, minimum=0, maximum=1, help="share of a box's area that a crop must show, or the box is not trained on"
+    )
+    flip: float = setting(0.5, minimum=0, maximum=1, help="probability of mirroring left and right")
+    flip_vertical: float = setting(0.0, minimum=0, maximum=1, help="probability of mirroring top and bottom")
+    colour: float = setting(
+        0.5, minimum=0, maximum=2.5, help="strength of the jitter of colours; 0 leaves them as they are"
+    )
+    hard_attention_keys: int = setting(
+        0,
+        minimum=0,
+        help="keys that each query of the last stages' attention keeps (hard attention); 0: as the encoder is",
+    )
+    hard_attention_stages: int = setting(
+        1, minimum=1, help="how many of the encoder's last stages with attention that is"
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +108,7 @@ class FinetuneSettings:
     )
     evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
+    detection: DetectionSettings = setting(DetectionSettings, help="detection")
     optimizer: OptimizerSettings = setting(OptimizerSettings, help="optimizer")
     training: TrainingSettings = setting(TrainingSettings, help="training")
     cluster: ClusterSettings = setting(ClusterSettings, help="cluster")

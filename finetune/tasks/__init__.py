@@ -2,7 +2,9 @@
 
 from finetune.tasks.base import Task
 from finetune.tasks.classification.task import Classification
+from finetune.tasks.detection.task import Detection
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "detection": Detection,
 }

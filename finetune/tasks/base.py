@@ -12,8 +12,9 @@ is loaded. To add a task, write these three, its settings in `finetune.settings`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -164,12 +165,16 @@ class Task(ABC):
         predictor: its `Predictor`.
         columns: the columns to read beside the image, by what they hold.
         config: what the model must know of data and head; `common_config` is added to it.
+        notes: lines about the labels that a user should see before the run.
+        findings: the same for result.json, JSON.
     """
 
     best_metric: ClassVar[str]
     predictor: ClassVar[type[Predictor]]
     columns: dict[str, str]
     config: dict[str, Any]
+    notes: Sequence[str] = ()
+    findings: Mapping[str, Any] = MappingProxyType({})
 
     @staticmethod
     @abstractmethod
@@ -179,6 +184,10 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
         """Reads what the labels of both data sets say. Raises UserError for labels that cannot be used."""
+
+    def config_for(self, encoder: Encoder, size: int) -> dict[str, Any]:
+        """`config`, with what depends on the encoder and the images' size too."""
+        return self.config
 
     @classmethod
     @abstractmethod

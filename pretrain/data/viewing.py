@@ -62,15 +62,17 @@ class Viewer:
             )
             self._on_device = ViewsOnDevice(self.specs, seed=self.seed, kept=kept)
             return kept, self._on_device
-        on_host = self.device.type == "cpu"
-        transform = RandomViews(
+        return shards, self.host_transform()
+
+    def host_transform(self) -> HostTransform:
+        """What the host makes of encoded images."""
+        return RandomViews(
             self.specs,
             seed=self.seed,
-            colours_on_host=on_host,
+            colours_on_host=self.device.type == "cpu",
             channels=self.channels,
             pinned=self.device.type == "cuda",
         )
-        return shards, transform
 
     def kept_images(self) -> KeptImages | None:
         """Where a loader keeps what it decoded."""

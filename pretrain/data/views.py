@@ -109,7 +109,7 @@ class ViewFilling:
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
         self._transform, self._draws = transform, draws
         shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
-        self.arrays = [_room(shape, transform.pinned) for shape in shapes]
+        self.arrays = [room(shape, transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
         self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
@@ -126,7 +126,7 @@ class ViewFilling:
         )
         boxes = boxes_V4.tolist()
         sizes = [spec.size for spec in transform.specs]
-        groups = picture.decode(_denominator(boxes, sizes))
+        groups = picture.decode(smallest_denominator(boxes, sizes))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         for view, (left, top, width, height) in enumerate(boxes):
             flipped = bool(self._draws.colours[view].flipped[index])
@@ -160,13 +160,14 @@ def write_crop(
         crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
 
 
-def _denominator(boxes: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
+def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
     spare = min(min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True))
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
 
 
-def _room(shape: tuple[int, ...], pinned: bool) -> np.ndarray:
+def room(shape: tuple[int, ...], pinned: bool) -> np.ndarray:
+    """Memory for bytes, page-locked when `pinned`."""
     if not pinned:
         return np.empty(shape, np.uint8)
     import torch
@@ -204,7 +205,7 @@ class CentralFilling:
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
         box = central_box(width=picture.width, height=picture.height, share=transform.share)
-        groups = picture.decode(_denominator([box], [transform.size]))
+        groups = picture.decode(smallest_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])

@@ -1,0 +1,167 @@
+"""Detection while it is learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.errors import UserError
+from cluster.place import Place
+from finetune.settings import FinetuneSettings
+from finetune.starting import EncoderSource
+from finetune.tasks.base import Task
+from finetune.tasks.detection.boxes import (
+    TargetReader,
+    boxes_column_of,
+    classes_of,
+    look_at_shapes,
+    take_census,
+)
+from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides
+from finetune.tasks.detection.heads import Targets
+from finetune.tasks.detection.model import Detector, make_attention_hard
+from finetune.tasks.detection.predictor import ObjectDetector
+from finetune.tasks.detection.views import BoxViewer, boxes_on_canvas
+from pretrain.data.loader import Batch
+from pretrain.data.manifest import Manifest
+from pretrain.data.recipes import ViewSpec
+from pretrain.data.shards import Shards
+from pretrain.data.viewing import Viewer
+from pretrain.encoders import Encoder
+
+PICTURES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
+
+
+class Detection(Task):
+    """Boxes and their classes, from a column of objects."""
+
+    best_metric = "map"
+    predictor = ObjectDetector
+
+    @staticmethod
+    def columns_of(settings: FinetuneSettings) -> dict[str, str]:
+        """The column of boxes."""
+        return {"objects": settings.detection.objects_column}
+
+    def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
+        detection = settings.detection
+        self.settings, self.columns = detection, self.columns_of(settings)
+        self._train = Shards(train, image_column=settings.data.image_column, columns=[detection.objects_column])
+        if not detection.smallest_scale <= detection.largest_scale:
+            raise UserError(
+                f"detection.smallest_scale={detection.smallest_scale:g} is above "
+                f"detection.largest_scale={detection.largest_scale:g}"
+            )
+        of_train, of_validation = (
+            take_census(manifest, boxes_column_of(manifest, detection.objects_column, detection.box_format))
+            for manifest in (train, validation)
+        )
+        self.classes = classes_of(of_train, of_validation)
+        self._reader = TargetReader(of_train.column, self.classes)
+        self.config = {
+            "class_names": self.classes.names,
+            "class_values": list(self.classes.values),
+            "box_format": detection.box_format,
+            "score_threshold": detection.score_threshold,
+        }
+        self.notes = [
+            f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} {name} images "
+            f"({census.num_without:,} without any)"
+            + (f"; left out: {census.left_out} (first: {census.left_out.places[0]})" if census.left_out.counts else "")
+            for name, census in (("training", of_train), ("validation", of_validation))
+        ]
+        self.findings: dict[str, Any] = {
+            "training_boxes": of_train.num_boxes,
+            "training_boxes_left_out": of_train.left_out.as_json(),
+        }
+
+    def config_for(self, encoder: Encoder, size: int) -> dict[str, Any]:
+        """With strides and anchors fitted to the boxes at this size."""
+        detection = self.settings
+        shapes_N2, outside = look_at_shapes(
+            self._train, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels
+        )
+        if not len(shapes_N2):
+            raise UserError(
+                f"no picture of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
+                f"read as {detection.box_format} in pixels (detection.box_format)"
+            )
+        self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()
+        strides = list(detection.strides) or fit_strides(np.sqrt(shapes_N2.prod(1)) * size, encoder.strides)
+        check_strides(strides, encoder.strides)
+        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_a_place)
+        return self.config | {
+            "strides": strides,
+            "anchors": anchors,
+            "head": detection.head,
+            "channels": detection.channels,
+            "depth": detection.depth,
+            "most": detection.most_detections,
+            "hard_attention_keys": detection.hard_attention_keys,
+            "hard_attention_stages": detection.hard_attention_stages,
+        }
+
+    @classmethod
+    def new_model(cls, encoder: Encoder, config: dict[str, Any]) -> Detector:
+        """An encoder, a pyramid and a head."""
+        if config["hard_attention_keys"]:
+            make_attention_hard(
+                encoder, num_keys=config["hard_attention_keys"], num_stages=config["hard_attention_stages"]
+            )
+        names = ("head", "strides", "anchors", "channels", "depth", "most", "mode")
+        return Detector(encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names})
+
+    def views(self, size: int) -> list[ViewSpec]:
+        """A flip and mild colours; the window is drawn by `viewer`."""
+        colour = self.settings.colour
+        return [
+            ViewSpec(
+                size=size,
+                flip=self.settings.flip,
+                jitter=0.8 if colour else 0.0,
+                brightness=0.4 * colour,
+                contrast=0.4 * colour,
+                saturation=0.4 * colour,
+                hue=0.1 * colour,
+                grey=0.0,
+                blur=0.0,
+            )
+        ]
+
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
+        """Random windows onto the pictures."""
+        detection = self.settings
+        return BoxViewer(
+            self.views(size)[0],
+            scale=(detection.smallest_scale, detection.largest_scale),
+            flip_vertical=detection.flip_vertical,
+            keep=settings.data.keep,
+            keep_bytes=settings.data.keep_bytes,
+            seed=settings.seed,
+            device=place.device,
+            channels=source.encoder.in_channels,
+            mean=source.mean,
+            std=source.std,
+        )
+
+    def to_inputs(self, images: list[Tensor], batch: Batch, device: torch.device) -> tuple[Tensor, Targets]:
+        """Images, and the boxes that are still seen in them."""
+        assert batch.geometry_VB5 is not None
+        size, targets = images[0].shape[-1], []
+        for index, value in enumerate(batch.columns[self.columns["objects"]]):
+            geometry_25 = batch.geometry_VB5[:, index]
+            width, height = geometry_25[1, 2:4].tolist()
+            target, _ = self._reader.read(value, width=width, height=height)
+            boxes_N4, keep_N = boxes_on_canvas(
+                target.xyxy_N4, geometry_25, size, smallest_visible=self.settings.smallest_visible
+            )
+            targets.append(
+                {
+                    "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),
+                    "labels": torch.from_numpy(target.classes_N[keep_N]).to(device, non_blocking=True),
+                }
+            )
+        return images[0], targets
