@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.ray_guard import start_guard
 
-OBJECT_STORE_BYTES = 100 * 2**20  # only settings and results pass through it; Ray's default is 30 % of the memory
+OBJECT_STORE_BYTES = (
+    100 * 2**20
+)  # of training only settings and results pass through it; Ray's default is 30 % of the memory
 
 # Values that a user's environment may override. Ray reads them when it is imported, started or when a run starts.
 DEFAULTS = {
@@ -53,16 +55,21 @@ class Session:
 
 @contextmanager
 def ray_session(
-    address: str | None, num_workers: int, cpus_per_worker: float, *, elastic: bool = False
+    address: str | None,
+    num_workers: int,
+    cpus_per_worker: float,
+    *,
+    environment: Mapping[str, str] | None = None,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
 ) -> Iterator[Session]:
     """Connects this process to Ray and leaves things as they were: what it started it ends.
 
     In order of precedence: the Ray that this process is connected to; `address`; RAY_ADDRESS (set inside Ray jobs); a
     private Ray on this machine with as many CPUs as it has, or as the workers want if that is more. Raises UserError
-    when the cluster cannot be reached.
+    when the cluster cannot be reached. `environment` holds further defaults that Ray reads.
     """
     embedded = address is None and not os.environ.get("RAY_ADDRESS")
-    with _environment(DEFAULTS | (ELASTIC_DEFAULTS if elastic else {})):
+    with _environment({**DEFAULTS, **(environment or {})}):
         import ray
 
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it
@@ -71,7 +78,7 @@ def ray_session(
             with (
                 _environment(EMBEDDED_DEFAULTS),
                 _quiet_raylet(),
-                _embedded_ray(num_workers, cpus_per_worker) as folder,
+                _embedded_ray(num_workers, cpus_per_worker, object_store_bytes) as folder,
             ):
                 yield Session(folder)
         else:
@@ -80,7 +87,7 @@ def ray_session(
 
 
 @contextmanager
-def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[Path]:
+def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: int) -> Iterator[Path]:
     import ray
 
     folder = _new_folder()
@@ -89,7 +96,7 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float) -> Iterator[Path]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, math.ceil(num_workers * cpus_per_worker)),
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

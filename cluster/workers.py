@@ -70,11 +70,12 @@ def run_workers(
     if storage_url.startswith("memory:"):
         raise UserError(f"{storage_url} is in the memory of one process; workers need a folder that all can reach")
 
-    from cluster.ray_session import check_resources, ray_session
+    from cluster.ray_session import ELASTIC_DEFAULTS, check_resources, ray_session
 
     share = cpus_per_worker or max(1, (os.cpu_count() or 1) // num_workers)
     sizes = tuple(sorted({num_workers, *(size for size in smaller if 0 < size < num_workers)}))
-    with ray_session(address, num_workers, share, elastic=len(sizes) > 1) as session:
+    environment = ELASTIC_DEFAULTS if len(sizes) > 1 else {}
+    with ray_session(address, num_workers, share, environment=environment) as session:
         cpus = share if session.embedded else cpus_per_worker or 1
         check_resources(sizes[0], {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}))
 

@@ -217,7 +217,7 @@ class Shards:
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
             passes=[pass_number] * batch.num_rows,
             images=[image.as_buffer() for image in images],
-            columns={name: batch.column(name).to_pylist() for name in self.columns},
+            columns={name: _values(batch, name) for name in self.columns},
         )
 
     def _footer(self, file_index: int, stopped: Callable[[], bool] = lambda: False) -> Footer:
@@ -235,6 +235,15 @@ class Shards:
                 _, oldest = self._footers.popitem(last=False)
                 self._footer_bytes -= oldest.metadata.serialized_size
         return footer
+
+
+def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """The values of a column, or of a field of a struct (`image.path`)."""
+    if name in batch.schema.names:
+        return list(batch.column(name).to_pylist())
+    outer, _, inner = name.partition(".")
+    column = batch.column(outer)
+    return list(column.flatten()[column.type.get_field_index(inner)].to_pylist())
 
 
 def read_in_sequence(shards: Shards, *, rank: int = 0, world_size: int = 1) -> Iterator[Rows]:

@@ -1,0 +1,148 @@
+"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for whoever computes on the pictures.
+
+Embedding and prediction over whole data sets share this. A table has the rows of one part of the result:
+
+    pixels      fixed_size_binary, uint8 [C, size, size] of each image (`pixels_of` gives the array)
+    file, row_group, row    where the image lies
+    and the columns to keep, as they are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.batch_jobs import Unit, with_notes
+from cluster.errors import UserError, nearest
+from pretrain.data.footers import read_footer
+from pretrain.data.loader import Batch, batches_in_sequence
+from pretrain.data.manifest import Manifest
+from pretrain.data.shards import Shards
+from pretrain.data.views import CentralCrop
+
+ROWS_PER_PART = 512  # 74 MiB of decoded images at 224 pixels, 0.8 MB of features with 384 dimensions
+PLACE = ("file", "row_group", "row")
+
+
+def units_of(manifest: Manifest, *, rows_per_part: int = ROWS_PER_PART) -> list[Unit]:
+    """Neighbouring row groups of a file, as many as make up a part, or one large one that makes up several.
+
+    A unit's task is the range of its row groups in the manifest.
+    """
+    units: list[Unit] = []
+    first, rows = 0, 0
+    num_groups = len(manifest.rows_of_group)
+    for group in range(num_groups):
+        rows += int(manifest.rows_of_group[group])
+        last = group + 1 == num_groups
+        other_file = not last and manifest.file_of_group[group + 1] != manifest.file_of_group[group]
+        if last or other_file or rows + int(manifest.rows_of_group[group + 1]) > rows_per_part:
+            units.append(Unit([first, group + 1], -(-rows // rows_per_part)))
+            first, rows = group + 1, 0
+    return units
+
+
+def columns_to_keep(manifest: Manifest, image_column: str, asked: Sequence[str] | None) -> list[str]:
+    """The columns that go along: those asked for, or all that are no images and not nested, and the images' paths.
+
+    Raises UserError for one that is not there.
+    """
+    schema = read_footer(manifest.files[0]).schema
+    image = schema.field(image_column).type
+    path = f"{image_column}.path"
+    has_path = pa.types.is_struct(image) and image.get_field_index("path") >= 0
+    known = [name for name in schema.names if name != image_column] + [path] * has_path
+    if asked is not None:
+        for name in asked:
+            if name not in known:
+                raise UserError(f"no column {name!r} to keep{nearest(name, known)} (columns: {', '.join(known)})")
+        return list(asked)
+    small = [
+        name
+        for name in schema.names
+        if name != image_column
+        and not pa.types.is_nested(schema.field(name).type)
+        and not pa.types.is_binary(schema.field(name).type)
+        and not pa.types.is_large_binary(schema.field(name).type)
+    ]
+    return [*small, *[path] * has_path]
+
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """Gives the function that makes tables of a unit; sent to each process that reads.
+
+    Args:
+        manifest: of the whole data set.
+        image_column, keep: columns, see `columns_to_keep`.
+        size, crop_share, channels: of the central crop.
+        decode_threads: of a process.
+        rows_per_part: rows of a table.
+    """
+
+    manifest: Manifest
+    image_column: str
+    keep: Sequence[str]
+    size: int
+    crop_share: float
+    channels: int
+    decode_threads: int = 1
+    rows_per_part: int = ROWS_PER_PART
+
+    def __call__(self) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
+        """The function; nothing is to be loaded for it."""
+        return self._tables
+
+    def _tables(self, task: Sequence[int]) -> Iterator[pa.Table]:
+        """The tables of row groups [first, last) of the manifest; bad rows are left out and noted."""
+        part = _groups(self.manifest, *task)
+        shards = Shards(part, image_column=self.image_column, columns=self.keep)
+        schema = read_footer(part.files[0]).schema
+        crop = CentralCrop(self.size, share=self.crop_share, channels=self.channels)
+        for batch in batches_in_sequence(
+            shards, crop, batch_size=self.rows_per_part, decode_threads=self.decode_threads
+        ):
+            yield self._table(batch, shards, schema)
+
+    def _table(self, batch: Batch, shards: Shards, schema: pa.Schema) -> pa.Table:
+        pixels = np.ascontiguousarray(batch.arrays[0])
+        kind = pa.binary(self.channels * self.size * self.size)
+        places = [shards.place(int(row_id)) for row_id in batch.row_ids]
+        columns = {
+            "pixels": pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)]),
+            "file": pa.array([place.file for place in places], pa.string()),
+            "row_group": pa.array([place.row_group for place in places], pa.int32()),
+            "row": pa.array([place.row for place in places], pa.int64()),
+        }
+        for name in self.keep:
+            column, _, inner = name.partition(".")
+            kind = schema.field(name).type if name in schema.names else schema.field(column).type.field(inner).type
+            columns[name] = pa.array(batch.columns[name], kind)
+        bad = [(shards.place(row.row_id), row.reason) for row in batch.bad_rows]
+        return with_notes(pa.table(columns), [{**dataclasses.asdict(place), "reason": why} for place, why in bad])
+
+
+def pixels_of(table: pa.Table, *, size: int, channels: int) -> np.ndarray:
+    """The images of a table, uint8 [B, C, size, size], without a copy where it lies in one piece."""
+    column = table["pixels"].combine_chunks()
+    chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    width = channels * size * size
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+    return flat.reshape(len(chunk), channels, size, size)
+
+
+def _groups(manifest: Manifest, first: int, last: int) -> Manifest:
+    """The part of a manifest with row groups [first, last), which lie in one file."""
+    of_group = {
+        name: getattr(manifest, name)[first:last]
+        for name in ("group_in_file", "rows_of_group", "bytes_of_group", "source_of_group")
+    }
+    file = int(manifest.file_of_group[first])
+    assert (manifest.file_of_group[first:last] == file).all()
+    return dataclasses.replace(
+        manifest, files=(manifest.files[file],), file_of_group=np.zeros(last - first, np.int32), **of_group
+    )
