@@ -278,7 +278,7 @@ def test_what_it_refuses(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_demo_that_was_cut_off_is_made_anew_and_a_finished_one_is_kept(tmp_path, capsys):
+def test_a_demo_that_was_cut_off_is_made_anew_and_a_finished_one_is_kept(tmp_path, capsys, monkeypatch):
     from pretrain.data.__main__ import main
 
     folder = tmp_path / "demo"
@@ -287,13 +287,17 @@ def test_a_demo_that_was_cut_off_is_made_anew_and_a_finished_one_is_kept(tmp_pat
         if done > of // 2:
             raise KeyboardInterrupt
 
+    def demo(images):
+        monkeypatch.setattr("sys.argv", ["pretrain.data", "demo", str(folder), "--images", str(images)])
+        return main()
+
     with pytest.raises(KeyboardInterrupt):
-        write_demo(str(folder), num_images=100, progress=cut)
-    assert main(["demo", str(folder), "--images", "20"]) == 0
+        write_demo(str(folder), num_images=40, progress=cut)
+    assert demo(20) == 0
     assert {path.name for path in folder.iterdir()} == {"train", "validation", "demo.json"}
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert main(["demo", str(folder), "--images", "20"]) == 0
+    assert demo(20) == 0
     assert "finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
     with pytest.raises(UserError, match="is not empty"):
-        main(["demo", str(folder), "--images", "30"])
+        demo(30)
