@@ -1,0 +1,293 @@
+"""Do the maps mean something? Attention and class maps inside the boxes of what is there, pretrained beside random weights.
+
+    python -m tests.benchmarks.maps [--bccd FOLDER] [--seeds 0 1 2] [--out runs/maps]
+
+Demo scenes: SimCLR by `configs/pretrain/demo.yaml`, then the classifier of `configs/finetune/demo.yaml` from these weights and
+from random ones. On the held-out scenes: the share of attention inside the boxes of all things, the share of the true class's
+Grad-CAM inside the main thing's box, and how often its highest point lies there (pointing game,
+https://arxiv.org/abs/1608.00507). White cells: FOLDER is the BCCD set with `index.jsonl`; pretraining sees the train images
+without boxes, the classifier tiles with and without a white cell, and the maps whole test images.
+
+Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as multiples of that; for hits
+that area is the chance. The head of attention is chosen on training images, for both kinds of weights alike. Runs that are
+finished in `--out` are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.class_maps import grad_cam
+from finetune.model import load_model
+from pretrain.data.augment import normalise
+from pretrain.data.demo_scenes import write_demo
+from pretrain.data.heat_maps import enlarged
+from pretrain.data.packing import ShardWriter, schema_of
+from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
+from pretrain.encoders.attention_maps import attention_maps, attention_rollout
+
+NUM_SCENES, DEMO_STEPS = 2000, 450
+BCCD_SIZE, TILE, TILE_VIEW = (320, 240), 96, 64
+CROP_SHARE = 0.875
+NUM_CHOOSING = 100  # training images on which a head is chosen
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of one size, uint8 [N, 3, H, W], for each the boxes looked for (shares of the sides, [n, 4]) and a class."""
+
+    images_N3HW: np.ndarray
+    boxes: list[np.ndarray]
+    classes: list[str]
+
+    def first(self, num: int) -> Pictures:
+        """The first of them."""
+        return Pictures(self.images_N3HW[:num], self.boxes[:num], self.classes[:num])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains what is not trained yet and prints the tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.maps", description=__doc__)
+    parser.add_argument("--bccd", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/maps"))
+    options = parser.parse_args(arguments)
+    torch.set_grad_enabled(False)
+    demo_scenes(options.out / "demo", options.seeds)
+    if options.bccd is not None:
+        white_cells(options.bccd, options.out / "bccd", options.seeds)
+
+
+def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
+    """The table of the demo scenes."""
+    if not (out / "data" / "demo.json").exists():
+        write_demo(str(out / "data"), num_images=NUM_SCENES)
+    train, test = (scenes(out / "data" / split) for split in ("train", "validation"))
+    main_boxes = Pictures(test.images_N3HW, [boxes[:1] for boxes in test.boxes], test.classes)
+    rows = []
+    for seed in seeds:
+        encoder = pretrained(out / f"seed{seed}", "configs/pretrain/demo.yaml", out / "data" / "train", seed,
+                             f"training.steps={DEMO_STEPS}")  # fmt: skip
+        rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
+        for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
+            model = finetuned(out / f"seed{seed}-{name}", start, out / "data", seed)
+            rows.append(("Grad-CAM", f"{name}: true class", *class_map_numbers(model, main_boxes)))
+    report(
+        f"demo scenes: {len(test.boxes)} held-out scenes, seeds {list(seeds)}, main box for Grad-CAM, all boxes else",
+        rows,
+    )
+
+
+def white_cells(source: Path, out: Path, seeds: Sequence[int]) -> None:
+    """The table of the white cells."""
+    train, test = (blood(source, split) for split in ("train", "test"))
+    if not (out / "tiles" / "train").exists():
+        write_images(out / "images", train)
+        for split in ("train", "val"):
+            write_tiles(out / "tiles" / {"val": "validation"}.get(split, split), blood(source, split))
+    rows = []
+    for seed in seeds:
+        encoder = pretrained(
+            out / f"seed{seed}", "configs/pretrain/small/simclr.yaml", out / "images", seed,
+            "training.steps=300", "views.arguments={crop_scale: [0.03, 0.3]}", "encoder.arguments={stem_stride: 2}",
+        )  # fmt: skip
+        rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
+        for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
+            model = finetuned(out / f"seed{seed}-{name}", start, out / "tiles", seed)
+            rows.append(("Grad-CAM", f"{name}: white cell", *class_map_numbers(model, test)))
+    report(f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}", rows)
+
+
+# -- maps and their numbers ---------------------------------------------------------------------------------------------
+
+
+def attention_rows(encoder_url: str, train: Pictures, test: Pictures, seed: int) -> list[tuple[str, tuple[float, ...]]]:
+    """Share of attention inside boxes, over that of their area: by rollout, and by the head that is best on `train`."""
+    config = read_encoder_config(encoder_url)
+    torch.manual_seed(seed)
+    fresh = build_encoder(config.name, **config.arguments)
+    rows = []
+    for name, encoder in (("pretrained", load_encoder(encoder_url)), ("random", fresh)):
+        rows.append((f"{name}: rollout", numbers_of(rollout_of(encoder, test), test)))
+        heads = every_head(encoder, train.first(NUM_CHOOSING))
+        best = max(heads, key=lambda key: numbers_of(heads[key], train.first(NUM_CHOOSING))[0])
+        rows.append((f"{name}: best head", numbers_of(every_head(encoder, test)[best], test)))
+    return rows
+
+
+def rollout_of(encoder: Encoder, pictures: Pictures) -> np.ndarray:
+    """[N, H, W]."""
+    return np.concatenate([attention_rollout(encoder, some).numpy() for some in batches(pictures)])
+
+
+def every_head(encoder: Encoder, pictures: Pictures) -> dict[tuple[str, int], np.ndarray]:
+    """[N, H, W] of each layer and head."""
+    heads: dict[tuple[str, int], list[np.ndarray]] = {}
+    for some in batches(pictures):
+        for layer, maps_BhHW in attention_maps(encoder, some).items():
+            for head in range(maps_BhHW.shape[1]):
+                heads.setdefault((layer, head), []).append(maps_BhHW[:, head].numpy())
+    return {key: np.concatenate(parts) for key, parts in heads.items()}
+
+
+def class_map_numbers(model_url: str, pictures: Pictures) -> tuple[float, ...]:
+    """Numbers of the pictures' own classes' Grad-CAM."""
+    predictor = load_model(model_url)
+    names = predictor.config["class_names"]
+    heats, start = [], 0
+    for some in batches(pictures):
+        classes = torch.tensor([names.index(name) for name in pictures.classes[start : start + len(some)]])
+        heats.append(grad_cam(predictor.model, some, classes).numpy())
+        start += len(some)
+    return numbers_of(np.concatenate(heats), pictures)
+
+
+def numbers_of(maps_NHW: np.ndarray, pictures: Pictures) -> tuple[float, float, float, float]:
+    """Share inside the boxes over the boxes' area, that share, that area, and how often the highest point is inside."""
+    height, width = pictures.images_N3HW.shape[2:]
+    shares, areas, hits = [], [], []
+    for map_HW, boxes in zip(maps_NHW, pictures.boxes, strict=True):
+        inside_HW = np.zeros((height, width), bool)
+        for left, top, right, low in boxes:
+            inside_HW[round(top * height) : round(low * height), round(left * width) : round(right * width)] = True
+        heat_HW = enlarged(map_HW, (height, width)).clip(0)
+        even = not heat_HW.max() > 0  # a map of nothing points nowhere
+        areas.append(float(inside_HW.mean()))
+        shares.append(areas[-1] if even else float(heat_HW[inside_HW].sum() / heat_HW.sum()))
+        hits.append(0.0 if even else float(inside_HW.flat[heat_HW.argmax()]))
+    share, area = statistics.mean(shares), statistics.mean(areas)
+    return share / area, share, area, statistics.mean(hits)
+
+
+def batches(pictures: Pictures, size: int = 50) -> list[Tensor]:
+    """Normalised images."""
+    parts = range(0, len(pictures.boxes), size)
+    return [normalise(torch.from_numpy(pictures.images_N3HW[start : start + size]) / 255) for start in parts]
+
+
+def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float]]) -> None:
+    """Means over seeds, and their range."""
+    print(f"\n{title}\n{'':12}{'':28}{'x even':>8}{'(range)':>16}{'inside':>9}{'area':>8}{'hits':>8}{'(range)':>18}")
+    for kind, name in dict.fromkeys((row[0], row[1]) for row in rows):
+        ratios, shares, areas, hits = zip(*(row[2:] for row in rows if row[:2] == (kind, name)))
+        mean = statistics.mean
+        print(
+            f"{kind:12}{name:28}{mean(ratios):>8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}{mean(shares):>9.1%}"
+            f"{mean(areas):>8.1%}{mean(hits):>8.1%}{f'{min(hits):.0%} to {max(hits):.0%}':>18}"
+        )
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------------
+
+
+def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -> str:
+    """The encoder of a pretraining run."""
+    command("pretrain", config, f"data.url={data}", f"out={out}", f"seed={seed}", "cluster.workers=0", *overrides)
+    return f"{out}/encoder"
+
+
+def finetuned(out: Path, encoder: str, data: Path, seed: int) -> str:
+    """The model of a fine-tuning run, judged on `data`/validation."""
+    command(
+        "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",
+        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_share={CROP_SHARE}",
+    )  # fmt: skip
+    accuracy = json.loads((out / "result.json").read_text())["metrics"]["accuracy"]
+    print(f"{out}: accuracy {accuracy:.1%}", flush=True)
+    return f"{out}/model"
+
+
+def command(module: str, *arguments: str) -> None:
+    """Runs one of the project's commands, which does nothing where its run is finished."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"python -m {module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}{done.stdout[-2000:]}"
+        )
+
+
+# -- data ---------------------------------------------------------------------------------------------------------------
+
+
+def scenes(folder: Path) -> Pictures:
+    """The demo's scenes as they are, 96 x 96; the first box is the main thing's."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+    images = [pixels(row["bytes"]) for row in table["image"].to_pylist()]
+    boxes = []
+    for objects in table["objects"].to_pylist():
+        left, top, width, height = np.array(objects["bbox"]).T / images[0].shape[1]
+        boxes.append(np.stack([left, top, left + width, top + height], axis=1))
+    return Pictures(np.stack(images), boxes, table["label"].to_pylist())
+
+
+def blood(source: Path, split: str) -> Pictures:
+    """BCCD images that hold a white cell, scaled to `BCCD_SIZE`, with the white cells' boxes."""
+    images, boxes = [], []
+    for line in (source / "index.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        sides = np.array([record["w"], record["h"]] * 2)
+        white = [np.array(box["xyxy"]) / sides for box in record["boxes"] if box["cls"] == "WBC"]
+        white = [box for box in white if (box[2:] > box[:2]).all()]
+        if record["split"] == split and white:
+            image = Image.open(source / record["path"]).convert("RGB").resize(BCCD_SIZE, Image.Resampling.BOX)
+            images.append(np.asarray(image).transpose(2, 0, 1))
+            boxes.append(np.stack(white))
+    return Pictures(np.stack(images), boxes, ["white cell"] * len(images))
+
+
+def write_images(folder: Path, pictures: Pictures) -> None:
+    """Shards of whole images."""
+    with ShardWriter(str(folder), schema_of()) as writer:
+        for number, image in enumerate(pictures.images_N3HW):
+            writer.write({"image": {"bytes": png(image), "path": f"{number}.png"}})
+
+
+def write_tiles(folder: Path, pictures: Pictures) -> None:
+    """Shards of tiles with a white cell's centre in their inner half, and of tiles that no white cell touches."""
+    with ShardWriter(str(folder), schema_of(label=pa.string())) as writer:
+        for number, (image, boxes) in enumerate(zip(pictures.images_N3HW, pictures.boxes, strict=True)):
+            height, width = image.shape[1:]
+            scaled = boxes * np.array([width, height] * 2)
+            for top in range(0, height - TILE + 1, TILE // 4):
+                for left in range(0, width - TILE + 1, TILE // 4):
+                    middle = (scaled[:, :2] + scaled[:, 2:]) / 2 - (left + TILE / 2, top + TILE / 2)
+                    touches = (
+                        (scaled[:, 0] < left + TILE) & (scaled[:, 2] > left)
+                        & (scaled[:, 1] < top + TILE) & (scaled[:, 3] > top)
+                    )  # fmt: skip
+                    holds = (np.abs(middle) < TILE / 4).all(1).any()
+                    if holds or not touches.any():
+                        tile = png(image[:, top : top + TILE, left : left + TILE])
+                        label = "white cell" if holds else "none"
+                        writer.write({"image": {"bytes": tile, "path": f"{number}-{left}-{top}.png"}, "label": label})
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """uint8 [3, H, W]."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+
+
+def png(image_3HW: np.ndarray) -> bytes:
+    """An encoded image."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image_3HW.transpose(1, 2, 0))).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()
