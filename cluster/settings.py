@@ -225,8 +225,8 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
 
     `ignored` holds keys, or prefixes that end in a dot, which may differ.
     """
-    old = _flat(masked_tree(OmegaConf.to_container(OmegaConf.create(old_yaml))))
-    new = _flat(to_dict(settings))
+    old = flattened(masked_tree(OmegaConf.to_container(OmegaConf.create(old_yaml))))
+    new = flattened(to_dict(settings))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -256,12 +256,13 @@ def describe(schema: Any) -> str:
     return "\n".join(lines)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings as plain dicts -> their values by dotted name."""
     if not isinstance(tree, dict):
         return {prefix.rstrip("."): tree}
     if not tree and prefix:
         return {prefix.rstrip("."): {}}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
+        flat |= flattened(value, f"{prefix}{key}.")
     return flat

@@ -10,6 +10,7 @@ import torch
 
 from cluster import storage
 from cluster.place import Place
+from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare
 from finetune.model import load_model, save_model
@@ -91,7 +92,9 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         if place.rank == 0:
             save_model(model_url, model, {**config, "step": step})
 
-    run_folder = RunFolder(settings.out) if place.rank == 0 else None
+    run_folder = None
+    if place.rank == 0:
+        run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     outcome = train_by(
         model,
         place=place,
@@ -116,7 +119,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     progress = outcome.progress
     if outcome.status != "finished":
         if run_folder is not None:
-            run_folder.close()
+            run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves: the best model, judged once more as it was saved -------------------------------------------

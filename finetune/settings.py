@@ -99,6 +99,9 @@ class FinetuneSettings:
     )
     lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
     seed: int = setting(0, minimum=0, help="of the head's weights, the order and the views")
+    tracking: list[str] = setting(
+        [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
+    )
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is judged by")
     image_size: int | None = setting(None, help="side of an image in pixels; null takes the encoder's")

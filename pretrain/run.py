@@ -11,6 +11,7 @@ import torch
 from cluster import storage
 from cluster.errors import UserError
 from cluster.place import Place
+from cluster.settings import to_dict
 from pretrain.data.manifest import load_manifest
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.viewing import Viewer
@@ -87,7 +88,9 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         return scores
 
     # -- train ----------------------------------------------------------------------------------------------------------
-    run_folder = RunFolder(settings.out) if place.rank == 0 else None
+    run_folder = None
+    if place.rank == 0:
+        run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     outcome = train_by(
         method,
         place=place,
@@ -110,7 +113,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     progress = outcome.progress
     if outcome.status != "finished":
         if run_folder is not None:
-            run_folder.close()
+            run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves --------------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ class PretrainSettings:
 
     out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
     seed: int = setting(0, minimum=0, help="of the weights, the order and the views")
+    tracking: list[str] = setting(
+        [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
+    )
     rankme_images: int = setting(
         25600,
         minimum=0,

@@ -16,6 +16,7 @@ from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole, duration
 from pretrain.training.rehearsal import rehearse
 from pretrain.training.settings import FREE_TO_CHANGE, ClusterSettings
+from pretrain.training.tracking import check_tracking
 
 
 def launch(
@@ -32,10 +33,10 @@ def launch(
 
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
-    `settings.out` must be absolute. A run that is finished is said to be so and not run again. `function` returns the
-    contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with
-    `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT. `report(out)` is called
-    here however the run ends; what goes wrong in it is a warning.
+    `settings.out` must be absolute; `settings.tracking` names trackers. A run that is finished is said to be so and not run
+    again. `function` returns the contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it
+    is called here with `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT.
+    `report(out)` is called here however the run ends; what goes wrong in it is a warning.
 
     Raises what the workers raise; how the run ended is in result.json then.
     """
@@ -45,6 +46,7 @@ def launch(
     def differing(old: str) -> list[str]:
         return cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE)
 
+    check_tracking(settings.tracking, out)
     if check_only:
         return _check(title, function, settings, differing, max(1, cluster_settings.workers))
     run_folder.claim(out, cluster.settings.to_yaml(settings), differing)

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
 from pretrain.data.shards import RowPlace
 from pretrain.training.restarts import RestartLog
+from pretrain.training.tracking import Trackers
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
 RUNNING = "running.json"  # there while a run goes on; what a killed run leaves behind
@@ -33,10 +34,17 @@ class RunFolder:
 
     A full or failing disk does not end a run because of its logs: lines wait in memory until they can be written, and what
     went wrong is told in `troubles`, which the loop empties.
+
+    Args:
+        url: OUT.
+        tracking: names of further trackers beside TensorBoard, see `pretrain.training.tracking`.
+        config: the settings that they show, without secrets.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, tracking: Sequence[str] = (), config: dict[str, Any] | None = None) -> None:
         self.url = url
+        self._tracking, self._config = tracking, config or {}
+        self._trackers: Trackers | None = None
         self.troubles: deque[str] = deque()
         self.restarts = RestartLog(url)
         self._staging: tempfile.TemporaryDirectory[str] | None = None
@@ -68,14 +76,26 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        return max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
+        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
+        self._trackers = Trackers(
+            self._tracking,
+            url=self.url,
+            local=self._local,
+            config=self._config,
+            lines=[json.loads(line) for line in kept],
+        )
+        self._take_troubles()
+        return last_step
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl and the same numbers to TensorBoard; numbers that JSON lacks become null."""
+        """Appends one line to metrics.jsonl and the same numbers to the trackers; numbers that JSON lacks become null."""
         line = {key: _finite(value) for key, value in record.items()}
         self._write(json.dumps(line) + "\n")
         scalars = [(key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"]
         self._to_tensorboard(lambda board: [board.add_scalar(*scalar, record["step"]) for scalar in scalars])
+        if self._trackers is not None:
+            self._trackers.log(line)
+            self._take_troubles()
 
     def _write(self, text: str) -> None:
         """Appends lines to metrics.jsonl, whole or not at all: a part of a line is cut off again."""
@@ -96,6 +116,11 @@ class RunFolder:
                 self._tensorboard = None
                 self.troubles.append(f"no more is written for TensorBoard until the next start ({error})")
 
+    def _take_troubles(self) -> None:
+        if self._trackers is not None:
+            self.troubles.extend(self._trackers.troubles)
+            self._trackers.troubles.clear()
+
     def sync(self) -> None:
         """Makes everything logged so far visible at the URL. May be called from a thread while lines are logged.
 
@@ -114,9 +139,11 @@ class RunFolder:
         lines = [json.dumps({**asdict(place), "reason": reason}) + "\n" for place, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
-    def close(self) -> None:
-        """Uploads what is left and closes the files."""
+    def close(self, *, finished: bool = True) -> None:
+        """Uploads what is left and closes the files; trackers are told whether the run is finished."""
         if self._metrics is not None:
+            if self._trackers is not None:
+                self._trackers.close(finished)
             self._write("")
             self._to_tensorboard(lambda board: board.close())
             self._tensorboard = None

@@ -148,6 +148,7 @@ class EncoderSettings:
 FREE_TO_CHANGE = (
     "out",
     "report_images",
+    "tracking",
     "compare",
     "cluster.",
     "data.decode_threads",

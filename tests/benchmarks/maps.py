@@ -8,9 +8,9 @@ Grad-CAM inside the main thing's box, and how often its highest point lies there
 https://arxiv.org/abs/1608.00507). White cells: FOLDER is the BCCD set with `index.jsonl`; pretraining sees the train images
 without boxes, the classifier tiles with and without a white cell, and the maps whole test images.
 
-Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as multiples of that; for hits
-that area is the chance. The head of attention is chosen on training images, for both kinds of weights alike. Runs that are
-finished in `--out` are not repeated.
+Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as multiples of that; for
+hits that area is the chance. The head of attention is chosen on training images, for both kinds of weights alike. Runs that
+are finished in `--out` are not repeated.
 """
 
 from __future__ import annotations
