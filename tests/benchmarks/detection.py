@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"data.url=[{data / 'train'},{data / 'photos'}]",
         "data.weights=[4,1]",  # a batch has three images of cells for five photos
         "views.size=80",
-        "training.epochs=28",
+        "training.epochs=24",
         f"out={options.out / 'pretrain'}",
         "cluster.workers=0",
     )

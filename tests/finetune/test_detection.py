@@ -260,8 +260,10 @@ def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
     with pytest.raises(UserError, match="no attention that can be hard"):
         make_attention_hard(build_encoder("timm:resnet18"), num_keys=3, num_stages=1)
 
-    # the run's model keeps it
-    run(world, tmp_path / "hard", training__steps=1, detection__hard_attention_keys=2)
+    # the run's model keeps it, beside adapters too
+    run(world, tmp_path / "hard", training__steps=1, detection__hard_attention_keys=2, mode="lora")
+    saved = safetensors.torch.load_file(tmp_path / "hard" / "model" / "model.safetensors")
+    assert all(".lora_" in name for name in saved if name.startswith("encoder."))
     model = load_model(str(tmp_path / "hard" / "model")).model
     assert ((model.encoder.attention(images)[last] > 0).sum(-1) == 2).all()
 
