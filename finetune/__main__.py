@@ -54,9 +54,16 @@ def _merge(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from finetune.export import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
     "evaluate": Command("MODEL DATA: judges a model by a labelled data set", _evaluate),
+    "export": Command("MODEL OUT: a folder for ONNX, timm or Hugging Face, with a model card", _export),
     "explain": Command("MODEL IMAGES OUT: draws what speaks for each class, attention and features", _explain),
     "predict": Command(
         "MODEL INPUT ... OUT: what a model says of images, Parquet and films; alarms, places, tracks", _predict

@@ -50,9 +50,16 @@ def _embed(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _export(arguments: Sequence[str]) -> int:
+    from pretrain.exporting.command import main
+
+    return main(arguments)
+
+
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
     "embed": Command("ENCODER DATA OUT: the features of every image, Parquet in, Parquet out", _embed),
+    "export": Command("ENCODER OUT: a folder for ONNX, timm or Hugging Face, with a model card", _export),
     "explain": Command("ENCODER IMAGES OUT: draws attention by layer and head, rollout and features", _explain),
     "report": Command("OUT: writes report.html of a run, finished or not", _report),
 }

@@ -1,0 +1,59 @@
+"""`export ENCODER OUT --format onnx|timm|huggingface`, shared by both stages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cluster import storage
+from pretrain.exporting.exported import Exported, check_empty, open_encoder
+from pretrain.exporting.hugging_face import hugging_face_files
+from pretrain.exporting.model_card import model_card
+from pretrain.exporting.onnx_file import onnx_bytes
+from pretrain.exporting.timm_folder import timm_files
+
+FORMATS = ("onnx", "timm", "huggingface")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """python -m pretrain export ENCODER OUT: an encoder for other programs."""
+    return run_export("python -m pretrain export", "ENCODER", arguments, open_encoder)
+
+
+def run_export(prog: str, network: str, arguments: Sequence[str], open_network: Callable[[str], Exported]) -> int:
+    """Reads the command line and exports; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Writes a folder that other programs load, with a model card."
+    )
+    parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
+    parser.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet, a path or any fsspec URL")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="what reads the folder")
+    options = parser.parse_args(arguments)
+    check_empty(options.out)
+    export(open_network(options.network), options.out, options.format)
+    print(f"{options.network} exported for {options.format}: {options.out}")
+    return 0
+
+
+def export(exported: Exported, out: str, form: str) -> None:
+    """Writes the folder; README.md, the model card, comes last.
+
+    Raises UserError when the network cannot be exported, and writes nothing then.
+    """
+    found: dict[str, Any] = {}
+    if form == "onnx":
+        data, found = onnx_bytes(exported)
+        about = {
+            "input": "float32 [batch, channels, height, width], values from 0 to 1; normalisation is inside",
+            "class_names": exported.class_names,
+            "image_size": exported.size,
+            **found,
+        }
+        files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
+    else:
+        files = timm_files(exported) if form == "timm" else hugging_face_files(exported)
+    for name, content in files.items():
+        storage.write_bytes(storage.join(out, name), content)
+    storage.write_bytes(storage.join(out, "README.md"), model_card(exported, form, found).encode())

@@ -1,0 +1,129 @@
+"""The model card: what was trained on what, how well it does, how to load it, and what not to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from cluster.settings import flattened
+from pretrain.exporting.exported import Exported
+
+LOADING = {
+    "onnx": """session = onnxruntime.InferenceSession("model.onnx")
+# float32 [batch, channels, height, width], RGB with values from 0 to 1; normalisation is inside
+outputs = session.run(None, {"images": images})""",
+    "timm": """import timm
+{register}
+model = timm.create_model("local-dir:FOLDER", pretrained=True{extra})""",
+    "huggingface": """from transformers import AutoImageProcessor, {auto}
+
+# the folder holds the network's source: read it, or load it from a place you trust
+model = {auto}.from_pretrained("FOLDER", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("FOLDER")""",
+}
+
+
+def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
+    """README.md of an exported folder. `found` is what the export itself measured."""
+    classifier = exported.head is not None
+    result = exported.run.get("result") or {}
+    settings = yaml.safe_load(exported.run["settings"]) if exported.run.get("settings") else {}
+    data = settings.get("data", {})
+    header = {
+        "library_name": {"huggingface": "transformers", "timm": "timm", "onnx": "onnx"}[form],
+        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "tags": ["fovea", exported.encoder.spec["name"]],
+    }
+    facts = {**exported.facts, "input size": exported.size, "channels": list(exported.encoder.channels),
+             "strides": list(exported.encoder.strides), "parameters": _parameters(exported), **found}  # fmt: skip
+    parts = [
+        "---\n" + yaml.safe_dump(header, sort_keys=False) + "---",
+        f"# {'Classifier' if classifier else 'Encoder'} by {exported.encoder.spec['name']}",
+        f"Exported from `{_code(exported.source)}` by Fovea.",
+        "## Use\n\n```python\n" + _loading(exported, form) + "\n```",
+        "## What it is\n\n" + _table({key: value for key, value in facts.items() if value not in (None, "", {})}),
+        "## Data\n\n" + _table(
+            {
+                "training data": data.get("url", "not known"),
+                "validation data": settings.get("validation_url") or (settings.get("knn") or {}).get("test_url") or "none",
+                "images seen in training (with repetition)": result.get("samples_seen", "not known"),
+                "rows that could not be used": result.get("bad_rows", "not known"),
+                "classes": ", ".join(exported.class_names) if classifier else "none",
+            }
+        ),
+        "## Results\n\n" + _results(result),
+        "## Limits\n\n" + _limits(exported, result),
+    ]  # fmt: skip
+    if settings:
+        listed = _table(flattened(settings))
+        parts.append(f"## Settings of the run\n\n<details><summary>all settings</summary>\n\n{listed}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(exported: Exported, form: str) -> str:
+    own = not exported.encoder.spec["name"].startswith("timm:")
+    auto = "AutoModel" if exported.head is None else "AutoModelForImageClassification"
+    return LOADING[form].replace("{auto}", auto).replace(
+        "{register}", "import pretrain.exporting.timm_models  # registers the network (pip install fovea)" if own else ""
+    ).replace("\n\n", "\n").replace("{extra}", "" if own else ", features_only=True")  # fmt: skip
+
+
+def _results(result: Mapping[str, Any]) -> str:
+    metrics = result.get("metrics") or {}
+    if not metrics:
+        return "The run left no scores beside the folder."
+    images = result.get("validation_images")
+    measured = (
+        f"Measured on {images:,} validation images, on which the best checkpoint was chosen too.\n\n" if images else ""
+    )
+    return measured + _table({name.replace("_", " "): value for name, value in metrics.items()})
+
+
+def _limits(exported: Exported, result: Mapping[str, Any]) -> str:
+    lines = []
+    images = result.get("validation_images")
+    if exported.head is None:
+        lines.append(
+            "It was trained without labels and says nothing by itself: a head must be trained on its features."
+        )
+    else:
+        lines.append(
+            "It knows its classes alone and gives every image one of them, also an image that shows none. Its scores are not "
+            "calibrated unless the calibration error above says so."
+        )
+    if images:
+        share = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
+        lines.append(f"With {images:,} validation images an accuracy is known to about {share:.0%} at best.")
+    lines += [
+        f"It was trained at {exported.size} pixels; much larger or smaller images, and other kinds of images than its "
+        "training data, were not measured.",
+        "Biases of the training data are its own. It was not examined for use where people may come to harm.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [f"| {_text(key)} | {_text(_short(value))} |" for key, value in values.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _text(value: str) -> str:
+    """A text that stays text in Markdown and HTML, on one line."""
+    line = " ".join(str(value).split())
+    for sign in "\\`*_[]|#":
+        line = line.replace(sign, "\\" + sign)
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _code(value: str) -> str:
+    return value.replace("`", "'").replace("\n", " ")
+
+
+def _parameters(exported: Exported) -> int:
+    return sum(tensor.numel() for tensor in exported.encoder.parameters())
