@@ -1,4 +1,4 @@
-"""`make demo`: from pictures to a pretrained encoder to a classifier, with the commands that a user would type.
+"""`make demo`: from pictures to a pretrained encoder to a classifier, a detector and an image summarizer, with the commands that a user would type.
 
 Each step is a command of its own, printed before it runs, so the demo is also a tour. It is quick on two cores; the same
 command again continues or repeats nothing that is done.
@@ -14,14 +14,39 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from cluster.errors import UserError, run_command
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """A model of the demo: `scores` are the metrics shown, with a name each."""
+
+    what: str
+    config: str
+    folder: str
+    scores: tuple[tuple[str, str], ...]
+
+
+TASKS = (
+    DemoTask("a classifier", "configs/finetune/demo.yaml", "classify", (("accuracy", "accuracy"),)),
+    DemoTask("a detector", "configs/finetune/demo_detection.yaml", "detect", (("map", "mAP"), ("map_50", "AP50"))),
+    DemoTask(
+        "an image summarizer",
+        "configs/finetune/demo_summarization.yaml",
+        "summarize",
+        (("keyword_map", "keyword mAP"), ("cider_d", "CIDEr-D")),
+    ),
+)
 
 
 def main() -> int:
@@ -76,18 +101,21 @@ def demo(photos: str | None, out: Path, *, workers: int, steps: int) -> int:
         print(f"\nThe photos have no class folders, so this is where the demo ends. Encoder: {pretraining / 'encoder'}")
         return 0
 
-    # -- encoder -> classifier, and the same network from random weights ------------------------------------------------
-    step(
-        "Fine-tune a classifier, and the same network from random weights",
-        "finetune",
-        "configs/finetune/demo.yaml",
-        f"encoder={pretraining / 'encoder'}",
-        f"data.url={train}",
-        f"validation_url={validation}",
-        f"out={out / 'classify'}",
-        f"training.batch_size_global={batch_size(num_images, 64)}",
-    )
-    show_results(out, seconds=time.monotonic() - started)
+    # -- encoder -> task models, each beside the same network from random weights ---------------------------------------
+    tasks = TASKS if photos is None else TASKS[:1]  # photos in folders have classes, and neither boxes nor sentences
+    for task in tasks:
+        overrides = [] if photos is None else [f"training.batch_size_global={batch_size(num_images, 64)}"]
+        step(
+            f"Fine-tune {task.what}, and the same network from random weights",
+            "finetune",
+            task.config,
+            f"encoder={pretraining / 'encoder'}",
+            f"data.url={train}",
+            f"validation_url={validation}",
+            f"out={out / task.folder}",
+            *overrides,
+        )
+    show_results(out, tasks, seconds=time.monotonic() - started)
     return 0
 
 
@@ -135,16 +163,29 @@ def report_health(pretraining: Path) -> None:
             print(f"  {words}: {last[key]:{form}}")
 
 
-def show_results(out: Path, *, seconds: float) -> None:
-    """Where everything lies."""
-    print(f"\n{seconds:.0f} s in all. Everything lies in {out}:")
-    for name, what in (
-        ("pretrain/encoder", "the encoder (safetensors + config.json)"),
-        ("pretrain/metrics.jsonl", "loss, health and speed of pretraining; tensorboard/ beside it"),
-        ("classify/model", "the classifier; finetune.model.load_model loads it"),
-        ("classify/comparison.json", "its numbers beside those from random weights"),
-    ):
-        print(f"  {out / name}  {what}")
+def show_results(out: Path, tasks: Sequence[DemoTask], *, seconds: float) -> None:
+    """One table of all models, and where everything lies."""
+    from finetune.comparing import COMPARISON  # it brings torch along, which takes seconds
+
+    table = Table(title="Held-out images: from the pretrained encoder, and from random weights")
+    for column in ("model", "score"):
+        table.add_column(column)
+    for column in ("pretrained", "random", "gain"):
+        table.add_column(column, justify="right")
+    for task in tasks:
+        pretrained, fresh = (row["metrics"] for row in json.loads((out / task.folder / COMPARISON).read_text())["rows"])
+        for key, name in task.scores:
+            gain = pretrained[key] - fresh[key]
+            table.add_row(task.what, name, f"{pretrained[key]:.3f}", f"{fresh[key]:.3f}", f"{gain:+.3f}")
+    CONSOLE.print()
+    CONSOLE.print(table)
+    print(f"{seconds:.0f} s in all. Everything lies in {out}:")
+    places = [("pretrain/encoder", "the encoder (safetensors + config.json)"), ("pretrain/report.html", "how it went")]
+    places += [(f"{task.folder}/model", f"{task.what}; finetune.model.load_model loads it") for task in tasks]
+    places += [(f"{task.folder}/report.html", "what it sees, beside random weights") for task in tasks]
+    for name, what in places:
+        if (out / name).exists():
+            print(f"  {out / name}  {what}")
 
 
 if __name__ == "__main__":
