@@ -1,7 +1,7 @@
 """`make demo`: from pictures to a pretrained encoder to three task models, with the commands that a user would type.
 
-The models are a classifier, a detector and an image summarizer, each beside the same network from random weights. Each step is a
-command of its own, printed before it runs, so the demo is also a tour. It is quick on two cores; the same command again
+The models are a classifier, a detector and an image summarizer, each beside the same network from random weights. Each step
+is a command of its own, printed before it runs, so the demo is also a tour. It is quick on two cores; the same command again
 continues or repeats nothing that is done.
 """
 
