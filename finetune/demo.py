@@ -40,7 +40,7 @@ class DemoTask:
 
 TASKS = (
     DemoTask("a classifier", "configs/finetune/demo.yaml", "classify", (("accuracy", "accuracy"),)),
-    DemoTask("a detector", "configs/finetune/demo_detection.yaml", "detect", (("map", "mAP"), ("map_50", "AP50"))),
+    DemoTask("a detector", "configs/finetune/demo_detection.yaml", "detect", (("map", "mAP"), ("ap50", "AP50"))),
     DemoTask(
         "an image summarizer",
         "configs/finetune/demo_summarization.yaml",

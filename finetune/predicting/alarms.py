@@ -33,9 +33,10 @@ class Rule:
 
 def score_of(record: dict[str, Any], name: str) -> float:
     """How sure a record is that the class is there: its probability, or that of its surest box or keyword; 0 for none."""
-    for key in ("scores", "keywords"):
-        if isinstance(record.get(key), dict):
-            return float(record[key].get(name, 0.0))
+    if isinstance(record.get("scores"), dict):
+        return float(record["scores"].get(name, 0.0))
+    if "keywords" in record:
+        return max((float(word["score"]) for word in record["keywords"] if word["text"] == name), default=0.0)
     pairs = zip(record.get("labels") or [], record.get("scores") or [], strict=False)
     return max((float(score) for label, score in pairs if label == name), default=0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 import types
 import typing
@@ -21,13 +22,27 @@ PREDICTIONS = "predictions"
 
 
 def record_of(result: Any) -> dict[str, Any]:
-    """A result (a dataclass) as JSON; maps and other arrays are left out, they are pictures."""
-    fields = ((field.name, getattr(result, field.name)) for field in dataclasses.fields(result))
-    return {name: _plain(value) for name, value in fields if not _is_array(value)}
+    """A result (a dataclass) as JSON. Arrays are lists, without the shape in their names; maps (`_HW`) are left out."""
+    return {
+        _bare(field.name): _plain(getattr(result, field.name))
+        for field in dataclasses.fields(result)
+        if not _is_map(field.name)
+    }
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "torch"
+def _shape(name: str) -> str:
+    """The shape in a field's name: `N4` of `boxes_N4`."""
+    match = re.search(r"_([A-Z][A-Z0-9]*)$", name)
+    return match[1] if match else ""
+
+
+def _is_map(name: str) -> bool:
+    return _shape(name).endswith("HW")
+
+
+def _bare(name: str) -> str:
+    shape = _shape(name)
+    return name.removesuffix(f"_{shape}") if shape else name
 
 
 def _plain(value: Any) -> Any:
@@ -37,18 +52,20 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
 
 
 def arrow_schema(kind: type) -> pa.Schema:
     """The Arrow schema of `record_of` a result of this dataclass, by the annotations of its fields."""
     hints = typing.get_type_hints(kind)
-    found = ((field.name, arrow_type(hints[field.name])) for field in dataclasses.fields(kind))
-    return pa.schema([(name, type_) for name, type_ in found if type_ is not None])
+    names = [field.name for field in dataclasses.fields(kind) if not _is_map(field.name)]
+    return pa.schema([(_bare(name), arrow_type(hints[name], num_axes=max(1, len(_shape(name))))) for name in names])
 
 
-def arrow_type(hint: Any) -> pa.DataType | None:
-    """The Arrow type of an annotation; None for arrays and what holds them."""
+def arrow_type(hint: Any, *, num_axes: int = 1) -> pa.DataType:
+    """The Arrow type of an annotation; an array is of float64 with `num_axes`."""
     simple = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
     if hint in simple:
         return simple[hint]
@@ -57,14 +74,17 @@ def arrow_type(hint: Any) -> pa.DataType | None:
         (hint,) = [part for part in inner if part is not type(None)]
         return arrow_type(hint)
     if origin in (list, tuple):
-        item = arrow_type(inner[0])
-        return None if item is None else pa.list_(item)
+        return pa.list_(arrow_type(inner[0]))
     if origin is dict:
-        item = arrow_type(inner[1])
-        return None if item is None else pa.map_(pa.string(), item)
+        return pa.map_(pa.string(), arrow_type(inner[1]))
+    if hint is np.ndarray:
+        kind = pa.float64()
+        for _ in range(num_axes):
+            kind = pa.list_(kind)
+        return kind
     if dataclasses.is_dataclass(hint):
         return pa.struct(list(arrow_schema(typing.cast(type, hint))))
-    return None
+    raise TypeError(f"no Arrow type for {hint}")
 
 
 PLACE = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])

@@ -1,5 +1,6 @@
 """`python -m finetune predict`: pictures, data sets and films in, records, alarms, places and tracks out."""
 
+import dataclasses
 import io
 import json
 
@@ -18,8 +19,10 @@ from finetune.predicting.alarms import Alarms, Rule, clock, event_record, score_
 from finetune.predicting.films import FilmWriter
 from finetune.predicting.following import stem_of
 from finetune.predicting.localizing import Localizer
+from finetune.predicting.records import RecordWriter, record_of
 from finetune.predicting.tracking import Tracker, mot_lines
 from finetune.tasks.classification.task import Classification
+from finetune.tasks.detection.task import Detection
 from pretrain.encoders import build_encoder
 from tests.pretrain.shards import write_shards
 
@@ -209,10 +212,72 @@ def test_images_without_a_time_are_neighbours_by_their_number():
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+    text: str
+    map_HW: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything:
+    boxes_N4: np.ndarray
+    scores: np.ndarray
+    words: list[Word]
+    shares: dict[str, float]
+    place: tuple[float, float] | None
+
+
+def test_records_and_their_schema_hold_all_but_maps(tmp_path):
+    results = [
+        Everything(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), [], {}, None),
+        Everything(
+            np.arange(8.0).reshape(2, 4), np.array([0.5, 1]), [Word("a", np.zeros((2, 2)))], {"x": 1.0}, (1.0, 2.0)
+        ),
+    ]
+    place = {"source": "s", "index": 0, "seconds": None, "error": None}
+    with RecordWriter(str(tmp_path), Everything) as writer:
+        for result in results:
+            writer.write(place | record_of(result))
+    first, second = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert first["boxes"] == [] and first["place"] is None
+    assert second["boxes"] == [[0, 1, 2, 3], [4, 5, 6, 7]] and second["scores"] == [0.5, 1]
+    assert second["words"] == [{"text": "a"}] and second["shares"] == [("x", 1.0)] and second["place"] == [1, 2]
+    assert lines(tmp_path / "predictions.jsonl")[1]["boxes"] == second["boxes"]
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector with fresh weights, which finds boxes everywhere."""
+    url = str(tmp_path_factory.mktemp("detector") / "model")
+    torch.manual_seed(0)
+    encoder = build_encoder("convattn_nano", stem_stride=4).eval()
+    config = {
+        "task": "detection", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 96,
+        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
+        "class_names": ["cat", "dog"], "class_values": ["cat", "dog"],
+        "box_format": "xyxy", "score_threshold": 0.0, "strides": [8, 16], "anchors": [[[16, 16]], [[32, 32]]],
+        "head": "fcos", "channels": 32, "depth": 1, "most": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
+    }  # fmt: skip
+    save_model(url, Detection.new_model(encoder, config), config)
+    return url
+
+
+def test_a_detector_follows_boxes_through_a_film(detector, film, tmp_path):
+    out = tmp_path / "out"
+    assert run(detector, film, out, "--track", "--track-score", 0.01, "--draw", "--every", 3) == 0
+    records = lines(out / "predictions.jsonl")
+    assert len(records) == 10 and {"boxes", "labels", "scores", "tracks"} <= records[0].keys()
+    table = pq.read_table(out / "predictions.parquet")
+    assert table["boxes"].to_pylist() == [record["boxes"] for record in records]
+    with av.open(str(out / "tracks" / "a_film.mp4")) as drawn:
+        assert sum(1 for _ in drawn.decode(video=0)) == 10
+    assert (out / "tracks" / "a_film.txt").exists() and len(list((out / "drawn").iterdir())) == 10
+
+
 def test_scores_of_every_kind_of_record():
     assert score_of({"scores": {"cat": 0.3}}, "cat") == 0.3
     assert score_of({"labels": ["cat", "dog", "cat"], "scores": [0.2, 0.9, 0.5]}, "cat") == 0.5
-    assert score_of({"keywords": {"cat": 0.7}}, "cat") == 0.7
+    assert score_of({"keywords": [{"text": "cat", "score": 0.7}]}, "cat") == 0.7
     assert score_of({"labels": [], "scores": []}, "cat") == 0.0
     assert clock(3723.0456) == "01:02:03.046"
     with pytest.raises(UserError, match="write CLASS>SHARE"):

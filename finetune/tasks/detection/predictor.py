@@ -56,6 +56,8 @@ class Detections:
 class ObjectDetector(Predictor):
     """A detector with all it needs to judge pictures. Pictures of any size and shape are seen whole."""
 
+    result_type = Detections
+
     def host_transform(self) -> HostTransform:
         """Letterboxed pictures."""
         return Letterbox(self.config["image_size"], mean=self.config["mean"], channels=self.channels)
