@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from cluster import storage
+from cluster.batch_options import add_machine_options, machines_of
 from cluster.errors import UserError
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
@@ -19,6 +20,7 @@ from finetune.predicting.judging import judged
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
+from finetune.predicting.spread import predict_shards
 from finetune.tasks.base import Predictor
 from pretrain.data.progress import ProgressLine
 
@@ -79,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     tracks.add_argument(
         "--track-score", type=float, default=0.5, help="score of a box that begins a track (default: 0.5)"
     )
+    cluster = parser.add_argument_group(
+        "a cluster (Parquet shards only)", "continues where it was cut off; OUT/parts has the results as Parquet"
+    )
+    add_machine_options(cluster)
     return parser
 
 
@@ -91,21 +97,15 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
             )
-    _claim(options.out, options.overwrite)
+    _claim(options.out, options.overwrite or options.workers > 0)
     clips = find_clips(options.inputs, image_column=options.image_column)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     followers = _followers(options, predictor, rules)
-    more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
-
     started = time.monotonic()
-    num_all, num_bad = 0, 0
-    total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
-    with RecordWriter(options.out, predictor.result_type, more) as writer, ProgressLine("predict", total) as progress:
-        for clip in clips:
-            for record in _records(clip, predictor, followers, options):
-                writer.write(record)
-                num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
-                progress.advance()
+    if options.workers:
+        num_all, num_bad = _spread(options, predictor, clips, followers)
+    else:
+        num_all, num_bad = _here(options, predictor, clips, followers)
     seconds = time.monotonic() - started
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
     print(f"predict: {num_all} pictures in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
@@ -116,6 +116,42 @@ def main(arguments: Sequence[str]) -> int:
             print(f"predict: {follower.tracks} tracks")
     print(f"predict: {options.out} holds it all")
     return 0
+
+
+def _here(
+    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
+) -> tuple[int, int]:
+    """Judges in this process; returns the number of pictures and of bad ones."""
+    more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
+    num_all, num_bad = 0, 0
+    total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
+    with RecordWriter(options.out, predictor.result_type, more) as writer, ProgressLine("predict", total) as progress:
+        for clip in clips:
+            for record in _records(clip, predictor, followers, options):
+                writer.write(record)
+                num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
+                progress.advance()
+    return num_all, num_bad
+
+
+def _spread(
+    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
+) -> tuple[int, int]:
+    """Judges on a cluster; returns the number of pictures and of bad ones."""
+    alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
+    if len(alarms) < len(followers) or options.every > 1:
+        raise UserError(
+            "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
+        )
+    return predict_shards(
+        predictor,
+        storage.absolute(options.model),
+        clips,
+        storage.absolute(options.out),
+        machines_of(options, has_gpu=torch.cuda.is_available()),
+        image_column=options.image_column,
+        followers=alarms,
+    )
 
 
 def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
 
 from cluster import storage
-from cluster.batch_jobs import BatchJob, Compute, Machines, run_batch_job
-from cluster.errors import UserError
+from cluster.batch_jobs import BatchJob, Compute, run_batch_job
+from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
 from pretrain.data.augment import normalise, to_images
 from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, pixels_of, units_of
 from pretrain.data.manifest import load_manifest
+from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder, load_encoder, pooled, read_encoder_config
 
 IMAGES_PER_PASS = 128
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             manifest=manifest,
             image_column=options.image_column,
             keep=keep,
-            size=size,
-            crop_share=options.crop_share,
-            channels=config.in_channels,
+            transform=CentralCrop(size, share=options.crop_share, channels=config.in_channels),
             decode_threads=max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads())),
             rows_per_part=options.rows_per_part,
         ),
@@ -106,19 +103,9 @@ def main(arguments: Sequence[str]) -> int:
             "rows_per_part": options.rows_per_part,
         },
     )
-    gpus = options.gpus_per_worker
-    machines = Machines(
-        workers=options.workers,
-        readers=options.readers,
-        cpus_per_worker=options.cpus_per_worker,
-        gpus_per_worker=gpus if gpus is not None else float(torch.cuda.is_available()),
-        cpus_per_reader=options.cpus_per_reader,
-        worker_labels=_labels(options.worker_label),
-        reader_labels=_labels(options.reader_label),
-        address=options.address,
-    )
+    machines = machines_of(options, has_gpu=torch.cuda.is_available())
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
-    result = run_batch_job(job, machines, on_progress=_Progress())
+    result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)
     storage.write_bytes(storage.join(out, "bad_rows.jsonl"), lines.encode())
     new = result.num_parts - result.num_parts_before
@@ -142,33 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES", default=None,
         help="columns that go along, with commas between; by default all that are no images and not nested",
     )  # fmt: skip
-    parser.add_argument("--size", type=_whole(1), help="side of the crops in pixels; by default the encoder's own")
+    parser.add_argument("--size", type=whole(1), help="side of the crops in pixels; by default the encoder's own")
     parser.add_argument("--crop-share", type=_share, default=0.875, help="part of the short side that is looked at")
-    parser.add_argument("--rows-per-part", type=_whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
-    parser.add_argument(
-        "--workers", type=_whole(0), default=0, help="Ray processes that compute; 0: this process alone"
-    )
-    parser.add_argument(
-        "--readers", type=_whole(0), default=0, help="Ray processes that decode; 0: one for each worker"
-    )
-    parser.add_argument("--cpus-per-worker", type=_whole(1), default=1)
-    parser.add_argument("--cpus-per-reader", type=_whole(1), default=1, help="also the threads that decode")
-    parser.add_argument("--gpus-per-worker", type=float, help="by default 1 where this machine has a GPU, else 0")
-    for who in ("worker", "reader"):
-        parser.add_argument(
-            f"--{who}-label", action="append", default=[], metavar="KEY=VALUE", help=f"label of the nodes for {who}s"
-        )
-    parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a Ray of its own")
+    parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
+    add_machine_options(parser)
     return parser
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
-        return int(text)
-
-    return read
 
 
 def _share(text: str) -> float:
@@ -179,29 +144,3 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return share
-
-
-def _labels(given: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given]
-    for key, equals, value in pairs:
-        if not (key and equals and value):
-            raise UserError(f"label {key + equals + value!r}: write KEY=VALUE, such as ray.io/node-group=cpu")
-    return {key: value for key, _, value in pairs}
-
-
-class _Progress:
-    """A line every few seconds."""
-
-    def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
-        self._first: int | None = None
-
-    def __call__(self, done: int, of: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = done
-        if now - self._said > SECONDS_BETWEEN_LINES:
-            rate = (done - self._first) / (now - self._began)
-            left = f", about {(of - done) / rate:.0f} s left" if rate > 0 else ""
-            print(f"embed: {done:,} of {of:,} parts{left}", flush=True)
-            self._said = now

@@ -56,6 +56,10 @@ class AlarmFollower:
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
         """Looks at a frame."""
+        self.see(record)
+
+    def see(self, record: dict[str, Any]) -> None:
+        """Looks at the record of a frame; the picture is not needed."""
         for alarms in self._alarms:
             alarm, event = alarms.look(record)
             self._add(event)

@@ -8,6 +8,7 @@ import re
 import tempfile
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +88,23 @@ def arrow_type(hint: Any, *, num_axes: int = 1) -> pa.DataType:
     raise TypeError(f"no Arrow type for {hint}")
 
 
+def table_of(records: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Records as a table; what a record does not have is null."""
+    # pyarrow takes the pairs of a map, not a dict
+    maps = [field.name for field in schema if pa.types.is_map(field.type)]
+    rows = [row | {name: list(row[name].items()) for name in maps if row.get(name) is not None} for row in records]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def records_in(table: pa.Table) -> list[dict[str, Any]]:
+    """What `table_of` was made of."""
+    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
+    return [
+        row | {name: dict(row[name]) for name in maps if row[name] is not None}
+        for row in table.replace_schema_metadata(None).to_pylist()
+    ]
+
+
 PLACE = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
 
 
@@ -118,12 +136,7 @@ class RecordWriter:
             self._flush()
 
     def _flush(self) -> None:
-        # pyarrow takes the pairs of a map, not a dict
-        maps = [field.name for field in self.schema if pa.types.is_map(field.type)]
-        rows = [
-            row | {name: list(row[name].items()) for name in maps if row.get(name) is not None} for row in self._rows
-        ]
-        self._table.write_table(pa.Table.from_pylist(rows, schema=self.schema))
+        self._table.write_table(table_of(self._rows, self.schema))
         self._rows = []
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -73,10 +73,11 @@ class Clip:
 
     def _rows(self, image_column: str, every: int) -> Iterator[Item]:
         manifest = load_manifest(list(self.urls), columns=[image_column], image_column=image_column)
-        for rows in read_in_sequence(Shards(manifest, image_column=image_column)):
+        shards = Shards(manifest, image_column=image_column)
+        for rows in read_in_sequence(shards):
             for row_id, image in zip(rows.row_ids, rows.images, strict=True):
                 if row_id % every == 0:
-                    yield Item(self.name, row_id, None, image)
+                    yield Item(shards.place(row_id).file, row_id, None, image)
 
 
 def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Clip]:

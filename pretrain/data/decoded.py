@@ -3,6 +3,7 @@
 Embedding and prediction over whole data sets share this. A table has the rows of one part of the result:
 
     pixels      fixed_size_binary, uint8 [C, size, size] of each image (`pixels_of` gives the array)
+    geometry    float32 [V * 5] of each image, where its transform has one (`geometry_of` gives the array)
     file, row_group, row    where the image lies
     and the columns to keep, as they are
 """
@@ -19,10 +20,9 @@ import pyarrow as pa
 from cluster.batch_jobs import Unit, with_notes
 from cluster.errors import UserError, nearest
 from pretrain.data.footers import read_footer
-from pretrain.data.loader import Batch, batches_in_sequence
+from pretrain.data.loader import Batch, HostTransform, batches_in_sequence
 from pretrain.data.manifest import Manifest
 from pretrain.data.shards import Shards
-from pretrain.data.views import CentralCrop
 
 ROWS_PER_PART = 512  # 74 MiB of decoded images at 224 pixels, 0.8 MB of features with 384 dimensions
 PLACE = ("file", "row_group", "row")
@@ -79,7 +79,7 @@ class DecodedRows:
     Args:
         manifest: of the whole data set.
         image_column, keep: columns, see `columns_to_keep`.
-        size, crop_share, channels: of the central crop.
+        transform: what is made of each image.
         decode_threads: of a process.
         rows_per_part: rows of a table.
     """
@@ -87,9 +87,7 @@ class DecodedRows:
     manifest: Manifest
     image_column: str
     keep: Sequence[str]
-    size: int
-    crop_share: float
-    channels: int
+    transform: HostTransform
     decode_threads: int = 1
     rows_per_part: int = ROWS_PER_PART
 
@@ -102,15 +100,14 @@ class DecodedRows:
         part = _groups(self.manifest, *task)
         shards = Shards(part, image_column=self.image_column, columns=self.keep)
         schema = read_footer(part.files[0]).schema
-        crop = CentralCrop(self.size, share=self.crop_share, channels=self.channels)
         for batch in batches_in_sequence(
-            shards, crop, batch_size=self.rows_per_part, decode_threads=self.decode_threads
+            shards, self.transform, batch_size=self.rows_per_part, decode_threads=self.decode_threads
         ):
             yield self._table(batch, shards, schema)
 
     def _table(self, batch: Batch, shards: Shards, schema: pa.Schema) -> pa.Table:
         pixels = np.ascontiguousarray(batch.arrays[0])
-        kind = pa.binary(self.channels * self.size * self.size)
+        kind = pa.binary(int(np.prod(pixels.shape[1:])))
         places = [shards.place(int(row_id)) for row_id in batch.row_ids]
         columns = {
             "pixels": pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels)]),
@@ -118,6 +115,9 @@ class DecodedRows:
             "row_group": pa.array([place.row_group for place in places], pa.int32()),
             "row": pa.array([place.row for place in places], pa.int64()),
         }
+        if batch.geometry_VB5 is not None:
+            flat_BG = np.ascontiguousarray(batch.geometry_VB5.transpose(1, 0, 2)).reshape(len(pixels), -1)
+            columns["geometry"] = pa.FixedSizeListArray.from_arrays(pa.array(flat_BG.reshape(-1)), flat_BG.shape[1])
         for name in self.keep:
             column, _, inner = name.partition(".")
             kind = schema.field(name).type if name in schema.names else schema.field(column).type.field(inner).type
@@ -133,6 +133,14 @@ def pixels_of(table: pa.Table, *, size: int, channels: int) -> np.ndarray:
     width = channels * size * size
     flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
     return flat.reshape(len(chunk), channels, size, size)
+
+
+def geometry_of(table: pa.Table) -> np.ndarray | None:
+    """The geometry of a table's images, float32 [V, B, 5], if there is one."""
+    if "geometry" not in table.column_names:
+        return None
+    flat = table["geometry"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(table.num_rows, -1, 5).transpose(1, 0, 2)
 
 
 def _groups(manifest: Manifest, first: int, last: int) -> Manifest:

@@ -109,6 +109,39 @@ def test_images_and_shards_give_the_same_records(model, tmp_path):
     assert [p.score for p in predicted] == pytest.approx([record["score"] for record in one[:6]], abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("which", ["model", "detector"])
+def test_workers_write_the_same_records(which, request, tmp_path, shared_ray):
+    images = [encoded(picture(number % 2)) for number in range(9)]
+    images[4] = b"no image"
+    shards = write_shards(tmp_path / "shards", images, rows_per_group=4)
+    folder = request.getfixturevalue(which)
+    alarm = ["--alarm", "light>0.9" if which == "model" else "cat>0.01"]
+    assert run(folder, shards, tmp_path / "here", *alarm) == 0
+    assert run(folder, shards, tmp_path / "there", *alarm, "--workers", 2) == 0
+    here, there = (lines(tmp_path / name / "predictions.jsonl") for name in ("here", "there"))
+    assert len(here) == 9 and here[4]["error"] == there[4]["error"]
+    for one, other in zip(here, there, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            if key in ("boxes", "scores") and one["error"] is None:
+                close(one[key], other[key])
+            elif key != "score":
+                assert one[key] == other[key]
+    alarms = [(tmp_path / name / "alarms.jsonl").read_text() for name in ("here", "there")]
+    assert alarms[0].count("\n") == alarms[1].count("\n") > 0
+    assert run(folder, shards, tmp_path / "there", "--workers", 1) == 0  # nothing is left to do
+    assert run(folder, shards, tmp_path / "drawn", "--workers", 1, "--draw") == 2
+
+
+def close(one, other):
+    if isinstance(one, dict):
+        assert other == pytest.approx(one, abs=1e-4)
+    else:
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-2)
+
+
 def test_a_film_raises_alarms_with_times_and_events(model, film, tmp_path):
     out = tmp_path / "out"
     assert run(model, film, out, "--alarm", "light>0.9", "--alarm-gap", 0.3) == 0

@@ -1,0 +1,146 @@
+"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that judge, or here.
+
+OUT/parts holds a Parquet file for some hundred rows each; OUT/predictions.jsonl is written from them when all are there, with
+the same records as `predict` writes in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from cluster import storage
+from cluster.batch_jobs import NOTES, BatchJob, Compute, Machines, run_batch_job
+from cluster.batch_options import JobProgress
+from cluster.errors import UserError
+from finetune.model import load_model
+from finetune.predicting.following import AlarmFollower
+from finetune.predicting.records import PREDICTIONS, arrow_schema, record_of, records_in, table_of
+from finetune.predicting.sources import Clip
+from finetune.tasks.base import Predictor
+from pretrain.data.decoded import PLACE, DecodedRows, geometry_of, pixels_of, units_of
+from pretrain.data.manifest import Manifest, load_manifest
+
+# fewer than for embedding: Ray's private object store takes a few tables of canvases of 640 pixels
+ROWS_PER_PART = 128
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Judges decoded images; sent to each process that computes, where calling it loads the model."""
+
+    model_url: str
+    num_threads: int = 0  # 0: as many as torch takes
+
+    def __call__(self) -> Compute:
+        """Loads the model and gives the function that makes a part of a table."""
+        if self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        predictor = load_model(self.model_url).to("cuda" if torch.cuda.is_available() else "cpu")
+        schema = arrow_schema(predictor.result_type)
+
+        def compute(table: pa.Table) -> pa.Table:
+            size, channels = predictor.config["image_size"], predictor.channels
+            pixels, geometry = pixels_of(table, size=size, channels=channels), geometry_of(table)
+            records: list[dict[str, Any]] = []
+            for start in range(0, len(pixels), AT_ONCE):
+                some = slice(start, start + AT_ONCE)
+                part = None if geometry is None else geometry[:, some]
+                records.extend(map(record_of, predictor.results([pixels[some].copy()], part)))
+            judged = table_of(records, schema)
+            places = table.select(list(PLACE))
+            for name in judged.column_names:
+                places = places.append_column(judged.schema.field(name), judged[name])
+            return places.replace_schema_metadata(table.schema.metadata)
+
+        return compute
+
+
+def predict_shards(
+    predictor: Predictor,
+    model_url: str,
+    clips: Sequence[Clip],
+    out: str,
+    machines: Machines,
+    *,
+    image_column: str,
+    followers: Sequence[AlarmFollower] = (),
+) -> tuple[int, int]:
+    """Judges the rows of Parquet clips, continuing what is in `out`; returns the number of rows and of bad ones.
+
+    Raises UserError for clips of another kind.
+    """
+    if others := [clip.name for clip in clips if clip.kind != "parquet"]:
+        raise UserError(
+            f"--workers judge Parquet shards, and {others[0]} is none; pack it by `python -m pretrain.data import`"
+        )
+    urls = [url for clip in clips for url in clip.urls]
+    manifest = load_manifest(urls, columns=[image_column], image_column=image_column)
+    parts = storage.join(out, "parts")
+    job = BatchJob(
+        units=units_of(manifest, rows_per_part=ROWS_PER_PART),
+        prepare=DecodedRows(
+            manifest=manifest,
+            image_column=image_column,
+            keep=[],
+            transform=predictor.transform,
+            decode_threads=max(1, int(machines.cpus_per_reader if machines.workers else torch.get_num_threads())),
+            rows_per_part=ROWS_PER_PART,
+        ),
+        compute=Judging(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
+        out=parts,
+        identity={
+            "job": "predict",
+            "model": predictor.config["weights_sha256"],
+            "data": manifest.fingerprint,
+            "rows_per_part": ROWS_PER_PART,
+        },
+    )
+    run_batch_job(job, machines, on_progress=JobProgress("predict"))
+    num_rows, num_bad = 0, 0
+    with tempfile.TemporaryDirectory(prefix="fovea-predict-") as folder:
+        path = Path(folder) / f"{PREDICTIONS}.jsonl"
+        with path.open("w", encoding="utf-8") as lines:
+            for clip in clips:
+                for follower in followers:
+                    follower.begin(clip)
+            for record in _records(parts, manifest):
+                for follower in followers:
+                    follower.see(record)
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                num_rows, num_bad = num_rows + 1, num_bad + (record["error"] is not None)
+            for follower in followers:
+                follower.end()
+        storage.upload(path, storage.join(out, path.name))
+    return num_rows, num_bad
+
+
+def _records(parts: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    """The records of all parts, in the order of the data, bad rows where they lie."""
+    starts = {
+        (manifest.files[file].url, group): int(start)
+        for file, group, start in zip(
+            manifest.file_of_group.tolist(), manifest.group_in_file.tolist(), manifest.start_of_group, strict=False
+        )
+    }
+    for file in storage.find_files(parts, ".parquet"):
+        with storage.open_input(file.url) as source:
+            table = pq.read_table(source)
+        notes = json.loads((table.schema.metadata or {}).get(NOTES, b"[]"))
+        rows = [(row, None) for row in records_in(table)] + [(note, note["reason"]) for note in notes]
+        found = []
+        for row, reason in rows:
+            url, group, number = (row.pop(name) for name in PLACE)
+            row.pop("reason", None)
+            index = starts[url, group] + number
+            found.append({"source": url, "index": index, "seconds": None, "error": reason, **row})
+        yield from sorted(found, key=lambda record: record["index"])
