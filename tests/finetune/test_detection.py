@@ -186,6 +186,13 @@ def test_a_head_trains_every_parameter_also_beside_empty_pictures(head):
     assert not silent
     empty = model((torch.randn(1, 3, 64, 64), targets[1:]))
     assert empty.loss.isfinite()
+    images = torch.randn(2, 3, 64, 64)
+    losses = []
+    for is_short in (False, True):
+        torch.manual_seed(1)  # candidates are sampled
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_short):
+            losses.append(model((images, targets)).loss.detach())
+    assert losses[1].dtype == torch.float32 and float(losses[1]) == pytest.approx(float(losses[0]), rel=0.05)
     found = model.eval().detect(torch.randn(2, 3, 64, 64), [(64.0, 64.0), (40.0, 64.0)])
     for one, (height, width) in zip(found, ((64, 64), (40, 64)), strict=True):
         assert len(one["boxes"]) <= 20 and (one["scores"].diff() <= 0).all()

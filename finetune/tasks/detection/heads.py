@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -126,21 +127,24 @@ class TwoStageHead(Head):
     def losses(self, images: ImageList, maps: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Objectness and boxes of the candidates, classes and boxes of the final ones."""
         shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
-        named = self._named(maps)
-        proposals, of_proposals = self.rpn(images, named, shifted)
-        _, of_boxes = self.roi_heads(named, proposals, images.image_sizes, shifted)
+        with _in_float32(maps) as named:
+            proposals, of_proposals = self.rpn(images, named, shifted)
+            _, of_boxes = self.roi_heads(named, proposals, images.image_sizes, shifted)
         return {name.removeprefix("loss_"): loss for name, loss in {**of_proposals, **of_boxes}.items()}
 
     def detections(self, images: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
         """After non-maximum suppression."""
-        named = self._named(maps)
-        proposals, _ = self.rpn(images, named)
-        found, _ = self.roi_heads(named, proposals, images.image_sizes)
+        with _in_float32(maps) as named:
+            proposals, _ = self.rpn(images, named)
+            found, _ = self.roi_heads(named, proposals, images.image_sizes)
         return [{**one, "labels": one["labels"] - 1} for one in found]
 
-    def _named(self, maps: list[Tensor]) -> dict[str, Tensor]:
-        # candidates are boxes in pixels, which bfloat16 would round to several
-        return OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
+
+@contextmanager
+def _in_float32(maps: list[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Without autocast: torchvision would round anchors and candidates, which are pixels, to bfloat16."""
+    with torch.autocast(maps[0].device.type, enabled=False):
+        yield OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
 
 
 def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], most: int, **_: Any) -> Head:
