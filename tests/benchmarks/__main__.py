@@ -1,8 +1,9 @@
 """`make bench`: every benchmark that needs nothing but this repository, and those on photos when their folder is given.
 
-    python -m tests.benchmarks [--photos FOLDER]
+    python -m tests.benchmarks [--photos FOLDER [--cells FOLDER]]
 
-FOLDER holds `train`, `validation` and `test`, each with a folder a class.
+The folder of photos holds `train`, `validation` and `test`, each with a folder a class; that of cells is what
+`tests.benchmarks.detection` calls BCCD.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.benchmarks import (
     accelerator,
     attention_cost,
     clothing,
+    detection,
     encoders,
     memory,
     methods,
@@ -36,6 +38,7 @@ def main() -> None:
     """Runs them one after another, so that none disturbs another."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--photos", type=Path)
+    parser.add_argument("--cells", type=Path)
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("\n== attention_cost")
@@ -68,6 +71,9 @@ def main() -> None:
             accelerator.main([str(options.photos)])
         print("\n== view_training")
         view_training.main([str(options.photos)])
+        if options.cells is not None:
+            print("\n== detection")
+            detection.main([str(options.cells), str(options.photos / "train")])
 
 
 if __name__ == "__main__":
