@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from cluster.errors import UserError, WorkerFailed
 from cluster.place import Place, Record, place_here
 
-__all__ = ["WorkerFailed", "run_workers"]
+if TYPE_CHECKING:
+    from cluster.ray_session import Session
+
+__all__ = ["WorkerFailed", "check_cluster", "run_workers"]
 
 Settings = TypeVar("Settings")
 Result = TypeVar("Result")
@@ -32,6 +35,7 @@ def run_workers(
     cpus_per_worker: float | None = None,
     gpus_per_worker: float = 0,
     storage_url: str,
+    data_urls: Sequence[str] = (),
     max_failures: int = 3,
     address: str | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -52,6 +56,8 @@ def run_workers(
             them). By default this machine's CPUs are shared evenly, and a cluster that is joined is asked for one.
         gpus_per_worker: GPUs to ask of Ray; above 0 the place's device is CUDA.
         storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
+        data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it can read this and
+            write to `storage_url`, and whether it has the same packages, its GPUs and room on its disk.
         max_failures: How many restarts to make after failures, -1 for no limit. Preemptions are not counted.
         address: A Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
         on_record: Called in a thread of this process with each record that rank 0 reports, in order.
@@ -77,7 +83,9 @@ def run_workers(
     environment = ELASTIC_DEFAULTS if len(sizes) > 1 else {}
     with ray_session(address, num_workers, share, environment=environment) as session:
         cpus = share if session.embedded else cpus_per_worker or 1
-        check_resources(sizes[0], {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {}))
+        resources = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+        check_resources(sizes[0], resources)
+        _preflight(session, storage_url, data_urls, resources)
 
         from cluster.ray_launch import Launch, launch
         from cluster.ray_worker import Work
@@ -101,6 +109,41 @@ def run_workers(
             private=session.embedded,
         )
         return cast(Result, launch(todo, session, on_record))
+
+
+def check_cluster(
+    *,
+    num_workers: int,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float,
+    storage_url: str,
+    data_urls: Sequence[str],
+    address: str | None,
+) -> int:
+    """Asks the cluster that `run_workers` would join whether it is ready; returns its number of nodes.
+
+    0 where `run_workers` would start a Ray of its own, or none. Raises UserError with all that is wrong, node by node.
+    """
+    _check(num_workers, cpus_per_worker, gpus_per_worker, 0)
+    if num_workers == 0 or not (address or os.environ.get("RAY_ADDRESS")):
+        return 0
+    from cluster.ray_session import check_resources, ray_session
+
+    with ray_session(address, num_workers, cpus_per_worker or 1) as session:
+        resources = {"CPU": cpus_per_worker or 1} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+        check_resources(num_workers, resources)
+        return _preflight(session, storage_url, data_urls, resources)
+
+
+def _preflight(session: Session, storage_url: str, data_urls: Sequence[str], resources: dict[str, float]) -> int:
+    if session.embedded:
+        return 0
+    import ray
+
+    from cluster.preflight import check_nodes
+
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return check_nodes(storage_url, data_urls, resources) if num_nodes > 1 else num_nodes
 
 
 def _check(num_workers: int, cpus_per_worker: float | None, gpus_per_worker: float, max_failures: int) -> None:

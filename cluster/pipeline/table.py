@@ -22,7 +22,7 @@ def write_results(
     pipeline: Pipeline, status: Mapping[str, Status], reason: Mapping[str, str], seconds: Mapping[str, float]
 ) -> str:
     """Writes OUT/results.md and OUT/results.json; returns the Markdown table."""
-    rows = [_row(pipeline, stage, status[stage.name]) for stage in pipeline.stages]
+    rows = [_row(pipeline, stage, status) for stage in pipeline.stages]
     for row in rows:
         row["seconds"] = round(seconds[row["stage"]], 1)
         if row["stage"] in reason:
@@ -55,7 +55,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 
-def _row(pipeline: Pipeline, stage: Stage, status: Status) -> dict[str, Any]:
+def _row(pipeline: Pipeline, stage: Stage, statuses: Mapping[str, Status]) -> dict[str, Any]:
+    status = statuses[stage.name]
     row: dict[str, Any] = {"stage": stage.name, "status": str(status), "out": stage.out, "metrics": {}, "baselines": {}}
     result = _read(stage.result_url) if status == Status.DONE else None
     if result is None:
@@ -69,7 +70,7 @@ def _row(pipeline: Pipeline, stage: Stage, status: Status) -> dict[str, Any]:
     row["metrics"] = {name: metrics[name] for name in asked or best or metrics if name in metrics}
     if stage.settings.baseline is not None:
         other = next(one for one in pipeline.stages if one.name == stage.settings.baseline)
-        row["baselines"][other.name] = _numbers(_read(other.result_url) or {})
+        row["baselines"][other.name] = _numbers(_read(other.result_url) if statuses[other.name] == Status.DONE else {})
     comparison = _read(storage.join(stage.out, COMPARISON))
     rows = comparison.get("rows") if isinstance(comparison, dict) else None
     for compared in rows[1:] if isinstance(rows, list) else []:

@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.place import place_here
 from cluster.secrets import masked
-from cluster.workers import run_workers
+from cluster.workers import check_cluster, run_workers
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole, duration
 from pretrain.training.rehearsal import rehearse
@@ -35,8 +35,8 @@ def launch(
 
     `settings.out` must be absolute; `settings.tracking` names trackers. A run that is finished is said to be so and not run
     again. `function` returns the contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it
-    is called here with `loop=rehearse` in place of the training loop, no Ray is started, and nothing stays behind in OUT.
-    `report(out)` is called here however the run ends; what goes wrong in it is a warning.
+    is called here with `loop=rehearse` in place of the training loop, a cluster is only asked whether it is ready, and
+    nothing stays behind in OUT. `report(out)` is called here however the run ends; what goes wrong in it is a warning.
 
     Raises what the workers raise; how the run ended is in result.json then.
     """
@@ -48,7 +48,7 @@ def launch(
 
     check_tracking(settings.tracking, out)
     if check_only:
-        return _check(title, function, settings, differing, max(1, cluster_settings.workers))
+        return _check(title, function, settings, differing, cluster_settings)
     run_folder.claim(out, cluster.settings.to_yaml(settings), differing)
     result = run_folder.read_result(out)
     if result is not None and result.get("status") == "finished":
@@ -66,6 +66,7 @@ def launch(
                 cpus_per_worker=cluster_settings.cpus_per_worker,
                 gpus_per_worker=_gpus(cluster_settings),
                 storage_url=out,
+                data_urls=settings.data.urls,
                 max_failures=cluster_settings.max_failures,
                 process_group_timeout_seconds=cluster_settings.hang_seconds,
                 resize_every_seconds=cluster_settings.resize_seconds,
@@ -98,19 +99,29 @@ def _check(
     function: Callable[..., dict[str, Any]],
     settings: Any,
     differing: Callable[[str], list[str]],
-    num_workers: int,
+    cluster_settings: ClusterSettings,
 ) -> int:
     was_there = storage.exists(settings.out)
     run_folder.check_claim(settings.out, differing)
+    num_nodes = check_cluster(
+        num_workers=cluster_settings.workers,
+        cpus_per_worker=cluster_settings.cpus_per_worker,
+        gpus_per_worker=_gpus(cluster_settings),
+        storage_url=settings.out,
+        data_urls=settings.data.urls,
+        address=cluster_settings.address,
+    )
+    if num_nodes:
+        print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
     if not was_there:
-        storage.remove(settings.out)  # the writing test made it
+        storage.remove(settings.out)  # the writing tests made it
     newest = checkpoints.load_newest(settings.out) if was_there else None
     where = "continues the run there" if newest is not None else "starts anew"
     step = f" at step {newest.progress.step}" if newest is not None else ""
     print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
     with RunConsole(title) as console, place_here(console.show) as here:
         # rank 0 of as many workers as there will be: it reads and computes what one worker will
-        function(dataclasses.replace(here, world_size=num_workers), settings, loop=rehearse)
+        function(dataclasses.replace(here, world_size=max(1, cluster_settings.workers)), settings, loop=rehearse)
     print(f"{title}: all is well; nothing was started")
     return 0
 
