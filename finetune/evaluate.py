@@ -11,6 +11,8 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.place import place_here
 from finetune.model import load_model
+from finetune.robustness import FILE, judge_corrupted
+from finetune.tasks import TASKS
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Shards
 
@@ -29,6 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--json", metavar="FILE", help="writes all numbers and details there (a path or any fsspec URL)"
+    )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json beside MODEL",
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     options = parser.parse_args(arguments)
@@ -52,9 +59,21 @@ def main(arguments: Sequence[str]) -> int:
         predictor.to(place.device)
         threads = options.decode_threads or torch.get_num_threads()
         judgement = predictor.judge(shards, place, decode_threads=threads)
-    for name, value in judgement.metrics.items():
-        print(f"{name.replace('_', ' '):24} {value:.4f}")
-    if options.json is not None:
+        for name, value in judgement.metrics.items():
+            print(f"{name.replace('_', ' '):24} {value:.4f}")
         whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
+        if options.corruptions:
+            clean = judgement.metrics[TASKS[predictor.config["task"]].best_metric]
+            corrupted = judge_corrupted(predictor, shards, place, clean=clean, decode_threads=threads)
+            print(
+                f"{corrupted['metric'].replace('_', ' ')} {clean:.4f} as they are, {corrupted['mean']:.4f} on average over "
+                f"{len(corrupted['kinds'])} corruptions at five strengths"
+            )
+            beside = storage.join(storage.absolute(options.model).rstrip("/").rpartition("/")[0], FILE)
+            about = {"model": options.model, "data": options.data, "rows": manifest.num_rows}
+            storage.write_json(beside, about | corrupted)
+            print(f"written to {beside}")
+            whole["corruptions"] = corrupted
+    if options.json is not None:
         storage.write_json(options.json, whole)
     return 0
