@@ -116,7 +116,7 @@ def test_the_slurm_script_passes_bash_and_shellcheck(tmp_path: Path) -> None:
 
 
 SRUN = """#!/usr/bin/env bash
-printf '%s\\n' "$@" > "$OUT/srun"
+printf '%s\\n' "$@" > "$OUT/asked"
 cp "$RAY_AUTH_TOKEN_PATH" "$OUT/token"; stat -c %a "$RAY_AUTH_TOKEN_PATH" > "$OUT/mode"
 [ -z "${LONG:-}" ] || exec sleep 60
 exit 7
@@ -141,7 +141,7 @@ def sbatch(folder: Path, **more: str) -> subprocess.Popen[bytes]:
 
 def test_the_slurm_script_asks_for_what_it_was_given_and_ends_with_the_commands_code(tmp_path: Path) -> None:
     assert sbatch(tmp_path).wait(30) == 7
-    asked = (tmp_path / "srun").read_text().splitlines()
+    asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[asked.index("--address") + 1] == "node1:20123"
     assert asked[asked.index("pretrain") + 1 :] == [
         "CONFIG", "out=a b", "cluster.workers=8", "cluster.gpus_per_worker=1", "cluster.cpus_per_worker=16",
