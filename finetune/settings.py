@@ -109,6 +109,9 @@ class FinetuneSettings:
     layer_decay: float = setting(
         0.75, minimum=0.01, maximum=1, help="learning rate of a layer over that of the next (mode full)"
     )
+    report_images: int = setting(
+        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
+    )
     evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
     detection: DetectionSettings = setting(DetectionSettings, help="detection")
