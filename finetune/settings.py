@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.training.settings import (
     ClusterSettings,
@@ -13,7 +14,7 @@ from pretrain.training.settings import (
     TrainingSettings,
 )
 
-TASK_NAMES = ("classification", "detection")
+TASK_NAMES = ("classification", "detection", "summarization")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,50 @@ class DetectionSettings:
 
 
 @dataclass(frozen=True)
+class SummarizationSettings:
+    """Keywords and a sentence."""
+
+    captions_column: str = setting("captions", help="column of the captions: a text, or a list of texts")
+    keywords_column: str | None = setting(
+        None, help="column of keywords: text or whole numbers, or a list of them; null mines them from the captions"
+    )
+    num_keywords: int = setting(256, minimum=0, help="keywords at most, the most frequent ones")
+    keyword_min_images: int = setting(10, minimum=1, help="training images that a keyword occurs in at least")
+    keyword_max_share: float = setting(
+        0.25, minimum=0, maximum=1, help="mined terms in a greater share of the images are stop words"
+    )
+    keyword_threshold: float = setting(0.5, minimum=0, maximum=1, help="score from which on a keyword is said")
+    keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss beside the sentence's")
+    vocabulary_size: int = setting(4096, minimum=300, help="tokens of the byte-level BPE at most")
+    max_tokens: int = setting(48, minimum=2, help="longest sentence in tokens, its end included")
+    width: int = setting(128, minimum=8, help="channels of keywords and decoder")
+    depth: int = setting(2, minimum=1, help="layers of the decoder")
+    num_heads: int = setting(4, minimum=1, help="attention heads of keywords and decoder")
+    num_maps: int = setting(
+        1, minimum=1, help="last maps of the encoder that are looked at, added up at the finest's size"
+    )
+    num_fed: int = setting(8, minimum=0, help="likeliest keywords that the sentence is told")
+    dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
+    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="share of a token's target spread over all")
+    num_beams: int = setting(3, minimum=1, help="beams of the search; 1 is greedy")
+    length_penalty: float = setting(0.6, minimum=0, help="of the search; 0 prefers short sentences, 1 long ones")
+    smallest_crop: float = setting(
+        0.8, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
+    )
+    flip: bool = setting(False, help="mirror half of the images; captions must not tell left from right then")
+    thumbnail_share: float = setting(
+        0.6, minimum=0, maximum=1, help="share of the keywords' attention that the thumbnail holds; 0 for no thumbnail"
+    )
+
+    def __post_init__(self) -> None:
+        if self.width % 4 or self.width % self.num_heads:
+            raise UserError(
+                f"summarization.width={self.width} is not possible: it must be divisible by 4 and by num_heads "
+                f"({self.num_heads})"
+            )
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Everything that `python -m finetune` can be told. `data.url` holds the training rows."""
 
@@ -115,6 +160,7 @@ class FinetuneSettings:
     evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
     detection: DetectionSettings = setting(DetectionSettings, help="detection")
+    summarization: SummarizationSettings = setting(SummarizationSettings, help="summarization")
     optimizer: OptimizerSettings = setting(OptimizerSettings, help="optimizer")
     training: TrainingSettings = setting(TrainingSettings, help="training")
     cluster: ClusterSettings = setting(ClusterSettings, help="cluster")

@@ -1,0 +1,5 @@
+"""Summarization: keywords, each with the places it stands on, and a sentence."""
+
+from finetune.tasks.summarization.predictor import ImageSummarizer, Keyword, Summary
+
+__all__ = ["ImageSummarizer", "Keyword", "Summary"]

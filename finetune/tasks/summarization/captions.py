@@ -1,0 +1,160 @@
+"""What the captions of a data set hold, read once before training: how many there are, where none is, and the keywords."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import storage
+from cluster.errors import UserError
+from finetune.tasks.summarization.words import clean, terms_of
+from pretrain.data.annotations import (
+    BadAnnotation,
+    ClassColumn,
+    find_captions_column,
+    find_class_column,
+    name_of_class,
+    read_captions,
+    read_classes,
+    values_of,
+)
+from pretrain.data.manifest import Manifest
+from pretrain.data.shards import RowPlace
+
+FILES_AT_ONCE = 8
+NUM_LISTED = 20
+
+
+@dataclass
+class Survey:
+    """What was seen of a column of captions, or of keywords.
+
+    Attributes:
+        num_images: rows read.
+        num_texts: captions or keywords in all.
+        num_without: rows that have none.
+        without: the first of these rows, with the reason.
+        images_of_keyword: how many images may have each keyword.
+    """
+
+    num_images: int = 0
+    num_texts: int = 0
+    num_without: int = 0
+    without: list[str] = field(default_factory=list)
+    images_of_keyword: Counter[str] = field(default_factory=Counter)
+
+    def count(self, place: RowPlace, texts: list[str], reason: str = "") -> None:
+        """Takes note of a row."""
+        self.num_images += 1
+        self.num_texts += len(texts)
+        if not texts:
+            self.num_without += 1
+            if len(self.without) < NUM_LISTED:
+                self.without.append(f"{place}: {reason}" if reason else str(place))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For results: the numbers, and where nothing was found."""
+        return {"images": self.num_images, "captions": self.num_texts, "images_without": self.num_without} | (
+            {"first_without": self.without} if self.without else {}
+        )
+
+
+def captions_of(value: Any) -> list[str]:
+    """The usable captions of a row: NFC, single blanks; none where it is null. Raises BadAnnotation."""
+    return [clean(caption) for caption in read_captions(value)]
+
+
+def captions_or_none(value: Any) -> list[str]:
+    """The same, none where the row cannot be used."""
+    try:
+        return captions_of(value)
+    except BadAnnotation:
+        return []
+
+
+def each_caption(manifest: Manifest, column: str, survey: Survey) -> Iterator[str]:
+    """Every caption of a data set; fills `survey` on the way, with the terms that may be keywords."""
+    for place, value in _rows(manifest, column, check=find_captions_column):
+        try:
+            captions, reason = captions_of(value), ""
+        except BadAnnotation as error:
+            captions, reason = [], str(error)
+        survey.count(place, captions, reason)
+        survey.images_of_keyword.update(set().union(*map(terms_of, captions)))
+        yield from captions
+
+
+def survey_keywords(manifest: Manifest, column: ClassColumn) -> Survey:
+    """The keywords that stand in a column."""
+    survey = Survey()
+    for place, value in _rows(manifest, column.column, check=find_class_column):
+        try:
+            keywords, reason = keywords_of(value, column), ""
+        except BadAnnotation as error:
+            keywords, reason = set(), str(error)
+        survey.count(place, sorted(keywords), reason)
+        survey.images_of_keyword.update(keywords)
+    return survey
+
+
+def keywords_of(value: Any, column: ClassColumn) -> set[str]:
+    """The keywords of a row of a column. Raises BadAnnotation."""
+    names = (clean(name_of_class(found, column.names)) for found in read_classes(value, column))
+    return {name for name in names if name}
+
+
+def keyword_column(manifest: Manifest, column: str) -> ClassColumn:
+    """Raises UserError when the column holds no keywords."""
+    url = manifest.files[0].url
+    with storage.open_input(url) as source:
+        return find_class_column(pq.read_schema(source), column, url)
+
+
+def mined_keywords(survey: Survey, *, num_keywords: int, min_images: int, max_share: float) -> list[str]:
+    """The most frequent terms, but those in more than `max_share` of the images: these are stop words in any language."""
+    most = max_share * (survey.num_images - survey.num_without)
+    counts = [(count, term) for term, count in survey.images_of_keyword.items() if min_images <= count <= most]
+    return sorted(term for _, term in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:num_keywords])
+
+
+def frequent_keywords(survey: Survey, *, num_keywords: int, min_images: int) -> list[str]:
+    """The most frequent keywords of a column."""
+    counts = [(count, term) for term, count in survey.images_of_keyword.items() if count >= min_images]
+    return sorted(term for _, term in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:num_keywords])
+
+
+def _rows(
+    manifest: Manifest, column: str, *, check: Callable[[pa.Schema, str, str], Any]
+) -> Iterator[tuple[RowPlace, Any]]:
+    """Every row's value of a column and where it lies; a few files are read at a time, only this column of them."""
+
+    def read(url: str) -> list[pa.ChunkedArray]:
+        with storage.open_input(url) as source:
+            file = pq.ParquetFile(source)
+            check(file.schema_arrow, column, url)
+            return [file.read_row_group(group, columns=[column]).column(0) for group in range(file.num_row_groups)]
+
+    urls = [file.url for file in manifest.files]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for start in range(0, len(urls), FILES_AT_ONCE):
+            some = urls[start : start + FILES_AT_ONCE]
+            for url, groups in zip(some, pool.map(read, some), strict=True):
+                for group, values in enumerate(groups):
+                    for row, value in enumerate(values_of(values)):
+                        yield RowPlace(url, group, row), value
+
+
+def require_captions(survey: Survey, column: str, manifest: Manifest) -> None:
+    """Raises UserError when a data set has no caption at all."""
+    if not survey.num_texts:
+        raise UserError(
+            f"column {column!r} of {manifest.files[0].url} holds no caption in any of {survey.num_images:,} rows; "
+            "name another with summarization.captions_column, or caption some images"
+        )
