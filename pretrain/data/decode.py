@@ -121,11 +121,25 @@ def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int = M
         return np.asarray(upright).reshape(upright.height, upright.width, channels)
 
 
-def _numpy_bands(encoded: bytes, channels: int, max_pixels: int) -> np.ndarray:
-    stream = io.BytesIO(encoded)
+def num_bands(data: bytes | memoryview) -> int:
+    """Channels of an image as stored, from the header alone; a palette counts as one. Raises BadImage when it is none."""
+    encoded = bytes(data)
+    with _only_bad_image():
+        if encoded.startswith(NUMPY_MAGIC):
+            shape, _, _ = _numpy_header(io.BytesIO(encoded))
+            return int(shape[2]) if len(shape) == 3 else 1
+        return len(_open(encoded, MAX_PIXELS)[0].getbands())
+
+
+def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(stream)
+    return read_header(stream)
+
+
+def _numpy_bands(encoded: bytes, channels: int, max_pixels: int) -> np.ndarray:
+    stream = io.BytesIO(encoded)
+    shape, by_columns, dtype = _numpy_header(stream)
     if len(shape) != 3 or shape[2] != channels:
         raise BadImage(f"array of shape {shape}, not [height, width, {channels}]")
     if dtype not in (np.uint8, np.uint16):

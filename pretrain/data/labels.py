@@ -1,20 +1,20 @@
-"""Class names and class ids of a label column."""
+"""Class names and class ids of a label column: one class a row, or a list of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.annotations import is_class_type, values_of
+from pretrain.data.annotations import find_class_column, values_of
+from pretrain.data.columns import column_by_file
+from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest, read_class_names
 
 
@@ -24,6 +24,9 @@ class ClassNames:
 
     values: tuple[Any, ...]
     names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     @cached_property
     def _index(self) -> dict[Any, int]:
@@ -38,9 +41,16 @@ class ClassNames:
                 f"the label {error.args[0]!r} is no class of the model ({', '.join(self.names[:20])})"
             ) from error
 
+    def multi_hot(self, labels: Sequence[Sequence[Any]]) -> np.ndarray:
+        """float32 [rows, classes] of lists of labels: 1 where a list has the class. Raises UserError for one that is none."""
+        hot = np.zeros((len(labels), len(self)), np.float32)
+        for row, of_row in enumerate(labels):
+            hot[row, self.ids(of_row)] = 1.0
+        return hot
+
 
 def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -> ClassNames:
-    """The classes of the training data, in a fixed order; the column must be text or whole numbers without gaps.
+    """The classes of the training data, in a fixed order; the column must be text or whole numbers, or lists of these.
 
     Names of whole numbers are those of a Hugging Face ClassLabel when the shards carry them. Raises UserError for another
     type, rows without a label, fewer than two classes, and validation classes that training never shows.
@@ -79,23 +89,52 @@ def _declared_names(manifest: Manifest, column: str) -> list[str] | None:
     return names[0]
 
 
+def is_multi_label(manifest: Manifest, column: str) -> bool:
+    """Whether the column holds a list of classes for each row. Raises UserError when it cannot hold classes."""
+    file = manifest.files[int(manifest.file_of_group[0])]
+    return find_class_column(read_footer(file).schema, column, file.url).is_list
+
+
 def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
     """The distinct labels of a data set; only the label column is read. Raises UserError for nulls or another type."""
-
-    def labels_of(url: str) -> set[Any]:
-        with storage.open_input(url) as source:
-            values = pq.ParquetFile(source).read(columns=[column]).column(0)
-        kind = values.type
-        if not is_class_type(kind):
-            raise UserError(f"{url}: column {column!r} is {kind}; a class label must be text or a whole number")
-        if values.null_count:
-            raise UserError(
-                f"{url}: {values.null_count} rows have no label in column {column!r}; leave them out or label them"
-            )
-        found = set(values_of(pc.unique(values)))
+    found: set[Any] = set()
+    for url, labels in _labels(manifest, column):
+        found |= set(values_of(pc.unique(labels)))
         if b"" in found:
             raise UserError(f"{url}: column {column!r} holds text that is not UTF-8; write it again as UTF-8")
-        return found
+    return found
 
-    with ThreadPoolExecutor(8) as pool:
-        return set().union(*pool.map(labels_of, [file.url for file in manifest.files]))
+
+def label_codes(manifest: Manifest, column: str) -> np.ndarray:
+    """int64 [num_rows]: a number for each row's class, of a column with one class a row; they count the sorted classes."""
+    return _places(manifest, column, sorted(distinct_labels(manifest, column)))
+
+
+def class_counts(manifest: Manifest, column: str, classes: ClassNames) -> np.ndarray:
+    """int64 [num_classes]: rows that show each class; a class that a list names twice counts twice."""
+    return np.bincount(_places(manifest, column, classes.values), minlength=len(classes))
+
+
+def _places(manifest: Manifest, column: str, values: Sequence[Any]) -> np.ndarray:
+    """int64: the place in `values` of each label, one row's labels after another's."""
+    place = {value: index for index, value in enumerate(values)}
+    parts = [np.zeros(0, np.int64)]
+    for _, labels in _labels(manifest, column):
+        encoded = labels if pa.types.is_dictionary(labels.type) else pc.dictionary_encode(labels)
+        known = np.array([place[value] for value in values_of(encoded.dictionary)], dtype=np.int64)
+        parts.append(known[encoded.indices.to_numpy(zero_copy_only=False)])
+    return np.concatenate(parts)
+
+
+def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
+    """URL and labels of each file, lists laid end to end. Raises UserError for nulls or a type that cannot be a class."""
+    is_list = is_multi_label(manifest, column)
+    for url, values in column_by_file(manifest, column):
+        labels = values.combine_chunks()
+        num_null = labels.null_count
+        if is_list:
+            labels = labels.flatten()
+            num_null += labels.null_count
+        if num_null:
+            raise UserError(f"{url}: {num_null} rows have no label in column {column!r}; leave them out or label them")
+        yield url, labels

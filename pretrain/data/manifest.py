@@ -2,7 +2,7 @@
 
 Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a run takes an
 accelerator. Rows are numbered 0.. in the order of the manifest: data sets in the order given, files by URL, row groups as
-they lie in the file.
+they lie in the file. `Manifest.chosen` leaves rows out, or takes some several times, without touching the files.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class Manifest:
         files: sorted by URL within each data set.
         file_of_group: int32 [G], index into `files`.
         group_in_file: int32 [G], number of the row group in its file.
-        rows_of_group: int64 [G].
-        bytes_of_group: int64 [G], compressed size of the images.
+        rows_of_group: int64 [G]; where rows are chosen, the chosen ones.
+        bytes_of_group: int64 [G], compressed size of all images in the file.
         source_of_group: int32 [G], which of the URLs it came from, in the order they were given.
         fingerprint: hex; changes with any file's name below the common folder, its size or its rows, not with the place
-            where the folder lies.
+            where the folder lies; and with the choice of rows.
+        choice: where rows are chosen, int64 [num_rows], which row of its group each one is; else None, all in their order.
+        all_rows_of_group: int64 [G], the rows in the file where rows are chosen, else None.
     """
 
     files: tuple[FileInfo, ...]
@@ -56,11 +58,18 @@ class Manifest:
     bytes_of_group: np.ndarray
     source_of_group: np.ndarray
     fingerprint: str
+    choice: np.ndarray | None = None
+    all_rows_of_group: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
         """Rows in all."""
         return int(self.rows_of_group.sum())
+
+    @property
+    def share(self) -> float:
+        """Chosen rows over those in the files that hold them; 1 where none were chosen."""
+        return 1.0 if self.all_rows_of_group is None else self.num_rows / max(1, int(self.all_rows_of_group.sum()))
 
     @cached_property
     def start_of_group(self) -> np.ndarray:
@@ -77,18 +86,50 @@ class Manifest:
             if taken < wanted[group]:
                 keep.append(group)
                 taken += int(rows)
-        of_group = {
-            name: getattr(self, name)[keep]
-            for name in ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group", "source_of_group")
-        }
-        return dataclasses.replace(self, **of_group)
+        choice = self.choice if self.choice is None else self.choice[np.isin(self._group_of_row, keep)]
+        return self._of_groups(np.array(keep, dtype=np.int64), choice=choice)
+
+    def chosen(self, row_ids: np.ndarray) -> Manifest:
+        """The same data set with these rows only, numbered anew in their order; one that is named twice is there twice.
+
+        Row groups without any are not read. Those with some are read whole, and the others of their rows are left out.
+
+        Args:
+            row_ids: int64, sorted; at least one.
+        """
+        assert self.choice is None and len(row_ids) and (np.diff(row_ids) >= 0).all()
+        groups, rows = self.locate(row_ids)
+        keep, counts = np.unique(groups, return_counts=True)
+        digest = hashlib.sha256(f"{self.fingerprint} chosen\n".encode() + np.asarray(row_ids).astype("<i8").tobytes())
+        return dataclasses.replace(
+            self._of_groups(keep, choice=rows),
+            rows_of_group=counts.astype(np.int64),
+            all_rows_of_group=self.rows_of_group[keep],
+            fingerprint=digest.hexdigest(),
+        )
+
+    def choice_in_group(self, group: int) -> np.ndarray | None:
+        """Which rows of a row group (index into the table) are chosen, int64 and sorted; None where none were chosen."""
+        if self.choice is None:
+            return None
+        return self.choice[self.start_of_group[group] : self.start_of_group[group + 1]]
+
+    @property
+    def _group_of_row(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.rows_of_group)), self.rows_of_group)
+
+    def _of_groups(self, keep: np.ndarray, *, choice: np.ndarray | None) -> Manifest:
+        names = ["file_of_group", "group_in_file", "rows_of_group", "bytes_of_group", "source_of_group"]
+        if self.all_rows_of_group is not None:
+            names.append("all_rows_of_group")
+        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in names}, choice=choice)
 
     def locate(self, row_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The row group (index into the table) and the row in it of each row id, both int64."""
         ids = np.asarray(row_ids, dtype=np.int64)
         assert ids.size == 0 or (ids.min() >= 0 and ids.max() < self.num_rows), "row id out of range"
         groups = np.searchsorted(self.start_of_group, ids, side="right") - 1
-        return groups, ids - self.start_of_group[groups]
+        return groups, ids - self.start_of_group[groups] if self.choice is None else self.choice[ids]
 
 
 def load_manifest(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -102,7 +103,7 @@ class Shards:
     @property
     def mean_row_bytes(self) -> float:
         """Encoded bytes of an image on average."""
-        return float(self.manifest.bytes_of_group.sum() / max(1, self.manifest.num_rows))
+        return float(self.manifest.bytes_of_group.sum() * self.manifest.share / max(1, self.manifest.num_rows))
 
     def place(self, row_id: int) -> RowPlace:
         """Where the row with this id lies."""
@@ -159,12 +160,14 @@ class Shards:
         manifest, group = self.manifest, segment.group
         file_index, group_in_file = int(manifest.file_of_group[group]), int(manifest.group_in_file[group])
         url = manifest.files[file_index].url
-        position = 0
+        choice = manifest.choice_in_group(group)
+        first_id, position = int(self._start_of_group[group]), 0
         try:
             with self._opened(file_index, fetched) as source:
                 footer = self._footer(file_index)
                 whole = int(manifest.bytes_of_group[group]) <= chunks.WHOLE_GROUP_BYTES
-                mean = manifest.bytes_of_group[group] / manifest.rows_of_group[group]
+                rows_in_file = footer.metadata.row_group(group_in_file).num_rows
+                mean = manifest.bytes_of_group[group] / max(1, rows_in_file)
                 piece_bytes = PIECE_BYTES if whole else PIECE_BYTES // 4
                 batches = pq.ParquetFile(
                     source,
@@ -178,12 +181,19 @@ class Shards:
                     use_threads=False,
                 )
                 # a small group is decoded at once, so that its rows are not kept a second time as they were sent
+                num_seen = 0
                 for batch in list(batches) if whole else batches:
-                    first, last = max(segment.start - position, 0), min(segment.stop - position, batch.num_rows)
+                    # of the rows of a choice, those that lie in this batch
+                    begin, num_seen = num_seen, num_seen + batch.num_rows
+                    within = (
+                        None if choice is None else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
+                    )
+                    num_rows = batch.num_rows if within is None else len(within)
+                    first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
                     if first < last:
-                        row_id = int(self._start_of_group[group]) + position + first
-                        yield self._rows(batch.slice(first, last - first), row_id, segment.pass_number)
-                    position += batch.num_rows
+                        part = batch.slice(first, last - first) if within is None else batch.take(within[first:last])
+                        yield self._rows(part, first_id + position + first, segment.pass_number)
+                    position += num_rows
                     if position >= segment.stop:
                         return
         except (pa.ArrowException, OSError) as error:

@@ -31,7 +31,8 @@ STUCK_SECONDS = 10.0  # how long training waits for the checkpoint before, where
 class Progress:
     """Where a run stands; all of it JSON.
 
-    `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line.
+    `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line;
+    `evaluations_since_best` are those without a better score.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Progress:
     bad_rows: dict[str, str] = field(default_factory=dict)
     best_score: float | None = None
     best_step: int | None = None
+    evaluations_since_best: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -77,7 +77,7 @@ def launch(
                 run_folder.write_result(out, result)
     finally:
         if report is not None:
-            write_report(report, out)
+            _write_report(report, out)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
@@ -87,8 +87,7 @@ def launch(
     return 0
 
 
-def write_report(report: Callable[[str], object], out: str) -> None:
-    """Calls `report(out)`; what goes wrong in it is told and costs nothing else."""
+def _write_report(report: Callable[[str], object], out: str) -> None:
     try:
         report(out)
     except Exception as error:

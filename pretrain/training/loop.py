@@ -109,7 +109,9 @@ def train(
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_steps: int = 0,
     best_metric: str | None = None,
+    best_is_lowest: bool = False,
     keep_best: Callable[[int], None] | None = None,
+    patience: int = 0,
 ) -> Outcome:
     """Trains until `num_steps`, from the newest checkpoint in `run_url` when there is one.
 
@@ -126,7 +128,9 @@ def train(
         max_bad_share: share of rows that may be bad before the run stops.
         evaluate: called with the step, and whether it is the last, on every rank at the given steps and after the last; its
             numbers are logged.
-        best_metric, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its highest so far.
+        best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its
+            highest (or lowest) so far.
+        patience: evaluations in a row without a better number after which training is finished; 0 for any number.
 
     Raises RunStopped when a rule ended the run; what was logged until then is kept.
     """
@@ -192,16 +196,22 @@ def train(
             numbers = evaluate(progress.step, progress.step == num_steps)
             module.train()
             score = numbers.get(best_metric) if best_metric else None
-            if score is not None and (progress.best_score is None or score > progress.best_score):
-                progress.best_score, progress.best_step = score, progress.step
-                if keep_best is not None:
-                    keep_best(progress.step)
+            if score is not None:
+                former, sign = progress.best_score, -1.0 if best_is_lowest else 1.0
+                progress.evaluations_since_best += 1
+                if former is None or sign * score > sign * former:
+                    progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+                    if keep_best is not None:
+                        keep_best(progress.step)
         progress.metrics.update(numbers)
         return numbers
 
+    def out_of_patience() -> bool:
+        return 0 < patience <= progress.evaluations_since_best
+
     status = "finished"
     try:
-        while progress.step < num_steps:
+        while progress.step < num_steps and not out_of_patience():
             # -- a batch -------------------------------------------------------------------------------------------------
             with clock.waiting():
                 batch = next(batches)
@@ -222,8 +232,8 @@ def train(
 
             # -- what all ranks must know, in one message -----------------------------------------------------------------
             loss = float(output.loss.detach())
-            patience = FAILED_CHECKPOINT_SECONDS if writer is not None and writer.failed else checkpoint_every_seconds
-            due = time.monotonic() - checkpointed_at > min(patience, checkpoint_every_seconds)
+            most = FAILED_CHECKPOINT_SECONDS if writer is not None and writer.failed else checkpoint_every_seconds
+            due = time.monotonic() - checkpointed_at > min(most, checkpoint_every_seconds)
             mean_loss, unsound, stops, dues, bad_rows = summed(
                 [
                     loss / place.world_size,
@@ -267,6 +277,10 @@ def train(
             tell_troubles()
             if evaluate is not None and (last or (evaluate_every_steps and progress.step % evaluate_every_steps == 0)):
                 numbers = evaluate_now()
+                if out_of_patience() and not last:
+                    last = True
+                    note = f"stops at step {progress.step} of {num_steps}: {patience} evaluations without a better one"
+                    place.report({"kind": "note", "text": note})
             if progress.step % log_every_steps == 0 or last or numbers:
                 state = {} if state_health is None else state_health()
                 record = _record(

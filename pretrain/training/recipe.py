@@ -32,7 +32,9 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
         manifest.rows_of_group,
         batch_size_global=training.batch_size_global,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
-        window_rows=data.shuffle_window_rows,
+        # where few rows of a file are taken, a window spans as much of the files as it would with all of them: what is read
+        # for it stays bounded, and row groups, which hold few of its rows then, are shuffled anyway
+        window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.share))),
         seed=seed,
         source_of_group=manifest.source_of_group,
         weights=data.weights or None,
@@ -42,9 +44,10 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
 def describe_data(manifest: Manifest, order: Order) -> str:
     """What will be read, in a line."""
     files, rows = len(manifest.files), manifest.num_rows
-    size = int(manifest.bytes_of_group.sum())
+    size = int(manifest.bytes_of_group.sum() * manifest.share)
+    chosen = " chosen" if manifest.choice is not None else ""
     return (
-        f"{rows:,} images ({size / 2**20:,.1f} MiB) in {files:,} file{'s'[: files != 1]}; "
+        f"{rows:,}{chosen} images ({size / 2**20:,.1f} MiB) in {files:,} file{'s'[: files != 1]}; "
         f"{order.steps_per_epoch:,} steps of {order.batch_size_global:,} images an epoch"
     )
 
