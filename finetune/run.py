@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from cluster import storage
+from cluster.errors import choose
 from cluster.place import Place
 from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
-from finetune.comparing import compare, comparison_in
+from finetune.comparing import compare
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
-from finetune.starting import EncoderSource, absolute_encoder, open_encoder
+from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
 from finetune.tasks import TASKS
 from finetune.tasks.base import Judgement, Predictor, Task, common_config
 from pretrain.data.manifest import Manifest, load_manifest
@@ -23,7 +24,7 @@ from pretrain.data.order import Order
 from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.training.distributed import gathered_objects
-from pretrain.training.launch import launch, write_report
+from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
@@ -31,31 +32,23 @@ from pretrain.training.run_folder import RunFolder, write_result
 DEFAULT_IMAGE_SIZE = 224
 
 
-def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
-    """The command: the run itself, then the ones to compare it with. Returns the exit code.
-
-    `report(out)` is called when the run has ended, however it did, and again when there is something to compare it with.
-    """
+def run(settings: FinetuneSettings, *, check_only: bool = False) -> int:
+    """The command: the run itself, then the ones to compare it with. Returns the exit code."""
     settings = _with_absolute_urls(settings)
-    code = run_one(settings, check_only=check_only, report=report)
-    if code or check_only:
-        return code
-    before = comparison_in(settings.out)
-    code = compare(settings, run_one)
-    if report is not None and comparison_in(settings.out) != before:
-        write_report(report, settings.out)
-    return code
+    code = run_one(settings, check_only=check_only)
+    return code if code or check_only else compare(settings, run_one)
 
 
-def run_one(
-    settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
-) -> int:
+def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
     """Checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings.data.use_stores()
     order, manifest, validation = open_data(settings)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     task: Task = TASKS[settings.task](settings, manifest, validation)
-    _open_encoder(settings)
+    if settings.best_metric is not None and task.metric_names:
+        choose("best_metric", settings.best_metric, task.metric_names)
+    source = _open_encoder(settings)
+    check_images(manifest, settings.data.image_column, source.encoder.in_channels)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
     for line in (describe_data(manifest, order), *task.notes):
@@ -67,7 +60,6 @@ def run_one(
         cluster_settings=settings.cluster,
         world_sizes=order.world_sizes,
         check_only=check_only,
-        report=report,
     )
 
 
@@ -93,12 +85,15 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
 
     # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
     model_url = storage.join(settings.out, "model")
+    best_metric = settings.best_metric or task.best_metric
 
     def judge(predictor: Predictor) -> Judgement:
         return predictor.judge(validation_shards, place, decode_threads=num_decode_threads(settings.data))
 
     def evaluate(step: int, last: bool) -> dict[str, float]:
-        return judge(task.predictor(model, config)).metrics
+        numbers = judge(task.predictor(model, config)).metrics
+        choose("best_metric", best_metric, numbers)
+        return numbers
 
     def keep_best(step: int) -> None:
         if place.rank == 0:
@@ -124,8 +119,10 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
         evaluate=evaluate,
         evaluate_every_epochs=settings.evaluate_every_epochs,
-        best_metric=task.best_metric,
+        best_metric=best_metric,
+        best_is_lowest=lower_is_better(best_metric),
         keep_best=keep_best,
+        patience=settings.patience,
         loop=loop,
     )
     progress = outcome.progress
@@ -144,7 +141,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         "encoder": settings.encoder,
         "model": model_url,
         "metrics": judgement.metrics,
-        "best_metric": task.best_metric,
+        "best_metric": best_metric,
         "best_step": progress.best_step,
         **task.findings,
         **judgement.details,
@@ -164,6 +161,9 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
         load_manifest(url, columns=columns, image_column=settings.data.image_column)
         for url in (settings.data.urls, settings.validation_url)
     )
+    chosen = TASKS[settings.task].choose_rows(settings, manifest)
+    if chosen is not None:
+        manifest = manifest.chosen(chosen)
     return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
 
 
@@ -171,12 +171,18 @@ def _open_encoder(settings: FinetuneSettings) -> EncoderSource:
     return open_encoder(settings.encoder, settings.architecture.name, settings.architecture.arguments)
 
 
+def lower_is_better(metric: str) -> bool:
+    """Losses and errors are better when they are lower; all else that is measured is better when it is higher."""
+    return metric.endswith(("loss", "error"))
+
+
 def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
     """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below.
 
-    Adapters start from nothing on each layer, and all learn at one rate.
+    Adapters start from nothing on each layer, and fresh layers know nothing that could be spared: these learn at one rate.
     """
-    if settings.mode != "full" or not parameter_name.startswith("encoder."):
+    is_fresh = settings.encoder.partition(":")[0] == RANDOM
+    if settings.mode != "full" or is_fresh or not parameter_name.startswith("encoder."):
         return 1.0
     layer = encoder.layer_of(parameter_name.removeprefix("encoder."))
     return float(settings.layer_decay ** (encoder.num_layers - layer))

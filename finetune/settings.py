@@ -19,9 +19,34 @@ TASK_NAMES = ("classification", "detection", "summarization")
 
 @dataclass(frozen=True)
 class ClassificationSettings:
-    """One class an image."""
+    """One class an image, or several."""
 
-    label_column: str = setting("label", help="column of the labels, text or whole number")
+    label_column: str = setting(
+        "label",
+        help="column of the labels, text or whole numbers; a column of lists makes a model of several classes an image",
+    )
+    head: str = setting(
+        "pooled",
+        choices=["pooled", "flattened"],
+        help="what the linear layer sees of the last map: its mean, or all of it (images of one size)",
+    )
+    balance: str = setting(
+        "none",
+        choices=["none", "weights", "sampling"],
+        help="for rare classes: their images weigh more in the loss, or come as often as those of the largest class",
+    )
+    mixup: float = setting(
+        0.0, minimum=0, help="mixes pairs of images by shares from Beta(x, x); 0 is off, 0.2 to 0.8 usual"
+    )
+    cutmix: float = setting(
+        0.0, minimum=0, help="puts a box of one image into another, its area from Beta(x, x); 1 is usual"
+    )
+    threshold: float = setting(
+        0.5,
+        minimum=0,
+        maximum=1,
+        help="probability from which on a class is said to be there (several classes an image)",
+    )
     smallest_crop: float = setting(
         0.35, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
     )
@@ -154,9 +179,15 @@ class FinetuneSettings:
     layer_decay: float = setting(
         0.75, minimum=0.01, maximum=1, help="learning rate of a layer over that of the next (mode full)"
     )
-    report_images: int = setting(
-        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
+    label_fraction: float = setting(
+        1.0,
+        minimum=1e-6,
+        maximum=1,
+        help="share of the labels to learn from, the same of each class; a smaller is part of it",
     )
+    labels_per_class: int = setting(0, minimum=0, help="labels of each class to learn from; 0 for all")
+    best_metric: str | None = setting(None, help="the number that decides which model is kept; null: the task's own")
+    patience: int = setting(0, minimum=0, help="evaluations without a better one after which the run ends; 0 for none")
     evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
     detection: DetectionSettings = setting(DetectionSettings, help="detection")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from cluster import storage
+from cluster.errors import UserError
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.data.decode import BadImage, num_bands
+from pretrain.data.manifest import Manifest
+from pretrain.data.order import Segment
+from pretrain.data.pixels import open_picture
+from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 
 RANDOM, TIMM = "random", "timm"
@@ -38,6 +45,25 @@ def open_encoder(name: str, architecture: str, arguments: dict[str, Any]) -> Enc
     config = read_encoder_config(network)
     encoder = build_encoder(config.name, **config.arguments) if fresh else load_encoder(network)
     return EncoderSource(encoder, config.input_size, config.mean, config.std)
+
+
+def check_images(manifest: Manifest, image_column: str, channels: int, *, num: int = 8) -> None:
+    """Raises UserError when the first images have other channels than the encoder; damaged ones say nothing."""
+    shards = Shards(manifest, image_column=image_column)
+    rows = next(shards.read(Segment(0, 0, min(num, int(manifest.rows_of_group[0])))))
+    found = None
+    for data in rows.images:
+        if data is None:
+            continue
+        with suppress(BadImage):
+            found = num_bands(data)
+            open_picture(data, channels=channels).decode(1)
+            return
+    if found is not None:
+        raise UserError(
+            f"the encoder takes images of {channels} channel{'s'[: channels != 1]}, and those of {manifest.files[0].url} have "
+            f"{found}; give an encoder for these"
+        )
 
 
 def absolute_encoder(name: str) -> str:

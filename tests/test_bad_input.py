@@ -1,7 +1,9 @@
 """A user's mistake is one clear line and exit code 2, before any worker starts."""
 
+import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -151,6 +153,36 @@ def test_labels_that_cannot_be_used(mistake, shards, tmp_path):
     nulls = write_shards(tmp_path / "nulls", images, label=["c0", None] * 10)
     assert "10 rows have no label" in mistake(finetune, *common, f"validation_url={nulls}")
     real = write_shards(tmp_path / "real", images, label=[0.5] * 20)
-    assert "must be text or a whole number" in mistake(finetune, *common, f"validation_url={real}", f"data.url={real}")
+    assert "must be text or whole numbers" in mistake(finetune, *common, f"validation_url={real}", f"data.url={real}")
     line = mistake(finetune, *common, f"validation_url={shards}", "classification.label_column=lable")
     assert "'lable'" in line and "label" in line
+
+
+def test_what_classification_cannot_be_told(mistake, shards, tmp_path):
+    common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}"]
+    common += ["training.batch_size_global=16", f"data.url={shards}", f"validation_url={shards}"]
+    line = mistake(finetune, *common, "label_fraction=0.5", "labels_per_class=3")
+    assert "label_fraction and labels_per_class say two things" in line
+    assert "larger than the data (4 rows)" in mistake(finetune, *common, "label_fraction=0.1")
+    line = mistake(finetune, *common, "best_metric=acuracy")
+    assert "unknown best_metric 'acuracy'" in line and "did you mean 'accuracy'" in line
+    images = [photo(number, side=16) for number in range(20)]
+    lists = write_shards(tmp_path / "lists", images, label=[["a"], ["a", "b"]] * 10)
+    assert "one class in the training data and a list in the validation" in mistake(
+        finetune, *common, f"validation_url={lists}"
+    )
+    of_lists = [*common, f"data.url={lists}", f"validation_url={lists}"]
+    assert "balance=sampling needs one class" in mistake(finetune, *of_lists, "classification.balance=sampling")
+    assert "labels_per_class needs one class an image" in mistake(finetune, *of_lists, "labels_per_class=2")
+
+
+def test_images_of_other_channels_than_the_encoder(mistake, shards, tmp_path):
+    common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}"]
+    common += ["training.batch_size_global=16", f"data.url={shards}", f"validation_url={shards}"]
+    line = mistake(finetune, *common, "architecture.arguments={in_channels: 5}")
+    assert "the encoder takes images of 5 channels" in line and "have 3" in line
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((16, 16, 5), np.uint8), allow_pickle=False)
+    bands = write_shards(tmp_path / "bands", [buffer.getvalue()] * 20, label=["a", "b"] * 10)
+    line = mistake(finetune, *common, f"data.url={bands}", f"validation_url={bands}")
+    assert "the encoder takes images of 3 channels" in line and "have 5" in line

@@ -28,6 +28,7 @@ from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from finetune.starting import EncoderSource
 from pretrain.data.augment import normalise, to_images
+from pretrain.data.choosing import rows_of_each_class, share_of_rows
 from pretrain.data.decode import BadImage
 from pretrain.data.loader import Batch, HostTransform
 from pretrain.data.manifest import Manifest
@@ -161,7 +162,8 @@ class Task(ABC):
     """A task while its model is trained.
 
     Attributes:
-        best_metric: of `Judgement.metrics`; the model with the highest is kept.
+        best_metric: of `Judgement.metrics`; the model with the best is kept, unless the settings name another.
+        metric_names: of `Judgement.metrics`, where they are known before; empty where they are not.
         predictor: its `Predictor`.
         columns: the columns to read beside the image, by what they hold.
         config: what the model must know of data and head; `common_config` is added to it.
@@ -169,7 +171,8 @@ class Task(ABC):
         findings: the same for result.json, JSON.
     """
 
-    best_metric: ClassVar[str]
+    best_metric: str
+    metric_names: tuple[str, ...] = ()
     predictor: ClassVar[type[Predictor]]
     columns: dict[str, str]
     config: dict[str, Any]
@@ -181,9 +184,35 @@ class Task(ABC):
     def columns_of(settings: FinetuneSettings) -> dict[str, str]:
         """The columns to read beside the image, by what they hold."""
 
+    @classmethod
+    def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
+        """Sorted row ids int64 that are trained on, see `Manifest.chosen`; None for all."""
+        return cls.few_labels(settings, train)
+
+    @staticmethod
+    def has_few_labels(settings: FinetuneSettings) -> bool:
+        """Whether the settings leave labels out."""
+        return settings.label_fraction < 1 or settings.labels_per_class > 0
+
+    @classmethod
+    def few_labels(
+        cls, settings: FinetuneSettings, train: Manifest, *, classes_N: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """Row ids that `label_fraction` or `labels_per_class` leave, of each class where rows have one; None for all."""
+        if not cls.has_few_labels(settings):
+            return None
+        if not settings.labels_per_class:
+            return share_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
+        if settings.label_fraction < 1:
+            raise UserError("label_fraction and labels_per_class say two things; give one of them")
+        if classes_N is None:
+            raise UserError("labels_per_class needs one class an image; label_fraction works for every task")
+        return rows_of_each_class(classes_N, settings.labels_per_class, seed=settings.seed)
+
     @abstractmethod
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
-        """Reads what the labels of both data sets say. Raises UserError for labels that cannot be used."""
+        """Reads what the labels of both data sets say; `train` holds the chosen rows. Raises UserError for labels that cannot
+        be used."""
 
     def config_for(self, encoder: Encoder, size: int) -> dict[str, Any]:
         """`config`, with what depends on the encoder and the images' size too."""

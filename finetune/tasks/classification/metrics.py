@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import (
+    binary_average_precision,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
 )
+
+SINGLE = ("accuracy", "macro_f1", "calibration_error", "validation_loss")
+TOP5 = "top5_accuracy"
+MULTI = ("mean_average_precision", "micro_f1", "macro_f1", "validation_loss")
 
 
 def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -26,7 +32,7 @@ def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
         "validation_loss": float(F.cross_entropy(logits_NC, labels_N)),
     }
     if num_classes > 5:
-        numbers["top5_accuracy"] = float((logits_NC.topk(5, 1).indices == labels_N[:, None]).any(1).float().mean())
+        numbers[TOP5] = float((logits_NC.topk(5, 1).indices == labels_N[:, None]).any(1).float().mean())
     return numbers
 
 
@@ -45,16 +51,63 @@ def _macro_f1(matrix: Tensor) -> float:
 
 def per_class(matrix: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and number of images of each class."""
-    rows = []
-    for index, name in enumerate(class_names):
-        right, truly, said = (int(matrix[index, index]), int(matrix[index].sum()), int(matrix[:, index].sum()))
-        rows.append(
-            {
-                "class": name,
-                "images": truly,
-                "precision": right / said if said else 0.0,
-                "recall": right / truly if truly else 0.0,
-                "f1": 2 * right / (said + truly) if said + truly else 0.0,
-            }
+    return [
+        _counted(
+            name, right=int(matrix[index, index]), truly=int(matrix[index].sum()), said=int(matrix[:, index].sum())
         )
-    return rows
+        for index, name in enumerate(class_names)
+    ]
+
+
+def multi_label_scores(logits_NC: Tensor, targets_NC: Tensor, *, threshold: float) -> dict[str, float]:
+    """`mean_average_precision` and `macro_f1` over the classes that occur, and `micro_f1` over all answers; all in [0, 1].
+
+    An answer is a class whose probability is at least `threshold`; average precision needs none.
+    """
+    said, true = logits_NC.sigmoid() >= threshold, targets_NC > 0.5
+    right, occurs = (said & true).sum(0), true.any(0)
+    twice, both = 2 * right, said.sum(0) + true.sum(0)
+    precisions = average_precisions(logits_NC, targets_NC)
+    return {
+        "mean_average_precision": float(precisions[occurs].mean()) if bool(occurs.any()) else 0.0,
+        "micro_f1": float(twice.sum() / both.sum().clamp_min(1)),
+        "macro_f1": float((twice / both.clamp_min(1))[occurs].mean()) if bool(occurs.any()) else 0.0,
+        "validation_loss": float(F.binary_cross_entropy_with_logits(logits_NC, targets_NC)),
+    }
+
+
+def average_precisions(logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
+    """Float [num_classes]: the mean of the precision at each image of the class, as they are ranked; 0 without any."""
+    probabilities, true = logits_NC.double().sigmoid(), (targets_NC > 0.5).long()
+    return torch.stack(
+        [
+            binary_average_precision(probabilities[:, index], true[:, index])
+            if true[:, index].any()
+            else probabilities.new_zeros(())
+            for index in range(true.shape[1])
+        ]
+    )
+
+
+def per_label(
+    logits_NC: Tensor, targets_NC: Tensor, class_names: Sequence[str], *, threshold: float
+) -> list[dict[str, Any]]:
+    """Precision, recall, F1, average precision and number of images of each class."""
+    said, true = logits_NC.sigmoid() >= threshold, targets_NC > 0.5
+    precisions = average_precisions(logits_NC, targets_NC).tolist()
+    right, truly, answers = (counts.sum(0).tolist() for counts in (said & true, true, said))
+    return [
+        _counted(name, right=right[index], truly=truly[index], said=answers[index])
+        | {"average_precision": precisions[index]}
+        for index, name in enumerate(class_names)
+    ]
+
+
+def _counted(name: str, *, right: int, truly: int, said: int) -> dict[str, Any]:
+    return {
+        "class": name,
+        "images": truly,
+        "precision": right / said if said else 0.0,
+        "recall": right / truly if truly else 0.0,
+        "f1": 2 * right / (said + truly) if said + truly else 0.0,
+    }

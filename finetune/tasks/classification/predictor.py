@@ -12,9 +12,9 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.place import Place
 from finetune.tasks.base import Judgement, Predictor
-from finetune.tasks.classification.metrics import confusion, per_class, scores
+from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
-from pretrain.data.labels import ClassNames
+from pretrain.data.labels import ClassNames, is_multi_label
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
@@ -24,11 +24,16 @@ JUDGE_BATCH = 256
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of an image: its class, how sure it is in [0, 1], and the probability of every class."""
+    """What a classifier says of an image: its class, how sure it is in [0, 1], and the probability of every class.
+
+    `labels` are the classes that the image shows: `label` alone, or all of those that are likely enough, the likeliest first
+    (perhaps none), where an image may show several.
+    """
 
     label: str
     score: float
     scores: dict[str, float]
+    labels: list[str]
 
 
 class ImageClassifier(Predictor):
@@ -41,13 +46,30 @@ class ImageClassifier(Predictor):
         """Texts of the classes, in the order of the logits."""
         return list(self.config["class_names"])
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show any number of classes."""
+        return bool(self.config.get("multi_label", False))
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which on one of several classes is said to be there."""
+        return float(self.config.get("threshold", 0.5))
+
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Classification]:
         """The class of each image."""
-        results = []
+        results, names = [], self.class_names
         for row in self.probabilities(arrays[0]).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            scores = dict(zip(self.class_names, row, strict=True))
-            results.append(Classification(label=self.class_names[best], score=row[best], scores=scores))
+            ranked = sorted(range(len(row)), key=lambda index: -row[index])
+            shown = [index for index in ranked if row[index] >= self.threshold] if self.multi_label else ranked[:1]
+            results.append(
+                Classification(
+                    label=names[ranked[0]],
+                    score=row[ranked[0]],
+                    scores=dict(zip(names, row, strict=True)),
+                    labels=[names[index] for index in shown],
+                )
+            )
         return results
 
     @torch.no_grad()
@@ -57,7 +79,7 @@ class ImageClassifier(Predictor):
 
     def as_probabilities(self, logits_BC: Tensor) -> Tensor:
         """Probabilities [B, num_classes] of logits."""
-        return logits_BC.softmax(1)
+        return logits_BC.sigmoid() if self.multi_label else logits_BC.softmax(1)
 
     @torch.no_grad()
     def logits(self, crops: np.ndarray) -> Tensor:
@@ -65,8 +87,15 @@ class ImageClassifier(Predictor):
         return cast(Classifier, self.model).logits(self.images(crops))
 
     def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
-        """Scores, the confusion matrix, and precision and recall of each class."""
+        """Scores, precision and recall of each class, and the confusion matrix where an image shows one class."""
         logits, labels = self.judged(shards, place, decode_threads=decode_threads)
+        if self.multi_label:
+            details = {
+                "validation_images": len(labels),
+                "per_class": per_label(logits, labels, self.class_names, threshold=self.threshold),
+                "class_names": self.class_names,
+            }
+            return Judgement(multi_label_scores(logits, labels, threshold=self.threshold), details)
         matrix = confusion(logits, labels)
         details = {
             "validation_images": len(labels),
@@ -77,10 +106,14 @@ class ImageClassifier(Predictor):
         return Judgement(scores(logits, labels), details)
 
     def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[Tensor, Tensor]:
-        """Logits float32 [N, num_classes] and class ids [N] of a whole data set, on every rank, whatever their number."""
+        """Logits float32 [N, num_classes] of a whole data set, on every rank, whatever their number, and what is true: class
+        ids [N], or float32 [N, num_classes] where an image may show several."""
         column, classes = self.columns["label"], ClassNames(tuple(self.config["class_values"]), self.class_names)
-        logits = [np.zeros((0, len(classes.names)), np.float32)]
-        labels = [np.zeros(0, np.int64)]
+        if is_multi_label(shards.manifest, column) != self.multi_label:
+            kind = "lists of classes" if self.multi_label else "one class an image"
+            raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
+        true_of = classes.multi_hot if self.multi_label else classes.ids
+        logits, labels = [np.zeros((0, len(classes)), np.float32)], [true_of([])]
         for batch in batches_in_sequence(
             shards,
             self.transform,
@@ -91,7 +124,7 @@ class ImageClassifier(Predictor):
         ):
             if len(batch.row_ids):
                 logits.append(self.logits(batch.arrays[0]).float().cpu().numpy())
-                labels.append(classes.ids(batch.columns[column]))
+                labels.append(true_of(batch.columns[column]))
         parts = gathered_objects((np.concatenate(logits), np.concatenate(labels)))
         all_labels = np.concatenate([part for _, part in parts])
         if not len(all_labels):
