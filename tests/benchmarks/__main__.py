@@ -22,6 +22,7 @@ from tests.benchmarks import (
     clothing,
     detection,
     encoders,
+    finetuning,
     memory,
     methods,
     ray_share,
@@ -60,6 +61,8 @@ def main() -> None:
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
+        print("\n== finetuning")
+        finetuning.main([str(options.photos)])
         print("\n== views")
         views.main([str(options.photos)])
         print("\n== methods")
