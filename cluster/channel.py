@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,18 +67,26 @@ class Channel:
         self._deaths: list[str] = []  # why the present attempt seems to have ended, seen from outside ...
         self._failures: list[str] = []  # ... and from inside
         self._num_workers = 0
+        self._lost_nodes: dict[str, str] = {}
         self._position: int | None = None
         self._heard = 0.0  # when the position came, or the attempt began
         self._outcome = Outcome()
 
-    async def begin(self, num_workers: int = 1) -> Beginning:
-        """Called once by each worker group; each call after the first is a restart."""
+    async def begin(self, num_workers: int = 1, lost_nodes: Mapping[str, str] | None = None) -> Beginning:
+        """Called once by each worker group; each call after the first is a restart.
+
+        `lost_nodes` are all that are gone by now (id -> address): workers hear of a dead node by a broken connection, long
+        before Ray misses it.
+        """
         now = time.monotonic()
         if self._outcome.num_attempts:
             resized = f"Ray changed the number of workers from {self._num_workers} to {num_workers}"
             other = resized if num_workers != self._num_workers else "Ray replaced the workers"
             # a death or else the first failure is the cause; the others are mostly its echo (connection reset by peer)
-            self._restarts.append((*self._deaths, *self._failures, other)[0])
+            reason = (*self._deaths, *self._failures, other)[0]
+            gone = sorted(address for node, address in (lost_nodes or {}).items() if node not in self._lost_nodes)
+            self._restarts.append(f"{reason} (gone since: node {', '.join(gone)})" if gone else reason)
+        self._lost_nodes = dict(lost_nodes or {})
         beginning = Beginning(
             len(self._restarts),
             tuple(self._restarts),

@@ -37,6 +37,9 @@ PREEMPTION_UNKNOWN_DEADLINE_SECONDS = 120.0  # what Ray Train assumes when a not
 PREEMPTION_PATIENCE_SECONDS = 60.0  # how much later than announced the node may go
 
 
+IDLE_NODE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE of Ray
+
+
 @dataclass(frozen=True)
 class Work:
     """What each worker is sent: the function, its settings, the channel's handle, and the CPU threads of torch."""
@@ -104,7 +107,7 @@ def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     told = None
     if rank == 0:
         # one rank asks and tells the others, so that all have the same attempt number even if one died before asking
-        beginning = ray.get(todo.channel.begin.remote(world_size))
+        beginning = ray.get(todo.channel.begin.remote(world_size, _lost_nodes()))
         host = ray.util.get_node_ip_address()
         # port 0: the system picks a free one as it binds, where looking for one first leaves it open to be taken
         store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
@@ -119,6 +122,15 @@ def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     backend = "cpu:gloo,cuda:nccl" if todo.use_gpu else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return beginning
+
+
+def _lost_nodes() -> dict[str, str]:
+    """The nodes that died so far, but for idle ones that the autoscaler took: id -> address."""
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if not node["Alive"] and node.get("DeathReason") != IDLE_NODE
+    }
 
 
 def _set_up_device(todo: Work) -> Any:
@@ -162,9 +174,12 @@ def _pickled(error: BaseException) -> bytes:
 def _summary(error: BaseException) -> str:
     first_line = (str(error).strip() or "no message").splitlines()[0]
     text = f"{type(error).__name__}: {first_line}"
-    # torch has no class for it
-    hung = isinstance(error, RuntimeError) and re.search(r"timed?.?out|timeout", text, re.IGNORECASE)
-    return f"waited for another worker in vain ({text})" if hung else text
+    if isinstance(error, RuntimeError):  # torch has no classes for these
+        if re.search(r"timed?.?out|timeout", text, re.IGNORECASE):
+            return f"waited for another worker in vain ({text})"
+        if re.search(r"connection (reset|closed|refused)|broken pipe|remote process", text, re.IGNORECASE):
+            return "lost its connection to another worker, whose process or node is gone"
+    return text
 
 
 def _tell(reference: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from cluster.errors import run_command
 from finetune.settings import FinetuneSettings
@@ -25,9 +26,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _runner() -> Callable[..., int]:
+    from finetune.reporting.command import write_report
     from finetune.run import run
 
-    return run
+    return partial(run, report=write_report)
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -44,6 +46,12 @@ def _explain(arguments: Sequence[str]) -> int:
 
 def _predict(arguments: Sequence[str]) -> int:
     from finetune.predict import main
+
+    return main(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from finetune.reporting.command import main
 
     return main(arguments)
 
@@ -68,6 +76,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(
         "MODEL INPUT ... OUT: what a model says of images, Parquet and films; alarms, places, tracks", _predict
     ),
+    "report": Command("OUT ...: writes report.html of a run, or one page of several", _report),
     "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", _merge),
 }
 

@@ -40,6 +40,12 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
     return 0
 
 
+def comparison_in(out: str) -> dict[str, Any] | None:
+    """What `compare` wrote in OUT, None while it has not."""
+    url = storage.join(out, COMPARISON)
+    return dict(storage.read_json(url)) if storage.exists(url) else None
+
+
 def others(settings: FinetuneSettings) -> list[FinetuneSettings]:
     """The settings of each run to compare with.
 

@@ -13,7 +13,7 @@ from cluster.errors import choose
 from cluster.place import Place
 from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
-from finetune.comparing import compare
+from finetune.comparing import compare, comparison_in
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
 from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
@@ -24,7 +24,7 @@ from pretrain.data.order import Order
 from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.training.distributed import gathered_objects
-from pretrain.training.launch import launch
+from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
@@ -32,14 +32,25 @@ from pretrain.training.run_folder import RunFolder, write_result
 DEFAULT_IMAGE_SIZE = 224
 
 
-def run(settings: FinetuneSettings, *, check_only: bool = False) -> int:
-    """The command: the run itself, then the ones to compare it with. Returns the exit code."""
+def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
+    """The command: the run itself, then the ones to compare it with. Returns the exit code.
+
+    `report(out)` is called when the run has ended, however it did, and again when there is something to compare it with.
+    """
     settings = _with_absolute_urls(settings)
-    code = run_one(settings, check_only=check_only)
-    return code if code or check_only else compare(settings, run_one)
+    code = run_one(settings, check_only=check_only, report=report)
+    if code or check_only:
+        return code
+    before = comparison_in(settings.out)
+    code = compare(settings, run_one)
+    if report is not None and comparison_in(settings.out) != before:
+        write_report(report, settings.out)
+    return code
 
 
-def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
+def run_one(
+    settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
+) -> int:
     """Checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
     settings.data.use_stores()
     order, manifest, validation = open_data(settings)
@@ -60,6 +71,7 @@ def run_one(settings: FinetuneSettings, *, check_only: bool = False) -> int:
         cluster_settings=settings.cluster,
         world_sizes=order.world_sizes,
         check_only=check_only,
+        report=report,
     )
 
 

@@ -179,6 +179,9 @@ class FinetuneSettings:
     layer_decay: float = setting(
         0.75, minimum=0.01, maximum=1, help="learning rate of a layer over that of the next (mode full)"
     )
+    report_images: int = setting(
+        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
+    )
     label_fraction: float = setting(
         1.0,
         minimum=1e-6,

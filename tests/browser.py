@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +47,7 @@ def find_browser():
 def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=None):
     """Opens a local page at each width in each colour scheme; returns what was seen by (width, scheme)."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    seen = {}
+    seen, address = {}, Path(path).as_uri()
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         for width in widths:
@@ -56,11 +57,11 @@ def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=Non
                 page.on("console", lambda message, console=console: console.append(message.text))
                 page.on("pageerror", lambda error, console=console: console.append(str(error)))
                 page.on("request", lambda request, requests=requests: requests.append(request.url))
-                page.goto(f"file://{path}")
+                page.goto(address)
                 num, failed = page.evaluate(PICTURES_THAT_FAIL)
                 seen[width, scheme] = Seen(
                     console=console,
-                    requests=[url for url in requests if not url.startswith("data:") and url != f"file://{path}"],
+                    requests=[url for url in requests if not url.startswith("data:") and url != address],
                     num_pictures=num,
                     failed_pictures=failed,
                     overflow=page.evaluate("document.documentElement.scrollWidth - window.innerWidth"),

@@ -31,12 +31,23 @@ FINE_PIXELS = 128  # smaller images are looked at twice as large, so that maps h
 
 @dataclass(frozen=True)
 class Embedded:
-    """A sample with its features [N, D], and its labels as text where there are some."""
+    """A sample of which the first n images have features [n, D].
+
+    Attributes:
+        labels: as text, where there are some.
+        source: where the images are from.
+        taught: what the labels had to do with the encoder.
+    """
 
     sample: Sample
     features_ND: np.ndarray
     labels: Sequence[str] | None
     source: str
+    taught: str = "taught the encoder nothing"
+
+    def __post_init__(self) -> None:
+        if self.labels is not None:
+            object.__setattr__(self, "labels", list(self.labels)[: len(self)])
 
     def __len__(self) -> int:
         return len(self.features_ND)
@@ -63,7 +74,7 @@ def neighbour_section(embedded: Embedded) -> Section:
         shares, guess = agreement(order_Nk, labels)
         lead += (
             f" Over all of them, {100 * shares:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
-            f"by chance it would be {100 * guess:.0f} %. The labels taught the encoder nothing."
+            f"by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
         )
     body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
     return Section("neighbours", "Nearest neighbours", body, lead)

@@ -16,7 +16,7 @@ from pretrain.encoders.saving import code_version
 from pretrain.reporting.verdict import Verdict
 
 # a number with its unit, as far as it stands by itself; emphasised in the verdict
-_NUMBER = re.compile(r"(?<![\w.#&/-])\d(?:[\d,.]*\d)?(?:e-?\d+)?(?: %| points)?(?![\w/])")
+_NUMBER = re.compile(r"(?<![\w.#&/-])[+±−]?\d(?:[\d,.]*\d)?(?:e-?\d+)?(?: %| points)?(?![\w/])")
 
 
 @dataclass(frozen=True)

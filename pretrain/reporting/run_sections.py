@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.secrets import masked
@@ -28,7 +28,7 @@ PLACED = frozenset(
             "knn_accuracy",
             "linear_accuracy",
         ),
-        *("rankme", "bad_rows", "read_retries", "restarts", "seconds"),
+        *("rankme", "bad_rows", "read_retries", "restarts", "seconds", "failed_writes"),
     ]
 )
 MOST_OWN_FIGURES, MOST_LISTED = 12, 8
@@ -57,10 +57,11 @@ def curves(
     title: str = "Training",
     scores: Sequence[tuple[str, str, str]] = (),
     levels: Mapping[str, Sequence[Mark]] | None = None,
+    more: Sequence[Figure] = (),
 ) -> Section:
     """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are shares of one.
 
-    `levels` are horizontal marks of a score, by its name.
+    `levels` are horizontal marks of a score, by its name; `more` charts come last.
     """
     score_figures = [
         figure(
@@ -84,12 +85,13 @@ def curves(
             value=f"peak {short(max(run.history.values('learning_rate'), default=None))}",
         ),
         figure(run, "gradient_norm", "Norm of the gradient", log=True, smooth=True),
+        *more,
     ]
     return Section(id, title, Templates().render("charts.html", figures=figures), _restarts_in_words(run))
 
 
 def health(run: RunRecord) -> Section | None:
-    """The spread and rank of the embeddings, and what the method says of itself; None when none of it is logged."""
+    """The spread and rank of the embeddings, and what the method says of itself; None where it is not logged."""
     size = run.setting("training", "batch_size_global")
     most = f"dimensions in use, at most the smaller of batch{f' ({size})' if size else ''} and width"
     figures = [
@@ -107,13 +109,22 @@ def health(run: RunRecord) -> Section | None:
         ),
         figure(run, "uniformity", "Uniformity", smooth=True, note="0 is collapsed; lower is more even on the sphere"),
     ]
-    own = [name for name in run.history.names if name not in PLACED and len(run.history.values(name)) > 1]
-    figures += [figure(run, name, _words(name), smooth=True) for name in own[:MOST_OWN_FIGURES]]
-    if not any(run.history.values(name) for name in ("spread", "effective_rank", *own)):
+    if not run.history.values("spread"):
         return None
+    figures += own_figures(run)
     lead = "Numbers that need no label: whether images are still told apart, and by how many dimensions."
     drawn = [made for made in figures if made.value != "–"]
     return Section("health", "Health", Templates().render("charts.html", figures=drawn), lead)
+
+
+def own_figures(run: RunRecord, besides: Collection[str] = ()) -> list[Figure]:
+    """Charts of what a method or a task logs of its own, but `besides`."""
+    own = [name for name in run.history.names if name not in PLACED and name not in besides]
+    return [
+        figure(run, name, _words(name), smooth=True)
+        for name in own[:MOST_OWN_FIGURES]
+        if len(run.history.values(name)) > 1
+    ]
 
 
 def speed(run: RunRecord) -> Section:

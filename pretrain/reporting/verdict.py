@@ -29,10 +29,12 @@ class Verdict:
 
 
 Judge = Callable[[RunRecord], Verdict]
+InWords = Callable[[Mapping[str, float]], str | None]
 
 
-def verdict_of(run: RunRecord, judge: Judge) -> Verdict:
-    """The verdict on a run: `judge` says what a finished and healthy one is worth; the rest is the same for all runs."""
+def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
+    """The verdict on a run: `judge` says what a finished and healthy one is worth, `so_far` what the newest numbers of one that
+    goes on say; the rest is the same for all runs."""
     if run.status == "failed":
         return Verdict(
             "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "after it is mended")
@@ -51,7 +53,7 @@ def verdict_of(run: RunRecord, judge: Judge) -> Verdict:
         return Verdict("interrupted", "warn", f"This run was interrupted {_where(run)}.", _what_is_left(run))
     if run.status in ("running", "unfinished"):
         first = f"This run is not finished: it stands {_where(run)}."
-        return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run))
+        return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far))
     return judge(run)
 
 
@@ -87,7 +89,11 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
         tone = "good" if spread is None or spread >= GOOD_SPREAD else "warn"
         return Verdict("finished", tone, loss, health)
 
-    return verdict_of(run, judge)
+    def so_far(metrics: Mapping[str, float]) -> str | None:
+        knn = metrics.get("knn_accuracy")
+        return None if knn is None else f"neighbours name the right class of {percent(knn)} of unseen images"
+
+    return verdict_of(run, judge, so_far=so_far)
 
 
 def _collapse(run: RunRecord) -> str | None:
@@ -137,11 +143,8 @@ def _loss(run: RunRecord) -> str | None:
     return f"the loss {verb} from {short(first)} to {short(last)}"
 
 
-def _so_far(run: RunRecord) -> str:
-    knn, loss = run.metrics.get("knn_accuracy"), _loss(run)
-    parts = [loss] if loss else []
-    if knn is not None:
-        parts.append(f"neighbours name the right class of {percent(knn)} of unseen images")
+def _so_far(run: RunRecord, in_words: InWords) -> str:
+    parts = [text for text in (_loss(run), in_words(run.metrics)) if text]
     findings = run.history.findings
     if findings:
         parts.append(f"something is wrong: {next(iter(findings.values()))}")

@@ -77,7 +77,7 @@ def launch(
                 run_folder.write_result(out, result)
     finally:
         if report is not None:
-            _write_report(report, out)
+            write_report(report, out)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
@@ -87,7 +87,8 @@ def launch(
     return 0
 
 
-def _write_report(report: Callable[[str], object], out: str) -> None:
+def write_report(report: Callable[[str], object], out: str) -> None:
+    """Calls `report(out)`; what goes wrong in it is told and costs nothing else."""
     try:
         report(out)
     except Exception as error:

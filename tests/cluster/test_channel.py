@@ -130,6 +130,21 @@ def test_an_attempt_is_told_how_far_the_one_before_came_and_how_long_ago() -> No
     asyncio.run(story())
 
 
+def test_a_node_that_is_gone_is_named_once() -> None:
+    async def story() -> list[str]:
+        channel = Channel()
+        await channel.begin(2, {"old": "10.0.0.1"})
+        await channel.fail(Failure(0, 2, "lost its connection to another worker", ""), fatal=None)
+        await channel.begin(1, {"old": "10.0.0.1", "new": "10.0.0.2"})
+        await channel.fail(Failure(0, 1, "KeyError: 'x'", ""), fatal=None)
+        return list((await channel.begin(1, {"old": "10.0.0.1", "new": "10.0.0.2"})).restarts)
+
+    assert asyncio.run(story()) == [
+        "worker 0: lost its connection to another worker (gone since: node 10.0.0.2)",
+        "worker 0: KeyError: 'x'",
+    ]
+
+
 def test_only_the_last_position_of_a_moment_is_sent() -> None:
     told: list[int | None] = []
     first = threading.Event()

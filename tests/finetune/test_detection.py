@@ -66,6 +66,7 @@ def arguments(world, out, **more):
         "training.checkpoint_every_steps": 2,
         "evaluate_every_epochs": 0,
         "compare": "[]",
+        "report_images": 0,
         "layer_decay": 1.0,
         "detection.channels": 32,
         "detection.depth": 1,

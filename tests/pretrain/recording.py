@@ -1,12 +1,12 @@
 """`python -m tests.pretrain.recording CONFIG ...`: `python -m pretrain`, and each worker writes down which rows it trained on.
 
-RECORD_TO is the folder for the records, RECORD_SECONDS what each step is slowed down by, so that there is time to break things.
+The records lie beside OUT, in OUT.rows. A file `seconds` there slows each step down, so that there is time to break things:
+workers of a cluster see no environment of the command's.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import uuid
@@ -23,10 +23,12 @@ pretrain = run.pretrain
 class Recorded:
     """A run's batches, each written down as it is taken."""
 
-    def __init__(self, batches, place, samples_seen, batch_size_global):
+    def __init__(self, batches, place, samples_seen, batch_size_global, folder):
         self._batches, self._place, self._size = batches, place, batch_size_global
         self._step = samples_seen // batch_size_global
-        self._file = Path(os.environ["RECORD_TO"]) / f"{uuid.uuid4().hex}.jsonl"
+        folder.mkdir(exist_ok=True)
+        self._file, slow = folder / f"{uuid.uuid4().hex}.jsonl", folder / "seconds"
+        self._seconds = float(slow.read_text()) if slow.exists() else 0.0
         loader = batches._batches
         self._loader_next = type(loader).__next__
         batches._batches = self
@@ -39,7 +41,7 @@ class Recorded:
         with open(self._file, "a") as file:
             file.write(json.dumps(taken) + "\n")
         self._step += 1
-        time.sleep(float(os.environ.get("RECORD_SECONDS", "0")))
+        time.sleep(self._seconds)
         return batch
 
     def close(self):
@@ -49,7 +51,7 @@ class Recorded:
 def recorded_train(*arguments, batches_from, place, batch_size_global, **options):
     def recorded(samples_seen):
         batches = batches_from(samples_seen)
-        Recorded(batches, place, samples_seen, batch_size_global)
+        Recorded(batches, place, samples_seen, batch_size_global, Path(f"{options['run_url']}.rows"))
         return batches
 
     return train(*arguments, batches_from=recorded, place=place, batch_size_global=batch_size_global, **options)

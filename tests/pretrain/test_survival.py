@@ -163,16 +163,9 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again."""
     from ray.cluster_utils import Cluster
 
-    steps, seconds_a_step = 160, 0.25
-    for name in ("alone", "broken"):
-        (tmp_path / name).mkdir()
+    steps, seconds_a_step = 150, 0.25
     recorded = {"module": "tests.pretrain.recording"}
-    alone = start(
-        *arguments(shards, tmp_path / "alone_run", steps=steps, workers=0),
-        **recorded,
-        RECORD_TO=str(tmp_path / "alone"),
-    )
-    finish(alone)
+    finish(start(*arguments(shards, tmp_path / "alone", steps=steps, workers=0), **recorded))
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     health = {
@@ -180,8 +173,12 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
         "health_check_period_ms": 1000,
         "health_check_failure_threshold": 5,
     }
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health})
-    out, killed = tmp_path / "run", 0
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": health}
+    cluster, process = Cluster(initialize_head=True, head_node_args=head), None
+    out = tmp_path / "run"
+    (tmp_path / "run.rows").mkdir()
+    (tmp_path / "run.rows" / "seconds").write_text(str(seconds_a_step))
+    late = dice.sample(range(5), 2)  # these losses are replaced only after the run goes on with one worker
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         process = start(
@@ -196,40 +193,35 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
                 cluster__address=cluster.address,
             ),
             **recorded,
-            RECORD_TO=str(tmp_path / "broken"),
-            RECORD_SECONDS=str(seconds_a_step),
         )
         step = 0
-        for _ in range(5):
+        for loss in range(5):
             step += dice.randint(3, 8)
-            wait_for_step(process, out, step)
+            wait_for_step(process, out, step, timeout_seconds=200)
             time.sleep(dice.uniform(0, seconds_a_step))
             cluster.remove_node(nodes.pop(dice.randrange(2)), allow_graceful=False)
-            killed += 1
             step = len((out / "metrics.jsonl").read_text().splitlines())
-            if dice.random() < 0.7:  # some losses are replaced only after the run goes on with one worker
+            if loss in late:
                 step += 3
-                wait_for_step(process, out, step)
+                wait_for_step(process, out, step, timeout_seconds=200)
             nodes.append(cluster.add_node(num_cpus=1))
-        output = finish(process, timeout_seconds=200)
+        output = finish(process, timeout_seconds=300)
     finally:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.kill()
         cluster.shutdown()
 
     result = result_of(out)
     recoveries(result)
     print(output)
-    assert killed == 5 and result["restarts"] >= 5
+    assert result["restarts"] >= 5
     sizes = {entry["workers"] for entry in result["restart_log"]}
     assert sizes == {1, 2}  # it shrank, and grew
-    rows, wanted = rows_by_step(tmp_path / "broken"), rows_by_step(tmp_path / "alone")
+    rows, wanted = rows_by_step(tmp_path / "run.rows"), rows_by_step(tmp_path / "alone.rows")
     assert rows == wanted and sorted(rows) == list(range(steps))
     assert [step for step, *_ in trace(out)] == list(range(1, steps + 1))
     # one worker and two round gradients differently, which AdamW's first steps make much of
-    for (_, loss, bad), (_, wanted_loss, wanted_bad) in zip(
-        trace(out)[:40], trace(tmp_path / "alone_run"), strict=False
-    ):
+    for (_, loss, bad), (_, wanted_loss, wanted_bad) in zip(trace(out)[:40], trace(tmp_path / "alone"), strict=False):
         assert loss == pytest.approx(wanted_loss, abs=2e-2) and bad == wanted_bad
 
 

@@ -1,0 +1,109 @@
+"""What a task's part of the report is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.tasks.base import Predictor
+from pretrain.reporting.folder import RunRecord
+from pretrain.reporting.numbers import percent, points, short
+from pretrain.reporting.page import Section, Tile
+from pretrain.reporting.samples import Sample
+from pretrain.reporting.verdict import Verdict
+
+PACKAGE = "finetune.reporting"
+RANDOM_WEIGHTS = "random weights"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number that a model is judged by. `is_share`: between 0 and 1, shown in percent."""
+
+    name: str
+    title: str
+    note: str = ""
+    is_share: bool = True
+    higher_is_better: bool = True
+
+    def text(self, value: float | None) -> str:
+        """The number for people."""
+        return percent(value) if self.is_share else short(value)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What pictures are made of: the finished model, and a sample of the data that it is judged by."""
+
+    run: RunRecord
+    predictor: Predictor
+    sample: Sample
+    deadline: float
+
+
+class TaskReport(ABC):
+    """What a task says of its runs.
+
+    Attributes:
+        noun: what its model is called.
+        scores: the numbers that it is judged by, the deciding one first.
+    """
+
+    noun: str
+    scores: Sequence[Score]
+
+    @abstractmethod
+    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+        """The verdict on a finished run; `others` are the rows of comparison.json but its own."""
+
+    @abstractmethod
+    def numbers(self, run: RunRecord) -> list[Section]:
+        """Sections that result.json alone is enough for."""
+
+    @abstractmethod
+    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+        """(id, title, function that makes the section) of what needs the model and images."""
+
+    def labels(self, material: Material) -> list[str] | None:
+        """A class for each image of the sample, where there is one."""
+        return None
+
+    def tiles(self, run: RunRecord) -> list[Tile]:
+        """The deciding number and up to two more."""
+        metrics = run.metrics
+        return [
+            Tile(score.title, score.text(metrics[score.name]), score.note)
+            for score in self.scores[:3]
+            if score.name in metrics
+        ]
+
+    def so_far(self, metrics: Mapping[str, float]) -> str | None:
+        """The deciding number of a run that goes on, in words."""
+        best = self.scores[0]
+        value = metrics.get(best.name)
+        return None if value is None else f"{best.title.lower()} on the validation data is {best.text(value)}"
+
+
+def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row of the same network from random weights, when it is finished."""
+    return next((row for row in others if row.get("name") == RANDOM_WEIGHTS and row.get("metrics")), None)
+
+
+def worth_of_pretraining(value: float, other: float, noise: float, *, num: int | None) -> tuple[str, str]:
+    """A sentence on the difference to random weights, and its tone.
+
+    Args:
+        value, other: shares of one, of the model and of the same network from random weights.
+        noise: half the 95 % interval of their difference; 0 where it is not known.
+        num: images that they were judged by.
+    """
+    difference, reached = value - other, f"the same network from random weights reaches {percent(other)}"
+    if difference > noise:
+        return f"Pretraining is worth {points(difference)}: {reached}.", "good"
+    if difference < -noise:
+        worse = points(-difference).lstrip("+")
+        return f"Pretraining did not help here: {reached}, which is {worse} better.", "warn"
+    seen = f"what {num:,} images can tell (± {100 * noise:.1f})" if num else "the noise"
+    return f"{reached[0].upper()}{reached[1:]}; the difference of {points(difference)} is within {seen}.", "warn"

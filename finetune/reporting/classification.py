@@ -1,0 +1,145 @@
+"""A classifier's part of the report: classes, confusion, its surest mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, random_row, worth_of_pretraining
+from finetune.tasks.classification.predictor import ImageClassifier
+from pretrain.reporting.folder import RunRecord
+from pretrain.reporting.numbers import margin, percent
+from pretrain.reporting.page import Section, Templates
+from pretrain.reporting.pictures import data_url
+from pretrain.reporting.verdict import Verdict
+
+MOST_IN_MATRIX, MOST_MISTAKES, MOST_RIGHT = 20, 12, 6
+
+
+class ClassificationReport(TaskReport):
+    """See the module."""
+
+    noun = "classifier"
+    scores = (
+        Score("accuracy", "Accuracy", "right class first"),
+        Score("top5_accuracy", "Top-5 accuracy", "right class among five"),
+        Score("macro_f1", "Macro F1", "mean over classes"),
+        Score("calibration_error", "Calibration error", "0: as sure as right", higher_is_better=False),
+    )
+
+    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+        """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
+        accuracy, num = run.metrics["accuracy"], int(run.result.get("validation_images") or 0)
+        matrix = np.array(run.result.get("confusion_matrix") or [[0]])
+        majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
+        reach = margin(accuracy, num)
+        first = (
+            f"The classifier names the right class of {percent(accuracy)} (± {100 * reach:.1f} points) of {num:,} validation "
+            f"images, where always guessing the most frequent class gets {percent(majority)}."
+        )
+        tone = "good" if accuracy - reach > majority else "warn"
+        word = "finished" if tone == "good" else "finished, no better than guessing"
+        baseline = random_row(others)
+        if baseline is None:
+            return Verdict(word, tone, first, self._usual_mistake(run, matrix))
+        other = float(baseline["metrics"]["accuracy"])
+        noise = math.hypot(reach, margin(other, num))
+        second, second_tone = worth_of_pretraining(accuracy, other, noise, num=num)
+        return Verdict(word, tone if second_tone == "good" else "warn", first, second)
+
+    def _usual_mistake(self, run: RunRecord, matrix: np.ndarray) -> str:
+        wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+        if not wrong.sum():
+            return f"It makes no mistake on these {int(matrix.sum()):,} images."
+        true, said = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        names = run.result["class_names"]
+        return (
+            f"Its most frequent mistake is to take “{names[true]}” for “{names[said]}” "
+            f"({int(wrong[true, said])} of {int(matrix[true].sum())} images)."
+        )
+
+    def numbers(self, run: RunRecord) -> list[Section]:
+        """What is taken for what, and precision and recall of each class."""
+        matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
+        if not matrix or not names:
+            return []
+        return [confusion_section(np.array(matrix), names), classes_section(run.result.get("per_class") or [])]
+
+    def labels(self, material: Material) -> list[str]:
+        """The true classes."""
+        names = dict(zip(material.predictor.config["class_values"], material.predictor.names, strict=True))
+        return [names.get(value, str(value)) for value in material.sample.columns[material.predictor.columns["label"]]]
+
+    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+        """The surest mistakes, and some that are right."""
+        return [("predictions", "Predictions", partial(self._predictions, material))]
+
+    def _predictions(self, material: Material) -> Section:
+        predictor = cast(ImageClassifier, material.predictor)
+        sample, labels = material.sample, self.labels(material)
+        probabilities = np.concatenate(
+            [
+                predictor.probabilities(sample.crops_NCSS[start : start + 16]).numpy()
+                for start in range(0, len(sample), 16)
+            ]
+        )
+        said, sure = probabilities.argmax(1), probabilities.max(1)
+        names = predictor.names
+        wrong = [index for index in range(len(sample)) if names[said[index]] != labels[index]]
+        right = [index for index in range(len(sample)) if names[said[index]] == labels[index]]
+        wrong.sort(key=lambda index: -sure[index])
+        some = right[:: max(1, len(right) // MOST_RIGHT)][:MOST_RIGHT]
+        cards = [
+            {
+                "url": data_url(sample.tiles[index]),
+                "said": names[said[index]],
+                "true": labels[index],
+                "right": names[said[index]] == labels[index],
+                "sure": round(100 * float(sure[index])),
+            }
+            for index in [*wrong[:MOST_MISTAKES], *some]
+        ]
+        lead = (
+            f"Of {len(sample):,} validation images that were looked at for this page, {len(right):,} are right. First the "
+            "mistakes that it was surest of: many are worth a look at the label. Then some that are right."
+        )
+        return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)
+
+
+def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
+    """Counts by true and said class; of very many classes those with most mistakes."""
+    wrong = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype))
+    lead = "Rows are true classes, columns what the model says; the darker, the larger the share of the row."
+    chosen = list(range(len(names)))
+    if len(names) > MOST_IN_MATRIX:
+        chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_IN_MATRIX].tolist())
+        lead += f" The {MOST_IN_MATRIX} of {len(names)} classes with most mistakes are shown."
+    totals = matrix_CC.sum(1)
+    rows = [
+        {
+            "name": names[true],
+            "cells": [
+                {
+                    "count": int(matrix_CC[true, said]),
+                    "share": round(100 * float(matrix_CC[true, said] / max(1, totals[true]))),
+                    "right": true == said,
+                    "title": f"{names[true]} taken for {names[said]}: {int(matrix_CC[true, said])} of {int(totals[true])}",
+                }
+                for said in chosen
+            ],
+        }
+        for true in chosen
+    ]
+    body = Templates(PACKAGE).render("confusion.html", rows=rows, names=[names[index] for index in chosen])
+    return Section("confusion", "What is taken for what", body, lead)
+
+
+def classes_section(per_class: Sequence[Mapping[str, Any]]) -> Section:
+    """Precision, recall and F1 of each class, the weakest first."""
+    rows = sorted((row for row in per_class if row["images"]), key=lambda row: (row["f1"], row["class"]))
+    lead = "Recall: how many of a class are found. Precision: how often it is right to name it. The weakest classes come first."
+    return Section("classes", "Classes", Templates(PACKAGE).render("classes.html", rows=rows), lead)
