@@ -42,8 +42,8 @@ from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 
 NUM_SCENES, DEMO_STEPS = 2000, 450
-BCCD_SIZE, TILE, TILE_VIEW = (320, 240), 96, 64
-CROP_SHARE = 0.875
+BCCD_SIZE, TILE, CROP_SHARE = (320, 240), 96, 0.875
+MAP_SIZE = (256, 192)  # at which a cell is about as large as in a tile that is cropped and scaled to 64 pixels
 NUM_CHOOSING = 100  # training images on which a head is chosen
 
 
@@ -82,7 +82,7 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     rows = []
     for seed in seeds:
         encoder = pretrained(out / f"seed{seed}", "configs/pretrain/demo.yaml", out / "data" / "train", seed,
-                             f"training.steps={DEMO_STEPS}")  # fmt: skip
+                             f"training.steps={DEMO_STEPS}", "rankme_images=0")  # fmt: skip
         rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
             model = finetuned(out / f"seed{seed}-{name}", start, out / "data", seed)
@@ -95,16 +95,16 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
 
 def white_cells(source: Path, out: Path, seeds: Sequence[int]) -> None:
     """The table of the white cells."""
-    train, test = (blood(source, split) for split in ("train", "test"))
-    if not (out / "tiles" / "train").exists():
-        write_images(out / "images", train)
-        for split in ("train", "val"):
-            write_tiles(out / "tiles" / {"val": "validation"}.get(split, split), blood(source, split))
+    train, test = (blood(source, split, MAP_SIZE) for split in ("train", "test"))
+    if not (out / "tiles" / "validation").exists():
+        write_images(out / "images", blood(source, "train", BCCD_SIZE))
+        for split, folder in (("train", "train"), ("val", "validation")):
+            write_tiles(out / "tiles" / folder, blood(source, split, BCCD_SIZE))
     rows = []
     for seed in seeds:
         encoder = pretrained(
             out / f"seed{seed}", "configs/pretrain/small/simclr.yaml", out / "images", seed,
-            "training.steps=300", "views.arguments={crop_scale: [0.03, 0.3]}", "encoder.arguments={stem_stride: 2}",
+            "training.steps=300", "views.arguments={crop_scale: [0.03, 0.3]}", "rankme_images=0",
         )  # fmt: skip
         rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
@@ -197,13 +197,15 @@ def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float
 
 def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -> str:
     """The encoder of a pretraining run."""
-    command("pretrain", config, f"data.url={data}", f"out={out}", f"seed={seed}", "cluster.workers=0", *overrides)
+    if not (out / "encoder" / "config.json").exists():
+        command("pretrain", config, f"data.url={data}", f"out={out}", f"seed={seed}", "cluster.workers=0", *overrides)
     return f"{out}/encoder"
 
 
 def finetuned(out: Path, encoder: str, data: Path, seed: int) -> str:
     """The model of a fine-tuning run, judged on `data`/validation."""
-    command(
+    if not (out / "result.json").exists():
+        command(
         "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",
         f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_share={CROP_SHARE}",
     )  # fmt: skip
@@ -213,7 +215,7 @@ def finetuned(out: Path, encoder: str, data: Path, seed: int) -> str:
 
 
 def command(module: str, *arguments: str) -> None:
-    """Runs one of the project's commands, which does nothing where its run is finished."""
+    """Runs one of the project's commands."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(
@@ -235,8 +237,8 @@ def scenes(folder: Path) -> Pictures:
     return Pictures(np.stack(images), boxes, table["label"].to_pylist())
 
 
-def blood(source: Path, split: str) -> Pictures:
-    """BCCD images that hold a white cell, scaled to `BCCD_SIZE`, with the white cells' boxes."""
+def blood(source: Path, split: str, size: tuple[int, int]) -> Pictures:
+    """BCCD images that hold a white cell, scaled to width and height, with the white cells' boxes."""
     images, boxes = [], []
     for line in (source / "index.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -244,7 +246,7 @@ def blood(source: Path, split: str) -> Pictures:
         white = [np.array(box["xyxy"]) / sides for box in record["boxes"] if box["cls"] == "WBC"]
         white = [box for box in white if (box[2:] > box[:2]).all()]
         if record["split"] == split and white:
-            image = Image.open(source / record["path"]).convert("RGB").resize(BCCD_SIZE, Image.Resampling.BOX)
+            image = Image.open(source / record["path"]).convert("RGB").resize(size, Image.Resampling.BOX)
             images.append(np.asarray(image).transpose(2, 0, 1))
             boxes.append(np.stack(white))
     return Pictures(np.stack(images), boxes, ["white cell"] * len(images))
@@ -258,23 +260,27 @@ def write_images(folder: Path, pictures: Pictures) -> None:
 
 
 def write_tiles(folder: Path, pictures: Pictures) -> None:
-    """Shards of tiles with a white cell's centre in their inner half, and of tiles that no white cell touches."""
+    """Shards of tiles with a white cell's centre in their inner half, and of as many that no white cell touches."""
+    generator = np.random.default_rng(0)
     with ShardWriter(str(folder), schema_of(label=pa.string())) as writer:
         for number, (image, boxes) in enumerate(zip(pictures.images_N3HW, pictures.boxes, strict=True)):
             height, width = image.shape[1:]
-            scaled = boxes * np.array([width, height] * 2)
-            for top in range(0, height - TILE + 1, TILE // 4):
-                for left in range(0, width - TILE + 1, TILE // 4):
-                    middle = (scaled[:, :2] + scaled[:, 2:]) / 2 - (left + TILE / 2, top + TILE / 2)
-                    touches = (
-                        (scaled[:, 0] < left + TILE) & (scaled[:, 2] > left)
-                        & (scaled[:, 1] < top + TILE) & (scaled[:, 3] > top)
-                    )  # fmt: skip
-                    holds = (np.abs(middle) < TILE / 4).all(1).any()
-                    if holds or not touches.any():
-                        tile = png(image[:, top : top + TILE, left : left + TILE])
-                        label = "white cell" if holds else "none"
-                        writer.write({"image": {"bytes": tile, "path": f"{number}-{left}-{top}.png"}, "label": label})
+            left, top, right, low = (boxes * np.array([width, height] * 2)).T
+            corners = [
+                (x, y) for y in range(0, height - TILE + 1, TILE // 4) for x in range(0, width - TILE + 1, TILE // 4)
+            ]
+            far = [
+                np.maximum(abs((left + right) / 2 - x - TILE / 2), abs((top + low) / 2 - y - TILE / 2))
+                for x, y in corners
+            ]
+            touched = [((left < x + TILE) & (right > x) & (top < y + TILE) & (low > y)).any() for x, y in corners]
+            white = [corner for corner, distance in zip(corners, far, strict=True) if (distance < TILE / 4).any()]
+            none = [corner for corner, touches in zip(corners, touched, strict=True) if not touches]
+            some = generator.permutation(len(none))[: max(1, len(white))]
+            for label, chosen in (("white cell", white), ("none", [none[index] for index in some])):
+                for x, y in chosen:
+                    encoded = {"bytes": png(image[:, y : y + TILE, x : x + TILE]), "path": f"{number}-{x}-{y}.png"}
+                    writer.write({"image": encoded, "label": label})
 
 
 def pixels(data: bytes) -> np.ndarray:
