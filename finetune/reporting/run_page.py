@@ -14,6 +14,7 @@ from cluster.secrets import masked
 from finetune.comparing import comparison_in
 from finetune.model import load_model
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport
+from finetune.reporting.robustness import robustness_section
 from finetune.reporting.tasks import TASK_REPORTS
 from pretrain.reporting import run_sections
 from pretrain.reporting.attempts import attempted, missing
@@ -44,6 +45,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
     sections: list[Section] = [
         *([results_section(run, report, rows)] if run.result.get("metrics") else []),
         *report.numbers(run),
+        *robustness_section(run.url, report.scores[0]),
         *(pictures(run, report, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.curves(run, scores=scores, more=run_sections.own_figures(run, [name for name, _, _ in scores])),
         run_sections.speed(run),

@@ -12,6 +12,8 @@ from PIL import Image
 from cluster.errors import run_command
 from finetune.__main__ import main
 from finetune.model import save_model
+from finetune.reporting.classification import ClassificationReport
+from finetune.reporting.robustness import robustness_section
 from finetune.tasks.classification.model import Classifier
 from pretrain.data.corruptions import CORRUPTIONS
 from pretrain.encoders import build_encoder
@@ -80,3 +82,8 @@ def test_a_table_beside_the_model(world, capsys):
     assert f"accuracy 1.0000 as they are, {table['mean']:.4f} on average over 12 corruptions" in said
     whole = json.loads((world / "all.json").read_text())
     assert whole["corruptions"]["kinds"] == table["kinds"] and whole["metrics"]["accuracy"] == 1.0
+    # and in the report of the run
+    (section,) = robustness_section(str(world / "run"), ClassificationReport.scores[0])
+    assert section.body.count("<td>") == 13 and section.body.count('class="meter"') == 60
+    assert "Accuracy is 100.0 %" in section.lead and f"{100 * table['kinds']['jpeg'][0]:.1f} %" in section.body
+    assert robustness_section(str(world), ClassificationReport.scores[0]) == []
