@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.pipeline.settings import filled, load_pipeline
+from cluster.settings import load_settings
 
 GOOD = """
 out: runs/x
@@ -114,3 +115,22 @@ def test_the_pipelines_that_ship_are_right(path):
         for word in stage.words:
             if word.startswith("configs/"):
                 assert Path(word).exists()
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/pipelines").glob("*.yaml")), ids=str)
+def test_the_commands_of_the_pipelines_that_ship_have_right_settings(path):
+    """Each `pretrain` and `finetune` of a pipeline reads its settings without a complaint."""
+    from finetune.settings import FinetuneSettings
+    from pretrain.papers import defaults_of
+    from pretrain.settings import PretrainSettings
+
+    overrides = ["out=/x", "train=/t", "validation=/v"] if path.stem == "cluster" else ["out=/x"]
+    for stage in load_pipeline(str(path), overrides).stages:
+        words = filled(stage.words, {f"{other}.{key}": f"/{other}" for other in STAGES for key in KEYS})
+        if words[2] == "pretrain":
+            assert load_settings(PretrainSettings, words[3], words[4:], beneath=defaults_of).out == stage.out
+        elif words[2] == "finetune" and words[3] != "evaluate":
+            assert load_settings(FinetuneSettings, words[3], words[4:]).encoder == "/pretrain"
+
+
+STAGES, KEYS = ("data", "pretrain", "classification"), ("out", "encoder", "model")
