@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from cluster.ray_guard import start_guard
 OBJECT_STORE_BYTES = (
     100 * 2**20
 )  # of training only settings and results pass through it; Ray's default is 30 % of the memory
+
+_TOKEN = secrets.token_hex(32)  # one a process, because Ray reads it once
+_has_token = False
 
 # Values that a user's environment may override. Ray reads them when it is imported, started or when a run starts.
 DEFAULTS = {
@@ -34,7 +39,6 @@ ELASTIC_DEFAULTS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # how long room that is gone is waited for before shrinking
 }
 EMBEDDED_DEFAULTS = {
-    "RAY_AUTH_MODE": "disabled",  # it listens on loopback only; the default leaves a token file in the home directory
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
     "RAY_worker_niceness": "0",  # the default of 15 lets any other program starve the training
@@ -69,14 +73,16 @@ def ray_session(
     when the cluster cannot be reached. `environment` holds further defaults that Ray reads.
     """
     embedded = address is None and not os.environ.get("RAY_ADDRESS")
-    with _environment({**DEFAULTS, **(environment or {})}):
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    private = EMBEDDED_DEFAULTS | _own_token() if embedded and not connected else {}
+    # before the import, which is when Ray reads how it authenticates
+    with _environment({**DEFAULTS, **private, **(environment or {})}):
         import ray
 
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it
             yield Session()
         elif embedded:
             with (
-                _environment(EMBEDDED_DEFAULTS),
                 _quiet_raylet(),
                 _embedded_ray(num_workers, cpus_per_worker, object_store_bytes) as folder,
             ):
@@ -84,6 +90,20 @@ def ray_session(
         else:
             with _quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
                 yield Session()
+
+
+def _own_token() -> dict[str, str]:
+    """How the private Ray authenticates: by a token of this process, known to its children by their environment alone.
+
+    Ray's processes listen on all interfaces, whatever address they are given, so without a token whoever reaches this machine
+    could run code in them; and Ray's default would leave a file with a token in the home directory. A RAY_AUTH_MODE that is
+    set is obeyed. Ray reads the mode when it is imported: where that was before, there is no token.
+    """
+    global _has_token
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    _has_token = _has_token or "ray" not in sys.modules
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN} if _has_token else {"RAY_AUTH_MODE": "disabled"}
 
 
 @contextmanager

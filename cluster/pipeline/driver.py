@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError, nearest
-from cluster.job import Job, JobState
+from cluster.job import Job, JobState, check_secrets
 from cluster.job_server import JOB_VARIABLE, Unreachable
 from cluster.pipeline.plan import Next, Record, Status, left_out, ready, resumed, verdict
 from cluster.pipeline.runners import Runner
@@ -78,6 +78,7 @@ class Driver:
         record = self._records.get(name) or self._state.read(name)
         try:
             command = tuple(filled(stage.words, self._values(stage)))
+            check_secrets(Job(command))  # nothing that holds one is written down
         except UserError as error:
             self._fail(name, str(error))
             return

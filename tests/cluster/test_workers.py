@@ -201,3 +201,20 @@ def test_a_killed_driver_takes_its_ray_with_it(tmp_path: Path) -> None:
         time.sleep(0.2)
     assert not folder.exists()
     assert processes_of(str(folder), spared=command.process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_private_ray_lets_nobody_in_and_leaves_no_token(tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environment = {**clean, "HOME": str(tmp_path / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-m", "tests.cluster.outsider", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    mode, code, text = done.stdout.split(" ", 2)
+    assert mode == "token"
+    assert code != "0"
+    assert "inside" not in text
+    assert "uthentication" in text
+    assert not (tmp_path / "home/.ray").exists()

@@ -186,8 +186,12 @@ def test_tars(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+            for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
+                info = tarfile.TarInfo(name)  # to a picture outside, which must not be read either
+                info.type, info.linkname = kind, str(tmp_path / "secret.png")
+                tar.addfile(info)
     rows = packed(tmp_path / "src", tmp_path / "out")
-    assert len(rows) == 6
+    assert len(rows) == 6  # links are no images
     first = rows["001.tar/x/0001.png"]
     assert (first["image"], first["label"], first["captions"]) == (encoded(11), "3", ["Ein Bild"])
     assert rows["000.tar/0002.png"]["label"] == "cat" and rows["000.tar/0002.png"]["captions"] == ["a cat"]
