@@ -17,7 +17,7 @@ from torch import Tensor
 from cluster.errors import UserError, choose
 from finetune.class_maps import CLASS_MAPS, HasLogits
 from finetune.model import load_model
-from finetune.tasks.base import Predictor
+from finetune.tasks.classification import ImageClassifier
 from pretrain.data.picking import pick_pictures
 from pretrain.explaining import ClassMap, Explainer, Explanation
 from pretrain.explaining.command import explain_parser, run_explain
@@ -63,10 +63,10 @@ def open_explainer(
     predictor = load_model(url)
     config = predictor.config
     names = list(config.get("class_names", []))
-    if classes and not names:
-        raise UserError(f"{url} is a {config['task']} model without classes to explain; leave --class out")
+    classifier = predictor if isinstance(predictor, ImageClassifier) else None
+    if classes and classifier is None:
+        raise UserError(f"{url} is a {config['task']} model, and class maps are of classifiers; leave --class out")
     chosen = [names.index(choose("class", name, names)) for name in classes]
-    explainable = bool(names) and isinstance(predictor.model, HasLogits)
     return Explainer(
         predictor.model.encoder,
         size=size or config["image_size"],
@@ -74,7 +74,7 @@ def open_explainer(
         std=config["std"],
         square=square,
         queries=queries,
-        class_maps=(lambda images: class_maps(predictor, images, names, chosen)) if explainable else None,
+        class_maps=None if classifier is None else lambda images: class_maps(classifier, images, names, chosen),
     )
 
 
@@ -95,13 +95,13 @@ def explain(
 
 
 def class_maps(
-    predictor: Predictor, images_1CHW: Tensor, names: Sequence[str], chosen: Sequence[int]
+    predictor: ImageClassifier, images_1CHW: Tensor, names: Sequence[str], chosen: Sequence[int]
 ) -> list[ClassMap]:
     """Maps of an image by each method, for the chosen classes or the likeliest."""
     model = predictor.model
     assert isinstance(model, HasLogits)
     with torch.no_grad():
-        scores = model.logits_of(model.encoder(images_1CHW))[0].softmax(0)
+        scores = predictor.as_probabilities(model.logits_of(model.encoder(images_1CHW)))[0]
     classes = list(chosen) or scores.topk(min(NUM_CLASSES, len(names))).indices.tolist()
     images = images_1CHW.repeat(len(classes), 1, 1, 1)
     return [
