@@ -170,7 +170,9 @@ class DINO(Loop):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder)
         self.head = heads.DINOProjectionHead(self.width, HIDDEN, 128, 1024, freeze_last_layer=1)
-        self.key_encoder, self.key_head = self.copies(encoder, heads.DINOProjectionHead(self.width, HIDDEN, 128, 1024))
+        (self.key_encoder,) = self.copies(encoder)
+        self.key_head = heads.DINOProjectionHead(self.width, HIDDEN, 128, 1024)  # its weight norm cannot be copied
+        deactivate_requires_grad(self.key_head)
         self.criterion = losses.DINOLoss(output_dim=1024)
 
     def before(self) -> None:

@@ -1,12 +1,13 @@
 """Steps a second and peak memory of each method: relative to simclr, and to lightly's own loop of the method.
 
-    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24]
+    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24] [--keep host]
 
 PHOTOS holds `train` with a folder a class. Ours is `configs/pretrain/small/NAME.yaml`, run in-process from Parquet shards of
-the photos as they are, images decoded anew in each epoch; lightly's is the loop of its documentation
-(`tests.benchmarks.lightly_loops`) over the same photos as files, with as many DataLoader workers as there are cores. Same
-encoder, batch, view sizes and head sizes. Each measurement is a process of its own; ours and lightly's take turns, and
-the table shows medians. Memory is the peak of the process, for lightly plus that of the largest of its loader's workers.
+the photos as they are, images decoded anew in each epoch, or with `--keep host`, as those files say, in the first only;
+lightly's is the loop of its documentation (`tests.benchmarks.lightly_loops`) over the same photos as files, with as many
+DataLoader workers as there are cores. Same encoder, batch, view sizes and head sizes. Each measurement is a process of its
+own; ours and lightly's take turns, and the table shows medians. Memory is the peak of the process, for lightly plus that of
+the largest of its loader's workers.
 Seconds of CPU are those of all threads and workers, and say more than the clock on a machine that others use too.
 """
 
@@ -38,12 +39,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument(
+        "--keep", choices=["none", "host"], default="none", help="data.keep of ours; the first epoch is left out"
+    )
     parser.add_argument("--one", nargs=3, metavar=("WHOSE", "NAME", "SHARDS"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
         whose, name, shards = options.one
-        measure = ours if whose == "ours" else lightly
-        print(json.dumps(measure(name, shards, options.photos, options.steps)))
+        numbers = (
+            ours(name, shards, options.steps, options.keep)
+            if whose == "ours"
+            else lightly(name, options.photos, options.steps)
+        )
+        print(json.dumps(numbers))
         return
 
     from pretrain.data.importing import ImportOptions, import_images
@@ -55,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name in options.methods:
                 for whose in ("ours", "lightly"):
                     command = [sys.executable, "-m", "tests.benchmarks.methods", str(options.photos)]
-                    command += ["--steps", str(options.steps), "--one", whose, name, folder]
+                    command += ["--steps", str(options.steps), "--keep", options.keep, "--one", whose, name, folder]
                     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                     found[whose, name].append(json.loads(printed.strip().splitlines()[-1]))
                     print(f"  {whose:8} {name:13} {found[whose, name][-1]}", flush=True)
@@ -82,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
               f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}")  # fmt: skip
 
 
-def ours(name: str, shards: str, photos: Path, steps: int) -> dict[str, float]:
+def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
     """Seconds of a step after the first few, by the clock and of CPU, and the peak of memory."""
     from cluster.place import place_here
     from cluster.settings import load_settings
@@ -90,13 +98,14 @@ def ours(name: str, shards: str, photos: Path, steps: int) -> dict[str, float]:
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings
 
+    skip = SKIP * (6 if keep == "host" else 1)  # an epoch of 1,347 photos are 21 steps
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(
             PretrainSettings,
             str(CONFIGS / f"{name}.yaml"),
             [
-                f"data.url={shards}", f"out={folder}/run", "data.keep=none", "rankme_images=0", f"views.size={SIZE}",
-                f"training.steps={SKIP + steps}", f"training.log_every_steps={SKIP}", f"training.batch_size_global={BATCH}",
+                f"data.url={shards}", f"out={folder}/run", f"data.keep={keep}", "rankme_images=0", f"views.size={SIZE}",
+                f"training.steps={skip + steps}", f"training.log_every_steps={SKIP}", f"training.batch_size_global={BATCH}",
             ],
             beneath=defaults_of,
         )  # fmt: skip
@@ -107,11 +116,11 @@ def ours(name: str, shards: str, photos: Path, steps: int) -> dict[str, float]:
 
         with place_here(read) as place:
             pretrain(place, settings)
-    (clock, cpu), (end_clock, end_cpu) = readings[SKIP], readings[SKIP + steps]
+    (clock, cpu), (end_clock, end_cpu) = readings[skip], readings[skip + steps]
     return {"seconds": (end_clock - clock) / steps, "cpu_seconds": (end_cpu - cpu) / steps, "mib": _peak_mib()}
 
 
-def lightly(name: str, shards: str, photos: Path, steps: int) -> dict[str, float]:
+def lightly(name: str, photos: Path, steps: int) -> dict[str, float]:
     """The same of lightly's loop."""
     import torch
 

@@ -28,7 +28,7 @@ def test_class_folders_lead_to_a_classifier_beside_random_weights(tmp_path):
     done = demo(tmp_path / "photos", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/pretrain/result.json").read_text())["status"] == "finished"
-    assert json.loads((tmp_path / "out/classify/model/config.json").read_text())["classes"] == ["hats", "shoes"]
+    assert json.loads((tmp_path / "out/classify/model/config.json").read_text())["class_names"] == ["hats", "shoes"]
     for words in ("pretrained", "random weights", str(tmp_path / "out/pretrain/encoder"), "kNN accuracy"):
         assert words in done.stdout, done.stdout
 
