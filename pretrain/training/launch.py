@@ -48,7 +48,7 @@ def launch(
 
     check_tracking(settings.tracking, out)
     if check_only:
-        return _check(title, function, settings, differing, cluster_settings)
+        return _check(title, function, settings, differing, cluster_settings, min([cluster_settings.workers, *smaller]))
     run_folder.claim(out, cluster.settings.to_yaml(settings), differing)
     result = run_folder.read_result(out)
     if result is not None and result.get("status") == "finished":
@@ -101,11 +101,12 @@ def _check(
     settings: Any,
     differing: Callable[[str], list[str]],
     cluster_settings: ClusterSettings,
+    fewest_workers: int,
 ) -> int:
     was_there = storage.exists(settings.out)
     run_folder.check_claim(settings.out, differing)
     num_nodes = check_cluster(
-        num_workers=cluster_settings.workers,
+        num_workers=fewest_workers,
         cpus_per_worker=cluster_settings.cpus_per_worker,
         gpus_per_worker=_gpus(cluster_settings),
         storage_url=settings.out,

@@ -27,6 +27,7 @@ from tests.benchmarks import (
     methods,
     ray_share,
     reading,
+    scaling,
     startup,
     streaming,
     view_training,
@@ -58,6 +59,8 @@ def main() -> None:
         reading.main([f"{folder}/train"])
         print("\n== workers")
         workers.main([f"{folder}/train"])
+        print("\n== scaling")
+        scaling.main([f"{folder}/train"])
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
