@@ -69,7 +69,7 @@ def start(*options, module="pretrain", **environment):
     )
 
 
-def wait_for_step(process, out, step, timeout_seconds=120):
+def wait_for_step(process, out, step, timeout_seconds=240):
     deadline = time.monotonic() + timeout_seconds
     metrics = Path(out) / "metrics.jsonl"
     while time.monotonic() < deadline:
