@@ -33,6 +33,7 @@ class Beginning:
     over: bool  # the run has already failed for good: leave at once
     position: int | None = None  # how far the attempt before was heard to come ...
     silent_seconds: float = 0.0  # ... and how long ago, by this actor's clock
+    num_asked: int = 0  # how often a checkpoint had been asked for
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Channel:
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._arrived = asyncio.Event()
+        self._num_asked, self._asked = 0, asyncio.Event()  # for checkpoints
         self._words = {"stop": asyncio.Event(), "abort": asyncio.Event()}
         self._closed = False
         self._restarts: list[str] = []
@@ -93,6 +95,7 @@ class Channel:
             over=self._outcome.fatal is not None,
             position=self._position,
             silent_seconds=now - self._heard if self._outcome.num_attempts else 0.0,
+            num_asked=self._num_asked,
         )
         self._deaths, self._failures, self._outcome.failures = [], [], []
         self._outcome.num_attempts += 1
@@ -142,6 +145,18 @@ class Channel:
         """Tells all ranks to `stop` (write a checkpoint and return) or to `abort` (end at once)."""
         self._words["stop"].set()
         self._words[word].set()
+
+    async def ask_checkpoint(self) -> None:
+        """Asks the run for a checkpoint at once, without an end."""
+        self._num_asked += 1
+        self._asked.set()
+
+    async def wait_for_asking(self, known: int) -> int:
+        """Returns how often a checkpoint was asked for, once it is more often than `known`."""
+        while self._num_asked <= known:
+            self._asked.clear()
+            await self._asked.wait()
+        return self._num_asked
 
     async def wait_for(self, word: str) -> None:
         """Returns when the word has been said."""

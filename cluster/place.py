@@ -50,6 +50,7 @@ class Place:
     _send: Callable[[Record], None] = field(default=_send_nowhere, repr=False)
     _beat: Callable[[int], None] = field(default=_beat_nowhere, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    _checkpoint: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, record: Record) -> None:
         """Sends a small record to whoever started the run; only rank 0's arrive, in order, once each.
@@ -72,6 +73,16 @@ class Place:
         Ranks may see it some steps apart: a loop must agree over ranks before it leaves.
         """
         return self._stop.is_set()
+
+    def checkpoint_requested(self) -> bool:
+        """True once for each time that a checkpoint is asked for, without an end; rank 0 only."""
+        asked = self._checkpoint.is_set()
+        self._checkpoint.clear()
+        return asked
+
+    def request_checkpoint(self) -> None:
+        """Asks this rank for a checkpoint at its next step."""
+        self._checkpoint.set()
 
     def request_stop(self) -> None:
         """Asks this rank to stop, as Ctrl-C does in-process (other ranks are not told)."""

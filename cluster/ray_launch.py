@@ -56,6 +56,7 @@ class _LeanTrainer(DataParallelTrainer):
 
     idle: tuple[str, ...] = ("DatasetsCallback",)
     sizes: tuple[int, ...] = ()
+    channel: Any = None
 
     def _create_default_callbacks(self) -> Any:
         return [
@@ -64,7 +65,10 @@ class _LeanTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         if len(self.sizes) > 1:
-            arguments["scaling_policy"] = SteppedScaling(self.scaling_config, self.sizes)
+            channel = self.channel
+            arguments["scaling_policy"] = SteppedScaling(
+                self.scaling_config, self.sizes, lambda: channel.ask_checkpoint.remote()
+            )
         return super()._initialize_and_run_controller(**arguments)
 
 
@@ -202,7 +206,7 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.sizes = todo.sizes
+    trainer.sizes, trainer.channel = todo.sizes, channel
     return trainer
 
 

@@ -83,6 +83,9 @@ def work(config: dict[str, Any]) -> bytes | None:
     if sender is not None:
         place._send, place._beat = sender.send, sender.beat
     watcher = _Watcher(todo, place)
+    if rank == 0:
+        known = beginning.num_asked
+        threading.Thread(target=_pass_on_asking, args=(todo.channel, place, known), daemon=True).start()
     try:
         result = todo.function(place, todo.settings)
         pickled = ray.cloudpickle.dumps(result) if rank == 0 else None
@@ -158,6 +161,15 @@ def _report_failure(channel: Any, error: BaseException, rank: int, world_size: i
             abort_controller()
     except Exception as lost:
         logger.debug("the channel did not take a failure: %r", lost)
+
+
+def _pass_on_asking(channel: Any, place: Place, known: int) -> None:
+    try:
+        while True:
+            known = ray.get(channel.wait_for_asking.remote(known))
+            place.request_checkpoint()
+    except Exception as error:
+        logger.debug("nobody can ask for checkpoints any more: %r", error)
 
 
 def _pickled(error: BaseException) -> bytes:

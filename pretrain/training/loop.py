@@ -233,7 +233,8 @@ def train(
             # -- what all ranks must know, in one message -----------------------------------------------------------------
             loss = float(output.loss.detach())
             most = FAILED_CHECKPOINT_SECONDS if writer is not None and writer.failed else checkpoint_every_seconds
-            due = time.monotonic() - checkpointed_at > min(most, checkpoint_every_seconds)
+            due = place.checkpoint_requested()
+            due |= time.monotonic() - checkpointed_at > min(most, checkpoint_every_seconds)
             mean_loss, unsound, stops, dues, bad_rows = summed(
                 [
                     loss / place.world_size,

@@ -160,3 +160,21 @@ def test_only_the_last_position_of_a_moment_is_sent() -> None:
         sender.beat(position)
     sender.close()
     assert told[-1] == 999 and len(told) < 100
+
+
+def test_a_checkpoint_is_asked_for_as_often_as_it_is_waited_for() -> None:
+    async def story() -> None:
+        channel = Channel()
+        assert (await channel.begin()).num_asked == 0
+        waiting = asyncio.create_task(channel.wait_for_asking(0))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await channel.ask_checkpoint()
+        assert await waiting == 1
+        again = asyncio.create_task(channel.wait_for_asking(1))
+        await asyncio.sleep(0.01)
+        assert not again.done()
+        await channel.ask_checkpoint()
+        assert await again == 2 and (await channel.begin()).num_asked == 2
+
+    asyncio.run(story())

@@ -17,7 +17,7 @@ def test_the_largest_possible_size_that_fits(sizes: list[int], room: int, size: 
 
 def test_nodes_hold_whole_workers_and_the_rest_is_left() -> None:
     config: object = ScalingConfig(num_workers=(2, 8), resources_per_worker={"CPU": 4})  # type: ignore[arg-type]
-    policy = SteppedScaling(config, [2, 4, 8])
+    policy = SteppedScaling(config, [2, 4, 8], lambda: None)
     # 7 CPUs hold one worker, 9 and 8 two each: five workers, of which four divide the work
     assert policy._count_possible_workers({"a": {"CPU": 7.0}, "b": {"CPU": 9.0}, "c": {"CPU": 8.0}}) == 4
     assert policy._count_possible_workers({"a": {"CPU": 7.0}}) == 0

@@ -58,7 +58,7 @@ class ToyBatches:
         self.closed = True
 
 
-def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on_record=None, **options):
+def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on_record=None, ask_at=None, **options):
     module = module or Toy()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     records = []
@@ -67,6 +67,8 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
         records.append(record)
         if on_record is not None:
             on_record(record)
+        if ask_at is not None and record.get("step") == ask_at:
+            place.request_checkpoint()
         if stop_at is not None and record.get("step") == stop_at:
             place.request_stop()
 
@@ -291,3 +293,10 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_last_one_whole(tmp_path, mon
 def _disk_full(url, data):
     with storage.explained("write", url):
         raise OSError(28, "No space left on device")
+
+
+def test_a_checkpoint_that_is_asked_for_is_written_and_training_goes_on(tmp_path):
+    url = str(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 20, ask_at=10, checkpoint_every_steps=1000)
+    assert checkpoints.load_newest(url).progress.step == 11  # at the next step

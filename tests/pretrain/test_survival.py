@@ -58,6 +58,23 @@ def result_of(out):
     return json.loads(storage.read_bytes(storage.join(str(out), "result.json")))
 
 
+def num_steps_of(out):
+    metrics = out / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def wait_for_workers(process, out, workers, timeout_seconds=200):
+    """Waits until the last restart of a run is noted with so many workers."""
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        lines = (out / "restarts.jsonl").read_text().splitlines() if (out / "restarts.jsonl").exists() else []
+        if lines and json.loads(lines[-1])["workers"] == workers:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError(f"the run did not come to {workers} workers")
+
+
 def recoveries(result):
     """Prints the restarts of a result and returns the seconds that each took."""
     for entry in result["restart_log"]:
@@ -163,7 +180,7 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again."""
     from ray.cluster_utils import Cluster
 
-    steps, seconds_a_step = 150, 0.25
+    steps, seconds_a_step = 240, 0.25
     recorded = {"module": "tests.pretrain.recording"}
     finish(start(*arguments(shards, tmp_path / "alone", steps=steps, workers=0), **recorded))
 
@@ -196,11 +213,13 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
         )
         step = 0
         for loss in range(5):
-            step += dice.randint(3, 8)
+            if loss:
+                wait_for_workers(process, out, 2)  # so that each loss is that of a node with a worker
+            step = max(step, num_steps_of(out)) + dice.randint(3, 8)
             wait_for_step(process, out, step, timeout_seconds=200)
             time.sleep(dice.uniform(0, seconds_a_step))
             cluster.remove_node(nodes.pop(dice.randrange(2)), allow_graceful=False)
-            step = len((out / "metrics.jsonl").read_text().splitlines())
+            step = num_steps_of(out)
             if loss in late:
                 step += 3
                 wait_for_step(process, out, step, timeout_seconds=200)
