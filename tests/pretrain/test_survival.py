@@ -63,16 +63,24 @@ def num_steps_of(out):
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
-def wait_for_workers(process, out, workers, timeout_seconds=200):
-    """Waits until the last restart of a run is noted with so many workers."""
+def wait_until(process, out, reached, timeout_seconds=240):
+    """Waits until the restarts that a run has noted are as `reached` wants them."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
         lines = (out / "restarts.jsonl").read_text().splitlines() if (out / "restarts.jsonl").exists() else []
-        if lines and json.loads(lines[-1])["workers"] == workers:
+        if reached([json.loads(line) for line in lines]):
             return
         assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    raise AssertionError(f"the run did not come to {workers} workers")
+        time.sleep(0.05)
+    raise AssertionError(f"it did not come to that: {lines}")
+
+
+def wait_for_workers(process, out, workers):
+    wait_until(process, out, lambda restarts: restarts and restarts[-1]["workers"] == workers)
+
+
+def wait_for_restarts(process, out, num):
+    wait_until(process, out, lambda restarts: len(restarts) >= num)
 
 
 def recoveries(result):
@@ -133,16 +141,14 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_whole_checkpoint(shar
 @pytest.mark.ray
 @pytest.mark.slow
 def test_20_workers_killed_at_random_moments_of_one_run(shards, tmp_path, dice):
-    steps = 140
+    steps = 100
     alone = undisturbed(shards, tmp_path / "alone", steps=steps, workers=2)
     out = tmp_path / "run"
     process = start(*arguments(shards, out, steps=steps, workers=2, cluster__max_failures=-1))
-    step = 0
-    for _ in range(20):
-        step += dice.randint(2, 6)
-        wait_for_step(process, out, step)
-        time.sleep(dice.uniform(0, 0.2))
-        step = max(step, len((out / "metrics.jsonl").read_text().splitlines()))
+    wait_for_step(process, out, dice.randint(1, 6))
+    for kill in range(20):
+        wait_for_restarts(process, out, kill)
+        time.sleep(dice.uniform(0, 0.8))  # before the first step, in one, or in the writing of a checkpoint
         os.kill(dice.choice(train_workers_of(process)), signal.SIGKILL)
     output = finish(process)
     result = result_of(out)
