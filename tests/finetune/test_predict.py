@@ -296,6 +296,7 @@ def detector(tmp_path_factory):
 
 
 def test_a_detector_follows_boxes_through_a_film(detector, film, tmp_path):
+    pytest.importorskip("trackers", reason="OpenCV in it needs libGL", exc_type=ImportError)
     out = tmp_path / "out"
     assert run(detector, film, out, "--track", "--track-score", 0.01, "--draw", "--every", 3) == 0
     records = lines(out / "predictions.jsonl")
@@ -327,7 +328,7 @@ def distances(truth, ours):
 def test_crossing_boxes_keep_their_tracks():
     import motmetrics
 
-    pytest.importorskip("trackers")
+    pytest.importorskip("trackers", reason="OpenCV in it needs libGL", exc_type=ImportError)
     tracker = Tracker(["a"], frame_rate=10, min_score=0.5)
     judge = motmetrics.MOTAccumulator(auto_id=True)
     text = ""
