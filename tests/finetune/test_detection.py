@@ -96,7 +96,7 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
     result = json.loads((finished / "result.json").read_text())
     left_out = result["training_boxes_left_out"]
     assert left_out["counts"] == {"not four finite numbers": 2, "without area": 1}
-    assert any("row 1, box" in place and place.endswith("without area") for place in left_out["places"])
+    assert any("row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"])
     assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the picture": 1}
     good = sum(len(picture(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
     assert result["training_boxes"] == good + 1  # that outside of its picture is known once the picture is opened
@@ -111,7 +111,7 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
 def test_a_bad_box_does_not_cost_its_neighbours(world):
     manifest = load_manifest(str(world / "train"), columns=["objects"])
     column = boxes_column_of(manifest, "objects", "xywh")
-    census = take_census(manifest, column)
+    census = take_census(Shards(manifest, image_column="image", columns=["objects"]), column)
     reader = TargetReader(column, classes_of(census, census))
     objects = {"bbox": [[1, 2, 3, 4], [NAN, 0, 1, 1], [60, 60, 30, 30], [0, 0, -5, 5]], "category": ["disc"] * 4}
     as_structs = [
@@ -121,6 +121,10 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         target, left_out = reader.read(value, width=64, height=64, place="here")
         assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
+    some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
+    assert some.num_rows == 10 and sum(some.boxes_of_class.values()) == sum(
+        len(picture(number)[1]["bbox"]) for number in range(0, 40, 4) if number != 4
+    )
     for value in (None, {"bbox": None, "category": None}, {"bbox": [], "category": []}):
         target, left_out = reader.read(value, width=64, height=64)
         assert target.xyxy_N4.shape == (0, 4) and not left_out.counts

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.annotations import (
     BadAnnotation,
@@ -28,6 +25,7 @@ from pretrain.data.annotations import (
     read_boxes,
     values_of,
 )
+from pretrain.data.columns import column_by_file
 from pretrain.data.decode import BadImage
 from pretrain.data.footers import read_footer
 from pretrain.data.labels import ClassNames
@@ -36,7 +34,6 @@ from pretrain.data.pixels import open_picture
 from pretrain.data.shards import Shards, read_in_sequence
 
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the picture"
-READ_THREADS = 8
 MOST_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
@@ -187,39 +184,27 @@ class Census:
         return sum(self.boxes_of_class.values())
 
 
-def take_census(manifest: Manifest, column: BoxColumn) -> Census:
+def take_census(shards: Shards, column: BoxColumn) -> Census:
     """Reads the boxes column of a whole data set, and nothing else of it. Raises UserError when no box can be used."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        of_files = list(pool.map(lambda file: _census_of_file(file.url, column), manifest.files))
+    row_id = num_without = 0
     counts: Counter[ClassValue | None] = Counter()
     left_out = LeftOut()
-    for of_file in of_files:
-        counts.update(of_file.boxes_of_class)
-        left_out.merge(of_file.left_out)
+    for _, values in column_by_file(shards.manifest, column.column):
+        for chunk in values.chunks:
+            for value in values_of(chunk):
+                boxes, bad = usable(value, column)
+                for index, reason in bad:
+                    left_out.add(reason, f"{shards.place(row_id)}, box {index}")
+                counts.update(boxes.classes)
+                num_without += not len(boxes)
+                row_id += 1
     if not counts:
         reasons = f" (left out: {left_out})" if left_out.counts else ""
         raise UserError(
-            f"column {column.column!r} of {manifest.files[0].url} holds no box that can be used{reasons}; detection needs "
-            "pictures with boxes"
+            f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
+            "needs pictures with boxes"
         )
-    num_rows, num_without = sum(one.num_rows for one in of_files), sum(one.num_without for one in of_files)
-    return Census(column, num_rows, num_without, counts, left_out)
-
-
-def _census_of_file(url: str, column: BoxColumn) -> Census:
-    row = num_without = 0
-    counts: Counter[ClassValue | None] = Counter()
-    left_out = LeftOut()
-    with storage.open_input(url) as source:
-        for batch in pq.ParquetFile(source).iter_batches(batch_size=4096, columns=[column.column]):
-            for value in values_of(batch.column(0)):
-                boxes, bad = usable(value, column)
-                for index, reason in bad:
-                    left_out.add(reason, f"{url}: row {row}, box {index}")
-                counts.update(boxes.classes)
-                num_without += not len(boxes)
-                row += 1
-    return Census(column, row, num_without, counts, left_out)
+    return Census(column, row_id, num_without, counts, left_out)
 
 
 def classes_of(train: Census, validation: Census) -> ClassNames:

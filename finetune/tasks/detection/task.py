@@ -22,6 +22,7 @@ from finetune.tasks.detection.boxes import (
 )
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides
 from finetune.tasks.detection.heads import Targets
+from finetune.tasks.detection.metrics import NAMES
 from finetune.tasks.detection.model import Detector, make_attention_hard
 from finetune.tasks.detection.predictor import ObjectDetector
 from finetune.tasks.detection.views import BoxViewer, boxes_on_canvas
@@ -39,6 +40,7 @@ class Detection(Task):
     """Boxes and their classes, from a column of objects."""
 
     best_metric = "map"
+    metric_names = tuple(NAMES)
     predictor = ObjectDetector
 
     @staticmethod
@@ -49,15 +51,18 @@ class Detection(Task):
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
         detection = settings.detection
         self.settings, self.columns = detection, self.columns_of(settings)
-        self._train = Shards(train, image_column=settings.data.image_column, columns=[detection.objects_column])
+        self._train, judged = (
+            Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
+            for manifest in (train, validation)
+        )
         if not detection.smallest_scale <= detection.largest_scale:
             raise UserError(
                 f"detection.smallest_scale={detection.smallest_scale:g} is above "
                 f"detection.largest_scale={detection.largest_scale:g}"
             )
         of_train, of_validation = (
-            take_census(manifest, boxes_column_of(manifest, detection.objects_column, detection.box_format))
-            for manifest in (train, validation)
+            take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
+            for shards in (self._train, judged)
         )
         self.classes = classes_of(of_train, of_validation)
         self._reader = TargetReader(of_train.column, self.classes)
