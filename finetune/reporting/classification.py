@@ -27,12 +27,16 @@ class ClassificationReport(TaskReport):
     scores = (
         Score("accuracy", "Accuracy", "right class first"),
         Score("top5_accuracy", "Top-5 accuracy", "right class among five"),
+        Score("mean_average_precision", "Mean average precision", "how well each class is ranked"),
         Score("macro_f1", "Macro F1", "mean over classes"),
+        Score("micro_f1", "Micro F1", "over all answers"),
         Score("calibration_error", "Calibration error", "0: as sure as right", higher_is_better=False),
     )
 
     def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
+        if "mean_average_precision" in run.metrics:
+            return self._judge_labels(run, others)
         accuracy, num = run.metrics["accuracy"], int(run.result.get("validation_images") or 0)
         matrix = np.array(run.result.get("confusion_matrix") or [[0]])
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
@@ -51,6 +55,24 @@ class ClassificationReport(TaskReport):
         second, second_tone = worth_of_pretraining(accuracy, other, noise, num=num)
         return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
+    def _judge_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+        """Several classes an image: how well they are ranked beside a ranking by chance, and beside random weights."""
+        score, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
+        shares = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
+        chance, reach = sum(shares) / max(1, len(shares)), margin(score, num)
+        first = (
+            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(shares)} "
+            f"classes and {num:,} validation images, where chance gets {percent(chance)}."
+        )
+        tone = "good" if score - reach > chance else "warn"
+        word = "finished" if tone == "good" else "finished, no better than chance"
+        baseline = random_row(others)
+        if baseline is None:
+            return Verdict(word, tone, first, "")
+        other = float(baseline["metrics"]["mean_average_precision"])
+        second, second_tone = worth_of_pretraining(score, other, math.hypot(reach, margin(other, num)), num=num)
+        return Verdict(word, tone if second_tone == "good" else "warn", first, second)
+
     def _usual_mistake(self, run: RunRecord, matrix: np.ndarray) -> str:
         wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
         if not wrong.sum():
@@ -63,16 +85,25 @@ class ClassificationReport(TaskReport):
         )
 
     def numbers(self, run: RunRecord) -> list[Section]:
-        """What is taken for what, and precision and recall of each class."""
+        """What is taken for what (where an image shows one class), and precision and recall of each class."""
         matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
-        if not matrix or not names:
-            return []
-        return [confusion_section(np.array(matrix), names), classes_section(run.result.get("per_class") or [])]
+        per_class = run.result.get("per_class") or []
+        sections = [confusion_section(np.array(matrix), names)] if matrix and names else []
+        return [*sections, classes_section(per_class)] if per_class else sections
 
-    def labels(self, material: Material) -> list[str]:
-        """The true classes."""
-        names = dict(zip(material.predictor.config["class_values"], material.predictor.names, strict=True))
-        return [names.get(value, str(value)) for value in material.sample.columns[material.predictor.columns["label"]]]
+    def labels(self, material: Material) -> list[str] | None:
+        """The true classes, where an image shows one."""
+        if cast(ImageClassifier, material.predictor).multi_label:
+            return None
+        return [label for (label,) in self._true(material)]
+
+    def _true(self, material: Material) -> list[list[str]]:
+        """The names of the true classes of each image."""
+        predictor = cast(ImageClassifier, material.predictor)
+        names = dict(zip(predictor.config["class_values"], predictor.names, strict=True))
+        values = material.sample.columns[predictor.columns["label"]]
+        lists = values if predictor.multi_label else [[value] for value in values]
+        return [[names.get(value, str(value)) for value in of_image] for of_image in lists]
 
     def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
         """The surest mistakes, and some that are right."""
@@ -80,25 +111,24 @@ class ClassificationReport(TaskReport):
 
     def _predictions(self, material: Material) -> Section:
         predictor = cast(ImageClassifier, material.predictor)
-        sample, labels = material.sample, self.labels(material)
+        sample, true = material.sample, [sorted(names) for names in self._true(material)]
         probabilities = np.concatenate(
             [
                 predictor.probabilities(sample.crops_NCSS[start : start + 16]).numpy()
                 for start in range(0, len(sample), 16)
             ]
         )
-        said, sure = probabilities.argmax(1), probabilities.max(1)
-        names = predictor.names
-        wrong = [index for index in range(len(sample)) if names[said[index]] != labels[index]]
-        right = [index for index in range(len(sample)) if names[said[index]] == labels[index]]
+        said, sure = [sorted(predictor.shown(row)) for row in probabilities.tolist()], probabilities.max(1)
+        wrong = [index for index in range(len(sample)) if said[index] != true[index]]
+        right = [index for index in range(len(sample)) if said[index] == true[index]]
         wrong.sort(key=lambda index: -sure[index])
         some = right[:: max(1, len(right) // MOST_RIGHT)][:MOST_RIGHT]
         cards = [
             {
                 "url": data_url(sample.tiles[index]),
-                "said": names[said[index]],
-                "true": labels[index],
-                "right": names[said[index]] == labels[index],
+                "said": ", ".join(said[index]) or "nothing",
+                "true": ", ".join(true[index]) or "nothing",
+                "right": said[index] == true[index],
                 "sure": round(100 * float(sure[index])),
             }
             for index in [*wrong[:MOST_MISTAKES], *some]

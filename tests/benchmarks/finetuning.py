@@ -21,8 +21,8 @@ from tests.benchmarks.clothing import CONFIG, SPLITS, command
 
 # name -> configuration and mode; random weights are trained as `full` is
 ROWS = {"linear": "linear", "full": "full", "lora": "lora", "random": "full"}
-# share of the labels -> epochs: about as many steps as few labels need to be learnt, and all labels can be shown in a minute
-EPOCHS = {0.1: 60, 1.0: 20}
+# share of the labels -> epochs: few labels need some steps to be learnt from, and all are to be shown in a minute or two
+EPOCHS = {0.1: 40, 1.0: 10}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -47,10 +47,11 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_several_classes_an_image(world, tagged, tmp_path):
+def test_several_classes_an_image(world, tagged, tmp_path, capsys):
     out = tmp_path / "run"
     more = {"data.url": tagged / "train", "validation_url": tagged / "validation"}
     more |= {"classification.label_column": "labels", "classification.balance": "weights", "training.epochs": 6}
+    more["report_images"] = 20
     result = run(world, out, **more)
     assert result["best_metric"] == "mean_average_precision" and "confusion_matrix" not in result
     truly = {row["class"]: row["images"] for row in result["per_class"]}
@@ -59,6 +60,10 @@ def test_several_classes_an_image(world, tagged, tmp_path):
     ranked = {row["class"]: row["average_precision"] for row in result["per_class"]}
     assert min(ranked[name] for name in NAMES) > 0.8
     assert np.mean(list(ranked.values())) == pytest.approx(result["metrics"]["mean_average_precision"])
+
+    assert capsys.readouterr().out.count("report") == 0  # no warning
+    page = (out / "report.html").read_text()
+    assert "mean average precision of" in page and "&lt;/b&gt;, bright" in page
 
     model = load_model(result["model"])
     for prediction in model.predict([stripes(number)[0] for number in range(100, 110)]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -60,17 +61,17 @@ class ImageClassifier(Predictor):
         """The class of each image."""
         results, names = [], self.class_names
         for row in self.probabilities(arrays[0]).tolist():
-            ranked = sorted(range(len(row)), key=lambda index: -row[index])
-            shown = [index for index in ranked if row[index] >= self.threshold] if self.multi_label else ranked[:1]
-            results.append(
-                Classification(
-                    label=names[ranked[0]],
-                    score=row[ranked[0]],
-                    scores=dict(zip(names, row, strict=True)),
-                    labels=[names[index] for index in shown],
-                )
-            )
+            best = max(range(len(row)), key=row.__getitem__)
+            scores = dict(zip(names, row, strict=True))
+            results.append(Classification(label=names[best], score=row[best], scores=scores, labels=self.shown(row)))
         return results
+
+    def shown(self, probabilities: Sequence[float]) -> list[str]:
+        """The classes that an image of these probabilities shows, the likeliest first: one, or all that are likely enough."""
+        ranked = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+        if self.multi_label:
+            ranked = [index for index in ranked if probabilities[index] >= self.threshold]
+        return [self.class_names[index] for index in (ranked if self.multi_label else ranked[:1])]
 
     @torch.no_grad()
     def probabilities(self, crops: np.ndarray) -> Tensor:
