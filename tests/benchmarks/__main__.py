@@ -30,6 +30,7 @@ from tests.benchmarks import (
     scaling,
     startup,
     streaming,
+    submitting,
     view_training,
     views,
     workers,
@@ -51,6 +52,8 @@ def main() -> None:
     memory.main([])
     print("\n== streaming")
     streaming.main([])
+    print("\n== submitting")
+    submitting.main([])
     print("\n== ray_share")
     with tempfile.TemporaryDirectory() as folder:
         write_demo(folder, num_images=400)

@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from omegaconf import OmegaConf
 
 from cluster.job_server import JobServer
 
@@ -226,31 +229,70 @@ def read_id(commands, suffix):
     return f"[first] starts as job {record['job']}"
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize("where", ["here", "on_head"])
-def test_killed_at_random_ten_times_the_table_is_that_of_an_undisturbed_run(where, request):
-    commands = request.getfixturevalue(where)
-    reference = commands.out.with_name("undisturbed")
-    settings = ["steps=60", "retries=20"]
-    assert Commands(commands.out.parent, {}).run(*settings, "pause=0", out=reference)[0] == 0
+def kill_at_random(commands, settings, *, num_drivers, num_jobs, longest_seconds, processes, **more):
+    """Runs a pipeline while its driver and its jobs are killed, so many times each; returns what the last driver printed."""
     generator = random.Random(7)
     drivers_killed = jobs_killed = 0
-    driver = commands.start(*settings)
-    while drivers_killed < 8 or jobs_killed < 6:
-        time.sleep(generator.uniform(0.3, 3.0))
+    driver = commands.start(*settings, **more)
+    while drivers_killed < num_drivers or jobs_killed < num_jobs:
+        time.sleep(generator.uniform(0.3, longest_seconds))
         assert driver.poll() is None, driver.communicate()[0]
-        kill_job = drivers_killed >= 8 or (jobs_killed < 6 and generator.random() < 0.5)
-        if kill_job:
-            for pid in list(stage_processes(commands.out).values())[:1]:
-                os.kill(pid, signal.SIGKILL)
-                jobs_killed += 1
+        if drivers_killed >= num_drivers or (jobs_killed < num_jobs and generator.random() < 0.5):
+            for pid in processes()[:1]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    jobs_killed += 1
         else:
             driver.kill()
             driver.communicate()
             drivers_killed += 1
-            driver = commands.start(*settings)
-    text, _ = driver.communicate(timeout=120)
+            driver = commands.start(*settings, **more)
+    text, _ = driver.communicate(timeout=280)
     assert driver.returncode == 0, text
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("where", ["here", "on_head"])
+def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(where, request):
+    commands = request.getfixturevalue(where)
+    reference = commands.out.with_name("undisturbed")
+    settings = ["steps=60", "retries=20"]
+    assert Commands(commands.out.parent, {}).run(*settings, "pause=0", out=reference)[0] == 0
+    kill_at_random(
+        commands,
+        settings,
+        num_drivers=8,
+        num_jobs=6,
+        longest_seconds=3.0,
+        processes=lambda: list(stage_processes(commands.out).values()),
+    )
     assert scores(commands.out) == scores(reference)
     assert sum(len(path.read_text().split()) for path in commands.out.glob("*/processes")) > 4
+
+
+@pytest.mark.slow
+def test_the_demo_killed_at_random_comes_to_the_same_table(here):
+    """Real stages: a data set, an encoder, a classifier beside one from random weights, a judgement."""
+    demo = OmegaConf.load("configs/pipelines/demo.yaml")
+    for name in ("detection", "summarization"):  # more of the same, for minutes
+        del demo.stages[name]
+    OmegaConf.save(demo, here.file)
+    settings = ["images=60", "steps=20", "epochs=2", "workers=0", "batch=8", "retries=20"]
+    reference = here.out.with_name("undisturbed")
+    code, text = here.run(*settings, out=reference)
+    assert code == 0, text
+
+    def processes():
+        found = []
+        for child in psutil.process_iter(["pid", "cmdline"]):
+            words = child.info["cmdline"] or []
+            if words[1:2] == ["-m"] and words[2:3] != ["cluster"] and any(str(here.out) in word for word in words):
+                found.append(child.info["pid"])
+        return found
+
+    kill_at_random(here, settings, num_drivers=6, num_jobs=6, longest_seconds=15.0, processes=processes)
+    assert scores(here.out) == scores(reference)
+    assert [row[1] for row in scores(here.out)] == ["done"] * 4
+    assert "random weights" in (here.out / "results.md").read_text()
