@@ -26,7 +26,7 @@ from pretrain.reporting.encoder_sections import Embedded, attention_section, map
 from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Page, Section, Templates, Tile
-from pretrain.reporting.samples import draw_sample, majority_share
+from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_share
 from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.reporting.view_section import view_section
 from pretrain.run import method_of, views_of
@@ -75,7 +75,8 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
 def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = SECONDS) -> Page:
     """The page of a pretraining run."""
     if num_images is None:
-        num_images = int(run.setting("report_images") or 0)
+        given = run.setting("report_images")
+        num_images = NUM_IMAGES if given is None else int(given)
     chance = _chance(run)
     levels = {} if chance is None else {"knn_accuracy": [Mark(f"guessing {percent(chance)}", y=chance)]}
     scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]

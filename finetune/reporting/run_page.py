@@ -23,7 +23,7 @@ from pretrain.reporting.encoder_sections import Embedded, attention_section, map
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Page, Section, Templates
-from pretrain.reporting.samples import draw_sample
+from pretrain.reporting.samples import NUM_IMAGES, draw_sample
 from pretrain.reporting.verdict import Verdict, verdict_of
 from pretrain.training.console import duration
 
@@ -39,7 +39,8 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
     pretraining."""
     report = report_of(run)
     if num_images is None:
-        num_images = int(run.setting("report_images") or 0)
+        given = run.setting("report_images")
+        num_images = NUM_IMAGES if given is None else int(given)
     rows = comparison_of(run)
     scores = [(score.name, score.title, score.note) for score in report.scores if score.is_share]
     sections: list[Section] = [

@@ -24,6 +24,7 @@ from pretrain.data.views import CentralCrop
 # places of a data set that are looked at; in a store each may cost the transfer of a whole row group
 LOCAL_SPOTS, REMOTE_SPOTS = 64, 16
 TILE = 128  # pixels of a square to show
+NUM_IMAGES = 400  # where the settings of a run do not say how many
 NUM_KEPT = 24  # encoded images that stay in memory
 
 
