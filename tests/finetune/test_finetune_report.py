@@ -3,21 +3,24 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
-from cluster.errors import run_command
+from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.reporting.base import worth_of_pretraining
 from finetune.reporting.classification import ClassificationReport, classes_section, confusion_section
 from finetune.reporting.command import write_joined_report, write_report
 from finetune.reporting.detection import DetectionReport
 from finetune.reporting.run_page import verdict
+from finetune.reporting.summarization import SummarizationReport
 from pretrain.reporting.folder import History, RunRecord
 from tests.browser import assert_sound, look
 from tests.finetune.shapes import write_pictures
-from tests.finetune.stripes import NAMES, arguments
+from tests.finetune.stripes import NAMES, arguments, stripes
+from tests.pretrain.shards import write_shards
 
 EVIL = '<img src=x onerror="document.title=1">'
 
@@ -64,6 +67,47 @@ def detector(world, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def summarizer(world, tmp_path_factory):
+    """A summarizer of a few steps, whose captions hold HTML."""
+    folder = tmp_path_factory.mktemp("summarizer")
+    for name, numbers in (("train", range(48)), ("validation", range(100, 112))):
+        images, labels = zip(*(stripes(number) for number in numbers), strict=True)
+        captions = [[f"{EVIL} stripes {label}", "lines of light"] for label in labels]
+        write_shards(folder / name, list(images), captions=captions)
+    settings = {
+        "encoder": world / "encoder",
+        "data.url": folder / "train",
+        "validation_url": folder / "validation",
+        "out": folder / "run",
+        "training.batch_size_global": 16,
+        "training.steps": 6,
+        "training.warmup_epochs": 0,
+        "training.log_every_steps": 1,
+        "evaluate_every_epochs": 0,
+        "compare": "[]",
+        "summarization.width": 32,
+        "summarization.keyword_threshold": 0.05,
+        "summarization.keyword_max_share": 0.6,
+        "cluster.workers": 0,
+        "report_images": 12,
+    }
+    options = ["configs/finetune/summarization.yaml", *(f"{key}={value}" for key, value in settings.items())]
+    assert run_command(lambda: main(options)) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_the_report_of_a_summarizer_in_a_browser(summarizer):
+    seen = look(summarizer / "report.html", schemes=("dark",))
+    for one in seen.values():
+        assert one.console == [] and one.requests == [] and one.failed_pictures == [] and one.overflow <= 0
+        assert f"{EVIL} stripes {NAMES[0]}" in one.text and "lines of light" in one.text and "CIDEr-D" in one.text
+        assert "could not be made" not in one.text and "24 captions of 12 validation images" in one.text
+    html = (summarizer / "report.html").read_text()
+    assert html.count('class="keyword-maps"') == 12 and "<img src=x" not in html
+
+
 def test_the_report_of_a_classifier_in_a_browser(classifier):
     seen = look(classifier / "report.html")
     assert_sound(seen, least_pictures=80)
@@ -77,6 +121,7 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
         assert "he same network from random weights reaches 100.0 %" in one.text
 
 
+@pytest.mark.slow
 def test_the_report_of_a_detector_in_a_browser(detector):
     seen = look(detector / "report.html", schemes=("light",))
     for one in seen.values():
@@ -88,23 +133,21 @@ def test_the_report_of_a_detector_in_a_browser(detector):
     assert "<img src=x" not in html
 
 
-def test_one_page_joins_runs_and_says_what_is_missing(classifier, detector, tmp_path):
+def test_one_page_joins_runs_and_says_what_is_missing(classifier, tmp_path):
     target = tmp_path / "pipeline" / "report.html"
-    outs = [str(classifier), str(detector), str(tmp_path / "nowhere")]
+    outs = [str(classifier), str(classifier / "compare" / "random"), str(tmp_path / "nowhere")]
     assert run_command(lambda: main(["report", *outs, "--out", str(target)])) == 0
-    seen = look(target, schemes=("light", "dark"))
+    seen = look(target)
     assert_sound(seen, least_pictures=0)
     text = seen[1400, "light"].text
     assert "1 of 3 runs did not work, first of all nowhere (missing)." in text
-    assert "Classification" in text and "Detection" in text and "<i>run & report: random weights" in text
-    links = re.findall(r'href="([^"#]*report\.html)"', target.read_text())
-    assert len(links) == 2
-    for link in links:
-        assert (
-            target.parent / link.replace("%3C", "<").replace("%3E", ">").replace("%20", " ").replace("%26", "&")
-        ).exists()
+    assert "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text
+    (link,) = re.findall(r'href="([^"#]*report\.html)"', target.read_text())  # only one of them has a report of its own
+    assert (target.parent / unquote(link)).samefile(classifier / "report.html")
     without = Path(write_joined_report(outs[:2], str(tmp_path / "two.html"))).read_text()
     assert "All <b>2</b> runs are finished" in without
+    with pytest.raises(UserError, match="have no folder in common"):
+        write_joined_report(["memory://a/run", "/b/run"])
 
 
 def test_without_model_or_data_the_numbers_stand(classifier, tmp_path):
@@ -159,6 +202,24 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
     going = RunRecord("x", run.settings, History([{"step": 4, "loss": 2.0, "accuracy": 0.25}]), status="running")
     said = verdict(going, ClassificationReport(), [])
     assert "stands at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
+
+
+def test_verdicts_of_summarizers():
+    metrics = {"cider_d": 0.8, "keyword_map": 0.31, "bleu_4": 0.2, "rouge_l": 0.4}
+    run = record(metrics, validation_images=9, validation_captions=45)
+    said = SummarizationReport().judge(run, [])
+    assert (
+        "CIDEr-D of 0.8 (of 10) beside 45 captions of 9" in said.first
+        and "31.0 %" in said.first
+        and said.tone == "good"
+    )
+    for other, tone, words in (
+        (0.5, "good", "worth 0.3 in CIDEr-D"),
+        (0.79, "warn", "about the same"),
+        (0.9, "warn", "did not help"),
+    ):
+        said = SummarizationReport().judge(run, [{"name": "random weights", "metrics": {"cider_d": other}}])
+        assert said.tone == tone and words in said.second
 
 
 def test_differences_are_worth_something_only_beyond_the_noise():

@@ -65,6 +65,7 @@ def arguments(world, out, **more):
         "training.checkpoint_every_steps": 9,
         "evaluate_every_epochs": 4,
         "compare": "[]",
+        "report_images": 0,
         "layer_decay": 1.0,
         "optimizer.learning_rate": 0.05,
         "summarization.width": 64,
