@@ -54,6 +54,10 @@ class TaskReport(ABC):
     noun: str
     scores: Sequence[Score]
 
+    def of(self, run: RunRecord) -> TaskReport:
+        """The report that fits a run: this one, unless the task has several kinds of data."""
+        return self
+
     @abstractmethod
     def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """The verdict on a finished run; `others` are the rows of comparison.json but its own."""

@@ -10,6 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, random_row, worth_of_pretraining
+from finetune.reporting.classes import classes_section, confusion_section
+from finetune.reporting.several_classes import SeveralClassesReport
 from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
@@ -17,7 +19,7 @@ from pretrain.reporting.page import Section, Templates
 from pretrain.reporting.pictures import data_url
 from pretrain.reporting.verdict import Verdict
 
-MOST_IN_MATRIX, MOST_MISTAKES, MOST_RIGHT = 20, 12, 6
+MOST_MISTAKES, MOST_RIGHT = 12, 6
 
 
 class ClassificationReport(TaskReport):
@@ -32,6 +34,10 @@ class ClassificationReport(TaskReport):
         Score("micro_f1", "Micro F1", "over all answers"),
         Score("calibration_error", "Calibration error", "0: as sure as right", higher_is_better=False),
     )
+
+    def of(self, run: RunRecord) -> TaskReport:
+        """That of images with several classes, where these have some."""
+        return SeveralClassesReport() if "mean_average_precision" in run.metrics else self
 
     def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
@@ -138,38 +144,3 @@ class ClassificationReport(TaskReport):
             "mistakes that it was surest of: many are worth a look at the label. Then some that are right."
         )
         return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)
-
-
-def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
-    """Counts by true and said class; of very many classes those with most mistakes."""
-    wrong = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype))
-    lead = "Rows are true classes, columns what the model says; the darker, the larger the share of the row."
-    chosen = list(range(len(names)))
-    if len(names) > MOST_IN_MATRIX:
-        chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_IN_MATRIX].tolist())
-        lead += f" The {MOST_IN_MATRIX} of {len(names)} classes with most mistakes are shown."
-    totals = matrix_CC.sum(1)
-    rows = [
-        {
-            "name": names[true],
-            "cells": [
-                {
-                    "count": int(matrix_CC[true, said]),
-                    "share": round(100 * float(matrix_CC[true, said] / max(1, totals[true]))),
-                    "right": true == said,
-                    "title": f"{names[true]} taken for {names[said]}: {int(matrix_CC[true, said])} of {int(totals[true])}",
-                }
-                for said in chosen
-            ],
-        }
-        for true in chosen
-    ]
-    body = Templates(PACKAGE).render("confusion.html", rows=rows, names=[names[index] for index in chosen])
-    return Section("confusion", "What is taken for what", body, lead)
-
-
-def classes_section(per_class: Sequence[Mapping[str, Any]]) -> Section:
-    """Precision, recall and F1 of each class, the weakest first."""
-    rows = sorted((row for row in per_class if row["images"]), key=lambda row: (row["f1"], row["class"]))
-    lead = "Recall: how many of a class are found. Precision: how often it is right to name it. The weakest classes come first."
-    return Section("classes", "Classes", Templates(PACKAGE).render("classes.html", rows=rows), lead)

@@ -69,7 +69,7 @@ def report_of(run: RunRecord) -> TaskReport:
     task = run.setting("task")
     if task is None:
         raise UserError(f"{run.url} is no run of fine-tuning; `python -m pretrain report {run.url}` shows it")
-    return TASK_REPORTS[choose("task", str(task), TASK_REPORTS)]
+    return TASK_REPORTS[choose("task", str(task), TASK_REPORTS)].of(run)
 
 
 def comparison_of(run: RunRecord) -> list[dict[str, Any]]:

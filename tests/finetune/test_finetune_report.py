@@ -11,7 +11,8 @@ import pytest
 from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.reporting.base import worth_of_pretraining
-from finetune.reporting.classification import ClassificationReport, classes_section, confusion_section
+from finetune.reporting.classes import classes_section, confusion_section
+from finetune.reporting.classification import ClassificationReport
 from finetune.reporting.command import write_joined_report, write_report
 from finetune.reporting.detection import DetectionReport
 from finetune.reporting.run_page import verdict
@@ -95,6 +96,19 @@ def summarizer(world, tmp_path_factory):
     options = ["configs/finetune/summarization.yaml", *(f"{key}={value}" for key, value in settings.items())]
     assert run_command(lambda: main(options)) == 0
     return folder / "run"
+
+
+@pytest.mark.slow
+def test_the_report_of_a_classifier_of_several_classes(world, tmp_path):
+    for name, numbers in (("train", range(32)), ("validation", range(100, 116))):
+        images, labels = zip(*(stripes(number) for number in numbers), strict=True)
+        write_shards(
+            tmp_path / name, list(images), label=[[label, EVIL][: 1 + n % 2] for n, label in enumerate(labels)]
+        )
+    settings = {"data.url": tmp_path / "train", "validation_url": tmp_path / "validation", "report_images": 16}
+    assert run_command(lambda: main(arguments(world, tmp_path / "run", **settings, **{"training.epochs": 2}))) == 0
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "mean average precision of" in html and "could not be made" not in html and "<img src=x" not in html
 
 
 @pytest.mark.slow
@@ -190,6 +204,20 @@ def others(accuracy):
 def test_verdicts_of_classifiers(run, rows, tone, first, second):
     said = ClassificationReport().judge(run, rows)
     assert said.tone == tone and re.search(first, said.first) and re.search(second, said.second), said
+
+
+def test_verdicts_of_classifiers_of_several_classes():
+    rows = [
+        {"class": EVIL, "images": 10, "average_precision": 0.4},
+        {"class": "b", "images": 30, "average_precision": 0.8},
+    ]
+    run = record({"mean_average_precision": 0.6}, validation_images=100, per_class=rows)
+    report = ClassificationReport().of(run)
+    said = report.judge(run, [])
+    assert "60.0 % over 2 classes of 100" in said.first and "by lot gets 20.0 %" in said.first and said.tone == "good"
+    assert f"“{EVIL}” with 40.0 %" in said.second
+    said = report.judge(run, [{"name": "random weights", "metrics": {"mean_average_precision": 0.595}}])
+    assert said.tone == "warn" and "within the noise" in said.second
 
 
 def test_verdicts_of_detectors_and_of_runs_that_go_on():
