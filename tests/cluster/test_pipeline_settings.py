@@ -129,7 +129,7 @@ def test_the_commands_of_the_pipelines_that_ship_have_right_settings(path):
         words = filled(stage.words, {f"{other}.{key}": f"/{other}" for other in STAGES for key in KEYS})
         if words[2] == "pretrain":
             assert load_settings(PretrainSettings, words[3], words[4:], beneath=defaults_of).out == stage.out
-        elif words[2] == "finetune" and words[3] != "evaluate":
+        elif words[2] == "finetune" and words[3] not in ("evaluate", "report"):
             assert load_settings(FinetuneSettings, words[3], words[4:]).encoder == "/pretrain"
 
 
