@@ -129,13 +129,13 @@ class ImageSummarizer(Predictor):
         metrics = sentence_scores(judged.sentences, judged.references) | keyword_scores(
             scores_NK, truth_NK, threshold=self.config["keyword_threshold"]
         )
-        examples = zip(judged.sentences, judged.references, strict=True)
+        examples = [pair for pair in zip(judged.sentences, judged.references, strict=True) if pair[1]]
         details = {
             "validation_images": len(judged.sentences),
             "validation_captions": num_captions,
             "validation_images_without_captions": without,
             "per_keyword": per_keyword(scores_NK, truth_NK, self.reader.keywords),
-            "examples": [{"sentence": one, "references": several} for one, several in list(examples)[:NUM_EXAMPLES]],
+            "examples": [{"sentence": one, "references": several} for one, several in examples[:NUM_EXAMPLES]],
         }
         return Judgement(metrics, details)
 
