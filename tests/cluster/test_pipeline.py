@@ -276,7 +276,7 @@ def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(where, request
 def test_the_demo_killed_at_random_comes_to_the_same_table(here):
     """Real stages: a data set, an encoder, a classifier beside one from random weights, a judgement."""
     demo = OmegaConf.load("configs/pipelines/demo.yaml")
-    for name in ("detection", "summarization"):  # more of the same, for minutes
+    for name in ("detection", "summarization", "report"):  # more of the same, for minutes
         del demo.stages[name]
     OmegaConf.save(demo, here.file)
     settings = ["images=60", "steps=20", "epochs=2", "workers=0", "batch=8", "retries=20"]
