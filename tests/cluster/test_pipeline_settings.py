@@ -133,4 +133,4 @@ def test_the_commands_of_the_pipelines_that_ship_have_right_settings(path):
             assert load_settings(FinetuneSettings, words[3], words[4:]).encoder == "/pretrain"
 
 
-STAGES, KEYS = ("data", "pretrain", "classification"), ("out", "encoder", "model")
+STAGES, KEYS = ("data", "pretrain", "classification", "detection", "summarization"), ("out", "encoder", "model")
