@@ -9,12 +9,18 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from cluster import storage
 from cluster.errors import run_command
+from cluster.settings import load_settings
 from pretrain.__main__ import main
+from pretrain.data.manifest import load_manifest
+from pretrain.papers import defaults_of
+from pretrain.settings import PretrainSettings
 from pretrain.training import checkpoints
+from pretrain.training.recipe import order_of
 from tests.pretrain.recording import rows_by_step
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
@@ -63,6 +69,15 @@ def num_steps_of(out):
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
+def undisturbed_rows(options, steps):
+    """The rows of each global batch as the order has them: it is a function of the settings alone."""
+    config, *overrides = options
+    settings = load_settings(PretrainSettings, config, overrides, beneath=defaults_of)
+    order = order_of(load_manifest(settings.data.urls), settings.data, settings.training, seed=settings.seed)
+    epochs = [order.epoch_batches(epoch) for epoch in range(-(-steps // order.steps_per_epoch))]
+    return np.concatenate(epochs)[:steps].tolist()
+
+
 def wait_until(process, out, reached, timeout_seconds=240):
     """Waits until the restarts that a run has noted are as `reached` wants them."""
     deadline = time.monotonic() + timeout_seconds
@@ -75,8 +90,8 @@ def wait_until(process, out, reached, timeout_seconds=240):
     raise AssertionError(f"it did not come to that: {lines}")
 
 
-def wait_for_workers(process, out, workers):
-    wait_until(process, out, lambda restarts: restarts and restarts[-1]["workers"] == workers)
+def wait_for_workers(process, out, workers, at_least):
+    wait_until(process, out, lambda noted: len(noted) >= at_least and noted[-1]["workers"] == workers)
 
 
 def wait_for_restarts(process, out, num):
@@ -186,10 +201,8 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again."""
     from ray.cluster_utils import Cluster
 
-    steps, seconds_a_step = 240, 0.25
+    steps, seconds_a_step = 160, 0.25
     recorded = {"module": "tests.pretrain.recording"}
-    finish(start(*arguments(shards, tmp_path / "alone", steps=steps, workers=0), **recorded))
-
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     health = {
         "health_check_initial_delay_ms": 1000,
@@ -204,25 +217,23 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     late = dice.sample(range(5), 2)  # these losses are replaced only after the run goes on with one worker
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        process = start(
-            *arguments(
-                shards,
-                out,
-                steps=steps,
-                workers=2,
-                cluster__min_workers=1,
-                cluster__max_failures=-1,
-                cluster__resize_seconds=5,
-                cluster__address=cluster.address,
-            ),
-            **recorded,
+        options = arguments(
+            shards,
+            out,
+            steps=steps,
+            workers=2,
+            cluster__min_workers=1,
+            cluster__max_failures=-1,
+            cluster__resize_seconds=5,
+            cluster__address=cluster.address,
         )
+        process = start(*options, **recorded)
         step = 0
         for loss in range(5):
-            if loss:
-                wait_for_workers(process, out, 2)  # so that each loss is that of a node with a worker
             step = max(step, num_steps_of(out)) + dice.randint(3, 8)
             wait_for_step(process, out, step, timeout_seconds=200)
+            if loss:
+                wait_for_workers(process, out, 2, at_least=loss)  # so that each loss is of a node with a worker
             time.sleep(dice.uniform(0, seconds_a_step))
             cluster.remove_node(nodes.pop(dice.randrange(2)), allow_graceful=False)
             step = num_steps_of(out)
@@ -242,12 +253,9 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     assert result["restarts"] >= 5
     sizes = {entry["workers"] for entry in result["restart_log"]}
     assert sizes == {1, 2}  # it shrank, and grew
-    rows, wanted = rows_by_step(tmp_path / "run.rows"), rows_by_step(tmp_path / "alone.rows")
-    assert rows == wanted and sorted(rows) == list(range(steps))
+    rows, wanted = rows_by_step(tmp_path / "run.rows"), undisturbed_rows(options, steps)
+    assert [rows[step] for step in sorted(rows)] == wanted
     assert [step for step, *_ in trace(out)] == list(range(1, steps + 1))
-    # one worker and two round gradients differently, which AdamW's first steps make much of
-    for (_, loss, bad), (_, wanted_loss, wanted_bad) in zip(trace(out)[:40], trace(tmp_path / "alone"), strict=False):
-        assert loss == pytest.approx(wanted_loss, abs=2e-2) and bad == wanted_bad
 
 
 @pytest.mark.ray
@@ -257,7 +265,7 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
     from moto.server import ThreadedMotoServer
 
     out_of_service = 30.0
-    alone = undisturbed(shards, tmp_path / "alone", steps=60, workers=0)
+    alone = undisturbed(shards, tmp_path / "alone", steps=44, workers=0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -288,7 +296,7 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
         for path in sorted(os.listdir(shards)):
             with open(os.path.join(shards, path), "rb") as file:
                 storage.write_bytes(f"{url}/shards/{path}", file.read())
-        options = arguments(f"{url}/shards", f"{url}/run", steps=60, workers=2, data__prefetch_mib=1)
+        options = arguments(f"{url}/shards", f"{url}/run", steps=44, workers=2, data__prefetch_mib=1)
 
         def last_checkpoint():
             newest = checkpoints.load_newest(f"{url}/run")
@@ -300,6 +308,7 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
             uploads = request.method in ("PUT", "POST") and "state.pt" in request.path
             if uploads and not cut.is_set() and f"{checkpoints.folder_name(16)}" in request.path:
                 cut.set()
+                print("the first outage begins", flush=True)
                 outage()  # the server goes while it is being sent a checkpoint, which does not arrive
                 return RESET
             return None
@@ -315,11 +324,12 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
             assert cut.wait(60), "no checkpoint of step 16"
             while len(outages) < 1:
                 time.sleep(0.1)
-            while last_checkpoint() < 32:
+            while last_checkpoint() < 24:
                 time.sleep(0.1)
                 assert process.poll() is None, process.stdout.read()
+            print("the second outage begins", flush=True)
             outage()
-            finish(process)
+            print(finish(process))
             while len(outages) < 2:
                 time.sleep(0.1)
         finally:
