@@ -315,7 +315,7 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
 
         process = start(*options)
         try:
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + 600
             while last_checkpoint() < 4:
                 time.sleep(0.1)
                 assert process.poll() is None, process.stdout.read()
