@@ -64,13 +64,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains what is not trained yet and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.maps", description=__doc__)
     parser.add_argument("--bccd", type=Path)
+    parser.add_argument("--only-bccd", action="store_true", help="the white cells alone")
+    parser.add_argument("--bccd-steps", type=int, default=200, help="of pretraining on the blood")
+    parser.add_argument("--bccd-epochs", type=int, default=5, help="of the classifier of tiles")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/maps"))
     options = parser.parse_args(arguments)
     torch.set_grad_enabled(False)
-    demo_scenes(options.out / "demo", options.seeds)
+    if not options.only_bccd:
+        demo_scenes(options.out / "demo", options.seeds)
     if options.bccd is not None:
-        white_cells(options.bccd, options.out / "bccd", options.seeds)
+        white_cells(
+            options.bccd,
+            options.out / "bccd",
+            options.seeds,
+            num_steps=options.bccd_steps,
+            num_epochs=options.bccd_epochs,
+        )
 
 
 def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
@@ -93,7 +103,7 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     )
 
 
-def white_cells(source: Path, out: Path, seeds: Sequence[int]) -> None:
+def white_cells(source: Path, out: Path, seeds: Sequence[int], *, num_steps: int, num_epochs: int) -> None:
     """The table of the white cells."""
     train, test = (blood(source, split, MAP_SIZE) for split in ("train", "test"))
     if not (out / "tiles" / "validation").exists():
@@ -104,13 +114,14 @@ def white_cells(source: Path, out: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         encoder = pretrained(
             out / f"seed{seed}", "configs/pretrain/small/simclr.yaml", out / "images", seed,
-            "training.steps=300", "views.arguments={crop_scale: [0.03, 0.3]}", "rankme_images=0",
+            f"training.steps={num_steps}", "views.arguments={crop_scale: [0.03, 0.3]}", "rankme_images=0",
         )  # fmt: skip
         rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
-            model = finetuned(out / f"seed{seed}-{name}", start, out / "tiles", seed)
+            model = finetuned(out / f"seed{seed}-{name}", start, out / "tiles", seed, f"training.epochs={num_epochs}")
             rows.append(("Grad-CAM", f"{name}: white cell", *class_map_numbers(model, test)))
-    report(f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}", rows)
+    title = f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}, {num_steps} steps, {num_epochs} epochs"
+    report(title, rows)
 
 
 # -- maps and their numbers ---------------------------------------------------------------------------------------------
@@ -202,12 +213,12 @@ def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -
     return f"{out}/encoder"
 
 
-def finetuned(out: Path, encoder: str, data: Path, seed: int) -> str:
+def finetuned(out: Path, encoder: str, data: Path, seed: int, *overrides: str) -> str:
     """The model of a fine-tuning run, judged on `data`/validation."""
     if not (out / "result.json").exists():
         command(
         "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",
-        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_share={CROP_SHARE}",
+        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_share={CROP_SHARE}", *overrides,
     )  # fmt: skip
     accuracy = json.loads((out / "result.json").read_text())["metrics"]["accuracy"]
     print(f"{out}: accuracy {accuracy:.1%}", flush=True)
