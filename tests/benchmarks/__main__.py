@@ -23,6 +23,7 @@ from tests.benchmarks import (
     detection,
     encoders,
     finetuning,
+    maps,
     memory,
     methods,
     ray_share,
@@ -64,6 +65,10 @@ def main() -> None:
         workers.main([f"{folder}/train"])
         print("\n== scaling")
         scaling.main([f"{folder}/train"])
+    print("\n== maps")
+    with tempfile.TemporaryDirectory() as folder:
+        cells = [] if options.cells is None else ["--bccd", str(options.cells)]
+        maps.main(["--out", folder, "--seeds", "0", *cells])
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])

@@ -70,7 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/maps"))
     options = parser.parse_args(arguments)
-    torch.set_grad_enabled(False)
     if not options.only_bccd:
         demo_scenes(options.out / "demo", options.seeds)
     if options.bccd is not None:
@@ -83,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
+@torch.no_grad()
 def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     """The table of the demo scenes."""
     if not (out / "data" / "demo.json").exists():
@@ -103,6 +103,7 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     )
 
 
+@torch.no_grad()
 def white_cells(source: Path, out: Path, seeds: Sequence[int], *, num_steps: int, num_epochs: int) -> None:
     """The table of the white cells."""
     train, test = (blood(source, split, MAP_SIZE) for split in ("train", "test"))
