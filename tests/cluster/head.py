@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.ray_guard import processes_of
+from cluster.ray_guard import start_guard
 
 NUM_PORTS = 9
 
@@ -25,6 +24,7 @@ class Head:
         self.num_cpus = num_cpus
         self.token = secrets.token_hex(32)
         self.folder = Path(tempfile.mkdtemp(prefix="fj-", dir="/tmp"))  # a long path would break Ray's sockets
+        self._guard = start_guard(self.folder)  # also when this process is killed
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -78,14 +78,7 @@ class Head:
                 self._process.kill()
                 self._process.wait()
             self._log.close()
-        deadline = time.monotonic() + 10
-        while left := processes_of(str(self.folder), spared=os.getpid()):
-            if time.monotonic() > deadline:
-                for process in left:
-                    os.kill(process, 9)
-                break
-            time.sleep(0.2)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._guard.communicate()  # ends what is left and removes the folder
 
     def _answers(self) -> bool:
         # the dashboard answers before the agent that starts jobs does
