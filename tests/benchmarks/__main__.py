@@ -28,6 +28,7 @@ from tests.benchmarks import (
     methods,
     ray_share,
     reading,
+    reports,
     scaling,
     startup,
     streaming,
@@ -47,6 +48,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("\n== attention_cost")
     attention_cost.main([])
+    print("\n== reports")
+    reports.main([])
     print("\n== startup")
     startup.main([])
     print("\n== memory")
