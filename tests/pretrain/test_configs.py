@@ -1,5 +1,6 @@
 """Every configuration that ships is complete and can be built, and its header says how to run it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ def test_it_builds_and_says_how_to_run_it(path):
     assert len(views) >= 2
     header = path.read_text().split("\n\n")[0]
     assert f"python -m pretrain {path}" in header or path.name == "demo.yaml"
-    assert "Expect" in header
+    expected = " ".join(header.partition("Expect")[2].replace("#", " ").split())
+    assert re.search(r"minute|hour|day|gives no time|the time of", expected), header
+    assert re.search(r"\d %|\d AP", expected), header
+    assert "https://arxiv.org/abs/" in header
 
 
 def test_every_method_has_its_paper_and_both_configurations():
