@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         ]  # fmt: skip
         alone = in_process(given)
         print(f"{label}: {options.steps} losses from {alone[0]:.3f} to {alone[-1]:.3f}", flush=True)
-        runs = [(f"{workers} Ray workers", workers, 0) for workers in (1, 2)]
+        runs = [(f"{workers} Ray worker{'s'[: workers > 1]}", workers, 0) for workers in (1, 2)]
         runs += [(f"in-process, one rounding ({draw})", 0, draw) for draw in (1, 2)]
         for name, workers, draw in runs:
             trace = on_workers(given, workers) if workers else in_process(given, rounding=draw)
