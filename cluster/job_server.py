@@ -11,6 +11,7 @@ import shlex
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,7 +59,7 @@ class JobServer:
             for name in ("dashboard_sdk", "job.sdk"):  # which set their own levels
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             with _only_address(self.address):
-                self._client = JobSubmissionClient(self.address)
+                self._client = JobSubmissionClient(self.address, headers=_token_headers())
         if not self.address.startswith("http"):
             self.ray_version = _probe(self._client.get_address())
 
@@ -229,6 +230,17 @@ def _probe(address: str) -> str:
     if version.split(".")[0] in ("0", "1"):
         raise UserError(f"the cluster at {shown} runs Ray {version}; Fovea needs Ray 2.50 or newer there")
     return version
+
+
+def _token_headers() -> dict[str, str]:
+    """The token that the environment names now: Ray's own client keeps the one it knew when this process first met Ray."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    token, path = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not token and path:
+        with suppress(OSError):  # Ray says then that there is none
+            token = Path(path).expanduser().read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _token_wanted(shown: str) -> str:

@@ -33,6 +33,15 @@ SMALL = {
 BATCH, STEPS = 8, 10
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These networks are so small that two threads mostly wait for each other, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_method(name, **more):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=2)
