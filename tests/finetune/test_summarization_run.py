@@ -167,6 +167,7 @@ def judged_by_ranks(model_url, data_url):
     return judgement.metrics, judgement.details
 
 
+@pytest.mark.slow
 def test_two_ranks_judge_as_one(world, finished):
     result = json.loads((finished / "result.json").read_text())
     for metrics, details in run_on_ranks(judged_by_ranks, 2, str(finished / "model"), str(world / "validation")):
