@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cluster import storage
+from pretrain.data.decode import decode_upright
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
@@ -34,6 +35,11 @@ def encoded(picture: Picture, channels: int) -> bytes:
     # lossless, and what a file with these pixels would go through
     image.save(buffer, "PNG", compress_level=0, exif=image.getexif())
     return buffer.getvalue()
+
+
+def pixels_of(encoded: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of an image file, the right way up. Raises BadImage."""
+    return np.array(decode_upright(encoded).convert("RGB"))
 
 
 def name_of(picture: Picture, number: int) -> str:

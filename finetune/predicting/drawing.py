@@ -5,37 +5,37 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pretrain.data.decode import decode_upright
 from pretrain.data.sheet import BOX_COLOURS, drawable
 
 INK, PAPER = (20, 20, 20), (250, 250, 250)
 
 
-def pixels_of(encoded: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of an image file, the right way up. Raises BadImage."""
-    return np.array(decode_upright(encoded).convert("RGB"))
+class Mark(NamedTuple):
+    """A box to draw: left, top, right and bottom in pixels, a name, which gives its colour, and what is written behind that."""
+
+    box: Sequence[float]
+    name: str
+    note: str
 
 
-def draw(
-    pixels_HW3: np.ndarray, record: dict[str, Any], *, boxes: Sequence[tuple[Sequence[float], str]] | None = None
-) -> Image.Image:
-    """A picture with what a record says of it; `boxes` (left, top, right, bottom and a text) in place of the record's."""
+def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> Image.Image:
+    """A picture with marks in it, and words under it."""
     image = Image.fromarray(pixels_HW3)
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(11, min(image.size) // 24))
-    for box, text in boxes if boxes is not None else boxes_of(record):
-        colour = BOX_COLOURS[zlib.crc32(text.rpartition(" ")[0].encode()) % len(BOX_COLOURS)]
+    for box, name, note in marks:
+        colour = BOX_COLOURS[zlib.crc32(name.encode()) % len(BOX_COLOURS)]
         left, top, right, bottom = (round(side) for side in box)
         pen.rectangle(
             (left, top, max(left, right), max(top, bottom)), outline=colour, width=max(2, min(image.size) // 160)
         )
-        pen.text((left + 3, top + 1), drawable(text), fill=PAPER, font=font, stroke_width=2, stroke_fill=INK)
-    words = words_of(record)
+        text = drawable(f"{name} {note}")
+        pen.text((left + 3, top + 1), text, fill=PAPER, font=font, stroke_width=2, stroke_fill=INK)
     if not words:
         return image
     height = round(font.size * 1.7) if isinstance(font, ImageFont.FreeTypeFont) else 20
@@ -45,14 +45,15 @@ def draw(
     return page
 
 
-def boxes_of(record: dict[str, Any]) -> list[tuple[Sequence[float], str]]:
-    """The boxes of a detector's record, or the regions of a localization, with a text each."""
+def marks_of(record: dict[str, Any], *, least_score: float = 0.0) -> list[Mark]:
+    """The boxes of a detector's record, or the regions of a localization, of at least a score (to two places)."""
     if record.get("regions") is not None:
-        return [(region["box"], f"{record['localized']} {region['score']:.2f}") for region in record["regions"]]
-    if not record.get("boxes"):
+        found = [(region["box"], record["localized"], region["score"]) for region in record["regions"]]
+    elif record.get("boxes"):
+        found = list(zip(record["boxes"], record["labels"], record["scores"], strict=True))
+    else:
         return []
-    rows = zip(record["boxes"], record["labels"], record["scores"], strict=True)
-    return [(box, f"{label} {score:.2f}") for box, label, score in rows]
+    return [Mark(box, name, f"{score:.2f}") for box, name, score in found if round(score, 2) >= least_score]
 
 
 def words_of(record: dict[str, Any]) -> str:

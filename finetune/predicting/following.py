@@ -17,7 +17,7 @@ from finetune.predicting.alarms import Alarms, Event, Rule, event_record
 from finetune.predicting.films import FilmWriter
 from finetune.predicting.localizing import Localizer, fields_of, heat_png
 from finetune.predicting.sources import Clip, Item, frame_rate
-from finetune.predicting.tracking import Tracked, Tracker, mot_lines
+from finetune.predicting.tracking import Tracker, mot_lines
 from pretrain.data.heat_maps import overlay
 
 DEFAULT_FPS = 25.0
@@ -93,13 +93,12 @@ class LocalizeFollower:
         """Looks for the class."""
         if record["error"] is not None:
             return
-        encoded = item.encoded(3)
-        localization = self._localizer.localize(encoded)
+        pixels = item.pixels()
+        localization = self._localizer.localize_pixels(pixels)
         record |= fields_of(localization)
         name = stem_of(item.source, item.index)
         storage.write_bytes(storage.join(self._out, "maps", f"{name}.png"), heat_png(localization.heat_HW))
-        over = overlay(drawing.pixels_of(encoded), localization.heat_HW)
-        picture = drawing.draw(over, {}, boxes=drawing.boxes_of(record))
+        picture = drawing.draw(overlay(pixels, localization.heat_HW), drawing.marks_of(record))
         storage.write_bytes(storage.join(self._out, "maps", f"{name}.jpg"), drawing.jpeg(picture))
 
     def end(self) -> None:
@@ -137,7 +136,8 @@ class TrackFollower:
         self._seen |= {t.track for t in tracked}
         self._frame += 1
         if not bad:
-            self._writer.write(_with_tracks(item, tracked))
+            marks = [drawing.Mark(t.box, t.label, str(t.track)) for t in tracked]
+            self._writer.write(np.asarray(drawing.draw(item.pixels(), marks)))
 
     def end(self) -> None:
         """Writes the clip's tracks and film."""
@@ -148,12 +148,6 @@ class TrackFollower:
             storage.upload(self._film, storage.join(self.out, "tracks", f"{self._name}.mp4"))
         self._folder.cleanup()
         self.tracks += len(self._seen)
-
-
-def _with_tracks(item: Item, tracked: list[Tracked]) -> np.ndarray:
-    pixels = item.data if isinstance(item.data, np.ndarray) else drawing.pixels_of(bytes(item.data))
-    boxes = [(t.box, f"{t.label} {t.track}") for t in tracked]
-    return np.asarray(drawing.draw(pixels, {}, boxes=boxes))
 
 
 class DrawFollower:
@@ -169,9 +163,8 @@ class DrawFollower:
         """Draws a picture."""
         if record["error"] is not None:
             return
-        pixels = item.data if isinstance(item.data, np.ndarray) else drawing.pixels_of(bytes(item.data))
-        boxes = [(box, text) for box, text in drawing.boxes_of(record) if float(text.split()[-1]) >= SHOWN_SCORE]
-        picture = drawing.draw(pixels, record, boxes=boxes)
+        marks = drawing.marks_of(record, least_score=SHOWN_SCORE)
+        picture = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
         url = storage.join(self._out, "drawn", f"{stem_of(item.source, item.index)}.jpg")
         storage.write_bytes(url, drawing.jpeg(picture))
 

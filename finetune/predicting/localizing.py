@@ -13,11 +13,11 @@ from skimage.measure import label, regionprops
 from torch import Tensor
 
 from cluster.errors import UserError, choose
+from finetune.pictures import pixels_of
 from finetune.tasks.base import Predictor
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.data.augment import normalise, to_images
-from pretrain.data.decode import decode_upright
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Localizer:
     Raises UserError for a model that is no classifier or does not know the class.
     """
 
-    def __init__(
-        self, predictor: Predictor, name: str, *, share: float = 0.5, least_probability: float = 0.0, stride: int = 0
-    ) -> None:
+    def __init__(self, predictor: Predictor, name: str, *, share: float = 0.5, least_probability: float = 0.0) -> None:
         if not isinstance(predictor, ImageClassifier):
             task = predictor.config["task"]
             raise UserError(f"--localize needs a classifier, this model is for {task}; its own results say where")
@@ -70,7 +68,11 @@ class Localizer:
 
     def localize(self, encoded: bytes) -> Localization:
         """Where the class is in a picture. Raises BadImage."""
-        picture = decode_upright(encoded).convert("RGB")
+        return self.localize_pixels(pixels_of(encoded))
+
+    def localize_pixels(self, pixels_HW3: np.ndarray) -> Localization:
+        """The same of a picture that is decoded, uint8 [H, W, 3]."""
+        picture = Image.fromarray(pixels_HW3)
         evidence_HW, probability = self._evidence(picture)
         heat = np.clip(evidence_HW, 0, None)
         strongest = float(heat.max())

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster import storage
 from cluster.errors import UserError
-from finetune.pictures import encoded
+from finetune.pictures import encoded, pixels_of
 from pretrain.data.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.shards import Shards, read_in_sequence
 
@@ -34,6 +34,10 @@ class Item:
     index: int
     seconds: float | None
     data: Any
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3], the right way up. Raises BadImage."""
+        return self.data if isinstance(self.data, np.ndarray) else pixels_of(bytes(self.data))
 
     def encoded(self, channels: int) -> bytes:
         """The bytes of an image file; of a frame, those of a file with its pixels."""

@@ -110,9 +110,8 @@ def predict_shards(
     with tempfile.TemporaryDirectory(prefix="fovea-predict-") as folder:
         path = Path(folder) / f"{PREDICTIONS}.jsonl"
         with path.open("w", encoding="utf-8") as lines:
-            for clip in clips:
-                for follower in followers:
-                    follower.begin(clip)
+            for follower in followers:
+                follower.begin(clips[0])  # all of them are one data set
             for record in _records(parts, manifest):
                 for follower in followers:
                     follower.see(record)

@@ -12,7 +12,7 @@ is loaded. To add a task, write these three, its settings in `finetune.settings`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -30,7 +30,7 @@ from finetune.starting import EncoderSource
 from pretrain.data.augment import normalise, to_images
 from pretrain.data.choosing import rows_of_each_class, share_of_rows
 from pretrain.data.decode import BadImage
-from pretrain.data.loader import Batch, HostTransform
+from pretrain.data.loader import Batch, HostTransform, batches_in_sequence
 from pretrain.data.manifest import Manifest
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.shards import Shards
@@ -123,6 +123,19 @@ class Predictor(ABC):
 
         `shards` hold `columns`. Raises UserError when they do not fit the model.
         """
+
+    def batches(self, shards: Shards, place: Place, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
+        """What `transform` makes of this rank's share of a data set, each row that can be decoded once."""
+        for batch in batches_in_sequence(
+            shards,
+            self.transform,
+            batch_size=batch_size,
+            rank=place.rank,
+            world_size=place.world_size,
+            decode_threads=decode_threads,
+        ):
+            if len(batch.row_ids):
+                yield batch
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,6 @@ from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
 from pretrain.data.labels import ClassNames, is_multi_label
-from pretrain.data.loader import batches_in_sequence
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -115,17 +114,9 @@ class ImageClassifier(Predictor):
             raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
         true_of = classes.multi_hot if self.multi_label else classes.ids
         logits, labels = [np.zeros((0, len(classes)), np.float32)], [true_of([])]
-        for batch in batches_in_sequence(
-            shards,
-            self.transform,
-            batch_size=JUDGE_BATCH,
-            rank=place.rank,
-            world_size=place.world_size,
-            decode_threads=decode_threads,
-        ):
-            if len(batch.row_ids):
-                logits.append(self.logits(batch.arrays[0]).float().cpu().numpy())
-                labels.append(true_of(batch.columns[column]))
+        for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
+            logits.append(self.logits(batch.arrays[0]).float().cpu().numpy())
+            labels.append(true_of(batch.columns[column]))
         parts = gathered_objects((np.concatenate(logits), np.concatenate(labels)))
         all_labels = np.concatenate([part for _, part in parts])
         if not len(all_labels):

@@ -17,7 +17,7 @@ from finetune.tasks.detection.metrics import JudgedImage, coco_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
 from pretrain.data.labels import ClassNames
-from pretrain.data.loader import HostTransform, batches_in_sequence
+from pretrain.data.loader import HostTransform
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -120,16 +120,7 @@ class ObjectDetector(Predictor):
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)
         images: list[JudgedImage] = []
         left_out = LeftOut()
-        for batch in batches_in_sequence(
-            shards,
-            self.transform,
-            batch_size=BATCH,
-            rank=place.rank,
-            world_size=place.world_size,
-            decode_threads=decode_threads,
-        ):
-            if not len(batch.row_ids):
-                continue
+        for batch in self.batches(shards, place, batch_size=BATCH, decode_threads=decode_threads):
             assert batch.geometry_VB5 is not None
             found = self.found(batch.arrays[0], batch.geometry_VB5)
             for index, row_id in enumerate(batch.row_ids.tolist()):

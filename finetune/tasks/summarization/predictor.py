@@ -18,7 +18,6 @@ from finetune.tasks.summarization.model import Seen, Summarizer
 from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
 from finetune.tasks.summarization.tokenizer import CaptionTokenizer
-from pretrain.data.loader import batches_in_sequence
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -143,16 +142,7 @@ class ImageSummarizer(Predictor):
         """What the model says of a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
         parts = [_Judged(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
-        for batch in batches_in_sequence(
-            shards,
-            self.transform,
-            batch_size=JUDGE_BATCH,
-            rank=place.rank,
-            world_size=place.world_size,
-            decode_threads=decode_threads,
-        ):
-            if not len(batch.row_ids):
-                continue
+        for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
             seen, written = self.summarized(batch.arrays[0])
             truth, known = self.reader.read(batch.columns, self.columns)
             parts.append(
