@@ -52,7 +52,8 @@ class StreamReader:
         self._next_size = next(self._sizes)
         # windows that were sent for, in order: their rows and, when they are there, their content
         self._begun: deque[tuple[int, Future[_Window]]] = deque()
-        self._asked: deque[Future[_Window]] = deque()
+        self._asked: deque[tuple[int, Future[_Window]]] = deque()
+        self._rows_begun, self._bytes_begun = 0, 0  # of the windows in `_begun`; counted, because asked for very often
         self._lock, self._is_reading, self._closed = Lock(), False, False
         self._window, self._position = Rows([], [], [], {}), 0
         self._ahead = ahead or ReadAhead(most_rows=rows_ready_at_most(order))
@@ -69,8 +70,12 @@ class StreamReader:
                     self._ahead.fill()
                 if not self._begun:  # the budget is used up by others
                     self.begin_next()
-                window = self._arrived(self._begun[0][1])
+                num_rows, future = self._begun[0]
+                window = self._arrived(future)
                 self._begun.popleft()
+                with self._lock:
+                    self._rows_begun -= num_rows
+                    self._bytes_begun -= window.num_bytes
                 self._window, self._position = window.rows, window.start
                 self._ahead.fill()
             stop = min(self._position + num - len(taken), len(self._window))
@@ -92,14 +97,11 @@ class StreamReader:
 
     def rows_ready(self) -> int:
         """Rows in memory or on their way that are not taken yet."""
-        return len(self._window) - self._position + sum(size for size, _ in self._begun)
+        return len(self._window) - self._position + self._rows_begun
 
     def bytes_ahead(self) -> int:
         """Bytes of the windows that wait for use; of those on their way, what they have on average."""
-        return sum(
-            future.result().num_bytes if future.done() and future.exception() is None else self._about(size)
-            for size, future in self._begun
-        )
+        return self._bytes_begun
 
     def bytes_of_next(self) -> int:
         """Bytes, about, of the next window that is not on its way yet."""
@@ -108,10 +110,12 @@ class StreamReader:
     def begin_next(self) -> None:
         """Sends for the next window."""
         future: Future[_Window] = Future()
-        self._begun.append((self._next_size, future))
-        self._next_size = next(self._sizes)
+        num_rows, self._next_size = self._next_size, next(self._sizes)
+        self._begun.append((num_rows, future))
         with self._lock:
-            self._asked.append(future)
+            self._rows_begun += num_rows
+            self._bytes_begun += self._about(num_rows)
+            self._asked.append((num_rows, future))
             if self._is_reading:
                 return
             self._is_reading = True
@@ -126,11 +130,14 @@ class StreamReader:
                 if not self._asked:
                     self._is_reading = False
                     return
-                future = self._asked.popleft()
+                num_rows, future = self._asked.popleft()
             try:
                 if self._closed:
                     raise CancelledError
-                future.set_result(next(self._windows))
+                window = next(self._windows)
+                with self._lock:
+                    self._bytes_begun += window.num_bytes - self._about(num_rows)
+                future.set_result(window)
             except BaseException as error:  # raised where the window is taken
                 future.set_exception(error)
 

@@ -7,11 +7,13 @@ reads by `pretrain.data.reader`.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data import chunks
 from pretrain.data.chunks import Chunks
-from pretrain.data.cuts import CutGroups
+from pretrain.data.cuts import CutGroups, OpenGroup
 from pretrain.data.footers import Footer, read_footer
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Segment
@@ -100,7 +102,7 @@ class Shards:
         self._fetchers: ThreadPoolExecutor | None = None
         self._on_cuts = CutGroups()
 
-    @property
+    @cached_property
     def mean_row_bytes(self) -> float:
         """Encoded bytes of an image on average."""
         return float(self.manifest.bytes_of_group.sum() * self.manifest.share / max(1, self.manifest.num_rows))
@@ -119,24 +121,26 @@ class Shards:
 
         Raises UserError (with the first piece) when the file changed or went away.
         """
-        index = int(self.manifest.file_of_group[segment.group])
-        if storage.is_local(self.manifest.files[index].url):
-            return self._pieces(segment, None)
-        rows_of_group = int(self.manifest.rows_of_group[segment.group])
-        if segment.stop - segment.start == rows_of_group:
-            return self._pieces(segment, self._fetch(segment.group, stopped))
-        fetched = self._on_cuts.fetched(
-            segment.group,
+        manifest, group = self.manifest, segment.group
+        is_local = storage.is_local(manifest.files[int(manifest.file_of_group[group])].url)
+        rows_of_group, num_bytes = int(manifest.rows_of_group[group]), int(manifest.bytes_of_group[group])
+
+        def open_group(stopped: Callable[[], bool]) -> OpenGroup:
+            if is_local:
+                return OpenGroup()
+            return OpenGroup(self._fetchers_().submit(self._fetched, group, stopped))
+
+        if segment.stop - segment.start == rows_of_group or (is_local and num_bytes > chunks.WHOLE_GROUP_BYTES):
+            return self._pieces(segment, open_group(stopped))
+        shared = self._on_cuts.opened(
+            group,
             num_rows=segment.stop - segment.start,
             rows_of_group=rows_of_group,
-            num_bytes=int(self.manifest.bytes_of_group[segment.group]),
+            num_bytes=num_bytes,
             stopped=stopped,
-            fetch=lambda stopped: self._fetch(segment.group, stopped),
+            fetch=open_group,
         )
-        return self._pieces(segment, fetched)
-
-    def _fetch(self, group: int, stopped: Callable[[], bool]) -> Future[Chunks]:
-        return self._fetchers_().submit(self._fetched, group, stopped)
+        return self._pieces(segment, shared)
 
     def _fetchers_(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -156,55 +160,59 @@ class Shards:
 
         return Chunks(file.size_bytes, ranges, read_range, self._fetchers_())
 
-    def _pieces(self, segment: Segment, fetched: Future[Chunks] | None) -> Iterator[Rows]:
+    def _pieces(self, segment: Segment, opened: OpenGroup) -> Iterator[Rows]:
         manifest, group = self.manifest, segment.group
         file_index, group_in_file = int(manifest.file_of_group[group]), int(manifest.group_in_file[group])
         url = manifest.files[file_index].url
         choice = manifest.choice_in_group(group)
         first_id, position = int(self._start_of_group[group]), 0
         try:
-            with self._opened(file_index, fetched) as source:
-                footer = self._footer(file_index)
-                whole = int(manifest.bytes_of_group[group]) <= chunks.WHOLE_GROUP_BYTES
-                rows_in_file = footer.metadata.row_group(group_in_file).num_rows
-                mean = manifest.bytes_of_group[group] / max(1, rows_in_file)
-                piece_bytes = PIECE_BYTES if whole else PIECE_BYTES // 4
-                batches = pq.ParquetFile(
-                    source,
-                    metadata=footer.metadata,
-                    pre_buffer=False,
-                    buffer_size=0 if whole else PAGE_BUFFER_BYTES,
-                ).iter_batches(
-                    batch_size=int(min(max(1, piece_bytes // max(1, mean)), ROWS_PER_PIECE)),
-                    row_groups=[group_in_file],
-                    columns=self._leaf_columns(footer.schema),
-                    use_threads=False,
-                )
-                # a small group is decoded at once, so that its rows are not kept a second time as they were sent
-                num_seen = 0
-                for batch in list(batches) if whole else batches:
-                    # of the rows of a choice, those that lie in this batch
-                    begin, num_seen = num_seen, num_seen + batch.num_rows
-                    within = (
-                        None if choice is None else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
-                    )
-                    num_rows = batch.num_rows if within is None else len(within)
-                    first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
-                    if first < last:
-                        part = batch.slice(first, last - first) if within is None else batch.take(within[first:last])
-                        yield self._rows(part, first_id + position + first, segment.pass_number)
-                    position += num_rows
-                    if position >= segment.stop:
-                        return
+            num_seen = 0
+            for batch in self._batches(group, opened):
+                # of the rows of a choice, those that lie in this batch
+                begin, num_seen = num_seen, num_seen + batch.num_rows
+                within = None if choice is None else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
+                num_rows = batch.num_rows if within is None else len(within)
+                first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
+                if first < last:
+                    part = batch.slice(first, last - first) if within is None else batch.take(within[first:last])
+                    yield self._rows(part, first_id + position + first, segment.pass_number)
+                position += num_rows
+                if position >= segment.stop:
+                    return
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{url}: row group {group_in_file} cannot be read: {reason}") from error
         if position < segment.stop:
             raise UserError(f"{url}: row group {group_in_file} is shorter than when the run started")
 
-    def _opened(self, file_index: int, fetched: Future[Chunks] | None) -> pa.NativeFile:
-        if fetched is not None:
-            return pa.PythonFile(fetched.result().file(), mode="r")
+    def _batches(self, group: int, opened: OpenGroup) -> Iterable[pa.RecordBatch]:
+        """The rows of a group: of a small one decoded at once and for all who share it, so that they are in memory once."""
+        num_bytes = int(self.manifest.bytes_of_group[group])
+        if num_bytes <= chunks.WHOLE_GROUP_BYTES:
+            return opened.decoded(lambda: list(self._decoded(group, opened, piece_bytes=PIECE_BYTES, buffer_bytes=0)))
+        return self._decoded(group, opened, piece_bytes=PIECE_BYTES // 4, buffer_bytes=PAGE_BUFFER_BYTES)
+
+    def _decoded(
+        self, group: int, opened: OpenGroup, *, piece_bytes: int, buffer_bytes: int
+    ) -> Iterator[pa.RecordBatch]:
+        manifest = self.manifest
+        file_index, group_in_file = int(manifest.file_of_group[group]), int(manifest.group_in_file[group])
+        with self._file(file_index, opened) as source:
+            footer = self._footer(file_index)
+            mean = manifest.bytes_of_group[group] / max(1, footer.metadata.row_group(group_in_file).num_rows)
+            yield from pq.ParquetFile(
+                source, metadata=footer.metadata, pre_buffer=False, buffer_size=buffer_bytes
+            ).iter_batches(
+                batch_size=int(min(max(1, piece_bytes // max(1, mean)), ROWS_PER_PIECE)),
+                row_groups=[group_in_file],
+                columns=self._leaf_columns(footer.schema),
+                use_threads=False,
+            )
+
+    def _file(self, file_index: int, opened: OpenGroup) -> pa.NativeFile:
+        if opened.chunks is not None:
+            return pa.PythonFile(opened.chunks.result().file(), mode="r")
         file = self.manifest.files[file_index]
         with storage.explained("read", file.url):
             path = storage.local_path(file.url)
@@ -226,7 +234,7 @@ class Shards:
         return Rows(
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
             passes=[pass_number] * batch.num_rows,
-            images=[image.as_buffer() for image in images],
+            images=_buffers(images),
             columns={name: _values(batch, name) for name in self.columns},
         )
 
@@ -245,6 +253,18 @@ class Shards:
                 _, oldest = self._footers.popitem(last=False)
                 self._footer_bytes -= oldest.metadata.serialized_size
         return footer
+
+
+def _buffers(binary: pa.Array) -> list[pa.Buffer | None]:
+    """Each value of a binary column as a view of the memory it lies in; making scalars costs several times as much."""
+    _, offsets, data = binary.buffers()
+    width = np.int64 if pa.types.is_large_binary(binary.type) else np.int32
+    bounds = np.frombuffer(offsets, width)[binary.offset : binary.offset + len(binary) + 1].tolist()
+    data = data or pa.py_buffer(b"")  # none where no value has a byte
+    values = [data.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+    if binary.null_count:
+        return [value if valid else None for value, valid in zip(values, binary.is_valid().to_pylist(), strict=True)]
+    return values
 
 
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:

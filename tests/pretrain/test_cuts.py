@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pretrain.data import chunks
 from pretrain.data.chunks import Chunks
-from pretrain.data.cuts import CutGroups
+from pretrain.data.cuts import CutGroups, OpenGroup
 
 CONTENT = bytes(range(256)) * 40
 
@@ -20,11 +20,11 @@ class Store:
     def fetch(self, stopped):
         self.futures.append(Future())
         self.stopped.append(stopped)
-        return self.futures[-1]
+        return OpenGroup(self.futures[-1])
 
 
 def ask(groups, store, group, num_rows, stopped=lambda: False):
-    return groups.fetched(group, num_rows=num_rows, rows_of_group=64, num_bytes=100, stopped=stopped, fetch=store.fetch)
+    return groups.opened(group, num_rows=num_rows, rows_of_group=64, num_bytes=100, stopped=stopped, fetch=store.fetch)
 
 
 def test_streams_share_a_group_until_all_its_rows_were_asked_for():
@@ -32,6 +32,13 @@ def test_streams_share_a_group_until_all_its_rows_were_asked_for():
     assert len({id(ask(groups, store, 5, num_rows)) for num_rows in (20, 30, 14)}) == 1
     ask(groups, store, 5, 20)  # in the next epoch
     assert len(store.futures) == 2
+
+
+def test_a_group_is_decoded_once_and_what_was_sent_is_let_go():
+    group, decodings = OpenGroup(Future()), []
+    for _ in range(3):
+        assert group.decoded(lambda: decodings.append(1) or ["rows"]) == ["rows"]
+    assert decodings == [1] and group.chunks is None and not group.has_failed()
 
 
 def test_the_oldest_goes_when_there_is_no_room():
@@ -50,10 +57,10 @@ def test_the_oldest_goes_when_there_is_no_room():
 def test_a_failure_is_not_kept():
     groups, store = CutGroups(), Store()
     failed = [ask(groups, store, 1, 10), ask(groups, store, 1, 10)]
-    failed[0].set_exception(OSError("away"))
-    assert failed[1] is failed[0] and ask(groups, store, 1, 10) is store.futures[1]
+    failed[0].chunks.set_exception(OSError("away"))
+    assert failed[1] is failed[0] and ask(groups, store, 1, 10).chunks is store.futures[1]
     store.futures[1].cancel()
-    assert ask(groups, store, 1, 10) is store.futures[2]
+    assert ask(groups, store, 1, 10).chunks is store.futures[2]
 
 
 def test_fetching_goes_on_while_anybody_waits():
