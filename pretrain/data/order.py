@@ -14,7 +14,7 @@ Row ids number the rows of the data set in the order of the manifest. The positi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -32,12 +32,14 @@ class Segment:
     """Neighbouring rows of one row group: rows [start, stop) of group `group` (index into the manifest's table).
 
     `pass_number` counts the passes over the group's data set; it is the epoch where every row comes once an epoch.
+    `is_shared` says that other streams read from the same group at about the same time.
     """
 
     group: int
     start: int
     stop: int
     pass_number: int = 0
+    is_shared: bool = field(default=False, compare=False)
 
 
 def default_num_streams(batch_size_global: int, at_most: int = 64) -> int:
@@ -144,14 +146,16 @@ class Order:
         segments = []
         place = int(np.searchsorted(ends, position, side="right"))
         while position < stop:
-            end, stop_in_group = int(ends[place]), int(pieces.stops[place])
+            end, stop_in_group, group = int(ends[place]), int(pieces.stops[place]), int(pieces.groups[place])
             # a piece ends at row `stops` of its group, and at `ends` of the line
             segments.append(
                 Segment(
-                    group=int(pieces.groups[place]),
+                    group=group,
                     start=position - end + stop_in_group,
                     stop=min(end, stop) - end + stop_in_group,
                     pass_number=int(pieces.passes[place]),
+                    # longer streams read the two sides of a cut at the beginning and at the end of an epoch
+                    is_shared=self.rows_per_stream < 2 * int(self.rows_of_group[group]),
                 )
             )
             position = min(end, stop)

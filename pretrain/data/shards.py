@@ -7,7 +7,6 @@ reads by `pretrain.data.reader`.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,7 +129,8 @@ class Shards:
                 return OpenGroup()
             return OpenGroup(self._fetchers_().submit(self._fetched, group, stopped))
 
-        if segment.stop - segment.start == rows_of_group or (is_local and num_bytes > chunks.WHOLE_GROUP_BYTES):
+        is_whole = segment.stop - segment.start == rows_of_group
+        if is_whole or not segment.is_shared or (is_local and num_bytes > chunks.WHOLE_GROUP_BYTES):
             return self._pieces(segment, open_group(stopped))
         shared = self._on_cuts.opened(
             group,
@@ -234,7 +234,8 @@ class Shards:
         return Rows(
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
             passes=[pass_number] * batch.num_rows,
-            images=_buffers(images),
+            # copies: views would keep all rows that were decoded with one in memory until the last of them is used
+            images=[image.as_buffer() for image in images],
             columns={name: _values(batch, name) for name in self.columns},
         )
 
@@ -253,18 +254,6 @@ class Shards:
                 _, oldest = self._footers.popitem(last=False)
                 self._footer_bytes -= oldest.metadata.serialized_size
         return footer
-
-
-def _buffers(binary: pa.Array) -> list[pa.Buffer | None]:
-    """Each value of a binary column as a view of the memory it lies in; making scalars costs several times as much."""
-    _, offsets, data = binary.buffers()
-    width = np.int64 if pa.types.is_large_binary(binary.type) else np.int32
-    bounds = np.frombuffer(offsets, width)[binary.offset : binary.offset + len(binary) + 1].tolist()
-    data = data or pa.py_buffer(b"")  # none where no value has a byte
-    values = [data.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
-    if binary.null_count:
-        return [value if valid else None for value, valid in zip(values, binary.is_valid().to_pylist(), strict=True)]
-    return values
 
 
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:

@@ -88,7 +88,17 @@ def loaded(order: Order, shards: Shards, num_batches: int, threads: int) -> tupl
     with Loader(order, shards, CentralCrop(SIDE), rank=0, world_size=1, decode_threads=threads) as loader:
         for _ in itertools.islice(loader, WARM_UP):
             pass
+        until_idle()  # what is read ahead at the start belongs to no batch; from here on it is as much as is taken
         return timed(lambda: [None for _ in itertools.islice(loader, num_batches)])
+
+
+def until_idle() -> None:
+    """Returns when this process computes nothing any more."""
+    while True:
+        before = time.process_time()
+        time.sleep(0.1)
+        if time.process_time() - before < 0.005:
+            return
 
 
 def images_of(order: Order, shards: Shards, num_batches: int, threads: int) -> list[bytes]:
