@@ -13,6 +13,7 @@ from cluster.errors import UserError
 from cluster.place import Place
 from cluster.settings import to_dict
 from pretrain.data.manifest import load_manifest
+from pretrain.data.order import Order
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
@@ -36,6 +37,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
+    world_sizes = _world_sizes(settings, order)
     method_of(settings)
     views_of(settings)
     _label_probe(settings)
@@ -45,7 +47,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
         pretrain,
         settings,
         cluster_settings=settings.cluster,
-        world_sizes=order.world_sizes,
+        world_sizes=world_sizes,
         check_only=check_only,
         report=report,
     )
@@ -108,6 +110,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         on_collapse=settings.method.on_collapse,
         evaluate=evaluate,
         evaluate_every_epochs=0.0 if probe is None else settings.knn.every_epochs,
+        # products of matrices depend on the number of threads, and workers on one machine share its CPUs
+        compute_threads=int(method.pieces is not None and settings.cluster.cpus_per_worker is None),
         loop=loop,
     )
     progress = outcome.progress
@@ -151,7 +155,29 @@ def views_of(settings: PretrainSettings) -> list[ViewSpec]:
 def method_of(settings: PretrainSettings) -> Method:
     """The method with fresh weights. Raises UserError for settings that it cannot have."""
     method = settings.method
-    return build_method(method.name, _encoder(settings), method.arguments, images_per_pass=method.images_per_pass)
+    return build_method(
+        method.name,
+        _encoder(settings),
+        method.arguments,
+        images_per_pass=method.images_per_pass,
+        exact_pieces=method.exact_pieces,
+    )
+
+
+def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
+    """The numbers of workers that the run can have. Raises UserError where pieces do not fit the batch or the workers."""
+    pieces, batch, workers = settings.method.exact_pieces, order.batch_size_global, max(1, settings.cluster.workers)
+    if not pieces:
+        return order.world_sizes
+    possible = [size for size in order.world_sizes if pieces % size == 0]
+    if batch % pieces:
+        raise UserError(f"method.exact_pieces={pieces} does not divide training.batch_size_global={batch}")
+    if workers not in possible:
+        raise UserError(
+            f"cluster.workers={workers} does not divide method.exact_pieces={pieces}; possible numbers of workers: "
+            f"{', '.join(map(str, possible))}"
+        )
+    return possible
 
 
 def _encoder(settings: PretrainSettings) -> Encoder:

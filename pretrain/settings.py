@@ -24,6 +24,12 @@ class MethodSettings:
     images_per_pass: int = setting(
         0, minimum=0, help="views a worker sends through the encoder at once; less memory, the same loss; 0 for all"
     )
+    exact_pieces: int = setting(
+        0,
+        minimum=0,
+        help="equal pieces in which the encoder sees the global batch, their gradients summed exactly: the same bits on any "
+        "number of workers that divides them; every worker computes the loss of the whole batch; 0: not",
+    )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 
 

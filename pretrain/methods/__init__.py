@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,10 +27,12 @@ from pretrain.methods.dino import DINO
 from pretrain.methods.lejepa import LeJEPA
 from pretrain.methods.moco import MoCo
 from pretrain.methods.mocov3 import MoCoV3
+from pretrain.methods.pieces import Pieces
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
 from pretrain.methods.swav import SwAV
 from pretrain.methods.vicreg import VICReg
+from pretrain.training import distributed
 
 __all__ = ["METHODS", "Method", "build_method", "check_arguments", "method_views"]
 
@@ -62,20 +65,29 @@ def method_views(method: str, recipe: str | None, size: int, arguments: Mapping[
     return views
 
 
-def build_method(name: str, encoder: Encoder, arguments: Mapping[str, Any], *, images_per_pass: int = 0) -> Method:
-    """Builds a method around an encoder, which sees at most `images_per_pass` images at once (0: no limit).
+def build_method(
+    name: str, encoder: Encoder, arguments: Mapping[str, Any], *, images_per_pass: int = 0, exact_pieces: int = 0
+) -> Method:
+    """Builds a method around an encoder.
 
-    Raises UserError for an unknown method or argument, and for batch norm in an encoder that sees batches in passes.
+    Args:
+        images_per_pass: most images that the encoder sees at once; 0: no limit.
+        exact_pieces: pieces of the global batch, see `pretrain.methods.pieces`; 0: each rank's share as it comes.
+
+    Raises UserError for an unknown method or argument, and for batch norm in an encoder that does not see the batch at once.
     """
     chosen = METHODS[choose("method", name, METHODS)]
     check_arguments(f"method.arguments of {name}", chosen, arguments, given=("encoder",))
-    if images_per_pass and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
-        raise UserError(
-            f"method.images_per_pass={images_per_pass} is not possible with batch norm in the encoder, whose statistics "
-            "would be those of a pass; take an encoder with layer norm, or 0"
-        )
-    method: Method = chosen(encoder, **arguments)
+    for setting, value in (("images_per_pass", images_per_pass), ("exact_pieces", exact_pieces)):
+        if value and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
+            raise UserError(
+                f"method.{setting}={value} is not possible with batch norm in the encoder, whose statistics "
+                "would be those of a part of the batch; take an encoder with layer norm, or 0"
+            )
+    with distributed.alone() if exact_pieces else nullcontext():
+        method: Method = chosen(encoder, **arguments)
     method.images_per_pass = images_per_pass
+    method.pieces = Pieces(exact_pieces) if exact_pieces else None
     return method
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from lightly.models.modules.memory_bank import MemoryBankModule
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.encoders import Encoder
+from pretrain.methods.pieces import Pieces
 from pretrain.training import distributed
 from pretrain.training.schedules import half_cosine
 
@@ -24,16 +27,24 @@ class Method(nn.Module):
         num_views: how many views `forward` takes; None for two or more, the first two of them global.
         constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
         images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.
+        pieces: when set, the encoder sees the global batch in pieces, and every rank computes the loss of all of it; see
+            `pretrain.methods.pieces`.
     """
 
     recipe: str
     num_views: int | None = 2
     constant_rate: tuple[str, ...] = ()
     images_per_pass: int = 0
+    pieces: Pieces | None = None
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        """`forward`; in pieces it is given the whole global batch's features on every rank, and has nobody to speak to."""
+        with nullcontext() if self.pieces is None else distributed.alone():
+            return super().__call__(*arguments, **more)
 
     @property
     def exported(self) -> Encoder:
@@ -67,11 +78,21 @@ class Method(nn.Module):
 
     def features(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """Pooled features [B, C] of each view. Views of one size go through the encoder together."""
-        maps = self.maps(views, encoder)
-        return [view_map.mean((2, 3)) for view_map in maps]
+        return self._encoded(lambda part: [_pooled(last) for last in self._maps(part, encoder)], views, encoder)
 
     def maps(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """The last map of each view. Views of one size go through the encoder together."""
+        return self._encoded(lambda part: self._maps(part, encoder), views, encoder)
+
+    def _encoded(
+        self, encode: Callable[[Sequence[Tensor]], list[Tensor]], views: Sequence[Tensor], encoder: Encoder | None
+    ) -> list[Tensor]:
+        if self.pieces is None:
+            return encode(views)
+        trained = [p for p in (encoder or self.encoder).parameters() if p.requires_grad]
+        return self.pieces.run(encode, views, trained)
+
+    def _maps(self, views: Sequence[Tensor], encoder: Encoder | None) -> list[Tensor]:
         maps: dict[int, Tensor] = {}
         sizes = dict.fromkeys(view.shape[1:] for view in views)
         for size in sizes:
@@ -79,6 +100,10 @@ class Method(nn.Module):
             together = self.last_map(torch.cat([views[index] for index in indices]), encoder)
             maps.update(zip(indices, together.split(len(views[indices[0]])), strict=True))
         return [maps[index] for index in range(len(views))]
+
+
+def _pooled(maps_BCHW: Tensor) -> Tensor:
+    return maps_BCHW.mean((2, 3))
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Everything is a no-op with one rank, so the same code runs without a process gro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,15 +14,38 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_is_alone = False
 
-def world_size() -> int:
+
+def num_processes() -> int:
     """Ranks in the process group; 1 when there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process's rank; 0 when there is no process group."""
-    return dist.get_rank() if world_size() > 1 else 0
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def world_size() -> int:
+    """Ranks that share the batch: those of the process group, and 1 when there is none or inside `alone`."""
+    return 1 if _is_alone else num_processes()
+
+
+def rank() -> int:
+    """This process's rank among those that share the batch."""
+    return 0 if _is_alone else process_rank()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, each rank computes as if there were no other: for code that every rank runs on the whole global batch."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def summed(numbers: Sequence[float], device: torch.device) -> list[float]:
@@ -35,9 +59,14 @@ def summed(numbers: Sequence[float], device: torch.device) -> list[float]:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Concatenates equally shaped tensors of all ranks along the first axis, in the order of ranks; no gradient."""
-    if world_size() == 1:
+    return tensor if world_size() == 1 else gathered_of_all(tensor)
+
+
+def gathered_of_all(tensor: Tensor) -> Tensor:
+    """`gathered`, also inside `alone`."""
+    if num_processes() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    parts = [torch.empty_like(tensor) for _ in range(num_processes())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 

@@ -10,13 +10,13 @@ import torch
 
 
 @contextmanager
-def exactness(reproducible: bool) -> Iterator[None]:
+def exactness(reproducible: bool, *, num_threads: int = 0) -> Iterator[None]:
     """Chooses the kernels that PyTorch takes inside a `with`.
 
     Reproducible: the same seed gives the same numbers, bit for bit, on the same kind and number of devices and the same
     versions (https://docs.pytorch.org/docs/stable/notes/randomness.html); PyTorch warns of an operation that has no such
     kernel. Otherwise cuDNN tries its kernels and takes the fastest, and float32 products may use TF32. CPU kernels are
-    reproducible either way, for the same number of threads.
+    reproducible either way, for the same number of threads, which is `num_threads` where that is not 0.
     """
     if reproducible:
         # read when cuBLAS is first used; its reductions depend on workspaces otherwise
@@ -28,7 +28,10 @@ def exactness(reproducible: bool) -> Iterator[None]:
         cudnn.benchmark,
         torch.get_float32_matmul_precision(),
         memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.get_num_threads(),
     )
+    if num_threads:
+        torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
     cudnn.benchmark = not reproducible
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
@@ -41,3 +44,4 @@ def exactness(reproducible: bool) -> Iterator[None]:
         cudnn.benchmark = before[2]
         torch.set_float32_matmul_precision(before[3])
         memory.fill_uninitialized_memory = before[4]  # type: ignore[attr-defined]
+        torch.set_num_threads(before[5])

@@ -71,7 +71,11 @@ class Batches(Protocol):
 
 
 class Trainable(Protocol):
-    """A module that the loop can train: `forward(inputs) -> StepOutput`, and `after_step` for momentum encoders."""
+    """A module that the loop can train: `forward(inputs) -> StepOutput`, and `after_step` for momentum encoders.
+
+    With `pieces` every rank computes the same loss of the whole global batch, and `pieces.finish()` takes the place of
+    averaging gradients over ranks (`pretrain.methods.pieces`).
+    """
 
     def after_step(self, step: int, num_steps: int) -> None: ...
 
@@ -164,7 +168,10 @@ def train(
 
     # -- what every step needs ------------------------------------------------------------------------------------------
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    averager = GradientAverager(p for p in module.parameters() if p.requires_grad)
+    pieces = getattr(module, "pieces", None)
+    gradients = pieces or GradientAverager(p for p in module.parameters() if p.requires_grad)
+    # what a rank's loss counts for, and what its random layers draw from
+    share, chance = (1 / place.world_size, place.rank) if pieces is None else (float(place.rank == 0), 0)
     autocast = autocast_for(precision, device)
     after_step, state_health = getattr(module, "after_step", None), getattr(module, "health", None)
     clock = Clock(progress.seconds)
@@ -217,7 +224,7 @@ def train(
                 batch = next(batches)
             progress.bad_rows.update(batch.bad_rows)
             # random layers (drop path, dropout) draw from the step and the rank, so that a resumed step repeats
-            torch.manual_seed(int(hash64(seed, progress.step, place.rank)) >> 1)
+            torch.manual_seed(int(hash64(seed, progress.step, chance)) >> 1)
             rates = rates_at(progress.step)
             set_rates(optimizer, rates)
 
@@ -225,7 +232,7 @@ def train(
             with autocast():
                 output: StepOutput = module(batch.inputs)
             output.loss.backward()
-            averager.finish()
+            gradients.finish()
             gradient_norm = float(
                 nn.utils.clip_grad_norm_(parameters, clip_gradient if clip_gradient > 0 else math.inf, foreach=True)
             )
@@ -237,7 +244,7 @@ def train(
             due |= time.monotonic() - checkpointed_at > min(most, checkpoint_every_seconds)
             mean_loss, unsound, stops, dues, bad_rows = summed(
                 [
-                    loss / place.world_size,
+                    loss * share if share else 0.0,
                     not math.isfinite(loss + gradient_norm),
                     place.stop_requested(),
                     due and place.rank == 0,
@@ -285,7 +292,14 @@ def train(
             if progress.step % log_every_steps == 0 or last or numbers:
                 state = {} if state_health is None else state_health()
                 record = _record(
-                    progress, output, state | numbers, clock, rates.learning_rate, gradient_norm, steps_per_epoch
+                    progress,
+                    output,
+                    state | numbers,
+                    clock,
+                    rates.learning_rate,
+                    gradient_norm,
+                    steps_per_epoch,
+                    pieces,
                 )
                 findings = watch.look(progress.step, record, dim=_dim(output), chance_loss=output.chance_loss)
                 if findings:
@@ -353,6 +367,7 @@ def _record(
     learning_rate: float,
     gradient_norm: float,
     steps_per_epoch: int,
+    pieces: Any,
 ) -> dict[str, Any]:
     """One line of metrics.jsonl; all ranks call it, because health looks at the embeddings of all."""
     logs = sorted(output.logs)
@@ -373,7 +388,8 @@ def _record(
         "failed_writes": progress.failed_writes,
     }
     if output.embeddings is not None:
-        record |= health.embedding_health(*(gathered(part.detach()) for part in output.embeddings))
+        parts = [part.detach() for part in output.embeddings]
+        record |= health.embedding_health(*(parts if pieces is not None else map(gathered, parts)))
     progress.loss_sum, progress.loss_count = 0.0, 0
     return record | numbers
 

@@ -76,14 +76,19 @@ def train_by(
     constant_rate: tuple[str, ...] = (),
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
+    compute_threads: int = 0,
     loop: Callable[..., Outcome] = train,
     **more: Any,
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
+    On the CPU it computes with `compute_threads`, 0 for as many as the worker has.
+
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
-    num_norms = distributed.synchronise_batch_norm(module, place.device)
+    # where every rank computes the loss of the whole batch, norms in heads see all of it
+    replicated = getattr(module, "pieces", None) is not None
+    num_norms = 0 if replicated else distributed.synchronise_batch_norm(module, place.device)
     if num_norms:
         note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
         place.report({"kind": "note", "text": note})
@@ -106,7 +111,8 @@ def train_by(
         constant_rate=constant_rate,
     )
     shards = Shards(manifest, image_column=data.image_column, columns=columns)
-    source, transform = viewer.source(shards, decode_threads=num_decode_threads(data))
+    decode_threads = num_decode_threads(data)
+    source, transform = viewer.source(shards, decode_threads=decode_threads)
     kept = viewer.kept_images()
 
     def batches_from(samples_seen: int) -> TrainingBatches:
@@ -117,7 +123,7 @@ def train_by(
             rank=place.rank,
             world_size=place.world_size,
             samples_seen=samples_seen,
-            decode_threads=num_decode_threads(data),
+            decode_threads=decode_threads,
             read_threads=data.read_threads,
             prefetch_batches=data.prefetch_batches,
             prefetch_bytes=data.prefetch_mib * 2**20,
@@ -135,7 +141,7 @@ def train_by(
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
-    with exactness(training.reproducible):
+    with exactness(training.reproducible, num_threads=compute_threads):
         return loop(
             module,
             build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),

@@ -40,7 +40,7 @@ def rehearse(
 
     Raises UserError when a batch does not fit into memory.
     """
-    device, num_workers = place.device, place.world_size
+    device, num_workers, pieces = place.device, place.world_size, getattr(module, "pieces", None)
     started = time.monotonic()
     batches = batches_from(0)
     try:
@@ -57,6 +57,8 @@ def rehearse(
             with autocast():
                 output = module(batch.inputs)
             output.loss.backward()
+            if pieces is not None:
+                pieces.finish()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             loss = float(output.loss.detach())

@@ -1,10 +1,10 @@
 """Fifty losses in-process, on one and two Ray workers, and in-process from weights that differ by one rounding.
 
-    python -m tests.benchmarks.workers SHARDS [--steps 50] [--batch 64] [--size 64]
+    python -m tests.benchmarks.workers SHARDS [--steps 50] [--batch 64] [--size 64] [--only-exact]
 
-The same global batches and views everywhere; two workers only add up in another order. How far that carries is a matter of
-the training itself, which the last runs show: every weight is multiplied by 1 + u, u uniform within one unit in float32's
-last place, in one process. Largest differences of the losses up to a step, one thread each.
+The same global batches and views everywhere; two workers only add up in another order, and in exact pieces not even that. How
+far it carries is a matter of the training itself, which the last runs show: every weight is multiplied by 1 + u, u uniform
+within one unit in float32's last place, in one process. Largest differences of the losses up to a step, one thread each.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from pretrain.training.loop import Outcome, train
 
 CONFIG = "configs/pretrain/small/simclr.yaml"
 ROUNDING = 2.0**-23
+LARS = ["optimizer.name=lars", "optimizer.learning_rate=0.3", "optimizer.weight_decay=1e-6"]
 SETTINGS: dict[str, list[str]] = {
-    "the paper's LARS, rate 0.3": ["optimizer.name=lars", "optimizer.learning_rate=0.3", "optimizer.weight_decay=1e-6"],
+    "the paper's LARS, rate 0.3, in 4 exact pieces": [*LARS, "method.exact_pieces=4"],
+    "the paper's LARS, rate 0.3": LARS,
     "the configuration's AdamW, rate 4e-3": [],
 }
 
@@ -42,10 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--only-exact", action="store_true", help="no runs without exact pieces")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     marks = [step for step in (1, 12, 25, options.steps) if step <= options.steps]
-    for label, overrides in SETTINGS.items():
+    for label, overrides in list(SETTINGS.items())[: 1 if options.only_exact else None]:
         given = [
             f"data.url={options.shards.absolute()}", f"training.steps={options.steps}", "training.log_every_steps=1",
             f"training.batch_size_global={options.batch}", f"views.size={options.size}", "rankme_images=0",

@@ -198,7 +198,10 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(shards, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
-    """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again."""
+    """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again.
+
+    In exact pieces it is then the undisturbed run bit for bit.
+    """
     from ray.cluster_utils import Cluster
 
     steps, seconds_a_step = 160, 0.25
@@ -212,6 +215,7 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": health}
     cluster, process = Cluster(initialize_head=True, head_node_args=head), None
     out = tmp_path / "run"
+    alone = undisturbed(shards, tmp_path / "alone", steps=steps, workers=0, method__exact_pieces=2)
     (tmp_path / "run.rows").mkdir()
     (tmp_path / "run.rows" / "seconds").write_text(str(seconds_a_step))
     late = dice.sample(range(5), 2)  # these losses are replaced only after the run goes on with one worker
@@ -226,6 +230,7 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
             cluster__max_failures=-1,
             cluster__resize_seconds=5,
             cluster__address=cluster.address,
+            method__exact_pieces=2,
         )
         process = start(*options, **recorded)
         step = 0
@@ -256,6 +261,7 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
     rows, wanted = rows_by_step(tmp_path / "run.rows"), undisturbed_rows(options, steps)
     assert [rows[step] for step in sorted(rows)] == wanted
     assert [step for step, *_ in trace(out)] == list(range(1, steps + 1))
+    assert_equal_runs(alone, out)
 
 
 @pytest.mark.ray
