@@ -117,8 +117,11 @@ def run_batch_job(
     job or other files, what `prepare` and `compute` raise, and KeyboardInterrupt at Ctrl-C (the parts stay).
     """
     began = time.monotonic()
-    wanted = {part_name(unit, part) for unit, todo in enumerate(job.units) for part in range(todo.num_parts)}
-    there = _claim(job, wanted)
+    wanted = parts_of(job)
+    there = parts_there(job)
+    if there is None:
+        there = set()
+        storage.write_json(storage.join(job.out, JOB), _identity(job))
     missing = [
         unit
         for unit, todo in enumerate(job.units)
@@ -165,22 +168,33 @@ def write_part(out: str, unit: int, part: int, table: pa.Table) -> int:
     return 0 if again else 1
 
 
-def _claim(job: BatchJob, wanted: set[str]) -> set[str]:
-    """Takes OUT for the job, or continues the one there; returns the names of the parts that are there."""
-    identity = json.loads(json.dumps(dict(job.identity)))
-    url = storage.join(job.out, JOB)
+def parts_of(job: BatchJob) -> set[str]:
+    """The names of all parts."""
+    return {part_name(unit, part) for unit, todo in enumerate(job.units) for part in range(todo.num_parts)}
+
+
+def parts_there(job: BatchJob) -> set[str] | None:
+    """The names of the parts that an earlier call has made; None where OUT is empty. Writes nothing.
+
+    Raises UserError when OUT holds another job or other files.
+    """
+    identity = _identity(job)
     names = [name for name in storage.names_in(job.out) if not name.startswith(".")]
     if JOB in names:
-        before = storage.read_json(url)
+        before = storage.read_json(storage.join(job.out, JOB))
         differing = sorted(key for key in {*identity, *before} if identity.get(key) != before.get(key))
         if differing:
             told = "; ".join(f"{key} is {before.get(key)!r} there, {identity.get(key)!r} here" for key in differing)
             raise UserError(f"{job.out} holds the parts of another job ({told}); choose another folder")
-    elif names:
+        return parts_of(job).intersection(names)
+    if names:
         raise UserError(f"{job.out} is not empty and holds no such job (there: {', '.join(names[:5])})")
-    else:
-        storage.write_json(url, identity)
-    return wanted.intersection(names)
+    return None
+
+
+def _identity(job: BatchJob) -> dict[str, Any]:
+    identity: dict[str, Any] = json.loads(json.dumps(dict(job.identity)))
+    return identity
 
 
 def _checked(job: BatchJob, names: Sequence[str]) -> tuple[int, list[Any]]:

@@ -25,6 +25,9 @@ def add_machine_options(parser: argparse._ActionsContainer) -> None:
         parser.add_argument(
             f"--{who}-label", action="append", default=[], metavar="KEY=VALUE", help=f"label of the nodes for {who}s"
         )
+    parser.add_argument(
+        "--check", action="store_true", help="tries a first piece, tells what it would take, and starts nothing"
+    )
     parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a Ray of its own")
 
 

@@ -158,6 +158,7 @@ def report_health(pretraining: Path) -> None:
         ("spread", "spread of embeddings (1 fills the sphere, 0 is collapsed)", ".2f"),
         ("effective_rank", "effective rank of embeddings", ".1f"),
         ("knn_accuracy", "kNN accuracy on held-out images", ".1%"),
+        ("knn_accuracy_untrained", "the same with the weights it began with", ".1%"),
     ]
     for key, words, form in names:
         if last.get(key) is not None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 import torch
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.place import place_here
+from cluster.place import Place, place_here
 from finetune.model import load_model
 from finetune.robustness import FILE, judge_corrupted
 from finetune.tasks import TASKS
+from finetune.tasks.base import Predictor
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Shards
 
@@ -38,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json beside MODEL",
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
+    parser.add_argument(
+        "--check", action="store_true", help="judges a first batch, tells what it would take, and starts nothing"
+    )
     options = parser.parse_args(arguments)
 
     predictor = load_model(options.model)
@@ -58,6 +63,9 @@ def main(arguments: Sequence[str]) -> int:
     with place_here() as place:
         predictor.to(place.device)
         threads = options.decode_threads or torch.get_num_threads()
+        if options.check:
+            _check(predictor, shards, place, threads)
+            return 0
         judgement = predictor.judge(shards, place, decode_threads=threads)
         for name, value in judgement.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
@@ -77,3 +85,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.json is not None:
         storage.write_json(options.json, whole)
     return 0
+
+
+def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: int) -> None:
+    """Judges a first batch and says how long all of them would take."""
+    started = time.monotonic()
+    batch = next(predictor.batches(shards, place, batch_size=64, decode_threads=decode_threads), None)
+    if batch is None:
+        raise UserError("no row of DATA can be used; `python -m pretrain.data check` lists what is wrong with them")
+    predictor.results(batch.arrays, batch.geometry_VB5)
+    seconds = (time.monotonic() - started) / len(batch.row_ids)
+    num_rows = shards.manifest.num_rows
+    print(f"evaluate: first {len(batch.row_ids)} images read and judged, {len(batch.bad_rows)} that cannot be decoded")
+    print(f"evaluate: {num_rows:,} images in all, about {num_rows * seconds:.0f} s; nothing was started")

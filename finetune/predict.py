@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from cluster import storage
+from cluster.batch_check import check_batch_job
 from cluster.batch_options import add_machine_options, machines_of
 from cluster.errors import UserError
 from finetune.model import load_model
@@ -20,7 +22,7 @@ from finetune.predicting.judging import judged
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
-from finetune.predicting.spread import predict_shards
+from finetune.predicting.spread import job_of, predict_shards
 from finetune.tasks.base import Predictor
 from pretrain.data.progress import ProgressLine
 
@@ -97,9 +99,13 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
             )
-    _claim(options.out, options.overwrite or options.workers > 0)
+    _refuse_full(options.out, options.overwrite or options.workers > 0)
+    if not options.check:
+        storage.check_writable(options.out)
     clips = find_clips(options.inputs, image_column=options.image_column)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.check:
+        return _check(options, predictor, clips)
     followers = _followers(options, predictor, rules)
     started = time.monotonic()
     if options.workers:
@@ -143,15 +149,48 @@ def _spread(
         raise UserError(
             "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
         )
-    return predict_shards(
-        predictor,
-        storage.absolute(options.model),
-        clips,
-        storage.absolute(options.out),
-        machines_of(options, has_gpu=torch.cuda.is_available()),
-        image_column=options.image_column,
-        followers=alarms,
+    machines = machines_of(options, has_gpu=torch.cuda.is_available())
+    out = storage.absolute(options.out)
+    job, manifest = job_of(
+        predictor, storage.absolute(options.model), clips, out, machines, image_column=options.image_column
     )
+    return predict_shards(job, manifest, clips, out, machines, followers=alarms)
+
+
+def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> int:
+    """Judges a first batch and tells what the command would take; nothing stays behind."""
+    if options.workers:
+        machines, out = machines_of(options, has_gpu=torch.cuda.is_available()), storage.absolute(options.out)
+        job, manifest = job_of(
+            predictor, storage.absolute(options.model), clips, out, machines, image_column=options.image_column
+        )
+        lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
+    else:
+        was_there = storage.exists(options.out)
+        storage.check_writable(options.out)
+        if not was_there:
+            storage.remove(options.out)  # the writing test made it
+        items = clips[0].items(image_column=options.image_column, fps=options.fps, every=options.every)
+        threads = options.decode_threads or torch.get_num_threads()
+        started = time.monotonic()
+        sample = list(itertools.islice(items, options.batch_size))
+        records = [
+            record for _, record in judged(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
+        ]
+        seconds = (time.monotonic() - started) / max(1, len(records))
+        bad = sum(record["error"] is not None for record in records)
+        known = [clip.num_items for clip in clips if clip.num_items is not None]
+        total = -(-sum(known) // options.every)
+        open_end = f" and {len(clips) - len(known)} films of unknown length" if len(known) < len(clips) else ""
+        lines = [
+            f"{options.out} can be written",
+            f"first {len(records)} pictures: {bad} of which cannot be decoded",
+            f"{total:,} pictures{open_end} in all, about {total * seconds:.0f} s",
+            "nothing was started",
+        ]
+    for line in lines:
+        print(f"predict: {line}")
+    return 0
 
 
 def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:
@@ -188,8 +227,7 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
     return followers
 
 
-def _claim(out: str, overwrite: bool) -> None:
+def _refuse_full(out: str, overwrite: bool) -> None:
     there = storage.names_in(out)
     if there and not overwrite:
         raise UserError(f"{out} is not empty (there: {', '.join(there[:3])}); choose another OUT or give --overwrite")
-    storage.check_writable(out)

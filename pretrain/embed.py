@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from cluster import storage
+from cluster.batch_check import check_batch_job
 from cluster.batch_jobs import BatchJob, Compute, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
 from pretrain.data.augment import normalise, to_images
@@ -104,6 +105,10 @@ def main(arguments: Sequence[str]) -> int:
         },
     )
     machines = machines_of(options, has_gpu=torch.cuda.is_available())
+    if options.check:
+        for line in check_batch_job(job, machines, data_urls=data):
+            print(f"embed: {line}")
+        return 0
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)

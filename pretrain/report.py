@@ -32,6 +32,7 @@ from pretrain.reporting.view_section import view_section
 from pretrain.run import method_of, views_of
 from pretrain.settings import PretrainSettings
 from pretrain.training import checkpoints
+from pretrain.training.probes import UNTRAINED
 
 REPORT = "report.html"
 SECONDS = 20.0
@@ -78,7 +79,10 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
         given = run.setting("report_images")
         num_images = NUM_IMAGES if given is None else int(given)
     chance = _chance(run)
-    levels = {} if chance is None else {"knn_accuracy": [Mark(f"guessing {percent(chance)}", y=chance)]}
+    untrained = run.metrics.get(f"knn_accuracy_{UNTRAINED}")
+    marks = [] if chance is None else [Mark(f"guessing {percent(chance)}", y=chance)]
+    marks += [] if untrained is None else [Mark(f"untrained {percent(untrained)}", y=untrained)]
+    levels = {"knn_accuracy": marks} if marks else {}
     scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
@@ -212,11 +216,16 @@ def _tiles(run: RunRecord) -> list[Tile]:
     metrics = run.metrics
     tiles = [Tile("Loss", short(metrics.get("loss")), f"at first {short(run.history.first('loss'))}")]
     if "knn_accuracy" in metrics:
-        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), "unseen images"))
+        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(metrics, "knn_accuracy")))
     if "linear_accuracy" in metrics:
-        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), "unseen images"))
+        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(metrics, "linear_accuracy")))
     if "rankme" in metrics:
         tiles.append(Tile("RankMe", short(metrics["rankme"]), "dimensions in use"))
     elif "effective_rank" in metrics:
         tiles.append(Tile("Effective rank", short(metrics["effective_rank"]), "dimensions in use"))
     return tiles
+
+
+def _untrained(metrics: Mapping[str, float], name: str) -> str:
+    score = metrics.get(f"{name}_{UNTRAINED}")
+    return "unseen images" if score is None else f"{percent(score)} untrained"

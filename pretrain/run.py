@@ -21,7 +21,7 @@ from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
-from pretrain.training.probes import LabelProbe, rankme
+from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
@@ -82,6 +82,10 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
 
     def evaluate(step: int, last: bool) -> dict[str, float]:
         scores = {} if probe is None else probe(encoder, place, linear=last and settings.knn.linear)
+        if last and probe is not None:
+            # what the network knows before it learns: without it a score says little
+            before = probe(_first_weights(settings).to(place.device), place, linear=settings.knn.linear)
+            scores |= {f"{name}_{UNTRAINED}": score for name, score in before.items()}
         if last and settings.rankme_images:
             image_column, how = settings.data.image_column, _how_to_look(settings)
             scores["rankme"] = rankme(
@@ -189,6 +193,13 @@ def _encoder(settings: PretrainSettings) -> Encoder:
         size = settings.views.size
         arguments.setdefault("stem_stride", 1 if size <= 48 else 2 if size <= 128 else 4)
     return build_encoder(settings.encoder.name, **arguments)
+
+
+def _first_weights(settings: PretrainSettings) -> Encoder:
+    """The encoder as the run began with it; random numbers drawn here are not missed elsewhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return _encoder(settings).eval()
 
 
 def _label_probe(settings: PretrainSettings) -> LabelProbe | None:

@@ -65,27 +65,16 @@ class Judging:
         return compute
 
 
-def predict_shards(
-    predictor: Predictor,
-    model_url: str,
-    clips: Sequence[Clip],
-    out: str,
-    machines: Machines,
-    *,
-    image_column: str,
-    followers: Sequence[AlarmFollower] = (),
-) -> tuple[int, int]:
-    """Judges the rows of Parquet clips, continuing what is in `out`; returns the number of rows and of bad ones.
-
-    Raises UserError for clips of another kind.
-    """
+def job_of(
+    predictor: Predictor, model_url: str, clips: Sequence[Clip], out: str, machines: Machines, *, image_column: str
+) -> tuple[BatchJob, Manifest]:
+    """The job that judges the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
             f"--workers judge Parquet shards, and {others[0]} is none; pack it by `python -m pretrain.data import`"
         )
     urls = [url for clip in clips for url in clip.urls]
     manifest = load_manifest(urls, columns=[image_column], image_column=image_column)
-    parts = storage.join(out, "parts")
     job = BatchJob(
         units=units_of(manifest, rows_per_part=ROWS_PER_PART),
         prepare=DecodedRows(
@@ -97,7 +86,7 @@ def predict_shards(
             rows_per_part=ROWS_PER_PART,
         ),
         compute=Judging(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
-        out=parts,
+        out=storage.join(out, "parts"),
         identity={
             "job": "predict",
             "model": predictor.config["weights_sha256"],
@@ -105,6 +94,19 @@ def predict_shards(
             "rows_per_part": ROWS_PER_PART,
         },
     )
+    return job, manifest
+
+
+def predict_shards(
+    job: BatchJob,
+    manifest: Manifest,
+    clips: Sequence[Clip],
+    out: str,
+    machines: Machines,
+    *,
+    followers: Sequence[AlarmFollower] = (),
+) -> tuple[int, int]:
+    """Does the job of `job_of`, continuing what is in `out`; returns the number of rows and of bad ones."""
     run_batch_job(job, machines, on_progress=JobProgress("predict"))
     num_rows, num_bad = 0, 0
     with tempfile.TemporaryDirectory(prefix="fovea-predict-") as folder:
@@ -112,7 +114,7 @@ def predict_shards(
         with path.open("w", encoding="utf-8") as lines:
             for follower in followers:
                 follower.begin(clips[0])  # all of them are one data set
-            for record in _records(parts, manifest):
+            for record in _records(job.out, manifest):
                 for follower in followers:
                     follower.see(record)
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Figure, Section, Templates, Tile
 from pretrain.training.console import duration
+from pretrain.training.probes import UNTRAINED
 
 # shown in a chart of their own, or no quantity to draw
 PLACED = frozenset(
@@ -27,6 +28,8 @@ PLACED = frozenset(
             "uniformity",
             "knn_accuracy",
             "linear_accuracy",
+            f"knn_accuracy_{UNTRAINED}",
+            f"linear_accuracy_{UNTRAINED}",
         ),
         *("rankme", "bad_rows", "read_retries", "restarts", "seconds", "failed_writes"),
     ]

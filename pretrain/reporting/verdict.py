@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short, span
 from pretrain.training.health import COLLAPSES, LEAST_SPREAD
+from pretrain.training.probes import UNTRAINED
 
 GOOD_SPREAD = 0.5
 
@@ -77,9 +78,12 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
             text = next(iter(findings.values()))
             return Verdict("finished, unwell", "warn", f"This run is finished, but something is wrong: {text}.", health)
         if knn is not None:
-            guessing = f", where always guessing the most frequent class gets {percent(chance)}" if chance else ""
-            seen = f"neighbours in its embedding name the right class of {percent(knn)} of unseen images{guessing}"
-            if chance and knn < 1.2 * chance:
+            untrained = metrics.get(f"knn_accuracy_{UNTRAINED}")
+            beside = [f"the weights it began with get {percent(untrained)}"] if untrained is not None else []
+            beside += [f"always guessing the most frequent class gets {percent(chance)}"] if chance else []
+            where = f", where {' and '.join(beside)}" if beside else ""
+            seen = f"neighbours in its embedding name the right class of {percent(knn)} of unseen images{where}"
+            if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
                     "finished, little learnt", "warn", f"The encoder learnt little about classes: {seen}.", health
                 )

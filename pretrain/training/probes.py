@@ -17,6 +17,8 @@ from pretrain.training.health import effective_rank
 from pretrain.training.knn import knn_accuracy
 from pretrain.training.linear_probe import linear_accuracy
 
+UNTRAINED = "untrained"  # ends the names of scores of the weights that a run began with
+
 
 class LabelProbe:
     """What features of one labelled data set tell of another: by a vote of neighbours, and by a linear classifier.

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from pretrain.data.demo_scenes import write_demo
+from pretrain.data.importing import import_images
 from tests.benchmarks import (
     accelerator,
     attention_cost,
@@ -26,6 +27,7 @@ from tests.benchmarks import (
     maps,
     memory,
     methods,
+    predicting,
     ray_share,
     reading,
     reports,
@@ -77,6 +79,10 @@ def main() -> None:
         clothing.main([str(options.photos)])
         print("\n== finetuning")
         finetuning.main([str(options.photos)])
+        print("\n== predicting")
+        with tempfile.TemporaryDirectory() as folder:
+            import_images(str(options.photos / "train"), f"{folder}/train")
+            predicting.main([f"{folder}/train"])
         print("\n== views")
         views.main([str(options.photos)])
         print("\n== methods")

@@ -1,6 +1,6 @@
 """What Ray costs: seconds from the command to the first step, and step time under Ray over step time in-process.
 
-    python -m tests.benchmarks.ray_share SHARDS [--steps 60] [--repeats 3]
+    python -m tests.benchmarks.ray_share SHARDS [--steps 60] [--repeats 3] [--threads 0]
 
 The same pretraining (convattn_nano, 64 pixels, batch 64) runs in-process and under Ray with one worker with as many threads,
 interleaved so that a noisy machine is noisy for both. Step time is the median over steps 10 and later of metrics.jsonl.
@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of a run; 0: all CPUs, for which Ray's own processes compete then"
+    )
     options = parser.parse_args(arguments)
 
     starts: dict[int, list[float]] = {0: [], 1: []}
@@ -34,7 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     for repeat in range(options.repeats):
         for workers in (0, 1) if repeat % 2 == 0 else (1, 0):
             with tempfile.TemporaryDirectory() as folder:
-                start, seconds = measured(options.shards, Path(folder) / "run", workers=workers, steps=options.steps)
+                start, seconds = measured(
+                    options.shards, Path(folder) / "run", workers=workers, steps=options.steps, threads=options.threads
+                )
             starts[workers].append(start)
             steps[workers] += seconds
             print(
@@ -49,14 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
           f"({under_ray:.4f} s over {in_process:.4f} s, medians of {len(steps[0])} steps each)")  # fmt: skip
 
 
-def measured(shards: Path, out: Path, *, workers: int, steps: int) -> tuple[float, list[float]]:
+def measured(shards: Path, out: Path, *, workers: int, steps: int, threads: int) -> tuple[float, list[float]]:
     """Seconds to the first line of metrics.jsonl, and the seconds of each later step."""
     started = time.monotonic()
     process = subprocess.Popen(
         [
             sys.executable, "-m", "pretrain", "configs/pretrain/small/simclr.yaml", f"data.url={shards}", f"out={out}",
             f"training.batch_size_global={BATCH}", f"training.steps={steps}", "training.log_every_steps=1",
-            f"cluster.workers={workers}", f"cluster.cpus_per_worker={os.cpu_count()}",
+            f"cluster.workers={workers}", f"cluster.cpus_per_worker={threads or os.cpu_count()}",
         ],
         stdout=subprocess.DEVNULL,
     )  # fmt: skip

@@ -125,6 +125,8 @@ def test_evaluate_repeats_the_numbers_of_the_run(world, finished, tmp_path, caps
     assert numbers["metrics"] == pytest.approx(result["metrics"], abs=1e-6)
     assert numbers["confusion_matrix"] == result["confusion_matrix"]
     assert "accuracy" in capsys.readouterr().out
+    assert run_command(lambda: main([*command, "--check"])) == 0
+    assert "nothing was started" in capsys.readouterr().out
     assert run_command(lambda: main([*command, "--column", "lable=x"])) == 2
     assert "WHAT one of label, image" in capsys.readouterr().err
 

@@ -109,6 +109,17 @@ def test_images_and_shards_give_the_same_records(model, tmp_path):
     assert [p.score for p in predicted] == pytest.approx([record["score"] for record in one[:6]], abs=1e-5)
 
 
+def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
+    assert run(model, shards, tmp_path / "out", "--check") == 0
+    assert "first 6 pictures: 1 of which cannot be decoded" in capsys.readouterr().out
+    assert run(model, shards, film, tmp_path / "out", "--check", "--batch-size", 2) == 0
+    said = capsys.readouterr().out
+    assert "first 2 pictures: 0" in said and "nothing was started" in said
+    assert not (tmp_path / "out").exists()
+    assert run(model, tmp_path / "none", tmp_path / "out", "--check") == 2
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("which", ["model", "detector"])

@@ -84,6 +84,20 @@ def test_features_of_every_good_row_in_order_with_what_is_kept(data, encoder, tm
     assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
 
 
+def test_check_tries_a_part_and_leaves_nothing(data, encoder, tmp_path, capsys):
+    url, _ = encoder
+    out = tmp_path / "out"
+    assert embed(url, data, out, "--rows-per-part", "16", "--check") == 0
+    said = capsys.readouterr().out
+    assert f"{out} can be written; 0 of 7 parts are there" in said and "for 7 parts with 1 worker" in said
+    assert "nothing was started" in said and not out.exists()
+    assert embed(url, data, out, "--rows-per-part", "16") == 0
+    assert embed(url, data, out, "--rows-per-part", "16", "--check") == 0
+    assert "7 of 7 parts are there" in capsys.readouterr().out
+    assert embed(url, data, out, "--rows-per-part", "8", "--check") == 2
+    assert "holds the parts of another job (rows_per_part is 16 there, 8 here)" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_said(data, encoder, tmp_path, capsys):
     url, _ = encoder
     assert embed(url, data, tmp_path / "out", "--keep", "lable") == 2

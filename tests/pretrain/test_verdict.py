@@ -30,6 +30,14 @@ TABLE = {
         run("finished", lines=rows(100, knn_accuracy=0.31)), 0.1,
         ("good", "finished", r"right class of 31\.0 % .* gets 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
     ),
+    "finished, with kNN before and after": (
+        run("finished", lines=rows(100, knn_accuracy=0.31, knn_accuracy_untrained=0.24)), 0.1,
+        ("good", "finished", r"31\.0 % .* the weights it began with get 24\.0 % and always .* gets 10\.0 %\.", r"0\.97"),
+    ),
+    "finished, no better than before": (
+        run("finished", lines=rows(100, knn_accuracy=0.24, knn_accuracy_untrained=0.24)), None,
+        ("warn", "finished, little learnt", r"learnt little .* the weights it began with get 24\.0 %", r"0\.97"),
+    ),
     "finished at chance": (
         run("finished", lines=rows(100, knn_accuracy=0.105)), 0.1,
         ("warn", "finished, little learnt", r"learnt little .* 10\.5 %", r"0\.97"),
