@@ -271,6 +271,16 @@ def test_captions_are_surveyed_with_the_places_that_have_none(tmp_path):
     assert mined_keywords(survey, **{**limits, "max_share": 0.4}) == []
 
 
+def test_captions_of_rows_that_were_not_chosen_are_not_seen(tmp_path):
+    captions = [["a cat"], ["a dog"], None, ["a hen"], ["a cow"], ["a fox"]]
+    survey = Survey()
+    chosen = manifest_of(tmp_path, captions=captions).chosen(np.array([1, 2, 5]))
+    assert list(each_caption(chosen, "captions", survey)) == ["a dog", "a fox"]
+    assert (survey.num_images, survey.num_without) == (3, 1)
+    assert survey.without[0].endswith("row group 1, row 0")
+    assert set(survey.images_of_keyword) == {"dog", "fox"}
+
+
 def test_keywords_come_from_captions_or_a_column(tmp_path):
     reader = KeywordReader(["cat", "dog", "red"])
     truth, known = reader.read({"c": [["a Red cat", "one dog"], None, "ein Hund"]}, {"captions": "c"})

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -133,22 +134,32 @@ def frequent_keywords(survey: Survey, *, num_keywords: int, min_images: int) -> 
 def _rows(
     manifest: Manifest, column: str, *, check: Callable[[pa.Schema, str, str], Any]
 ) -> Iterator[tuple[RowPlace, Any]]:
-    """Every row's value of a column and where it lies; a few files are read at a time, only this column of them."""
+    """Every row's value of a column and where it lies, of chosen rows only where some are chosen.
 
-    def read(url: str) -> list[pa.ChunkedArray]:
+    A few files are read at a time, only this column of them.
+    """
+
+    def read(file: int) -> list[tuple[RowPlace, Any]]:
+        url, found = manifest.files[file].url, []
         with storage.open_input(url) as source:
-            file = pq.ParquetFile(source)
-            check(file.schema_arrow, column, url)
-            return [file.read_row_group(group, columns=[column]).column(0) for group in range(file.num_row_groups)]
+            parquet = pq.ParquetFile(source)
+            check(parquet.schema_arrow, column, url)
+            for group in np.flatnonzero(manifest.file_of_group == file).tolist():
+                number, choice = int(manifest.group_in_file[group]), manifest.choice_in_group(group)
+                values = parquet.read_row_group(number, columns=[column]).column(0)
+                rows = range(len(values)) if choice is None else choice.tolist()
+                if choice is not None:
+                    values = values.take(pa.array(choice))
+                found += [
+                    (RowPlace(url, number, row), value) for row, value in zip(rows, values_of(values), strict=True)
+                ]
+        return found
 
-    urls = [file.url for file in manifest.files]
+    files = np.unique(manifest.file_of_group).tolist()
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for start in range(0, len(urls), FILES_AT_ONCE):
-            some = urls[start : start + FILES_AT_ONCE]
-            for url, groups in zip(some, pool.map(read, some), strict=True):
-                for group, values in enumerate(groups):
-                    for row, value in enumerate(values_of(values)):
-                        yield RowPlace(url, group, row), value
+        for start in range(0, len(files), FILES_AT_ONCE):
+            for found in pool.map(read, files[start : start + FILES_AT_ONCE]):
+                yield from found
 
 
 def require_captions(survey: Survey, column: str, manifest: Manifest) -> None:
