@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance, rising_momentum
-from pretrain.training.health import assignment_information
+from pretrain.training.health import assignment_information, outputs_in_use
 from pretrain.training.loop import StepOutput
 
 
@@ -100,7 +100,10 @@ class DINO(Method):
             assigned = torch.softmax((teacher[0] - self.criterion.center[0]) / temperature, dim=1)
         return StepOutput(
             loss=self.criterion(teacher, student, teacher_temp=temperature),
-            logs={"assignment_information": assignment_information(assigned)},
+            logs={
+                "assignment_information": assignment_information(assigned),
+                "outputs_in_use": outputs_in_use(assigned),
+            },
             embeddings=(features[0].detach(), features[1].detach()),
             chance_loss=math.log(self.output_dim),
         )

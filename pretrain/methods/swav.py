@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.training import distributed
-from pretrain.training.health import assignment_information
+from pretrain.training.health import assignment_information, outputs_in_use
 from pretrain.training.loop import StepOutput
 
 
@@ -86,7 +86,10 @@ class SwAV(Method):
         first, second = embeddings[:2]
         return StepOutput(
             loss=torch.stack(losses).mean(),
-            logs={"assignment_information": assignment_information(codes[0])},
+            logs={
+                "assignment_information": assignment_information(codes[0]),
+                "outputs_in_use": outputs_in_use(codes[0]),
+            },
             embeddings=(first.detach(), second.detach()),
             chance_loss=math.log(self.num_prototypes),
         )

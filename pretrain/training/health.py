@@ -59,6 +59,12 @@ def assignment_information(probabilities_BK: Tensor) -> Tensor:
     return torch.special.entr(mean).sum() - torch.special.entr(probabilities_BK).sum(1).mean()
 
 
+@torch.no_grad()
+def outputs_in_use(probabilities_BK: Tensor) -> Tensor:
+    """How many of K outputs a batch is assigned to: exp of the entropy of the mean assignment, from 1 to K."""
+    return torch.special.entr(probabilities_BK.mean(0)).sum().exp()
+
+
 class Finding(NamedTuple):
     """Something that is wrong: its kind, and a line that says what is seen, since when, and what usually helps."""
 
@@ -70,6 +76,8 @@ class Finding(NamedTuple):
 PATIENCE = 3
 # ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam at a hundred times its rate falls to 2 to 3
 LEAST_SPREAD, LEAST_RANK, LEAST_INFORMATION, LEAST_DISTANCE = 0.05, 4.0, 1e-3, 1e-8
+# a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
+LEAST_OUTPUTS = 4.0
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
 
@@ -120,11 +128,13 @@ class HealthWatch:
                 f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}",
                 "another learning rate or milder crops usually help",
             )
-        information = numbers.get("assignment_information", math.inf)
-        if information < LEAST_INFORMATION:
+        information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
+        if information < LEAST_INFORMATION or in_use < LEAST_OUTPUTS:
+            alike = f"the assignment says {information:.4f} nats of an image"
+            few = f"{in_use:.1f} outputs are in use"
             yield (
                 "collapse of assignments",
-                f"all images are assigned alike (the assignment says {information:.4f} nats of an image)",
+                f"all images are assigned alike ({alike if information < LEAST_INFORMATION else few})",
                 "centring, a lower teacher temperature or a lower learning rate usually helps",
             )
         if numbers.get("queue_spread", 1.0) < LEAST_SPREAD:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.training.health import HealthWatch, assignment_information, embedding_health
+from pretrain.training.health import HealthWatch, assignment_information, embedding_health, outputs_in_use
 
 
 def test_random_embeddings_are_healthy():
@@ -65,6 +65,7 @@ def test_a_loss_at_chance_is_told_once_the_warm_up_is_over():
     ("numbers", "kind"),
     [
         ({"assignment_information": 1e-5}, "collapse of assignments"),
+        ({"assignment_information": 0.4, "outputs_in_use": 1.8}, "collapse of assignments"),
         ({"queue_spread": 0.001}, "dead queue"),
         ({"teacher_distance": 0.0}, "idle teacher"),
         ({"gradient_norm": 1e-9}, "vanishing gradient"),
@@ -86,3 +87,4 @@ def test_assignment_information_is_that_of_the_formula():
     certain, same = torch.eye(4).double(), torch.full((4, 4), 0.25).double()
     assert math.isclose(float(assignment_information(certain)), math.log(4), rel_tol=1e-12)
     assert abs(float(assignment_information(same))) < 1e-12
+    assert math.isclose(float(outputs_in_use(certain)), 4, rel_tol=1e-12)
