@@ -209,7 +209,8 @@ class Sender:
 class Listener:
     """The driver's end for records: a thread calls `on_record` for each, in order.
 
-    An exception in `on_record` ends the calls, not the run; it is raised by `close`, so that it does not pass unseen.
+    An exception in `on_record` ends the calls, not the run; it is raised by `close`, so that it does not pass unseen. `lost`
+    says that there is no channel any more.
     """
 
     def __init__(
@@ -218,6 +219,7 @@ class Listener:
         self._next_records = next_records
         self._on_record = on_record
         self._error: BaseException | None = None
+        self.lost = False
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         self._thread.start()
 
@@ -234,6 +236,7 @@ class Listener:
                 records, closed = self._next_records()
             except Exception as error:
                 logger.debug("the channel is gone: %r", error)
+                self.lost = True
                 return
             if self._on_record is None or self._error is not None:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -97,11 +98,11 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     Raises UserError or RunStopped as the function raised it, WorkerFailed when the restarts are used up,
     KeyboardInterrupt at the second Ctrl-C.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    where = NodeAffinitySchedulingStrategy(_head_node(), soft=True)
     name = f"fovea-channel-{uuid.uuid4().hex[:12]}"
     remote: Any = ray.remote(Channel)
-    channel = remote.options(name=name, num_cpus=0, scheduling_strategy=here).remote()
-    listener = Listener(lambda: ray.get(channel.next_records.remote()), on_record)
+    channel = remote.options(name=name, num_cpus=0, scheduling_strategy=where).remote()
+    listener = Listener(lambda: _next_records(channel), on_record)
     stop, aborted, done = threading.Event(), threading.Event(), threading.Event()
     results: list[Any] = []
     fit = threading.Thread(
@@ -116,6 +117,11 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
                 if stop.is_set() and not told:
                     channel.say.remote("stop")
                     told = True
+                if listener.lost:  # nobody could say any more how the run goes, and each attempt would fail for it
+                    aborted.set()
+                    raise WorkerFailed(
+                        "Ray's head lost what driver and workers speak through; the same command continues"
+                    )
         with suppress(ray.exceptions.RayError):
             ray.get(channel.close.remote(), timeout=CHANNEL_TIMEOUT_SECONDS)
         listener.close()
@@ -130,6 +136,21 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     if isinstance(result, BaseException):
         raise result from None
     return result
+
+
+def _next_records(channel: Any) -> tuple[list[Record], bool]:
+    while True:
+        try:
+            records: tuple[list[Record], bool] = ray.get(channel.next_records.remote())
+            return records
+        except ray.exceptions.ActorUnavailableError:  # a broken connection; it is made again
+            time.sleep(1.0)
+
+
+def _head_node() -> str:
+    """The node whose loss ends everything anyway; the driver may be on one that can be lost."""
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return heads[0] if heads else ray.get_runtime_context().get_node_id()
 
 
 def _fit_until_done(
