@@ -98,7 +98,8 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     Raises UserError or RunStopped as the function raised it, WorkerFailed when the restarts are used up,
     KeyboardInterrupt at the second Ctrl-C.
     """
-    where = NodeAffinitySchedulingStrategy(_head_node(), soft=True)
+    # not soft: Ray 2.60 then puts an actor that needs no CPU on another node where the head offers none
+    where = NodeAffinitySchedulingStrategy(_head_node(), soft=False)
     name = f"fovea-channel-{uuid.uuid4().hex[:12]}"
     remote: Any = ray.remote(Channel)
     channel = remote.options(name=name, num_cpus=0, scheduling_strategy=where).remote()
