@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Sequence
 
 from cluster import storage
 from cluster.batch_jobs import BatchJob, Machines, parts_of, parts_there
 from cluster.errors import UserError
+from cluster.memory import GIB, peak_bytes
 from cluster.workers import check_cluster
 
 
@@ -53,14 +52,8 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     seconds = math.ceil(num_left / share) * max(read, computed) if num_left else 0.0
     lines += [
         f"first part: {table.num_rows:,} images read in {read:.1f} s, computed in {computed:.1f} s",
-        f"memory: about {_peak_gib():.1f} GiB for a process that does both",
+        f"memory: about {peak_bytes() / GIB:.1f} GiB for a process that does both",
         f"about {seconds:.0f} s for {num_left:,} parts with {share} worker{'s'[: share != 1]} like this machine",
         "nothing was started",
     ]
     return lines
-
-
-def _peak_gib() -> float:
-    # kilobytes on Linux, bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

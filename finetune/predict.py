@@ -13,6 +13,7 @@ import torch
 
 from cluster import storage
 from cluster.batch_check import check_batch_job
+from cluster.batch_jobs import BatchJob, Machines
 from cluster.batch_options import add_machine_options, machines_of
 from cluster.errors import UserError
 from finetune.model import load_model
@@ -24,6 +25,7 @@ from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
 from finetune.tasks.base import Predictor
+from pretrain.data.manifest import Manifest
 from pretrain.data.progress import ProgressLine
 
 BOX = pa.list_(pa.float64())
@@ -149,21 +151,21 @@ def _spread(
         raise UserError(
             "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
         )
+    job, manifest, machines = _job(options, predictor, clips)
+    return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
+
+
+def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> tuple[BatchJob, Manifest, Machines]:
+    """What a cluster is to do, on what data and where."""
     machines = machines_of(options, has_gpu=torch.cuda.is_available())
-    out = storage.absolute(options.out)
-    job, manifest = job_of(
-        predictor, storage.absolute(options.model), clips, out, machines, image_column=options.image_column
-    )
-    return predict_shards(job, manifest, clips, out, machines, followers=alarms)
+    model, out = storage.absolute(options.model), storage.absolute(options.out)
+    return (*job_of(predictor, model, clips, out, machines, image_column=options.image_column), machines)
 
 
 def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> int:
     """Judges a first batch and tells what the command would take; nothing stays behind."""
     if options.workers:
-        machines, out = machines_of(options, has_gpu=torch.cuda.is_available()), storage.absolute(options.out)
-        job, manifest = job_of(
-            predictor, storage.absolute(options.model), clips, out, machines, image_column=options.image_column
-        )
+        job, manifest, machines = _job(options, predictor, clips)
         lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
     else:
         was_there = storage.exists(options.out)

@@ -244,7 +244,7 @@ def train(
             due |= time.monotonic() - checkpointed_at > min(most, checkpoint_every_seconds)
             mean_loss, unsound, stops, dues, bad_rows = summed(
                 [
-                    loss * share if share else 0.0,
+                    loss * share,
                     not math.isfinite(loss + gradient_norm),
                     place.stop_requested(),
                     due and place.rank == 0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
+from cluster.memory import GIB, peak_bytes
 from cluster.place import Place
 from pretrain.training.checkpoints import Progress
 from pretrain.training.console import duration
 from pretrain.training.loop import Batches, Outcome, autocast_for
 
 NUM_TIMED_STEPS = 3  # after one that warms up; the fastest counts, since everything else can only slow a step down
-GIB = 2**30
 
 
 def rehearse(
@@ -91,9 +89,7 @@ def _say(place: Place, text: str) -> None:
 
 
 def _memory(device: torch.device) -> str:
-    # kilobytes on Linux, bytes on macOS
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    text = f"about {peak / GIB:.1f} GiB"
+    text = f"about {peak_bytes() / GIB:.1f} GiB"
     if device.type == "cuda":
         _, total = torch.cuda.mem_get_info(device)
         text += f", and {torch.cuda.max_memory_reserved(device) / GIB:.1f} of {total / GIB:.0f} GiB on {device}"
