@@ -205,19 +205,18 @@ class _Look:
     picture: Image.Image | None
 
 
-def _look_at(image: pa.Buffer | None, *, with_picture: bool = False) -> _Look:
+def _look_at(image: bytes | None, *, with_picture: bool = False) -> _Look:
     """Decodes one encoded image."""
     if image is None:
         return _Look("", None, "null", b"", None)
-    data = image.to_pybytes()
-    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    digest = hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
     try:
-        pixels_HW3 = decode_image(data)
+        pixels_HW3 = decode_image(image)
     except BadImage as error:
         return _Look("", None, str(error), digest, None)
     height, width, _ = pixels_HW3.shape
     picture = thumbnail(pixels_HW3) if with_picture else None
-    return _Look(image_format(data) or "", (width, height), "", digest, picture)
+    return _Look(image_format(image) or "", (width, height), "", digest, picture)
 
 
 class _Sample:
@@ -243,7 +242,7 @@ class _Sample:
         index = 0
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="check") as pool:
 
-            def look_at_row(image: pa.Buffer | None, row_id: int) -> _Look:
+            def look_at_row(image: bytes | None, row_id: int) -> _Look:
                 return _look_at(image, with_picture=row_id in self._on_sheet)
 
             for piece in _pieces_with(self._shards, self._row_ids):

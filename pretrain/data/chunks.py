@@ -1,7 +1,7 @@
-"""The bytes of one row group's columns as a file that pyarrow reads: few requests, never more in memory than two blocks.
+"""The bytes of one row group's columns as a file that pyarrow reads: few requests, never more in memory than three blocks.
 
 A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
-The columns of a larger one are read in blocks, the next one on its way while the current one is used, so that memory does
+The columns of a larger one are read in blocks, the next two on their way while the current one is used, so that memory does
 not depend on how somebody grouped the rows.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 # up to this size what is needed of a row group is fetched whole; above it in blocks
 WHOLE_GROUP_BYTES = 8 * 2**20
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES, BLOCKS_AHEAD = 2**19, 2
 # between two columns: reading so much for nothing takes no longer than another request
 GAP_BYTES = 2**18
 
@@ -119,7 +119,7 @@ class ChunkFile(io.RawIOBase):
 
 
 class _Blocks:
-    """One range, read from its start to its end in blocks; the current one and the next are in memory."""
+    """One range, read from its start to its end in blocks; the current one and those ahead are in memory."""
 
     def __init__(self, start: int, stop: int, block_bytes: int, read_range: ReadRange, executor: Executor) -> None:
         self.start, self.stop = start, stop
@@ -133,8 +133,8 @@ class _Blocks:
             del self._at[index]
         parts = []
         for index in range(first, last + 1):
-            self._begin(index)
-            self._begin(index + 1)
+            for ahead in range(1 + BLOCKS_AHEAD):
+                self._begin(index + ahead)
             offset = self.start + index * self._block_bytes
             view = memoryview(self._at[index].result())
             parts.append(view[max(0, start - offset) : stop - offset])

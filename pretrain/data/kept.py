@@ -25,6 +25,7 @@ from pretrain.data.shards import RowPlace, Rows, Shards
 from pretrain.data.views import draw_views, find_boxes
 
 GIB = 2**30
+ID_BYTES = 8
 
 
 class KeptImages:
@@ -76,7 +77,7 @@ class ImagesOnDevice:
     Raises UserError when the images differ in size or do not fit.
     """
 
-    mean_row_bytes = 8.0
+    mean_row_bytes = float(ID_BYTES)
 
     def __init__(
         self, shards: Shards, *, device: torch.device, limit_bytes: int, channels: int = 3, decode_threads: int = 1
@@ -128,7 +129,7 @@ class ImagesOnDevice:
         first = int(self.manifest.start_of_group[segment.group])
         ids = list(range(first + segment.start, first + segment.stop))
         columns = {name: values[ids[0] : ids[-1] + 1] for name, values in self._values.items()}
-        yield Rows(ids, [segment.pass_number] * len(ids), [np.int64(row) for row in ids], columns)
+        yield Rows(ids, [segment.pass_number] * len(ids), [row.to_bytes(ID_BYTES, "little") for row in ids], columns)
 
 
 class _Whole:
@@ -196,10 +197,11 @@ class _RowsFilling:
         self.geometry_VB5 = np.ascontiguousarray(self.geometry_VB5, np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Takes row `data`. Raises BadImage."""
-        if int(data) in self._bad:
-            raise BadImage(self._bad[int(data)])
-        self.arrays[0][index] = data
+        """Takes the row whose id the bytes are. Raises BadImage."""
+        row_id = int.from_bytes(data, "little")
+        if row_id in self._bad:
+            raise BadImage(self._bad[row_id])
+        self.arrays[0][index] = row_id
 
 
 def crop_batch(images_BCHW: Tensor, geometry_B5: Tensor, size: int, *, cubic: bool = False) -> Tensor:

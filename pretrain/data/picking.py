@@ -67,4 +67,4 @@ def _file(file: FileInfo) -> NamedPicture:
 def _row(shards: Shards, row: int) -> NamedPicture:
     groups, rows = shards.manifest.locate([row])
     (piece,) = shards.read(Segment(int(groups[0]), int(rows[0]), int(rows[0]) + 1))
-    return NamedPicture(f"row {row}", b"" if piece.images[0] is None else bytes(piece.images[0]))
+    return NamedPicture(f"row {row}", piece.images[0] or b"")

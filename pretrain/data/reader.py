@@ -158,7 +158,7 @@ class StreamReader:
             for window in range(first_window, len(bounds) - 1):
                 size = int(bounds[window + 1] - bounds[window])
                 rows = _taken(source.take(size), order.window_order(epoch, stream, window, size).tolist())
-                num_bytes = sum(image.size for image in rows.images if image is not None)
+                num_bytes = sum(len(image) for image in rows.images if image is not None)
                 yield _Window(rows, start - int(bounds[window]) if window == first_window else 0, num_bytes)
 
 

@@ -63,7 +63,7 @@ class Rows:
 
     row_ids: list[int]
     passes: list[int]
-    images: list[pa.Buffer | None]
+    images: list[bytes | None]
     columns: dict[str, list[Any]]
 
     def __len__(self) -> int:
@@ -235,7 +235,7 @@ class Shards:
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
             passes=[pass_number] * batch.num_rows,
             # copies: views would keep all rows that were decoded with one in memory until the last of them is used
-            images=[image.as_buffer() for image in images],
+            images=images.to_pylist(),
             columns={name: _values(batch, name) for name in self.columns},
         )
 

@@ -130,7 +130,7 @@ def spread_rows(shards: Shards, num: int) -> Iterator[Row]:
             for index, (row_id, image) in enumerate(zip(piece.row_ids, piece.images, strict=True)):
                 if image is not None:
                     columns = {name: values[index] for name, values in piece.columns.items()}
-                    yield Row(row_id, bytes(image), columns)
+                    yield Row(row_id, image, columns)
 
 
 def spread_segments(manifest: Manifest, num: int, spots: int) -> list[Segment]:

@@ -97,7 +97,7 @@ def assert_all_equal(url):
     for piece in read:
         for index, image in enumerate(piece.images):
             value = {name: piece.columns[name][index] for name in columns}
-            assert (decode_image(image.to_pybytes()) == pixels(number)).all()
+            assert (decode_image(image) == pixels(number)).all()
             assert read_classes(value["label"], label) == [number % 3]
             assert read_classes(value["labels"], labels) == [n for n in range(2) if number >> n & 1]
             expected = [box(number, n) for n in range(number % 3)]

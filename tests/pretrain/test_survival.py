@@ -156,14 +156,16 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_whole_checkpoint(shar
 @pytest.mark.ray
 @pytest.mark.slow
 def test_20_workers_killed_at_random_moments_of_one_run(shards, tmp_path, dice):
-    steps = 100
+    steps = 160
     alone = undisturbed(shards, tmp_path / "alone", steps=steps, workers=2)
     out = tmp_path / "run"
     process = start(*arguments(shards, out, steps=steps, workers=2, cluster__max_failures=-1))
     wait_for_step(process, out, dice.randint(1, 6))
     for kill in range(20):
         wait_for_restarts(process, out, kill)
-        time.sleep(dice.uniform(0, 0.8))  # before the first step, in one, or in the writing of a checkpoint
+        if kill % 2:  # further on than the last time, in a step or in the writing of a checkpoint
+            wait_for_step(process, out, num_steps_of(out) + dice.randint(1, 8))
+        time.sleep(dice.uniform(0, 0.8))
         os.kill(dice.choice(train_workers_of(process)), signal.SIGKILL)
     output = finish(process)
     result = result_of(out)
@@ -171,7 +173,8 @@ def test_20_workers_killed_at_random_moments_of_one_run(shards, tmp_path, dice):
     assert result["restarts"] == len(result["restart_log"]) == 20
     assert all("its process died" in entry["why"] for entry in result["restart_log"])
     assert all(0 <= entry["lost_steps"] <= 8 for entry in result["restart_log"])
-    assert output.count("restart ") == 20
+    assert sum(entry["from_step"] > 0 for entry in result["restart_log"]) >= 8
+    assert 0 < output.count("restart ") <= 20  # a worker that is killed at once does not come to say it
     assert_equal_runs(alone, out)
 
 
