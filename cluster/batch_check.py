@@ -22,18 +22,16 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     cannot be read, a cluster that is not ready.
     """
     there = parts_there(job)
-    was_there = storage.exists(job.out)
-    storage.check_writable(job.out)
-    num_nodes = check_cluster(
-        num_workers=machines.workers,
-        cpus_per_worker=machines.cpus_per_worker,
-        gpus_per_worker=machines.gpus_per_worker,
-        storage_url=job.out,
-        data_urls=data_urls,
-        address=machines.address,
-    )
-    if not was_there:
-        storage.remove(job.out)  # the writing tests made it
+    with storage.no_new_folders(job.out):
+        storage.check_writable(job.out)
+        num_nodes = check_cluster(
+            num_workers=machines.workers,
+            cpus_per_worker=machines.cpus_per_worker,
+            gpus_per_worker=machines.gpus_per_worker,
+            storage_url=job.out,
+            data_urls=data_urls,
+            address=machines.address,
+        )
     num_parts = len(parts_of(job))
     num_left = num_parts - len(there or ())
     lines = [f"{job.out} can be written; {num_parts - num_left:,} of {num_parts:,} parts are there"]

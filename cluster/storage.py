@@ -426,6 +426,25 @@ def _file_info(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> FileInfo:
     return FileInfo(url=url, size_bytes=int(info["size"] or 0), version=version)
 
 
+@contextmanager
+def no_new_folders(url: str) -> Iterator[None]:
+    """Removes at the end the empty folders that came into being on the way to `url` and in its place.
+
+    Raises UserError when the store refuses to say what is there.
+    """
+    missing: list[Path] = []
+    if is_local(url):  # object stores have no empty folders
+        folder = local_path(url).absolute()
+        with explained("look up", url):
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # it was not made, or somebody put something there
+                path.rmdir()
+
+
 def check_writable(url: str) -> None:
     """Writes and removes a small file in a folder, before hours of work depend on it. Raises UserError."""
     probe = join(url, f".write-test-{uuid.uuid4().hex[:8]}")

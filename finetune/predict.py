@@ -106,12 +106,17 @@ def main(arguments: Sequence[str]) -> int:
         storage.check_writable(options.out)
     clips = find_clips(options.inputs, image_column=options.image_column)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    followers = _followers(options, predictor, rules)
+    alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
+    if options.workers and (len(alarms) < len(followers) or options.every > 1):
+        raise UserError(
+            "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
+        )
     if options.check:
         return _check(options, predictor, clips)
-    followers = _followers(options, predictor, rules)
     started = time.monotonic()
     if options.workers:
-        num_all, num_bad = _spread(options, predictor, clips, followers)
+        num_all, num_bad = _spread(options, predictor, clips, alarms)
     else:
         num_all, num_bad = _here(options, predictor, clips, followers)
     seconds = time.monotonic() - started
@@ -143,14 +148,9 @@ def _here(
 
 
 def _spread(
-    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
+    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], alarms: list[AlarmFollower]
 ) -> tuple[int, int]:
     """Judges on a cluster; returns the number of pictures and of bad ones."""
-    alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
-    if len(alarms) < len(followers) or options.every > 1:
-        raise UserError(
-            "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
-        )
     job, manifest, machines = _job(options, predictor, clips)
     return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
 
@@ -168,10 +168,8 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         job, manifest, machines = _job(options, predictor, clips)
         lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
     else:
-        was_there = storage.exists(options.out)
-        storage.check_writable(options.out)
-        if not was_there:
-            storage.remove(options.out)  # the writing test made it
+        with storage.no_new_folders(options.out):
+            storage.check_writable(options.out)
         items = clips[0].items(image_column=options.image_column, fps=options.fps, every=options.every)
         threads = options.decode_threads or torch.get_num_threads()
         started = time.monotonic()

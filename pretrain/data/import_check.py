@@ -40,10 +40,8 @@ def check_import(
     stored = Journal.stored(dest, journal_options(src, records, options), overwrite=overwrite)
     if stored is None:
         check_room(dest, overwrite=overwrite)
-    was_there = storage.exists(dest)
-    storage.check_writable(dest)
-    if not was_there:
-        storage.remove(dest)  # the writing test made it
+    with storage.no_new_folders(dest):
+        storage.check_writable(dest)
 
     sample = records[:SAMPLE]  # they are in random order
     started = time.monotonic()

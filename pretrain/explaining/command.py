@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 
+from cluster import storage
 from cluster.errors import UserError, printable
-from pretrain.data.picking import pick_pictures
+from cluster.memory import GIB, peak_bytes
+from pretrain.data.picking import NamedPicture, pick_pictures
 from pretrain.encoders.attention_maps import QUERIES
 from pretrain.explaining.explainer import Explainer, open_explainer
 from pretrain.explaining.page import write_explanations
+
+SAMPLE = 4  # pictures of a check
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,6 +47,7 @@ def explain_parser(prog: str, network: str, description: str) -> argparse.Argume
         "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
     )
     parser.add_argument("--image-column", default="image", help="of Parquet files (image)")
+    parser.add_argument("--check", action="store_true", help="explains the first pictures and writes nothing")
     return parser
 
 
@@ -51,13 +57,32 @@ def run_explain(options: argparse.Namespace, open_network: Callable[[argparse.Na
         value = getattr(options, key)
         if value is not None and value < 1:
             raise UserError(f"--{key} {value} is not possible: it must be at least 1")
+    with storage.no_new_folders(options.out):
+        storage.check_writable(options.out)
     explainer = open_network(options)
     pictures = pick_pictures(options.images, limit=options.limit, image_column=options.image_column)
     if torch.cuda.is_available():
         explainer.encoder.to("cuda")
+    if options.check:
+        return _check(options, explainer, pictures)
     explanations = explainer.explain(pictures)
-    for name, reason in explainer.bad.items():
-        print(f"warning: {printable(name)} is left out: {reason}")
+    _warn_of_bad(explainer)
     page = write_explanations(options.out, explanations, title=f"What {options.network} looks at")
     print(f"{len(explanations)} pictures explained: {page}")
+    return 0
+
+
+def _warn_of_bad(explainer: Explainer) -> None:
+    for name, reason in explainer.bad.items():
+        print(f"warning: {printable(name)} is left out: {reason}")
+
+
+def _check(options: argparse.Namespace, explainer: Explainer, pictures: Sequence[NamedPicture]) -> int:
+    started = time.monotonic()
+    explained = explainer.explain(pictures[:SAMPLE])
+    seconds = (time.monotonic() - started) / len(explained)
+    print(f"{options.out} can be written")
+    _warn_of_bad(explainer)
+    print(f"{len(explained)} of {len(pictures)} pictures explained; about {len(pictures) * seconds:.0f} s for all")
+    print(f"memory: about {peak_bytes() / GIB:.1f} GiB; nothing was written")
     return 0

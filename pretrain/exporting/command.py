@@ -30,17 +30,28 @@ def run_export(prog: str, network: str, arguments: Sequence[str], open_network: 
     parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
     parser.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet, a path or any fsspec URL")
     parser.add_argument("--format", choices=FORMATS, required=True, help="what reads the folder")
+    parser.add_argument("--check", action="store_true", help="exports into memory and writes nothing")
     options = parser.parse_args(arguments)
     check_empty(options.out)
-    export(open_network(options.network), options.out, options.format)
+    with storage.no_new_folders(options.out):
+        storage.check_writable(options.out)
+    files = files_of(open_network(options.network), options.format)
+    if options.check:
+        print(f"{options.network} can be exported for {options.format}; {options.out} can be written:")
+        for name, content in files.items():
+            print(f"  {name}: {len(content) / 2**20:.1f} MiB")
+        print("nothing was written")
+        return 0
+    for name, content in files.items():
+        storage.write_bytes(storage.join(options.out, name), content)
     print(f"{options.network} exported for {options.format}: {options.out}")
     return 0
 
 
-def export(exported: Exported, out: str, form: str) -> None:
-    """Writes the folder; README.md, the model card, comes last.
+def files_of(exported: Exported, form: str) -> dict[str, bytes]:
+    """What the folder holds, by name, in the order in which it is written: README.md, the model card, comes last.
 
-    Raises UserError when the network cannot be exported, and writes nothing then.
+    Raises UserError when the network cannot be exported.
     """
     found: dict[str, Any] = {}
     if form == "onnx":
@@ -54,6 +65,4 @@ def export(exported: Exported, out: str, form: str) -> None:
         files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
     else:
         files = timm_files(exported) if form == "timm" else hugging_face_files(exported)
-    for name, content in files.items():
-        storage.write_bytes(storage.join(out, name), content)
-    storage.write_bytes(storage.join(out, "README.md"), model_card(exported, form, found).encode())
+    return {**files, "README.md": model_card(exported, form, found).encode()}

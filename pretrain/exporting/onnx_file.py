@@ -67,7 +67,10 @@ def _export(network: FromPixels, size: int, channels: int, stride: int | None) -
     dims: dict[int, Any] = {0: Dim("batch")}
     if stride is not None:
         dims |= {axis: stride * Dim(name, min=1, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
-    sides = (size, size) if stride is None else (size, size + stride)  # unlike, so that nothing takes them for equal
+    sides = (size, size)
+    if stride is not None:  # unlike, so that nothing takes them for equal, and no map of one pixel, which stays one
+        smaller = max(size, 2 * stride)
+        sides = smaller, smaller + stride
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(

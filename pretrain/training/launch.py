@@ -103,21 +103,19 @@ def _check(
     cluster_settings: ClusterSettings,
     fewest_workers: int,
 ) -> int:
-    was_there = storage.exists(settings.out)
-    run_folder.check_claim(settings.out, differing)
-    num_nodes = check_cluster(
-        num_workers=fewest_workers,
-        cpus_per_worker=cluster_settings.cpus_per_worker,
-        gpus_per_worker=_gpus(cluster_settings),
-        storage_url=settings.out,
-        data_urls=settings.data.urls,
-        address=cluster_settings.address,
-    )
+    with storage.no_new_folders(settings.out):
+        run_folder.check_claim(settings.out, differing)
+        num_nodes = check_cluster(
+            num_workers=fewest_workers,
+            cpus_per_worker=cluster_settings.cpus_per_worker,
+            gpus_per_worker=_gpus(cluster_settings),
+            storage_url=settings.out,
+            data_urls=settings.data.urls,
+            address=cluster_settings.address,
+        )
     if num_nodes:
         print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
-    if not was_there:
-        storage.remove(settings.out)  # the writing tests made it
-    newest = checkpoints.load_newest(settings.out) if was_there else None
+    newest = checkpoints.load_newest(settings.out)
     where = "continues the run there" if newest is not None else "starts anew"
     step = f" at step {newest.progress.step}" if newest is not None else ""
     print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)

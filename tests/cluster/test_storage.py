@@ -112,6 +112,20 @@ def test_check_writable_leaves_nothing(folder: str) -> None:
     assert storage.names_in(folder) == []
 
 
+def test_no_new_folders_removes_what_is_new_and_empty(tmp_path: Path) -> None:
+    deep = str(tmp_path / "new" / "run")
+    with storage.no_new_folders(deep):
+        storage.check_writable(deep)
+    assert not (tmp_path / "new").exists()
+    with storage.no_new_folders(deep):
+        storage.write_bytes(storage.join(deep, "kept"), b"somebody else's")
+    assert storage.names_in(deep) == ["kept"]
+    (tmp_path / "empty").mkdir()
+    with storage.no_new_folders(str(tmp_path / "empty")):
+        pass
+    assert (tmp_path / "empty").exists()
+
+
 def test_a_reader_sees_the_old_or_the_new_never_a_part(tmp_path: Path) -> None:
     url = str(tmp_path / "state.bin")
     contents = {bytes([n]) * 300_000 for n in range(4)}

@@ -118,6 +118,14 @@ def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
     assert "first 2 pictures: 0" in said and "nothing was started" in said
     assert not (tmp_path / "out").exists()
     assert run(model, tmp_path / "none", tmp_path / "out", "--check") == 2
+    for impossible, words in {
+        ("--track",): "--track links boxes",
+        ("--localize", "zebra"): "zebra",
+        ("--alarm", "zebra>0.5"): "the model does not know it",
+        ("--draw", "--workers", 1): "give them without --workers",
+    }.items():
+        assert run(model, shards, tmp_path / "out", "--check", *impossible) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -80,6 +80,18 @@ def test_the_command_writes_pictures_and_a_page_that_asks_no_network(world, tmp_
     }  # fmt: skip
 
 
+def test_check_explains_the_first_pictures_and_writes_nothing(world, tmp_path, capsys):
+    out = tmp_path / "deep" / "out"
+    told = ["explain", str(world / "encoder"), str(world / "shards"), str(out), "--check"]
+    assert run_command(lambda: main(told)) == 0
+    said = capsys.readouterr().out
+    assert "4 of 16 pictures explained; about" in said and "nothing was written" in said
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "deep").write_text("a file where a folder is needed")
+    assert run_command(lambda: main(told)) == 2
+    assert f"cannot write to {out}" in capsys.readouterr().err
+
+
 def test_in_a_notebook(world):
     explanations = explain(str(world / "encoder"), str(world / "photos"))
     assert [explanation.name for explanation in explanations] == [TRAP, "tall.JPG"]

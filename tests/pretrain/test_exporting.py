@@ -116,6 +116,14 @@ def test_onnx_of_other_networks(name, tmp_path):
     assert about["largest difference"] <= 1e-4 and (name == "convattn_classic" or about["size"].startswith("any"))
 
 
+def test_check_exports_into_memory_alone(tmp_path, capsys):
+    told = ["export", a_run(tmp_path), str(tmp_path / "out"), "--format", "timm", "--check"]
+    assert run_command(lambda: main(told)) == 0
+    said = capsys.readouterr().out
+    assert "model.safetensors: " in said and "README.md: " in said and "nothing was written" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_hugging_face_folder_needs_no_fovea(tmp_path):
     encoder = a_run(tmp_path)
     header, card = export(encoder, tmp_path / "out", "huggingface")
