@@ -5,8 +5,8 @@
     python -m tests.benchmarks.clips tracks MODEL BCCD           # a detector of blood cells; BCCD holds index.jsonl
 
 Everything goes through `python -m finetune predict`. A clip for alarms is a film of slowly moving photos, in shots of one photo
-each, some of them of the class that raises the alarm. One for tracks is a window that moves over a microscope photo, so
-that cells pass through it.
+each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that moves
+from one photo to a second beside it, so that cells pass through it at the scale of the photos.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 FPS, SHOT_FRAMES = 5.0, 10
-WINDOW, PHOTO = (480, 360), (640, 480)
+PHOTO, FRAMES = (640, 480), 40
 PATCH = 200
 
 
@@ -193,17 +193,24 @@ def tracks(options: argparse.Namespace) -> None:
 
     from finetune.predicting.films import FilmWriter
 
-    photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"][: options.clips]
+    photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"][: 2 * options.clips]
     options.out.mkdir(parents=True, exist_ok=True)
     accumulators, names = [], []
-    for entry in photos:
-        name = Path(entry["path"]).stem
+    for pair in zip(photos[::2], photos[1::2], strict=True):
+        name = Path(pair[0]["path"]).stem
         film, truth = options.out / f"{name}.mp4", []
-        pixels = np.asarray(Image.open(options.photos / entry["path"]).convert("RGB"))
+        pixels = np.concatenate(
+            [np.asarray(Image.open(options.photos / entry["path"]).convert("RGB")) for entry in pair], axis=1
+        )
+        boxes = [
+            np.add(box["xyxy"], (number * PHOTO[0], 0) * 2).tolist()
+            for number, entry in enumerate(pair)
+            for box in entry["boxes"]
+        ]
         with FilmWriter(film, frame_rate=10) as writer:
-            for left, top in _path():
-                writer.write(pixels[top : top + WINDOW[1], left : left + WINDOW[0]])
-                truth.append(_visible(entry["boxes"], left, top))
+            for left in np.linspace(0, PHOTO[0], FRAMES).round().astype(int).tolist():
+                writer.write(pixels[:, left : left + PHOTO[0]])
+                truth.append(_visible(boxes, left))
         out = options.out / f"tracks-{name}"
         command(
             "finetune",
@@ -223,24 +230,14 @@ def tracks(options: argparse.Namespace) -> None:
     print(motmetrics.io.render_summary(table))
 
 
-def _path() -> list[tuple[int, int]]:
-    """Where the window is in each of forty frames: over the photo and back down."""
-    across, down = PHOTO[0] - WINDOW[0], PHOTO[1] - WINDOW[1]
-    turn = np.linspace(0, np.pi, 40)
-    return [(round(across * (1 - np.cos(t)) / 2), round(down * np.sin(t))) for t in turn]
-
-
-def _visible(boxes: list[dict[str, Any]], left: int, top: int) -> list[tuple[int, list[float]]]:
+def _visible(boxes: list[list[float]], left: int) -> list[tuple[int, list[float]]]:
     """Number and box of the cells of which more than half is in the window, in its pixels."""
-    window = (left, top, left + WINDOW[0], top + WINDOW[1])
-    found = []
-    for number, entry in enumerate(boxes):
-        box = entry["xyxy"]
-        if _share_inside(box, window) > 0.5:
-            moved = [box[0] - left, box[1] - top, box[2] - left, box[3] - top]
-            limits = (*WINDOW, *WINDOW)
-            found.append((number, [float(np.clip(side, 0, limit)) for side, limit in zip(moved, limits, strict=True)]))
-    return found
+    window = (left, 0, left + PHOTO[0], PHOTO[1])
+    return [
+        (number, np.clip(np.subtract(box, (left, 0) * 2), 0, PHOTO * 2).tolist())
+        for number, box in enumerate(boxes)
+        if _share_inside(box, window) > 0.5
+    ]
 
 
 def _compare(motmetrics: Any, truth: list[list[tuple[int, list[float]]]], records: list[dict[str, Any]]) -> Any:
