@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     places.add_argument(
         "--region-share", type=float, default=0.5, help="share of the strongest evidence in a region (default: 0.5)"
     )
+    places.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="short side at which a picture is looked at (default: as in training)",
+    )
     tracks = parser.add_argument_group("tracks (traffic)")
     tracks.add_argument(
         "--track", action="store_true", help="links a detector's boxes over frames: OUT/tracks, MOT format and a film"
@@ -96,8 +102,8 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the command line and judges; returns the exit code."""
     options = parser().parse_args(arguments)
     rules = [Rule.parse(text) for text in options.alarm]
-    for name in ("every", "batch_size"):
-        if getattr(options, name) < 1:
+    for name in ("every", "batch_size", "size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
             )
@@ -214,7 +220,7 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
         if rule.name not in known:
             raise UserError(f"--alarm {rule.name!r}: the model does not know it (known: {', '.join(known[:20])})")
     if options.localize:
-        localizer = Localizer(predictor, options.localize, share=options.region_share)
+        localizer = Localizer(predictor, options.localize, size=options.size, share=options.region_share)
         followers.append(LocalizeFollower(options.out, localizer))
     if options.track:
         if predictor.config["task"] != "detection":

@@ -19,6 +19,8 @@ from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.data.augment import normalise, to_images
 
+WINDOWS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Region:
@@ -48,15 +50,32 @@ class Localization:
 class Localizer:
     """Turns class evidence into regions.
 
-    The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass (the short
-    side scaled to the model's image size); the mean of the logits over places is what a classifier judges by (class activation
-    maps, Zhou et al., https://arxiv.org/abs/1512.04150). Regions are the connected places with at least `share` of the
-    strongest evidence; there are none where the class is less likely than `least_probability`.
+    The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
+    of the logits over places is what a classifier judges by (class activation maps, Zhou et al.,
+    https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
+    the evidence of a place is the mean probability of the windows it lies in: through attention every place of a map sees all
+    others, so that maps alone would not tell small things from their surroundings. Regions are the connected places with at
+    least `share` of the strongest evidence; there are none where the class is less likely than `least_probability`.
+
+    Args:
+        predictor: a classifier.
+        name: of the class.
+        size: short side, in pixels, to which pictures are scaled; by default the model's image size. Small things in large
+            pictures are found at the scale at which the model learnt them.
+        share, least_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
     """
 
-    def __init__(self, predictor: Predictor, name: str, *, share: float = 0.5, least_probability: float = 0.0) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        name: str,
+        *,
+        size: int | None = None,
+        share: float = 0.5,
+        least_probability: float = 0.0,
+    ) -> None:
         if not isinstance(predictor, ImageClassifier):
             task = predictor.config["task"]
             raise UserError(f"--localize needs a classifier, this model is for {task}; its own results say where")
@@ -65,6 +84,7 @@ class Localizer:
         choose("class", name, predictor.class_names)
         self.predictor, self.name, self.share, self.least_probability = predictor, name, share, least_probability
         self._index = predictor.class_names.index(name)
+        self._size = size or predictor.config["image_size"]
 
     def localize(self, encoded: bytes) -> Localization:
         """Where the class is in a picture. Raises BadImage."""
@@ -86,16 +106,37 @@ class Localizer:
     @torch.no_grad()
     def _evidence(self, picture: Image.Image) -> tuple[np.ndarray, float]:
         model, config = cast(Classifier, self.predictor.model), self.predictor.config
-        factor = config["image_size"] / min(picture.size)
+        factor = self._size / min(picture.size)
         # whole strides, so that places of the map and of the picture correspond
         stride = model.encoder.strides[-1]
         size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
         scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
-        images = to_images(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]), self.predictor.device)
-        logits_KHW: Tensor = model.position_logits(normalise(images, config["mean"], config["std"]))[0]
+        pixels = to_images(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]), self.predictor.device)
+        image_1CHW = normalise(pixels, config["mean"], config["std"])
+        if self._size > config["image_size"]:
+            probability_HW = self._in_windows(image_1CHW, config["image_size"])
+            return probability_HW, float(probability_HW.max())
+        logits_KHW: Tensor = model.position_logits(image_1CHW)[0]
         probabilities = self.predictor.as_probabilities(logits_KHW.mean((1, 2))[None])[0]
         evidence = logits_KHW[self._index] - logits_KHW.mean(0)
         return evidence.float().cpu().numpy(), float(probabilities[self._index])
+
+    def _in_windows(self, image_1CHW: Tensor, side: int) -> np.ndarray:
+        """The mean probability of the windows that each pixel lies in, float32 [H, W]."""
+        tops, lefts = (_spread(length, side) for length in image_1CHW.shape[2:])
+        corners = [(top, left) for top in tops for left in lefts]
+        total_HW, count_HW = (np.zeros(image_1CHW.shape[2:], np.float32) for _ in range(2))
+        model = cast(Classifier, self.predictor.model)
+        for start in range(0, len(corners), WINDOWS_AT_ONCE):
+            part = corners[start : start + WINDOWS_AT_ONCE]
+            windows = torch.cat([image_1CHW[:, :, top : top + side, left : left + side] for top, left in part])
+            logits_NK = model.position_logits(windows).mean((2, 3))
+            probabilities = self.predictor.as_probabilities(logits_NK)[:, self._index].tolist()
+            for (top, left), probability in zip(part, probabilities, strict=True):
+                place = np.s_[top : top + side, left : left + side]
+                total_HW[place] += probability
+                count_HW[place] += 1
+        return total_HW / count_HW
 
     def _regions(self, heat_HW: np.ndarray, probability: float) -> list[Region]:
         if probability < self.least_probability:
@@ -103,11 +144,17 @@ class Localizer:
         found = []
         for region in regionprops(label(heat_HW >= self.share), intensity_image=heat_HW):
             top, left, bottom, right = region.bbox
-            score = probability * float(region.mean_intensity)
+            score = probability * float(region.intensity_mean)
             found.append(
                 Region((float(left), float(top), float(right), float(bottom)), score, region.area / heat_HW.size)
             )
         return sorted(found, key=lambda region: -region.score)
+
+
+def _spread(length: int, side: int) -> list[int]:
+    """Where windows of a side begin, at even distances of a quarter of it or a little less, the last one at the end."""
+    num = -(-(length - side) // max(1, side // 4)) + 1
+    return [int(start) for start in np.linspace(0, length - side, num).round()]
 
 
 def fields_of(localization: Localization) -> dict[str, Any]:

@@ -133,17 +133,15 @@ def places(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for entry in photos:
         source = options.photos / entry["path"]
-        # as many pixels a cell as in the patches
-        size = tuple(round(side * 96 / PATCH) for side in PHOTO)
-        Image.open(source).convert("RGB").resize(size, Image.Resampling.BOX).save(folder / f"{source.stem}.png")
-    out = options.out / "places"
-    command("finetune", "predict", run / "model", folder, out, "--localize", "white", "--overwrite")
+        Image.open(source).convert("RGB").save(folder / f"{source.stem}.png")
+    out, size = options.out / "places", round(PHOTO[1] * 96 / PATCH)  # as many pixels a cell as in the patches
+    command("finetune", "predict", run / "model", folder, out, "--localize", "white", "--size", size, "--overwrite")
     hits, told, found, true = 0, 0, 0, 0
     for record in lines(out / "predictions.jsonl"):
         entry = next(e for e in photos if Path(e["path"]).stem == Path(record["source"]).stem)
         boxes = [box["xyxy"] for box in entry["boxes"] if box["cls"] == "WBC"]
         regions = [region["box"] for region in record["regions"] if region["score"] >= 0.25]
-        middles = [((b[0] + b[2]) / 2 * PATCH / 96, (b[1] + b[3]) / 2 * PATCH / 96) for b in regions]
+        middles = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in regions]
         told, true = told + len(middles), true + len(boxes)
         hits += sum(any(_inside(middle, box) for box in boxes) for middle in middles)
         found += sum(any(_inside(middle, box) for middle in middles) for box in boxes)

@@ -193,6 +193,21 @@ def test_regions_lie_where_the_class_is(model, tmp_path):
     assert {path.suffix for path in (tmp_path / "out" / "maps").iterdir()} == {".png", ".jpg"}
 
 
+def test_small_things_in_a_large_picture_are_found_at_the_scale_of_training(model, tmp_path):
+    large = np.full((200, 300, 3), 60, np.uint8)
+    large[100:132, 220:244] = 250  # as large as in the pictures of the model
+    found = Localizer(load_model(model), "light", size=200).localize(encoded(large))
+    assert found.heat_HW.shape == (200, 300) and found.probability > 0.5
+    left, top, right, bottom = found.regions[0].box
+    assert left < 232 < right and top < 116 < bottom and (right - left) * (bottom - top) < 0.25 * 200 * 300
+    dark = Localizer(load_model(model), "light", size=200).localize(encoded(np.full((200, 300, 3), 60, np.uint8)))
+    assert max((region.score for region in dark.regions), default=0) < 0.1 < found.regions[0].score
+    (tmp_path / "a.png").write_bytes(encoded(large))
+    assert run(model, tmp_path / "a.png", tmp_path / "out", "--localize", "light", "--size", 200) == 0
+    (record,) = lines(tmp_path / "out" / "predictions.jsonl")
+    assert record["regions"][0]["box"] == list(found.regions[0].box)
+
+
 def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     photo = tmp_path / "a.jpg"
     photo.write_bytes(encoded(picture(False)))
