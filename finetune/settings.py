@@ -116,6 +116,9 @@ class SummarizationSettings:
     keyword_max_share: float = setting(
         0.25, minimum=0, maximum=1, help="mined terms in a greater share of the images are stop words"
     )
+    stop_words: list[str] = setting(
+        [], help="further terms that are not mined, for instance where things lie: left, above"
+    )
     keyword_threshold: float = setting(0.5, minimum=0, maximum=1, help="score from which on a keyword is said")
     keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss beside the sentence's")
     vocabulary_size: int = setting(4096, minimum=300, help="tokens of the byte-level BPE at most")

@@ -269,6 +269,7 @@ def test_captions_are_surveyed_with_the_places_that_have_none(tmp_path):
     assert mined_keywords(survey, **limits) == ["cat", "dog"]
     assert mined_keywords(survey, **{**limits, "min_images": 1, "num_keywords": 3}) == ["cat", "chat", "dog"]
     assert mined_keywords(survey, **{**limits, "max_share": 0.4}) == []
+    assert mined_keywords(survey, **limits, stop_words=["CAT", "sea"]) == ["dog"]
 
 
 def test_captions_of_rows_that_were_not_chosen_are_not_seen(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,10 +118,16 @@ def keyword_column(manifest: Manifest, column: str) -> ClassColumn:
         return find_class_column(pq.read_schema(source), column, url)
 
 
-def mined_keywords(survey: Survey, *, num_keywords: int, min_images: int, max_share: float) -> list[str]:
-    """The most frequent terms, but those in more than `max_share` of the images: these are stop words in any language."""
-    most = max_share * (survey.num_images - survey.num_without)
-    counts = [(count, term) for term, count in survey.images_of_keyword.items() if min_images <= count <= most]
+def mined_keywords(
+    survey: Survey, *, num_keywords: int, min_images: int, max_share: float, stop_words: Sequence[str] = ()
+) -> list[str]:
+    """The most frequent terms, but `stop_words` and those in more than `max_share` of the images: those are stop words."""
+    most, left_out = max_share * (survey.num_images - survey.num_without), set().union(*map(terms_of, stop_words))
+    counts = [
+        (count, term)
+        for term, count in survey.images_of_keyword.items()
+        if min_images <= count <= most and term not in left_out
+    ]
     return sorted(term for _, term in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:num_keywords])
 
 

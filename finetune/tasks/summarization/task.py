@@ -88,6 +88,7 @@ class Summarization(Task):
                 num_keywords=own.num_keywords,
                 min_images=own.keyword_min_images,
                 max_share=own.keyword_max_share,
+                stop_words=own.stop_words,
             )
         if not keywords and own.num_keywords:
             raise UserError(
