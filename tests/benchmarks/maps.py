@@ -6,7 +6,8 @@ Demo scenes: SimCLR by `configs/pretrain/demo.yaml`, then the classifier of `con
 from random ones. On the held-out scenes: the share of attention inside the boxes of all things, the share of the true class's
 Grad-CAM inside the main thing's box, and how often its highest point lies there (pointing game,
 https://arxiv.org/abs/1608.00507). White cells: FOLDER is the BCCD set with `index.jsonl`; pretraining sees the train images
-without boxes, the classifier tiles with and without a white cell, and the maps whole test images.
+without boxes, the classifier tiles with and without a white cell, and the maps whole test images; beside Grad-CAM stands what
+`predict --localize --size` makes of them, window by window.
 
 Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as multiples of that; for
 hits that area is the chance. The head of attention is chosen on training images, for both kinds of weights alike. Runs that
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from finetune.class_maps import grad_cam
 from finetune.model import load_model
+from finetune.predicting.localizing import Localizer
 from pretrain.data.augment import normalise
 from pretrain.data.demo_scenes import write_demo
 from pretrain.data.heat_maps import enlarged
@@ -121,6 +123,7 @@ def white_cells(source: Path, out: Path, seeds: Sequence[int], *, num_steps: int
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
             model = finetuned(out / f"seed{seed}-{name}", start, out / "tiles", seed, f"training.epochs={num_epochs}")
             rows.append(("Grad-CAM", f"{name}: white cell", *class_map_numbers(model, test)))
+            rows.append(("windows", f"{name}: white cell", *window_numbers(model, test)))
     title = f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}, {num_steps} steps, {num_epochs} epochs"
     report(title, rows)
 
@@ -167,6 +170,17 @@ def class_map_numbers(model_url: str, pictures: Pictures) -> tuple[float, ...]:
         heats.append(grad_cam(predictor.model, some, classes).numpy())
         start += len(some)
     return numbers_of(np.concatenate(heats), pictures)
+
+
+def window_numbers(model_url: str, pictures: Pictures) -> tuple[float, ...]:
+    """Numbers of the evidence for the pictures' classes in windows of the size that the model learnt from."""
+    predictor, size = load_model(model_url), min(pictures.images_N3HW.shape[2:])
+    localizers = {name: Localizer(predictor, name, size=size) for name in set(pictures.classes)}
+    heats = [
+        localizers[name].localize_pixels(np.ascontiguousarray(image_3HW.transpose(1, 2, 0))).heat_HW
+        for image_3HW, name in zip(pictures.images_N3HW, pictures.classes, strict=True)
+    ]
+    return numbers_of(np.stack(heats), pictures)
 
 
 def numbers_of(maps_NHW: np.ndarray, pictures: Pictures) -> tuple[float, float, float, float]:
