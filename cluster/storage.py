@@ -184,10 +184,11 @@ def no_new_folders(url: str) -> Iterator[None]:
 
 
 def check_writable(url: str) -> None:
-    """Writes and removes a small file in a folder, before hours of work depend on it. Raises UserError."""
+    """Writes a small file in a folder and leaves nothing, before hours of work depend on it. Raises UserError."""
     probe = join(url, f".write-test-{uuid.uuid4().hex[:8]}")
     try:
-        write_bytes(probe, b"fovea")
-        remove(probe)
+        with no_new_folders(url):
+            write_bytes(probe, b"fovea")
+            remove(probe)
     except UserError as error:
         raise UserError(f"cannot write to {url}: {str(error).rsplit(': ', 1)[-1]}") from error

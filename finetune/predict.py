@@ -108,8 +108,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
             )
     _refuse_full(options.out, options.overwrite or options.workers > 0)
-    if not options.check:
-        storage.check_writable(options.out)
+    storage.check_writable(options.out)
     clips = find_clips(options.inputs, image_column=options.image_column)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     followers = _followers(options, predictor, rules)
@@ -174,8 +173,6 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         job, manifest, machines = _job(options, predictor, clips)
         lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
     else:
-        with storage.no_new_folders(options.out):
-            storage.check_writable(options.out)
         items = clips[0].items(image_column=options.image_column, fps=options.fps, every=options.every)
         threads = options.decode_threads or torch.get_num_threads()
         started = time.monotonic()

@@ -40,8 +40,7 @@ def check_import(
     stored = Journal.stored(dest, journal_options(src, records, options), overwrite=overwrite)
     if stored is None:
         check_room(dest, overwrite=overwrite)
-    with storage.no_new_folders(dest):
-        storage.check_writable(dest)
+    storage.check_writable(dest)
 
     sample = records[:SAMPLE]  # they are in random order
     started = time.monotonic()

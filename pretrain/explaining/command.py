@@ -57,8 +57,7 @@ def run_explain(options: argparse.Namespace, open_network: Callable[[argparse.Na
         value = getattr(options, key)
         if value is not None and value < 1:
             raise UserError(f"--{key} {value} is not possible: it must be at least 1")
-    with storage.no_new_folders(options.out):
-        storage.check_writable(options.out)
+    storage.check_writable(options.out)
     explainer = open_network(options)
     pictures = pick_pictures(options.images, limit=options.limit, image_column=options.image_column)
     if torch.cuda.is_available():

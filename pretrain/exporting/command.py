@@ -33,8 +33,7 @@ def run_export(prog: str, network: str, arguments: Sequence[str], open_network: 
     parser.add_argument("--check", action="store_true", help="exports into memory and writes nothing")
     options = parser.parse_args(arguments)
     check_empty(options.out)
-    with storage.no_new_folders(options.out):
-        storage.check_writable(options.out)
+    storage.check_writable(options.out)
     files = files_of(open_network(options.network), options.format)
     if options.check:
         print(f"{options.network} can be exported for {options.format}; {options.out} can be written:")

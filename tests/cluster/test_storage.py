@@ -110,6 +110,8 @@ def test_check_writable_leaves_nothing(folder: str) -> None:
     storage.make_dirs(folder)
     storage.check_writable(folder)
     assert storage.names_in(folder) == []
+    storage.check_writable(storage.join(folder, "new", "run"))
+    assert storage.names_in(folder) == []
 
 
 def test_no_new_folders_removes_what_is_new_and_empty(tmp_path: Path) -> None:
