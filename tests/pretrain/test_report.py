@@ -44,7 +44,7 @@ def shards(tmp_path_factory):
     images = [photo(number) for number in range(96)]
     images[5] = b"nothing"
     labels = [EVIL if n % 3 == 0 else f"class {n % 3}" for n in range(96)]
-    return write_shards(tmp_path_factory.mktemp("photos"), images, rows_per_group=10, label=labels)
+    return write_shards(tmp_path_factory.mktemp("photos_" + "x" * 60), images, rows_per_group=10, label=labels)
 
 
 @pytest.fixture(scope="module")
