@@ -1,6 +1,6 @@
 """Keywords and sentences on scenes never seen, and on real photos with five references each.
 
-    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 1000] [--out FOLDER] [key=value ...]
+    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500] [--out FOLDER] [key=value ...]
 
 The demo's scenes at their own 96 pixels: `convattn_nano` with a stem of stride 4 from random weights (or `--encoder URL`),
 judged on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and captions of photos, the same network
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.summarization", description=__doc__)
     parser.add_argument("--coco", type=Path, help="folder with index.jsonl")
     parser.add_argument("--scenes", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--encoder", default="random")
     parser.add_argument("--out", type=Path, default=Path("runs/summarization"))
     options, overrides = parser.parse_known_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         "training.warmup_epochs=1",
         "optimizer.learning_rate=8.0e-3",
         "evaluate_every_epochs=0",
-        "summarization.num_maps=2",
+        "summarization.num_maps=3",
         "summarization.keyword_min_images=200",
         # captions tell where one of several things lies, so nobody can tell from the picture whether these words are there
         "summarization.stop_words=[left,right,above,below]",
