@@ -124,11 +124,11 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
         yield buffered
 
 
-class RangedFile(io.RawIOBase):
-    """A file of a store as a seekable stream; each read is one request that is tried again and checked."""
+class PositionedFile(io.RawIOBase):
+    """A readable file of known size with a position; what is read there is for others to say."""
 
-    def __init__(self, file: FileInfo) -> None:
-        self._file, self._position = file, 0
+    def __init__(self, size_bytes: int) -> None:
+        self._size, self._position = size_bytes, 0
 
     def readable(self) -> bool:
         return True
@@ -140,9 +140,17 @@ class RangedFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size_bytes}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
+
+
+class RangedFile(PositionedFile):
+    """A file of a store as a seekable stream; each read is one request that is tried again and checked."""
+
+    def __init__(self, file: FileInfo) -> None:
+        super().__init__(file.size_bytes)
+        self._file = file
 
     def readinto(self, buffer: Any) -> int:
         stop = min(self._position + len(buffer), self._file.size_bytes)

@@ -7,13 +7,13 @@ not depend on how somebody grouped the rows.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
 import pyarrow.parquet as pq
+
+from cluster.reading import PositionedFile
 
 # up to this size what is needed of a row group is fetched whole; above it in blocks
 WHOLE_GROUP_BYTES = 8 * 2**20
@@ -85,27 +85,15 @@ class Chunks:
         ]
 
 
-class ChunkFile(io.RawIOBase):
+class ChunkFile(PositionedFile):
     """A seekable file of which only some ranges can be read, see `Chunks`; for `pyarrow.PythonFile`."""
 
     def __init__(self, size_bytes: int, blocks: list[_Blocks]) -> None:
-        self._size, self._position, self._blocks = size_bytes, 0, blocks
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
+        super().__init__(size_bytes)
+        self._blocks = blocks
 
     def size(self) -> int:
         return self._size
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence] + offset
-        return self._position
 
     def read(self, size: int = -1) -> Any:
         """Bytes from the position on, as bytes or a view of them."""
