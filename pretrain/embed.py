@@ -22,7 +22,7 @@ from cluster import storage
 from cluster.batch_check import check_batch_job
 from cluster.batch_jobs import BatchJob, Compute, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, pixels_of, units_of
 from pretrain.data.manifest import load_manifest
 from pretrain.data.views import CentralCrop
@@ -63,7 +63,7 @@ def features_of(
     pixels = pixels_of(table, size=size, channels=encoder.in_channels)
     parts = []
     for start in range(0, len(pixels), IMAGES_PER_PASS):
-        images = normalise(to_images(pixels[start : start + IMAGES_PER_PASS].copy(), device), mean, std)
+        images = normalised(pixels[start : start + IMAGES_PER_PASS].copy(), device, mean, std)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             parts.append(pooled(encoder(images)).float().cpu())
     dim = encoder.channels[-1]

@@ -17,7 +17,7 @@ from finetune.pictures import pixels_of
 from finetune.tasks.base import Predictor
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 
 WINDOWS_AT_ONCE = 64
 
@@ -111,8 +111,7 @@ class Localizer:
         stride = model.encoder.strides[-1]
         size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
         scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
-        pixels = to_images(np.ascontiguousarray(scaled.transpose(2, 0, 1)[None]), self.predictor.device)
-        image_1CHW = normalise(pixels, config["mean"], config["std"])
+        image_1CHW = normalised(scaled.transpose(2, 0, 1)[None], self.predictor.device, config["mean"], config["std"])
         if self._size > config["image_size"]:
             probability_HW = self._in_windows(image_1CHW, config["image_size"])
             return probability_HW, float(probability_HW.max())

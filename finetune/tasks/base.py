@@ -27,7 +27,7 @@ from cluster.place import Place
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from finetune.starting import EncoderSource
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 from pretrain.data.choosing import rows_of_each_class, share_of_rows
 from pretrain.data.decode import BadImage
 from pretrain.data.loader import Batch, HostTransform, batches_in_sequence
@@ -149,7 +149,7 @@ class Predictor(ABC):
 
     def images(self, array: np.ndarray) -> Tensor:
         """uint8 [B, C, H, W] -> normalised images on the model's device."""
-        return normalise(to_images(array, self.device), self.config["mean"], self.config["std"])
+        return normalised(array, self.device, self.config["mean"], self.config["std"])
 
     def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Any]:
         """Judges pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.data import colour_kernels as kernels
+from pretrain.data.rooms import Rooms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,16 +32,18 @@ def finish_views(
     device: torch.device,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    rooms: Rooms | None = None,
 ) -> list[Tensor]:
     """Makes float views_BCHW, normalised, on `device`, of uint8 crops [B, C, size, size], one array a view.
 
-    `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing.
+    `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing. On the CPU the views
+    lie in `rooms`.
     """
+    if parameters is None:
+        return [normalised(array, device, mean, std, rooms=rooms) for array in arrays]
     views = []
-    for view, array in enumerate(arrays):
-        images = to_images(array, device)
-        if parameters is not None:
-            images = colouring(device)(images, torch.as_tensor(parameters[view]).to(device, non_blocking=True))
+    for array, rows in zip(arrays, parameters, strict=True):
+        images = colouring(device)(_to_images(array, device), torch.as_tensor(rows).to(device, non_blocking=True))
         views.append(normalise(images, mean, std))
     return views
 
@@ -51,9 +54,31 @@ def colouring(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     return torch.compile(apply_colours, dynamic=False) if device.type == "cuda" else apply_colours
 
 
-def to_images(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW in [0, 1] on the device."""
+def _to_images(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return torch.as_tensor(array).to(device, non_blocking=True).float().div_(255)
+
+
+def normalised(
+    array: np.ndarray | Tensor,
+    device: torch.device,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    rooms: Rooms | None = None,
+) -> Tensor:
+    """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std, on the device.
+
+    On the CPU they lie in `rooms`, for who makes one batch after another.
+    """
+    if device.type != "cpu":
+        return normalise(_to_images(array, device), mean, std)
+    scale_C = 1 / (255 * np.asarray(std, np.float64))
+    shift_C = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
+    images_BCHW = (rooms or Rooms()).room(tuple(array.shape), np.float32)
+    kernels.scale_and_shift(
+        np.ascontiguousarray(array), scale_C.astype(np.float32), shift_C.astype(np.float32), images_BCHW
+    )
+    return torch.from_numpy(images_BCHW)
 
 
 def normalise(

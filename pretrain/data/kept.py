@@ -48,7 +48,7 @@ class KeptImages:
             if self._bytes >= self._limit:
                 return data
             try:
-                kept = open_picture(data, channels=self._channels).decode(1).copy()
+                kept = open_picture(data, channels=self._channels, fast=True).decode(1).copy()
             except BadImage as error:
                 kept = error
             with self._lock:
@@ -146,7 +146,9 @@ class _Whole:
         return filling
 
     def fill(self, index: int, data: Any) -> None:
-        self.arrays[0][index] = as_channels(open_picture(data, channels=self._channels).decode(1), self._channels)
+        self.arrays[0][index] = as_channels(
+            open_picture(data, channels=self._channels, fast=True).decode(1), self._channels
+        )
 
 
 class ViewsOnDevice:

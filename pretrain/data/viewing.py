@@ -11,6 +11,7 @@ from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from pretrain.data.kept import GIB, ImagesOnDevice, KeptImages, ViewsOnDevice
 from pretrain.data.loader import Batch, HostTransform
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.rooms import Rooms
 from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews
 
@@ -49,6 +50,7 @@ class Viewer:
         self._keep = "host" if keep == "device" and device.type == "cpu" else keep
         self._keep_bytes = keep_bytes
         self._on_device: ViewsOnDevice | None = None
+        self._rooms = Rooms()
 
     def source(self, shards: Shards, *, decode_threads: int) -> tuple[Shards | ImagesOnDevice, HostTransform]:
         """What a loader reads from, and what it makes of that."""
@@ -84,7 +86,9 @@ class Viewer:
         if self._on_device is not None:
             assert batch.geometry_VB5 is not None
             arrays = self._on_device.make(torch.as_tensor(arrays[0]), batch.geometry_VB5)
-        return finish_views(arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std)
+        return finish_views(
+            arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std, rooms=self._rooms
+        )
 
 
 def default_mean(channels: int) -> tuple[float, ...]:

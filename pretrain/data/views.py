@@ -20,6 +20,7 @@ from pretrain.data.colours import Colours, draw_colours
 from pretrain.data.hashing import uniform
 from pretrain.data.pixels import buffers, open_picture
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.rooms import Rooms
 
 # domain separation between what is drawn for crops and for colours (12, in `pretrain.data.colours`)
 CROP = 11
@@ -89,7 +90,7 @@ class RandomViews:
     ) -> None:
         self.specs, self.seed, self.channels = list(specs), seed, channels
         self.colours_on_host, self.pinned = colours_on_host, pinned
-        self.ranges_V4 = _ranges(specs)
+        self.ranges_V4, self.rooms = _ranges(specs), Rooms()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
         """Draws the views of a batch and makes room for them."""
@@ -109,37 +110,36 @@ class ViewFilling:
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
         self._transform, self._draws = transform, draws
         shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
-        self.arrays = [room(shape, transform.pinned) for shape in shapes]
+        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
         self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self.parameters: list[np.ndarray] | None = None if transform.colours_on_host else rows
+        self._sizes = [spec.size for spec in transform.specs]
+        self._flipped_VB = [colours.flipped.tolist() for colours in draws.colours]
         self.geometry_VB5 = np.zeros((len(shapes), num, 5), np.float32)
+        self.geometry_VB5[:, :, 4] = self._flipped_VB
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image once and writes its views into place `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels)
+        picture = open_picture(data, channels=transform.channels, fast=True)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
-        crop_kernels.find_boxes(
-            self._draws.crops_BVA4[index], transform.ranges_V4, picture.width, picture.height, boxes_V4
+        crop_kernels.place_crops(
+            self._draws.crops_BVA4[index],
+            transform.ranges_V4,
+            picture.width,
+            picture.height,
+            boxes_V4,
+            self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        sizes = [spec.size for spec in transform.specs]
-        groups = picture.decode(smallest_denominator(boxes, sizes))
+        groups = picture.decode(smallest_denominator(boxes, self._sizes))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         for view, (left, top, width, height) in enumerate(boxes):
-            flipped = bool(self._draws.colours[view].flipped[index])
             target = self.arrays[view][index]
             box = left * scale_x, top * scale_y, width * scale_x, height * scale_y
-            write_crop(groups, box, target, flipped=flipped, cubic=transform.specs[view].cubic)
-            self.geometry_VB5[view, index] = (
-                left / picture.width,
-                top / picture.height,
-                (left + width) / picture.width,
-                (top + height) / picture.height,
-                flipped,
-            )
+            write_crop(groups, box, target, flipped=self._flipped_VB[view][index], cubic=transform.specs[view].cubic)
             if self._rows is not None and self._changes[view][index]:
                 scratch = buffers.floats(colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
                 colour_kernels.colour(target, self._rows[view][index], scratch)
@@ -162,18 +162,8 @@ def write_crop(
 
 def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
-    spare = min(min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True))
+    spare = min([min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)])
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
-
-
-def room(shape: tuple[int, ...], pinned: bool) -> np.ndarray:
-    """Memory for bytes, page-locked when `pinned`."""
-    if not pinned:
-        return np.empty(shape, np.uint8)
-    import torch
-
-    # the caching allocator gives a block away again only when the copies from it are done
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class CentralCrop:
@@ -183,7 +173,7 @@ class CentralCrop:
     """
 
     def __init__(self, size: int, *, share: float = 0.875, channels: int = 3) -> None:
-        self.size, self.share, self.channels = size, share, channels
+        self.size, self.share, self.channels, self.rooms = size, share, channels, Rooms()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -198,7 +188,7 @@ class CentralFilling:
 
     def __init__(self, transform: CentralCrop, num: int) -> None:
         self._transform = transform
-        self.arrays = [np.empty((num, transform.channels, transform.size, transform.size), np.uint8)]
+        self.arrays = [transform.rooms.room((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into place `index`. Raises BadImage."""

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 from pretrain.encoders import Encoder, pooled
 
 BATCH = 16  # small, so that a deadline is kept by large encoders on a CPU too
@@ -26,7 +26,7 @@ def features_of(
     device = next(encoder.parameters()).device
     features = []
     for start in range(0, len(crops_NCSS), BATCH):
-        images = normalise(to_images(crops_NCSS[start : start + BATCH], device), mean, std)
+        images = normalised(crops_NCSS[start : start + BATCH], device, mean, std)
         features.append(pooled(encoder(images)).float().cpu().numpy())
         if time.monotonic() > deadline:
             break

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 from pretrain.data.heat_maps import enlarged, overlay
 from pretrain.data.view_sheet import shown
 from pretrain.encoders import Encoder
@@ -157,7 +157,7 @@ def attention_section(
     """Where the encoder looks in a few images, and what it takes to be alike. `how` goes to `looked_at`."""
     crops = looked_at(sample, num=NUM_LOOKED_AT, channels=encoder.in_channels, **how)
     device = next(encoder.parameters()).device
-    images = normalise(to_images(crops, device), mean, std)
+    images = normalised(crops, device, mean, std)
     squares = [shown(crop) for crop in crops]
     columns: list[tuple[str, list[np.ndarray]]] = [("image", squares)]
     for stage, heat_BHW in last_of_stages(encoder, images):

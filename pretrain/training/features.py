@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.place import Place
-from pretrain.data.augment import normalise, to_images
+from pretrain.data.augment import normalised
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.shards import Shards
 from pretrain.data.viewing import default_mean, default_std
@@ -54,7 +54,7 @@ def labelled_features(
             keep = [index for index in keep if column[index] is not None]
             labels.extend(column[index] for index in keep)
         if keep:
-            images = normalise(to_images(batch.arrays[0][keep], place.device), mean, std)
+            images = normalised(batch.arrays[0][keep], place.device, mean, std)
             features.append(pooled(encoder(images)).float().cpu().numpy())
     own = np.concatenate(features) if features else np.zeros((0, encoder.channels[-1]), np.float32)
     parts = gathered_objects((own, labels))

@@ -4,9 +4,10 @@
 
 PHOTOS is a folder of image files (searched recursively). Everything runs in one thread and is measured in CPU time of that
 thread; the contestants take turns, and the medians of the repeats are compared. Lightly's time includes decoding by Pillow.
-`host part` is decoding, cropping and flipping to uint8, what an accelerator leaves to the host; `finished` adds colours and
-normalised floats on the CPU. Last come images a second of whole pipelines, from Parquet shards to finished batches, with one
-and two threads, beside a training step of convattn_small on this CPU.
+`decoding alone` interpolates colours that a JPEG stores at half the resolution, as Pillow does; `decoding as for views` does
+not. `host part` is decoding, cropping and flipping to uint8, what an accelerator leaves to the host; `finished` adds colours
+and normalised floats on the CPU. Last come images a second of whole pipelines, from Parquet shards to finished batches, with
+one and two threads, beside a training step of convattn_small on this CPU.
 
 The picture shows a crop that shrinks an image much, with our filter and without any.
 """
@@ -14,6 +15,7 @@ The picture shows a crop that shrinks an image much, with our filter and without
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import itertools
 import multiprocessing
@@ -36,10 +38,11 @@ from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
 from pretrain.data.pixels import open_picture
 from pretrain.data.recipes import recipe_views
+from pretrain.data.rooms import Rooms
 from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews, write_crop
 
-BATCH, CPU = 32, torch.device("cpu")
+BATCH, CPU, FLOATS = 32, torch.device("cpu"), Rooms()
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -71,6 +74,7 @@ def compare(images: list[bytes], repeats: int) -> None:
     theirs = {"simclr": lightly.transforms.SimCLRTransform(), "dino": lightly.transforms.DINOTransform()}
     contestants: dict[str, Callable[[], object]] = {
         "decoding alone": lambda: [open_picture(image).decode(1) for image in images],
+        "decoding as for views": lambda: [open_picture(image, fast=True).decode(1) for image in images],
         "decoding alone, Pillow": lambda: [Image.open(io.BytesIO(image)).convert("RGB") for image in images],
     }
     for name, transform in theirs.items():
@@ -89,25 +93,31 @@ def compare(images: list[bytes], repeats: int) -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, value in medians.items():
         print(f"{name:24} {value:8.3f} ms an image ({1000 / value:6.0f} images/s)")
-    decoding = medians["decoding alone"]
+    decoding, coarser = medians["decoding alone"], medians["decoding as for views"]
     print()
     for name in theirs:
         host, whole = medians[f"{name}: host part"], medians[f"{name}: finished"]
         print(f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
-              f"{host / decoding:.2f} times decoding alone; finished on the CPU "
+              f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
               f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly")  # fmt: skip
 
 
 def made(images: list[bytes], recipe: str, *, colours: bool, finish: bool) -> None:
     """All views of all images, batch by batch, as the loader makes them."""
-    transform = RandomViews(recipe_views(recipe, 224, {}), seed=0, colours_on_host=colours)
+    transform = transform_of(recipe, colours)
     for start in range(0, len(images), BATCH):
         rows = np.arange(start, min(start + BATCH, len(images)))
         filling = transform.begin(rows * 0, rows)
         for index, row in enumerate(rows):
             filling.fill(index, images[row])
         if finish:
-            finish_views(filling.arrays, filling.parameters, device=CPU)
+            finish_views(filling.arrays, filling.parameters, device=CPU, rooms=FLOATS)
+
+
+@functools.cache
+def transform_of(recipe: str, colours: bool) -> RandomViews:
+    """One for all batches, as a loader has it."""
+    return RandomViews(recipe_views(recipe, 224, {}), seed=0, colours_on_host=colours)
 
 
 def pipeline(paths: list[Path], images: list[bytes]) -> None:
@@ -161,15 +171,14 @@ def host_part(images: list[bytes]) -> None:
 
 def loaded(order: Order, shards: Shards, threads: int, colours: bool) -> tuple[float, float]:
     """Images a second by the clock, and milliseconds of CPU an image in all threads."""
-    transform = RandomViews(recipe_views("simclr", 224, {}), seed=0, colours_on_host=colours)
-    num_batches = 30
+    transform, num_batches = transform_of("simclr", colours), 30
     with Loader(order, shards, transform, rank=0, world_size=1, decode_threads=threads) as loader:
         for _ in itertools.islice(loader, 5):
             pass
         wall, cpu = time.perf_counter(), time.process_time()
         for batch in itertools.islice(loader, num_batches):
             if colours:
-                finish_views(batch.arrays, batch.parameters, device=CPU)
+                finish_views(batch.arrays, batch.parameters, device=CPU, rooms=FLOATS)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return num_batches * BATCH / wall, cpu / (num_batches * BATCH) * 1e3
 

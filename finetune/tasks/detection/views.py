@@ -23,8 +23,9 @@ from pretrain.data.hashing import uniform
 from pretrain.data.loader import HostTransform
 from pretrain.data.pixels import Picture, buffers, open_picture
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.rooms import Rooms
 from pretrain.data.viewing import Viewer
-from pretrain.data.views import room, smallest_denominator, write_crop
+from pretrain.data.views import smallest_denominator, write_crop
 
 WINDOW = 21  # domain separation, see `pretrain.data.views.CROP`
 ACROSS, DOWN = 1, 2  # how a window is mirrored
@@ -174,6 +175,7 @@ class BoxViews:
     ) -> None:
         self.spec, self.scale, self.flip_vertical, self.fill_C = spec, scale, flip_vertical, mean_colour(mean)
         self.seed, self.colours_on_host, self.channels, self.pinned = seed, colours_on_host, channels, pinned
+        self.rooms = Rooms()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> BoxFilling:
         """Draws the windows of a batch and makes room for them."""
@@ -191,7 +193,8 @@ class BoxFilling:
         self._mirrored_B = ACROSS * colours.flipped.astype(int) + DOWN * (draws_B4[:, 3] < transform.flip_vertical)
         self._rows, self._changes = colours.rows(spec), colours.changes(spec)
         self.parameters = None if transform.colours_on_host else [self._rows]
-        self.arrays = [room((len(row_ids), transform.channels, spec.size, spec.size), transform.pinned)]
+        shape = (len(row_ids), transform.channels, spec.size, spec.size)
+        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned)]
         self.geometry_VB5 = np.zeros((2, len(row_ids), 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
