@@ -31,7 +31,7 @@ def read_range(
     *,
     patience: Patience = DEFAULT_PATIENCE,
     stopped: Callable[[], bool] = lambda: False,
-) -> bytes:
+) -> bytes | bytearray:
     """Bytes [start, stop) of a file as it was listed; not tried again once `stopped` says that nobody needs them.
 
     Raises UserError when the file changed since (another size or version), cannot be read, or the store ignores ranges.
@@ -46,7 +46,7 @@ def read_range(
         if kept is not None:
             return kept
 
-    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | bytearray:
         try:
             data = _range_of_version(fs, path, start, stop, file.version)
         except Exception as error:
@@ -86,7 +86,9 @@ def changed(file: FileInfo) -> str:
     return f"{masked(file.url)} changed while it was being read; start again, and leave the data of a run as it is"
 
 
-def _range_of_version(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, version: str) -> bytes:
+def _range_of_version(
+    fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, version: str
+) -> bytes | bytearray:
     # a strong ETag can be made a condition of the request; other versions (times, weak ETags) cannot
     etag = version if version.startswith('"') else None
     if is_http(fs):
@@ -161,4 +163,4 @@ class RangedFile(PositionedFile):
 
     def readall(self) -> bytes:
         start, self._position = min(self._position, self._file.size_bytes), self._file.size_bytes
-        return read_range(self._file, start, self._file.size_bytes)
+        return bytes(read_range(self._file, start, self._file.size_bytes))

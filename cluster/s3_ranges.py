@@ -38,7 +38,9 @@ class S3Answer(OSError):
         self.status = status
 
 
-def read_s3_range(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, etag: str | None) -> bytes | None:
+def read_s3_range(
+    fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, etag: str | None
+) -> bytes | bytearray | None:
     """Bytes [start, stop) of an object, if its ETag still is `etag`; None where s3fs should be asked.
 
     Raises S3Answer when the store is busy or the object changed, and ConnectionError or TimeoutError.
@@ -102,7 +104,9 @@ class S3Ranges:
             return None
         return cls(client, tls)
 
-    def read(self, bucket: str, key: str, version: str | None, start: int, stop: int, etag: str | None) -> bytes | None:
+    def read(
+        self, bucket: str, key: str, version: str | None, start: int, stop: int, etag: str | None
+    ) -> bytes | bytearray | None:
         """See `read_s3_range`."""
         if self._unusual.get(bucket, 0) >= UNUSUAL_IN_A_ROW:
             return None
@@ -143,7 +147,7 @@ class S3Ranges:
         return host, target
 
 
-def _in_words(body: bytes) -> str:
+def _in_words(body: bytes | bytearray) -> str:
     """The message in an answer of S3."""
     found = re.search(rb"<Message>([^<]{1,300})</Message>", body)
     return found[1].decode("utf-8", "replace") if found else ""

@@ -36,14 +36,14 @@ def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) 
     size = file.size_bytes
     if size < 12:
         raise UserError(f"{file.url} is not a Parquet file: it has only {size} bytes")
-    tail = storage.read_range(file, max(0, size - TAIL_BYTES), size, stopped=stopped)
+    tail = bytes(storage.read_range(file, max(0, size - TAIL_BYTES), size, stopped=stopped))
     if tail[-4:] != MAGIC:
-        raise UserError(f"{file.url} {_what_is_wrong(tail, storage.read_range(file, 0, 4))}")
+        raise UserError(f"{file.url} {_what_is_wrong(tail, bytes(storage.read_range(file, 0, 4)))}")
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if footer_bytes > size - 4:
         raise UserError(f"{file.url} is truncated or damaged: its footer would be larger than the file")
     if footer_bytes > len(tail):
-        tail = storage.read_range(file, size - footer_bytes, size, stopped=stopped)
+        tail = bytes(storage.read_range(file, size - footer_bytes, size, stopped=stopped))
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail[-footer_bytes:]))
         schema = metadata.schema.to_arrow_schema()

@@ -136,6 +136,8 @@ def store(cores: list[int], delay_seconds: float) -> Iterator[str]:
 SERVER = """
 import socket, sys
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import WSGIRequestHandler
+WSGIRequestHandler.protocol_version = "HTTP/1.1"  # connections stay open, as those of stores do
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]

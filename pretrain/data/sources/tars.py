@@ -36,7 +36,7 @@ class _Member(Record):
     def read(self) -> bytes:
         """The bytes of the member."""
         assert self.tar is not None
-        return storage.read_range(self.tar, self.offset, self.offset + self.size_bytes)
+        return bytes(storage.read_range(self.tar, self.offset, self.offset + self.size_bytes))
 
 
 @dataclass
