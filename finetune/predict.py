@@ -107,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: it must be at least 1"
             )
+    if options.size is not None and not options.localize:
+        raise UserError("--size says at what size --localize looks; give --localize CLASS with it")
     _refuse_full(options.out, options.overwrite or options.workers > 0)
     storage.check_writable(options.out)
     clips = find_clips(options.inputs, image_column=options.image_column)

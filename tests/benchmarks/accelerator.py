@@ -3,9 +3,9 @@
     python -m tests.benchmarks.accelerator PHOTOS [--size 224] [--batch 256] [--steps 60] [--small-batch 1024]
 
 PHOTOS holds `train` with a folder a class. Each encoder trains as `configs/pretrain/simclr.yaml` does, in-process: from shards
-of the photos, with the photos kept decoded in memory, and as lightly's documentation builds the loop, with one DataLoader
-worker a core. Last, SimCLR on the same photos as squares of 32 pixels, all of them on the device. Images count once, not each
-view.
+of the photos, with the photos kept decoded in memory, with views made by lightly's transform in one process a core, and as
+lightly's documentation builds the loop, with one DataLoader worker a core. Last, SimCLR on the same photos as squares of 32
+pixels, all of them on the device. Images count once, not each view.
 
 The peak is measured here, by products of large bfloat16 matrices; floating-point operations of a step are those that
 `torch.utils.flop_counter` counts in forward and backward of both views. `waits` is the share of the time in which the loop
@@ -18,14 +18,17 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ from pretrain.data.recipes import recipe_views
 from pretrain.data.views import RandomViews
 from pretrain.encoders import build_encoder
 from tests.benchmarks.lightly_loops import seconds_per_step
+from tests.benchmarks.view_training import LightlyViewer, LightlyViews
 
 ENCODERS = ("convattn_small", "timm:resnet50")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,7 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--small-batch", type=int, default=1024)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--lightly", metavar="ENCODER", help=argparse.SUPPRESS)
+    parser.add_argument("--fed-by-lightly", nargs="+", metavar="SETTING", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.fed_by_lightly:
+        raise SystemExit(train_fed_by_lightly(options.fed_by_lightly))
     if options.lightly:
         print(json.dumps(lightly(options.lightly, options)))
         return
@@ -75,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             measured = {
                 "ours, decoding": ours(f"{folder}/photos", options.steps, chosen),
                 "ours, kept decoded": ours(f"{folder}/photos", options.steps, [*chosen, "data.keep=host"]),
+                "ours, fed by lightly": ours(f"{folder}/photos", options.steps, chosen, fed_by_lightly=True),
                 "lightly": (_lightly_process(encoder, options), None),
             }
             for whose, (speed, waits) in measured.items():
@@ -127,11 +135,12 @@ def device_part(size: int, batch: int) -> float:
     return statistics.median(seconds[3:])  # the first ones compile
 
 
-def ours(shards: str, steps: int, overrides: list[str]) -> tuple[float, float]:
+def ours(shards: str, steps: int, overrides: list[str], *, fed_by_lightly: bool = False) -> tuple[float, float]:
     """Images a second, and the share of waiting for data, over the later half of the run, in a process of its own."""
+    program = ["tests.benchmarks.accelerator", shards, "--fed-by-lightly"] if fed_by_lightly else ["pretrain"]
     with tempfile.TemporaryDirectory() as out:
         command = [
-            sys.executable, "-m", "pretrain", "configs/pretrain/simclr.yaml", f"data.url={shards}", f"out={out}/run",
+            sys.executable, "-m", *program, "configs/pretrain/simclr.yaml", f"data.url={shards}", f"out={out}/run",
             "cluster.workers=0", "rankme_images=0", f"training.steps={steps}", "training.log_every_steps=5",
             "training.reproducible=false", *overrides,
         ]  # fmt: skip
@@ -144,6 +153,42 @@ def ours(shards: str, steps: int, overrides: list[str]) -> tuple[float, float]:
         statistics.median(line["images_per_second"] for line in half),
         statistics.median(line["data_wait_fraction"] for line in half),
     )
+
+
+def train_fed_by_lightly(settings: list[str]) -> int:
+    """Our loop, whose views are made by lightly's transform in as many processes as there are cores."""
+    from cluster.errors import run_command
+    from pretrain.__main__ import main as pretrain_main
+
+    num = os.cpu_count() or 1
+    with ProcessPoolExecutor(num, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        class ViewsOfProcesses(LightlyViews):
+            """`fill` waits in a decoding thread for one of the processes."""
+
+            def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> LightlyViews:
+                made = ViewsOfProcesses(self.spec)
+                made.arrays = super().begin(passes, row_ids).arrays
+                return made
+
+            def fill(self, index: int, data: Any) -> None:
+                for array, view in zip(self.arrays, pool.submit(lightly_views, self.spec, data).result(), strict=True):
+                    array[index] = view
+
+        class FedViewer(LightlyViewer):
+            def source(self, shards: Any, *, decode_threads: int) -> Any:
+                return shards, ViewsOfProcesses(self.specs[0])
+
+        with mock.patch("pretrain.run.Viewer", FedViewer):
+            return run_command(lambda: pretrain_main([*settings, f"data.decode_threads={num}"]))
+
+
+def lightly_views(spec: Any, data: bytes) -> list[np.ndarray]:
+    """The two views of an image, uint8 [3, size, size], made in a process of the pool."""
+    torch.set_num_threads(1)
+    views = LightlyViews(spec).begin(np.zeros(1, np.int64), np.zeros(1, np.int64))
+    views.fill(0, data)
+    return [array[0] for array in views.arrays]
 
 
 def _lightly_process(encoder: str, options: Any) -> float:

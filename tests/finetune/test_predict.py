@@ -220,6 +220,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
         ((photo, tmp_path / "o", "--track"), "this model is for classification"),
         ((photo, tmp_path / "o", "--every", "0"), "it must be at least 1"),
+        ((photo, tmp_path / "o", "--size", "64"), "give --localize CLASS with it"),
         ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
         ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or film"),
         ((tmp_path / "film.mp4", tmp_path / "o"), "is no film that can be read"),
