@@ -35,6 +35,9 @@ class LightlyViewer(Viewer):
     def source(self, shards: Any, *, decode_threads: int) -> Any:
         return shards, LightlyViews(self.specs[0])
 
+    def kept_images(self) -> None:
+        """Its transform takes no images that we decoded."""
+
 
 class LightlyViews:
     """Host transform that leaves an image to lightly."""
