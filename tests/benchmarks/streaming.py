@@ -137,16 +137,10 @@ SERVER = """
 import socket, sys
 from moto.s3.models import FakeKey
 from moto.server import ThreadedMotoServer
+from tests.kept_objects import kept_values
 from werkzeug.serving import WSGIRequestHandler
 WSGIRequestHandler.protocol_version = "HTTP/1.1"  # connections stay open, as those of stores do
-# moto reads a whole object for each range of it, 25 ms for one of 38 MB, and would be what is measured; stores do not
-whole, kept = FakeKey.value, {}
-def kept_value(key):
-    name = key.name, key.etag
-    if name not in kept:
-        kept[name] = whole.fget(key)
-    return kept[name]
-FakeKey.value = whole.getter(kept_value)
+FakeKey.value = kept_values()
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
