@@ -19,6 +19,7 @@ from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
+from pretrain.training.health import LEAST_RANK, fallen_rank
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
@@ -80,6 +81,10 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     encoder = method.exported
     probe = _label_probe(settings)
 
+    def dimensions_of(looked_at: Encoder) -> float:
+        column, num = settings.data.image_column, settings.rankme_images
+        return rankme(looked_at, manifest, place, num_images=num, image_column=column, **_how_to_look(settings))
+
     def evaluate(step: int, last: bool) -> dict[str, float]:
         scores = {} if probe is None else probe(encoder, place, linear=last and settings.knn.linear)
         if last and probe is not None:
@@ -87,10 +92,12 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
             before = probe(_first_weights(settings).to(place.device), place, linear=settings.knn.linear)
             scores |= {f"{name}_{UNTRAINED}": score for name, score in before.items()}
         if last and settings.rankme_images:
-            image_column, how = settings.data.image_column, _how_to_look(settings)
-            scores["rankme"] = rankme(
-                encoder, manifest, place, num_images=settings.rankme_images, image_column=image_column, **how
-            )
+            scores["rankme"] = dimensions_of(encoder)
+            finding = None
+            if scores["rankme"] < LEAST_RANK:
+                finding = fallen_rank(scores["rankme"], dimensions_of(_first_weights(settings).to(place.device)))
+            if finding is not None and place.rank == 0:
+                place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
         return scores
 
     # -- train ----------------------------------------------------------------------------------------------------------

@@ -72,6 +72,21 @@ class Finding(NamedTuple):
     text: str
 
 
+def fallen_rank(trained: float, untrained: float) -> Finding | None:
+    """What is wrong with an encoder whose features use hardly a dimension (RankMe), and fewer than with its first weights.
+
+    Methods watch the embeddings of their heads, which batch normalisation and losses on the embeddings' distribution
+    (LeJEPA's) keep spread while the features below them collapse.
+    """
+    if trained >= min(LEAST_RANK, 0.5 * untrained):
+        return None
+    return Finding(
+        "collapse",
+        f"collapse: the encoder's features of all images lie nearly on one line (RankMe {trained:.1f}, and {untrained:.1f} "
+        "before training); a lower learning rate usually helps",
+    )
+
+
 # lines of the log in a row that must show a thing before it is told; fresh networks look bad for a while
 PATIENCE = 3
 # ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam at a hundred times its rate falls to 2 to 3

@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.training.health import HealthWatch, assignment_information, embedding_health, outputs_in_use
+from pretrain.training.health import (
+    HealthWatch,
+    assignment_information,
+    embedding_health,
+    fallen_rank,
+    outputs_in_use,
+)
 
 
 def test_random_embeddings_are_healthy():
@@ -88,3 +94,14 @@ def test_assignment_information_is_that_of_the_formula():
     assert math.isclose(float(assignment_information(certain)), math.log(4), rel_tol=1e-12)
     assert abs(float(assignment_information(same))) < 1e-12
     assert math.isclose(float(outputs_in_use(certain)), 4, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "told"),
+    [(1.1, 12.3, True), (3.9, 7.9, True), (3.9, 5.0, False), (1.1, 1.2, False), (9, 90, False)],
+)
+def test_features_on_one_line_are_told_unless_they_were_so_from_the_start(trained, untrained, told):
+    finding = fallen_rank(trained, untrained)
+    assert (finding is not None) == told
+    if finding is not None:
+        assert f"RankMe {trained:.1f}, and {untrained:.1f} before training" in finding.text
