@@ -29,6 +29,7 @@ from pretrain.data.decode import (
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
 KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
+_MOST_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
 # JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components, start of scan
 _APP1, _SEQUENTIAL, _SCAN = 0xE1, (0xC0, 0xC1), 0xDA
@@ -116,7 +117,9 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
 def _headers(encoded: bytes) -> tuple[int, bool]:
     """EXIF orientation of a JPEG, and whether its pixels may come in several scans; reads no further than its first scan."""
     orientation, num_components, position = 0, 0, 2
-    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+    for _ in range(_MOST_MARKERS):
+        if position + 4 > len(encoded) or encoded[position] != 0xFF:
+            break
         marker = encoded[position + 1]
         if marker == 0xFF:  # fill bytes may stand before a marker
             position += 1

@@ -1,13 +1,14 @@
 """The fast way of decoding gives what the slow one gives, for every kind of image, and the same reasons for bad ones."""
 
 import io
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pretrain.data.decode import BadImage, decode_image, image_size
-from pretrain.data.pixels import as_channels, open_picture
+from pretrain.data.pixels import _headers, as_channels, open_picture
 from tests.pretrain.test_decode import encoded, orientation_exif, picture
 
 
@@ -110,3 +111,25 @@ def test_a_cut_jpeg_is_bad_for_both_ways(cut):
 def test_rubbish_behind_a_jpeg_is_borne():
     data = encoded(picture(), "JPEG", quality=95) + b"more"
     np.testing.assert_array_equal(pixels_of(data), decode_image(data).transpose(2, 0, 1))
+
+
+def segment(marker, content):
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def test_the_head_of_a_jpeg_is_read_up_to_its_pixels():
+    data = encoded(picture(), "JPEG", exif=orientation_exif(6))
+    start, rest = data[:2], data[2:]
+    # an APP1 of another kind first, one that only mentions EXIF, and fill bytes
+    before = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>") + segment(0xFE, b"Exif\0\0II*\0") + b"\xff" * 7
+    for changed in (data, start + before + rest):
+        assert open_picture(changed).width == image_size(changed)[0] == picture().height
+        np.testing.assert_array_equal(pixels_of(changed), decode_image(changed).transpose(2, 0, 1))
+    # what would take a loop over each byte long is left to the library
+    began = time.process_time()
+    endless = start + b"\xff" * 20_000_000 + rest
+    assert _headers(endless) == (1, True) and _headers(start + segment(0xFE, b"") * 2_000_000 + rest) == (1, True)
+    assert time.process_time() - began < 1
+    assert _headers(data) == (6, False)
+    assert _headers(encoded(picture(), "JPEG", progressive=True)) == (1, True)
+    assert _headers(b"\xff\xd8\xff") == (1, True)
