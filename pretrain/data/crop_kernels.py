@@ -27,7 +27,7 @@ NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14
 MOST_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
 # a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at half a level
 _CUBIC_SPARE, _CUBIC_START = _i16(64), _u16(64 * 2**CUBIC_BITS + 2 ** (CUBIC_BITS - 1))
-STRIP = 112  # lines
+STRIP = 112  # lines at most, in eights
 
 
 @compiled
@@ -292,31 +292,33 @@ def crop(
     for index in range(size):
         starts_x[index] -= first
 
-    # lines of the image -> transpose -> rows of the transpose -> transpose back
-    middle, end = STRIP * (2 * num + size), 2 * STRIP * (num + size)
+    # lines of the image -> transpose -> rows of the transpose -> transpose back; in even strips, for each is made whole
+    num_strips = -(-size // STRIP)
+    strip = -(-size // (num_strips * 8)) * 8
+    middle, end = strip * (2 * num + size), 2 * strip * (num + size)
     across, turned, mixed = (
-        scratch[: STRIP * num],
-        scratch[STRIP * num : 2 * STRIP * num],
-        scratch[2 * STRIP * num : middle],
+        scratch[: strip * num],
+        scratch[strip * num : 2 * strip * num],
+        scratch[2 * strip * num : middle],
     )
     done, sums = scratch[middle:end], scratch[end:]
     image_rows = pixels_HW4.reshape(image_height, image_width * 4)
-    across_rows = across.view(np.uint8).reshape(STRIP, num * 4)
-    turned_rows = turned.view(np.uint8).reshape(num, STRIP * 4)
-    mixed_rows = mixed.view(np.uint8).reshape(size, STRIP * 4)
+    across_rows = across.view(np.uint8).reshape(strip, num * 4)
+    turned_rows = turned.view(np.uint8).reshape(num, strip * 4)
+    mixed_rows = mixed.view(np.uint8).reshape(size, strip * 4)
     totals, narrow = sums.view(np.int32), sums.view(np.uint16)
-    for y in range(0, size, STRIP):
+    for y in range(0, size, strip):
         # where fewer lines are left, what stands below them is resampled along and not used
-        stop = min(y + STRIP, size)
+        stop = min(y + strip, size)
         starts, counts, weights = starts_y[y:stop], counts_y[y:stop], weights_y[y:stop]
         if wide:
             _mix_rows_wide(image_rows, starts, counts, weights, first * 4, num * 4, across_rows, totals)
         else:
             _mix_rows(image_rows, starts, counts, weights, first * 4, num * 4, cubic, across_rows, narrow)
-        _transpose(across.reshape(STRIP, num), turned.reshape(num, STRIP), STRIP, num)
+        _transpose(across.reshape(strip, num), turned.reshape(num, strip), strip, num)
         if wide:
-            _mix_rows_wide(turned_rows, starts_x, counts_x, weights_x, 0, STRIP * 4, mixed_rows, totals)
+            _mix_rows_wide(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, mixed_rows, totals)
         else:
-            _mix_rows(turned_rows, starts_x, counts_x, weights_x, 0, STRIP * 4, cubic, mixed_rows, narrow)
-        _transpose(mixed.reshape(size, STRIP), done.reshape(STRIP, size), size, STRIP)
+            _mix_rows(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, cubic, mixed_rows, narrow)
+        _transpose(mixed.reshape(size, strip), done.reshape(strip, size), size, strip)
         _split(done.view(np.uint8), out_CSS, y, stop)
