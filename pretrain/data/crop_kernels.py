@@ -182,22 +182,23 @@ def _mix_rows(
     width, out_width = _u64(rows_RW.shape[1]), _u64(out_NW.shape[1])
     for i in range(len(starts_N)):
         count, to, row = counts_N[i], _u64(i) * out_width, _u64(starts_N[i]) * width + _u64(first)
-        next_row, third_row = row + width, row + _u64(2) * width
-        wa, wb, wc = _u16(weights_NK[i, 0]), _u16(weights_NK[i, 1]), _u16(weights_NK[i, 2])
+        b, c, d = row + width, row + _u64(2) * width, row + _u64(3) * width
+        wa, wb, wc, wd = _u16(weights_NK[i, 0]), _u16(weights_NK[i, 1]), _u16(weights_NK[i, 2]), _u16(weights_NK[i, 3])
         if count == 1:
             for x in range(num):
                 out[to + x] = rows[row + x]
         elif count == 2 and not cubic:
             for x in range(num):
-                out[to + x] = _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[next_row + x]) + half) >> 8
+                out[to + x] = _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[b + x]) + half) >> 8
         elif count == 3 and not cubic:
             for x in range(num):
                 out[to + x] = (
-                    _u16(
-                        wa * _u16(rows[row + x]) + wb * _u16(rows[next_row + x]) + wc * _u16(rows[third_row + x]) + half
-                    )
-                    >> 8
+                    _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[b + x]) + wc * _u16(rows[c + x]) + half) >> 8
                 )
+        elif count == 4 and not cubic:
+            for x in range(num):
+                first_two = _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[b + x]) + half)
+                out[to + x] = _u16(first_two + wc * _u16(rows[c + x]) + wd * _u16(rows[d + x])) >> 8
         else:
             for x in range(num):
                 sums_W[x] = _CUBIC_START if cubic else half
