@@ -28,6 +28,7 @@ from pretrain.data.decode import (
 
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
+LEAST_FAST_SIDE = 256
 KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
 _MOST_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
@@ -58,8 +59,9 @@ def open_picture(data: Any, *, channels: int = 3, fast: bool = False) -> Picture
     Args:
         data: the encoded file (bytes or a buffer), or uint8 [groups, height, width, 4].
         channels: 3 for RGB, 1 for grey; any other number is that of the image's own bands.
-        fast: where a JPEG stores colours at half the resolution, each is repeated for the pixels it was taken from, as DALI
-            does by default. Interpolating them, as Pillow does, takes an eighth of the time of decoding; for random views.
+        fast: where a JPEG of 256 pixels or more stores colours at half the resolution, each is repeated for the pixels it was
+            taken from, as DALI does by default. Interpolating them, as Pillow does, takes an eighth of the time of decoding;
+            for random views. Smaller images would lose more by it, and cost little.
 
     Raises:
         BadImage: when the header is damaged or its size refused; the pixels behind it may still be bad.
@@ -101,7 +103,7 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
                 min_height=rows if denominator > 1 else 0,
                 min_width=columns if denominator > 1 else 0,
                 min_factor=max(1, denominator),
-                fastupsample=fast,
+                fastupsample=fast and min(width, height) >= LEAST_FAST_SIDE,
                 buffer=buffers.bytes(rows * columns * num_bytes),
             )
         except ValueError:

@@ -133,3 +133,11 @@ def test_the_head_of_a_jpeg_is_read_up_to_its_pixels():
     assert _headers(data) == (6, False)
     assert _headers(encoded(picture(), "JPEG", progressive=True)) == (1, True)
     assert _headers(b"\xff\xd8\xff") == (1, True)
+
+
+def test_only_large_photos_have_their_colours_repeated():
+    for side, differs in ((255, False), (256, True)):
+        data = encoded(picture().resize((300, side)), "JPEG", quality=90)
+        plain, fast = (open_picture(data, fast=fast).decode(1).copy() for fast in (False, True))
+        assert (plain != fast).any() == differs
+        assert np.abs(plain.astype(int) - fast).mean() < 3
