@@ -81,7 +81,7 @@ def _body(connection: http.client.HTTPConnection, answer: http.client.HTTPRespon
     if not num_bytes or num_bytes < WAIT_FOR_ALL_BYTES or isinstance(sock, ssl.SSLSocket) or sock is None:
         return answer.read()
     body = bytearray(num_bytes)
-    view, received = memoryview(body), 0
+    view = memoryview(body)
     # the head was read through a buffer, which may hold the beginning of the body
     assert isinstance(answer.fp, io.BufferedReader)
     received = answer.fp.readinto1(view[: len(answer.fp.peek())])

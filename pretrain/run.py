@@ -93,11 +93,10 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
             scores |= {f"{name}_{UNTRAINED}": score for name, score in before.items()}
         if last and settings.rankme_images:
             scores["rankme"] = dimensions_of(encoder)
-            finding = None
             if scores["rankme"] < LEAST_RANK:
                 finding = fallen_rank(scores["rankme"], dimensions_of(_first_weights(settings).to(place.device)))
-            if finding is not None and place.rank == 0:
-                place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
+                if finding is not None and place.rank == 0:
+                    place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
         return scores
 
     # -- train ----------------------------------------------------------------------------------------------------------

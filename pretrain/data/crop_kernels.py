@@ -20,7 +20,7 @@ import numpy as np
 
 from pretrain.data.compiled import compiled
 
-_u16, _u32, _u64, _i16, _i32 = np.uint16, np.uint32, np.uint64, np.int16, np.int32
+_u16, _u64, _i16, _i32 = np.uint16, np.uint64, np.int16, np.int32
 
 # of weights; with 8, or 7 where some are below zero, a weighted sum of bytes fits into 16 bits
 NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14

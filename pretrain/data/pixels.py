@@ -28,8 +28,8 @@ from pretrain.data.decode import (
 
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
-LEAST_FAST_SIDE = 256
 KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
+LEAST_FAST_SIDE = 256  # pixels, see `open_picture`
 _MOST_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
 # JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components, start of scan

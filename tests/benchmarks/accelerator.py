@@ -166,18 +166,12 @@ def train_fed_by_lightly(settings: list[str]) -> int:
         class ViewsOfProcesses(LightlyViews):
             """`fill` waits in a decoding thread for one of the processes."""
 
-            def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> LightlyViews:
-                made = ViewsOfProcesses(self.spec)
-                made.arrays = super().begin(passes, row_ids).arrays
-                return made
-
             def fill(self, index: int, data: Any) -> None:
                 for array, view in zip(self.arrays, pool.submit(lightly_views, self.spec, data).result(), strict=True):
                     array[index] = view
 
         class FedViewer(LightlyViewer):
-            def source(self, shards: Any, *, decode_threads: int) -> Any:
-                return shards, ViewsOfProcesses(self.specs[0])
+            views = ViewsOfProcesses
 
         with mock.patch("pretrain.run.Viewer", FedViewer):
             return run_command(lambda: pretrain_main([*settings, f"data.decode_threads={num}"]))

@@ -36,7 +36,7 @@ from torch import Tensor
 from finetune.class_maps import grad_cam
 from finetune.model import load_model
 from finetune.predicting.localizing import Localizer
-from pretrain.data.augment import normalise
+from pretrain.data.augment import normalised
 from pretrain.data.demo_scenes import write_demo
 from pretrain.data.heat_maps import enlarged
 from pretrain.data.packing import ShardWriter, schema_of
@@ -203,7 +203,7 @@ def numbers_of(maps_NHW: np.ndarray, pictures: Pictures) -> tuple[float, float, 
 def batches(pictures: Pictures, size: int = 50) -> list[Tensor]:
     """Normalised images."""
     parts = range(0, len(pictures.boxes), size)
-    return [normalise(torch.from_numpy(pictures.images_N3HW[start : start + size]) / 255) for start in parts]
+    return [normalised(pictures.images_N3HW[start : start + size], torch.device("cpu")) for start in parts]
 
 
 def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float]]) -> None:

@@ -29,16 +29,6 @@ from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.viewing import Viewer
 
 
-class LightlyViewer(Viewer):
-    """Makes the views of a run by lightly's transform."""
-
-    def source(self, shards: Any, *, decode_threads: int) -> Any:
-        return shards, LightlyViews(self.specs[0])
-
-    def kept_images(self) -> None:
-        """Its transform takes no images that we decoded."""
-
-
 class LightlyViews:
     """Host transform that leaves an image to lightly."""
 
@@ -50,7 +40,7 @@ class LightlyViews:
         self.arrays: list[np.ndarray] = []
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> LightlyViews:
-        filling = LightlyViews(self.spec)
+        filling = type(self)(self.spec)
         size = self.spec.size
         filling.arrays = [np.empty((len(row_ids), 3, size, size), np.uint8) for _ in range(2)]
         return filling
@@ -59,6 +49,18 @@ class LightlyViews:
         image = Image.open(io.BytesIO(bytes(data))).convert("RGB")
         for array, view in zip(self.arrays, self.transform(image), strict=True):
             array[index] = (view * 255).round().byte().numpy()
+
+
+class LightlyViewer(Viewer):
+    """Makes the views of a run by lightly's transform."""
+
+    views = LightlyViews
+
+    def source(self, shards: Any, *, decode_threads: int) -> Any:
+        return shards, self.views(self.specs[0])
+
+    def kept_images(self) -> None:
+        """Its transform takes no images that we decoded."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,7 +17,6 @@ BODY = os.urandom(WAIT_FOR_ALL_BYTES * 8 + 17)
 def server(*answers):
     """A server whose n-th connection gives `answers[n]`, lists of pieces or functions, one list a request; its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    done = threading.Event()
 
     def serve():
         for requests in answers:
@@ -33,9 +32,8 @@ def server(*answers):
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"127.0.0.1:{listening.getsockname()[1]}", done
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
     finally:
-        done.set()
         listening.close()
         thread.join(5)
 
@@ -56,14 +54,14 @@ def test_bodies_in_whatever_pieces():
         lambda: pause.wait(0.2),
         BODY[100_000:],
     ]
-    with server([whole, torn, [head(3) + b"abc"], [head(0)], whole]) as (address, _):
+    with server([whole, torn, [head(3) + b"abc"], [head(0)], whole]) as address:
         host = Connections(address)
         assert [host.get("/", {})[1] for _ in range(5)] == [BODY, BODY, b"abc", b"", BODY]
 
 
 @pytest.mark.parametrize("sent", [0, 10, WAIT_FOR_ALL_BYTES * 3])
 def test_a_body_that_ends_early(sent):
-    with server([[head(len(BODY)) + BODY[:sent]]], [[head(len(BODY)) + BODY]]) as (address, _):
+    with server([[head(len(BODY)) + BODY[:sent]]], [[head(len(BODY)) + BODY]]) as address:
         host = Connections(address)
         with pytest.raises(ConnectionError, match="connection lost"):
             host.get("/", {})
@@ -74,7 +72,7 @@ def test_a_body_that_ends_early(sent):
 def test_a_body_that_stalls(monkeypatch, sent):
     monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
     stop = threading.Event()
-    with server([[head(len(BODY)) + BODY[:sent], lambda: stop.wait(20)]]) as (address, _):
+    with server([[head(len(BODY)) + BODY[:sent], lambda: stop.wait(20)]]) as address:
         with pytest.raises(TimeoutError, match="no answer in time"):
             Connections(address).get("/", {})
         stop.set()
@@ -87,5 +85,5 @@ def test_a_body_that_only_crawls_is_waited_for(monkeypatch):
     pieces = [head(len(BODY))]
     for start in range(0, len(BODY), step):
         pieces += [BODY[start : start + step], lambda: pause.wait(0.4)]
-    with server([pieces]) as (address, _):
+    with server([pieces]) as address:
         assert Connections(address).get("/", {}) == (206, BODY)
