@@ -21,6 +21,7 @@ from cluster.errors import UserError
 from finetune.settings import LoraSettings
 from finetune.starting import RANDOM, open_encoder
 from pretrain.encoders import Encoder
+from pretrain.encoders.layers import PointwiseConv
 
 LORA = "lora"
 
@@ -100,7 +101,7 @@ def layers_to_adapt(encoder: nn.Module) -> list[str]:
         for name, module in encoder.named_modules()
         if type(module) is nn.Linear
         or (
-            type(module) is nn.Conv2d
+            type(module) in (nn.Conv2d, PointwiseConv)
             and module.groups == 1
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"

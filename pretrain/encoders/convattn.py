@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
 from pretrain.encoders.base import Encoder, keyword_arguments
-from pretrain.encoders.layers import DropPath, LayerNormOverChannels, SeparableConvolutionalAttention
+from pretrain.encoders.layers import (
+    DepthwiseConv,
+    DropPath,
+    LayerNormOverChannels,
+    PointwiseConv,
+    SeparableConvolutionalAttention,
+)
 
 NORMS = {"layer": LayerNormOverChannels, "batch": nn.BatchNorm2d}
 STEM_STRIDES = (1, 2, 4)
@@ -37,9 +43,9 @@ class ConvBlock(nn.Module):
     def __init__(self, dim: int, *, kernel_size: int, mlp_ratio: float, norm: str, drop_path: float) -> None:
         super().__init__()
         hidden = round(dim * mlp_ratio)
-        self.spatial = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.spatial = DepthwiseConv(dim, kernel_size)
         self.norm = NORMS[norm](dim)
-        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, dim, 1))
+        self.mlp = nn.Sequential(PointwiseConv(dim, hidden), nn.SiLU(), PointwiseConv(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ class AttentionBlock(nn.Module):
         self.norm1 = NORMS[norm](dim)
         self.attention = SeparableConvolutionalAttention(dim, num_heads, **attention)
         self.norm2 = NORMS[norm](dim)
-        self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, dim, 1))
+        self.mlp = nn.Sequential(PointwiseConv(dim, hidden), nn.SiLU(), PointwiseConv(hidden, dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

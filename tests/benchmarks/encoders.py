@@ -35,6 +35,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nano, kernel 7": ("convattn_nano", STEM | {"kernel_size": 7}),
     "nano, attention from 2": ("convattn_nano", STEM | {"attention_from": 2}),
     "nano, attention from 4": ("convattn_nano", STEM | {"attention_from": 4}),
+    "nano, attention from 4, deeper": ("convattn_nano", STEM | {"attention_from": 4, "depths": [1, 1, 6, 1]}),
+    "nano, MLP ratio 2": ("convattn_nano", STEM | {"mlp_ratio": 2}),
     "nano, no attention": ("convattn_nano", STEM | {"attention_from": 5}),
     "nano, heads of 16": ("convattn_nano", STEM | {"head_dim": 16}),
     "nano, heads of 64": ("convattn_nano", STEM | {"head_dim": 64}),
@@ -139,9 +141,9 @@ def trained(overrides: list[str]) -> dict[str, float]:
 
 def _line(label: str, row: dict[str, float] | None) -> str:
     if row is None:
-        return f"{label:24}  {'CPU ms/step':>11}  {'steps':>5}  {'kNN':>6}  {'linear':>6}  {'RankMe':>6}"
+        return f"{label:30}  {'CPU ms/step':>11}  {'steps':>5}  {'kNN':>6}  {'linear':>6}  {'RankMe':>6}"
     return (
-        f"{label:24}  {1000 * row['cpu_seconds']:>11.0f}  {row['steps']:>5.0f}  {row['knn']:>6.1%}  {row['linear']:>6.1%}"
+        f"{label:30}  {1000 * row['cpu_seconds']:>11.0f}  {row['steps']:>5.0f}  {row['knn']:>6.1%}  {row['linear']:>6.1%}"
         f"  {row['rankme']:>6.1f}"
     )
 

@@ -7,7 +7,13 @@ import torch
 
 from cluster.errors import UserError
 from pretrain.encoders import build_encoder, encoder_names, pooled
-from pretrain.encoders.layers import ConvAttention, ConvolutionalAttention, SeparableConvolutionalAttention
+from pretrain.encoders.layers import (
+    ConvAttention,
+    ConvolutionalAttention,
+    DepthwiseConv,
+    PointwiseConv,
+    SeparableConvolutionalAttention,
+)
 
 FAMILY = {"convattn_nano": 1e6, "convattn_tiny": 5e6, "convattn_small": 25e6, "convattn_base": 50e6}
 LAYERS = [ConvAttention, ConvolutionalAttention, SeparableConvolutionalAttention]
@@ -166,3 +172,18 @@ def test_timm_networks_keep_the_contract(name, stride):
 def test_impossible_encoders_are_explained(name, arguments, words):
     with pytest.raises(UserError, match=words):
         build_encoder(name, **arguments)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (6, 7)])
+@pytest.mark.parametrize("layer", [PointwiseConv(6, 4), DepthwiseConv(6, 3), DepthwiseConv(6, 7)], ids=repr)
+def test_pointwise_and_depthwise_convolutions_are_convolutions(layer, size):
+    layer = layer.double()
+    images = torch.randn(3, 6, *size, dtype=torch.float64, requires_grad=True)
+    plain = torch.nn.functional.conv2d(images, layer.weight, layer.bias, padding=layer.padding, groups=layer.groups)
+    ours = layer(images)
+    assert torch.allclose(ours, plain, atol=1e-12)
+    weights, inputs = torch.randn_like(plain), (images, layer.weight, layer.bias)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, weights), torch.autograd.grad(plain, inputs, weights), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
