@@ -37,7 +37,7 @@ from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 @dataclass(frozen=True)

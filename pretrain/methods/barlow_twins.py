@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, global_batch
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class BarlowTwins(Method):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance, rising_momentum
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class BYOL(Method):

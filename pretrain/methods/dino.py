@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance, rising_momentum
+from pretrain.training.contract import StepOutput
 from pretrain.training.health import assignment_information, outputs_in_use
-from pretrain.training.loop import StepOutput
 
 
 class DINO(Method):

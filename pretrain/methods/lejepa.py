@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.training import distributed
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class LeJEPA(Method):

@@ -18,8 +18,8 @@ from torch import Tensor
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
 from pretrain.training import distributed
+from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
-from pretrain.training.loop import StepOutput
 
 
 class MoCo(Method):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.training import distributed
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class SimCLR(Method):

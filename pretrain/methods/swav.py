@@ -18,8 +18,8 @@ from torch import Tensor
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.training import distributed
+from pretrain.training.contract import StepOutput
 from pretrain.training.health import assignment_information, outputs_in_use
-from pretrain.training.loop import StepOutput
 
 
 class SwAV(Method):

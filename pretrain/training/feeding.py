@@ -11,7 +11,7 @@ import torch
 
 from pretrain.data.loader import Batch, Loader, bad_rows_in_words
 from pretrain.data.shards import Shards
-from pretrain.training.loop import TrainingBatch
+from pretrain.training.contract import TrainingBatch
 
 BATCHES_ON_DEVICE = 2
 

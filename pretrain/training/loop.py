@@ -10,11 +10,11 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from cluster import storage
@@ -24,6 +24,7 @@ from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
 from pretrain.training.clock import Clock
+from pretrain.training.contract import Batches, StepOutput
 from pretrain.training.distributed import (
     GradientAverager,
     equalise,
@@ -37,47 +38,6 @@ from pretrain.training.optimizers import Rates, set_rates
 from pretrain.training.run_folder import RunFolder
 
 FAILED_CHECKPOINT_SECONDS = 30.0  # after one that could not be written the next is not long in coming
-
-
-class StepOutput(NamedTuple):
-    """What a module gives for a batch.
-
-    `loss` is the mean over this rank's samples; `logs` holds further scalars; `embeddings` are those of two views of the same
-    images, [B, D] each without gradient, when health is to be watched; `chance_loss` is the loss of a network that knows
-    nothing.
-    """
-
-    loss: Tensor
-    logs: dict[str, Tensor] = {}  # noqa: RUF012 - never changed
-    embeddings: tuple[Tensor, Tensor] | None = None
-    chance_loss: float | None = None
-
-
-@dataclass
-class TrainingBatch:
-    """One rank's input of a step: what the module takes, and the rows that could not be used with the reason."""
-
-    inputs: Any
-    bad_rows: dict[str, str] = field(default_factory=dict)
-
-
-class Batches(Protocol):
-    """Endless batches from a position on."""
-
-    def __next__(self) -> TrainingBatch: ...
-
-    def close(self) -> None:
-        """Frees threads and files."""
-
-
-class Trainable(Protocol):
-    """A module that the loop can train: `forward(inputs) -> StepOutput`, and `after_step` for momentum encoders.
-
-    With `pieces` every rank computes the same loss of the whole global batch, and `pieces.finish()` takes the place of
-    averaging gradients over ranks (`pretrain.methods.pieces`).
-    """
-
-    def after_step(self, step: int, num_steps: int) -> None: ...
 
 
 @dataclass(frozen=True)

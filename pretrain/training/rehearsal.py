@@ -15,7 +15,8 @@ from cluster.memory import GIB, peak_bytes
 from cluster.place import Place
 from pretrain.training.checkpoints import Progress
 from pretrain.training.console import duration
-from pretrain.training.loop import Batches, Outcome, autocast_for
+from pretrain.training.contract import Batches
+from pretrain.training.loop import Outcome, autocast_for
 
 NUM_TIMED_STEPS = 3  # after one that warms up; the fastest counts, since everything else can only slow a step down
 

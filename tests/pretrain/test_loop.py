@@ -13,7 +13,8 @@ from cluster import storage
 from cluster.errors import RunStopped, UserError
 from cluster.place import place_here
 from pretrain.training import checkpoints
-from pretrain.training.loop import StepOutput, TrainingBatch, train
+from pretrain.training.contract import StepOutput, TrainingBatch
+from pretrain.training.loop import train
 from pretrain.training.optimizers import Rates
 from pretrain.training.run_folder import RunFolder
 

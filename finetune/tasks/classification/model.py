@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from finetune.tasks.base import TaskModel
 from pretrain.encoders import Encoder, pooled
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class Classifier(TaskModel):

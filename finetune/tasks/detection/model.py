@@ -14,7 +14,7 @@ from finetune.tasks.detection.heads import HEADS, Targets
 from finetune.tasks.detection.pyramid import GROUPS, Pyramid
 from pretrain.encoders import Encoder
 from pretrain.encoders.layers import AttentionOverMaps
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 class Detector(TaskModel):

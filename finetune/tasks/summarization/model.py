@@ -17,7 +17,7 @@ from finetune.tasks.base import TaskModel
 from finetune.tasks.summarization.decoder import SentenceDecoder
 from finetune.tasks.summarization.tokenizer import PAD
 from pretrain.encoders import Encoder
-from pretrain.training.loop import StepOutput
+from pretrain.training.contract import StepOutput
 
 
 @dataclass(frozen=True)
