@@ -1,15 +1,17 @@
-"""The convattn family: a convolutional stem and two stages of convolutional blocks, then two of convolutional attention.
+"""The convattn family: a convolutional stem and three stages of convolutional blocks, then one of convolutional attention.
 
 Convolution where maps are large and attention where they are small follows CoAtNet (https://arxiv.org/abs/2106.04803),
-UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); projections by depthwise
-convolution follow CvT (https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart
-by convolution alone, so any input size works.
+UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); attention in the last stage alone,
+where it is cheap, is what our runs of equal time chose (`tests/benchmarks/RESULTS.md`, "Encoders") and what a search for
+latency chose for EfficientFormer (https://arxiv.org/abs/2206.01191). Projections by depthwise convolution follow CvT
+(https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart by convolution alone, so
+any input size works.
 
 Chosen by measuring whole steps of nano at 64 pixels, batch 64, on one CPU core (forward and backward, medians):
 - narrow early stages (24 channels and MLPs of twice the width, not 32 and four times): 151 images/s in place of 105. Early maps
   are large, bound by memory bandwidth, and hold few parameters. After six epochs of SimCLR on 1,347 photos linear probes gave
   30.6 % and 31.2 % on 372 test photos (one seed each, standard error 2.4 points): no difference could be seen.
-- depthwise 3x3: 5x5 is 10 % slower and 7x7 16 %. Whether they learn better was not measured.
+- depthwise 3x3: 5x5 is 10 % slower and 7x7 16 %, and neither learns more in the same time.
 - SiLU, 6 % faster than GELU.
 - LayerNorm, as fast as BatchNorm and independent of the rest of the batch. Maps are channels-last, where it needs no copies.
 """
@@ -101,7 +103,7 @@ class ConvAttnEncoder(Encoder):
         in_channels: int = 3,
         dims: Sequence[int] | None = None,
         depths: Sequence[int] | None = None,
-        attention_from: int = 3,
+        attention_from: int = 4,
         stem_stride: int = 4,
         head_dim: int = 32,
         kernel_size: int = 3,
@@ -116,6 +118,7 @@ class ConvAttnEncoder(Encoder):
     ) -> None:
         super().__init__()
         dims, depths = list(dims or SIZES[name][0]), list(depths or SIZES[name][1])
+        # with the sizes themselves: a saved encoder is built again whatever its name will stand for
         self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
         for key, values in (("dims", dims), ("depths", depths)):
             if len(values) != 4 or not all(isinstance(value, int) and value >= 1 for value in values):
@@ -238,10 +241,10 @@ def _stem(in_channels: int, dim: int, stride: int, norm: str) -> nn.Sequential:
     return nn.Sequential(first, NORMS[norm](dim // 2), nn.SiLU(), second, NORMS[norm](dim))
 
 
-# name -> (channels, blocks) of the four stages; about 1, 5, 25 and 50 million parameters
+# name -> (channels, blocks) of the four stages; about 0.6, 5, 25 and 50 million parameters
 SIZES: dict[str, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]] = {
     "convattn_nano": ((24, 64, 128, 160), (1, 1, 3, 1)),
-    "convattn_tiny": ((48, 96, 192, 320), (2, 2, 5, 2)),
-    "convattn_small": ((64, 128, 320, 512), (2, 3, 10, 4)),
-    "convattn_base": ((96, 192, 384, 768), (3, 3, 17, 3)),
+    "convattn_tiny": ((48, 96, 192, 320), (2, 2, 5, 3)),
+    "convattn_small": ((64, 128, 320, 512), (2, 3, 14, 6)),
+    "convattn_base": ((96, 192, 384, 768), (3, 3, 17, 6)),
 }

@@ -26,24 +26,27 @@ from pretrain.data.importing import ImportOptions, import_images
 from tests.benchmarks.cpu_time import cpu_seconds
 
 STEM: dict[str, Any] = {"stem_stride": 4}
-# label -> encoder and its arguments; the family's default first, what was tried beside it, then other people's networks
+FIRST: dict[str, Any] = STEM | {"attention_from": 3}  # the family's default until these runs; what was tried beside it
+# label -> encoder and its arguments; the family's default first, then what was tried, then other people's networks
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "convattn_nano": ("convattn_nano", STEM),
-    "nano, stem stride 2": ("convattn_nano", {"stem_stride": 2}),
-    "nano, batch norm": ("convattn_nano", STEM | {"norm": "batch"}),
-    "nano, kernel 5": ("convattn_nano", STEM | {"kernel_size": 5}),
-    "nano, kernel 7": ("convattn_nano", STEM | {"kernel_size": 7}),
-    "nano, attention from 2": ("convattn_nano", STEM | {"attention_from": 2}),
-    "nano, attention from 4": ("convattn_nano", STEM | {"attention_from": 4}),
-    "nano, attention from 4, deeper": ("convattn_nano", STEM | {"attention_from": 4, "depths": [1, 1, 6, 1]}),
-    "nano, MLP ratio 2": ("convattn_nano", STEM | {"mlp_ratio": 2}),
+    "nano, one more attention block": ("convattn_nano", STEM | {"depths": [1, 1, 3, 2]}),
+    "nano, deeper stage 3": ("convattn_nano", STEM | {"depths": [1, 1, 6, 1]}),
     "nano, no attention": ("convattn_nano", STEM | {"attention_from": 5}),
-    "nano, heads of 16": ("convattn_nano", STEM | {"head_dim": 16}),
-    "nano, heads of 64": ("convattn_nano", STEM | {"head_dim": 64}),
-    "nano, K and V stride 2": ("convattn_nano", STEM | {"kv_stride": 2}),
-    "nano, deeper": ("convattn_nano", STEM | {"depths": [2, 2, 4, 2]}),
-    "nano, wider": ("convattn_nano", STEM | {"dims": [32, 80, 160, 256]}),
+    "nano, attention from 2": ("convattn_nano", STEM | {"attention_from": 2}),
+    "nano, attention from 3": ("convattn_nano", FIRST),
+    "from 3, MLP ratio 2": ("convattn_nano", FIRST | {"mlp_ratio": 2}),
+    "from 3, stem stride 2": ("convattn_nano", FIRST | {"stem_stride": 2}),
+    "from 3, batch norm": ("convattn_nano", FIRST | {"norm": "batch"}),
+    "from 3, kernel 5": ("convattn_nano", FIRST | {"kernel_size": 5}),
+    "from 3, kernel 7": ("convattn_nano", FIRST | {"kernel_size": 7}),
+    "from 3, heads of 16": ("convattn_nano", FIRST | {"head_dim": 16}),
+    "from 3, heads of 64": ("convattn_nano", FIRST | {"head_dim": 64}),
+    "from 3, K and V stride 2": ("convattn_nano", FIRST | {"kv_stride": 2}),
+    "from 3, deeper": ("convattn_nano", FIRST | {"depths": [2, 2, 4, 2]}),
+    "from 3, wider": ("convattn_nano", FIRST | {"dims": [32, 80, 160, 256]}),
     "convattn_tiny": ("convattn_tiny", STEM),
+    "tiny, attention from 3": ("convattn_tiny", FIRST | {"depths": [2, 2, 5, 2]}),
     "resnet18": ("timm:resnet18", {}),
     "convnext_atto": ("timm:convnext_atto", {}),
     "convnext_femto": ("timm:convnext_femto", {}),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "configs/finetune/summarization.yaml"
-NETWORK = ("architecture.name=convattn_nano", "architecture.arguments={stem_stride: 4}")
+NETWORK = ("architecture.name=convattn_nano", "architecture.arguments={stem_stride: 4, attention_from: 3}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from tests.finetune.shapes import CLASSES, picture, write_pictures
 from tests.ranks import run_on_ranks
 
 CONFIG = "configs/finetune/detection.yaml"
-SMALL = {"stem_stride": 2, "dims": [16, 24, 32, 32], "depths": [1, 1, 1, 1]}
+SMALL = {"stem_stride": 2, "dims": [16, 24, 32, 32], "depths": [1, 1, 1, 1], "attention_from": 3}
 NAN = float("nan")
 
 

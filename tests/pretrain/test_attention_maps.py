@@ -90,7 +90,7 @@ def test_a_vits_weights_times_values_are_what_the_block_gave(name, num_extra):
 @pytest.mark.parametrize("options", SOFT_AND_HARD, ids=str)
 @pytest.mark.parametrize("size", [(64, 64), (36, 50)], ids=str)
 def test_maps_are_distributions_over_each_layers_positions(options, size):
-    encoder = build_encoder("convattn_nano", stem_stride=2, **options)
+    encoder = build_encoder("convattn_nano", stem_stride=2, attention_from=3, **options)
     maps = attention_maps(encoder, torch.randn(2, 3, *size))
     assert encoder.training  # as it was
     assert list(maps) == list(encoder.attention_layers())
@@ -124,13 +124,13 @@ def test_rollout_of_a_vit_equals_the_papers_loop():
         wanted = (0.5 * weights.mean(1) + 0.5 * torch.eye(13)) @ wanted
     shares = wanted[:, 0, 1:] / wanted[:, 0, 1:].sum(1, keepdim=True)
     torch.testing.assert_close(attention_rollout(encoder, images, queries="class"), shares.view(2, 3, 4))
-    with pytest.raises(UserError, match=r"stage3\.block1 has no class token"):
+    with pytest.raises(UserError, match=r"stage4\.block1 has no class token"):
         attention_maps(build_encoder("convattn_nano"), images, queries="class")
 
 
 def test_rollout_through_a_smaller_map_equals_averages_of_its_positions():
     torch.manual_seed(0)
-    encoder = build_encoder("convattn_nano", stem_stride=1, depths=[1, 1, 1, 1]).eval()
+    encoder = build_encoder("convattn_nano", stem_stride=1, depths=[1, 1, 1, 1], attention_from=3).eval()
     images = torch.randn(1, 3, 16, 24)
     third, fourth = (weights.mean(1)[0] for weights in encoder.attention(images).values())
     mix = lambda weights: 0.5 * weights + 0.5 * torch.eye(len(weights))  # noqa: E731

@@ -15,7 +15,7 @@ from pretrain.encoders.layers import (
     SeparableConvolutionalAttention,
 )
 
-FAMILY = {"convattn_nano": 1e6, "convattn_tiny": 5e6, "convattn_small": 25e6, "convattn_base": 50e6}
+FAMILY = {"convattn_nano": 0.64e6, "convattn_tiny": 5e6, "convattn_small": 25e6, "convattn_base": 50e6}
 LAYERS = [ConvAttention, ConvolutionalAttention, SeparableConvolutionalAttention]
 # image size -> the stem stride made for it
 SIZES = {(32, 32): 1, (64, 64): 2, (96, 96): 2, (224, 224): 4, (72, 104): 2}
@@ -116,11 +116,12 @@ def test_conv_attention_uses_one_convolution_and_convolutional_attention_two():
 
 
 def test_attention_maps_come_for_the_asking_and_change_nothing():
-    encoder = build_encoder("convattn_nano", stem_stride=2).eval()
+    encoder = build_encoder("convattn_nano", stem_stride=2, attention_from=3).eval()
     images = torch.randn(2, 3, 64, 64)
     before = encoder(images)[-1]
     maps = encoder.attention(images)
     assert list(maps) == ["stage3.block1", "stage3.block2", "stage3.block3", "stage4.block1"]
+    assert list(build_encoder("convattn_nano").attention(images)) == ["stage4.block1"]
     assert maps["stage3.block1"].shape == (2, 4, 64, 64) and maps["stage4.block1"].shape == (2, 5, 16, 16)
     torch.testing.assert_close(encoder(images)[-1], before)
     assert list(build_encoder("convattn_classic").attention(images[:, :, :16, :16])) == ["attend"]

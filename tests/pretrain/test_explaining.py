@@ -32,7 +32,9 @@ def world(tmp_path_factory):
     """An encoder, a folder of images of different shapes, and shards of them."""
     folder = tmp_path_factory.mktemp("explaining")
     torch.manual_seed(0)
-    save_encoder(build_encoder("convattn_nano", stem_stride=2), str(folder / "encoder"), input_size=32)
+    save_encoder(
+        build_encoder("convattn_nano", stem_stride=2, attention_from=3), str(folder / "encoder"), input_size=32
+    )
     (folder / "photos" / "deep").mkdir(parents=True)
     (folder / "photos" / TRAP).write_bytes(jpeg(0))
     (folder / "photos" / "deep" / "tall.JPG").write_bytes(jpeg(1, (40, 80)))
