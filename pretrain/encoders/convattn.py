@@ -47,7 +47,7 @@ class ConvBlock(nn.Module):
         hidden = round(dim * mlp_ratio)
         self.spatial = DepthwiseConv(dim, kernel_size)
         self.norm = NORMS[norm](dim)
-        self.mlp = nn.Sequential(PointwiseConv(dim, hidden), nn.SiLU(), PointwiseConv(hidden, dim))
+        self.mlp = nn.Sequential(PointwiseConv(dim, hidden, 1), nn.SiLU(), PointwiseConv(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class AttentionBlock(nn.Module):
         self.norm1 = NORMS[norm](dim)
         self.attention = SeparableConvolutionalAttention(dim, num_heads, **attention)
         self.norm2 = NORMS[norm](dim)
-        self.mlp = nn.Sequential(PointwiseConv(dim, hidden), nn.SiLU(), PointwiseConv(hidden, dim))
+        self.mlp = nn.Sequential(PointwiseConv(dim, hidden, 1), nn.SiLU(), PointwiseConv(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def test_impossible_encoders_are_explained(name, arguments, words):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (6, 7)])
-@pytest.mark.parametrize("layer", [PointwiseConv(6, 4), DepthwiseConv(6, 3), DepthwiseConv(6, 7)], ids=repr)
+@pytest.mark.parametrize("layer", [PointwiseConv(6, 4, 1), DepthwiseConv(6, 3), DepthwiseConv(6, 7)], ids=repr)
 def test_pointwise_and_depthwise_convolutions_are_convolutions(layer, size):
     layer = layer.double()
     images = torch.randn(3, 6, *size, dtype=torch.float64, requires_grad=True)
