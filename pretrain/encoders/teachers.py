@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cluster import storage
 from pretrain.encoders.base import Encoder, pooled
+from pretrain.encoders.package_weights import package_network
 from pretrain.encoders.saving import load_encoder, read_encoder_config
 
 
@@ -76,11 +77,52 @@ class _EncoderNetwork(nn.Module):
         return TeacherOutput(pooled(maps), maps)
 
 
+class TimmNetwork(nn.Module):
+    """A timm network without its classifier: what its head sees, and the last map of each stride, in one pass.
+
+    Args:
+        network: built with `num_classes=0`.
+        input_size: side of an image that it takes, in pixels.
+        in_channels: of its images.
+    """
+
+    def __init__(self, network: nn.Module, *, input_size: int, in_channels: int) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.strides: tuple[int, ...] = ()
+        self._indices: list[int] = []
+        self._norm = False
+        images = torch.zeros(1, in_channels, input_size, input_size)
+        with torch.no_grad():
+            if hasattr(network, "forward_intermediates"):
+                timms: Any = network
+                maps = timms.forward_intermediates(images, intermediates_only=True)
+                last = {round(input_size / m.shape[2]): index for index, m in enumerate(maps)}
+                self.strides, self._indices = tuple(last), list(last.values())
+                # one stride from end to end: a transformer, whose last map is meant to be seen through its last norm
+                self._norm = len(last) == 1
+            output = self(images)
+        self.dim = output.pooled_BD.shape[1]
+        self.channels = tuple(m.shape[1] for m in output.maps)
+
+    def forward(self, images_BCHW: Tensor) -> TeacherOutput:
+        """Features [B, dim], before the classifier, and maps."""
+        network: Any = self.network
+        maps: list[Tensor] = []
+        if self._indices:
+            final, maps = network.forward_intermediates(images_BCHW, indices=self._indices, norm=self._norm)
+        else:
+            final = network.forward_features(images_BCHW)
+        return TeacherOutput(network.forward_head(final, pre_logits=True), maps)
+
+
 def open_teacher(name: str) -> Teacher:
-    """The teacher of a name: the folder of a saved encoder.
+    """The teacher of a name: the folder of a saved encoder, or weights in an installed package (`package:efficientnet_lite0`).
 
     Raises UserError that says what was looked for and where when it cannot be loaded.
     """
+    if name.startswith("package:"):
+        return _timm_teacher(name, *package_network(name.removeprefix("package:")))
     url = storage.absolute(name)
     config, encoder = read_encoder_config(url), load_encoder(url)
     return Teacher(
@@ -96,6 +138,26 @@ def open_teacher(name: str) -> Teacher:
         dtype=torch.float32,
         weights_sha256=weights_fingerprint(encoder.state_dict()),
         licence=None,
+    )
+
+
+def _timm_teacher(name: str, network: nn.Module, licence: str | None) -> Teacher:
+    said: Any = network.pretrained_cfg
+    in_channels, size = said["input_size"][0], said["input_size"][-1]
+    wrapped = TimmNetwork(network, input_size=size, in_channels=in_channels)
+    return Teacher(
+        network=wrapped.eval().requires_grad_(False),
+        name=name,
+        dim=wrapped.dim,
+        channels=wrapped.channels,
+        strides=wrapped.strides,
+        in_channels=in_channels,
+        input_size=size,
+        mean=tuple(said["mean"]),
+        std=tuple(said["std"]),
+        dtype=next(network.parameters()).dtype,
+        weights_sha256=weights_fingerprint(network.state_dict()),
+        licence=licence,
     )
 
 
