@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from cluster import storage
 from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, BatchResult, parts_of, parts_there, run_batch_job
+from cluster.batch_jobs import BatchJob, parts_of, parts_there, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
 from cluster.errors import UserError
-from cluster.secrets import masked
 from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
 from pretrain.data.feature_layout import (
     CHECKSUM,
@@ -34,16 +34,14 @@ from pretrain.data.feature_layout import (
     FEATURES,
     FORMAT_VERSION,
     MAPS,
-    STATISTICS,
     row_groups_of,
 )
-from pretrain.data.feature_statistics import pooled_statistics, write_tensors
+from pretrain.data.feature_statistics import write_description
 from pretrain.data.loader import batches_in_sequence
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.shards import Shards
 from pretrain.data.views import CentralCrop
 from pretrain.encoders.map_components import MapComponents, at_cells, fit_components
-from pretrain.encoders.saving import code_version
 from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.teacher_pass import Embedding, Look, device_here
 
@@ -135,8 +133,16 @@ def main(arguments: Sequence[str]) -> int:
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)
     storage.write_bytes(storage.join(out, "bad_rows.jsonl"), lines.encode())
     if not storage.exists(description_url):
-        described = _described(job, result, manifest, data, teacher, components, options)
-        storage.write_json(description_url, described)
+        write_description(
+            out,
+            sorted(parts_of(job)),
+            manifest=manifest,
+            data_urls=data,
+            rows_per_part=options.rows_per_part,
+            teacher=teacher.described(),
+            maps=_maps_described(components, options.maps),
+            images={key: job.identity[key] for key in ("size", "whole_image", "crop_share")},
+        )
     new = result.num_parts - result.num_parts_before
     bad = f", {len(result.notes):,} bad rows in bad_rows.jsonl" if result.notes else ""
     print(
@@ -146,49 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _described(
-    job: BatchJob,
-    result: BatchResult,
-    manifest: Manifest,
-    data: Sequence[str],
-    teacher: Teacher,
-    components: MapComponents | None,
-    options: argparse.Namespace,
-) -> dict[str, object]:
-    """The content of features.json, after the statistics are written."""
-    parts = sorted(parts_of(job))
-    urls = [storage.join(job.out, part) for part in parts]
-    statistics, num_good = pooled_statistics(urls, dim=teacher.dim)
-    write_tensors(storage.join(job.out, STATISTICS), statistics)
-    sizes = {file.url.rsplit("/", 1)[-1]: file.size_bytes for file in storage.find_files(job.out, ".parquet")}
-    sources = zip(data, manifest.source_fingerprints, strict=True)
-    rows_of_source = np.bincount(manifest.source_of_group, weights=manifest.rows_of_group)
-    maps = None
-    if components is not None:
-        shares = (components.deviations_K.astype(float) / components.scale).tolist()
-        maps = {
-            "cells": options.maps,
-            "channels": components.channels,
-            "explained": components.explained,
-            "deviations": [round(share, 5) for share in shares],
-        }
-    return {
-        "format_version": FORMAT_VERSION,
-        "code_version": code_version(),
-        "fingerprint": manifest.fingerprint,
-        "rows": result.num_rows,
-        "good_rows": num_good,
-        "data": [
-            {"url": masked(url), "rows": int(rows), "fingerprint": fingerprint}
-            for (url, fingerprint), rows in zip(sources, rows_of_source, strict=True)
-        ],
-        "teacher": teacher.described(),
-        "dim": teacher.dim,
-        "maps": maps,
-        "images": {key: job.identity[key] for key in ("size", "whole_image", "crop_share")},
-        "rows_per_part": options.rows_per_part,
-        "part_bytes": [sizes[part] for part in parts],
-    }
+def _maps_described(components: MapComponents | None, cells: int) -> dict[str, Any] | None:
+    if components is None:
+        return None
+    return {"cells": cells, "channels": components.channels, "explained": components.explained}
 
 
 def _teacher_name(name: str) -> str:
@@ -215,7 +182,9 @@ def _check_maps(teacher: Teacher, size: int, cells: int, channels: int) -> None:
         raise UserError(f"--map-channels {channels}: the last map of {teacher.name} has only {last.shape[1]} channels")
 
 
-def _spread_images(manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int):  # type: ignore[no-untyped-def]
+def _spread_images(
+    manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int
+) -> Iterator[np.ndarray]:
     """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set, of few row groups."""
     sample = manifest.sample(num)
     num = min(num, sample.num_rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ import safetensors.numpy
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.feature_layout import FEATURES, as_rows
+from cluster.secrets import masked
+from pretrain.data.feature_layout import DESCRIPTION, FEATURES, FORMAT_VERSION, STATISTICS, as_rows
+from pretrain.data.manifest import Manifest
 
 MOST_COMPONENTS = 256
 
@@ -89,9 +92,49 @@ def _features_of_parts(urls: Sequence[str]) -> Iterator[np.ndarray]:
             yield part_BD
 
 
-def write_tensors(url: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as safetensors, whole or not at all."""
-    storage.write_bytes(url, safetensors.numpy.save(dict(tensors)))
+def write_description(
+    out: str,
+    parts: Sequence[str],
+    *,
+    manifest: Manifest,
+    data_urls: Sequence[str],
+    rows_per_part: int,
+    teacher: Mapping[str, Any],
+    maps: Mapping[str, Any] | None,
+    images: Mapping[str, Any],
+) -> None:
+    """Writes the statistics of finished parts, and then features.json, which says that nothing is missing.
+
+    Args:
+        out: folder of the parts.
+        parts: their names, sorted.
+        manifest, data_urls: of the data.
+        rows_per_part: that the parts were made with.
+        teacher: as it describes itself; `dim` is that of the features.
+        maps: `cells`, `channels` and `explained` of the maps, if there are any.
+        images: how the teacher saw them.
+    """
+    statistics, num_good = pooled_statistics([storage.join(out, part) for part in parts], dim=int(teacher["dim"]))
+    storage.write_bytes(storage.join(out, STATISTICS), safetensors.numpy.save(statistics))
+    sizes = {file.url.rsplit("/", 1)[-1]: file.size_bytes for file in storage.find_files(out, ".parquet")}
+    rows_of_source = np.bincount(manifest.source_of_group, weights=manifest.rows_of_group)
+    described = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": manifest.fingerprint,
+        "rows": manifest.num_rows,
+        "good_rows": num_good,
+        "data": [
+            {"url": masked(url), "rows": int(rows), "fingerprint": fingerprint}
+            for url, rows, fingerprint in zip(data_urls, rows_of_source, manifest.source_fingerprints, strict=True)
+        ],
+        "teacher": dict(teacher),
+        "dim": int(teacher["dim"]),
+        "maps": maps,
+        "images": dict(images),
+        "rows_per_part": rows_per_part,
+        "part_bytes": [sizes[part] for part in parts],
+    }
+    storage.write_json(storage.join(out, DESCRIPTION), described)
 
 
 def read_tensors(url: str) -> dict[str, np.ndarray]:
