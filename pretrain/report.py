@@ -27,6 +27,7 @@ from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Page, Section, Templates, Tile
 from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_share
+from pretrain.reporting.start_section import moved_tiles, start_section
 from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.reporting.view_section import view_section
 from pretrain.run import method_of, views_of
@@ -81,12 +82,14 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     chance = _chance(run)
     untrained = run.metrics.get(f"knn_accuracy_{UNTRAINED}")
     marks = [] if chance is None else [Mark(f"guessing {percent(chance)}", y=chance)]
-    marks += [] if untrained is None else [Mark(f"untrained {percent(untrained)}", y=untrained)]
+    began = "start" if "started_from" in run.result else "untrained"
+    marks += [] if untrained is None else [Mark(f"{began} {percent(untrained)}", y=untrained)]
     levels = {"knn_accuracy": marks} if marks else {}
     scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
+        start_section(run),
         *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.speed(run),
         run_sections.settings(run, "pretrain"),
@@ -205,7 +208,7 @@ def _chips(run: RunRecord) -> list[tuple[str, str]]:
     urls = run.setting("data", "url")
     return [
         ("method", str(run.setting("method", "name"))),
-        ("encoder", str(run.setting("encoder", "name"))),
+        ("encoder", masked(str(run.setting("encoder", "name") or run.setting("encoder", "url")))),
         ("views", f"{run.setting('views', 'size')} px"),
         ("batch", str(run.setting("training", "batch_size_global"))),
         ("data", masked(", ".join(map(str, urls)) if isinstance(urls, list) else str(urls))),
@@ -216,16 +219,19 @@ def _tiles(run: RunRecord) -> list[Tile]:
     metrics = run.metrics
     tiles = [Tile("Loss", short(metrics.get("loss")), f"at first {short(run.history.first('loss'))}")]
     if "knn_accuracy" in metrics:
-        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(metrics, "knn_accuracy")))
+        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(run, "knn_accuracy")))
     if "linear_accuracy" in metrics:
-        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(metrics, "linear_accuracy")))
+        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(run, "linear_accuracy")))
     if "rankme" in metrics:
         tiles.append(Tile("RankMe", short(metrics["rankme"]), "dimensions in use"))
     elif "effective_rank" in metrics:
         tiles.append(Tile("Effective rank", short(metrics["effective_rank"]), "dimensions in use"))
-    return tiles
+    return [*tiles, *moved_tiles(run)]
 
 
-def _untrained(metrics: Mapping[str, float], name: str) -> str:
-    score = metrics.get(f"{name}_{UNTRAINED}")
-    return "unseen images" if score is None else f"{percent(score)} untrained"
+def _untrained(run: RunRecord, name: str) -> str:
+    score, began = (
+        run.metrics.get(f"{name}_{UNTRAINED}"),
+        "at the start" if "started_from" in run.result else "untrained",
+    )
+    return "unseen images" if score is None else f"{percent(score)} {began}"

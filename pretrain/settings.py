@@ -9,10 +9,34 @@ from cluster.settings import setting
 from pretrain.training.settings import (
     ClusterSettings,
     DataSettings,
-    EncoderSettings,
     OptimizerSettings,
     TrainingSettings,
 )
+
+
+@dataclass(frozen=True)
+class PretrainEncoderSettings:
+    """Which network, and which weights to start from."""
+
+    url: str | None = setting(
+        None,
+        help="weights to start from: a saved encoder (path or URL), timm:NAME, timm:NAME@FILE, timm:local-dir:FOLDER or "
+        "package:efficientnet_lite0; null: fresh ones",
+    )
+    name: str | None = setting(
+        None,
+        help="convattn_nano|tiny|small|base, convattn_classic or timm:NAME; null: that of url, convattn_small without one",
+    )
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the encoder")
+    layer_decay: float = setting(
+        1.0,
+        minimum=0.01,
+        maximum=1,
+        help="learning rate of a layer over that of the next; less than 1 spares early layers",
+    )
+    weights_sha256: str | None = setting(
+        None, help="checksum that the weights of url must have; filled in when the run starts"
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,12 @@ class MethodSettings:
         help="equal pieces in which the encoder sees the global batch, their gradients summed exactly: the same bits on any "
         "number of workers that divides them; every worker computes the loss of the whole batch; 0: not",
     )
+    keep: float = setting(
+        0.0,
+        minimum=0,
+        help="how strongly the weights are pulled back to those of encoder.url after each step, times the learning rate "
+        "(L2-SP); 0: not",
+    )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 
 
@@ -45,8 +75,12 @@ class ViewSettings:
     channels: int = setting(
         3, minimum=1, help="3: RGB; 1: grey; else the images' own bands (.npy [height, width, bands], PNG, TIFF)"
     )
-    mean: list[float] | None = setting(None, help="subtracted from each channel, of values in [0, 1]; null: ImageNet's")
-    std: list[float] | None = setting(None, help="what each channel is divided by; null: ImageNet's")
+    mean: list[float] | None = setting(
+        None, help="subtracted from each channel, of values in [0, 1]; null: as encoder.url says, else ImageNet's"
+    )
+    std: list[float] | None = setting(
+        None, help="what each channel is divided by; null: as encoder.url says, else ImageNet's"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +115,7 @@ class PretrainSettings:
     )
     data: DataSettings = setting(DataSettings, help="data")
     views: ViewSettings = setting(ViewSettings, help="views")
-    encoder: EncoderSettings = setting(EncoderSettings, help="encoder")
+    encoder: PretrainEncoderSettings = setting(PretrainEncoderSettings, help="encoder")
     method: MethodSettings = setting(MethodSettings, help="method")
     optimizer: OptimizerSettings = setting(OptimizerSettings, help="optimizer")
     training: TrainingSettings = setting(TrainingSettings, help="training")
