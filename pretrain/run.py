@@ -22,14 +22,13 @@ from pretrain.data.stored_features import StoredFeatures, with_features
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, save_encoder
 from pretrain.encoders.sources import EncoderSource, absolute_encoder
+from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
 from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
-from pretrain.training.health import LEAST_RANK, fallen_rank
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
-from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
-from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
+from pretrain.training.recipe import describe_data, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
 
@@ -47,7 +46,8 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     world_sizes = _world_sizes(settings, order)
     with_stored_features(method_of(settings), manifest)
     views_of(settings)
-    _label_probe(settings)
+    label_probe(settings)
+    best_metric(settings)
     for line in (describe_data(manifest, order), *start_notes):
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
@@ -89,25 +89,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     method = method_of(settings, source).to(place.device)
     method.normalisation = viewer.mean, viewer.std
     encoder = method.exported
-    probe = _label_probe(settings)
-
-    def dimensions_of(looked_at: Encoder) -> float:
-        column, num = settings.data.image_column, settings.rankme_images
-        return rankme(looked_at, manifest, place, num_images=num, image_column=column, **_how_to_look(settings))
-
-    def evaluate(step: int, last: bool) -> dict[str, float]:
-        scores = {} if probe is None else probe(encoder, place, linear=last and settings.knn.linear)
-        if last and probe is not None:
-            # what the network knows before it learns: without it a score says little
-            before = probe(_first_weights(settings).to(place.device), place, linear=settings.knn.linear)
-            scores |= {f"{name}_{UNTRAINED}": score for name, score in before.items()}
-        if last and settings.rankme_images:
-            scores["rankme"] = dimensions_of(encoder)
-            if scores["rankme"] < LEAST_RANK:
-                finding = fallen_rank(scores["rankme"], dimensions_of(_first_weights(settings).to(place.device)))
-                if finding is not None and place.rank == 0:
-                    place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
-        return scores
+    evaluation = Evaluation(settings, manifest, place, lambda: _first_weights(settings))
 
     # -- train ----------------------------------------------------------------------------------------------------------
     run_folder = None
@@ -133,8 +115,10 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         if settings.method.keep
         else None,
         on_collapse=settings.method.on_collapse,
-        evaluate=evaluate,
-        evaluate_every_epochs=0.0 if probe is None else settings.knn.every_epochs,
+        evaluate=lambda step, last: evaluation(encoder, step),
+        evaluate_every_epochs=evaluation.every_epochs,
+        best_metric=evaluation.best_metric,
+        patience=settings.patience,
         # products of matrices depend on the number of threads, and workers on one machine share its CPUs
         compute_threads=int(method.pieces is not None and settings.cluster.cpus_per_worker is None),
         loop=loop,
@@ -229,32 +213,6 @@ def _first_weights(settings: PretrainSettings) -> Encoder:
         torch.manual_seed(settings.seed)
         start = start_of(settings)
         return (fresh_encoder(settings) if start is None else start.encoder).eval()
-
-
-def _label_probe(settings: PretrainSettings) -> LabelProbe | None:
-    knn = settings.knn
-    if knn.train_url is None and knn.test_url is None:
-        return None
-    if knn.train_url is None or knn.test_url is None:
-        raise UserError("kNN needs both knn.train_url and knn.test_url; give the missing one or set both to null")
-    return LabelProbe(
-        knn.train_url,
-        knn.test_url,
-        image_column=settings.data.image_column,
-        label_column=knn.label_column,
-        neighbours=knn.neighbours,
-        **_how_to_look(settings),
-    )
-
-
-def _how_to_look(settings: PretrainSettings) -> dict[str, Any]:
-    return {
-        "size": settings.views.size,
-        "crop_share": settings.knn.crop_share,
-        "decode_threads": num_decode_threads(settings.data),
-        "mean": settings.views.mean,
-        "std": settings.views.std,
-    }
 
 
 def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:

@@ -85,14 +85,16 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """kNN accuracy on labelled data while pretraining, a linear probe at its end; the labels teach the encoder nothing."""
+    """kNN accuracy and a linear probe on labelled data while pretraining; the labels teach the encoder nothing."""
 
     train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
     test_url: str | None = setting(None, help="labelled shards whose images are asked for")
     label_column: str = setting("label", help="column of the labels, text or whole number")
-    every_epochs: float = setting(10.0, minimum=0, help="epochs between two kNN accuracies; 0 only at the end")
+    every_epochs: float = setting(
+        10.0, minimum=0, help="epochs between two evaluations: kNN accuracy, linear probe, RankMe; 0 only at the end"
+    )
     neighbours: int = setting(20, minimum=1, help="neighbours that vote")
-    linear: bool = setting(True, help="a linear probe on the same features when the run ends")
+    linear: bool = setting(True, help="a linear probe on the same features, too")
     crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
 
 
@@ -108,7 +110,15 @@ class PretrainSettings:
     rankme_images: int = setting(
         25600,
         minimum=0,
-        help="images whose features the label-free score RankMe looks at when the run ends; 0 for none",
+        help="images whose features the label-free score RankMe looks at; 0 for none",
+    )
+    patience: int = setting(
+        0,
+        minimum=0,
+        help="evaluations in a row without a better best_metric after which the run is finished; 0: any number",
+    )
+    best_metric: str | None = setting(
+        None, help="knn_accuracy, linear_accuracy or rankme; null: knn_accuracy where there are labels, else rankme"
     )
     report_images: int = setting(
         400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
