@@ -108,6 +108,17 @@ class Manifest:
             fingerprint=digest.hexdigest(),
         )
 
+    @property
+    def source_fingerprints(self) -> list[str]:
+        """The fingerprint that each of the URLs has alone, in the order they were given."""
+        return [self._source_fingerprint(source) for source in range(int(self.source_of_group.max()) + 1)]
+
+    def _source_fingerprint(self, source: int) -> str:
+        groups = np.flatnonzero(self.source_of_group == source)
+        files = self.file_of_group[groups]
+        table = (files - files.min(), self.group_in_file[groups], self.rows_of_group[groups])
+        return _fingerprint(self.files[files.min() : files.max() + 1], *table)
+
     def choice_in_group(self, group: int) -> np.ndarray | None:
         """Which rows of a row group (index into the table) are chosen, int64 and sorted; None where none were chosen."""
         if self.choice is None:

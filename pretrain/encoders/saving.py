@@ -15,16 +15,17 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.building import build_encoder
+from pretrain.encoders.building import rebuild_encoder
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -81,6 +82,26 @@ def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], 
         return config, safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise UserError(f"{weights_url} is no valid safetensors file: {error}") from error
+
+
+def licence_of(url: str) -> str | None:
+    """The licence of a folder's weights, as its config or the head of its model card (README.md) says; None without a word."""
+    there = storage.names_in(url)
+    if CONFIG in there:
+        config = storage.read_json(storage.join(url, CONFIG))
+        said = config.get("licence") if isinstance(config, dict) else None
+        if isinstance(said, str):
+            return said
+    if CARD not in there:
+        return None
+    text = storage.read_bytes(storage.join(url, CARD)).decode(errors="replace")
+    head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
+    try:
+        said = yaml.safe_load(head)
+    except yaml.YAMLError:
+        return None
+    licence = said.get("license") if isinstance(said, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -163,7 +184,7 @@ def load_encoder(url: str) -> Encoder:
     raw, tensors = load_weights_folder(url, FORMAT_VERSION)
     config = _encoder_config(url, raw)
     try:
-        encoder = build_encoder(config.name, **config.arguments)
+        encoder = rebuild_encoder(config.name, config.arguments, where=storage.join(url, CONFIG))
     except UserError as error:
         raise UserError(f"{storage.join(url, CONFIG)} describes no encoder of this program: {error}") from error
     load_state_strict(encoder, tensors, url)

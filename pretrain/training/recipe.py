@@ -12,7 +12,7 @@ from cluster.place import Place
 from pretrain.data.loader import Batch, Loader
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
-from pretrain.data.shards import Shards
+from pretrain.data.shards import Shards, Source
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
@@ -78,11 +78,13 @@ def train_by(
     evaluate_every_epochs: float = 0.0,
     compute_threads: int = 0,
     loop: Callable[..., Outcome] = train,
+    wrap_source: Callable[[Source], Source] = lambda source: source,
     **more: Any,
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
-    On the CPU it computes with `compute_threads`, 0 for as many as the worker has.
+    On the CPU it computes with `compute_threads`, 0 for as many as the worker has. `wrap_source` may add columns to what is
+    read, see `pretrain.data.stored_features`.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -113,12 +115,13 @@ def train_by(
     shards = Shards(manifest, image_column=data.image_column, columns=columns)
     decode_threads = num_decode_threads(data)
     source, transform = viewer.source(shards, decode_threads=decode_threads)
+    wrapped = wrap_source(source)
     kept = viewer.kept_images()
 
     def batches_from(samples_seen: int) -> TrainingBatches:
         loader = Loader(
             order,
-            source,
+            wrapped,
             transform,
             rank=place.rank,
             world_size=place.world_size,
