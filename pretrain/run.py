@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.place import Place
 from cluster.settings import to_dict
-from pretrain.data.manifest import load_manifest
+from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.recipes import ViewSpec
+from pretrain.data.shards import Source
+from pretrain.data.stored_features import StoredFeatures, with_features
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import Method, build_method, method_views
@@ -39,7 +42,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
     order.streams_of_rank(0, max(1, settings.cluster.workers))
     world_sizes = _world_sizes(settings, order)
-    method_of(settings)
+    with_stored_features(method_of(settings), manifest)
     views_of(settings)
     _label_probe(settings)
     print(f"pretrain: {describe_data(manifest, order)}", flush=True)
@@ -78,6 +81,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
     method = method_of(settings).to(place.device)
+    method.normalisation = viewer.mean, viewer.std
     encoder = method.exported
     probe = _label_probe(settings)
 
@@ -111,7 +115,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         order=order,
         manifest=manifest,
         viewer=viewer,
-        to_inputs=lambda images, batch: images,
+        to_inputs=method.to_inputs,
+        wrap_source=with_stored_features(method, manifest),
         data=settings.data,
         training=settings.training,
         optimizer=settings.optimizer,
@@ -133,6 +138,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     # -- what the run leaves --------------------------------------------------------------------------------------------
     encoder_url = storage.join(settings.out, "encoder")
     result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress)}
+    if method.learns_from is not None:
+        result["teacher"] = dict(method.learns_from)
     if run_folder is not None:
         save_encoder(
             encoder,
@@ -172,6 +179,14 @@ def method_of(settings: PretrainSettings) -> Method:
         images_per_pass=method.images_per_pass,
         exact_pieces=method.exact_pieces,
     )
+
+
+def with_stored_features(method: Method, manifest: Manifest) -> Callable[[Source], Source]:
+    """Adds the stored features that a method asks for to what is read. Raises UserError when they are not of this data."""
+    if method.stored_features is None:
+        return lambda source: source
+    stored = StoredFeatures(method.stored_features, manifest)
+    return partial(with_features, features=stored, names=method.stored_columns)
 
 
 def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
@@ -239,9 +254,13 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
     def absolute(url: str | None) -> str | None:
         return None if url is None else storage.absolute(url)
 
+    arguments = dict(settings.method.arguments)
+    if isinstance(arguments.get("features"), str):
+        arguments["features"] = storage.absolute(arguments["features"])
     return dataclasses.replace(
         settings,
         out=storage.absolute(settings.out),
+        method=dataclasses.replace(settings.method, arguments=arguments),
         data=settings.data.with_absolute_urls(),
         knn=dataclasses.replace(
             settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightly.models.modules.memory_bank import MemoryBankModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.pieces import Pieces
@@ -30,6 +31,9 @@ class Method(nn.Module):
         images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.
         pieces: when set, the encoder sees the global batch in pieces, and every rank computes the loss of all of it; see
             `pretrain.methods.pieces`.
+        stored_features, stored_columns: folder of `python -m pretrain embed` and its columns that are read beside the rows.
+        learns_from: name, weights and licence of a network outside that is learnt from, for what a run leaves.
+        normalisation: mean and deviation of each channel by which the views are normalised.
     """
 
     recipe: str
@@ -37,6 +41,10 @@ class Method(nn.Module):
     constant_rate: tuple[str, ...] = ()
     images_per_pass: int = 0
     pieces: Pieces | None = None
+    stored_features: str | None = None
+    stored_columns: Sequence[str] = ()
+    learns_from: Mapping[str, Any] | None = None
+    normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

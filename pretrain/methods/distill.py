@@ -12,7 +12,6 @@ https://arxiv.org/abs/2101.04731). Places, for detection: 1x1 convolutions of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +66,8 @@ class Distill(Method):
 
     recipe = "distill"
     num_views = None
+    queue: Tensor
+    queue_filled: Tensor
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Distill(Method):
         sees: str = "views",
         loss: str = "cosine",
         image_weight: float = 1.0,
-        batch_weight: float = 0.2,
+        batch_weight: float = 0.0,
         batch_temperature: float = 0.07,
         queue_size: int = 4096,
         student_temperature: float = 0.2,
@@ -87,7 +88,7 @@ class Distill(Method):
         contrast_weight: float = 0.0,
         contrast_temperature: float = 0.2,
         target_dim: int = 256,
-        whitening: float = 0.5,
+        whitening: float = 0.0,
         hidden_dim: int = 1024,
     ) -> None:
         super().__init__(encoder)
@@ -112,6 +113,8 @@ class Distill(Method):
             whitening=whitening,
             student_strides=encoder.strides[-num_maps:],
         )
+        self.stored_features, self.stored_columns = self.knowledge.features_url, self.knowledge.columns
+        self.learns_from = self.knowledge.described
         self.batch_temperature = batch_temperature
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 
@@ -134,34 +137,17 @@ class Distill(Method):
         self.projector: nn.Module | None = None
         self.criterion: nn.Module | None = None
         if contrast_weight:
-            self.projector = SimCLRProjectionHead(channels, 512, 128, num_layers=2, batch_norm=True)
-            self.criterion = DCLLoss(
-                temperature=contrast_temperature, gather_distributed=distributed.world_size() > 1
-            )
+            self.projector = SimCLRProjectionHead(channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True)
+            self.criterion = DCLLoss(temperature=contrast_temperature, gather_distributed=distributed.world_size() > 1)
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
         self._last: tuple[Tensor, Tensor] | None = None  # predictions and targets of the step before, for `health`
 
-    @property
-    def stored_features(self) -> str | None:
-        """Where the features lie that are read in step with the rows."""
-        return self.knowledge.features_url
-
-    @property
-    def stored_columns(self) -> list[str]:
-        """Which columns of them are read."""
-        return self.knowledge.columns
-
-    @property
-    def teacher(self) -> dict[str, Any]:
-        """The teacher's name, weights and licence, for what the run leaves."""
-        return self.knowledge.described
-
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
         """Views of the student, and what the teacher says of them."""
-        mine, said = self.knowledge.of(views, batch)
+        mine, said = self.knowledge.of(views, batch, self.normalisation)
         if self.weights["contrast"] and len(mine) < 2:
             raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")
         return DistillInputs(mine, said)
@@ -176,41 +162,36 @@ class Distill(Method):
         losses: dict[str, Tensor] = {}
         logs: dict[str, Tensor] = {}
         embeddings: tuple[Tensor, Tensor] | None = None
-        chance = 0.0
         if self.predictor is not None:
             targets = self.knowledge.targets(said, len(views))
             predicted = self.predictor(torch.cat(pooled)).chunk(len(views))
             unit = [F.normalize(prediction, dim=1) for prediction in predicted]
-            losses["image"] = _mean(
-                self._of_image(*each) for each in zip(predicted, unit, targets, strict=True)
-            )
+            losses["image"] = _mean(self._of_image(*each) for each in zip(predicted, unit, targets, strict=True))
             losses["batch"] = _mean(self._in_batch(*each) for each in zip(unit, targets, strict=True))
             logs["teacher_explained"] = explained(torch.cat(unit).detach(), torch.cat(targets))
-            chance += self._chance(len(targets[0]))
             embeddings = predicted[0].detach(), predicted[1].detach() if len(views) > 1 else targets[0]
             if self.loss == "similarity":
                 self._remember(targets[0])
             self._last = (pooled[0].detach(), targets[0])
         if self.num_maps:
             wanted = self.knowledge.map_targets(said, [[level.shape[-2:] for level in maps] for maps in pyramids])
-            losses["map"] = _mean(
-                F.smooth_l1_loss(predict(level), target)
+            pairs = [
+                (predict(level), target)
                 for maps, of_view in zip(pyramids, wanted, strict=True)
                 for predict, level, target in zip(self.map_predictors, maps, of_view, strict=True)
-            )
+            ]
+            losses["map"] = _mean(F.smooth_l1_loss(predicted, target) for predicted, target in pairs)
+            logs["maps_explained"] = _mean(variance_explained(predicted, target) for predicted, target in pairs)
         if self.projector is not None and self.criterion is not None:
             first, second = self.projector(torch.cat(pooled[:2])).chunk(2)
             losses["contrast"] = self.criterion(first, second)
-            chance += self.weights["contrast"] * math.log(2 * len(first) * distributed.world_size() - 2)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
         if embeddings is None:
             embeddings = pooled[0].detach(), pooled[-1].detach()
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
-        return StepOutput(
-            loss=total, logs=logs, embeddings=embeddings, chance_loss=None if self.num_maps else chance or None
-        )
+        return StepOutput(loss=total, logs=logs, embeddings=embeddings)
 
     def health(self) -> dict[str, float]:
         """Which share of an image's nearest in the batch are also the teacher's nearest."""
@@ -239,11 +220,6 @@ class Distill(Method):
         own = distributed.rank() * len(unit_BK) + torch.arange(len(unit_BK), device=unit_BK.device)
         return F.cross_entropy(logits_BN, own)
 
-    def _chance(self, num_rows: int) -> float:
-        num = num_rows * distributed.world_size()
-        image = {"cosine": 1.0, "smooth_l1": math.nan, "similarity": math.nan}[self.loss]
-        return self.weights["image"] * image + self.weights["batch"] * math.log(num)
-
     def _queued(self) -> Tensor:
         return self.queue[: int(self.queue_filled)]
 
@@ -262,9 +238,19 @@ def _mean(values: Any) -> Tensor:
 
 @torch.no_grad()
 def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Share of the targets' variance that predictions explain (R squared), at most 1; 0 is what their mean explains."""
-    left = (unit_BK - target_BK).square().sum()
-    return 1 - left / (target_BK - target_BK.mean(0)).square().sum().clamp_min(1e-12)
+    """Share of the targets' variance that predictions explain at their best common length, 0 to 1.
+
+    Both have length 1 and the targets are centred, so it is the square of the mean cosine; 0 where that is negative.
+    """
+    return (unit_BK * target_BK).sum(1).mean().clamp_min(0).square()
+
+
+@torch.no_grad()
+def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Share of the variance of maps that predictions explain (R squared), at most 1; 0 is what each channel's mean explains."""
+    left = (predicted_BCHW - target_BCHW).square().sum()
+    whole = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().sum()
+    return 1 - left / whole.clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -280,5 +266,3 @@ def shared_neighbours(mine_BC: Tensor, theirs_BK: Tensor, num: int = NUM_NEIGHBO
         return torch.zeros_like(similar, dtype=torch.bool).scatter_(1, similar.topk(num).indices, True)
 
     return float((nearest(mine_BC) & nearest(theirs_BK)).sum() / (num * len(mine_BC)))
-
-

@@ -19,6 +19,7 @@ from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.training import distributed
 
 Shape = Sequence[int]  # height and width of a map
+Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and deviation of each channel
 
 SEES = ("views", "whole")
 SAMPLES_A_CELL = 2  # of a stored map, along each side of a student's cell: its cells may be the smaller ones
@@ -64,8 +65,8 @@ class Knowledge(nn.Module):
     features_url: str | None = None
     columns: Sequence[str] = ()
 
-    def of(self, views: list[Tensor], batch: Batch) -> tuple[list[Tensor], Said]:
-        """The views that the student sees, and what the teacher says."""
+    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
+        """The views that the student sees, and what the teacher says of them, which are normalised so."""
         raise NotImplementedError
 
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
@@ -89,8 +90,8 @@ class StoredKnowledge(Knowledge):
         described = describe_features(url)
         if with_maps and described.maps is None:
             raise UserError(
-                f"method.arguments.map_weight needs maps, and {url} holds none; make them with: python -m pretrain embed TEACHER "
-                "DATA OUT --maps CELLS"
+                f"method.arguments.map_weight needs maps, and {url} holds none; make them with: "
+                "python -m pretrain embed TEACHER DATA OUT --maps CELLS"
             )
         if with_maps and not described.images.get("whole_image"):
             raise UserError(
@@ -113,7 +114,7 @@ class StoredKnowledge(Knowledge):
         if with_maps and described.maps is not None:
             self.map_channels = [described.maps.channels] * num_levels
 
-    def of(self, views: list[Tensor], batch: Batch) -> tuple[list[Tensor], Said]:
+    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
         """All views are the student's; what is stored is of the whole image."""
         device = views[0].device
         said = Said([_stacked(batch, FEATURES, device)], [])
@@ -126,7 +127,7 @@ class StoredKnowledge(Knowledge):
     @torch.no_grad()
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
         """The same for all views of an image."""
-        target_BK = F.normalize((said.pooled[0] - self.mean_D) @ self.directions_DK, dim=1)
+        target_BK = F.normalize((said.pooled[0].to(self.mean_D) - self.mean_D) @ self.directions_DK, dim=1)
         return [target_BK] * num_views
 
     @torch.no_grad()
@@ -147,6 +148,8 @@ class LiveKnowledge(Knowledge):
     are standardised by the statistics of batches.
     """
 
+    _like: Tensor
+
     def __init__(self, name: str, *, sees: str, with_maps: bool, student_strides: Sequence[int]) -> None:
         super().__init__()
         teacher = open_teacher(name)
@@ -162,14 +165,17 @@ class LiveKnowledge(Knowledge):
                 self._levels = [_nearest(stride, teacher.strides) for stride in student_strides]
         self.map_channels = [teacher.channels[level] for level in self._levels]
         self.norm = nn.BatchNorm1d(teacher.dim, affine=False)
+        self.register_buffer("_like", torch.zeros(()), persistent=False)  # of the dtype that we were cast to
         self.map_norms = nn.ModuleList(nn.BatchNorm2d(channels, affine=False) for channels in self.map_channels)
 
-    def of(self, views: list[Tensor], batch: Batch) -> tuple[list[Tensor], Said]:
+    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
         """The teacher looks at the student's views, or at the last view in their place."""
         mine = views if self.sees == "views" else views[:-1]
         if not mine:
-            raise UserError("method.arguments.sees=whole needs views.arguments={whole_size: PIXELS}: a view for the teacher alone")
-        outputs = [self._look(view) for view in (mine if self.sees == "views" else views[-1:])]
+            raise UserError(
+                "method.arguments.sees=whole needs views.arguments={whole_size: PIXELS}: a view for the teacher alone"
+            )
+        outputs = [self._look(view, normalisation) for view in (mine if self.sees == "views" else views[-1:])]
         geometry_VB5 = None
         if self.sees == "whole" and self._levels:
             assert batch.geometry_VB5 is not None
@@ -177,37 +183,38 @@ class LiveKnowledge(Knowledge):
         return mine, Said([pooled for pooled, _ in outputs], [maps for _, maps in outputs], geometry_VB5)
 
     @torch.no_grad()
-    def _look(self, images_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _look(self, images_BCHW: Tensor, normalisation: Normalisation) -> tuple[Tensor, list[Tensor]]:
         teacher = self._teacher[0]
-        device = images_BCHW.device
+        device, images_BCHW = images_BCHW.device, images_BCHW.float()
         if next(teacher.network.parameters()).device != device:
             teacher.network.to(device)
         size = teacher.input_size
         if images_BCHW.shape[-1] < size // 2:  # a network that never saw things so small knows little of them
             images_BCHW = F.interpolate(images_BCHW, size=(size // 2, size // 2), mode="bilinear", antialias=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            output = teacher.network(self._as_its_own(images_BCHW))
+            output = teacher.network(self._as_its_own(images_BCHW, normalisation))
         return output.pooled_BD.float(), [output.maps[level].float() for level in self._levels]
 
-    def _as_its_own(self, images_BCHW: Tensor) -> Tensor:
+    def _as_its_own(self, images_BCHW: Tensor, normalisation: Normalisation) -> Tensor:
         """Normalised as the teacher's images are, where they were as the student's are."""
         teacher, like = self._teacher[0], images_BCHW
         mean, std = (like.new_tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
-        own_mean, own_std = (like.new_tensor(values)[:, None, None] for values in self.normalisation)
+        own_mean, own_std = (like.new_tensor(values)[:, None, None] for values in normalisation)
         return (images_BCHW * own_std + own_mean - mean) / std
-
-    normalisation: tuple[Sequence[float], Sequence[float]] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     @torch.no_grad()
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
         """Of each view its own, or for all views the same of the whole image."""
-        targets = [F.normalize(self.norm(pooled_BD), dim=1) for pooled_BD in said.pooled]
+        targets = [F.normalize(self.norm(pooled_BD.to(self._like)), dim=1) for pooled_BD in said.pooled]
         return targets if len(targets) == num_views else targets * num_views
 
     @torch.no_grad()
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
         """The teacher's maps in the student's cells."""
-        normed = [[norm(level) for norm, level in zip(self.map_norms, maps, strict=True)] for maps in said.maps]
+        normed = [
+            [norm(level.to(norm.running_mean)) for norm, level in zip(self.map_norms, maps, strict=True)]
+            for maps in said.maps
+        ]
         if said.geometry_VB5 is None:
             return [
                 [_resized(level, shape) for level, shape in zip(maps, of_view, strict=True)]
@@ -233,8 +240,8 @@ def open_knowledge(
     choose("method.arguments.sees", sees, SEES)
     if (features is None) == (teacher is None):
         raise UserError(
-            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed TEACHER DATA OUT) or "
-            "method.arguments.teacher=NAME, not both"
+            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed TEACHER DATA OUT) "
+            "or method.arguments.teacher=NAME, not both"
         )
     if features is not None:
         if sees != "views":

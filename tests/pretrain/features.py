@@ -1,10 +1,14 @@
 """Folders of features made on the spot, without a network: what is stored for an image names the number in its colour."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import safetensors.numpy
 
 from cluster.batch_jobs import BatchJob, Machines, parts_of, run_batch_job
 from pretrain.data.decoded import DecodedRows, pixels_of, units_of
-from pretrain.data.feature_layout import as_column, row_groups_of
+from pretrain.data.feature_layout import DESCRIPTION, FORMAT_VERSION, STATISTICS, as_column, row_groups_of
 from pretrain.data.feature_statistics import write_description
 from pretrain.data.manifest import load_manifest
 from pretrain.data.views import CentralCrop
@@ -62,3 +66,30 @@ def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
         images={"size": SIDE, "whole_image": True, "crop_share": None},
     )
     return str(out)
+
+
+def describe_features_only(folder, *, dim=6, channels=3, cells=4):
+    """What a method is built with: the description and statistics of a folder of features, without the features."""
+    folder = Path(folder)
+    maps = {"cells": cells, "channels": channels, "explained": 1.0}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "dim": dim,
+        "maps": maps,
+        "rows": 0,
+        "teacher": {"name": "made up", "weights_sha256": "0" * 64, "licence": "none"},
+        "images": {"size": SIDE, "whole_image": True, "crop_share": None},
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+    generator = np.random.default_rng(0)
+    directions = np.linalg.qr(generator.standard_normal((dim, dim)))[0]
+    statistics = {
+        "mean": generator.standard_normal(dim),
+        "deviation": np.ones(dim),
+        "eigenvectors": directions,
+        "deviations": np.linspace(2, 0.5, dim),
+        "variance": np.ones(1),
+    }
+    tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in statistics.items()}
+    safetensors.numpy.save_file(tensors, folder / STATISTICS)
+    return str(folder)
