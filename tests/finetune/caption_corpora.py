@@ -197,19 +197,13 @@ SCENES: dict[str, list[Scene]] = {
 }
 
 # words of grammar that no reader would search by, those that occur in the captions above
-FUNCTION_WORDS: dict[str, frozenset[str]] = {
-    "English": frozenset(
-        "a an the on in at of to for with and by from near next beside behind between past after over into through down "
-        "is front some several".split()
-    ),
-    "Vietnamese": frozenset(
-        "một hai con chiếc cái các những và với của ở trên trong đang được theo cạnh dưới từ".split()
-    ),
-    "German": frozenset(
-        "ein eine einen einem einer eines der die das dem den und mit auf in im an am von vor nach neben bei unter aus zu".split()
-    ),
-    "Chinese": frozenset("一 一个 一只 一辆 个 只 辆 两 的 在 和 上 里 着 正 正在 有 几".split()),
+_GRAMMAR = {
+    "English": "a an the on in at of to for with and by from near next behind past after into down is some several",
+    "Vietnamese": "một hai con chiếc cái các những và với của ở trên trong đang được theo cạnh dưới từ",
+    "German": "ein eine einen einem einer der die das dem den und mit auf in im an am von vor nach neben bei unter aus zu",
+    "Chinese": "一 一个 一只 一辆 个 只 辆 两 的 在 和 上 里 着 正 正在 有 几",
 }
+FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _GRAMMAR.items()}
 
 
 def captions_in(language: str, num: int, *, seed: int = 0) -> list[str]:

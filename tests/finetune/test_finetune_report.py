@@ -195,7 +195,7 @@ def others(accuracy):
     ("run", "rows", "tone", "first", "second"),
     [
         (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"worth \+25\.0 points"),
-        (classified(300), others(0.74), "warn", "75", r"no difference beyond noise, \+1\.0 points is within what 400 images .* \(± 6\.0\)"),
+        (classified(300), others(0.74), "warn", "75", r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
         (classified(300), others(0.9), "warn", "75", r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
         (classified(300), [], "good", "75", rf"take “{re.escape(EVIL)}” for “a” \(90 of 200 images\)"),
         (classified(205), [], "warn", r"51\.2 %", "most frequent mistake"),

@@ -21,7 +21,7 @@ import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -34,15 +34,17 @@ LEAST_PAIRS = 5  # fewer occurrences say nothing
 # normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of grammar it is more
 LEAST_ASSOCIATION, LEAST_WITH_GRAMMAR = 0.65, 0.75
 LEAST_BOUND = (
-    0.7  # share of the rarer word's occurrences that are beside the other: words combine freely, halves of words do not
+    0.7  # share of the rarer word's occurrences that are beside the other; words combine freely, halves do not
 )
 LEAST_LIKELIHOOD_RATIO = 24.0  # chi-square of one degree of freedom at 1e-6: millions of pairs are tested
 # -- terms that say something
 LEAST_AGREEMENT = 0.2  # Cohen's kappa; up to it agreement is called slight
+LEAST_SHARE_AGREED = 0.1  # of the terms; where fewer agree, captions are no versions of each other
+LEAST_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours, captions have none
 LEAST_SHARE_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
 LEAST_CONTEXT = 60  # words around a term, in all captions, from which it can be judged
-NUM_CONTEXTS = 1000  # most frequent terms that contexts are told apart by
+NUM_JUDGED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are judged, and that contexts are told apart by
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""
@@ -168,7 +170,7 @@ def mine(
         stop_words: further terms that are none.
     """
     alone = [[[word for stretch in said for word in stretch] for said in image] for image in sample.images()]
-    words = _frequent(alone, least=2)
+    words = dict(islice(_frequent(alone, least=2).items(), NUM_JUDGED))
     telling = _telling(alone, [word for word, count in words.items() if count <= max_share * len(alone)])
     phrases = phrases_in(sample, words.keys() - telling)
 
@@ -181,7 +183,7 @@ def mine(
         and is_term(term)
         and term not in left_out
         and (term in telling or term not in words)  # a rare word cannot be told, nor a phrase by its words
-    ]
+    ][: max(NUM_JUDGED, num_keywords)]
     of_several = {term for term in candidates if term not in words and len(phrase_of(term)) > 1}
     dull = of_several - _telling(images, candidates)
     return sorted([term for term in candidates if term not in dull][:num_keywords]), phrases
@@ -202,8 +204,9 @@ def _stop_terms(text: str, phrases: Phrases) -> Iterator[Phrase]:
 
 def _telling(images: Images, candidates: Sequence[str]) -> set[str]:
     """The candidates that say something of their image, and those of which that cannot be told."""
-    several = sum(len(image) > 1 for image in images)
-    return _agreed(images, candidates) if 2 * several > len(images) else _topical(images, candidates)
+    agreed = _agreed(images, candidates)
+    # captions in several languages, or of one thing each, do not agree whatever they say
+    return agreed if len(agreed) >= LEAST_SHARE_AGREED * len(candidates) else _topical(images, candidates)
 
 
 def _agreed(images: Images, candidates: Sequence[str]) -> set[str]:
@@ -232,7 +235,8 @@ def _topical(images: Images, candidates: Sequence[str]) -> set[str]:
     """Those with other words around them than words have by chance, and those that are too rare to tell."""
     told = divergences(images, candidates)
     known = [nats for nats in told.values() if nats is not None]
-    least = LEAST_SHARE_OF_TOPIC * float(np.quantile(known, 0.75)) if known else 0.0
+    topic = float(np.quantile(known, 0.75)) if known else 0.0
+    least = LEAST_SHARE_OF_TOPIC * topic if topic >= LEAST_TOPIC else -math.inf
     return {term for term, nats in told.items() if nats is None or nats > least}
 
 
@@ -256,13 +260,13 @@ def divergences(images: Images, candidates: Sequence[str]) -> dict[str, float | 
     for distance in range(NEAR + 1, min(FAR, longest) + 1):
         for row, column in ((row_N[:-distance], column_N[distance:]), (row_N[distance:], column_N[:-distance])):
             both = (row >= 0) & (column >= 0)
-            keys = row[both] * len(contexts) + column[both]
-            seen += np.bincount(keys, minlength=len(seen))
+            seen += np.bincount(row[both] * len(contexts) + column[both], minlength=len(seen))
     seen_KC = seen.reshape(len(candidates), len(contexts))
-    for term, row in row_of.items():
+    for term, own in row_of.items():
         if term in column_of:
-            seen_KC[row, column_of[term]] = 0  # whether it comes twice is no matter of its topic
-    return {term: _excess(seen_KC[row], seen_KC.sum(0)) for term, row in row_of.items()}
+            seen_KC[own, column_of[term]] = 0  # whether it comes twice is no matter of its topic
+    all_C = seen_KC.sum(0)
+    return {term: _excess(seen_KC[own], all_C) for term, own in row_of.items()}
 
 
 def _excess(seen_C: np.ndarray, all_C: np.ndarray) -> float | None:
