@@ -83,7 +83,7 @@ def _title(encoder: str) -> str:
 
 def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
     result = read_result(settings.out) or {}
-    kept = ("metrics", "best_metric", "best_step", "seconds", "model")
+    kept = ("metrics", "standard_errors", "best_metric", "best_step", "seconds", "model")
     return {
         "name": title,
         "encoder": settings.encoder,

@@ -198,7 +198,8 @@ def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettin
     if settings.mode != "full" or is_fresh or not parameter_name.startswith("encoder."):
         return 1.0
     layer = encoder.layer_of(parameter_name.removeprefix("encoder."))
-    return float(settings.layer_decay ** (encoder.num_layers - layer))
+    decay = TASKS[settings.task].layer_decay if settings.layer_decay is None else settings.layer_decay
+    return float(decay ** (encoder.num_layers - layer))
 
 
 def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:
