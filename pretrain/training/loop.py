@@ -24,7 +24,7 @@ from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
 from pretrain.training.clock import Clock
-from pretrain.training.contract import Batches, StepOutput
+from pretrain.training.contract import Batches, StepOutput, UnusableRows
 from pretrain.training.distributed import (
     GradientAverager,
     equalise,
@@ -89,7 +89,7 @@ def train(
         clip_gradient: largest global gradient norm; 0 for none.
         on_nonfinite: `stop` with an explanation, or `skip` the step (the optimizer never moves on it).
         on_collapse: `warn` or `stop`.
-        max_bad_share: share of rows that may be bad before the run stops.
+        max_bad_share: of the rows of an epoch, and later of all that were seen: the run stops when more are bad.
         evaluate: called with the step, and whether it is the last, on every rank at the given steps and after the last; its
             numbers are logged.
         best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its
@@ -238,7 +238,14 @@ def train(
             if run is not None and (seconds := run.restarts.step_taken()) is not None:
                 place.report({"kind": "note", "text": f"recovered within {seconds:.1f} s"})
             last = progress.step == num_steps
-            _check_bad_rows(progress, max_bad_share)
+            if (unusable := _too_many_bad(progress, max_bad_share, batch_size_global * steps_per_epoch)) is not None:
+                for rows in gathered_objects(progress.bad_rows):
+                    progress.bad_rows.update(rows)
+                raise RunStopped(unusable)
+            if "bad rows" not in warned and (unusable := _too_many_bad(progress, max_bad_share, 0)) is not None:
+                warned.add("bad rows")
+                text = f"step {progress.step}: {unusable}; the run stops when they are more than that share of all rows"
+                place.report({"kind": "warning", "text": text})
 
             # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
             numbers: dict[str, float] = {}
@@ -279,12 +286,17 @@ def train(
                 write_checkpoint(ends=bool(last or stops))
             if stops:
                 break
+    except UnusableRows as error:
+        progress.bad_rows.update(error.bad_rows)
+        raise
     finally:
         batches.close()
         if writer is not None:
             writer.join()  # whatever ended the run, a checkpoint under way is worth its seconds
         tell_troubles()
         if run is not None:
+            if progress.bad_rows:
+                run.write_bad_rows(progress.bad_rows)
             run.sync()
     if writer is not None:
         writer.wait()
@@ -309,14 +321,19 @@ def _refuse(rule: str, step: int, loss: float, gradient_norm: float, learning_ra
     )
 
 
-def _check_bad_rows(progress: Progress, max_share: float) -> None:
-    # a share means little before some rows were seen: ten bad ones are always allowed
-    if progress.bad_row_count > max(10, max_share * progress.samples_seen):
-        some = "; ".join(f"{place}: {reason}" for place, reason in list(progress.bad_rows.items())[:3])
-        raise RunStopped(
-            f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
-            f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
-        )
+def _too_many_bad(progress: Progress, max_share: float, rows_per_epoch: int) -> str | None:
+    """In words that more rows are bad than may be, None where they are not.
+
+    They often lie together, so a share means little before all rows were seen: until then it is that of an epoch's rows.
+    Ten are always allowed.
+    """
+    if progress.bad_row_count <= max(10, max_share * max(progress.samples_seen, rows_per_epoch)):
+        return None
+    some = "; ".join(f"{place}: {reason}" for place, reason in list(progress.bad_rows.items())[:3])
+    return (
+        f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
+        f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
+    )
 
 
 def _record(

@@ -267,6 +267,35 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
             )  # fmt: skip
 
 
+def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):
+    class Clustered(ToyBatches):
+        def __next__(self):
+            batch = super().__next__()
+            bad = {f"f.parquet: row group 0, row {self.position + i}": "empty" for i in range(8)}
+            return TrainingBatch(batch.inputs, bad if self.position % 4000 in range(9, 25) else {})
+
+    def trained(max_bad_share, url):
+        module, records = Toy(), []
+        with place_here(records.append) as place:
+            folder = RunFolder(str(url))
+            try:
+                train(
+                    module, torch.optim.SGD(module.parameters()), place=place, run=folder, run_url=str(url),
+                    batches_from=Clustered, num_steps=30, batch_size_global=8, steps_per_epoch=500,
+                    rates_at=lambda step: Rates(0.01, 0.1, 0.0), seed=0, max_bad_share=max_bad_share,
+                )  # fmt: skip
+            finally:
+                folder.close()
+        return [record["text"] for record in records if record.get("kind") == "warning"]
+
+    (warning,) = trained(0.01, tmp_path / "run")  # 16 of the first 24, and of 4,000
+    assert "16 of 24 rows could not be used, more than data.max_bad_share=0.01" in warning
+    with pytest.raises(RunStopped, match="16 of 24 rows could not be used"):
+        trained(0.002, tmp_path / "stopped")
+    for name in ("run", "stopped"):
+        assert len((tmp_path / name / "bad_rows.jsonl").read_text().splitlines()) == 16
+
+
 def test_a_run_in_an_object_store_continues_too():
     url = "memory://loop-test/run"
     try:
