@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,10 @@ from cluster.errors import RunStopped, UserError
 from cluster.place import Place
 from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
-from pretrain.training.checkpoints import CheckpointWriter, Progress
+from pretrain.training.checkpoints import Checkpoint, CheckpointWriter, CutOff, Progress
 from pretrain.training.clock import Clock
 from pretrain.training.contract import Batches, StepOutput, UnusableRows
+from pretrain.training.data_identity import Identity, check_same
 from pretrain.training.distributed import (
     GradientAverager,
     equalise,
@@ -76,6 +77,8 @@ def train(
     best_is_lowest: bool = False,
     keep_best: Callable[[int], None] | None = None,
     patience: int = 0,
+    data: Mapping[str, Identity] | None = None,
+    on_data_change: str = "refuse",
 ) -> Outcome:
     """Trains until `num_steps`, from the newest checkpoint in `run_url` when there is one.
 
@@ -95,6 +98,7 @@ def train(
         best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its
             highest (or lowest) so far.
         patience: evaluations in a row without a better number after which training is finished; 0 for any number.
+        data: what is learnt from, on rank 0; with other data than before a run goes on where `on_data_change` is `continue`.
 
     Raises RunStopped when a rule ended the run; what was logged until then is kept.
     """
@@ -102,7 +106,14 @@ def train(
     equalise(module)
 
     # -- resume: rank 0 chooses, so that all ranks start from the same checkpoint --------------------------------------
-    checkpoint = checkpoints.load_newest(run_url) if place.rank == 0 else None
+    found = checkpoints.find_newest(run_url) if place.rank == 0 else CutOff()
+    checkpoint = found if isinstance(found, Checkpoint) else None
+    passed_over = checkpoint.passed_over if checkpoint is not None else {}
+    for name, reason in passed_over.items():
+        place.report({"kind": "warning", "text": f"the checkpoint {name} cannot be used: {reason}"})
+    if isinstance(found, CutOff) and found.names:
+        names = ", ".join(found.names)
+        place.report({"kind": "note", "text": f"starts at step 0: the first checkpoint was not complete yet ({names})"})
     step = from_rank_0(checkpoint.progress.step if checkpoint is not None else None)
     if step is not None and checkpoint is None:
         checkpoint = checkpoints.load_newest(run_url, at_step=step)
@@ -115,12 +126,15 @@ def train(
     if checkpoint is not None:
         checkpoints.restore(checkpoint, module, optimizer)
         progress = checkpoint.progress
+        for change in check_same(progress.data, data or {}, on_change=on_data_change, out=run_url):
+            place.report({"kind": "warning", "text": f"goes on with other data: {change}"})
         place.report({"kind": "note", "text": f"continues at step {progress.step} of {num_steps} ({run_url})"})
+    progress.data = dict(data or progress.data)
     writer = None
     if run is not None:
-        writer = CheckpointWriter(run_url, keep=keep_checkpoints, troubles=run.troubles)
+        writer = CheckpointWriter(run_url, keep=keep_checkpoints, troubles=run.troubles, damaged=passed_over)
         last_step = run.start_at(progress.step)
-        restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step)
+        restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step, passed_over=passed_over)
         progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
         if restart is not None:
             again = f"; {restart.lost_steps} steps are taken again" if restart.lost_steps else ""

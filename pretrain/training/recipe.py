@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
 from pretrain.training.checkpoints import Progress
+from pretrain.training.data_identity import identity_of, summary_of
 from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
 from pretrain.training.loop import Outcome, train
@@ -77,12 +78,14 @@ def train_by(
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
     compute_threads: int = 0,
+    also_read: Mapping[str, Manifest] | None = None,
     loop: Callable[..., Outcome] = train,
     **more: Any,
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
-    On the CPU it computes with `compute_threads`, 0 for as many as the worker has.
+    On the CPU it computes with `compute_threads`, 0 for as many as the worker has. `also_read` holds data beside that of
+    `manifest` that a run depends on, by what it is for.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -158,6 +161,8 @@ def train_by(
             clip_gradient=training.clip_gradient,
             on_nonfinite=training.on_nonfinite,
             max_bad_share=data.max_bad_share,
+            data=identity_of({"train": manifest, **(also_read or {})}) if place.rank == 0 else None,
+            on_data_change=data.on_change,
             log_every_steps=training.log_every_steps,
             checkpoint_every_steps=training.checkpoint_every_steps,
             checkpoint_every_seconds=training.checkpoint_every_seconds,
@@ -180,4 +185,5 @@ def summary(progress: Progress) -> dict[str, Any]:
         "failed_writes": progress.failed_writes,
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
+        "data": summary_of(progress.data),
     }

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import sys
 import threading
 
 import pytest
@@ -205,6 +207,134 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         data[len(data) // 2] ^= 1
         state.write_bytes(bytes(data))
     assert checkpoints.load_newest(url).progress.step == 28
+
+
+def _damage(folder, how):
+    """Damages a checkpoint that was whole."""
+    state, meta = folder / "state.pt", folder / "checkpoint.json"
+    if how == "no state":
+        state.unlink()
+    elif how == "empty state":
+        state.write_bytes(b"")
+    elif how == "half meta":
+        meta.write_bytes(meta.read_bytes()[: meta.stat().st_size // 2])
+    elif how == "junk bytes":
+        meta.write_bytes(bytes(range(256)))
+    else:
+        meta.write_text(how)
+
+
+DAMAGES = [
+    "no state", "empty state", "half meta", "", "[1, 2]", "7", "null", '{"step": 28}', "junk bytes",
+    '{"format_version": 1, "step": "28", "samples_seen": 1, "state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "restart_log": 3, "state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "colour": 3, "state_bytes": 3, "state_sha256": "x"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_was_wrong_with_a_newer_checkpoint_is_said_and_kept(tmp_path, how):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 29)
+    _damage(folder / checkpoints.folder_name(28), how)
+    assert checkpoints.newest_progress(url).step in (21, 28)
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 26, checkpoint_every_steps=2)
+    # the damaged one is not kept in the place of a whole one
+    assert checkpoints.load_newest(url).progress.step == 26
+    whole, *_ = run(str(tmp_path / "whole"))
+    continued, _, _ = run(url)
+    assert_same_weights(whole, continued)
+    assert trace(url) == trace(str(tmp_path / "whole"))
+    restarts = [json.loads(line) for line in (tmp_path / "run" / "restarts.jsonl").read_text().splitlines()]
+    assert restarts[0]["from_step"] == 21 and list(restarts[0]["passed_over"]) == [checkpoints.folder_name(28)]
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_at_step_0_unsaid(tmp_path):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 20)
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 2
+    _damage(folder / names[0], "no state")
+    _damage(folder / names[1], "half meta")
+    with pytest.raises(
+        UserError, match=r"none of the checkpoints in .* is whole .*remove .*checkpoints to start at"
+    ) as told:
+        run(url)
+    assert all(name in str(told.value) for name in names)
+    assert [line["step"] for line in trace(url)] == list(range(1, 21))  # nothing was touched
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_told(tmp_path):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 9)
+    (folder / checkpoints.folder_name(7) / "checkpoint.json").unlink()
+    _, outcome, records = run(url)
+    assert any("starts at step 0: the first checkpoint was not complete" in str(r.get("text")) for r in records)
+    assert outcome.progress.step == 30
+
+
+def test_junk_in_the_logs_ends_nothing(tmp_path):
+    url = str(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 20)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines()
+    lines[2] = b"\xff\xfe\x00 no UTF-8"
+    metrics.write_bytes(b"\n".join(lines) + b'\n{"step": 20, "lo')
+    (tmp_path / "run" / "restarts.jsonl").write_bytes(b"\xff\n[]\n{")
+    (tmp_path / "run" / "result.json").write_text('{"status": "fini')
+    _, outcome, records = run(url)
+    assert [line["step"] for line in trace(url)] == [1, 2, *range(4, 31)]
+    assert any("1 lines of metrics.jsonl cannot be read" in str(record.get("text")) for record in records)
+    assert outcome.progress.restarts == 1
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_kill_at_any_write_of_a_restart_loses_no_line(tmp_path, rewritten):
+    """A child process is ended before each of the writes that it would make, one after another."""
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 41)]
+    if rewritten:  # lines that do not come first: the file cannot just be cut
+        lines.insert(3, "junk")
+    (source / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for number in range(100):
+        url = tmp_path / f"killed{number}"
+        shutil.copytree(source, url)
+        child = os.fork()
+        if not child:
+            _die_before_write(number, str(url))
+            folder = RunFolder(str(url))
+            folder.start_at(30)
+            folder.log({"step": 31, "loss": 0.5})
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        kept = [json.loads(line)["step"] for line in (url / "metrics.jsonl").read_text().splitlines() if line != "junk"]
+        assert kept[:30] == list(range(1, 31)), number
+        if status == 0:
+            assert number >= (3 if rewritten else 1) and kept == list(range(1, 32))
+            break
+        assert os.waitstatus_to_exitcode(status) == 9
+
+
+def _die_before_write(number, url):
+    left = number
+
+    def hook(event, args):
+        nonlocal left
+        writes = event in ("os.rename", "os.truncate", "os.remove") or (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if writes and str(args[0]).startswith(url):
+            if left == 0:
+                os._exit(9)
+            left -= 1
+
+    sys.addaudithook(hook)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
