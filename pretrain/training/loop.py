@@ -180,11 +180,19 @@ def train(
             if score is not None:
                 former, sign = progress.best_score, -1.0 if best_is_lowest else 1.0
                 progress.evaluations_since_best += 1
-                if former is None or sign * score > sign * former:
-                    progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+                better = math.isfinite(score) and (former is None or sign * score > sign * former)
+                if better:
+                    progress.best_score, progress.evaluations_since_best = score, 0
+                if better or former is None:  # a run without any sound score keeps its newest model
+                    progress.best_step = progress.step
                     if keep_best is not None:
                         keep_best(progress.step)
-        progress.metrics.update(numbers)
+        for name, number in numbers.items():
+            if math.isfinite(number):
+                progress.metrics[name] = number
+            else:  # neither JSON nor a report can hold it, and the former one is out of date
+                progress.metrics.pop(name, None)
+                place.report({"kind": "warning", "text": f"step {progress.step}: {name} is {number}"})
         return numbers
 
     def out_of_patience() -> bool:

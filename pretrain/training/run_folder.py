@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import tempfile
@@ -101,7 +102,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and the same numbers to the trackers; numbers that JSON lacks become null."""
-        line = {key: _finite(value) for key, value in record.items()}
+        line = finite(record)
         self._write(json.dumps(line) + "\n")
         scalars = [(key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"]
         self._to_tensorboard(lambda board: [board.add_scalar(*scalar, record["step"]) for scalar in scalars])
@@ -166,8 +167,13 @@ class RunFolder:
             self._staging.cleanup()
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and value - value != 0 else value
+def finite(value: Any) -> Any:
+    """Plain values with None in the place of numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: bytes) -> int:
@@ -214,7 +220,7 @@ def read_result(run_url: str) -> dict[str, Any] | None:
 
 def write_result(run_url: str, result: dict[str, Any]) -> None:
     """Writes result.json, the last file of a run."""
-    storage.write_json(storage.join(run_url, RESULT), {key: _finite(value) for key, value in result.items()})
+    storage.write_json(storage.join(run_url, RESULT), finite(result))
 
 
 def read_settings(run_url: str) -> str | None:

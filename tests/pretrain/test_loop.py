@@ -158,6 +158,45 @@ def test_an_unsound_step_can_be_skipped(tmp_path):
     assert sum(record.get("kind") == "warning" for record in records) == 1
 
 
+class Blinded(Toy):
+    """Its embeddings, logs and loss are not finite at some steps."""
+
+    def forward(self, inputs):
+        output = super().forward(inputs)
+        bad = math.nan if 9 <= int(self.seen) < 12 else 1.0
+        embeddings = self.layers[0](inputs).detach() * bad
+        return output._replace(
+            loss=output.loss * bad, embeddings=(embeddings, embeddings), logs={"twice": output.loss.detach() * bad}
+        )
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 3])
+def test_skipped_steps_are_logged_ones_too(tmp_path, log_every_steps):
+    url = str(tmp_path / "run")
+    options = {"on_nonfinite": "skip", "log_every_steps": log_every_steps, "checkpoint_every_steps": 10}
+    _, outcome, records = run(url, module=Blinded(), **options)
+    assert outcome.progress.skipped_steps == 3 and checkpoints.load_newest(url).progress.step == 30
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and [json.loads(line)["step"] for line in text.splitlines()][-1] == 30
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.9, 0.7], [math.nan] * 3, [0.5, math.inf, 0.9]])
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path, scores):
+    kept = []
+    _, outcome, records = run(
+        str(tmp_path / "run"), evaluate=lambda step, last: {"accuracy": scores[step // 10 - 1]},
+        evaluate_every_steps=10, best_metric="accuracy", keep_best=kept.append,
+    )  # fmt: skip
+    progress = outcome.progress
+    assert kept and kept[-1] == progress.best_step  # there always is a model
+    finite = [score for score in scores if math.isfinite(score)]
+    assert progress.best_score == max(finite, default=None)
+    if finite:
+        assert scores[progress.best_step // 10 - 1] == max(finite)
+    assert checkpoints.load_newest(str(tmp_path / "run")).progress.step == 30
+    assert any("accuracy is" in record.get("text", "") for record in records)
+
+
 def test_checkpoints_that_cannot_be_written_are_told_and_end_nothing(tmp_path):
     url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
     whole, *_ = run(str(tmp_path / "whole"))
