@@ -20,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
-from cluster.listing import find_files
+from cluster.listing import find_files, is_glob, passed_over
 from cluster.reading import changed, open_input, read_range, use_cache
 from cluster.retrying import DEFAULT_PATIENCE, Patience, retries
 from cluster.secrets import masked
@@ -33,9 +33,11 @@ __all__ = [
     "explained",
     "filesystem",
     "find_files",
+    "is_glob",
     "is_local",
     "local_path",
     "open_input",
+    "passed_over",
     "read_range",
     "retries",
     "use_cache",

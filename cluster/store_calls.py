@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One file of a listing. `version` changes when the content does (ETag where the store has one, else the time)."""
 

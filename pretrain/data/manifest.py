@@ -198,7 +198,7 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
 
 def _refuse_unfinished(url: str) -> None:
     """Raises UserError for a folder into which an import is still moving its shards: some would be taken for all."""
-    if not any(sign in url for sign in "*?[") and not url.endswith(".parquet"):
+    if not url.lower().endswith((".parquet", ".pq")) and not storage.is_glob(url):
         for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
             if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
                 raise UserError(f"{folder} holds an import that is not finished; give its command again first")
@@ -206,7 +206,7 @@ def _refuse_unfinished(url: str) -> None:
 
 def _why_nothing(url: str) -> str:
     fs, path = storage.filesystem(url)
-    if any(sign in path for sign in "*?["):
+    if storage.is_glob(url):
         return f"no .parquet file matches {url}"
     if not storage.exists(url):
         return f"{url} does not exist; give a Parquet file, a folder of them, or a glob such as {url}/*.parquet"

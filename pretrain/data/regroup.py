@@ -34,7 +34,7 @@ DROPPED_LIST = "_dropped.jsonl"  # readers of whole folders pass over names with
 def check_places(url: str, dest: str) -> None:
     """Raises UserError when DEST is not empty, lies in the source or around it: a reader would see rows twice."""
     source, target = _normal(url), _normal(dest)
-    is_glob = any(sign in url for sign in "*?[")
+    is_glob = storage.is_glob(url)
     inside = (
         re.match(glob_translate(source), f"{target}/shard-00000.parquet")
         if is_glob
