@@ -269,9 +269,7 @@ def _import(arguments: argparse.Namespace) -> int:
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
         return 0
     try:
-        summary = import_images(
-            arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more
-        )
+        summary = import_images(arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more)
     except KeyboardInterrupt:
         print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
         raise

@@ -9,6 +9,7 @@ the GIL, and nothing of Pillow's global state is read or changed.
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -75,7 +76,10 @@ OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "PNM": PpmImagePlugin.PpmImageFile,
 }
 # formats that are known by their first bytes and cannot be decoded here
-NOT_DECODED = {"HEIC": "HEIC; pip install pillow-heif to read it", "JPEG XL": "JPEG XL, which is not read; save it as PNG"}
+NOT_DECODED = {
+    "HEIC": "HEIC; pip install pillow-heif to read it",
+    "JPEG XL": "JPEG XL, which is not read; save it as PNG",
+}
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and refused by Pillow above a size
 SIGNIFICANT_BITS = (8, 12)  # of grey values in 16-bit files whose header says nothing, by their range
@@ -290,7 +294,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
         raise BadImage("empty")
     form = image_format(data)
     if form is None:
-        raise BadImage("not an image")
+        raise BadImage("base64 text of an image; store its bytes" if _is_base64_image(data) else "not an image")
     if form == "WebP":
         _check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
     elif form == "GIF" and len(data) >= 10:
@@ -309,6 +313,15 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     if exif is None and form == "PNG":
         exif = _late_png_exif(data)
     return image, exif_orientation(exif or b"")
+
+
+def _is_base64_image(data: bytes) -> bool:
+    """Whether bytes are text that base64 made of an image, or a data URL with such."""
+    text = data[:128].partition(b";base64,")[2] or data[:64]
+    try:
+        return image_format(base64.b64decode(text[: len(text) // 4 * 4], validate=True)) is not None
+    except ValueError:
+        return False
 
 
 def _opened(form: str, data: bytes) -> ImageFile.ImageFile:

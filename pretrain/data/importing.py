@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from cluster.errors import UserError
 from cluster.secrets import masked
 from pretrain.data.import_journal import Journal
 from pretrain.data.import_survey import look_at_boxes
-from pretrain.data.ledger import ASIDE, DUPLICATE, Ledger, as_table, files_jsonl, make_ledger
+from pretrain.data.ledger import ASIDE, DUPLICATE, PASSED_OVER, Fates, Ledger, as_table, files_jsonl, make_ledger
 from pretrain.data.packing import (
     DEFAULT_BYTES_PER_GROUP,
     DEFAULT_BYTES_PER_SHARD,
@@ -38,7 +38,11 @@ from pretrain.data.progress import ProgressLine
 from pretrain.data.sources import KINDS, Listing, Record, list_records
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
 
-SUMMARY, QUARANTINE, FILES = "_import.json", "_quarantine.jsonl", "_files.jsonl"  # readers of folders pass over such names
+SUMMARY, QUARANTINE, FILES = (
+    "_import.json",
+    "_quarantine.jsonl",
+    "_files.jsonl",
+)  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import is no success
 MOST_UNREAD_IN_A_ROW = 200
 MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
@@ -99,6 +103,8 @@ class Tally:
     captions: int = 0
     aside: int = 0
     leaks: int = 0
+    aside_here: int = 0  # of the images set aside, those whose files were listed with the source
+    left_out_here: int = 0  # the same of duplicates
     facts: dict[str, int] = field(default_factory=dict)  # what was seen of single images -> how often
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -155,6 +161,8 @@ def import_images(
 
     schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if _is_known(name, records)})
     preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
+    # of tars the members are records, not the files
+    here = frozenset(file.url for file in listing.tree.files.values()) if listing.tree and listing.kind != "tar" else frozenset()
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
@@ -180,7 +188,18 @@ def import_images(
                             f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
                             "they can, the same command continues"
                         )
-                    _take(item, number, records, tally.counts.setdefault(split, {}), writer, tally, journal, options, sides)
+                    _take(
+                        item,
+                        number,
+                        records,
+                        tally.counts.setdefault(split, {}),
+                        writer,
+                        tally,
+                        journal,
+                        options,
+                        sides,
+                        here,
+                    )
                     if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
                         journal.reached(split, done, writer.num_shards, asdict(tally))
             journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
@@ -195,14 +214,10 @@ def import_images(
             f"all are listed in {storage.join(dest, QUARANTINE)}"
         )
     journal.publish(splits)
-    ledger, fates = make_ledger(
-        listing,
-        packed=tally.images,
-        aside=tally.aside,
-        duplicates=tally.duplicates + tally.leaks,
-        facts=tally.facts,
-        examples=tally.examples,
+    fates_of_records = Fates(
+        tally.images, tally.aside, tally.duplicates + tally.leaks, tally.aside_here, tally.left_out_here
     )
+    ledger, fates = make_ledger(listing, fates_of_records, facts=tally.facts, examples=tally.examples)
     if lines := files_jsonl(fates):
         storage.write_bytes(storage.join(dest, FILES), lines)
     summary = _summary(src, records, listing, tally, problems, options, num_shards, ledger, max_set_aside)
@@ -235,9 +250,7 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
     return records, sides, splits
 
 
-def surveyed(
-    listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None
-) -> bool | None:
+def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
     return look_at_boxes(records, src, num_threads=num_threads, option=option, judged=boxes is None)
@@ -260,6 +273,7 @@ def _take(
     journal: Journal,
     options: ImportOptions,
     sides: Sequence[str],
+    here: Container[str],
 ) -> None:
     """Packs one image and counts it, or says why not."""
     record = item.record
@@ -267,6 +281,7 @@ def _take(
         journal.set_aside(record.path, note)
     if item.data is None:
         tally.aside += 1
+        tally.aside_here += record.url in here
         tally.examples.setdefault(ASIDE, record.path)
         return
     for fact, num in item.facts.items():
@@ -276,15 +291,18 @@ def _take(
         earlier = journal.first_with(item.digest, number)
         if earlier is not None and options.drop_duplicates:
             tally.duplicates += 1
+            tally.left_out_here += record.url in here
             tally.examples.setdefault(DUPLICATE, record.path)
             journal.set_aside(record.path, _duplicate_of(records[earlier], record))
             return
         if earlier is not None and sides[earlier] != sides[number]:
             if record.split is None or records[earlier].split is None or records[earlier].split == record.split:
                 tally.leaks += 1
+                tally.left_out_here += record.url in here
                 tally.examples.setdefault(DUPLICATE, record.path)
                 journal.set_aside(
-                    record.path, f"a duplicate of {records[earlier].path}, which is in {sides[earlier]}; it would be in both splits"
+                    record.path,
+                    f"a duplicate of {records[earlier].path}, which is in {sides[earlier]}; it would be in both splits",
                 )
                 return
             tally.facts[LEAK] = tally.facts.get(LEAK, 0) + 1
@@ -388,9 +406,16 @@ def _summary(
         gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
     ):
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
-    notes += [f"{tally.facts[fact]} times a {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
+    notes += [
+        f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts
+    ]
+    for kind, num in ledger.files.items():
+        if kind.startswith(f"{PASSED_OVER}: picture"):
+            notes.append(f"{num} x {kind.removeprefix(f'{PASSED_OVER}: ')}: not packed (first: {ledger.examples[kind]})")
     if tally.leaks:
-        notes.append(f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one")
+        notes.append(
+            f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one"
+        )
     return {
         "format_version": 1,
         "source": masked(src),

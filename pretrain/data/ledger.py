@@ -50,30 +50,44 @@ class Ledger:
         }
 
 
+@dataclass(frozen=True)
+class Fates:
+    """How many records were packed, set aside, or left out as equal to others; `here` those whose files lie in the source."""
+
+    packed: int
+    aside: int
+    duplicates: int
+    aside_here: int
+    duplicates_here: int
+
+
 def make_ledger(
-    listing: Listing, *, packed: int, aside: int, duplicates: int, facts: Mapping[str, int], examples: Mapping[str, str]
+    listing: Listing, records: Fates, *, facts: Mapping[str, int], examples: Mapping[str, str]
 ) -> tuple[Ledger, list[tuple[str, str]]]:
     """The ledger of an import, and (path, fate) of each file that is neither packed nor in the quarantine.
 
     Args:
         listing: of the source, with its files.
-        packed, aside, duplicates: how many of its records were.
+        records: what became of its records.
         facts, examples: what was seen of single pictures while packing.
     """
     ledger = Ledger()
     account, tree = listing.account, listing.tree
     urls = {record.url for record in listing.records}
-    in_tree = tree.files if tree is not None else {}
     has_members = listing.kind == "tar"
-    what = "sample" if has_members else "picture"
-    outside = sum(file.url in urls for file in in_tree.values()) != len(urls) if not has_members else True
-    is_file = not has_members and not outside
+    num_here = 0 if tree is None or has_members else sum(file.url in urls for file in tree.files.values())
     first = listing.records[0].path if listing.records else ""
-    for kind, num in ((PACKED, packed), (ASIDE, aside), (DUPLICATE, duplicates)):
-        ledger.add(f"{what} {kind}", examples.get(kind, first), num, is_file=is_file)
-    if not is_file and not has_members:  # some lie elsewhere, by their links
-        here = sum(file.url in urls for file in in_tree.values())
-        ledger.add("picture that a record names", first, here)
+    here = {
+        PACKED: num_here - records.aside_here - records.duplicates_here,
+        ASIDE: records.aside_here,
+        DUPLICATE: records.duplicates_here,
+    }
+    everywhere = {PACKED: records.packed, ASIDE: records.aside, DUPLICATE: records.duplicates}
+    for kind, num in here.items():
+        ledger.add(f"picture {kind}", examples.get(kind, first), num)
+    for kind, num in everywhere.items():
+        where = "sample of a tar" if has_members else "picture elsewhere"
+        ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
     fates = list(_fates(listing, tree, urls)) if tree is not None else []
     if tree is None:
         fates = [(path, READ) for path in sorted(account.read)]
@@ -93,7 +107,9 @@ def make_ledger(
     for kind, num in sorted(account.counts.items()):
         ledger.add(kind, account.examples[kind], num, is_file=False)
     if listing.problems:
-        ledger.add("annotation set aside, see _quarantine.jsonl", listing.problems[0][0], len(listing.problems), is_file=False)
+        ledger.add(
+            "annotation set aside, see _quarantine.jsonl", listing.problems[0][0], len(listing.problems), is_file=False
+        )
     for kind, num in sorted(facts.items()):
         ledger.add(kind, examples.get(kind, ""), num, is_file=False)
     return ledger, fates
@@ -128,7 +144,10 @@ def files_jsonl(fates: list[tuple[str, str]]) -> bytes:
     """Lines {path, fate} of `_files.jsonl`; empty where no file was passed over."""
     if all(fate == READ for _, fate in fates):
         return b""
-    lines = (json.dumps({"path": masked(path), "fate": fate if fate == READ else f"{PASSED_OVER}: {fate}"}) for path, fate in fates)
+    lines = (
+        json.dumps({"path": masked(path), "fate": fate if fate == READ else f"{PASSED_OVER}: {fate}"})
+        for path, fate in fates
+    )
     return "".join(f"{line}\n" for line in lines).encode()
 
 

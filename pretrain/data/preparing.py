@@ -108,9 +108,7 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
         return record.objects
     frame = Frame(decoded.stored_size, decoded.orientation)
     given = record.objects.bbox
-    boxes = upright_boxes(
-        given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored
-    )
+    boxes = upright_boxes(given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored)
     if record.frame is not None and not record.relative_boxes and boxes != list(given):
         facts[TURNED if record.frame == decoded.stored_size and decoded.orientation != 1 else RESIZED] = 1
     xywh_N4 = np.array(boxes)

@@ -17,8 +17,8 @@ from pretrain.data.sources.cvat import cvat_records
 from pretrain.data.sources.evidence import json_kind
 from pretrain.data.sources.folders import check_folder, folder_records
 from pretrain.data.sources.labelme import labelme_records
-from pretrain.data.sources.records import BOX_MEANINGS, Account, Listing, Objects, Record, as_text
 from pretrain.data.sources.recognising import recognised
+from pretrain.data.sources.records import BOX_MEANINGS, Account, Listing, Objects, Record, as_text
 from pretrain.data.sources.sidecars import sidecar_records
 from pretrain.data.sources.splits import SPLITS, layout_of, split_named
 from pretrain.data.sources.tables import Columns, table_records
@@ -46,7 +46,13 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "tar": (tar_records, ("tree", "labels")),
     "torchvision": (torchvision_records, ("root", "download")),
 }
-SPLITS_BY_FOLDER = ("voc", "labelme", "sidecar", "cvat", "yolo")  # kinds whose splits are told by the paths of their images
+SPLITS_BY_FOLDER = (
+    "voc",
+    "labelme",
+    "sidecar",
+    "cvat",
+    "yolo",
+)  # kinds whose splits are told by the paths of their images
 
 
 def kind_of(src: str) -> str:
@@ -116,7 +122,9 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
         check_folder(src)
         tree = read_tree(src, leave_out=options.get("leave_out"))
     if boxes is not None and "boxes" not in known:
-        raise UserError(f"--boxes says what numbers of boxes mean in {_takers('boxes')} sources; {src} is a {kind} source")
+        raise UserError(
+            f"--boxes says what numbers of boxes mean in {_takers('boxes')} sources; {src} is a {kind} source"
+        )
     found = function(
         src, **{key: value for key, value in {**options, "tree": tree}.items() if key in known and value is not None}
     )
@@ -187,7 +195,9 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
         return
     if num_of[None]:
         outside = next(record.path for record in listing.records if record.split is None)
-        listing.notes.append(f"{num_of[None]} images belong to no split of the source and go to train (first: {outside})")
+        listing.notes.append(
+            f"{num_of[None]} images belong to no split of the source and go to train (first: {outside})"
+        )
         listing.records = [replace(record, split=record.split or "train") for record in listing.records]
     listing.notes.append(f"splits of the source: {told}")
 

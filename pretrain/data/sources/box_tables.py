@@ -13,7 +13,11 @@ from pretrain.data.sources.tree import Tree
 
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
 CORNERS += (("left", "top", "right", "bottom"), ("xtl", "ytl", "xbr", "ybr"))
-SIZES = (("x", "y", "w", "h"), ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("left", "top", "box_width", "box_height"))
+SIZES = (
+    ("x", "y", "w", "h"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
+    ("left", "top", "box_width", "box_height"),
+)
 ONE_COLUMN = ("bbox", "box")  # a text such as [10, 20, 30, 40]
 CLASSES = ("class", "label", "labelname", "label_name", "category", "class_name", "name", "classname")
 SIDES = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
@@ -59,7 +63,9 @@ class BoxColumns:
             cells = list(text.split(",")) if "," in text else list(text.split())
         four = numbers(cells, 4)
         if four is None:
-            raise ValueError(f"columns {', '.join(self.numbers)} hold {', '.join(map(repr, cells))}, which are not four numbers")
+            raise ValueError(
+                f"columns {', '.join(self.numbers)} hold {', '.join(map(repr, cells))}, which are not four numbers"
+            )
         name = label_of(row.get(self.name)) if self.name else "object"
         if name is None:
             raise ValueError(f"column {self.name!r} is empty, so the box has no class")
@@ -83,12 +89,15 @@ def find_box_columns(columns: Sequence[str]) -> BoxColumns | None:
         found, are = (one,), "xywh"
     is_open_images = {"imageid", "labelname", "xmin"} <= folded.keys()
     sides = next(
-        ((folded[w], folded[h]) for w, h in SIDES if {w, h} <= folded.keys() and not {folded[w], folded[h]} & {*found}), None
+        ((folded[w], folded[h]) for w, h in SIDES if {w, h} <= folded.keys() and not {folded[w], folded[h]} & {*found}),
+        None,
     )
     name = next((folded[name] for name in CLASSES if name in folded), None)
     group = next((folded[name] for name in GROUPS if name in folded), None)
     order = {"xmin", "xmax", "ymin", "ymax"} if is_open_images else set()
-    return BoxColumns(found, are, name, sides, is_open_images, group, tuple(folded[key] for key in order if key in folded))
+    return BoxColumns(
+        found, are, name, sides, is_open_images, group, tuple(folded[key] for key in order if key in folded)
+    )
 
 
 def read_class_descriptions(tree: Tree) -> dict[str, str]:

@@ -32,7 +32,12 @@ MOST_PROBED = 20  # images, whose places tell the folder
 
 
 def coco_records(
-    src: str, *, tree: Tree | None = None, images: str | None = None, boxes: str | None = None, leave_out: str | None = None
+    src: str,
+    *,
+    tree: Tree | None = None,
+    images: str | None = None,
+    boxes: str | None = None,
+    leave_out: str | None = None,
 ) -> Listing:
     """The images of an annotation file with their boxes and captions, as far as the file has them.
 
@@ -166,7 +171,9 @@ class _Content:
         for key, num in ids.items():
             same = max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
             if num > same:
-                raise UserError(f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each its own")
+                raise UserError(
+                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each its own"
+                )
         self.of: defaultdict[str | None, _Image] = defaultdict(_Image)
         self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
         self.has_captions = self.has_boxes = False
@@ -239,7 +246,9 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
             continue
         said = content.of.get(id_key(entry.get("id")), _Image())
         objects = (
-            Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes)) if with_boxes else None
+            Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
+            if with_boxes
+            else None
         )
         record = Record(
             url=found.url,
@@ -259,7 +268,9 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
 
 
 def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:
-    if not entry.get("file_name") and "://" in name:  # LVIS has addresses alone, whose ends are the files of a COCO download
+    if (
+        not entry.get("file_name") and "://" in name
+    ):  # LVIS has addresses alone, whose ends are the files of a COCO download
         for end in ("/".join(name.split("/")[-2:]), name.rpartition("/")[2]):
             found = finder.find(end, "coco_url")
             if found.path is not None:
@@ -272,7 +283,9 @@ def _problem(said: _Image) -> str | None:
     if said.boxes or not (said.num_bad or said.num_crowds):
         return None
     if said.num_bad:
-        return f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for a picture without any"
+        return (
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for a picture without any"
+        )
     return f"it has crowd regions alone ({said.num_crowds}); it would pass for a picture without objects"
 
 
@@ -280,12 +293,12 @@ def _joined(first: Record, second: Record) -> Record:
     objects = first.objects
     if first.objects is not None and second.objects is not None:
         pairs = dict.fromkeys(
-            pair
-            for one in (first.objects, second.objects)
-            for pair in zip(one.bbox, one.category, strict=True)
+            pair for one in (first.objects, second.objects) for pair in zip(one.bbox, one.category, strict=True)
         )
         objects = Objects(tuple(box for box, _ in pairs), tuple(name for _, name in pairs))
-    captions = first.captions if second.captions is None else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
+    captions = (
+        first.captions if second.captions is None else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
+    )
     problem = None if objects and objects.bbox else first.problem or second.problem
     return replace(first, objects=objects, captions=captions, problem=problem)
 

@@ -42,7 +42,9 @@ def cvat_records(
     listing = Listing([], told=f"CVAT: {shown(files)}", tree=tree)
     finder = Finder(tree, outside=(images,) if images else ())
     for path in files:
-        finder.bases = tuple(dict.fromkeys((posixpath.join(posixpath.dirname(path), "images"), posixpath.dirname(path), "")))
+        finder.bases = tuple(
+            dict.fromkeys((posixpath.join(posixpath.dirname(path), "images"), posixpath.dirname(path), ""))
+        )
         listing.account.read.add(path)
         _read(storage.join(src, path), finder, listing)
     listing.records = unique(listing.records, src)
@@ -61,7 +63,9 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
     if root.tag != "annotations":
         raise UserError(f"{url} is no CVAT annotation: its root is <{root.tag}>, not <annotations>")
     if root.find("track") is not None and root.find("image") is None:
-        raise UserError(f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its pictures")
+        raise UserError(
+            f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its pictures"
+        )
     for number, item in enumerate(root.iter("image"), 1):
         place = f"{url}: image {number}"
         try:

@@ -20,7 +20,9 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".caption.txt", ".cls", ".label")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 _KEY = re.compile(rb'"(images|annotations|categories|shapes|imagePath)"\s*:')
-_NUMBERS = re.compile(r"\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?(?:[\s,;]+[+-]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:[eE][+-]?\d+)?){4,}\s*")
+_NUMBERS = re.compile(
+    r"\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?(?:[\s,;]+[+-]?(?:\d+\.?\d*|\.\d+|nan|inf)(?:[eE][+-]?\d+)?){4,}\s*"
+)
 
 
 @dataclass
@@ -45,7 +47,11 @@ class Evidence:
                 kinds[path] = "other"
         looks = [json_kind(self.tree.files[path]) for path in spread(beside, MOST_PEEKED)]
         common = max(sorted(set(looks)), key=looks.count) if looks else "other"
-        single = {path: look for path, look in zip(spread(beside, MOST_PEEKED), looks, strict=True) if look in ("coco", "list")}
+        single = {
+            path: look
+            for path, look in zip(spread(beside, MOST_PEEKED), looks, strict=True)
+            if look in ("coco", "list")
+        }
         return kinds | dict.fromkeys(beside, common) | single
 
     def json_files(self, kind: str) -> list[str]:
@@ -116,7 +122,9 @@ class Evidence:
     def tables(self) -> list[str]:
         """Sorted paths of files that may be tables."""
         found = [path for path in self.tree.with_suffix(*TABLE_SUFFIXES)]
-        return sorted(found + [path for path in self.tree.with_suffix(".parquet", ".pq") if stem_of(path) == "metadata"])
+        return sorted(
+            found + [path for path in self.tree.with_suffix(".parquet", ".pq") if stem_of(path) == "metadata"]
+        )
 
     @cached_property
     def captions_beside(self) -> list[str]:
@@ -170,7 +178,9 @@ def json_kind(file: FileInfo) -> str:
         return "coco"
     if isinstance(tree.get("shapes"), list):
         return "labelme"
-    return "caption" if tree.keys() & {"caption", "captions", "text", "label", "labels", "objects", "class"} else "other"
+    return (
+        "caption" if tree.keys() & {"caption", "captions", "text", "label", "labels", "objects", "class"} else "other"
+    )
 
 
 def _coco_at_end(file: FileInfo) -> str:

@@ -81,7 +81,9 @@ class Finder:
         if is_url:
             name = name[len("file://") :]
         elif _SCHEME.match(name) and not _DRIVE.match(name) and self._at(name, under) is None:
-            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of {', '.join(PROTOCOLS)}")
+            raise ValueError(
+                f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of {', '.join(PROTOCOLS)}"
+            )
         return self._path(name, what, under)
 
     def _path(self, name: str, what: str, under: str) -> Found:
@@ -104,7 +106,9 @@ class Finder:
             if not inner.startswith("..") and storage.exists(url := storage.join(folder, inner)):
                 return Found(url, inner, None)
         if self._leaves(slashed):
-            raise Leaves(f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where")
+            raise Leaves(
+                f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where"
+            )
         if (path := self._other(slashed, under)) is not None:
             self.by_other.append(name)
             return Found(self.tree.files[path].url, path, path)

@@ -16,7 +16,9 @@ LABELS = ("auto", "folders", "none")
 MOST_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
 
 
-def folder_records(src: str, *, tree: Tree | None = None, labels: str = "auto", leave_out: str | None = None) -> Listing:
+def folder_records(
+    src: str, *, tree: Tree | None = None, labels: str = "auto", leave_out: str | None = None
+) -> Listing:
     """The images in a folder and below it, sorted by path; hidden and underscore folders are left out.
 
     Args:
@@ -77,7 +79,9 @@ def folder_records(src: str, *, tree: Tree | None = None, labels: str = "auto", 
         listing.records.append(Record(file.url, path, file.size_bytes, label=label, split=layout.split_of(path)))
     for label, folders_of in sorted(spellings.items()):
         if len(folders_of) > 1:
-            listing.notes.append(f"{len(folders_of)} folders that differ in blanks or Unicode alone are one class, {label!r}")
+            listing.notes.append(
+                f"{len(folders_of)} folders that differ in blanks or Unicode alone are one class, {label!r}"
+            )
     for first in sorted(counts):
         alike = sorted(name for name in counts if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:

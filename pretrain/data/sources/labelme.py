@@ -75,7 +75,9 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         )
     listing.records = unique(listing.records, src)
     listing.account.unlisted = "picture without a json file"
-    if unspoken := len(tree.pictures.keys() - {record.path for record in listing.records} - listing.account.left.keys()):
+    if unspoken := len(
+        tree.pictures.keys() - {record.path for record in listing.records} - listing.account.left.keys()
+    ):
         listing.notes.append(f"{unspoken} images without a json file are left out")
     listing.notes += finder.notes()
     return listing

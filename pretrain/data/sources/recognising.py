@@ -55,11 +55,17 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
         del found["sidecar"]  # a json of COCO may have the name of a picture
     if len(found) > 1:
         ways = "; ".join(f"--kind {kind}: {why}" for kind, why in found.items())
-        raise UserError(f"{src} can be read in {len(found)} ways, and which is meant is not for a program to say: {ways}")
+        raise UserError(
+            f"{src} can be read in {len(found)} ways, and which is meant is not for a program to say: {ways}"
+        )
     if not found:
         return "folder", "images, and no annotation that is known"
     kind, why = next(iter(found.items()))
-    if kind == "table" and not any(posixpath.basename(path).lower() in METADATA for path in tree.files) and has_class_folders(tree):
+    if (
+        kind == "table"
+        and not any(posixpath.basename(path).lower() in METADATA for path in tree.files)
+        and has_class_folders(tree)
+    ):
         raise UserError(
             f"{src} can be read in 2 ways, and which is meant is not for a program to say: --kind table: {why}; "
             "--kind folder: its images lie in class folders"

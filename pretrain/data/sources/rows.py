@@ -93,7 +93,9 @@ class Rows:
             numbered = json_lines(self.src) if lower.endswith(JSON_LINES) else _items(self.src)
             for line, row in numbered:
                 if not isinstance(row, dict):
-                    raise UserError(f"{self.src}, line {line}: must be an object like {{...}}, not {type(row).__name__}")
+                    raise UserError(
+                        f"{self.src}, line {line}: must be an object like {{...}}, not {type(row).__name__}"
+                    )
                 yield line, row
 
     def _csv_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,10 +105,17 @@ class Rows:
             next(reader, None)
             for cells in reader:
                 if cells and any(cell.strip() for cell in cells):
-                    too_long = len(cells) > len(self.columns) and any(cell.strip() for cell in cells[len(self.columns) :])
-                    yield reader.line_num + self._lines_before, {} if too_long else dict(zip(self.columns, cells, strict=False))
+                    too_long = len(cells) > len(self.columns) and any(
+                        cell.strip() for cell in cells[len(self.columns) :]
+                    )
+                    yield (
+                        reader.line_num + self._lines_before,
+                        {} if too_long else dict(zip(self.columns, cells, strict=False)),
+                    )
                 line = reader.line_num + 1 + self._lines_before
-        except csv.Error as error:  # a quote that is never closed is found at the end only, so the row's first line is said
+        except (
+            csv.Error
+        ) as error:  # a quote that is never closed is found at the end only, so the row's first line is said
             raise UserError(f"{self.src}, line {line}: not valid CSV: {error}") from error
 
     def _parquet_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -127,7 +136,9 @@ def _items(src: str) -> Iterator[tuple[int, Any]]:
         lists = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         tree = lists[0] if len(lists) == 1 else tree
     if not isinstance(tree, list):
-        raise UserError(f"{src} is no list of objects like [{{...}}, ...]; nor is it a COCO json, which has a list `images`")
+        raise UserError(
+            f"{src} is no list of objects like [{{...}}, ...]; nor is it a COCO json, which has a list `images`"
+        )
     yield from enumerate(tree, 1)
 
 

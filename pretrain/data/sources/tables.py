@@ -21,7 +21,18 @@ from pretrain.data.sources.tree import Tree, read_tree
 
 # what people call the columns, without regard to case; the first one found is taken
 PATHS = (
-    *("image", "path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "img_path", "image_file"),
+    *(
+        "image",
+        "path",
+        "file_name",
+        "filename",
+        "file",
+        "filepath",
+        "file_path",
+        "image_path",
+        "img_path",
+        "image_file",
+    ),
     *("image_name", "img", "img_name", "url", "image_url", "image_id", "imageid", "img_id", "id"),
 )
 LABELS = ("label", "class", "category", "label_name", "class_name", "target")
@@ -61,7 +72,16 @@ class _Roles:
 
     def used(self) -> set[str]:
         """All that are read."""
-        names = {self.path, self.label, self.labels, self.objects, self.conversation, self.split, *self.captions, *self.one_hot}
+        names = {
+            self.path,
+            self.label,
+            self.labels,
+            self.objects,
+            self.conversation,
+            self.split,
+            *self.captions,
+            *self.one_hot,
+        }
         return {name for name in names if name} | set(self.boxes.all() if self.boxes else ())
 
 
@@ -170,7 +190,9 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
         value = row.get(column)
         value = value.get("path") if isinstance(value, dict) else value
         if isinstance(value, int | str) and "://" not in str(value) and not posixpath.isabs(str(value)):
-            first_folders.add(str(value).replace("\\", "/").strip().partition("/")[0] if "/" in str(value).replace("\\", "/") else "")
+            first_folders.add(
+                str(value).replace("\\", "/").strip().partition("/")[0] if "/" in str(value).replace("\\", "/") else ""
+            )
         if "" in first_folders:
             break
     alone = Tree(folder, {name: file for file in storage.find_files(storage.join(folder, name), "")})
@@ -218,7 +240,11 @@ class _Table:
     def _asked(self, option: str, asked: str | None, known: Sequence[str]) -> str | None:
         if asked is None:
             return None
-        found = asked if asked in known else next((name for name in known if name.casefold() == asked.strip().casefold()), None)
+        found = (
+            asked
+            if asked in known
+            else next((name for name in known if name.casefold() == asked.strip().casefold()), None)
+        )
         if found is None:
             raise UserError(
                 f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: {', '.join(known)})"
@@ -284,7 +310,12 @@ class _Table:
             num_rows += 1
             account.annotations += 1
             if not row and not self.rows.nested:
-                listing.problems.append((place, f"more cells than the {len(self.rows.columns)} of the header; put texts with commas into quotes"))
+                listing.problems.append(
+                    (
+                        place,
+                        f"more cells than the {len(self.rows.columns)} of the header; put texts with commas into quotes",
+                    )
+                )
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
             bad = None
@@ -293,7 +324,9 @@ class _Table:
                 if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
                     value = value.get("path")
                 place_of = finder.find(value, f"column {roles.path!r}", under=under)
-                objects = objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
+                objects = (
+                    objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
+                )
             except ValueError as error:
                 listing.problems.append((place, str(error)))
                 continue
@@ -340,7 +373,9 @@ class _Table:
         account.count("row that joins an image further up", self.src, num_repeated)
         if num_short:
             account.count("row with fewer cells than the header", self.src, num_short)
-            listing.notes.append(f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty")
+            listing.notes.append(
+                f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty"
+            )
 
     def _relative(self) -> bool:
         if self.meaning is not None:
@@ -424,11 +459,15 @@ class _Table:
 def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
     """The caption in a conversation of one question and answer, as LLaVA's pretraining lists have them."""
     turns = value if isinstance(value, list) else []
-    answers = [turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant")]
+    answers = [
+        turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant")
+    ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
     listing.account.count("conversation of several turns, whose texts are not read", place)
-    listing.notes[:] = dict.fromkeys([*listing.notes, "conversations of several turns are no captions and are not read"])
+    listing.notes[:] = dict.fromkeys(
+        [*listing.notes, "conversations of several turns are no captions and are not read"]
+    )
     return ()
 
 
@@ -466,6 +505,10 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
         if table.roles.one_hot:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")
         if table.several and not table.has_real_lists:
-            listing.notes.append(f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels a picture")
+            listing.notes.append(
+                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels a picture"
+            )
         elif table.several:
-            listing.notes.append(f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as lists")
+            listing.notes.append(
+                f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as lists"
+            )

@@ -111,13 +111,18 @@ def _splits(names: Sequence[str]) -> dict[str, str]:
 
 def _classes_of_folders(listing: Listing, names: Sequence[str], labels: str) -> None:
     """Takes folders within tars for classes, where nothing else says any and they look so."""
-    inner = [(record, next((record.path[len(name) + 1 :] for name in names if record.path.startswith(f"{name}/")), "")) for record in listing.records]
+    inner = [
+        (record, next((record.path[len(name) + 1 :] for name in names if record.path.startswith(f"{name}/")), ""))
+        for record in listing.records
+    ]
     folders = {posixpath.dirname(path) for _, path in inner}
     if labels == "none" or any(record.label is not None or record.labels is not None for record in listing.records):
         return
     if len(folders) < 2 or "" in folders or any("/" in folder or folder.startswith(".") for folder in folders):
         if folders != {""}:
-            listing.notes.append("no labels: the images in the tars do not lie exactly one folder deep, in two folders or more")
+            listing.notes.append(
+                "no labels: the images in the tars do not lie exactly one folder deep, in two folders or more"
+            )
         return
     if layout_of(path for _, path in inner).level is not None:
         layout = layout_of(path for _, path in inner)

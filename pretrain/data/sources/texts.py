@@ -53,7 +53,11 @@ def clean(text: str) -> str:
 
 def is_nothing(value: Any) -> bool:
     """Whether a cell is empty: null, blank, or a NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
 
 
 def label_of(value: Any) -> str | None:

@@ -140,7 +140,9 @@ def parse_voc(data: bytes, meaning: str = "xyxy") -> Voc:
     if root.tag != "annotation":
         raise ValueError(f"its root is <{root.tag}>, not <annotation>")
     size = numbers([_float(root.findtext(f"size/{side}")) for side in ("width", "height")], 2)
-    found = Voc(root.findtext("filename") or "", (size[0], size[1]) if size and min(size) > 0 else None, Objects((), ()))
+    found = Voc(
+        root.findtext("filename") or "", (size[0], size[1]) if size and min(size) > 0 else None, Objects((), ())
+    )
     boxes, names = [], []
     for number, item in enumerate(root.iter("object"), 1):
         found.num_objects += 1

@@ -14,7 +14,17 @@ import yaml
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.sources.evidence import Evidence, label_places
-from pretrain.data.sources.records import Listing, Objects, Record, around, as_sizes, numbers, read_small, read_text, unique
+from pretrain.data.sources.records import (
+    Listing,
+    Objects,
+    Record,
+    around,
+    as_sizes,
+    numbers,
+    read_small,
+    read_text,
+    unique,
+)
 from pretrain.data.sources.splits import TEST, TRAIN, VALIDATION
 from pretrain.data.sources.texts import clean, decode_text, shown
 from pretrain.data.sources.tree import Tree, read_tree
@@ -86,7 +96,10 @@ def yolo_records(
     num_without = 0
     for (path, label), content in zip(label_of.items(), contents, strict=True):
         if label in shared:
-            objects, problem = Objects((), ()), f"{label} stands for {', '.join(shared[label])}; which of them is not said"
+            objects, problem = (
+                Objects((), ()),
+                f"{label} stands for {', '.join(shared[label])}; which of them is not said",
+            )
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
         num_without += label is None
@@ -118,15 +131,11 @@ def yolo_records(
     if num_without:
         listing.notes.append(f"{num_without} images without a .txt file are packed as background, with no boxes")
     if setup.names is None:
-        listing.notes.append(
-            f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers"
-        )
+        listing.notes.append(f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers")
     return listing
 
 
-def _labels(
-    images: dict[str, Any], tree: Tree, listing: Listing
-) -> tuple[dict[str, str | None], dict[str, list[str]]]:
+def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[str, str | None], dict[str, list[str]]]:
     """(image -> its txt file or None, txt file -> images of one stem where it may be of several)."""
     found: dict[str, str | None] = {}
     images_of: dict[str, list[str]] = {}
@@ -275,7 +284,9 @@ def _listed_names(url: str, setup: _Setup) -> dict[int, str]:
     names = {number: clean(line) for number, line in enumerate(lines) if line.strip()}
     if len(names) < len(lines):
         blank = next(number for number in range(len(lines)) if number not in names)
-        setup.notes.append(f"{url} has {len(lines) - len(names)} empty lines; class {blank} has no name, the others keep their numbers")
+        setup.notes.append(
+            f"{url} has {len(lines) - len(names)} empty lines; class {blank} has no name, the others keep their numbers"
+        )
     return _distinct(url, names)
 
 
@@ -283,7 +294,9 @@ def _distinct(url: str, names: dict[int, str]) -> dict[int, str]:
     for name, num in Counter(names.values()).items():
         if num > 1:
             numbers_of = [number for number, other in names.items() if other == name]
-            raise UserError(f"{url}: the classes {', '.join(map(str, numbers_of))} are all called {name!r}; give each its own name")
+            raise UserError(
+                f"{url}: the classes {', '.join(map(str, numbers_of))} are all called {name!r}; give each its own name"
+            )
     return names
 
 
@@ -328,7 +341,11 @@ def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for key, split in _SPLIT_KEYS:
         value = tree.get(key)
-        places = [place for place in (value if isinstance(value, list) else [value]) if isinstance(place, str) and place.strip()]
+        places = [
+            place
+            for place in (value if isinstance(value, list) else [value])
+            if isinstance(place, str) and place.strip()
+        ]
         if places:
             splits.setdefault(split, []).extend(_candidates(base, place.strip().replace("\\", "/")) for place in places)  # type: ignore[arg-type]
     return splits
@@ -362,7 +379,9 @@ def _split_by_lists(src: str, tree: Tree, setup: _Setup, listing: Listing) -> di
                 if found.setdefault(image, split) != split:
                     clashes.append(image)
     if not found:
-        listing.notes.append(f"the places that {shown(setup.read)} names for the splits do not exist here: {shown(missing)}")
+        listing.notes.append(
+            f"the places that {shown(setup.read)} names for the splits do not exist here: {shown(missing)}"
+        )
         return None
     if missing:
         listing.notes.append(f"{shown(setup.read)} names places that do not exist here: {shown(missing)}")
@@ -372,7 +391,9 @@ def _split_by_lists(src: str, tree: Tree, setup: _Setup, listing: Listing) -> di
             f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the first (first: {first})"
         )
     if others := [path for path in tree.pictures if path not in found]:
-        listing.notes.append(f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})")
+        listing.notes.append(
+            f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
+        )
         listing.account.left.update(dict.fromkeys(others, "picture of no split"))
     return found
 
@@ -388,7 +409,9 @@ def _images_at(src: str, tree: Tree, ways: Sequence[str], listing: Listing) -> l
         if way in tree.files and way.lower().endswith(".txt"):
             listing.account.read.add(way)
             lines = [line.strip().replace("\\", "/") for line in read_text(tree.files[way].url).splitlines()]
-            images = [path for line in lines if line and (path := _listed(tree, line, posixpath.dirname(way))) is not None]
+            images = [
+                path for line in lines if line and (path := _listed(tree, line, posixpath.dirname(way))) is not None
+            ]
             gone = sum(bool(line) for line in lines) - len(images)
             if gone:
                 listing.notes.append(f"{gone} of the images that {way} lists do not exist here")
