@@ -77,9 +77,12 @@ def exists(url: str) -> bool:
     return tried("look up", url, info_of) is not None
 
 
-def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE) -> bytes:
-    """The whole content of a file. Raises UserError when it is missing or may not be read."""
-    return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience)
+def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bool = False) -> bytes:
+    """The whole content of a file. Raises UserError when it is missing or may not be read.
+
+    `from_data`: the URL stands in somebody's data, so that redirects of web servers are looked at before they are followed.
+    """
+    return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience, guarded=from_data)
 
 
 def read_json(url: str) -> Any:

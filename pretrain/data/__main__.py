@@ -7,6 +7,7 @@ import sys
 
 from cluster import storage
 from cluster.errors import EXIT_STOPPED, UserError, run_command
+from cluster.web_guard import allow_local_redirects
 
 # What a command needs is imported by its handler, so that --help and typing errors answer at once.
 
@@ -52,12 +53,14 @@ def _parser() -> argparse.ArgumentParser:
         "               yaml, classes.txt or obj.names\n"
         "  labelme      a json file with shapes beside each image\n"
         "  cvat         CVAT for images: one xml with the shapes of many images\n"
-        "  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and labels, captions or\n"
+        "  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and "
+        "labels, captions or\n"
         "               boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv, .jsonl or .parquet\n"
         "  sidecar      texts beside images: .txt, .caption, .json, .cls (img2dataset and captioning programs)\n"
         "  tar          tars with WebDataset naming: a file, folder or glob\n"
         "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test\n\n"
-        "Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, DEST/validation, DEST/test.\n"
+        "Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, "
+        "DEST/validation, DEST/test.\n"
         "What became of every file is in DEST/_import.json; exit code 3 means that too many were set aside.\n\n"
         "Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects\n"
         "{bbox, category} with boxes as left, top, width, height in pixels.",
@@ -82,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--boxes",
         metavar="xywh|xyxy|cxcywh|shares",
-        help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; corners; centre and size, all "
-        "in pixels; or shares of the sides (default: what the kind of source has)",
+        help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; corners; centre and "
+        "size, all in pixels; or shares of the sides (default: what the kind of source has)",
     )
     pack.add_argument(
         "--split",
@@ -101,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         pack.add_argument(
             f"--{name}-column", metavar="NAME", help=f"table: column of the {name} (default: usual names)"
         )
+    pack.add_argument(
+        "--allow-local-redirects",
+        action="store_true",
+        help="follow redirects of listed web addresses to this machine (default: such images are set aside)",
+    )
     pack.add_argument("--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)")
     pack.add_argument("--download", action="store_true", default=None, help="torchvision: fetch what is not there")
     pack.add_argument(
@@ -263,6 +271,8 @@ def _import(arguments: argparse.Namespace) -> int:
         "root": arguments.root,
         "download": arguments.download,
     }
+    if arguments.allow_local_redirects:
+        allow_local_redirects()
     if arguments.check:
         from pretrain.data.import_check import check_import
 

@@ -200,7 +200,8 @@ def read_boxes(value: Any, column: BoxColumn) -> Boxes:
     crowds = crowds_in(value, column)
     if any(crowds) and len(crowds) == len(boxes):
         boxes, classes = (
-            [entry for entry, is_crowd in zip(entries, crowds, strict=True) if not is_crowd] for entries in (boxes, classes)
+            [entry for entry, is_crowd in zip(entries, crowds, strict=True) if not is_crowd]
+            for entries in (boxes, classes)
         )
     if column.class_field is not None:
         _check_classes(classes, column.class_field)
@@ -218,7 +219,11 @@ def crowds_in(value: Any, column: BoxColumn) -> list[bool]:
     field = column.crowd_field
     if field is None or not value:
         return []
-    flags = value.get(field) if isinstance(value, dict) else [entry.get(field) for entry in value if isinstance(entry, dict)]
+    flags = (
+        value.get(field)
+        if isinstance(value, dict)
+        else [entry.get(field) for entry in value if isinstance(entry, dict)]
+    )
     return [bool(flag) for flag in flags] if isinstance(flags, list) else []
 
 

@@ -114,7 +114,7 @@ def check(
 
 
 def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
-    """What should be said of files and columns as wholes: files that are no part of the data, numbers that mean several classes.
+    """What should be said of whole files and columns: files that are no part of the data, numbers that mean several classes.
 
     Raises UserError where the classes of boxes are numbered differently in two files.
     """
@@ -136,7 +136,8 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         if len({names for _, names in found}) > 1:
             first = next(url for url, names in found if names != found[0][1])
             notes.append(
-                f"column {column.column!r} of {first} numbers its classes otherwise than that of {found[0][0]}, or has no names for "
+                f"column {column.column!r} of {first} numbers its classes otherwise than that of {found[0][0]}, "
+                "or has no names for "
                 "them: the counts are by each file's own names, and training refuses such files"
             )
     if columns.boxes is not None and columns.boxes.class_field is not None:

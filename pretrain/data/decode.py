@@ -95,7 +95,8 @@ def decode_image(
     """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
     Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour,
-    or, where no value needs more than 12 (8) bits, the high byte of these: cameras put such values into 16-bit files as they are.
+    or, where no value needs more than 12 (8) bits, the high byte of these: cameras put such values into 16-bit files
+    as they are.
     CMYK is converted without a colour profile. Floats and 32-bit integers have no agreed range and are refused.
 
     Args:

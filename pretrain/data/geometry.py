@@ -73,7 +73,8 @@ def upright_boxes(
         turned = True
     elif fits_upright is None:
         raise WrongFrame(
-            f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the picture has {width:g} x {height:g} "
+            f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the picture has "
+            f"{width:g} x {height:g} "
             "pixels, which is no scaled one"
         )
     scale = fits_stored if turned else fits_upright
@@ -87,7 +88,8 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
     is_square = frame.orientation >= 5
     if on_stored is None and not is_square:
         raise WrongFrame(
-            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source tells whether its boxes were turned as "
+            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source tells whether its boxes "
+            "were turned as "
             "well"
         )
     if on_stored and is_square:
@@ -98,7 +100,7 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
 
 
 def scale_to(size: Size, target: Size) -> tuple[float, float] | None:
-    """The factors (across, down) by which an image of `size` became one of `target` with its proportions kept; None if it did not.
+    """The factors (across, down) by which an image of `size` became one of `target` with its proportions kept; else None.
 
     The sides of a scaled image are rounded, so that each may be a pixel off.
     """
@@ -199,7 +201,7 @@ class BoxJudge:
 
     @property
     def better_read_as(self) -> str | None:
-        """The other reading where boxes fit their pictures by it and do not as they are read; None where they do or none fits."""
+        """The other reading, where boxes fit their pictures by it and not as they are read; else None."""
         if self.judged < NUM_FOR_HINT:
             return None
         if self.misfits > WRONG_SHARE * self.judged and self.misfits_other < RIGHT_SHARE * self.judged:

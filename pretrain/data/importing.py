@@ -162,7 +162,11 @@ def import_images(
     schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if _is_known(name, records)})
     preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
     # of tars the members are records, not the files
-    here = frozenset(file.url for file in listing.tree.files.values()) if listing.tree and listing.kind != "tar" else frozenset()
+    here = (
+        frozenset(file.url for file in listing.tree.files.values())
+        if listing.tree and listing.kind != "tar"
+        else frozenset()
+    )
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
@@ -363,7 +367,7 @@ def _fingerprint(records: Sequence[Record]) -> str:
 
 
 def _side_of(record: Record, validation_share: float) -> str:
-    """The split of the source, else `train` or `validation` by the hash of the path; an empty text when nothing is split off."""
+    """The source's split, else `train` or `validation` by the hash of the path; an empty text when nothing is split off."""
     if validation_share == 0 or record.split not in (None, SPLITS[0]):
         return record.split or ""
     return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_share * 2**64]
@@ -406,12 +410,12 @@ def _summary(
         gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
     ):
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
-    notes += [
-        f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts
-    ]
+    notes += [f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
     for kind, num in ledger.files.items():
         if kind.startswith(f"{PASSED_OVER}: picture"):
-            notes.append(f"{num} x {kind.removeprefix(f'{PASSED_OVER}: ')}: not packed (first: {ledger.examples[kind]})")
+            notes.append(
+                f"{num} x {kind.removeprefix(f'{PASSED_OVER}: ')}: not packed (first: {ledger.examples[kind]})"
+            )
     if tally.leaks:
         notes.append(
             f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one"
@@ -448,7 +452,8 @@ def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, most: f
         if num > most * among:
             return (
                 f"{num} of {among} {what} were set aside, more than the share of {most:g} that --max-set-aside allows; "
-                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger share; the shards "
+                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
+                "share; the shards "
                 "are kept for a look"
             )
     return None

@@ -60,9 +60,13 @@ def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -
     found, unseen = distinct_labels(manifest, column), distinct_labels(validation, column)
     kinds = {type(value) for value in found | unseen}
     if len(kinds) > 1:
-        told = [f"{one.files[0].url} ({_kind_in_words(one, labels, column)})" for one, labels in ((manifest, found), (validation, unseen))]
+        told = [
+            f"{one.files[0].url} ({_kind_in_words(one, labels, column)})"
+            for one, labels in ((manifest, found), (validation, unseen))
+        ]
         raise UserError(
-            f"column {column!r} is text in one data set and whole numbers in another: {' and '.join(dict.fromkeys(told))}; make them "
+            f"column {column!r} is text in one data set and whole numbers in another: "
+            f"{' and '.join(dict.fromkeys(told))}; make them "
             "alike"
         )
     # numbers without names are compared by nobody
@@ -90,9 +94,15 @@ def check_numbering(manifest: Manifest, column: str, classes: ClassNames) -> Non
     """Raises UserError where the data names the numbers of the model's classes otherwise than the model does."""
     names = declared_names([manifest], column)
     for value, name in zip(classes.values, classes.names, strict=True):
-        if names is not None and isinstance(value, int) and 0 <= value < len(names) and names[value] != name != str(value):
+        if (
+            names is not None
+            and isinstance(value, int)
+            and 0 <= value < len(names)
+            and names[value] != name != str(value)
+        ):
             raise UserError(
-                f"column {column!r} of {manifest.files[0].url} calls class {value} {names[value]!r}, and the model calls it {name!r}; "
+                f"column {column!r} of {manifest.files[0].url} calls class {value} {names[value]!r}, and the "
+                f"model calls it {name!r}; "
                 "give the data in the numbering that the model was trained on, or labels as text"
             )
 
@@ -157,7 +167,8 @@ def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
             what = f"{num_null + num_unknown} rows have no label"
             what += f" ({num_unknown} have {NO_LABEL}, Hugging Face's number for none)" if num_unknown else ""
             raise UserError(
-                f"{url}: {what} in column {column!r}; leave them out (datasets: data.filter(lambda row: row[{column!r}] not in (None, "
+                f"{url}: {what} in column {column!r}; leave them out (datasets: data.filter(lambda row: "
+                f"row[{column!r}] not in (None, "
                 f"{NO_LABEL}))) or label them"
             )
         yield url, labels

@@ -1,4 +1,4 @@
-"""The account of an import: every file of the source once, with what became of it, and what was left out of annotation files."""
+"""The account of an import: what became of every file of the source, and what was left out of annotation files."""
 
 from __future__ import annotations
 

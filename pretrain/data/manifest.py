@@ -31,7 +31,11 @@ from pretrain.data.footers import Footer, class_names_in, read_footer
 
 CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
 LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".jif", ".apng", ".dib"),
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,8 +279,8 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
         what = "image column" if is_image else "column"
         if (folder := hive_folder(url, column)) is not None:
             raise UserError(
-                f"{url} has no column {column!r}; it stands in the names of the folders ({folder}), which are not read: write it into "
-                "the files (duckdb: COPY (SELECT * FROM read_parquet(..., hive_partitioning = true)) TO 'FILE.parquet')"
+                f"{url} has no column {column!r}; it stands in the names of the folders ({folder}), which are not "
+                "read: write it into the files, as duckdb does with hive_partitioning = true"
             )
         raise UserError(f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
     if names.count(column) > 1:

@@ -19,9 +19,7 @@ def names_by_file(manifest: Manifest, *path: str) -> list[tuple[str, tuple[str, 
     files = [manifest.files[int(index)] for index in dict.fromkeys(manifest.file_of_group.tolist())]
     with ThreadPoolExecutor(FOOTER_THREADS, thread_name_prefix="names") as pool:
         footers = pool.map(read_footer, files)
-        return [
-            (file.url, class_names_at(footer.schema, *path)) for file, footer in zip(files, footers, strict=True)
-        ]
+        return [(file.url, class_names_at(footer.schema, *path)) for file, footer in zip(files, footers, strict=True)]
 
 
 def declared_names(manifests: Sequence[Manifest], *path: str) -> tuple[str, ...] | None:
@@ -37,12 +35,14 @@ def declared_names(manifests: Sequence[Manifest], *path: str) -> tuple[str, ...]
             continue
         if names is not None and first is not None:
             raise UserError(
-                f"column {place!r} of {url} has other class names ({_shown(names)}) than that of {first_url} ({_shown(first)}), so "
+                f"column {place!r} of {url} has other class names ({_shown(names)}) than that of {first_url} "
+                f"({_shown(first)}), so "
                 "the same numbers would mean other classes; give labels as text, or in one numbering"
             )
         named, unnamed = (url, first_url) if first is None else (first_url, url)
         raise UserError(
-            f"column {place!r} of {unnamed} has no names for its numbers, but that of {named} has ({_shown(names or first or ())}), so "
+            f"column {place!r} of {unnamed} has no names for its numbers, but that of {named} has "
+            f"({_shown(names or first or ())}), so "
             "nothing says that they count the same classes; give labels as text, or names to both"
         )
     return first

@@ -118,7 +118,8 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
         raw_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in given])
         if not beyond(raw_N4, decoded.stored_size).any():
             raise WrongFrame(
-                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as it is stored; record width and "
+                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as it is stored; "
+                "record width and "
                 "height with it, or turn them"
             )
     if outside:

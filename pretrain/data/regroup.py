@@ -195,7 +195,8 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
             for path in class_places(schema, other):
                 if class_names_at(schema, *path) != class_names_at(other, *path):
                     raise UserError(
-                        f"column {'.'.join(path)!r} of {file.url} has other class names than that of {manifest.files[0].url}, so the "
+                        f"column {'.'.join(path)!r} of {file.url} has other class names than that of "
+                        f"{manifest.files[0].url}, so the "
                         "same numbers would get the names of other classes; rewrite them one by one"
                     )
     return schema

@@ -44,7 +44,9 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
         num_empty = 0
         with storage.open_input(url) as source, _explained(url, column.column):
             parquet = _open(source)
-            names = class_names_at(parquet.schema_arrow, column.column)  # of this file: another may number its classes otherwise
+            names = class_names_at(
+                parquet.schema_arrow, column.column
+            )  # of this file: another may number its classes otherwise
             for batch in parquet.iter_batches(BATCH_ROWS * 16, columns=[column.column], use_threads=False):
                 array = batch.column(column.column)
                 if column.is_list:

@@ -150,7 +150,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
 
 
 def _is_folder(src: str) -> bool:
-    if src.startswith(PREFIX) or storage.is_glob(src) or src.startswith(("http://", "https://")):
+    if src.startswith((PREFIX, "http://", "https://")) or storage.is_glob(src):
         return False
     fs, path = storage.filesystem(src)
     with storage.explained("look up", src):
@@ -167,7 +167,8 @@ def _check_others(src: str, tree: Tree, listing: Listing) -> None:
     if layout.others and layout.names:
         named = ", ".join(sorted(layout.names))
         raise UserError(
-            f"{src} holds the folders {named}, which name splits, and also {shown(layout.others)}; --split train (or validation, "
+            f"{src} holds the folders {named}, which name splits, and also {shown(layout.others)}; --split train "
+            "(or validation, "
             "test) imports one of the splits, --split none takes all folders alike"
         )
 

@@ -78,15 +78,15 @@ class BoxColumns:
 def find_box_columns(columns: Sequence[str]) -> BoxColumns | None:
     """The columns of boxes, whatever their case; None where there are none."""
     folded = {name.strip().casefold(): name for name in reversed(columns)}
-    for known, are in (*((four, "xyxy") for four in CORNERS), *((four, "xywh") for four in SIZES)):
-        if all(name in folded for name in known):
-            found = tuple(folded[name] for name in known)
-            break
+    known = next((four for four in (*CORNERS, *SIZES) if all(name in folded for name in four)), None)
+    are = "xyxy" if known in CORNERS else "xywh"
+    if known is not None:
+        found = tuple(folded[name] for name in known)
     else:
         one = next((folded[name] for name in ONE_COLUMN if name in folded), None)
         if one is None:
             return None
-        found, are = (one,), "xywh"
+        found = (one,)
     is_open_images = {"imageid", "labelname", "xmin"} <= folded.keys()
     sides = next(
         ((folded[w], folded[h]) for w, h in SIDES if {w, h} <= folded.keys() and not {folded[w], folded[h]} & {*found}),

@@ -1,4 +1,4 @@
-"""COCO json (https://cocodataset.org/#format-data): boxes or captions of images listed in one file, or in one for each split."""
+"""COCO json (https://cocodataset.org/#format-data): boxes or captions of the images that one or several files list."""
 
 from __future__ import annotations
 
@@ -368,7 +368,8 @@ def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], 
             raise UserError(f"{src}: categories[{index}] needs an `id` and a `name`, but is {category!r}")
         if names.get(key, clean(str(name))) != clean(str(name)):
             raise UserError(
-                f"{src}: the id {category['id']!r} stands for the categories {names[key]!r} and {clean(str(name))!r}; give each "
+                f"{src}: the id {category['id']!r} stands for the categories {names[key]!r} and "
+                f"{clean(str(name))!r}; give each "
                 "its own"
             )
         names[key] = clean(str(name))

@@ -33,7 +33,7 @@ class Evidence:
 
     @cached_property
     def json_kinds(self) -> dict[str, str]:
-        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; of those beside pictures a few are told for all."""
+        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside pictures tell for all."""
         kinds: dict[str, str] = {}
         beside: list[str] = []
         for path in self.tree.with_suffix(".json"):
@@ -121,7 +121,7 @@ class Evidence:
     @cached_property
     def tables(self) -> list[str]:
         """Sorted paths of files that may be tables."""
-        found = [path for path in self.tree.with_suffix(*TABLE_SUFFIXES)]
+        found = self.tree.with_suffix(*TABLE_SUFFIXES)
         return sorted(
             found + [path for path in self.tree.with_suffix(".parquet", ".pq") if stem_of(path) == "metadata"]
         )

@@ -61,7 +61,8 @@ def folder_records(
         )
     if with_classes and outside:
         listing.notes.append(
-            f"{len(outside)} images lie outside of the class folders and are left out (first: {outside[0]}); --labels none packs "
+            f"{len(outside)} images lie outside of the class folders and are left out (first: {outside[0]}); "
+            "--labels none packs "
             "all without classes"
         )
         account.left.update(dict.fromkeys(outside, "picture outside of the class folders"))
@@ -115,7 +116,8 @@ def why_no_images(src: str, tree: Tree) -> str:
     parquet = endings[".parquet"] + endings[".pq"]
     if parquet:
         return (
-            f"{src} holds {parquet} Parquet files and no images; they are a data set already: read it in place (data.url={src}), "
+            f"{src} holds {parquet} Parquet files and no images; they are a data set already: read it in place "
+            f"(data.url={src}), "
             f"or write it with small row groups: python -m pretrain.data check {src} --fix DEST"
         )
     known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_PICTURES]

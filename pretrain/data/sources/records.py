@@ -62,7 +62,7 @@ class Record:
     def read(self) -> bytes:
         """The encoded image. Raises UserError, or ValueError for a URL that is none, when it cannot be read."""
         web = self.url.startswith(("http://", "https://"))
-        return storage.read_bytes(self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE)
+        return storage.read_bytes(self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE, from_data=True)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Splits that a source has of its own: which folders, words and columns say that a picture is for training, validation or test."""
+"""Splits that a source has of its own: which folders and words say what a picture is for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "testset"), TEST),
 }
 _DECORATED = re.compile(
-    r"(?:coco|images?|imgs?|set|data|labels?)?[-_ ]?([a-z]+?)[-_ ]?(?:set|data|images?|imgs?|pictures|split|folder|(?:19|20)\d\d)?"
+    r"(?:coco|images?|imgs?|set|data|labels?)?[-_ ]?([a-z]+?)[-_ ]?"
+    r"(?:set|data|images?|imgs?|pictures|split|folder|(?:19|20)\d\d)?"
 )
 
 

@@ -189,13 +189,12 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
     for _, row in table.rows:
         value = row.get(column)
         value = value.get("path") if isinstance(value, dict) else value
-        if isinstance(value, int | str) and "://" not in str(value) and not posixpath.isabs(str(value)):
-            first_folders.add(
-                str(value).replace("\\", "/").strip().partition("/")[0] if "/" in str(value).replace("\\", "/") else ""
-            )
+        path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
+        if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
+            first_folders.add(path.partition("/")[0] if "/" in path else "")
         if "" in first_folders:
             break
-    alone = Tree(folder, {name: file for file in storage.find_files(storage.join(folder, name), "")})
+    alone = Tree(folder, dict.fromkeys([name], storage.find_files(storage.join(folder, name), "")[0]))
     if not first_folders:
         return alone
     if "" in first_folders or not all(storage.exists(storage.join(folder, first)) for first in first_folders):
@@ -219,7 +218,8 @@ class _Table:
         path = self._asked("--path-column", asked.path, known) or _usual(PATHS, known)
         if path is None:
             raise UserError(
-                f"{src} has no column of paths (looked for {', '.join(PATHS[:11])}; columns there: {', '.join(known)}); name it "
+                f"{src} has no column of paths (looked for {', '.join(PATHS[:11])}; columns there: "
+                f"{', '.join(known)}); name it "
                 "with --path-column"
             )
         self.roles = _Roles(path)
@@ -247,7 +247,8 @@ class _Table:
         )
         if found is None:
             raise UserError(
-                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: {', '.join(known)})"
+                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: "
+                f"{', '.join(known)})"
             )
         return found
 
@@ -260,7 +261,6 @@ class _Table:
         self.has_real_lists = False
         rest = [name for name in self.rows.columns if name not in roles.used()]
         flags = dict.fromkeys([] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True)
-        ones = Counter[str]()
         num_rows, one_each, splits_named = 0, True, roles.split is not None
         for _, row in self.rows:
             if not row:
@@ -278,7 +278,6 @@ class _Table:
                     del flags[name]
             num_ones = sum(str(row.get(name)).strip() in ("1", "1.0") for name in flags)
             one_each = one_each and num_ones == 1
-            ones.update({name: 1 for name in flags if str(row.get(name)).strip() in ("1", "1.0")})
             if splits_named and split_named(str(row.get(roles.split or "") or "")) is None:
                 splits_named = False
         self.lists_in = {name for name, holds in holds_lists.items() if holds and seen_any[name]}
@@ -392,7 +391,7 @@ class _Table:
             problem = None if boxes else earlier.problem or record.problem
             frame = earlier.frame or record.frame
             if earlier.frame and record.frame and earlier.frame != record.frame:
-                problem = f"its rows name several sizes: {earlier.frame[0]:g} x {earlier.frame[1]:g}, {record.frame[0]:g} x {record.frame[1]:g}"
+                problem = f"its rows name several sizes: {earlier.frame}, {record.frame}"
             return replace(earlier, objects=Objects(boxes, names), problem=problem, frame=frame)
         if (earlier.label, earlier.labels, earlier.objects) != (record.label, record.labels, record.objects):
             return None

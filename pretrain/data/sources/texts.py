@@ -69,7 +69,7 @@ def label_of(value: Any) -> str | None:
 
 
 def list_in(text: str) -> list[str] | None:
-    """The items of a list that was written as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`; None for another text."""
+    """The items of a list written as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`; None for another text."""
     text = text.strip()
     if not (text.startswith(("[", "(")) and text.endswith(("]", ")"))) or len(text) > MAX_LIST_TEXT:
         return None

@@ -17,14 +17,11 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
 from pretrain.data.decode import image_format
+from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
 
-# endings of pictures that can be decoded, and of those that cannot: these are counted by name
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".jif", ".apng", ".dib"),
-    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
+PICTURE_SUFFIXES = IMAGE_SUFFIXES
+# endings of pictures that cannot be decoded; these are counted by name
 OTHER_PICTURES = (
     *(".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
     *(".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii"),

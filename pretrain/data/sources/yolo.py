@@ -90,7 +90,8 @@ def yolo_records(
     label_of, shared = _labels(images, tree, listing)
     if not any(label_of.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
-    listing.told = f"YOLO: {sum(map(bool, label_of.values()))} txt files with boxes, class names of {shown(setup.read, 2) or 'none'}"
+    num_files, named_by = sum(map(bool, label_of.values())), shown(setup.read, 2) or "no file"
+    listing.told = f"YOLO: {num_files} txt files with boxes, class names of {named_by}"
     contents = read_small(tree.files[label] if label else None for label in label_of.values())
     reader = _Reader(setup, boxes, listing)
     num_without = 0
@@ -237,7 +238,8 @@ class _Reader:
         if self._counts["pixels"] * 2 > listing.account.annotations:
             raise UserError(
                 f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are above 1 (first: "
-                f"{listing.problems[0][0]}), so they are pixels, where YOLO has shares of the sides; --boxes cxcywh reads them as "
+                f"{listing.problems[0][0]}), so they are pixels, where YOLO has shares of the sides; --boxes "
+                "cxcywh reads them as "
                 "centre and size, xywh as left, top, width and height, xyxy as corners"
             )
         for kind, example in self._first.items():
@@ -388,7 +390,8 @@ def _split_by_lists(src: str, tree: Tree, setup: _Setup, listing: Listing) -> di
     if clashes:
         first = min(clashes)
         listing.notes.append(
-            f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the first (first: {first})"
+            f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the "
+            f"first (first: {first})"
         )
     if others := [path for path in tree.pictures if path not in found]:
         listing.notes.append(
