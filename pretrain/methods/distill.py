@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightly.loss import DCLLoss
@@ -21,6 +22,7 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
+from pretrain.data.hashing import uniform
 from pretrain.data.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
@@ -30,6 +32,7 @@ from pretrain.training.contract import StepOutput
 
 LOSSES = ("cosine", "smooth_l1", "similarity")
 NUM_NEIGHBOURS = 5
+MIXING = 7  # domain separation: no other draw shares a hash with it
 
 
 class DistillInputs(NamedTuple):
@@ -61,6 +64,8 @@ class Distill(Method):
         target_dim: principal directions of the stored features that are predicted.
         whitening: power of each direction's standard deviation by which it is divided: 0 leaves the features as they are,
             1 makes all directions alike.
+        mixing: share of the images that are mixed with the next one of the batch, their teacher's features likewise (mixup,
+            https://arxiv.org/abs/1710.09412, which distillation gains from: https://arxiv.org/abs/2106.05237); not for maps.
         hidden_dim: of the heads.
     """
 
@@ -89,6 +94,7 @@ class Distill(Method):
         contrast_temperature: float = 0.2,
         target_dim: int = 256,
         whitening: float = 0.0,
+        mixing: float = 0.0,
         hidden_dim: int = 1024,
     ) -> None:
         super().__init__(encoder)
@@ -115,6 +121,11 @@ class Distill(Method):
         )
         self.stored_features, self.stored_columns = self.knowledge.features_url, self.knowledge.columns
         self.learns_from = self.knowledge.described
+        if not 0 <= mixing <= 1 or (mixing and map_weight):
+            raise UserError(
+                f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight, for maps are not mixed"
+            )
+        self.mixing = mixing
         self.batch_temperature = batch_temperature
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
 
@@ -150,6 +161,10 @@ class Distill(Method):
         mine, said = self.knowledge.of(views, batch, self.normalisation)
         if self.weights["contrast"] and len(mine) < 2:
             raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")
+        if self.mixing and self.training:
+            shares_B = mixing_shares(batch.passes, batch.row_ids, self.mixing).to(mine[0])
+            mine = [mixed(view, shares_B) for view in mine]
+            said = said._replace(pooled=[mixed(pooled_BD, shares_B.to(pooled_BD)) for pooled_BD in said.pooled])
         return DistillInputs(mine, said)
 
     def forward(self, inputs: DistillInputs) -> StepOutput:
@@ -187,8 +202,7 @@ class Distill(Method):
             losses["contrast"] = self.criterion(first, second)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
-        if embeddings is None:
-            embeddings = pooled[0].detach(), pooled[-1].detach()
+        # of maps alone there are none: means over places may well lie near one line while the places differ
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return StepOutput(loss=total, logs=logs, embeddings=embeddings)
@@ -230,6 +244,20 @@ class Distill(Method):
         new = distributed.gathered(target_BK)[: len(self.queue)]
         self.queue.copy_(torch.cat([new, self.queue])[: len(self.queue)])
         self.queue_filled.add_(len(new)).clamp_(max=len(self.queue))
+
+
+def mixing_shares(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
+    """How much of itself each row keeps, float32 [B] of 0.5 to 1; a pure function of rows and passes, whatever the ranks."""
+    drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
+    return torch.from_numpy(np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32))
+
+
+def mixed(tensor: Tensor, shares_B: Tensor) -> Tensor:
+    """Each row with some of its partner: rows 2 k and 2 k + 1 are partners, so that no rank needs another's; an odd last is alone."""
+    partners = torch.arange(len(tensor), device=tensor.device) ^ 1
+    partners = torch.where(partners < len(tensor), partners, partners ^ 1)
+    shares = shares_B.view(-1, *[1] * (tensor.ndim - 1))
+    return shares * tensor + (1 - shares) * tensor[partners]
 
 
 def _mean(values: Any) -> Tensor:
