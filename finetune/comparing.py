@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster import storage
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, fresh_like
+from pretrain.encoders.sources import RANDOM, fresh_like
 from pretrain.training.run_folder import read_result
 
 COMPARISON = "comparison.json"
@@ -78,7 +78,7 @@ def _title(encoder: str) -> str:
     kind, _, like = encoder.partition(":")
     if kind == RANDOM:
         return f"{RANDOM} weights"
-    return encoder if like and kind == "timm" else "pretrained"
+    return encoder if like and kind in ("timm", "package") else "pretrained"
 
 
 def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, comparison_in
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
+from finetune.starting import check_images
 from finetune.tasks import TASKS
 from finetune.tasks.base import Judgement, Predictor, Task, common_config
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
@@ -70,6 +71,7 @@ def run_one(
         settings,
         cluster_settings=settings.cluster,
         world_sizes=order.world_sizes,
+        data={"train": manifest, "validation": validation},
         check_only=check_only,
         report=report,
     )
@@ -135,6 +137,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         best_is_lowest=lower_is_better(best_metric),
         keep_best=keep_best,
         patience=settings.patience,
+        also_read={"validation": validation},
         loop=loop,
     )
     progress = outcome.progress

@@ -26,7 +26,6 @@ from cluster.errors import UserError
 from cluster.place import Place
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
-from finetune.starting import EncoderSource
 from pretrain.data.augment import normalised
 from pretrain.data.choosing import rows_of_each_class, share_of_rows
 from pretrain.data.decode import BadImage
@@ -37,6 +36,7 @@ from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import EncoderSource
 from pretrain.training.contract import StepOutput
 
 

@@ -212,8 +212,7 @@ class LiveKnowledge(Knowledge):
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
         """The teacher's maps in the student's cells."""
         normed = [
-            [norm(level.to(norm.running_mean)) for norm, level in zip(self.map_norms, maps, strict=True)]
-            for maps in said.maps
+            [norm(level.to(self._like)) for norm, level in zip(self.map_norms, maps, strict=True)] for maps in said.maps
         ]
         if said.geometry_VB5 is None:
             return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from pretrain.data.shards import Shards, Source
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
+from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
+from pretrain.training.data_identity import identity_of, summary_of
 from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
 from pretrain.training.loop import Outcome, train
@@ -76,15 +78,18 @@ def train_by(
     constant_rate: tuple[str, ...] = (),
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
+    hold: tuple[Mapping[str, Tensor], float] | None = None,
     compute_threads: int = 0,
+    also_read: Mapping[str, Manifest] | None = None,
     loop: Callable[..., Outcome] = train,
     wrap_source: Callable[[Source], Source] = lambda source: source,
     **more: Any,
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
-    On the CPU it computes with `compute_threads`, 0 for as many as the worker has. `wrap_source` may add columns to what is
-    read, see `pretrain.data.stored_features`.
+    `hold` are weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`). `wrap_source`
+    may add columns to what is read, see `pretrain.data.stored_features`. On the CPU it computes with `compute_threads`, 0 for
+    as many as the worker has. `also_read` holds data beside that of `manifest` that a run depends on, by what it is for.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -144,10 +149,13 @@ def train_by(
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
+    mover = build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum)
+    if hold is not None:
+        hold_on(mover, module, hold[0], strength=hold[1])
     with exactness(training.reproducible, num_threads=compute_threads):
         return loop(
             module,
-            build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
+            mover,
             place=place,
             run=run,
             run_url=out,
@@ -161,6 +169,8 @@ def train_by(
             clip_gradient=training.clip_gradient,
             on_nonfinite=training.on_nonfinite,
             max_bad_share=data.max_bad_share,
+            data=identity_of({"train": manifest, **(also_read or {})}) if place.rank == 0 else None,
+            on_data_change=data.on_change,
             log_every_steps=training.log_every_steps,
             checkpoint_every_steps=training.checkpoint_every_steps,
             checkpoint_every_seconds=training.checkpoint_every_seconds,
@@ -183,4 +193,5 @@ def summary(progress: Progress) -> dict[str, Any]:
         "failed_writes": progress.failed_writes,
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
+        "data": summary_of(progress.data),
     }

@@ -71,6 +71,22 @@ def test_a_run_says_whom_it_learnt_from_and_how_much(whole, teacher):
     assert weights["kind"] == "encoder"
 
 
+def test_the_report_shows_the_teachers_neighbours(data, features, teacher, tmp_path):
+    assert run_command(lambda: main(options(data, tmp_path / "run", features, steps=4, report_images=30))) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The teacher&#39;s nearest neighbours" in page or "The teacher's nearest neighbours" in page
+    assert "nearest are also the teacher" in page and "could not be made" not in page
+
+
+def test_patience_ends_a_run_that_learns_no_more(data, features, tmp_path):
+    more = {"knn.every_epochs": 1, "patience": 2, "optimizer.learning_rate": 0.0, "best_metric": "rankme"}
+    assert run_command(lambda: main(options(data, tmp_path / "run", features, steps=60, **more))) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "finished" and result["steps"] == 18  # the first of 6 steps each is the best, two follow
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "rankme" in line] == [6, 12, 18]
+
+
 def test_features_from_a_store_give_the_same_bits(data, features, whole, tmp_path, s3_server):
     url = f"{s3_server.url}/{uuid.uuid4().hex}"
     store = fsspec.filesystem("s3")
@@ -105,17 +121,19 @@ def test_continued_on_two_workers_the_same_rows_meet_the_same_features(data, fea
 
 
 @pytest.mark.parametrize("sees", ["views", "whole"])
-def test_a_live_teacher_teaches_and_resumes(data, teacher, tmp_path, sees):
+def test_a_live_teacher_teaches(data, teacher, tmp_path, sees):
     views = {"num_views": 2} if sees == "views" else {"whole_size": 48}
     method = {"teacher": teacher, "sees": sees, "map_weight": 0.5, "hidden_dim": 64}
     given = [
-        CONFIG, *arguments(data, tmp_path / "run", steps=STEPS, workers=0)[1:],
+        CONFIG, *arguments(data, tmp_path / "run", steps=3 * STEPS, workers=0)[1:],
         f"views.arguments={json.dumps(views)}", f"method.arguments={json.dumps(method)}",
     ]  # fmt: skip
     given = [option for option in given if not option.startswith("method.arguments.hidden_dim")]
     assert run_command(lambda: main(given)) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["image_loss"] < lines[0]["image_loss"] and lines[-1]["map_loss"] < lines[0]["map_loss"]
+    for name in ("image_loss", "map_loss"):
+        losses = [line[name] for line in lines]
+        assert np.mean(losses[-STEPS:]) < np.mean(losses[:STEPS]), name
     # nothing of the teacher is in what is written
     encoder = json.loads((tmp_path / "run" / "encoder" / "config.json").read_text())
     assert encoder["teacher"]["name"] == teacher
