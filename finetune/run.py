@@ -104,14 +104,17 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     def judge(predictor: Predictor) -> Judgement:
         return predictor.judge(validation_shards, place, decode_threads=num_decode_threads(settings.data))
 
+    calibrated: dict[str, Any] = {}
+
     def evaluate(step: int, last: bool) -> dict[str, float]:
-        numbers = judge(task.predictor(model, config)).metrics
-        choose("best_metric", best_metric, numbers)
-        return numbers
+        judgement = judge(task.predictor(model, config))
+        choose("best_metric", best_metric, judgement.metrics)
+        calibrated.update(judgement.calibrated)
+        return judgement.metrics
 
     def keep_best(step: int) -> None:
         if place.rank == 0:
-            save_model(model_url, model, {**config, "step": step})
+            save_model(model_url, model, {**config, **calibrated, "step": step})
 
     run_folder = None
     if place.rank == 0:

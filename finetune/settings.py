@@ -120,7 +120,12 @@ class SummarizationSettings:
         [],
         help="terms that are not mined, beside those that tell nothing of their image, which are left out by themselves",
     )
-    keyword_threshold: float = setting(0.5, minimum=0, maximum=1, help="score from which on a keyword is said")
+    keyword_threshold: float | None = setting(
+        None,
+        minimum=0,
+        maximum=1,
+        help="score from which on a keyword is said; null: that of the best F1 on the validation data",
+    )
     keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss beside the sentence's")
     vocabulary_size: int = setting(4096, minimum=300, help="tokens of the byte-level BPE at most")
     max_tokens: int = setting(48, minimum=2, help="longest sentence in tokens, its end included")

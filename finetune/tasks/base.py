@@ -42,10 +42,12 @@ from pretrain.training.contract import StepOutput
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports."""
+    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports, `calibrated` what was
+    fitted to it and replaces these keys of the model's config."""
 
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
+    calibrated: dict[str, Any] = field(default_factory=dict)
 
 
 class TaskModel(nn.Module):

@@ -238,6 +238,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     demo.add_argument("--images", type=int, default=2000, metavar="N", help="how many (default: 2000)")
+    demo.add_argument(
+        "--validation", type=float, default=0.2, metavar="SHARE", help="share of them that is held out (default: 0.2)"
+    )
+    demo.add_argument(
+        "--unlabelled", type=int, default=0, metavar="N", help="further ones, of the image alone (default: 0)"
+    )
     demo.add_argument("--seed", type=int, default=0, metavar="S", help="another seed makes other images (default: 0)")
     demo.set_defaults(handler=_demo)
     return parser
@@ -369,15 +375,28 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     if arguments.images < 1:
         raise UserError(f"--images must be at least 1, not {arguments.images}")
+    num_validation = round(arguments.images * arguments.validation)
+    asked = {
+        "train": arguments.images - num_validation,
+        "validation": num_validation,
+        "unlabelled": arguments.unlabelled,
+        "seed": arguments.seed,
+    }
     names = storage.names_in(arguments.dest)
     if SUMMARY in names and UNFINISHED not in names:
         summary = storage.read_json(storage.join(arguments.dest, SUMMARY))
-        if (summary.get("num_images"), summary.get("seed")) == (arguments.images, arguments.seed):
+        if {name: summary.get(name) for name in asked} == asked:
             print(f"the demo data set in {arguments.dest} is finished already")
             return 0
     if names and UNFINISHED not in names:
         raise UserError(f"{arguments.dest} is not empty (it holds {names[0]}); name another folder")
-    written = write_demo(arguments.dest, num_images=arguments.images, seed=arguments.seed)
+    written = write_demo(
+        arguments.dest,
+        num_images=arguments.images,
+        validation_share=arguments.validation,
+        num_unlabelled=arguments.unlabelled,
+        seed=arguments.seed,
+    )
     print(f"wrote the demo data set to {arguments.dest}")
     for name, value in written.items():
         print(f"  {name}: {value}")

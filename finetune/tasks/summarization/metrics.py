@@ -48,6 +48,19 @@ def keyword_scores(scores_NK: np.ndarray, truth_NK: np.ndarray, *, threshold: fl
     }
 
 
+def best_threshold(scores_NK: np.ndarray, truth_NK: np.ndarray) -> float:
+    """The threshold of the best `keyword_f1` on these images, halfway to the next lower score; 0.5 where no keyword occurs."""
+    scores, truth = scores_NK.ravel().astype(np.float64), truth_NK.ravel() > 0
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    f1 = 2 * truth[order].cumsum() / (np.arange(1, len(scores) + 1) + truth.sum())
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores are said together
+    last = int(f1.argmax())
+    return float((scores[last] + (scores[last + 1] if last + 1 < len(scores) else 0.0)) / 2)
+
+
 def average_precisions(scores_NK: np.ndarray, truth_NK: np.ndarray) -> np.ndarray:
     """Average precision of each keyword, float [K]; 0 for one that never occurs."""
     precision_K = np.zeros(scores_NK.shape[1])
