@@ -23,6 +23,7 @@ from tests.benchmarks import (
     clothing,
     detection,
     encoders,
+    few_labels,
     finetuning,
     maps,
     memory,
@@ -97,6 +98,9 @@ def main() -> None:
         if options.cells is not None:
             print("\n== detection")
             detection.main([str(options.cells), str(options.photos / "train")])
+    if options.cells is not None:
+        print("\n== few_labels")
+        few_labels.main([str(options.cells)])
 
 
 if __name__ == "__main__":

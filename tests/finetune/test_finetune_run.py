@@ -13,8 +13,11 @@ from PIL import Image
 from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.model import load_model
+from finetune.run import _layer_share
+from finetune.settings import FinetuneSettings
 from finetune.tasks.classification.metrics import confusion, per_class, scores
-from pretrain.encoders import load_encoder
+from pretrain.encoders import build_encoder, load_encoder
+from pretrain.training.settings import DataSettings
 from tests.finetune.stripes import NAMES, arguments, cut_off_after, stripes
 
 
@@ -155,3 +158,23 @@ def test_scores_equal_a_loop():
     assert matrix.sum() == 200 and matrix[6].sum() == 0
     rows = per_class(matrix, list("abcdefg"))
     assert rows[6]["images"] == 0 and rows[6]["f1"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("task", "encoder", "given", "share"),
+    [
+        ("classification", "runs/a/encoder", None, 0.75**7),
+        ("detection", "runs/a/encoder", None, 1.0),
+        ("summarization", "timm:resnet18", None, 1.0),
+        ("detection", "runs/a/encoder", 0.9, 0.9**7),
+        ("classification", "random:runs/a/encoder", 0.5, 1.0),  # nothing to be spared
+    ],
+)
+def test_layers_learn_alike_where_maps_must_move(task, encoder, given, share):
+    settings = FinetuneSettings(
+        out="x", task=task, encoder=encoder, validation_url="x", data=DataSettings(url="x"), layer_decay=given
+    )
+    network = build_encoder("convattn_nano")
+    assert network.num_layers == 7
+    assert _layer_share("encoder.stem.0.weight", network, settings) == pytest.approx(share)
+    assert _layer_share("head.weight", network, settings) == 1.0
