@@ -25,8 +25,8 @@ def find_files(url: str, suffix: str) -> list[FileInfo]:
 
 def _find_files(fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> list[FileInfo]:
     fs.invalidate_cache()
-    of_web = is_http(fs)  # whose "?" begins a query
-    if any(sign in path for sign in ("*[" if of_web else "*?[")):
+    of_web = is_http(fs)  # whose "?" begins a query, in which all signs are letters
+    if any(sign in path.partition("?")[0] for sign in "*[") if of_web else any(sign in path for sign in "*?["):
         root, entries = "", _glob(fs, path)
     else:
         info = info_of(fs, path)

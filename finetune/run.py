@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from cluster import storage
-from cluster.errors import choose
+from cluster.errors import UserError, choose
 from cluster.place import Place
+from cluster.secrets import masked_url
 from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
-from finetune.comparing import compare, comparison_in
+from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
 from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
@@ -27,7 +28,7 @@ from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
-from pretrain.training.run_folder import RunFolder, write_result
+from pretrain.training.run_folder import REPORT, RunFolder, write_result
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -38,14 +39,27 @@ def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callabl
     `report(out)` is called when the run has ended, however it did, and again when there is something to compare it with.
     """
     settings = _with_absolute_urls(settings)
+    _check_compared(settings)
     code = run_one(settings, check_only=check_only, report=report)
     if code or check_only:
         return code
-    before = comparison_in(settings.out)
     code = compare(settings, run_one)
-    if report is not None and comparison_in(settings.out) != before:
-        write_report(report, settings.out)
+    if report is not None and not storage.exists(storage.join(settings.out, REPORT)):
+        write_report(report, settings.out)  # anew where the comparison is another one
     return code
+
+
+def _check_compared(settings: FinetuneSettings) -> None:
+    """Raises UserError for an encoder to compare with that cannot be opened: after the main run it would be late."""
+    settings.data.use_stores()
+    for other in others(settings):
+        try:
+            source = _open_encoder(other)
+            if other.mode == LORA:
+                check_adaptable(other.encoder)
+        except UserError as error:
+            raise UserError(f"compare names what cannot be compared with: {error}") from error
+        del source
 
 
 def run_one(
@@ -152,7 +166,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         "status": "finished",
         "task": settings.task,
         "mode": settings.mode,
-        "encoder": settings.encoder,
+        "encoder": masked_url(settings.encoder),
         "model": model_url,
         "metrics": judgement.metrics,
         "best_metric": best_metric,

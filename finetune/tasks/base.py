@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from cluster.place import Place
+from cluster.secrets import masked_url
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from finetune.starting import EncoderSource
@@ -270,7 +271,9 @@ def common_config(
         "task": settings.task,
         "mode": settings.mode,
         "encoder": source.encoder.spec,
-        "encoder_url": settings.encoder,
+        "encoder_url": masked_url(
+            settings.encoder
+        ),  # which whoever loads adapters gives again where a secret was in it
         "image_size": size,
         "crop_share": settings.crop_share,
         "mean": list(source.mean),

@@ -198,7 +198,7 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
 
 def _refuse_unfinished(url: str) -> None:
     """Raises UserError for a folder into which an import is still moving its shards: some would be taken for all."""
-    if not any(sign in url for sign in "*?[") and not url.endswith(".parquet"):
+    if not any(sign in url for sign in "*?[") and not url.endswith(".parquet"):  # a query is nothing to look into, too
         for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
             if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
                 raise UserError(f"{folder} holds an import that is not finished; give its command again first")
