@@ -55,6 +55,8 @@ class BatchJob:
             and returns the metadata of its input's schema with it.
         out: folder of the parts, any fsspec URL.
         identity: JSON of all that the parts depend on; a folder with another one is refused.
+        files: name -> content of what lies beside the parts before the first of them is made.
+        row_groups: gives how many rows of a part belong to each row group of its file, in order; by default it has one.
     """
 
     units: Sequence[Unit]
@@ -62,6 +64,8 @@ class BatchJob:
     compute: Callable[[], Compute]
     out: str
     identity: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    row_groups: Callable[[pa.Table], Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ def run_batch_job(
     if there is None:
         there = set()
         storage.write_json(storage.join(job.out, JOB), _identity(job))
+    for name, content in job.files.items():
+        if not storage.exists(storage.join(job.out, name)):
+            storage.write_bytes(storage.join(job.out, name), content)
     missing = [
         unit
         for unit, todo in enumerate(job.units)
@@ -155,17 +162,28 @@ def parts_here(job: BatchJob, machines: Machines, missing: Sequence[int]) -> Ite
         while (now := following.result()) is not None:
             following = ahead.submit(next, tables, None)
             unit, part, table = now
-            yield write_part(job.out, unit, part, compute(table))
+            yield write_part(job, unit, part, compute(table))
 
 
-def write_part(out: str, unit: int, part: int, table: pa.Table) -> int:
+def write_part(job: BatchJob, unit: int, part: int, table: pa.Table) -> int:
     """Writes a part, whole or not at all; returns 1, or 0 when it was there (a unit is worked off again as a whole)."""
-    url = storage.join(out, part_name(unit, part))
+    url = storage.join(job.out, part_name(unit, part))
     again = storage.exists(url)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    # numbers of 16 bits are few enough for a dictionary, which would make them larger and five times slower to read
+    plain = [column.name for column in table.schema if not _holds_halves(column.type)]
+    dictionary: Any = True if len(plain) == table.num_columns else plain or False
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", use_dictionary=dictionary) as file:
+        start = 0
+        for rows in [table.num_rows] if job.row_groups is None else job.row_groups(table):
+            file.write_table(table.slice(start, rows))
+            start += rows
     storage.write_bytes(url, buffer.getvalue())
     return 0 if again else 1
+
+
+def _holds_halves(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type))
 
 
 def parts_of(job: BatchJob) -> set[str]:

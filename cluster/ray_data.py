@@ -126,7 +126,7 @@ class _Compute:
             if not failure:
                 try:
                     table = pa.ipc.open_stream(whole.as_buffer()).read_all()
-                    written += write_part(self._job.out, unit.as_py(), part.as_py(), self._compute(table))
+                    written += write_part(self._job, unit.as_py(), part.as_py(), self._compute(table))
                 except Exception as error:
                     failure = _failure(error)
         return pa.table({"written": [written], "failure": [failure]})

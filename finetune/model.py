@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster import storage
 from cluster.errors import UserError, choose
 from finetune import adapting
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor, TaskModel
-from pretrain.encoders import build_encoder
-from pretrain.encoders.saving import load_state_strict, load_weights_folder, save_weights_folder
+from pretrain.encoders.building import rebuild_encoder
+from pretrain.encoders.saving import CONFIG, load_state_strict, load_weights_folder, save_weights_folder
 
 FORMAT_VERSION = 1
 
@@ -41,7 +42,10 @@ def load_model(url: str, *, encoder_url: str | None = None) -> Predictor:
     if adapted:
         encoder = adapting.load_adapted(encoder_url or config["encoder_url"], config)
     else:
-        encoder = build_encoder(config["encoder"]["name"], **config["encoder"]["arguments"])
+        spec = config.get("encoder")
+        if not isinstance(spec, dict):
+            raise UserError(f"{storage.join(url, CONFIG)} is damaged: encoder is {spec!r}")
+        encoder = rebuild_encoder(spec.get("name"), spec.get("arguments"), where=storage.join(url, CONFIG))
     model = task.new_model(encoder, config)
     if adapted:
         tensors = adapting.of_the_encoder(model.state_dict()) | tensors

@@ -17,13 +17,14 @@ from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
+from finetune.starting import check_images
 from finetune.tasks import TASKS
 from finetune.tasks.base import Judgement, Predictor, Task, common_config
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
@@ -117,14 +118,17 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     def judge(predictor: Predictor) -> Judgement:
         return predictor.judge(validation_shards, place, decode_threads=num_decode_threads(settings.data))
 
+    calibrated: dict[str, Any] = {}
+
     def evaluate(step: int, last: bool) -> dict[str, float]:
-        numbers = judge(task.predictor(model, config)).metrics
-        choose("best_metric", best_metric, numbers)
-        return numbers
+        judgement = judge(task.predictor(model, config))
+        choose("best_metric", best_metric, judgement.metrics)
+        calibrated.update(judgement.calibrated)
+        return judgement.metrics
 
     def keep_best(step: int) -> None:
         if place.rank == 0:
-            save_model(model_url, model, {**config, "step": step})
+            save_model(model_url, model, {**config, **calibrated, "step": step})
 
     run_folder = None
     if place.rank == 0:
@@ -213,7 +217,8 @@ def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettin
     if settings.mode != "full" or is_fresh or not parameter_name.startswith("encoder."):
         return 1.0
     layer = encoder.layer_of(parameter_name.removeprefix("encoder."))
-    return float(settings.layer_decay ** (encoder.num_layers - layer))
+    decay = TASKS[settings.task].layer_decay if settings.layer_decay is None else settings.layer_decay
+    return float(decay ** (encoder.num_layers - layer))
 
 
 def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:

@@ -1,8 +1,11 @@
-"""python -m pretrain embed ENCODER DATA OUT: the features of every image, Parquet in, Parquet out.
+"""python -m pretrain embed TEACHER DATA OUT: the features of every image, computed once. Parquet in, Parquet out.
 
-OUT gets a Parquet file for some hundred rows each, in the order of the data: `features` (list of float32, the encoder's pooled
-last map), where each row lay (`file`, `row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be
-decoded are left out and listed in bad_rows.jsonl. The same command again continues where it was cut off.
+TEACHER is the folder of a saved encoder or whatever else `pretrain.encoders.teachers` opens. OUT gets a Parquet file for some
+hundred rows each, a row for every row of the data in its order: `features` (pooled, fixed_size_list<halffloat>), `maps` when
+asked for (the last map at CELLS x CELLS places, reduced to few channels by the PCA in map_pca.safetensors), a checksum of the
+image, where each row lay (`file`, `row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be decoded
+have null for features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they are of.
+The same command again continues where it was cut off. A run reads them in step with the images: method.arguments.features=OUT.
 
 With --workers it runs on Ray: on a Ray of its own, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
 decode on nodes that --reader-label chooses, for the workers that have the GPUs.
@@ -12,97 +15,109 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import torch
 
 from cluster import storage
 from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, Compute, run_batch_job
+from cluster.batch_jobs import BatchJob, parts_of, parts_there, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
-from pretrain.data.augment import normalised
-from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, pixels_of, units_of
-from pretrain.data.manifest import load_manifest
+from cluster.errors import UserError
+from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
+from pretrain.data.feature_layout import (
+    CHECKSUM,
+    COMPONENTS,
+    DESCRIPTION,
+    FEATURES,
+    FORMAT_VERSION,
+    MAPS,
+    row_groups_of,
+)
+from pretrain.data.feature_statistics import write_description
+from pretrain.data.loader import batches_in_sequence
+from pretrain.data.manifest import Manifest, load_manifest
+from pretrain.data.shards import Shards
 from pretrain.data.views import CentralCrop
-from pretrain.encoders import Encoder, load_encoder, pooled, read_encoder_config
+from pretrain.encoders.map_components import MapComponents, at_cells, fit_components
+from pretrain.encoders.teachers import Teacher, TeacherOutput, open_teacher
+from pretrain.teacher_pass import Embedding, Look, device_here
 
-IMAGES_PER_PASS = 128
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """Makes features of decoded images; sent to each process that computes, where calling it loads the encoder."""
-
-    encoder_url: str
-    size: int
-    num_threads: int = 0  # 0: as many as torch takes
-
-    def __call__(self) -> Compute:
-        """Loads the encoder and gives the function that makes a part of a table."""
-        if self.num_threads:
-            torch.set_num_threads(self.num_threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = read_encoder_config(self.encoder_url)
-        encoder = load_encoder(self.encoder_url).to(device).eval()
-        mean, std = config.mean, config.std
-
-        def compute(table: pa.Table) -> pa.Table:
-            features = features_of(encoder, table, size=self.size, mean=mean, std=std, device=device)
-            return table.drop_columns(["pixels"]).add_column(0, "features", features)
-
-        return compute
-
-
-@torch.no_grad()
-def features_of(
-    encoder: Encoder, table: pa.Table, *, size: int, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> pa.Array:
-    """The pooled features of a table's images, list<float32> [B]."""
-    pixels = pixels_of(table, size=size, channels=encoder.in_channels)
-    parts = []
-    for start in range(0, len(pixels), IMAGES_PER_PASS):
-        images = normalised(pixels[start : start + IMAGES_PER_PASS].copy(), device, mean, std)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts.append(pooled(encoder(images)).float().cpu())
-    dim = encoder.channels[-1]
-    flat = torch.cat(parts).reshape(-1).numpy() if parts else torch.zeros(0).numpy()
-    offsets = pa.array(range(0, len(pixels) * dim + 1, dim), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, pa.float32()))
+ROWS_FOR_COMPONENTS, ROWS_FOR_CHECK = 512, 32
 
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line and runs the job; returns the exit code."""
     options = _parser().parse_args(arguments)
-    encoder_url, out = storage.absolute(options.encoder), storage.absolute(options.out)
+    name, out = _teacher_name(options.teacher), storage.absolute(options.out)
     data = [storage.absolute(url) for url in options.data.split(",")]
-    config = read_encoder_config(encoder_url)
     manifest = load_manifest(data, columns=[options.image_column], image_column=options.image_column)
     keep = columns_to_keep(manifest, options.image_column, options.keep)
-    size = options.size or config.input_size or 224
-    encoder_file = storage.read_json(storage.join(encoder_url, "config.json"))
+    for column in (FEATURES, MAPS, CHECKSUM, "pixels"):
+        if column in keep:
+            raise UserError(
+                f"a column {column!r} of the data cannot go along, embed has its own; leave it out by --keep"
+            )
+
+    # -- what is looked at, and how maps are reduced ------------------------------------------------------------------------
+    teacher = open_teacher(name)
+    size = options.size or teacher.input_size
+    seen = seen_by(teacher, size)
+    # a place of a map is a place of the picture only where the teacher sees all of it
+    is_whole = options.whole_image or options.maps > 0
+    transform = CentralCrop(size, share=options.crop_share, whole=is_whole, channels=teacher.in_channels)
+    decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
+    components = None
+    if options.maps:
+        check_maps(teacher, seen, size, options.maps, options.map_channels)
+        components_url = storage.join(out, COMPONENTS)
+        if storage.exists(components_url):  # of a job that was cut off: it goes on with the same
+            components = MapComponents.from_bytes(storage.read_bytes(components_url), components_url)
+        else:
+            num = ROWS_FOR_CHECK if options.check else ROWS_FOR_COMPONENTS
+            looks = Look(teacher, device_here())
+            images = _spread_images(manifest, options.image_column, transform, num, decode_threads)
+            maps = (at_cells(looks(batch).maps[-1], options.maps) for batch in images)
+            components = fit_components(maps, num=options.map_channels)
+            if components is None:
+                raise UserError(
+                    f"none of {num} images spread over the data can be decoded; pretrain.data check lists why"
+                )
+
+    # -- the job ------------------------------------------------------------------------------------------------------------
     job = BatchJob(
         units=units_of(manifest, rows_per_part=options.rows_per_part),
         prepare=DecodedRows(
             manifest=manifest,
             image_column=options.image_column,
             keep=keep,
-            transform=CentralCrop(size, share=options.crop_share, channels=config.in_channels),
-            decode_threads=max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads())),
+            transform=transform,
+            decode_threads=decode_threads,
             rows_per_part=options.rows_per_part,
+            with_bad=True,
         ),
-        compute=Embedding(encoder_url, size, int(options.cpus_per_worker) if options.workers else 0),
+        compute=Embedding(name, size, options.maps, components, int(options.cpus_per_worker) if options.workers else 0),
         out=out,
         identity={
             "job": "embed",
-            "encoder": encoder_file["weights_sha256"],
+            "format_version": FORMAT_VERSION,
+            "teacher": teacher.weights_sha256,
+            "mean": teacher.mean,
+            "std": teacher.std,
             "data": manifest.fingerprint,
             "columns": keep,
             "size": size,
-            "crop_share": options.crop_share,
+            "whole_image": is_whole,
+            "crop_share": None if is_whole else options.crop_share,
+            "maps": options.maps,
+            "map_channels": options.map_channels if options.maps else 0,
+            "map_pca": None if components is None else components.sha256,
             "rows_per_part": options.rows_per_part,
         },
+        files={} if components is None else {COMPONENTS: components.to_bytes()},
+        row_groups=row_groups_of,
     )
     machines = machines_of(options, has_gpu=torch.cuda.is_available())
     if options.check:
@@ -110,23 +125,98 @@ def main(arguments: Sequence[str]) -> int:
             print(f"embed: {line}")
         return 0
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
+    description_url = storage.join(out, DESCRIPTION)
+    if parts_there(job) != parts_of(job):
+        storage.remove(description_url)  # so that nobody takes a folder for finished that lacks parts
     result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
+
+    # -- what is said of it -------------------------------------------------------------------------------------------------
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)
     storage.write_bytes(storage.join(out, "bad_rows.jsonl"), lines.encode())
+    if not storage.exists(description_url):
+        write_description(
+            out,
+            sorted(parts_of(job)),
+            manifest=manifest,
+            data_urls=data,
+            rows_per_part=options.rows_per_part,
+            teacher=teacher.described(),
+            maps=_maps_described(components, options.maps),
+            images={key: job.identity[key] for key in ("size", "whole_image", "crop_share")},
+        )
     new = result.num_parts - result.num_parts_before
     bad = f", {len(result.notes):,} bad rows in bad_rows.jsonl" if result.notes else ""
     print(
-        f"embed: features of {result.num_rows:,} images{bad}; {new:,} of {result.num_parts:,} parts made in "
-        f"{result.seconds:.1f} s"
+        f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of {result.num_parts:,} parts "
+        f"made in {result.seconds:.1f} s"
     )
     return 0
+
+
+def _maps_described(components: MapComponents | None, cells: int) -> dict[str, Any] | None:
+    if components is None:
+        return None
+    return {"cells": cells, "channels": components.channels, "explained": components.explained}
+
+
+def _teacher_name(name: str) -> str:
+    # workers may run in another folder; what names no folder here is a name of another kind
+    return storage.absolute(name) if storage.is_local(name) and storage.exists(name) else name
+
+
+def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
+    """What a teacher says of a blank image. Raises UserError where it does not take images of this size."""
+    with torch.no_grad():
+        try:
+            output: TeacherOutput = teacher.network(torch.zeros(1, teacher.in_channels, size, size))
+        except Exception as error:  # whatever a network raises for a size that it was not made for
+            if size == teacher.input_size:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"--size {size}: the teacher {teacher.name} does not take images of {size} pixels ({reason}); its own size is "
+                f"{teacher.input_size}"
+            ) from error
+    return output
+
+
+def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, channels: int) -> None:
+    """Raises UserError where what a teacher says of images of `size` pixels has no map of so many cells and channels."""
+    if not seen.maps:
+        raise UserError(
+            f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
+        )
+    last = seen.maps[-1]
+    places = min(last.shape[2:])
+    if cells > places:
+        larger = -(-cells * size // places)
+        raise UserError(
+            f"--maps {cells}: the last map of {teacher.name} has {last.shape[2]} x {last.shape[3]} places at {size} pixels; "
+            f"ask for at most {places}, or for larger images, such as --size {larger}"
+        )
+    if channels > last.shape[1]:
+        raise UserError(f"--map-channels {channels}: the last map of {teacher.name} has only {last.shape[1]} channels")
+
+
+def _spread_images(
+    manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int
+) -> Iterator[np.ndarray]:
+    """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set, of few row groups."""
+    sample = manifest.sample(num)
+    num = min(num, sample.num_rows)
+    rows = np.arange(num) * sample.num_rows // num
+    shards = Shards(sample.chosen(rows), image_column=image_column)
+    for batch in batches_in_sequence(shards, transform, batch_size=8, decode_threads=threads):
+        yield batch.arrays[0]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("encoder", metavar="ENCODER", help="encoder folder, a path or any fsspec URL")
+    parser.add_argument(
+        "teacher", metavar="TEACHER", help="encoder folder (a path or any fsspec URL), or another teacher"
+    )
     parser.add_argument("data", metavar="DATA", help="Parquet shards: path, glob or URL, several with commas between")
     parser.add_argument("out", metavar="OUT", help="folder of the features, a path or URL")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="struct<bytes, path> or binary")
@@ -134,8 +224,18 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES", default=None,
         help="columns that go along, with commas between; by default all that are no images and not nested",
     )  # fmt: skip
-    parser.add_argument("--size", type=whole(1), help="side of the crops in pixels; by default the encoder's own")
-    parser.add_argument("--crop-share", type=_share, default=0.875, help="part of the short side that is looked at")
+    parser.add_argument("--size", type=whole(1), help="side of the images in pixels; by default the teacher's own")
+    parser.add_argument(
+        "--whole-image", action="store_true",
+        help="the teacher sees the whole picture, squeezed into a square, instead of a central square; always so with --maps",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crop-share", type=_share, default=0.875, help="part of the short side that a central square has"
+    )
+    parser.add_argument(
+        "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS places"
+    )
+    parser.add_argument("--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to")
     parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
     add_machine_options(parser)
     return parser

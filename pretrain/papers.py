@@ -32,6 +32,10 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "training": {"batch_size_global": 1024, "epochs": 100.0, "warmup_epochs": 10.0, "clip_gradient": 3.0},
     },
+    "distill": {  # no paper's: what tests/benchmarks/distilling.py found, with the usual decay of AdamW
+        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05, "scaling": "sqrt"},
+        "training": {"batch_size_global": 1024, "epochs": 100.0, "warmup_epochs": 5.0},
+    },
     "lejepa": {  # 2511.08544, section 6
         "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "final_share": 0.001},
         "training": {"batch_size_global": 256, "epochs": 100.0, "warmup_epochs": 10.0},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster import storage
+from cluster.columns import in_columns
 from cluster.errors import UserError
 from cluster.pipeline.plan import Status
 from cluster.pipeline.settings import Pipeline, Stage
@@ -21,27 +22,41 @@ RESULTS_MARKDOWN, RESULTS_JSON = "results.md", "results.json"
 def write_results(
     pipeline: Pipeline, status: Mapping[str, Status], reason: Mapping[str, str], seconds: Mapping[str, float]
 ) -> str:
-    """Writes OUT/results.md and OUT/results.json; returns the Markdown table."""
+    """Writes OUT/results.md and OUT/results.json; returns the table for a terminal."""
     rows = [_row(pipeline, stage, status) for stage in pipeline.stages]
     for row in rows:
         row["seconds"] = round(seconds[row["stage"]], 1)
         if row["stage"] in reason:
             row["reason"] = masked(reason[row["stage"]])
-    table = markdown(rows)
-    storage.write_bytes(storage.join(pipeline.out, RESULTS_MARKDOWN), f"# {pipeline.name}\n\n{table}\n".encode())
+    written = f"# {pipeline.name}\n\n{markdown(rows)}\n"
+    storage.write_bytes(storage.join(pipeline.out, RESULTS_MARKDOWN), written.encode())
     storage.write_json(storage.join(pipeline.out, RESULTS_JSON), {"pipeline": pipeline.name, "stages": rows})
-    return table
+    return for_terminal(rows)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each stage and metric; a column for the value, and one for each thing it is compared with.
+    """The table as Markdown.
 
     Args:
         rows: {"stage", "status", "seconds", "metrics": {name: number}, "baselines": {name: {metric: number}}, "reason"}.
     """
+    head, *lines = _lines(rows)
+    ruled = [head, ["---", "---", "---:", "---", *["---:"] * (len(head) - 4)], *lines]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in ruled)
+
+
+def for_terminal(rows: list[dict[str, Any]], *, width: int | None = None) -> str:
+    """The same in aligned columns of at most `width` characters in all, by default those of the terminal; reasons go below."""
+    head, *lines = _lines([{**row, "reason": None} for row in rows])
+    reasons = [f"{row['stage']}: {row['status']}: {row['reason']}" for row in rows if row.get("reason")]
+    return "\n".join([in_columns(head, lines, right={2, *range(4, len(head))}, width=width), *reasons])
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A header, and a line for each stage and metric; a column for the value, and one for each thing it is compared with."""
     others = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
     head = ["stage", "status", "time", "metric", "value", *others, *(["difference"] if others else [])]
-    lines = [head, ["---", "---", "---:", "---", *["---:"] * (len(head) - 4)]]
+    lines = [head]
     for row in rows:
         status = row["status"] + (f": {row['reason']}" if row.get("reason") else "")
         first = [row["stage"], status, _duration(row["seconds"])]
@@ -52,7 +67,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             difference = [f"{value - known[0]:+.3f}" if known and value is not None else ""] if others else []
             lines.append([*first, metric.replace("_", " "), _number(value), *map(_number, beside), *difference])
             first = ["", "", ""]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return lines
 
 
 def _row(pipeline: Pipeline, stage: Stage, statuses: Mapping[str, Status]) -> dict[str, Any]:

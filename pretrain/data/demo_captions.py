@@ -7,18 +7,17 @@ from collections import Counter
 Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels; right and lower are the first ones outside
 
 NUMBERS = ("no", "one", "two", "three")
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHARED = 0.34  # of a side: boxes that share less than this in one direction lie beside each other in it
 
 
-def noun(kind: str, digit: int | None) -> str:
-    """What a thing is called: `coin`, `handwritten seven`."""
-    return kind if digit is None else f"handwritten {DIGITS[digit]}"
+def noun(kind: str) -> str:
+    """What a thing is called: `coin`, `handwritten digit`."""
+    return "handwritten digit" if kind == "digit" else kind
 
 
 def plural(name: str) -> str:
-    """Several of them: `coins`, `handwritten sixes`."""
-    return f"{name}es" if name.endswith("x") else f"{name}s"
+    """Several of them: `coins`, `handwritten digits`."""
+    return f"{name}s"
 
 
 def relation(box: Box, other: Box) -> str | None:

@@ -1,8 +1,9 @@
 """The demo's data set: small scenes with a class, boxes and a true sentence, made from photos inside installed packages.
 
 write_demo("my/demo", num_images=3000)   # my/demo/train and my/demo/validation
+write_demo("my/demo", num_images=800, validation_share=0.5, num_unlabelled=4000)   # and my/demo/unlabelled
 
-A scene is a crop of a texture with one large thing on it, which gives the class, and up to three small ones. A scene is a pure
+A scene is a crop of a texture with one large thing on it, which gives the class, and up to two small ones. A scene is a pure
 function of (seed, index), so scenes can be made in any order. Nothing but shape and texture tells the class: each layer's
 brightness, contrast and colours are replaced by random ones, and size, place, rotation, flip, perspective, background and
 company are drawn without regard to the class.
@@ -29,12 +30,16 @@ SIDE = 96
 MIN_IMAGES = 20
 VALIDATION_SHARE = 0.2
 SUMMARY, UNFINISHED = "demo.json", "_unfinished.json"
-MAIN_SIZE = (0.45, 0.75)  # longer side of the main object's box, as a share of the scene's side
-SMALL_SIZE = (0.19, 0.31)
+MAIN_SIZE = (0.62, 0.88)  # longer side of the main object's box, as a share of the scene's side
+SMALL_SIZE = (0.26, 0.36)
+MOST_SMALL = 2
+LARGEST_SIZE = 0.9  # of anything
 SLIM_FACTOR = 1.2  # slim things (rockets) are made longer, or nothing of them would be seen
-MAX_ROTATION_DEGREES = 20.0
+MAX_ROTATION_DEGREES = 14.0
 MAX_OVERLAP = 0.1  # of a small thing's box with any other box
-CONTRAST = (22.0, 50.0)  # standard deviation of a layer's grey levels
+CONTRAST = (32.0, 54.0)  # standard deviation of a thing's grey levels
+GROUND_CONTRAST = (14.0, 28.0)  # calmer than the things on it
+TINTS = (8.0, 12.0)  # of what varies within a layer, and of all of it, at most
 FILLING_CONTRAST = (10.0, 30.0)  # of a silhouette's texture: a loud one would hide the outline
 MARGIN = 8  # pixels around a box that a shadow may darken
 JPEG_QUALITY = 90
@@ -44,6 +49,8 @@ SCHEMA = schema_of(
     objects=pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))]),
     captions=pa.list_(pa.string()),
 )
+
+UNLABELLED_SCHEMA = schema_of()
 
 # streams of random numbers: one for each scene, one for each round of classes
 _SCENES, _CLASS_ROUNDS = 0, 1
@@ -84,16 +91,25 @@ class Scene:
 
 
 def write_demo(
-    dest_url: str, *, num_images: int = 3000, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    dest_url: str,
+    *,
+    num_images: int = 3000,
+    validation_share: float = VALIDATION_SHARE,
+    num_unlabelled: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the demo's data set: `train` (80 %), `validation` (20 %) and `demo.json`, which is written last.
+    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, and `demo.json`, which is written last.
 
     Columns: `image` (JPEG, 96 x 96), `label`, `objects` (COCO boxes in pixels and their categories), `captions` (true
-    sentences). The same arguments give the same images under the same versions of numpy, pillow and the photos' packages.
+    sentences); in `unlabelled` the image alone, of scenes that are in no other split. The same arguments give the same images
+    under the same versions of numpy, pillow and the photos' packages.
 
     Args:
         dest_url: a folder that is empty, not there yet, or of a call that was cut off.
-        num_images: of both splits together.
+        num_images: of train and validation together.
+        validation_share: of them, held out.
+        num_unlabelled: further scenes, without labels.
         seed: another seed gives other scenes.
         progress: called with (scenes written, all scenes) now and then.
 
@@ -102,6 +118,11 @@ def write_demo(
     """
     if num_images < MIN_IMAGES:
         raise UserError(f"num_images is {num_images}, but a demo needs at least {MIN_IMAGES}")
+    num_validation = round(num_images * validation_share)
+    if not 0 < num_validation < num_images:
+        raise UserError(f"validation_share is {validation_share:g}, but both splits need a scene; 0.2 is usual")
+    if num_unlabelled < 0:
+        raise UserError(f"num_unlabelled is {num_unlabelled}, but it must be at least 0")
     if not 0 <= seed < 2**64:
         raise UserError(f"seed is {seed}, but it must be from 0 to 2**64 - 1")
     there = storage.names_in(dest_url)
@@ -110,17 +131,27 @@ def write_demo(
     elif there:
         raise UserError(f"{dest_url} is not empty (it holds {there[0]!r}); name another folder or empty this one")
     storage.write_json(storage.join(dest_url, UNFINISHED), {})
-    num_train = num_images - round(num_images * VALIDATION_SHARE)
-    for split, indices in (("train", range(num_train)), ("validation", range(num_train, num_images))):
-        with ShardWriter(storage.join(dest_url, split), SCHEMA) as writer:
+    num_train, num_scenes = num_images - num_validation, num_images + num_unlabelled
+    splits = {
+        "train": range(num_train),
+        "validation": range(num_train, num_images),
+        "unlabelled": range(num_images, num_scenes),
+    }
+    for split, indices in splits.items():
+        if not indices:
+            continue
+        schema = UNLABELLED_SCHEMA if split == "unlabelled" else SCHEMA
+        with ShardWriter(storage.join(dest_url, split), schema) as writer:
             for index in indices:
-                writer.write(scene(index, seed, held_out=split == "validation"))
-                if progress and ((index + 1) % 50 == 0 or index + 1 == num_images):
-                    progress(index + 1, num_images)
+                row = scene(index, seed, held_out=split == "validation")
+                writer.write({name: row[name] for name in schema.names})
+                if progress and ((index + 1) % 50 == 0 or index + 1 == num_scenes):
+                    progress(index + 1, num_scenes)
     summary = {
         "num_images": num_images,
         "train": num_train,
-        "validation": num_images - num_train,
+        "validation": num_validation,
+        "unlabelled": num_unlabelled,
         "classes": list(CLASSES),
         "seed": seed,
     }
@@ -143,7 +174,7 @@ def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
             "category": [thing.cutout.kind for thing in composed.things],
         },
         "captions": captions(
-            [(noun(thing.cutout.kind, thing.cutout.digit), thing.box) for thing in composed.things],
+            [(noun(thing.cutout.kind), thing.box) for thing in composed.things],
             composed.background.phrases,
         ),
     }
@@ -158,13 +189,13 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
     main = main_class(index, seed)
     background = textures()[rng.integers(len(textures()))]
     ground_mean = rng.uniform(60, 195)
-    image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, CONTRAST, rng)
+    image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, GROUND_CONTRAST, rng)
 
     main_place = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
     assert main_place, "an empty scene has room for its main object"
     placed = [main_place]
     others = [kind for kind in CLASSES if kind != main]
-    for _ in range(rng.integers(4)):
+    for _ in range(rng.integers(MOST_SMALL + 1)):
         cutout = _one_of(cutouts_of(others[rng.integers(len(others))], held_out=held_out), rng)
         place = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
         placed += [place] if place else []
@@ -234,7 +265,7 @@ def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.
     low, high = points.min(axis=0), points.max(axis=0)
     longer = rng.uniform(*size) * SIDE
     if (high - low).min() < 0.5 * (high - low).max():
-        longer *= SLIM_FACTOR
+        longer = min(longer * SLIM_FACTOR, LARGEST_SIZE * SIDE)
     scale = longer / (high - low).max()
     extent = (high - low) * scale
     for _ in range(24):
@@ -301,8 +332,8 @@ def recoloured(
     spread = float(np.sqrt((np.abs(chroma) ** 2 * weight).sum()))
     if spread < 4 or rng.random() < 0.5:
         chroma, spread = grey + 0j, 1.0
-    turned = chroma / spread * np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, 22)
-    turned = turned + np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, 45)
+    turned = chroma / spread * np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, TINTS[0])
+    turned = turned + np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, TINTS[1])
 
     tones = mean + grey * rng.uniform(*contrast)
     return np.stack([tones + turned.real, tones - turned.real / 2 + turned.imag / 2, tones - turned.imag], axis=2)

@@ -1,10 +1,10 @@
 """Batches of one rank: rows from its streams, decoded and cropped by a thread pool, a few batches ahead of their use.
 
-A bad row (undecodable, truncated, absurdly large, null) is replaced by the next good row of its window, in the shuffled
-order, and where the window has none (small ones may hold a single row), by rows drawn from all of its data set
-(`Order.stand_ins`). The rule depends on the data and the order alone, so a resumed run, on any number of ranks, skips the
-same rows and takes the same in their place. What is drawn for augmentation belongs to the bad row's place, so that the other
-row is not seen twice in the same view.
+A bad row (undecodable, truncated, absurdly large, null, or with a `BadImage` among its columns) is replaced by the next good
+row of its window, in the shuffled order, and where the window has none (small ones may hold a single row), by rows drawn from
+all of its data set (`Order.stand_ins`). The rule depends on the data and the order alone, so a resumed run, on any number of
+ranks, skips the same rows and takes the same in their place. What is drawn for augmentation belongs to the bad row's place,
+so that the other row is not seen twice in the same view.
 """
 
 from __future__ import annotations
@@ -252,6 +252,9 @@ def fill_places(
                 if data is None:
                     raise BadImage("null")
                 filling.fill(index, data if kept is None else kept.pixels(rows.row_ids[used], data))
+                for values in rows.columns.values():
+                    if isinstance(values[used], BadImage):
+                        raise BadImage(str(values[used]))
             except BadImage as error:
                 if num_tried == 1:  # a bad row in its place is counted at its own
                     bad_rows.append(BadRow(row_id, str(error)))
@@ -291,10 +294,12 @@ def batches_in_sequence(
     rank: int = 0,
     world_size: int = 1,
     decode_threads: int = 1,
+    with_bad: bool = False,
 ) -> Iterator[Batch]:
     """Every good row of the data set once, in file order, for evaluation; the last batch may be smaller.
 
-    Bad rows are left out and listed in the batch in which they would have been. Two batches are decoded ahead.
+    Bad rows are listed in the batch in which they would have been, and left out of it. `with_bad` leaves them in, where their
+    `arrays` mean nothing. Two batches are decoded ahead.
     """
 
     def started() -> Iterator[tuple[Batch, list[Future[BadRow | None]]]]:
@@ -335,7 +340,7 @@ def batches_in_sequence(
         results = [job.result() for job in jobs]
         good = [index for index, bad in enumerate(results) if bad is None]
         batch.bad_rows = [bad for bad in results if bad is not None]
-        if batch.bad_rows:
+        if batch.bad_rows and not with_bad:
             batch.row_ids, batch.passes = batch.row_ids[good], batch.passes[good]
             batch.arrays = [array[good] for array in batch.arrays]
             if batch.geometry_VB5 is not None:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 
+import numpy as np
+
 from pretrain.data.ahead import ReadAhead
 from pretrain.data.order import Order, Segment
 from pretrain.data.shards import Rows, Source
@@ -158,7 +160,7 @@ class StreamReader:
             for window in range(first_window, len(bounds) - 1):
                 size = int(bounds[window + 1] - bounds[window])
                 rows = _taken(source.take(size), order.window_order(epoch, stream, window, size).tolist())
-                num_bytes = sum(len(image) for image in rows.images if image is not None)
+                num_bytes = _num_bytes(rows)
                 yield _Window(rows, start - int(bounds[window]) if window == first_window else 0, num_bytes)
 
 
@@ -201,6 +203,14 @@ class _SegmentRows:
 def rows_ready_at_most(order: Order) -> int:
     """Rows that a stream keeps ready: those of one window, and of some steps where windows are small."""
     return max(order.window_rows_per_stream, HORIZON_STEPS * order.rows_per_step_and_stream)
+
+
+def _num_bytes(rows: Rows) -> int:
+    """Bytes of images and arrays; what else columns hold is small beside them."""
+    arrays = [values for values in rows.columns.values() if any(isinstance(value, np.ndarray) for value in values[:1])]
+    return sum(len(image) for image in rows.images if image is not None) + sum(
+        value.nbytes for values in arrays for value in values if isinstance(value, np.ndarray)
+    )
 
 
 def _joined(pieces: Sequence[Rows]) -> Rows:

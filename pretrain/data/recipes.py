@@ -128,6 +128,25 @@ def dino_views(
     return [first, second] + [local] * num_local
 
 
+def distill_views(
+    size: int,
+    *,
+    num_views: int = 1,
+    crop_scale: Range = (0.3, 1.0),
+    strength: float = 0.4,
+    whole_size: int = 0,
+) -> list[ViewSpec]:
+    """Mildly changed crops for a student: it shall see what the teacher speaks of (2104.09124 and 2407.10366 do so, too).
+
+    `whole_size` adds the whole image, unchanged and stretched to a square of this side, for a teacher that looks at it.
+    """
+    view = _jittered(size, strength, 0.8, 0.8, 0.8, 0.2, crop_scale=crop_scale, grey=0.0, blur=0.0)
+    whole = ViewSpec(
+        whole_size or size, crop_scale=(1.0, 1.0), crop_ratio=(0.01, 100.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0
+    )
+    return [view] * num_views + [whole] * (whole_size > 0)
+
+
 def weak_views(size: int, *, crop_scale: Range = (0.35, 1.0)) -> list[ViewSpec]:
     """One view with a mild crop and a flip, for training on labels."""
     return [ViewSpec(size=size, crop_scale=crop_scale, jitter=0.0, grey=0.0, blur=0.0)]
@@ -158,6 +177,7 @@ RECIPES: dict[str, Callable[..., list[ViewSpec]]] = {
     "swav": swav_views,
     "dino": dino_views,
     "densecl": densecl_views,
+    "distill": distill_views,
     "weak": weak_views,
 }
 

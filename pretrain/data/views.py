@@ -169,11 +169,12 @@ def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int])
 class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
-    `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256.
+    `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole picture
+    instead, squeezed into the square.
     """
 
-    def __init__(self, size: int, *, share: float = 0.875, channels: int = 3) -> None:
-        self.size, self.share, self.channels, self.rooms = size, share, channels, Rooms()
+    def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
+        self.size, self.share, self.whole, self.channels, self.rooms = size, share, whole, channels, Rooms()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -194,7 +195,9 @@ class CentralFilling:
         """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
-        box = central_box(width=picture.width, height=picture.height, share=transform.share)
+        box = (0, 0, picture.width, picture.height)
+        if not transform.whole:
+            box = central_box(width=picture.width, height=picture.height, share=transform.share)
         groups = picture.decode(smallest_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box

@@ -19,6 +19,10 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 }
 
 
+# arguments that only a caller may give
+NOT_FROM_FOLDERS = ("name", "pretrained", "weights")
+
+
 def encoder_names() -> list[str]:
     """The names that `build_encoder` knows, besides `timm:NAME`."""
     return sorted(ENCODERS)
@@ -40,3 +44,17 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         return builder(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} cannot be built with {arguments}: {str(error).splitlines()[0]}") from error
+
+
+def rebuild_encoder(name: object, arguments: object, *, where: str) -> Encoder:
+    """The network that a saved folder describes, with fresh weights.
+
+    Whoever wrote the folder decides of an architecture and nothing more: no weights are fetched, no file is written. Raises
+    UserError, one line, for anything else that it says.
+    """
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise UserError(f"{where} is damaged: an encoder's name and arguments are {name!r} and {arguments!r}")
+    for key in NOT_FROM_FOLDERS:
+        if key in arguments:
+            raise UserError(f"{where}: {key!r} is nothing that a saved folder may say of its encoder {name}")
+    return build_encoder(name, **arguments)

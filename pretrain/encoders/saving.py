@@ -15,16 +15,17 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.building import build_encoder
+from pretrain.encoders.building import rebuild_encoder
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -83,6 +84,26 @@ def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], 
         raise UserError(f"{weights_url} is no valid safetensors file: {error}") from error
 
 
+def licence_of(url: str) -> str | None:
+    """The licence of a folder's weights, as its config or the head of its model card (README.md) says; None without a word."""
+    there = storage.names_in(url)
+    if CONFIG in there:
+        config = storage.read_json(storage.join(url, CONFIG))
+        said = config.get("licence") if isinstance(config, dict) else None
+        if isinstance(said, str):
+            return said
+    if CARD not in there:
+        return None
+    text = storage.read_bytes(storage.join(url, CARD)).decode(errors="replace")
+    head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
+    try:
+        said = yaml.safe_load(head)
+    except yaml.YAMLError:
+        return None
+    licence = said.get("license") if isinstance(said, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
 def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Loads tensors into a module. Raises UserError that lists every missing, unexpected and differently shaped key."""
     wanted = module.state_dict()
@@ -116,6 +137,8 @@ class EncoderConfig:
     samples_seen: int | None
     dataset_fingerprint: str | None
     code_version: str
+    teacher: dict[str, Any] | None = None
+    started_from: dict[str, Any] | None = None
 
 
 def save_encoder(
@@ -129,9 +152,13 @@ def save_encoder(
     samples_seen: int | None = None,
     dataset_fingerprint: str | None = None,
     code_version: str | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an encoder folder, with the normalisation of its images and how it came about.
 
+    `teacher` and `started_from` describe the networks that it learnt from and began with: `name`, `weights_sha256` and
+    `licence` at least, JSON.
     `code_version` is that of the installed package when it is not given (`name+commit`, where somebody knows better).
     """
     config = {
@@ -148,6 +175,9 @@ def save_encoder(
         "samples_seen": samples_seen,
         "dataset_fingerprint": dataset_fingerprint,
     }
+    for key, described in (("teacher", teacher), ("started_from", started_from)):
+        if described is not None:
+            config[key] = dict(described)
     if code_version is not None:
         config["code_version"] = code_version
     save_weights_folder(url, encoder.state_dict(), config)
@@ -163,7 +193,7 @@ def load_encoder(url: str) -> Encoder:
     raw, tensors = load_weights_folder(url, FORMAT_VERSION)
     config = _encoder_config(url, raw)
     try:
-        encoder = build_encoder(config.name, **config.arguments)
+        encoder = rebuild_encoder(config.name, config.arguments, where=storage.join(url, CONFIG))
     except UserError as error:
         raise UserError(f"{storage.join(url, CONFIG)} describes no encoder of this program: {error}") from error
     load_state_strict(encoder, tensors, url)
@@ -210,4 +240,7 @@ def _encoder_config(url: str, raw: dict[str, Any]) -> EncoderConfig:
         samples_seen=field("samples_seen", int, nothing),
         dataset_fingerprint=field("dataset_fingerprint", str, nothing),
         code_version=field("code_version", str),
+        # folders of older versions have neither
+        teacher=field("teacher", dict, nothing) if "teacher" in raw else None,
+        started_from=field("started_from", dict, nothing) if "started_from" in raw else None,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
-from cluster.errors import UserError, nearest
+from cluster.errors import UserError
 from pretrain.encoders.base import Attention, Encoder
+from pretrain.encoders.timm_arguments import check_architecture
 
 # what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same name overrides it
 ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -19,6 +23,37 @@ ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def any_size_options(name: str) -> dict[str, Any]:
+    """What makes a network take images of other sizes than it was trained on, as far as it can."""
+    import timm
+
+    options: dict[str, Any] = {}
+    for family, option in ANY_SIZE_OPTIONS:
+        if timm.models.is_model_in_modules(name.split(".")[0], [family]):
+            options |= option
+    return options
+
+
+def check_timm_name(name: str) -> None:
+    """Raises UserError unless timm knows the network: a plain name, perhaps with the tag of its weights."""
+    import timm
+
+    bare = name.split(".")[0]
+    if re.fullmatch(r"[\w.-]+", name) and timm.is_model(bare):
+        return
+    near = get_close_matches(bare, timm.list_models(), n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UserError(f"unknown timm network {name!r}{hint} (timm.list_models() names all)")
+
+
+def hub_trouble(name: str, error: BaseException) -> UserError:
+    """What is said when the model hub does not give a network's weights."""
+    return UserError(
+        f"the weights of timm:{name} cannot be loaded: {first_line(error)}; without internet, put them in a folder as timm "
+        f"writes it (timm:local-dir:FOLDER) or name a file (timm:{name.split('.')[0]}@FILE, .safetensors or .pth)"
+    )
+
+
 class TimmEncoder(Encoder):
     """`timm:NAME`, by timm's own feature extraction.
 
@@ -26,33 +61,46 @@ class TimmEncoder(Encoder):
         name: timm's name of the network, without `timm:`.
         in_channels: of the images.
         pretrained: loads timm's weights, which needs network access to the model hub the first time.
-        arguments: further keyword arguments of timm.create_model.
+        weights: of the whole network by timm's own names, to begin with.
+        arguments: further keyword arguments of timm.create_model, those of `timm_arguments`.
 
     Raises UserError for an unknown name, arguments that the network does not take, or weights that cannot be had.
     """
 
-    def __init__(self, name: str, *, in_channels: int = 3, pretrained: bool = False, **arguments: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        pretrained: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__()
         import timm  # takes a second to import, and only this encoder needs it
 
-        bare = name.split(".")[0]
-        if not timm.is_model(bare):
-            hint = nearest(bare, timm.list_models())
-            raise UserError(f"unknown timm network {name!r}{hint} (timm.list_models() names all)")
-        for family, option in ANY_SIZE_OPTIONS:
-            if timm.models.is_model_in_modules(bare, [family]):
-                arguments = option | arguments
+        check_timm_name(name)
+        check_architecture(f"timm:{name}", arguments)
+        arguments = any_size_options(name) | arguments
+        more: dict[str, Any] = {}
+        if weights is not None:
+            known: Any = timm.models.get_pretrained_cfg(name)
+            size = (in_channels, *known.input_size[1:])
+            more["pretrained_cfg_overlay"] = {"state_dict": dict(weights), "num_classes": 0, "input_size": size}
         try:
             network = timm.create_model(
-                name, features_only=True, in_chans=in_channels, pretrained=pretrained, **arguments
+                name,
+                features_only=True,
+                in_chans=in_channels,
+                pretrained=pretrained or weights is not None,
+                **more,
+                **arguments,
             )
+        except OSError as error:
+            raise hub_trouble(name, error) from error
         except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
             # what timm says of a bad argument, and of a network that has no feature maps
-            raise UserError(f"timm:{name} cannot be built: {_first_line(error)}") from error
-        except OSError as error:
-            raise UserError(
-                f"the weights of timm:{name} cannot be loaded: {_first_line(error)}; pretrained=false starts from random ones"
-            ) from error
+            raise UserError(f"timm:{name} cannot be built: {first_line(error)}") from error
         # weights are saved with the encoder, so building it again must not ask the hub
         self.spec = {"name": f"timm:{name}", "arguments": {"in_channels": in_channels, **arguments}}
         self.network: nn.Module = network
@@ -118,5 +166,5 @@ def _group(parameter_name: str) -> str:
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:2])
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -42,6 +42,8 @@ def timm_files(exported: Exported) -> dict[str, bytes]:
         "architecture": spec["name"].removeprefix("timm:").split(".")[0],
         "num_classes": num_classes,
         "num_features": exported.encoder.channels[-1],
+        # of timm's own networks, layers behind the maps were never trained; timm does not ask, a teacher does
+        "maps_only": not own,
         "label_names": exported.class_names,
         "model_args": {**arguments, "num_classes": num_classes, "in_chans": exported.encoder.in_channels},
         "pretrained_cfg": {

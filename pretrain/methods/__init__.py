@@ -24,6 +24,7 @@ from pretrain.methods.base import Method
 from pretrain.methods.byol import BYOL
 from pretrain.methods.densecl import DenseCL
 from pretrain.methods.dino import DINO
+from pretrain.methods.distill import Distill
 from pretrain.methods.lejepa import LeJEPA
 from pretrain.methods.moco import MoCo
 from pretrain.methods.mocov3 import MoCoV3
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "densecl": DenseCL,
     "dino": DINO,
+    "distill": Distill,
     "lejepa": LeJEPA,
     "moco": MoCo,
     "mocov3": MoCoV3,

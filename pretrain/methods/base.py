@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,6 +12,8 @@ from lightly.models.modules.memory_bank import MemoryBankModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.data.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.pieces import Pieces
 from pretrain.training import distributed
@@ -29,6 +31,9 @@ class Method(nn.Module):
         images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.
         pieces: when set, the encoder sees the global batch in pieces, and every rank computes the loss of all of it; see
             `pretrain.methods.pieces`.
+        stored_features, stored_columns: folder of `python -m pretrain embed` and its columns that are read beside the rows.
+        learns_from: name, weights and licence of a network outside that is learnt from, for what a run leaves.
+        normalisation: mean and deviation of each channel by which the views are normalised.
     """
 
     recipe: str
@@ -36,6 +41,10 @@ class Method(nn.Module):
     constant_rate: tuple[str, ...] = ()
     images_per_pass: int = 0
     pieces: Pieces | None = None
+    stored_features: str | None = None
+    stored_columns: Sequence[str] = ()
+    learns_from: Mapping[str, Any] | None = None
+    normalisation: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -50,6 +59,10 @@ class Method(nn.Module):
     def exported(self) -> Encoder:
         """The encoder that a run leaves behind."""
         return self.encoder
+
+    def to_inputs(self, views: list[Tensor], batch: Batch) -> Any:
+        """What `forward` takes, of the finished views and the rest of a batch; by default the views alone."""
+        return views
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Called after the optimizer has moved in this step; moves momentum copies."""
@@ -66,23 +79,35 @@ class Method(nn.Module):
         Contrastive Learning Batch Size under Memory Limited Setup, https://arxiv.org/abs/2101.06983), for the price of one
         more forward pass.
         """
+        return self.last_maps(images_BCHW, 1, encoder)[0]
+
+    def last_maps(self, images_BCHW: Tensor, num: int, encoder: Encoder | None = None) -> list[Tensor]:
+        """The last `num` maps of an encoder, finest first; see `last_map`."""
         encoder = encoder or self.encoder
         size = self.images_per_pass
         if not size or len(images_BCHW) <= size:
-            return _exact(encoder(images_BCHW)[-1])
+            return _last_maps(encoder, num, images_BCHW)
+        parts = images_BCHW.split(size)
         if not torch.is_grad_enabled():
-            return torch.cat([_exact(encoder(images)[-1]) for images in images_BCHW.split(size)])
-        return torch.cat(
-            [checkpoint(_last_map, encoder, images, use_reentrant=False) for images in images_BCHW.split(size)]
-        )
+            passes = [_last_maps(encoder, num, images) for images in parts]
+        else:
+            passes = [checkpoint(_last_maps, encoder, num, images, use_reentrant=False) for images in parts]
+        return [torch.cat(maps) for maps in zip(*passes, strict=True)]
 
     def features(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """Pooled features [B, C] of each view. Views of one size go through the encoder together."""
-        return self._encoded(lambda part: [_pooled(last) for last in self._maps(part, encoder)], views, encoder)
+        return self._encoded(lambda part: [_pooled(last) for (last,) in self._maps(part, 1, encoder)], views, encoder)
 
     def maps(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """The last map of each view. Views of one size go through the encoder together."""
-        return self._encoded(lambda part: self._maps(part, encoder), views, encoder)
+        return [maps[0] for maps in self.pyramids(views, 1, encoder)]
+
+    def pyramids(self, views: Sequence[Tensor], num: int, encoder: Encoder | None = None) -> list[list[Tensor]]:
+        """The last `num` maps of each view, finest first. Views of one size go through the encoder together."""
+        flat = self._encoded(
+            lambda part: [level for maps in self._maps(part, num, encoder) for level in maps], views, encoder
+        )
+        return [flat[start : start + num] for start in range(0, len(flat), num)]
 
     def _encoded(
         self, encode: Callable[[Sequence[Tensor]], list[Tensor]], views: Sequence[Tensor], encoder: Encoder | None
@@ -92,13 +117,14 @@ class Method(nn.Module):
         trained = [p for p in (encoder or self.encoder).parameters() if p.requires_grad]
         return self.pieces.run(encode, views, trained)
 
-    def _maps(self, views: Sequence[Tensor], encoder: Encoder | None) -> list[Tensor]:
-        maps: dict[int, Tensor] = {}
+    def _maps(self, views: Sequence[Tensor], num: int, encoder: Encoder | None) -> list[list[Tensor]]:
+        maps: dict[int, list[Tensor]] = {}
         sizes = dict.fromkeys(view.shape[1:] for view in views)
         for size in sizes:
             indices = [index for index, view in enumerate(views) if view.shape[1:] == size]
-            together = self.last_map(torch.cat([views[index] for index in indices]), encoder)
-            maps.update(zip(indices, together.split(len(views[indices[0]])), strict=True))
+            together = self.last_maps(torch.cat([views[index] for index in indices]), num, encoder)
+            levels = [level.split(len(views[indices[0]])) for level in together]
+            maps.update((index, [level[place] for level in levels]) for place, index in enumerate(indices))
         return [maps[index] for index in range(len(views))]
 
 
@@ -111,8 +137,8 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _last_map(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
-    return _exact(encoder(images_BCHW)[-1])
+def _last_maps(encoder: Encoder, num: int, images_BCHW: Tensor) -> list[Tensor]:
+    return [_exact(level) for level in encoder(images_BCHW)[-num:]]
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

@@ -98,6 +98,8 @@ PATIENCE = 3
 LEAST_SPREAD, LEAST_RANK, LEAST_INFORMATION, LEAST_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
 # a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
 LEAST_OUTPUTS = 4.0
+# students that learn explain 5 % and more of whole images after a tenth of their steps; random weights 0
+LEAST_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
 NEAR_CHANCE, LEAST_STEPS = 1.05, 50
@@ -153,6 +155,15 @@ class HealthWatch:
                 if near
                 else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of a network that knows nothing",
                 "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
+            )
+        explained = max(
+            (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers), default=1.0
+        )
+        if step > self._num_steps // 10 and explained < LEAST_EXPLAINED:
+            yield (
+                "no learning",
+                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, as a constant would",
+                "another learning rate, milder crops or a teacher that knows such images usually help",
             )
         information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
         if information < LEAST_INFORMATION or in_use < LEAST_OUTPUTS:

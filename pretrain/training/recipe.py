@@ -12,10 +12,11 @@ from cluster.place import Place
 from pretrain.data.loader import Batch, Loader
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Order, default_num_streams
-from pretrain.data.shards import Shards
+from pretrain.data.shards import Shards, Source
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
+from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
 from pretrain.training.data_identity import identity_of, summary_of
 from pretrain.training.exactness import exactness
@@ -77,15 +78,18 @@ def train_by(
     constant_rate: tuple[str, ...] = (),
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
+    hold: tuple[Mapping[str, Tensor], float] | None = None,
     compute_threads: int = 0,
     also_read: Mapping[str, Manifest] | None = None,
     loop: Callable[..., Outcome] = train,
+    wrap_source: Callable[[Source], Source] = lambda source: source,
     **more: Any,
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
-    On the CPU it computes with `compute_threads`, 0 for as many as the worker has. `also_read` holds data beside that of
-    `manifest` that a run depends on, by what it is for.
+    `hold` are weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`). `wrap_source`
+    may add columns to what is read, see `pretrain.data.stored_features`. On the CPU it computes with `compute_threads`, 0 for
+    as many as the worker has. `also_read` holds data beside that of `manifest` that a run depends on, by what it is for.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -116,12 +120,13 @@ def train_by(
     shards = Shards(manifest, image_column=data.image_column, columns=columns)
     decode_threads = num_decode_threads(data)
     source, transform = viewer.source(shards, decode_threads=decode_threads)
+    wrapped = wrap_source(source)
     kept = viewer.kept_images()
 
     def batches_from(samples_seen: int) -> TrainingBatches:
         loader = Loader(
             order,
-            source,
+            wrapped,
             transform,
             rank=place.rank,
             world_size=place.world_size,
@@ -144,10 +149,13 @@ def train_by(
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
+    mover = build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum)
+    if hold is not None:
+        hold_on(mover, module, hold[0], strength=hold[1])
     with exactness(training.reproducible, num_threads=compute_threads):
         return loop(
             module,
-            build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
+            mover,
             place=place,
             run=run,
             run_url=out,

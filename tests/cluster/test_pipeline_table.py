@@ -4,7 +4,7 @@ import json
 
 from cluster.pipeline.plan import Status
 from cluster.pipeline.settings import load_pipeline
-from cluster.pipeline.table import write_results
+from cluster.pipeline.table import for_terminal, write_results
 
 FILE = """
 stages:
@@ -42,8 +42,10 @@ def test_metrics_stand_beside_what_they_are_compared_with(tmp_path):
         "after": Status.LEFT_OUT,
     }
     reason = {"broken": "exit code 7\n<script>", "after": "needs broken"}
-    table = write_results(plan, status, reason, dict.fromkeys(status, 0.0) | {"task": 90.0, "linear": 7260.0})
-    assert table.splitlines() == [
+    shown = write_results(plan, status, reason, dict.fromkeys(status, 0.0) | {"task": 90.0, "linear": 7260.0})
+    title, empty, *table = (out / "results.md").read_text().splitlines()
+    assert (title, empty) == ("# p", "")
+    assert table == [
         "| stage | status | time | metric | value | linear | random \\| weights | difference |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
         "| data | done | 0 s |  |  |  |  |  |",
@@ -52,7 +54,39 @@ def test_metrics_stand_beside_what_they_are_compared_with(tmp_path):
         "| broken | failed: exit code 7 &lt;script> | 0 s |  |  |  |  |  |",
         "| after | left out: needs broken | 0 s |  |  |  |  |  |",
     ]
-    assert (out / "results.md").read_text() == f"# p\n\n{table}\n"
+    assert "broken: failed: exit code 7\n<script>" in shown and "random |" in shown
     stages = {row["stage"]: row for row in json.loads((out / "results.json").read_text())["stages"]}
     assert stages["task"]["baselines"] == {"linear": {"accuracy": 0.5}, "random | weights": {"accuracy": 0.5}}
     assert stages["after"]["status"] == "left out"
+
+
+def test_on_a_terminal_of_80_columns_nothing_is_cut():
+    names = ("knn_accuracy", "expected_calibration_error", "top5_accuracy")
+    baselines = {"linear": dict.fromkeys(names, 0.5), "random weights": dict.fromkeys(names, 0.1234)}
+    rows = [
+        {
+            "stage": stage,
+            "status": "done",
+            "seconds": 7260.0,
+            "metrics": dict.fromkeys(names, 0.75),
+            "baselines": baselines,
+            "reason": "exit code 2 " * 3 if stage == "report" else None,
+        }
+        for stage in ("classification", "summarization", "report")
+    ]
+    *lines, reason = for_terminal(rows, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines).split()
+    for word in (
+        "stage",
+        "difference",
+        "random",
+        "weights",
+        "linear",
+        "classification",
+        "summarization",
+        "0.123",
+        "+0.250",
+    ):
+        assert word in words, word
+    assert reason.startswith("report: done: exit code 2") and "…" not in " ".join(lines)

@@ -2,12 +2,15 @@
 
 import io
 import math
+import tempfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
 from cluster.errors import UserError
+from pretrain.data.loader import Batch
 from pretrain.data.recipes import recipe_views
 from pretrain.encoders import build_encoder
 from pretrain.methods import METHODS, build_method
@@ -15,12 +18,21 @@ from pretrain.papers import PAPERS
 from pretrain.training import distributed
 from pretrain.training.distributed import GradientAverager, synchronise_batch_norm
 from pretrain.training.optimizers import build_optimizer, parameter_groups
+from tests.pretrain.features import describe_features_only
 from tests.ranks import run_on_ranks
 
 SMALL = {
     "barlow_twins": {"hidden_dim": 32, "projection_dim": 16},
     "byol": {"hidden_dim": 32, "projection_dim": 16, "momentum": 0.9},
     "densecl": {"hidden_dim": 32, "projection_dim": 16, "queue_size": 20, "momentum": 0.9},
+    "distill": {
+        "hidden_dim": 32,
+        "target_dim": 5,
+        "whitening": 0.5,
+        "batch_weight": 0.2,
+        "map_weight": 0.7,
+        "contrast_weight": 0.3,
+    },
     "dino": {"hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 24, "momentum": 0.9, "frozen_until": 0.1},
     "lejepa": {"hidden_dim": 32, "projection_dim": 16, "num_directions": 32},
     "moco": {"hidden_dim": 32, "projection_dim": 16, "queue_size": 20, "momentum": 0.9},
@@ -30,7 +42,9 @@ SMALL = {
     "swav": {"hidden_dim": 32, "projection_dim": 16, "num_prototypes": 12, "queue_size": 16, "queue_from": 0.2},
     "vicreg": {"hidden_dim": 32, "projection_dim": 16},
 }
+VIEWS = {"distill": {"num_views": 2}}
 BATCH, STEPS = 8, 10
+TEACHER_DIM, TEACHER_CHANNELS, TEACHER_CELLS = 6, 3, 4
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +60,44 @@ def make_method(name, **more):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=2)
     images_per_pass = more.pop("images_per_pass", 0)
-    return build_method(name, encoder, SMALL[name] | more, images_per_pass=images_per_pass).double()
+    with small_arguments(name) as arguments:
+        return build_method(name, encoder, arguments | more, images_per_pass=images_per_pass).double()
+
+
+@contextmanager
+def small_arguments(name):
+    """Keyword arguments of a small method; the folders that they name are needed while it is built."""
+    with tempfile.TemporaryDirectory() as folder:
+        features = {} if name != "distill" else {"features": describe_features_only(folder, dim=TEACHER_DIM)}
+        yield SMALL[name] | features
 
 
 def make_views(name, step=0, batch=BATCH):
     generator = torch.Generator().manual_seed(1 + step)
-    specs = recipe_views(METHODS[name].recipe, 32, {})[:4]
+    specs = recipe_views(METHODS[name].recipe, 32, VIEWS.get(name, {}))[:4]
     return [torch.randn(batch, 3, s.size, s.size, generator=generator, dtype=torch.float64) for s in specs]
+
+
+def make_inputs(method, name, step=0, batch=BATCH, rows=slice(None), dtype=torch.float64):
+    """What a method takes of some rows of a batch: views, and what is stored beside the images where it learns from that."""
+    views = make_views(name, step, batch)
+    generator = np.random.default_rng(step)
+    stored = generator.standard_normal((batch, TEACHER_DIM)).astype(np.float16)
+    maps = generator.standard_normal((batch, TEACHER_CHANNELS, TEACHER_CELLS, TEACHER_CELLS)).astype(np.float16)
+    left_top, size = (
+        generator.uniform(0, 0.4, (len(views), batch, 2)),
+        generator.uniform(0.3, 0.6, (len(views), batch, 2)),
+    )
+    mirrored = generator.integers(0, 2, (len(views), batch, 1))
+    geometry_VB5 = np.concatenate([left_top, left_top + size, mirrored], axis=2).astype(np.float32)
+    beside = Batch(
+        np.arange(batch)[rows],
+        np.zeros(batch, np.int64)[rows],
+        [],
+        {"features": list(stored[rows]), "maps": list(maps[rows])},
+        geometry_VB5=geometry_VB5[:, rows],
+    )
+    return method.to_inputs([view[rows].to(dtype) for view in views], beside)
 
 
 # -- the papers, in float64 and as plainly as they are written ---------------------------------------------------------------
@@ -197,11 +242,75 @@ def paper_lejepa(method, views):
     return 0.05 * torch.stack(statistics).mean() + 0.95 * invariance
 
 
+def paper_distill(method, inputs):
+    views, said = inputs
+    knowledge, total = method.knowledge, 0.0
+    target = unit((said.pooled[0].double() - knowledge.mean_D) @ knowledge.directions_DK)
+    stored_maps = said.maps[0][0].double()
+    pooled = [maps[-1].mean((2, 3)) for maps in method.pyramids(views, 2)]
+    predicted = [unit(z) for z in method.predictor(torch.cat(pooled)).chunk(2)]
+    for p in predicted:
+        total += (1 - (p * target).sum(1)).mean() / 2
+        total += 0.2 * -(p @ target.T / 0.07).log_softmax(1).diagonal().mean() / 2
+    for v, maps in enumerate(method.pyramids(views, 2)):
+        for predictor, level in zip(method.map_predictors, maps, strict=True):
+            _, _, height, width = level.shape
+            wanted = torch.zeros(BATCH, TEACHER_CHANNELS, height, width, dtype=torch.float64)
+            for b, (left, top, right, bottom, mirrored) in enumerate(said.geometry_VB5[v].tolist()):
+                for row in range(height):
+                    for column in range(width):
+                        # four points of a cell, read between the centres of the teacher's cells
+                        for i in (0.25, 0.75):
+                            for j in (0.25, 0.75):
+                                y = top + (row + i) / height * (bottom - top)
+                                across = (column + j) / width
+                                x = left + (1 - across if mirrored else across) * (right - left)
+                                wanted[b, :, row, column] += between(stored_maps[b], y, x) / 4
+            apart = predictor(level) - wanted
+            huber = torch.where(apart.abs() < 1, apart**2 / 2, apart.abs() - 0.5)
+            total += 0.7 * huber.mean() / 4
+    z = unit(torch.stack(method.projector(torch.cat(pooled)).chunk(2), 1).flatten(0, 1))
+    s = z @ z.T / 0.2
+    for i in range(len(z)):
+        others = [k for k in range(len(z)) if k not in (i, i ^ 1)]
+        total -= 0.3 * (s[i, i ^ 1] - s[i, others].exp().sum().log()) / len(z)
+    return total
+
+
+def between(map_CHW, y, x):
+    """Bilinear, y and x as shares of the sides; at the rim the outermost cell goes on."""
+    cells = map_CHW.shape[1]
+    y, x = (min(max(place * cells - 0.5, 0), cells - 1) for place in (y, x))
+    value = 0.0
+    for i in (int(y), min(int(y) + 1, cells - 1)):
+        for j in (int(x), min(int(x) + 1, cells - 1)):
+            value = value + map_CHW[:, i, j] * max(0.0, 1 - abs(y - i)) * max(0.0, 1 - abs(x - j))
+    return value
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_loss_is_the_papers(name):
-    method, views = make_method(name), make_views(name)
-    wanted = globals()[f"paper_{name}"](method, views)
-    assert float(method(views).loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    method = make_method(name)
+    inputs = make_inputs(method, name)
+    wanted = globals()[f"paper_{name}"](method, inputs)
+    assert float(method(inputs).loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_similarities_are_the_teachers():
+    method = make_method(
+        "distill", loss="similarity", batch_weight=0.0, map_weight=0.0, contrast_weight=0.0, queue_size=20
+    )
+    before = []
+    for step in range(3):
+        inputs = make_inputs(method, "distill", step)
+        knowledge = method.knowledge
+        target = unit((inputs.said.pooled[0].double() - knowledge.mean_D) @ knowledge.directions_DK)
+        others = torch.cat([target, *before[::-1]])[: BATCH + 20]
+        theirs, wanted = (target @ others.T / 0.04).softmax(1), 0.0
+        for z in method.predictor(torch.cat([m[-1].mean((2, 3)) for m in method.pyramids(inputs.views, 1)])).chunk(2):
+            wanted -= (theirs * (unit(z) @ others.T / 0.2).log_softmax(1)).sum(1).mean() / 2
+        assert float(method(inputs).loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+        before.append(target)
 
 
 def test_decoupled_simclr_leaves_the_positive_out():
@@ -224,7 +333,7 @@ def steps_of(name, num_steps, *, method=None, first=0):
     losses, share = [], BATCH // world
     for step in range(first, first + num_steps):
         optimizer.zero_grad()
-        output = method([view[rank * share : (rank + 1) * share] for view in make_views(name, step)])
+        output = method(make_inputs(method, name, step, rows=slice(rank * share, (rank + 1) * share)))
         output.loss.backward()
         averager.finish()
         optimizer.step()
@@ -278,7 +387,7 @@ def test_all_state_is_in_the_state_dict(name):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_passes_of_an_eighth_equal_the_whole_batch(name):
     whole, parts = make_method(name), make_method(name, images_per_pass=BATCH // 8)
-    outputs = [method(make_views(name)) for method in (whole, parts)]
+    outputs = [method(make_inputs(method, name)) for method in (whole, parts)]
     for output in outputs:
         output.loss.backward()
     assert float(outputs[1].loss.detach()) == pytest.approx(float(outputs[0].loss.detach()), rel=1e-12)

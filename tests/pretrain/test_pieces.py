@@ -13,7 +13,7 @@ from pretrain.methods import METHODS, build_method
 from pretrain.methods.pieces import Pieces
 from pretrain.training import distributed
 from pretrain.training.optimizers import build_optimizer, parameter_groups
-from tests.pretrain.test_methods import SMALL, STEPS, make_views
+from tests.pretrain.test_methods import STEPS, make_inputs, small_arguments
 from tests.ranks import run_on_ranks
 
 BATCH = 12
@@ -22,13 +22,14 @@ BATCH = 12
 def make(name, *, pieces, images_per_pass=0, drop_path=0.2):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=2, drop_path=drop_path)
-    return build_method(name, encoder, SMALL[name], images_per_pass=images_per_pass, exact_pieces=pieces)
+    with small_arguments(name) as arguments:
+        return build_method(name, encoder, arguments, images_per_pass=images_per_pass, exact_pieces=pieces)
 
 
-def views_of_rank(name, step):
+def inputs_of_rank(method, name, step):
     share = BATCH // distributed.num_processes()
     start = distributed.process_rank() * share
-    return [view[start : start + share].float() for view in make_views(name, step, BATCH)]
+    return make_inputs(method, name, step, BATCH, slice(start, start + share), torch.float32)
 
 
 def steps_of(names, num_steps=2, pieces=6):
@@ -42,7 +43,7 @@ def steps_of(names, num_steps=2, pieces=6):
         for step in range(num_steps):
             torch.manual_seed(step)
             optimizer.zero_grad()
-            output = method(views_of_rank(name, step))
+            output = method(inputs_of_rank(method, name, step))
             output.loss.backward()
             method.pieces.finish()
             optimizer.step()
@@ -77,7 +78,7 @@ def assert_equal_on_ranks(names, num_ranks):
 def test_gradients_are_those_of_the_whole_batch(name, images_per_pass):
     whole = make(name, pieces=0, drop_path=0.0)
     pieces = make(name, pieces=3, images_per_pass=images_per_pass, drop_path=0.0)
-    outputs = [method(views_of_rank(name, 0)) for method in (whole, pieces)]
+    outputs = [method(inputs_of_rank(method, name, 0)) for method in (whole, pieces)]
     for output in outputs:
         output.loss.backward()
     pieces.pieces.finish()

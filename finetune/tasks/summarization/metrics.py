@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_average_precision
 
-from finetune.tasks.summarization.caption_metrics import bleu, cider_d, rouge_l
+from finetune.tasks.summarization.caption_metrics import bleu, cider_d, cider_d_of_each, rouge_l
 from finetune.tasks.summarization.words import words_of
 
 
@@ -25,6 +25,16 @@ def sentence_scores(sentences: Sequence[str], references: Sequence[Sequence[str]
     }
 
 
+def cider_error(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Standard error of `cider_d`, by which other images of the same kind would move it."""
+    pairs = [(one, several) for one, several in zip(sentences, references, strict=True) if several]
+    scores = cider_d_of_each(
+        [words_of(sentence) for sentence, _ in pairs],
+        [[words_of(reference) for reference in several] for _, several in pairs],
+    )
+    return float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
+
+
 def keyword_scores(scores_NK: np.ndarray, truth_NK: np.ndarray, *, threshold: float) -> dict[str, float]:
     """`keyword_map`: mean over the keywords that occur of their average precision; `keyword_f1`: of all decisions at the
     threshold together (micro). Both in [0, 1]."""
@@ -36,6 +46,19 @@ def keyword_scores(scores_NK: np.ndarray, truth_NK: np.ndarray, *, threshold: fl
         "keyword_map": float(precision_K[occurs_K].mean()) if occurs_K.any() else 0.0,
         "keyword_f1": 2 * right / either if either else 0.0,
     }
+
+
+def best_threshold(scores_NK: np.ndarray, truth_NK: np.ndarray) -> float:
+    """The threshold of the best `keyword_f1` on these images, halfway to the next lower score; 0.5 where no keyword occurs."""
+    scores, truth = scores_NK.ravel().astype(np.float64), truth_NK.ravel() > 0
+    if not truth.any():
+        return 0.5
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    f1 = 2 * truth[order].cumsum() / (np.arange(1, len(scores) + 1) + truth.sum())
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # equal scores are said together
+    last = int(f1.argmax())
+    return float((scores[last] + (scores[last + 1] if last + 1 < len(scores) else 0.0)) / 2)
 
 
 def average_precisions(scores_NK: np.ndarray, truth_NK: np.ndarray) -> np.ndarray:

@@ -13,7 +13,13 @@ from cluster.place import Place
 from finetune.tasks.base import Judgement, Predictor, TaskModel
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.keywords import KeywordReader
-from finetune.tasks.summarization.metrics import keyword_scores, per_keyword, sentence_scores
+from finetune.tasks.summarization.metrics import (
+    best_threshold,
+    cider_error,
+    keyword_scores,
+    per_keyword,
+    sentence_scores,
+)
 from finetune.tasks.summarization.model import Seen, Summarizer
 from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
@@ -125,18 +131,24 @@ class ImageSummarizer(Predictor):
                 f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: there is nothing to "
                 "judge sentences by"
             )
+        threshold, calibrated = self.config["keyword_threshold"], {}
+        if threshold is None:  # while training; a finished model knows it
+            threshold = best_threshold(scores_NK, truth_NK)
+            calibrated = {"keyword_threshold": threshold}
         metrics = sentence_scores(judged.sentences, judged.references) | keyword_scores(
-            scores_NK, truth_NK, threshold=self.config["keyword_threshold"]
+            scores_NK, truth_NK, threshold=threshold
         )
         examples = [pair for pair in zip(judged.sentences, judged.references, strict=True) if pair[1]]
         details = {
             "validation_images": len(judged.sentences),
+            "standard_errors": {"cider_d": cider_error(judged.sentences, judged.references)},
             "validation_captions": num_captions,
             "validation_images_without_captions": without,
+            "keyword_threshold": threshold,
             "per_keyword": per_keyword(scores_NK, truth_NK, self.reader.keywords),
             "examples": [{"sentence": one, "references": several} for one, several in examples[:NUM_EXAMPLES]],
         }
-        return Judgement(metrics, details)
+        return Judgement(metrics, details, calibrated)
 
     def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> _Judged:
         """What the model says of a whole data set, on every rank, whatever their number."""
