@@ -27,12 +27,18 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
+NO_TEXTS, TEXT, TEXTS = range(3)
+
+
 class Kind(NamedTuple):
-    """What a value should be: a type of the schema; whether it may be null; whether plain words without type are texts."""
+    """What a value should be: a type of the schema, and whether it may be null.
+
+    `texts` says which plain words without a type are texts: none, the value itself, or those in its lists, too.
+    """
 
     type: Any = Any
     optional: bool = True
-    texts: bool = False
+    texts: int = NO_TEXTS
 
 
 ANY = Kind()
@@ -91,17 +97,17 @@ def _inner(kind: Kind, name: str) -> Kind:
         fields = {field.name: field for field in dataclasses.fields(kind.type)}
         if name not in fields:
             return ANY
-        texts = bool(fields[name].metadata.get("texts"))
+        texts = TEXTS if fields[name].metadata.get("texts") else NO_TEXTS
         return _kind(typing.get_type_hints(kind.type)[name], texts)
     if typing.get_origin(kind.type) is dict:
-        inner = _kind(typing.get_args(kind.type)[1], kind.texts)
+        inner = _kind(typing.get_args(kind.type)[1], min(kind.texts, TEXT))
     else:
         inner = ANY
     # a key of a store is a text, whatever it looks like
     return Kind(str) if inner.type is Any and is_secret_name(name) else inner
 
 
-def _kind(annotation: Any, texts: bool) -> Kind:
+def _kind(annotation: Any, texts: int) -> Kind:
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         inner = [one for one in typing.get_args(annotation) if one is not type(None)]
         return Kind(inner[0] if len(inner) == 1 else Any, True, texts)
@@ -159,7 +165,8 @@ def _of_node(node: Node, kind: Kind, where: str) -> Any:
         return _of_mapping(node, kind, where)
     if isinstance(node, SequenceNode):
         arguments = typing.get_args(kind.type) if typing.get_origin(kind.type) is list else ()
-        inner = _kind(arguments[0], kind.texts) if arguments else Kind(Any, True, kind.texts)
+        texts = kind.texts if kind.texts == TEXTS else NO_TEXTS
+        inner = _kind(arguments[0], texts) if arguments else Kind(Any, True, texts)
         return [_of_node(item, inner, where) for item in node.value]
     assert isinstance(node, ScalarNode)
     if node.style is not None:

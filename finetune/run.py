@@ -190,13 +190,20 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
     """The order of the training rows, and both manifests. Raises UserError when they cannot be."""
     columns = [settings.data.image_column, *TASKS[settings.task].columns_of(settings).values()]
     manifest, validation = (
-        load_manifest(url, columns=columns, image_column=settings.data.image_column)
+        usable(load_manifest(url, columns=columns, image_column=settings.data.image_column), settings)
         for url in (settings.data.urls, settings.validation_url)
     )
     chosen = TASKS[settings.task].choose_rows(settings, manifest)
     if chosen is not None:
         manifest = manifest.chosen(chosen)
     return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
+
+
+def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
+    """The rows that the task can use. Raises UserError where there are none."""
+    task = TASKS[settings.task]
+    columns = task.columns_of(settings)
+    return manifest.with_rows_of_use(task.usable_rows(columns, manifest), f"a {' and a '.join(columns)}")
 
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:

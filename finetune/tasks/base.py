@@ -203,6 +203,11 @@ class Task(ABC):
     def columns_of(settings: FinetuneSettings) -> dict[str, str]:
         """The columns to read beside the image, by what they hold."""
 
+    @staticmethod
+    def usable_rows(columns: Mapping[str, str], manifest: Manifest) -> np.ndarray | None:
+        """int64, sorted: the rows that can be learnt from and judged by; None for all. The others are counted."""
+        return None
+
     @classmethod
     def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
         """Sorted row ids int64 that are trained on, see `Manifest.chosen`; None for all."""

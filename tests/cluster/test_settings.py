@@ -191,7 +191,7 @@ def test_another_name_takes_the_arguments_of_the_former_with_it(
         "1_000",
         ".5",
         "True",
-        "s3://b/k?X-Amz=1&y=[2]",
+        "s3://b/k/[2]?.parquet",
         "| x",
         "> y",
     ],
