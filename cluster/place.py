@@ -104,6 +104,12 @@ def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Pl
         yield place
 
 
+def stopping() -> list[signal.Signals]:
+    """The signals that ask for an end; a hang-up only where it is not ignored (`nohup`)."""
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 @contextmanager
 def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     """Calls `request_stop` at the first SIGINT, at SIGTERM and SIGHUP; a second SIGINT raises KeyboardInterrupt.
@@ -129,8 +135,7 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         with suppress(OSError):  # the terminal may be gone
             os.write(2, f"{STOPPING}\n".encode())
 
-    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
+    former = {number: signal.signal(number, handle) for number in stopping()}
     try:
         yield
     finally:
