@@ -22,7 +22,7 @@ _WORDS = (
 _SECRET_NAME = re.compile(rf"(?i)({_WORDS})|^(key|sig|auth|auth_key|pwd|pat|username|connection_string)$")
 _PAIR = re.compile(
     rf"(?i)([\w.-]*(?:{_WORDS})[\w-]*|\bstorage_options\.[\w.-]+|\bsig|\bpwd|\bhdnts|\bhdnea)"  # a name
-    r"(['\"]?\s*[=:]\s*)(?!\*\*\*)['\"]?[^\s&'\",;)}]+"  # and its value
+    r"(['\"]?\s*[=:]\s*)(?!\*\*\*)['\"]?(?:(?:bearer|basic)\s+)?[^\s&'\",;)}]+"  # and its value
 )
 _USER = re.compile(r"(?<=://)[^/@\s]+@")
 # in stores other than web servers "?" may be a letter of a name or stand for one

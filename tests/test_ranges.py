@@ -78,7 +78,11 @@ def test_the_edges_of_every_number(schema: type, name: str, kind: str, field: da
 
 
 # their edges contradict the defaults of other settings
-CROSSED = {(FinetuneSettings, "detection.largest_scale")}
+CROSSED = {
+    (FinetuneSettings, "detection.largest_scale"),
+    (FinetuneSettings, "training.epochs"),
+    (PretrainSettings, "training.epochs"),
+}
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

@@ -104,7 +104,7 @@ class TrainingSettings:
     """How long and in what steps."""
 
     batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
-    epochs: float = setting(100.0, above=0, help="passes over the data")
+    epochs: float = setting(100.0, minimum=0, help="passes over the data")
     steps: int | None = setting(None, minimum=1, help="steps instead of epochs; null: as many as the epochs have")
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
@@ -122,6 +122,10 @@ class TrainingSettings:
         300.0, minimum=0, help="seconds after which a checkpoint is written anyway"
     )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
+
+    def __post_init__(self) -> None:
+        if self.epochs == 0 and self.steps is None:
+            raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
 
 
 @dataclass(frozen=True)

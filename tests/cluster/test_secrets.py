@@ -93,6 +93,12 @@ def shown_by(action: Any) -> str:
     return shown.getvalue()
 
 
+def test_headers_in_messages() -> None:
+    for scheme in ("Bearer ", "Basic ", "bearer ", ""):
+        assert mark(0) not in secrets.masked(f"sent {{'Authorization': '{scheme}{mark(0)}'}} to it")
+        assert mark(0) not in secrets.masked(f"Proxy-Authorization: {scheme}{mark(0)}")
+
+
 def test_a_traceback_shows_no_secret() -> None:
     code = (
         "from cluster.errors import run_command\nfrom cluster import secrets\n"
