@@ -7,9 +7,14 @@ Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 so
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from types import FrameType, TracebackType
 
 from cluster.secrets import masked
 
@@ -61,10 +66,41 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def run_command(main: Callable[[], int | None]) -> int:
-    """Runs a command's main function and turns its exceptions into one clear line and an exit code."""
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # those that somebody else handles, or ignores, are left to them
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
-        return main() or 0
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printable(masked(text), keep=LINES), file=sys.stderr, end="", flush=True)
+
+
+def run_command(main: Callable[[], int | None]) -> int:
+    """Runs a command's main function and turns its exceptions into one clear line and an exit code.
+
+    What is none of them goes on, and its traceback is printed without secrets. SIGTERM and SIGHUP (a closed terminal, unless
+    `nohup` keeps it away) end a command as Ctrl-C does, so that nothing half written stays behind.
+    """
+    sys.excepthook = _print_masked
+    try:
+        with _interrupted_by_signals():
+            return main() or 0
     except UserError as error:
         print(f"error: {printable(masked(str(error)))}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -25,8 +25,9 @@ def is_glob(url: str) -> bool:
 
 
 def _is_pattern(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    signs = "*[" if is_http(fs) else GLOB_SIGNS  # "?" begins the query of a web address
-    if not any(sign in path for sign in signs):
+    # "?" begins the query of a web address, in which all signs are letters
+    name, signs = (path.partition("?")[0], "*[") if is_http(fs) else (path, GLOB_SIGNS)
+    if not any(sign in name for sign in signs):
         return False
     return is_http(fs) or info_of(fs, path) is None
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,7 @@ class Place:
 def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Place]:
     """A place in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
 
-    `on_record` is called within `report`. In the main thread the first SIGINT and each SIGTERM ask for a stop, a second
+    `on_record` is called within `report`. In the main thread the first SIGINT, SIGTERM or SIGHUP asks for a stop, a second
     SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.
     """
     import torch
@@ -104,9 +104,17 @@ def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Pl
         yield place
 
 
+def stopping() -> list[signal.Signals]:
+    """The signals that ask for an end; a hang-up only where it is not ignored (`nohup`)."""
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 @contextmanager
 def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `request_stop` at the first SIGINT and at SIGTERM; a second SIGINT raises KeyboardInterrupt.
+    """Calls `request_stop` at the first SIGINT, at SIGTERM and SIGHUP; a second SIGINT raises KeyboardInterrupt.
+
+    A SIGHUP that is ignored (`nohup`) stays so.
 
     Does nothing outside the main thread, where Python allows no handlers.
     """
@@ -124,9 +132,10 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         asked = True  # before the line that invites the next Ctrl-C, which may come at once
         request_stop()
         # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered twice
-        os.write(2, f"{STOPPING}\n".encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{STOPPING}\n".encode())
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, handle) for number in stopping()}
     try:
         yield
     finally:

@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,15 +153,57 @@ def _quiet_raylet() -> Iterator[None]:
 def _joined_ray(address: str) -> Iterator[None]:
     import ray
 
+    check_answers(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds: float = 20.0) -> None:
+    """Raises UserError within seconds where no Ray answers at HOST:PORT; Ray itself tries for minutes, with many words.
+
+    Addresses without a port (`auto`) are left to Ray.
+    """
+    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    way_out = "give another cluster.address, or take RAY_ADDRESS away for a Ray of its own"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=connect_seconds).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot join the Ray cluster at {address}: nothing answers there ({error}); {way_out}"
+        ) from error
+    if "://" in address:  # a Ray client, which has a time limit of its own
+        return
+    answered = threading.Event()
+    threading.Thread(target=_ask, args=(address, answered), name="ask Ray", daemon=True).start()
+    if not answered.wait(answer_seconds):
+        raise UserError(
+            f"cannot join the Ray cluster at {address}: something listens there and did not answer as Ray within "
+            f"{answer_seconds:g} s; it hangs, or is another program; {way_out}"
+        )
+
+
+def _ask(address: str, answered: threading.Event) -> None:
+    """Notes that a Ray answered, be it with an error: `ray.init` says what is wrong then."""
+    try:
+        from ray._raylet import GcsClient
+
+        GcsClient(address=address)
+    except Exception as error:
+        if any(
+            word in str(error).lower()
+            for word in ("timed out", "timeout", "unavailable", "failed to connect", "deadline")
+        ):
+            return
+    answered.set()
 
 
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:

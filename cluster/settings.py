@@ -7,12 +7,12 @@ key, the value seen and what would be right. A schema is a tree of frozen datacl
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
@@ -26,6 +26,7 @@ from omegaconf.errors import (
 
 from cluster.errors import UserError, nearest
 from cluster.secrets import masked_tree
+from cluster.typed_yaml import read_mapping, read_override
 
 Schema = TypeVar("Schema")
 REQUIRED = MISSING
@@ -38,9 +39,17 @@ def setting(
     choices: Sequence[str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    texts: bool = False,
 ) -> Any:
-    """A field of a schema: its default, what it means, and the values that make sense (bounds inclusive)."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    """A field of a schema: its default, what it means, and the values that make sense.
+
+    `minimum` and `maximum` may be reached, `above` and `below` not; they hold for each number of a list. Numbers are finite.
+    With `texts`, what is typed without a type (`Any`) is text, whatever it looks like.
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, "texts": texts, **bounds}
     if isinstance(default, list | dict):
         value = default
         return dataclasses.field(default_factory=lambda: type(value)(value), metadata=metadata)
@@ -55,15 +64,19 @@ def load_settings(
     overrides: Sequence[str],
     *,
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    told: Callable[[str], object] | None = None,
 ) -> Schema:
     """Merges schema defaults, a YAML file and `key=value` overrides, in that order, and checks everything.
 
-    `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before them.
+    `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before them. By default
+    these are the schema's own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override
+    did beside what it says.
 
     Raises UserError naming the key, the value seen and the values allowed.
     """
-    file = None if config is None else _read_yaml(config)
-    tree = _layers(schema, {}, config, file, overrides)
+    file = None if config is None else _read_yaml(config, schema)
+    tree = _layers(schema, {}, config, file, overrides, told)
+    beneath = beneath or getattr(schema, "defaults_beneath", None)
     if beneath is not None:
         tree = _layers(schema, beneath(tree), config, file, overrides)
     return _resolved(tree, schema)
@@ -92,7 +105,14 @@ def _resolved(tree: Any, schema: type[Schema], where: str = "") -> Schema:
     return typing.cast(Schema, settings)
 
 
-def _layers(schema: type, defaults: Mapping[str, Any], config: str | None, file: Any, overrides: Sequence[str]) -> Any:
+def _layers(
+    schema: type,
+    defaults: Mapping[str, Any],
+    config: str | None,
+    file: Any,
+    overrides: Sequence[str],
+    told: Callable[[str], object] | None = None,
+) -> Any:
     tree = OmegaConf.structured(schema)
     _unlock(tree)
     tree = OmegaConf.merge(tree, defaults)
@@ -104,13 +124,16 @@ def _layers(schema: type, defaults: Mapping[str, Any], config: str | None, file:
         if not equals or not key.strip() or key.startswith("-"):
             raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
         try:
-            parsed = OmegaConf.from_dotlist([override])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            parsed = OmegaConf.create(read_override(key.strip(), override.partition("=")[2], schema))
+        except OmegaConfBaseException as error:
             raise UserError(f"cannot read the value in {override!r}: {_first_line(error)}") from error
         names = _names(tree)
         tree = _merged(tree, parsed, schema, where=override)
         for part, name in _names(tree).items():
             if name != names.get(part):
+                if tree[part]["arguments"] and told is not None:
+                    gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
+                    told(f"note: {override} leaves out {part}.arguments={gone}, which were those of {names.get(part)}")
                 tree[part]["arguments"] = {}
     return tree
 
@@ -135,11 +158,11 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], masked_tree(OmegaConf.to_container(OmegaConf.structured(settings))))
 
 
-def _read_yaml(path: str) -> Any:
+def _read_yaml(path: str, schema: type) -> Any:
     if "=" in path and not Path(path).exists():
         raise UserError(f"the first argument is the settings file, but {path!r} looks like an override")
     try:
-        tree = OmegaConf.load(path)
+        tree = OmegaConf.create(read_mapping(Path(path).read_text(encoding="utf-8-sig"), schema, where=path))
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
         raise UserError(
@@ -148,10 +171,8 @@ def _read_yaml(path: str) -> Any:
         ) from error
     except IsADirectoryError as error:
         raise UserError(f"the settings file {path} is a folder; give a .yaml file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+    except (UnicodeDecodeError, OmegaConfBaseException, OSError, ValueError) as error:
         raise UserError(f"the settings file {path} cannot be read as YAML: {_first_line(error)}") from error
-    if not OmegaConf.is_dict(tree):
-        raise UserError(f"the settings file {path} must hold `key: value` lines")
     return tree
 
 
@@ -198,22 +219,58 @@ def _check_values(settings: Any, prefix: str, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             _check_values(value, prefix=key + ".", where=where)
             continue
-        choices, minimum, maximum = (field.metadata.get(name) for name in ("choices", "minimum", "maximum"))
+        choices = field.metadata.get("choices")
         if choices is not None and value not in choices:
             hint = nearest(str(value), [str(choice) for choice in choices])
             raise UserError(f"{where}{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            # `not (a <= b)` rather than `a > b`, so that NaN is refused as well
-            if minimum is not None and not value >= minimum:
-                raise UserError(f"{where}{key}={value!r} is not possible: it must be at least {minimum:g}")
-            if maximum is not None and not value <= maximum:
-                raise UserError(f"{where}{key}={value!r} is not possible: it must be at most {maximum:g}")
+        if field.default == REQUIRED and isinstance(value, str) and not value.strip():
+            raise UserError(f"{where}{key}={value!r} is not possible: it must not be empty ({field.metadata['help']})")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not isinstance(one, bool):
+                wanted = _wanted(one, field.metadata)
+                if wanted is not None:
+                    raise UserError(f"{where}{key}={value!r} is not possible: it must be {wanted}")
+
+
+# word of a bound -> what it asks of a number; by `not (a <= b)` NaN is refused as well
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "minimum": ("at least", lambda value, bound: value >= bound),
+    "above": ("above", lambda value, bound: value > bound),
+    "maximum": ("at most", lambda value, bound: value <= bound),
+    "below": ("below", lambda value, bound: value < bound),
+}
+
+
+def _wanted(value: float, metadata: Mapping[str, Any]) -> str | None:
+    """What a number must be and is not."""
+    for name, (words, holds) in _BOUNDS.items():
+        bound = metadata.get(name)
+        if bound is not None and not holds(value, bound):
+            return f"{words} {_shown(bound)}"
+    return None if math.isfinite(value) else "finite"
+
+
+def _range(metadata: Mapping[str, Any]) -> str:
+    """The range of a setting in words."""
+    bounds = [f"{words} {_shown(metadata[name])}" for name, (words, _) in _BOUNDS.items() if metadata[name] is not None]
+    return ", ".join(bounds)
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _type_name(annotation: Any) -> str:
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
-    return words.get(text.removesuffix(" | None"), text)
+    plain = text.removesuffix(" | None")
+    if plain.startswith("list["):
+        return f"a list in brackets, [a, b], of {words.get(plain[5:-1], plain[5:-1])} each"
+    if plain.startswith("dict["):
+        return "a mapping in braces, {a: 1, b: 2}"
+    if plain.endswith("Settings"):
+        return "a block of settings, given one by one"
+    return words.get(plain, plain)
 
 
 def _first_line(error: BaseException) -> str:
@@ -249,10 +306,8 @@ def describe(schema: Any) -> str:
             if dataclasses.is_dataclass(value):
                 continue
             default = f"= {value}"
-        choices = field.metadata["choices"]
-        lines.append(
-            f"  {name} {default}\n      {field.metadata['help']}" + (f" ({', '.join(choices)})" if choices else "")
-        )
+        possible = ", ".join(field.metadata["choices"] or []) or _range(field.metadata)
+        lines.append(f"  {name} {default}\n      {field.metadata['help']}" + (f" ({possible})" if possible else ""))
     return "\n".join(lines)
 
 

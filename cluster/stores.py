@@ -40,7 +40,7 @@ def use_options(urls: str | Sequence[str], options: Mapping[str, Any]) -> None:
     Raises UserError when an option holds the mask that stands for a secret in a written settings.yaml.
     """
     plain = _plain(options)
-    secret = secrets.secrets_in(plain)
+    secret = secrets.secrets_in(plain, secrets.OPTIONS)
     if secrets.MASK in secret:
         raise UserError(
             f"data.storage_options holds {secrets.MASK!r}, which stands for a secret that was not written down; "

@@ -9,9 +9,10 @@ from typing import Any
 
 from cluster import storage
 from cluster.columns import in_columns
+from cluster.secrets import masked_url
 from finetune.settings import FinetuneSettings
 from pretrain.encoders.sources import RANDOM, fresh_like
-from pretrain.training.run_folder import read_result
+from pretrain.training.run_folder import REPORT, read_result
 
 COMPARISON = "comparison.json"
 
@@ -31,9 +32,10 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
         return 0
     rows = [_row(title, run) for title, run in runs]
     best = rows[0]["best_metric"]
-    storage.write_json(
-        storage.join(settings.out, COMPARISON), {"task": settings.task, "best_metric": best, "rows": rows}
-    )
+    compared = {"task": settings.task, "best_metric": best, "rows": rows}
+    if comparison_in(settings.out) != compared:
+        storage.remove(storage.join(settings.out, REPORT))  # it is written after this, by whoever comes so far
+        storage.write_json(storage.join(settings.out, COMPARISON), compared)
     show(rows, best)
     return 0
 
@@ -88,7 +90,7 @@ def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
     kept = ("metrics", "standard_errors", "best_metric", "best_step", "seconds", "model")
     return {
         "name": title,
-        "encoder": settings.encoder,
+        "encoder": masked_url(settings.encoder),
         "mode": settings.mode,
         "out": settings.out,
         **{key: result.get(key) for key in kept},

@@ -59,6 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     predictor.config["columns"] = columns
     names = sorted(set(columns.values()))
     manifest = load_manifest(options.data, columns=[image_column, *names], image_column=image_column)
+    task = TASKS[predictor.config["task"]]
+    manifest = manifest.with_rows_of_use(task.usable_rows(columns, manifest), f"a {' and a '.join(columns)}")
+    if manifest.num_left_out:
+        print(f"{manifest.num_left_out} rows have no label and are left out")
     shards = Shards(manifest, image_column=image_column, columns=names)
     with place_here() as place:
         predictor.to(place.device)

@@ -135,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(follower, TrackFollower):
             print(f"predict: {follower.tracks} tracks")
     print(f"predict: {options.out} holds it all")
+    if num_all and num_bad == num_all:
+        raise UserError(f"none of {num_all} pictures could be decoded; {options.out} says why of each")
     return 0
 
 

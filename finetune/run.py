@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from cluster import storage
-from cluster.errors import choose
+from cluster.errors import UserError, choose
 from cluster.place import Place
+from cluster.secrets import masked_url
 from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
-from finetune.comparing import compare, comparison_in
+from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
@@ -28,7 +29,7 @@ from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
 from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
-from pretrain.training.run_folder import RunFolder, write_result
+from pretrain.training.run_folder import REPORT, RunFolder, write_result
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -39,14 +40,27 @@ def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callabl
     `report(out)` is called when the run has ended, however it did, and again when there is something to compare it with.
     """
     settings = _with_absolute_urls(settings)
+    _check_compared(settings)
     code = run_one(settings, check_only=check_only, report=report)
     if code or check_only:
         return code
-    before = comparison_in(settings.out)
     code = compare(settings, run_one)
-    if report is not None and comparison_in(settings.out) != before:
-        write_report(report, settings.out)
+    if report is not None and not storage.exists(storage.join(settings.out, REPORT)):
+        write_report(report, settings.out)  # anew where the comparison is another one
     return code
+
+
+def _check_compared(settings: FinetuneSettings) -> None:
+    """Raises UserError for an encoder to compare with that cannot be opened: after the main run it would be late."""
+    settings.data.use_stores()
+    for other in others(settings):
+        try:
+            source = _open_encoder(other)
+            if other.mode == LORA:
+                check_adaptable(other.encoder)
+        except UserError as error:
+            raise UserError(f"compare names what cannot be compared with: {error}") from error
+        del source
 
 
 def run_one(
@@ -156,7 +170,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         "status": "finished",
         "task": settings.task,
         "mode": settings.mode,
-        "encoder": settings.encoder,
+        "encoder": masked_url(settings.encoder),
         "model": model_url,
         "metrics": judgement.metrics,
         "best_metric": best_metric,
@@ -176,13 +190,20 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
     """The order of the training rows, and both manifests. Raises UserError when they cannot be."""
     columns = [settings.data.image_column, *TASKS[settings.task].columns_of(settings).values()]
     manifest, validation = (
-        load_manifest(url, columns=columns, image_column=settings.data.image_column)
+        usable(load_manifest(url, columns=columns, image_column=settings.data.image_column), settings)
         for url in (settings.data.urls, settings.validation_url)
     )
     chosen = TASKS[settings.task].choose_rows(settings, manifest)
     if chosen is not None:
         manifest = manifest.chosen(chosen)
     return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
+
+
+def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
+    """The rows that the task can use. Raises UserError where there are none."""
+    task = TASKS[settings.task]
+    columns = task.columns_of(settings)
+    return manifest.with_rows_of_use(task.usable_rows(columns, manifest), f"a {' and a '.join(columns)}")
 
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:

@@ -58,7 +58,7 @@ class LoraSettings:
     """Adapters of mode lora."""
 
     rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
-    alpha: float | None = setting(None, minimum=0, help="the update is scaled by alpha / rank; null: by 1")
+    alpha: float | None = setting(None, above=0, help="the update is scaled by alpha / rank; null: by 1")
     dropout: float = setting(0.0, minimum=0, maximum=0.99, help="share of the adapters' inputs that is left out")
 
 
@@ -76,7 +76,9 @@ class DetectionSettings:
     channels: int = setting(128, minimum=32, help="of the feature pyramid and the head, a multiple of 32")
     depth: int = setting(4, minimum=1, maximum=4, help="convolutions of the head before the last ones")
     strides: list[int] = setting(
-        [], help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data"
+        [],
+        minimum=1,
+        help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data",
     )
     anchors_a_place: int = setting(3, minimum=1, help="anchors at each place of a map, fitted likewise; FCOS has none")
     most_detections: int = setting(100, minimum=1, help="detections an image, at most")
@@ -101,6 +103,13 @@ class DetectionSettings:
     hard_attention_stages: int = setting(
         1, minimum=1, help="how many of the encoder's last stages with attention that is"
     )
+
+    def __post_init__(self) -> None:
+        if self.smallest_scale > self.largest_scale:
+            raise UserError(
+                f"detection.smallest_scale={self.smallest_scale:g} is not possible: it is more than "
+                f"detection.largest_scale={self.largest_scale:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,13 +186,13 @@ class FinetuneSettings:
         help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved without the encoder",
     )
     lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
-    seed: int = setting(0, minimum=0, help="of the head's weights, the order and the views")
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="of the head's weights, the order and the views")
     tracking: list[str] = setting(
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is judged by")
-    image_size: int | None = setting(None, help="side of an image in pixels; null takes the encoder's")
+    image_size: int | None = setting(None, minimum=8, help="side of an image in pixels; null takes the encoder's")
     crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side judged by")
     layer_decay: float | None = setting(
         None,

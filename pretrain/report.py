@@ -76,9 +76,11 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
         num_images: at most so many images are looked at; as many as the run's settings say when it is None.
         seconds: after which the looking at more images ends, whatever the encoder's size.
 
-    Raises UserError when OUT is no run folder.
+    Raises UserError when OUT is no run folder, or one of fine-tuning.
     """
     run = read_run(out)
+    if "task" in run.settings:
+        raise UserError(f"{run.url} is a run of fine-tuning; its report is written by: python -m finetune report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
     return url

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.settings import setting
+from pretrain.papers import defaults_of
 from pretrain.training.settings import (
     ClusterSettings,
     DataSettings,
@@ -77,10 +79,13 @@ class ViewSettings:
         3, minimum=1, help="3: RGB; 1: grey; else the images' own bands (.npy [height, width, bands], PNG, TIFF)"
     )
     mean: list[float] | None = setting(
-        None, help="subtracted from each channel, of values in [0, 1]; null: as encoder.url says, else ImageNet's"
+        None,
+        minimum=-100,
+        maximum=100,
+        help="subtracted from each channel, of values in [0, 1]; null: as encoder.url says, else ImageNet's",
     )
     std: list[float] | None = setting(
-        None, help="what each channel is divided by; null: as encoder.url says, else ImageNet's"
+        None, above=0, help="what each channel is divided by; null: as encoder.url says, else ImageNet's"
     )
 
 
@@ -104,7 +109,7 @@ class PretrainSettings:
     """Everything that `python -m pretrain` can be told."""
 
     out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
-    seed: int = setting(0, minimum=0, help="of the weights, the order and the views")
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="of the weights, the order and the views")
     tracking: list[str] = setting(
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
@@ -132,3 +137,8 @@ class PretrainSettings:
     training: TrainingSettings = setting(TrainingSettings, help="training")
     knn: KnnSettings = setting(KnnSettings, help="kNN")
     cluster: ClusterSettings = setting(ClusterSettings, help="cluster")
+
+    @staticmethod
+    def defaults_beneath(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the method's paper says, for what nobody says otherwise."""
+        return defaults_of(given)

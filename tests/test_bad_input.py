@@ -150,8 +150,8 @@ def test_labels_that_cannot_be_used(mistake, shards, tmp_path):
     common += ["training.batch_size_global=16", f"data.url={shards}"]
     never = write_shards(tmp_path / "never", images, label=["c0", "zebra"] * 10)
     assert "classes that the training data never shows: zebra" in mistake(finetune, *common, f"validation_url={never}")
-    nulls = write_shards(tmp_path / "nulls", images, label=["c0", None] * 10)
-    assert "10 rows have no label" in mistake(finetune, *common, f"validation_url={nulls}")
+    none = write_shards(tmp_path / "none", images, label=pa.array([None] * 20, pa.string()))
+    assert "none of 20 rows has a label" in mistake(finetune, *common, f"validation_url={none}")
     real = write_shards(tmp_path / "real", images, label=[0.5] * 20)
     assert "must be text or whole numbers" in mistake(finetune, *common, f"validation_url={real}", f"data.url={real}")
     line = mistake(finetune, *common, f"validation_url={shards}", "classification.label_column=lable")
@@ -186,3 +186,30 @@ def test_images_of_other_channels_than_the_encoder(mistake, shards, tmp_path):
     bands = write_shards(tmp_path / "bands", [buffer.getvalue()] * 20, label=["a", "b"] * 10)
     line = mistake(finetune, *common, f"data.url={bands}", f"validation_url={bands}")
     assert "the encoder takes images of 3 channels" in line and "have 5" in line
+
+
+def test_what_is_compared_with_is_opened_before_the_first_step(mistake, shards, tmp_path):
+    common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}", "image_size=16"]
+    common += ["training.batch_size_global=16", f"data.url={shards}", f"validation_url={shards}", "cluster.workers=0"]
+    for typo in ("timm:resnet19", str(tmp_path / "missing")):
+        for more in ([], ["--check"]):
+            line = mistake(finetune, *common, f"compare=[random,{typo}]", *more)
+            assert "compare names what cannot be compared with" in line and typo.rpartition(":")[2] in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_of_the_wrong_kind_of_run(mistake, tmp_path):
+    from finetune.reporting.command import main as finetune_report
+    from pretrain.report import main as pretrain_report
+
+    for kind, settings in (
+        ("pretrain", "seed: 0\nmethod: {name: simclr}\n"),
+        ("finetune", "seed: 0\ntask: detection\n"),
+    ):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "settings.yaml").write_text(settings)
+    line = mistake(pretrain_report, tmp_path / "finetune")
+    assert "is a run of fine-tuning" in line and "python -m finetune report" in line
+    line = mistake(finetune_report, tmp_path / "pretrain")
+    assert "is a run of pretraining" in line and "python -m pretrain report" in line
+    assert not list(tmp_path.rglob("report.html"))

@@ -26,6 +26,7 @@ from cluster.pipeline.runners import Runner
 from cluster.pipeline.settings import Pipeline, Stage, filled, placeholders
 from cluster.pipeline.state import State
 from cluster.pipeline.table import write_results
+from cluster.place import stopping
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0  # before the second attempt; twice as long before each further one
@@ -248,7 +249,7 @@ class Driver:
         def handle(number: int, frame: FrameType | None) -> None:
             self._signal = number
 
-        former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, handle) for number in stopping()}
         try:
             yield
         finally:

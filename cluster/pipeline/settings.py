@@ -43,7 +43,9 @@ class PipelineSettings:
 
     out: str = setting(help="folder of the pipeline, a path or any fsspec URL; the same out continues it")
     name: str | None = setting(None, help="begins the ids of its jobs; null is the file's name")
-    parameters: dict[str, Any] = setting({}, help="values for {PARAMETER} in commands; on the command line: NAME=value")
+    parameters: dict[str, Any] = setting(
+        {}, texts=True, help="values for {PARAMETER} in commands; on the command line: NAME=value"
+    )
     retries: int = setting(3, minimum=0, help="times a stage is started again whose job was killed or lost")
     stages: dict[str, Any] = setting({}, help="the stages by name")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.secrets import masked_url
 from finetune.predicting.records import record_of
 from finetune.predicting.sources import Item
 from finetune.tasks.base import Predictor
@@ -42,7 +43,12 @@ def judged(
                 geometry = None if filling.geometry_VB5 is None else filling.geometry_VB5[:, good]
                 results = iter(predictor.results([array[good] for array in filling.arrays], geometry))
             for item, error in zip(some, errors, strict=True):
-                place = {"source": item.source, "index": item.index, "seconds": item.seconds, "error": error}
+                place = {
+                    "source": masked_url(item.source),
+                    "index": item.index,
+                    "seconds": item.seconds,
+                    "error": error,
+                }
                 yield item, place if error is not None else place | record_of(next(results))
 
 

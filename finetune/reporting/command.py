@@ -45,6 +45,8 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     Raises UserError when OUT is no run of fine-tuning.
     """
     run = read_run(out)
+    if "task" not in run.settings:
+        raise UserError(f"{run.url} is a run of pretraining; its report is written by: python -m pretrain report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates(PACKAGE).page(page_of(run, num_images=num_images, seconds=seconds)))
     return url

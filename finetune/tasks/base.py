@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from cluster.place import Place
+from cluster.secrets import masked_url
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.augment import normalised
@@ -202,6 +203,11 @@ class Task(ABC):
     def columns_of(settings: FinetuneSettings) -> dict[str, str]:
         """The columns to read beside the image, by what they hold."""
 
+    @staticmethod
+    def usable_rows(columns: Mapping[str, str], manifest: Manifest) -> np.ndarray | None:
+        """int64, sorted: the rows that can be learnt from and judged by; None for all. The others are counted."""
+        return None
+
     @classmethod
     def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
         """Sorted row ids int64 that are trained on, see `Manifest.chosen`; None for all."""
@@ -275,7 +281,9 @@ def common_config(
         "task": settings.task,
         "mode": settings.mode,
         "encoder": source.encoder.spec,
-        "encoder_url": settings.encoder,
+        "encoder_url": masked_url(
+            settings.encoder
+        ),  # which whoever loads adapters gives again where a secret was in it
         "image_size": size,
         "crop_share": settings.crop_share,
         "mean": list(source.mean),

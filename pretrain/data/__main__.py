@@ -25,7 +25,13 @@ SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://,
 
 def main() -> int:
     """Reads the command line and runs one command."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments, rest = parser.parse_known_args()
+    # words behind an option are no positional ones to argparse, once there were none behind the first
+    if rest and not (arguments.handler is _views and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.arguments += rest
     return int(arguments.handler(arguments))
 
 
@@ -338,9 +344,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _views(arguments: argparse.Namespace) -> int:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
+    from cluster.typed_yaml import read_words
     from pretrain.data.view_sheet import write_view_sheet
 
     for name in ("size", "channels", "images"):
@@ -348,19 +352,13 @@ def _views(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     if not arguments.out.lower().endswith(".png"):
         raise UserError(f"--out {arguments.out}: the contact sheet is a PNG; name a file that ends in .png")
-    for text in arguments.set:
-        if "=" not in text:
-            raise UserError(f"{text!r} is no KEY=VALUE, such as strength=0.5")
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.set))
-    except OmegaConfBaseException as error:
-        raise UserError(f"arguments of the recipe: {str(error).splitlines()[0]}") from error
+    given = read_words([*arguments.arguments, *arguments.set])
     num = write_view_sheet(
         arguments.url,
         arguments.out,
         arguments.recipe,
         size=arguments.size,
-        arguments=given,  # type: ignore[arg-type]
+        arguments=given,
         image_column=arguments.image_column,
         channels=arguments.channels,
         num_images=arguments.images,

@@ -130,6 +130,20 @@ def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
     return found
 
 
+def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
+    """int64: ids of the rows that have a label; None where all have. Hugging Face's -1 beside class names is none."""
+    names = dict(names_by_file(manifest, column))
+    parts = []
+    for url, values in column_by_file(manifest, column):
+        labels = values.combine_chunks()
+        has_label = labels.is_valid()
+        if pa.types.is_integer(labels.type) and names.get(url) is not None:
+            has_label = pc.and_(has_label, pc.fill_null(pc.not_equal(labels, NO_LABEL), False))
+        parts.append(has_label.to_numpy(zero_copy_only=False))
+    known = np.concatenate(parts)
+    return None if known.all() else np.flatnonzero(known)
+
+
 def label_codes(manifest: Manifest, column: str) -> np.ndarray:
     """int64 [num_rows]: a number for each row's class, of a column with one class a row; they count the sorted classes."""
     return _places(manifest, column, sorted(distinct_labels(manifest, column)))

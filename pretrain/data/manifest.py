@@ -53,6 +53,7 @@ class Manifest:
             where the folder lies; and with the choice of rows.
         choice: where rows are chosen, int64 [num_rows], which row of its group each one is; else None, all in their order.
         all_rows_of_group: int64 [G], the rows in the file where rows are chosen, else None.
+        num_left_out: rows that `with_rows_of_use` left out.
     """
 
     files: tuple[FileInfo, ...]
@@ -64,6 +65,7 @@ class Manifest:
     fingerprint: str
     choice: np.ndarray | None = None
     all_rows_of_group: np.ndarray | None = None
+    num_left_out: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -101,14 +103,15 @@ class Manifest:
         Args:
             row_ids: int64, sorted; at least one.
         """
-        assert self.choice is None and len(row_ids) and (np.diff(row_ids) >= 0).all()
+        assert len(row_ids) and (np.diff(row_ids) >= 0).all()
+        all_rows = self.rows_of_group if self.all_rows_of_group is None else self.all_rows_of_group
         groups, rows = self.locate(row_ids)
         keep, counts = np.unique(groups, return_counts=True)
         digest = hashlib.sha256(f"{self.fingerprint} chosen\n".encode() + np.asarray(row_ids).astype("<i8").tobytes())
         return dataclasses.replace(
             self._of_groups(keep, choice=rows),
             rows_of_group=counts.astype(np.int64),
-            all_rows_of_group=self.rows_of_group[keep],
+            all_rows_of_group=all_rows[keep],
             fingerprint=digest.hexdigest(),
         )
 
@@ -122,6 +125,17 @@ class Manifest:
         files = self.file_of_group[groups]
         table = (files - files.min(), self.group_in_file[groups], self.rows_of_group[groups])
         return _fingerprint(self.files[files.min() : files.max() + 1], *table)
+
+    def with_rows_of_use(self, row_ids: np.ndarray | None, what: str) -> Manifest:
+        """The same with these rows only, as `chosen`, which counts the others; None stands for all.
+
+        Raises UserError where there are none: `what` then says what no row has.
+        """
+        if row_ids is None:
+            return self
+        if not len(row_ids):
+            raise UserError(f"{self.files[0].url}: none of {self.num_rows} rows has {what}")
+        return dataclasses.replace(self.chosen(row_ids), num_left_out=self.num_rows - len(row_ids))
 
     def choice_in_group(self, group: int) -> np.ndarray | None:
         """Which rows of a row group (index into the table) are chosen, int64 and sorted; None where none were chosen."""

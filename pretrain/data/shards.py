@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.secrets import masked_url
 from pretrain.data import chunks
 from pretrain.data.chunks import Chunks
 from pretrain.data.cuts import CutGroups, OpenGroup
@@ -100,6 +101,7 @@ class Shards:
         self._lock = Lock()
         self._fetchers: ThreadPoolExecutor | None = None
         self._on_cuts = CutGroups()
+        self._shown: dict[int, str] = {}
 
     @cached_property
     def mean_row_bytes(self) -> float:
@@ -110,8 +112,10 @@ class Shards:
         """Where the row with this id lies."""
         groups, rows = self.manifest.locate([row_id])
         group = int(groups[0])
-        file = self.manifest.files[int(self.manifest.file_of_group[group])]
-        return RowPlace(file.url, int(self.manifest.group_in_file[group]), int(rows[0]))
+        index = int(self.manifest.file_of_group[group])
+        if index not in self._shown:  # places are written down
+            self._shown[index] = masked_url(self.manifest.files[index].url)
+        return RowPlace(self._shown[index], int(self.manifest.group_in_file[group]), int(rows[0]))
 
     def read(self, segment: Segment, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Rows]:
         """The rows of a segment in pieces of at most 64; what a store has to send is on its way when this returns.

@@ -51,7 +51,7 @@ def stage_command(
         print(usage + _list(commands) + COMMON_USAGE + describe(schema))
         return 0 if arguments else 2
     config, *overrides = [argument for argument in arguments if argument != CHECK]
-    settings = load_settings(schema, config, overrides, beneath=beneath)
+    settings = load_settings(schema, config, overrides, beneath=beneath, told=print)
     return runner()(settings, check_only=CHECK in arguments)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import cluster.settings
 from cluster import storage
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
+from cluster.lease import InUse, check_free
 from cluster.place import place_here
 from cluster.secrets import masked
 from cluster.workers import check_cluster, run_workers
@@ -54,20 +55,28 @@ def launch(
     before = _Before(out, settings, identity)
     if check_only:
         return _check(title, function, settings, before, cluster_settings, min([cluster_settings.workers, *smaller]))
+    if not before.is_finished:
+        check_free(storage.join(out, run_folder.RUNNING), out)
     run_folder.check_claim(out, before.refused)
     if before.is_finished:
         for line in before.end_in_words():
             print(f"{title}: {line}", flush=True)
+        if report is not None and not storage.exists(storage.join(out, run_folder.REPORT)):
+            print(f"{title}: its report is missing and is written now", flush=True)
+            write_report(report, out)
         return 0
     before.check_data()
     for line in before.changed:
         print(f"{title}: continues with {line}", flush=True)
     with run_folder.as_it_was_if_nothing_happens(out):
-        run_folder.claim(out, cluster.settings.to_yaml(settings))
-        if cluster_settings.workers:
-            print(f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds", flush=True)
         try:
             with run_folder.running(out), RunConsole(title) as console:
+                run_folder.claim(out, cluster.settings.to_yaml(settings))
+                if cluster_settings.workers:
+                    print(
+                        f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds",
+                        flush=True,
+                    )
                 result = run_workers(
                     function,
                     settings,
@@ -85,9 +94,14 @@ def launch(
                 )
                 if result["status"] == "interrupted":
                     run_folder.write_result(out, result)
-        finally:
+        except InUse:
+            raise
+        except BaseException:
             if report is not None and run_folder.has_steps(out):
                 write_report(report, out)
+            raise
+        if report is not None:
+            write_report(report, out)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED

@@ -176,7 +176,10 @@ def train_by(
             checkpoint_every_seconds=training.checkpoint_every_seconds,
             keep_checkpoints=training.keep_checkpoints,
             evaluate=evaluate,
-            evaluate_every_steps=round(evaluate_every_epochs * order.steps_per_epoch),
+            # 0 is never; a small share of an epoch is no less often than each step
+            evaluate_every_steps=max(1, round(evaluate_every_epochs * order.steps_per_epoch))
+            if evaluate_every_epochs
+            else 0,
             **more,
         )
 

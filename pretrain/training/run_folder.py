@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
+from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
 from pretrain.data.shards import RowPlace
@@ -23,6 +20,7 @@ from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
 
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
+REPORT = "report.html"
 RUNNING = "running.json"  # there while a run goes on; what a killed run leaves behind
 CUT_OFF = 2**62  # stands for the step of a line that was cut off
 
@@ -186,24 +184,23 @@ def _step_of(line: bytes) -> int:
 
 @contextmanager
 def running(run_url: str) -> Iterator[None]:
-    """Says in running.json that a run goes on, and how it ended in result.json where it does not say so itself.
+    """Holds OUT, and says in result.json how the run ended where it does not say so itself.
 
-    A result that stands there from an attempt that did not finish is removed first.
+    A result that stands there from an attempt that did not finish is removed first, and a report, which tells of it.
+
+    Raises InUse when another command holds OUT.
     """
-    storage.remove(storage.join(run_url, RESULT))
-    mark = {"host": socket.gethostname(), "pid": os.getpid(), "started_at": time.time()}
-    storage.write_json(storage.join(run_url, RUNNING), mark)
-    try:
-        yield
-    except BaseException as error:
-        status = {RunStopped: "stopped", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
-        reason = masked(str(error).strip() or type(error).__name__)
-        with suppress(Exception):  # where the storage is what failed, its error is the one to see
-            write_result(run_url, {"status": status, "reason": reason})
-        raise
-    finally:
-        with suppress(Exception):
-            storage.remove(storage.join(run_url, RUNNING))
+    with lease.held(storage.join(run_url, RUNNING), run_url):
+        for name in (RESULT, REPORT):
+            storage.remove(storage.join(run_url, name))
+        try:
+            yield
+        except BaseException as error:
+            status = {RunStopped: "stopped", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
+            reason = masked(str(error).strip() or type(error).__name__)
+            with suppress(Exception):  # where the storage is what failed, its error is the one to see
+                write_result(run_url, {"status": status, "reason": reason})
+            raise
 
 
 def read_result(run_url: str) -> dict[str, Any] | None:
@@ -253,6 +250,8 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
     with storage.no_new_folders(run_url):
         try:
             yield
+        except lease.InUse:
+            raise  # what is there is the other command's
         except BaseException:
             with suppress(Exception):  # the error is the one to see
                 if not has_steps(run_url):

@@ -18,10 +18,11 @@ class DataSettings:
     """Which rows are read, and how."""
 
     url: Any = setting(
-        help="Parquet shards: a folder, file or glob, or a list of these; paths or any fsspec URLs (s3://, gs://, hf://, ...)"
+        texts=True,
+        help="Parquet shards: a folder, file or glob, or a list of these; paths or any fsspec URLs (s3://, gs://, hf://, ...)",
     )
     weights: list[float] = setting(
-        [], help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each"
+        [], above=0, help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each"
     )
     image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
     num_streams: int = setting(
@@ -88,7 +89,7 @@ class OptimizerSettings:
     scaling: str = setting(
         "linear", choices=sorted(SCALINGS), help="linear: times batch / 256; sqrt: times sqrt(batch); none"
     )
-    momentum: float = setting(0.9, minimum=0, maximum=1, help="momentum; the first beta of adamw")
+    momentum: float = setting(0.9, minimum=0, below=1, help="momentum; the first beta of adamw")
     weight_decay: float = setting(
         0.05, minimum=0, help="weight decay of matrices and kernels (not of biases and norms)"
     )
@@ -104,7 +105,7 @@ class TrainingSettings:
 
     batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
     epochs: float = setting(100.0, minimum=0, help="passes over the data")
-    steps: int = setting(0, minimum=0, help="steps instead of epochs when above 0")
+    steps: int | None = setting(None, minimum=1, help="steps instead of epochs; null: as many as the epochs have")
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
         "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
@@ -122,6 +123,10 @@ class TrainingSettings:
     )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
+    def __post_init__(self) -> None:
+        if self.epochs == 0 and self.steps is None:
+            raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -131,8 +136,10 @@ class ClusterSettings:
     min_workers: int = setting(
         0, minimum=0, help="fewest workers to go on with when machines are lost (grows again); 0: waits for `workers`"
     )
-    cpus_per_worker: float | None = setting(None, help="CPUs of a worker; null shares this machine's evenly")
-    gpus_per_worker: float | None = setting(None, help="GPUs of a worker; null is 1 where there are GPUs, else 0")
+    cpus_per_worker: float | None = setting(None, above=0, help="CPUs of a worker; null shares this machine's evenly")
+    gpus_per_worker: float | None = setting(
+        None, minimum=0, help="GPUs of a worker; null is 1 where there are GPUs, else 0"
+    )
     max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
     hang_seconds: float = setting(
         600.0, minimum=1, help="seconds that workers wait for one that hangs before all are started again"

@@ -109,6 +109,13 @@ def test_images_and_shards_give_the_same_records(model, tmp_path):
     assert [p.score for p in predicted] == pytest.approx([record["score"] for record in one[:6]], abs=1e-5)
 
 
+def test_where_nothing_can_be_decoded_the_exit_code_says_so(model, tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", [b"no image"] * 3)
+    assert run(model, shards, tmp_path / "out") == 2
+    assert "none of 3 pictures could be decoded" in capsys.readouterr().err
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
+
+
 def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
     shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
     assert run(model, shards, tmp_path / "out", "--check") == 0

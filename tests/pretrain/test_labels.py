@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data.labels import read_class_names_of
+from pretrain.data.labels import class_counts, labelled_rows, read_class_names_of
 from pretrain.data.manifest import load_manifest
-from tests.pretrain.shards import IMAGE, encoded
+from pretrain.data.shards import Shards, read_in_sequence
+from tests.pretrain.shards import IMAGE, encoded, write_shards
 
 
 def write(folder, labels, names=None):
@@ -44,3 +46,36 @@ def test_other_names_or_kinds_are_refused(tmp_path):
         class_names(first, write(tmp_path / "b", [0, 1], ["dog", "cat"]))
     with pytest.raises(UserError, match="text in one data set and whole numbers in another"):
         class_names(first, write(tmp_path / "c", ["cat", "dog"]))
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    labels = ["a" if n % 3 else None for n in range(20)] + [None] * 7 + ["b"] * 3  # one row group has none
+    url = write_shards(tmp_path / "some", [encoded(n) for n in range(30)], label=labels, rows_per_group=7)
+    manifest = load_manifest(url, columns=["label"])
+    known = [n for n, label in enumerate(labels) if label is not None]
+    rows = labelled_rows(manifest, "label")
+    assert rows.tolist() == known
+    used = manifest.with_rows_of_use(rows, "a label")
+    assert used.num_rows == len(known) and used.num_left_out == 30 - len(known)
+    assert class_counts(used, "label", read_class_names_of(used, used, "label")).tolist() == [13, 3]
+    # of those that are left some can be chosen, and lie where they did
+    chosen = used.chosen(np.array([0, 2, 12, 15, 15]))
+    groups, places = chosen.locate(np.arange(5))
+    wanted = [known[n] for n in (0, 2, 12, 15, 15)]
+    assert [(int(chosen.group_in_file[g]), int(p)) for g, p in zip(groups, places, strict=True)] == [
+        divmod(n, 7) for n in wanted
+    ]
+    shards = Shards(chosen, image_column="image", columns=["label"])
+    read = [row for piece in read_in_sequence(shards) for row in piece.columns["label"]]
+    assert read == [labels[n] for n in wanted]
+    all_known = write_shards(tmp_path / "all", [encoded(n) for n in range(4)], label=["a", "b"] * 2)
+    assert labelled_rows(load_manifest(all_known, columns=["label"]), "label") is None
+
+
+def test_minus_one_is_no_label_where_names_are_declared(tmp_path):
+    url = write_shards(tmp_path / "plain", [encoded(n) for n in range(4)], label=[-1, 1, -1, 1])
+    assert labelled_rows(load_manifest(url, columns=["label"]), "label") is None  # classes of those numbers
+    named = write(tmp_path / "named", [-1, 1, 0, -1], ["cat", "dog"])
+    assert labelled_rows(load_manifest(named, columns=["label"]), "label").tolist() == [1, 2]
+    with pytest.raises(UserError, match="none of 4 rows has a label"):
+        load_manifest(url).with_rows_of_use(np.array([], np.int64), "a label")

@@ -174,7 +174,7 @@ class Blinded(Toy):
 def test_skipped_steps_are_logged_ones_too(tmp_path, log_every_steps):
     url = str(tmp_path / "run")
     options = {"on_nonfinite": "skip", "log_every_steps": log_every_steps, "checkpoint_every_steps": 10}
-    _, outcome, _records = run(url, module=Blinded(), **options)
+    _, outcome, _ = run(url, module=Blinded(), **options)
     assert outcome.progress.skipped_steps == 3 and checkpoints.load_newest(url).progress.step == 30
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text and [json.loads(line)["step"] for line in text.splitlines()][-1] == 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from finetune.tasks.classification.mixing import Mixing
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.data.choosing import balanced_rows
-from pretrain.data.labels import class_counts, is_multi_label, label_codes, read_class_names_of
+from pretrain.data.labels import class_counts, is_multi_label, label_codes, labelled_rows, read_class_names_of
 from pretrain.data.loader import Batch
 from pretrain.data.manifest import Manifest
 from pretrain.data.recipes import ViewSpec, weak_views
@@ -35,6 +36,11 @@ class Classification(Task):
     def columns_of(settings: FinetuneSettings) -> dict[str, str]:
         """The label's column."""
         return {"label": settings.classification.label_column}
+
+    @staticmethod
+    def usable_rows(columns: Mapping[str, str], manifest: Manifest) -> np.ndarray | None:
+        """Those with a label."""
+        return labelled_rows(manifest, columns["label"])
 
     @classmethod
     def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
@@ -71,6 +77,9 @@ class Classification(Task):
         if self.multi_label:
             self.best_metric = "mean_average_precision"
         self.metric_names = MULTI if self.multi_label else (*SINGLE, *[TOP5] * (len(self.classes) > 5))
+        left_out = {"training": train.num_left_out, "validation": validation.num_left_out}
+        self.notes = [f"{num} {data} rows have no label and are left out" for data, num in left_out.items() if num]
+        self.findings = {"rows_without_label": left_out} if self.notes else {}
         self.config = {
             "class_names": self.classes.names,
             "class_values": list(self.classes.values),
