@@ -136,9 +136,8 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         if len({names for _, names in found}) > 1:
             first = next(url for url, names in found if names != found[0][1])
             notes.append(
-                f"column {column.column!r} of {first} numbers its classes otherwise than that of {found[0][0]}, "
-                "or has no names for "
-                "them: the counts are by each file's own names, and training refuses such files"
+                f"training refuses this: column {column.column!r} of {first} has other names for its numbers than that of "
+                f"{found[0][0]}, or only one has names; the counts are by each file's own"
             )
     if columns.boxes is not None and columns.boxes.class_field is not None:
         declared_names([manifest], columns.boxes.column, columns.boxes.class_field)

@@ -134,7 +134,8 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     if why:
         listing.told = f"{listing.told}; told by {why}" if kind != "folder" else listing.told
     if not any(record.problem is None for record in listing.records):
-        first = f" (first: {listing.problems[0][0]}: {listing.problems[0][1]})" if listing.problems else ""
+        reasons = listing.problems or [(record.path, record.problem or "") for record in listing.records[:1]]
+        first = f" (first: {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
         raise UserError(f"{src}: not one image can be used as a {kind} source{first}")
     listing.records = list(map(as_text, listing.records))
     if kind in SPLITS_BY_FOLDER and not any(record.split for record in listing.records):
