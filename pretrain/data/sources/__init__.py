@@ -116,7 +116,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     else:
         kind = "folder"
     function, known = KINDS[kind]
-    if tree is None and _is_folder(src) and kind not in ("tar", "torchvision", "folder"):
+    if tree is None and _is_folder(src) and kind not in ("torchvision", "folder"):
         tree = read_tree(src, leave_out=options.get("leave_out"))
     if tree is None and kind == "folder":
         check_folder(src)
