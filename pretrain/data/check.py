@@ -119,9 +119,8 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
     Raises UserError where the classes of boxes are numbered differently in two files.
     """
     notes = []
-    folder = None if storage.is_glob(url) or url.startswith(("http://", "https://")) else url
-    if folder is not None and storage.filesystem(folder)[0].isdir(storage.filesystem(folder)[1]):
-        tree = read_tree(folder)
+    if storage.is_folder(url):
+        tree = read_tree(url)
         taken = {file.url for file in manifest.files}
         others = Counter(
             tree.left.get(path) or f"file of another kind ({posixpath.splitext(path)[1].lower() or 'no ending'})"

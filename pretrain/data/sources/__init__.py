@@ -151,11 +151,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
 
 
 def _is_folder(src: str) -> bool:
-    if src.startswith((PREFIX, "http://", "https://")) or storage.is_glob(src):
-        return False
-    fs, path = storage.filesystem(src)
-    with storage.explained("look up", src):
-        return bool(fs.isdir(path))
+    return not src.startswith(PREFIX) and storage.is_folder(src)
 
 
 def _takers(option: str) -> str:
