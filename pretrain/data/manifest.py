@@ -270,7 +270,8 @@ def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, i
     if groups and num_null == metadata.num_rows and num_paths:
         raise UserError(
             f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all {num_null} "
-            "rows. Pack the files themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file is written (datasets: "
+            "rows. Pack the files themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file "
+            "is written (datasets: "
             "Image(decode=True) with to_parquet, which stores the bytes)"
         )
     return groups
