@@ -77,6 +77,16 @@ def exists(url: str) -> bool:
     return tried("look up", url, info_of) is not None
 
 
+def is_folder(url: str) -> bool:
+    """Whether a URL names a folder that is there. Web servers have none. Raises UserError when the store refuses to say."""
+    if url.startswith(("http://", "https://")):
+        return False
+    if is_local(url):  # of a link, what it leads to
+        return local_path(url).is_dir()
+    info = tried("look up", url, info_of)
+    return info is not None and info.get("type") == "directory"
+
+
 def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bool = False) -> bytes:
     """The whole content of a file. Raises UserError when it is missing or may not be read.
 

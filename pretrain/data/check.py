@@ -34,7 +34,7 @@ from pretrain.data.annotations import (
     name_of_class,
     read_classes,
 )
-from pretrain.data.decode import BadImage, decode_image, image_format
+from pretrain.data.decode import BadImage, decode_whole, image_format
 from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest, find_shards, hive_folder, load_manifest
 from pretrain.data.naming import declared_names, names_by_file
@@ -48,6 +48,7 @@ from pretrain.data.tallies import BoxTally, CaptionTally, annotations_of, by_gro
 MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
 CLASS_COLUMNS = ("label", "labels")  # looked at without being named, where their type fits
 NUM_ROWS_LISTED = 20
+OWN_FILES = ("_import.json", "_quarantine.jsonl", "_files.jsonl", "_dropped.jsonl")  # beside shards, by our commands
 DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
 
 Column = TypeVar("Column", ClassColumn, BoxColumn, CaptionColumn)
@@ -119,14 +120,13 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
     Raises UserError where the classes of boxes are numbered differently in two files.
     """
     notes = []
-    folder = None if storage.is_glob(url) or url.startswith(("http://", "https://")) else url
-    if folder is not None and storage.filesystem(folder)[0].isdir(storage.filesystem(folder)[1]):
-        tree = read_tree(folder)
+    if storage.is_folder(url):
+        tree = read_tree(url)
         taken = {file.url for file in manifest.files}
         others = Counter(
             tree.left.get(path) or f"file of another kind ({posixpath.splitext(path)[1].lower() or 'no ending'})"
             for path, file in ((path, tree.files.get(path)) for path in (*tree.files, *tree.left))
-            if file is None or file.url not in taken
+            if (file is None or file.url not in taken) and posixpath.basename(path) not in OWN_FILES
         )
         notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
     if (hive := hive_folder(manifest.files[0].url)) is not None:
@@ -136,9 +136,8 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         if len({names for _, names in found}) > 1:
             first = next(url for url, names in found if names != found[0][1])
             notes.append(
-                f"column {column.column!r} of {first} numbers its classes otherwise than that of {found[0][0]}, "
-                "or has no names for "
-                "them: the counts are by each file's own names, and training refuses such files"
+                f"training refuses this: column {column.column!r} of {first} has other names for its numbers than that of "
+                f"{found[0][0]}, or only one has names; the counts are by each file's own"
             )
     if columns.boxes is not None and columns.boxes.class_field is not None:
         declared_names([manifest], columns.boxes.column, columns.boxes.class_field)
@@ -232,13 +231,17 @@ def _given(name: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one row's image is: its size (width, height) or why it is bad, its digest, its small picture for the sheet."""
+    """What one row's image is: its size (width, height) or why it is bad, its digest, its small picture for the sheet.
+
+    `has_few_bits`: it is a 16-bit grey one whose values use fewer bits, by which it is scaled.
+    """
 
     form: str
     size: tuple[int, int] | None
     reason: str
     digest: bytes
     picture: Image.Image | None
+    has_few_bits: bool = False
 
 
 def _look_at(image: bytes | None, *, with_picture: bool = False) -> _Look:
@@ -247,12 +250,15 @@ def _look_at(image: bytes | None, *, with_picture: bool = False) -> _Look:
         return _Look("", None, "null", b"", None)
     digest = hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
     try:
-        pixels_HW3 = decode_image(image)
+        decoded = decode_whole(image)
     except BadImage as error:
         return _Look("", None, str(error), digest, None)
+    pixels_HW3 = decoded.pixels_HW3
     height, width, _ = pixels_HW3.shape
     picture = thumbnail(pixels_HW3) if with_picture else None
-    return _Look(image_format(image) or "", (width, height), "", digest, picture)
+    return _Look(
+        image_format(image) or "", (width, height), "", digest, picture, has_few_bits=decoded.significant_bits > 0
+    )
 
 
 class _Sample:
@@ -268,7 +274,7 @@ class _Sample:
         self._digests_N2 = np.zeros((len(row_ids), DIGEST_BYTES // 8), dtype=np.uint64)
         self._bad_rows: list[dict[str, Any]] = []
         self._bad_annotations: list[dict[str, Any]] = []
-        self._num_bad = self._num_bad_annotations = 0
+        self._num_bad = self._num_bad_annotations = self._num_few_bits = 0
         self._captions = CaptionTally(columns.captions) if columns.captions is not None else None
         self._boxes = BoxTally(columns.boxes) if columns.boxes is not None else None
 
@@ -296,6 +302,7 @@ class _Sample:
                 self._bad_rows.append({**self._place(row_id), "reason": look.reason})
         else:
             self._formats[look.form] += 1
+            self._num_few_bits += look.has_few_bits
             self._sizes_N2[index] = look.size
 
         def tried(column: str, read: Callable[[], Result]) -> Result | None:
@@ -350,6 +357,7 @@ class _Sample:
             "formats": dict(self._formats.most_common()),
             "width": _spread(good_N2[:, 0]) if len(good_N2) else None,
             "height": _spread(good_N2[:, 1]) if len(good_N2) else None,
+            "few_bits": self._num_few_bits,
             "bad": self._num_bad,
             "bad_rows": self._bad_rows,
             "captions": self._captions.report() if self._captions is not None else None,

@@ -174,7 +174,8 @@ def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
         if is_list:
             labels = labels.flatten()
             num_null += labels.null_count
-        num_unknown = int(pc.sum(pc.equal(labels, NO_LABEL)).as_py() or 0) if pa.types.is_integer(labels.type) else 0
+        is_signed = pa.types.is_signed_integer(labels.type)
+        num_unknown = int(pc.sum(pc.equal(labels, NO_LABEL)).as_py() or 0) if is_signed else 0
         if num_unknown and dict(names_by_file(manifest, column)).get(url) is None:
             num_unknown = 0  # a class of that number
         if num_null or num_unknown:

@@ -94,10 +94,10 @@ def make_ledger(
     elif has_members:
         fates = [(path, READ if path in account.read else fate) for path, fate in fates]
     endings = Counter(posixpath.splitext(path)[1].lower() for path, fate in fates if fate == READ)
+    named = {ending for ending, _ in endings.most_common(MOST_ENDINGS)}
     for path, fate in fates:
         if fate == READ:
             ending = posixpath.splitext(path)[1].lower()
-            named = dict(endings.most_common(MOST_ENDINGS))
             ledger.add(f"{READ} ({'*' + ending if ending in named else 'others'})", path)
         else:
             ledger.add(f"{PASSED_OVER}: {fate}", path)

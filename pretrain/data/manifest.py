@@ -278,21 +278,25 @@ def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, i
     metadata = footer.metadata
     leaves = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
     bytes_leaf = leaves.index(image_column if image_column in leaves else f"{image_column}.bytes")
-    groups, num_null = [], 0
+    path_leaf = leaves.index(f"{image_column}.path") if f"{image_column}.path" in leaves else None
+    groups, num_null, num_paths = [], 0, 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if group.num_rows:
             images = group.column(bytes_leaf)
             told = images.statistics if images.is_stats_set else None
             num_null += told.null_count if told is not None and told.has_null_count else 0
+            if path_leaf is not None and (named := group.column(path_leaf)).is_stats_set:
+                num_paths += group.num_rows - named.statistics.null_count if named.statistics.has_null_count else 0
             start = images.dictionary_page_offset if images.has_dictionary_page else images.data_page_offset
             if start + images.total_compressed_size > footer.data_end:
                 raise UserError(f"{url} is truncated: row group {number} would reach beyond its end; copy it again")
             groups.append((number, group.num_rows, images.total_compressed_size))
-    if groups and num_null == metadata.num_rows and f"{image_column}.path" in leaves:
+    if groups and num_null == metadata.num_rows and num_paths:
         raise UserError(
-            f"{url} holds no images but only their paths: column {bytes_leaf!r} is null in all {num_null} rows. Pack the files "
-            "themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file is written (datasets: "
+            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all {num_null} "
+            "rows. Pack the files themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file "
+            "is written (datasets: "
             "Image(decode=True) with to_parquet, which stores the bytes)"
         )
     return groups

@@ -79,8 +79,8 @@ def random_scenes(random, num, *, orientations=range(1, 9), endings=(".jpg", ".J
     """Pictures of any size and turn; one block each."""
     scenes = []
     for number in range(num):
-        size = random.choice([(64, 48), (48, 64), (90, 60), (80, 80), (61, 47)])
-        w, h = random.randint(16, size[0] // 2), random.randint(16, size[1] // 2)
+        size = random.choice([(128, 96), (96, 128), (180, 120), (160, 160), (122, 94)])
+        w, h = random.randint(40, size[0] // 2), random.randint(40, size[1] // 2)
         block = (random.randint(0, size[0] - w), random.randint(0, size[1] - h), w, h)
         name = f"{random.choice(['', '_DSC', 'a [1] '])}{number:03d}{random.choice(endings)}"
         label = random.choice(["cat", "dog"])

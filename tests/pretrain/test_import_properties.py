@@ -136,7 +136,7 @@ def mixture(tmp_path, seed):
     src = tmp_path / f"{seed} [set]"
     WRITERS[kind](src, scenes, how)
     spoil(src, scenes, chance)
-    short_side = chance.choice([0, 0, 40])
+    short_side = chance.choice([0, 0, 80])
     try:
         summary, rows = imported(
             src, tmp_path / f"out {seed}", options=ImportOptions(short_side=short_side), kind="auto"

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data.labels import class_counts, labelled_rows, read_class_names_of
+from pretrain.data.labels import ClassNames, check_numbering, class_counts, labelled_rows, read_class_names_of
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
@@ -79,3 +79,40 @@ def test_minus_one_is_no_label_where_names_are_declared(tmp_path):
     assert labelled_rows(load_manifest(named, columns=["label"]), "label").tolist() == [1, 2]
     with pytest.raises(UserError, match="none of 4 rows has a label"):
         load_manifest(url).with_rows_of_use(np.array([], np.int64), "a label")
+
+
+def test_every_file_and_the_validation_data_are_asked_for_names(tmp_path):
+    folder = tmp_path / "set"
+    write(folder, [0, 1], ["cat", "dog"])
+    write(tmp_path / "other", [0, 1], ["dog", "cat"])
+    write(tmp_path / "none", [0, 1])
+    for name, words in (
+        ("other", "1.parquet has other class names"),
+        ("none", "1.parquet has no names for its numbers"),
+    ):
+        both = load_manifest(str(folder), columns=["label"])
+        other = load_manifest(str(tmp_path / name), columns=["label"])
+        with pytest.raises(UserError, match=words.replace("1.parquet", "0.parquet")):
+            read_class_names_of(both, other, "label")
+        (folder / "1.parquet").write_bytes((tmp_path / name / "0.parquet").read_bytes())
+        with pytest.raises(UserError, match=words):
+            class_names(str(folder))
+        (folder / "1.parquet").unlink()
+
+
+def test_a_model_is_not_judged_by_other_numbers(tmp_path):
+    write(tmp_path / "a", [0, 1], ["dog", "cat"])
+    manifest = load_manifest(str(tmp_path / "a"), columns=["label"])
+    check_numbering(manifest, "label", ClassNames((0, 1), ["dog", "cat"]))
+    check_numbering(manifest, "label", ClassNames((0, 1), ["0", "1"]))
+    with pytest.raises(UserError, match="calls class 0 'dog', and the model calls it 'cat'"):
+        check_numbering(manifest, "label", ClassNames((0, 1), ["cat", "dog"]))
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_types_that_hold_the_same_are_read_alike(tmp_path, kind):
+    folder = tmp_path / "set"
+    write(folder, ["cat", "dog"])
+    write(tmp_path / "other", pa.array(["dog", "owl"]).cast(kind))
+    (folder / "1.parquet").write_bytes((tmp_path / "other" / "0.parquet").read_bytes())
+    assert class_names(str(folder)).names == ["cat", "dog", "owl"]

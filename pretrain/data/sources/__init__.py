@@ -116,7 +116,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     else:
         kind = "folder"
     function, known = KINDS[kind]
-    if tree is None and _is_folder(src) and kind not in ("tar", "torchvision", "folder"):
+    if tree is None and _is_folder(src) and kind not in ("torchvision", "folder"):
         tree = read_tree(src, leave_out=options.get("leave_out"))
     if tree is None and kind == "folder":
         check_folder(src)
@@ -134,7 +134,8 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     if why:
         listing.told = f"{listing.told}; told by {why}" if kind != "folder" else listing.told
     if not any(record.problem is None for record in listing.records):
-        first = f" (first: {listing.problems[0][0]}: {listing.problems[0][1]})" if listing.problems else ""
+        reasons = listing.problems or [(record.path, record.problem or "") for record in listing.records[:1]]
+        first = f" (first: {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
         raise UserError(f"{src}: not one image can be used as a {kind} source{first}")
     listing.records = list(map(as_text, listing.records))
     if kind in SPLITS_BY_FOLDER and not any(record.split for record in listing.records):
@@ -150,11 +151,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
 
 
 def _is_folder(src: str) -> bool:
-    if src.startswith((PREFIX, "http://", "https://")) or storage.is_glob(src):
-        return False
-    fs, path = storage.filesystem(src)
-    with storage.explained("look up", src):
-        return bool(fs.isdir(path))
+    return not src.startswith(PREFIX) and storage.is_folder(src)
 
 
 def _takers(option: str) -> str:

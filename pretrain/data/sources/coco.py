@@ -260,8 +260,8 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
             split=split,
             problem=_problem(said),
         )
-        earlier = merged.get(record.path)
-        merged[record.path] = record if earlier is None else _joined(earlier, record)
+        earlier = merged.get(record.url)
+        merged[record.url] = record if earlier is None else _joined(earlier, record)
         if earlier is not None:
             listing.account.count("entry of an image that is listed before; joined with it", f"{src}: images[{index}]")
     listing.records += merged.values()

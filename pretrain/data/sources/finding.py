@@ -105,7 +105,7 @@ class Finder:
             inner = posixpath.normpath(slashed.lstrip("/"))
             if not inner.startswith("..") and storage.exists(url := storage.join(folder, inner)):
                 return Found(url, inner, None)
-        if self._leaves(slashed):
+        if ".." in slashed.split("/"):  # those within the tree were found above
             raise Leaves(
                 f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where"
             )
@@ -129,13 +129,6 @@ class Finder:
             if path in self.tree.files:
                 return path
         return None
-
-    def _leaves(self, name: str) -> bool:
-        if ".." not in name.split("/"):
-            return False
-        return posixpath.isabs(name) or all(
-            posixpath.normpath(posixpath.join(base, name)).startswith("..") for base in self.bases
-        )
 
     def _other(self, name: str, under: str) -> str | None:
         """The one picture of this path in other letters, or of this path and an ending."""

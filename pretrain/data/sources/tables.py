@@ -191,6 +191,7 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
         value = value.get("path") if isinstance(value, dict) else value
         path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
         if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
+            path = posixpath.normpath(path)
             first_folders.add(path.partition("/")[0] if "/" in path else "")
         if "" in first_folders:
             break
