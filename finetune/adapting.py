@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from finetune.settings import LoraSettings
-from finetune.starting import RANDOM, open_encoder
 from pretrain.encoders import Encoder
 from pretrain.encoders.fingerprints import weights_fingerprint
 from pretrain.encoders.layers import PointwiseConv
+from pretrain.encoders.sources import RANDOM, open_encoder
 
 LORA = "lora"
 

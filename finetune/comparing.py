@@ -10,7 +10,7 @@ from typing import Any
 from cluster import storage
 from cluster.columns import in_columns
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, fresh_like
+from pretrain.encoders.sources import RANDOM, fresh_like
 from pretrain.training.run_folder import read_result
 
 COMPARISON = "comparison.json"
@@ -77,7 +77,7 @@ def _title(encoder: str, own: FinetuneSettings) -> str:
     kind, _, like = encoder.partition(":")
     if kind == RANDOM:
         return f"{RANDOM} weights"
-    if like and kind == "timm":
+    if like and kind in ("timm", "package"):
         return encoder
     parts = [part for part in encoder.rstrip("/").split("/") if part != "encoder"]
     return "pretrained" if encoder == own.encoder or not parts else parts[-1]
@@ -85,7 +85,7 @@ def _title(encoder: str, own: FinetuneSettings) -> str:
 
 def _row(title: str, settings: FinetuneSettings) -> dict[str, Any]:
     result = read_result(settings.out) or {}
-    kept = ("metrics", "best_metric", "best_step", "seconds", "model")
+    kept = ("metrics", "standard_errors", "best_metric", "best_step", "seconds", "model")
     return {
         "name": title,
         "encoder": settings.encoder,

@@ -16,13 +16,14 @@ from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, comparison_in
 from finetune.model import load_model, save_model
 from finetune.settings import FinetuneSettings
-from finetune.starting import RANDOM, EncoderSource, absolute_encoder, check_images, open_encoder
+from finetune.starting import check_images
 from finetune.tasks import TASKS
 from finetune.tasks.base import Judgement, Predictor, Task, common_config
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
 from pretrain.data.shards import Shards
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
@@ -200,7 +201,8 @@ def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettin
     if settings.mode != "full" or is_fresh or not parameter_name.startswith("encoder."):
         return 1.0
     layer = encoder.layer_of(parameter_name.removeprefix("encoder."))
-    return float(settings.layer_decay ** (encoder.num_layers - layer))
+    decay = TASKS[settings.task].layer_decay if settings.layer_decay is None else settings.layer_decay
+    return float(decay ** (encoder.num_layers - layer))
 
 
 def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:

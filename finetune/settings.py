@@ -114,10 +114,11 @@ class SummarizationSettings:
     num_keywords: int = setting(256, minimum=0, help="keywords at most, the most frequent ones")
     keyword_min_images: int = setting(10, minimum=1, help="training images that a keyword occurs in at least")
     keyword_max_share: float = setting(
-        0.25, minimum=0, maximum=1, help="mined terms in a greater share of the images are stop words"
+        0.25, minimum=0, maximum=1, help="mined terms in a greater share of the images tell nothing of them"
     )
     stop_words: list[str] = setting(
-        [], help="further terms that are not mined, for instance where things lie: left, above"
+        [],
+        help="terms that are not mined, beside those that tell nothing of their image, which are left out by themselves",
     )
     keyword_threshold: float | None = setting(
         None,
@@ -184,8 +185,12 @@ class FinetuneSettings:
     validation_url: str = setting(help="labelled shards that the model is judged by")
     image_size: int | None = setting(None, help="side of an image in pixels; null takes the encoder's")
     crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side judged by")
-    layer_decay: float = setting(
-        0.75, minimum=0.01, maximum=1, help="learning rate of a layer over that of the next (mode full)"
+    layer_decay: float | None = setting(
+        None,
+        minimum=0.01,
+        maximum=1,
+        help="learning rate of a layer over that of the next, from what is not random (mode full); null: 0.75 for "
+        "classification, 1 (all alike) for detection and summarization",
     )
     report_images: int = setting(
         400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"

@@ -42,7 +42,7 @@ from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.shards import Shards
 from pretrain.data.views import CentralCrop
 from pretrain.encoders.map_components import MapComponents, at_cells, fit_components
-from pretrain.encoders.teachers import Teacher, open_teacher
+from pretrain.encoders.teachers import Teacher, TeacherOutput, open_teacher
 from pretrain.teacher_pass import Embedding, Look, device_here
 
 ROWS_FOR_COMPONENTS, ROWS_FOR_CHECK = 512, 32
@@ -64,13 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     # -- what is looked at, and how maps are reduced ------------------------------------------------------------------------
     teacher = open_teacher(name)
     size = options.size or teacher.input_size
+    seen = seen_by(teacher, size)
     # a place of a map is a place of the picture only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
     transform = CentralCrop(size, share=options.crop_share, whole=is_whole, channels=teacher.in_channels)
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
     components = None
     if options.maps:
-        _check_maps(teacher, size, options.maps, options.map_channels)
+        check_maps(teacher, seen, size, options.maps, options.map_channels)
         components_url = storage.join(out, COMPONENTS)
         if storage.exists(components_url):  # of a job that was cut off: it goes on with the same
             components = MapComponents.from_bytes(storage.read_bytes(components_url), components_url)
@@ -163,14 +164,29 @@ def _teacher_name(name: str) -> str:
     return storage.absolute(name) if storage.is_local(name) and storage.exists(name) else name
 
 
-def _check_maps(teacher: Teacher, size: int, cells: int, channels: int) -> None:
-    if not teacher.channels:
+def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
+    """What a teacher says of a blank image. Raises UserError where it does not take images of this size."""
+    with torch.no_grad():
+        try:
+            output: TeacherOutput = teacher.network(torch.zeros(1, teacher.in_channels, size, size))
+        except Exception as error:  # whatever a network raises for a size that it was not made for
+            if size == teacher.input_size:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"--size {size}: the teacher {teacher.name} does not take images of {size} pixels ({reason}); its own size is "
+                f"{teacher.input_size}"
+            ) from error
+    return output
+
+
+def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, channels: int) -> None:
+    """Raises UserError where what a teacher says of images of `size` pixels has no map of so many cells and channels."""
+    if not seen.maps:
         raise UserError(
             f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
         )
-    blank = torch.zeros(1, teacher.in_channels, size, size)
-    with torch.no_grad():
-        last = teacher.network(blank).maps[-1]
+    last = seen.maps[-1]
     places = min(last.shape[2:])
     if cells > places:
         larger = -(-cells * size // places)
@@ -190,7 +206,7 @@ def _spread_images(
     num = min(num, sample.num_rows)
     rows = np.arange(num) * sample.num_rows // num
     shards = Shards(sample.chosen(rows), image_column=image_column)
-    for batch in batches_in_sequence(shards, transform, batch_size=64, decode_threads=threads):
+    for batch in batches_in_sequence(shards, transform, batch_size=8, decode_threads=threads):
         yield batch.arrays[0]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from cluster import storage
@@ -16,17 +18,26 @@ from cluster.errors import UserError
 from cluster.secrets import MASK, masked
 from cluster.settings import load_settings
 from pretrain.data.manifest import read_class_names
+from pretrain.data.stored_features import describe_features
 from pretrain.data.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, load_encoder
+from pretrain.encoders.teachers import open_teacher
 from pretrain.reporting import run_sections
 from pretrain.reporting.attempts import attempted, missing
 from pretrain.reporting.charts import Mark
 from pretrain.reporting.embeddings import features_of
-from pretrain.reporting.encoder_sections import Embedded, attention_section, map_section, neighbour_section
+from pretrain.reporting.encoder_sections import (
+    Embedded,
+    attention_section,
+    map_section,
+    neighbour_section,
+    teacher_section,
+)
 from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Page, Section, Templates, Tile
 from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_share
+from pretrain.reporting.start_section import moved_tiles, start_section
 from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.reporting.view_section import view_section
 from pretrain.run import method_of, views_of
@@ -81,12 +92,14 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     chance = _chance(run)
     untrained = run.metrics.get(f"knn_accuracy_{UNTRAINED}")
     marks = [] if chance is None else [Mark(f"guessing {percent(chance)}", y=chance)]
-    marks += [] if untrained is None else [Mark(f"untrained {percent(untrained)}", y=untrained)]
+    began = "start" if "started_from" in run.result else "untrained"
+    marks += [] if untrained is None else [Mark(f"{began} {percent(untrained)}", y=untrained)]
     levels = {"knn_accuracy": marks} if marks else {}
     scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
+        start_section(run),
         *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.speed(run),
         run_sections.settings(run, "pretrain"),
@@ -146,7 +159,46 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         lambda: map_section(embedded),
         lambda: attention_section(encoder, sample, how=how, **look),
     )
-    return sections + [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+    sections += [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+    if name := _teacher_of(run, settings):
+        later = max(deadline, time.monotonic() + seconds / 4)
+        beside = attempted(
+            "teacher",
+            "The teacher's nearest neighbours",
+            lambda: teacher_section(embedded, _seen_by_teacher(name, embedded, later), masked(name)),
+        )
+        sections.insert(2, beside)
+    return sections
+
+
+def _teacher_of(run: RunRecord, settings: PretrainSettings) -> str | None:
+    """The name of the network that the run learns from, if it does."""
+    said = run.result.get("teacher")
+    if isinstance(said, Mapping) and said.get("name"):
+        return str(said["name"])
+    arguments = settings.method.arguments
+    if isinstance(arguments.get("features"), str):
+        return str(describe_features(arguments["features"]).teacher["name"])
+    return arguments.get("teacher")
+
+
+@torch.no_grad()
+def _seen_by_teacher(name: str, embedded: Embedded, deadline: float) -> Embedded:
+    """The teacher's features of the same squares, as large as they are shown."""
+    teacher = open_teacher(name)
+    if teacher.in_channels != 3:
+        raise UserError(f"{name} takes images of {teacher.in_channels} channels, the pictures here have three")
+    mean, std = (torch.tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
+    features: list[np.ndarray] = []
+    for start in range(0, len(embedded), 16):
+        tiles = embedded.sample.tiles[start : min(start + 16, len(embedded))]
+        images_BCHW = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 255
+        size = min(teacher.input_size, 160)  # the squares are shown at 128
+        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size=(size, size), mode="bilinear", antialias=True)
+        features.append(teacher.network((images_BCHW - mean) / std).pooled_BD.float().numpy())
+        if time.monotonic() > deadline:
+            break
+    return dataclasses.replace(embedded, features_ND=np.concatenate(features))
 
 
 def _settings_of(run: RunRecord) -> PretrainSettings:
@@ -205,7 +257,7 @@ def _chips(run: RunRecord) -> list[tuple[str, str]]:
     urls = run.setting("data", "url")
     return [
         ("method", str(run.setting("method", "name"))),
-        ("encoder", str(run.setting("encoder", "name"))),
+        ("encoder", masked(str(run.setting("encoder", "name") or run.setting("encoder", "url")))),
         ("views", f"{run.setting('views', 'size')} px"),
         ("batch", str(run.setting("training", "batch_size_global"))),
         ("data", masked(", ".join(map(str, urls)) if isinstance(urls, list) else str(urls))),
@@ -216,16 +268,19 @@ def _tiles(run: RunRecord) -> list[Tile]:
     metrics = run.metrics
     tiles = [Tile("Loss", short(metrics.get("loss")), f"at first {short(run.history.first('loss'))}")]
     if "knn_accuracy" in metrics:
-        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(metrics, "knn_accuracy")))
+        tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(run, "knn_accuracy")))
     if "linear_accuracy" in metrics:
-        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(metrics, "linear_accuracy")))
+        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(run, "linear_accuracy")))
     if "rankme" in metrics:
         tiles.append(Tile("RankMe", short(metrics["rankme"]), "dimensions in use"))
     elif "effective_rank" in metrics:
         tiles.append(Tile("Effective rank", short(metrics["effective_rank"]), "dimensions in use"))
-    return tiles
+    return [*tiles, *moved_tiles(run)]
 
 
-def _untrained(metrics: Mapping[str, float], name: str) -> str:
-    score = metrics.get(f"{name}_{UNTRAINED}")
-    return "unseen images" if score is None else f"{percent(score)} untrained"
+def _untrained(run: RunRecord, name: str) -> str:
+    score, began = (
+        run.metrics.get(f"{name}_{UNTRAINED}"),
+        "at the start" if "started_from" in run.result else "untrained",
+    )
+    return "unseen images" if score is None else f"{percent(score)} {began}"

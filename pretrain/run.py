@@ -12,6 +12,7 @@ import torch
 from cluster import storage
 from cluster.errors import UserError
 from cluster.place import Place
+from cluster.secrets import masked
 from cluster.settings import to_dict
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.order import Order
@@ -19,14 +20,15 @@ from pretrain.data.recipes import ViewSpec
 from pretrain.data.shards import Source
 from pretrain.data.stored_features import StoredFeatures, with_features
 from pretrain.data.viewing import Viewer
-from pretrain.encoders import Encoder, build_encoder, save_encoder
+from pretrain.encoders import Encoder, save_encoder
+from pretrain.encoders.sources import EncoderSource, absolute_encoder
+from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
-from pretrain.training.health import LEAST_RANK, fallen_rank
+from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
-from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
-from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
+from pretrain.training.recipe import describe_data, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
 
@@ -35,7 +37,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
 
     `report(out)` is called when the run has ended, however it did.
     """
-    settings = _with_absolute_urls(settings)
+    settings, start_notes = resolved(_with_absolute_urls(settings))
     settings.data.use_stores()
     columns = [settings.data.image_column]
     manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
@@ -44,8 +46,10 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     world_sizes = _world_sizes(settings, order)
     with_stored_features(method_of(settings), manifest)
     views_of(settings)
-    _label_probe(settings)
-    print(f"pretrain: {describe_data(manifest, order)}", flush=True)
+    label_probe(settings)
+    best_metric(settings)
+    for line in (describe_data(manifest, order), *start_notes):
+        print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
         pretrain,
@@ -80,28 +84,12 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     )
 
     # -- encoder and method ---------------------------------------------------------------------------------------------
-    method = method_of(settings).to(place.device)
+    source = start_of(settings)
+    start = {} if source is None else parameters_of(source.encoder)
+    method = method_of(settings, source).to(place.device)
     method.normalisation = viewer.mean, viewer.std
     encoder = method.exported
-    probe = _label_probe(settings)
-
-    def dimensions_of(looked_at: Encoder) -> float:
-        column, num = settings.data.image_column, settings.rankme_images
-        return rankme(looked_at, manifest, place, num_images=num, image_column=column, **_how_to_look(settings))
-
-    def evaluate(step: int, last: bool) -> dict[str, float]:
-        scores = {} if probe is None else probe(encoder, place, linear=last and settings.knn.linear)
-        if last and probe is not None:
-            # what the network knows before it learns: without it a score says little
-            before = probe(_first_weights(settings).to(place.device), place, linear=settings.knn.linear)
-            scores |= {f"{name}_{UNTRAINED}": score for name, score in before.items()}
-        if last and settings.rankme_images:
-            scores["rankme"] = dimensions_of(encoder)
-            if scores["rankme"] < LEAST_RANK:
-                finding = fallen_rank(scores["rankme"], dimensions_of(_first_weights(settings).to(place.device)))
-                if finding is not None and place.rank == 0:
-                    place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
-        return scores
+    evaluation = Evaluation(settings, manifest, place, lambda: _first_weights(settings))
 
     # -- train ----------------------------------------------------------------------------------------------------------
     run_folder = None
@@ -121,10 +109,16 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         training=settings.training,
         optimizer=settings.optimizer,
         seed=settings.seed,
+        learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
+        hold=({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
+        if settings.method.keep
+        else None,
         on_collapse=settings.method.on_collapse,
-        evaluate=evaluate,
-        evaluate_every_epochs=0.0 if probe is None else settings.knn.every_epochs,
+        evaluate=lambda step, last: evaluation(encoder, step),
+        evaluate_every_epochs=evaluation.every_epochs,
+        best_metric=evaluation.best_metric,
+        patience=settings.patience,
         # products of matrices depend on the number of threads, and workers on one machine share its CPUs
         compute_threads=int(method.pieces is not None and settings.cluster.cpus_per_worker is None),
         loop=loop,
@@ -140,6 +134,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
+    if source is not None:
+        result |= {"started_from": source.described(), "moved": moved(encoder, start)}
     if run_folder is not None:
         save_encoder(
             encoder,
@@ -150,6 +146,8 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
             method=settings.method.name,
             samples_seen=progress.samples_seen,
             dataset_fingerprint=manifest.fingerprint,
+            teacher=method.learns_from,
+            started_from=None if source is None else source.described(),
         )
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
@@ -169,12 +167,16 @@ def views_of(settings: PretrainSettings) -> list[ViewSpec]:
     return method_views(settings.method.name, views.recipe, views.size, views.arguments)
 
 
-def method_of(settings: PretrainSettings) -> Method:
-    """The method with fresh weights. Raises UserError for settings that it cannot have."""
+def method_of(settings: PretrainSettings, start: EncoderSource | None = None) -> Method:
+    """The method as the run begins with it; `start` is the settings' own, when it is open already.
+
+    Raises UserError for settings that it cannot have.
+    """
     method = settings.method
+    start = start or start_of(settings)
     return build_method(
         method.name,
-        _encoder(settings),
+        fresh_encoder(settings) if start is None else start.encoder,
         method.arguments,
         images_per_pass=method.images_per_pass,
         exact_pieces=method.exact_pieces,
@@ -205,48 +207,12 @@ def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
     return possible
 
 
-def _encoder(settings: PretrainSettings) -> Encoder:
-    arguments = dict(settings.encoder.arguments)
-    if settings.views.channels != 3:
-        arguments.setdefault("in_channels", settings.views.channels)
-    if settings.encoder.name.startswith("convattn_") and settings.encoder.name != "convattn_classic":
-        # as many pixels in the last map for small images as for large ones
-        size = settings.views.size
-        arguments.setdefault("stem_stride", 1 if size <= 48 else 2 if size <= 128 else 4)
-    return build_encoder(settings.encoder.name, **arguments)
-
-
 def _first_weights(settings: PretrainSettings) -> Encoder:
     """The encoder as the run began with it; random numbers drawn here are not missed elsewhere."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return _encoder(settings).eval()
-
-
-def _label_probe(settings: PretrainSettings) -> LabelProbe | None:
-    knn = settings.knn
-    if knn.train_url is None and knn.test_url is None:
-        return None
-    if knn.train_url is None or knn.test_url is None:
-        raise UserError("kNN needs both knn.train_url and knn.test_url; give the missing one or set both to null")
-    return LabelProbe(
-        knn.train_url,
-        knn.test_url,
-        image_column=settings.data.image_column,
-        label_column=knn.label_column,
-        neighbours=knn.neighbours,
-        **_how_to_look(settings),
-    )
-
-
-def _how_to_look(settings: PretrainSettings) -> dict[str, Any]:
-    return {
-        "size": settings.views.size,
-        "crop_share": settings.knn.crop_share,
-        "decode_threads": num_decode_threads(settings.data),
-        "mean": settings.views.mean,
-        "std": settings.views.std,
-    }
+        start = start_of(settings)
+        return (fresh_encoder(settings) if start is None else start.encoder).eval()
 
 
 def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
@@ -255,8 +221,9 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
         return None if url is None else storage.absolute(url)
 
     arguments = dict(settings.method.arguments)
-    if isinstance(arguments.get("features"), str):
-        arguments["features"] = storage.absolute(arguments["features"])
+    for name, absolute_name in (("features", storage.absolute), ("teacher", absolute_encoder)):
+        if isinstance(arguments.get(name), str):
+            arguments[name] = absolute_name(arguments[name])
     return dataclasses.replace(
         settings,
         out=storage.absolute(settings.out),

@@ -9,10 +9,34 @@ from cluster.settings import setting
 from pretrain.training.settings import (
     ClusterSettings,
     DataSettings,
-    EncoderSettings,
     OptimizerSettings,
     TrainingSettings,
 )
+
+
+@dataclass(frozen=True)
+class PretrainEncoderSettings:
+    """Which network, and which weights to start from."""
+
+    url: str | None = setting(
+        None,
+        help="weights to start from: a saved encoder (path or URL), timm:NAME, timm:NAME@FILE, timm:local-dir:FOLDER or "
+        "package:efficientnet_lite0; null: fresh ones",
+    )
+    name: str | None = setting(
+        None,
+        help="convattn_nano|tiny|small|base, convattn_classic or timm:NAME; null: that of url, convattn_small without one",
+    )
+    arguments: dict[str, Any] = setting({}, help="keyword arguments of the encoder")
+    layer_decay: float = setting(
+        1.0,
+        minimum=0.01,
+        maximum=1,
+        help="learning rate of a layer over that of the next; less than 1 spares early layers",
+    )
+    weights_sha256: str | None = setting(
+        None, help="checksum that the weights of url must have; filled in when the run starts"
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,12 @@ class MethodSettings:
         help="equal pieces in which the encoder sees the global batch, their gradients summed exactly: the same bits on any "
         "number of workers that divides them; every worker computes the loss of the whole batch; 0: not",
     )
+    keep: float = setting(
+        0.0,
+        minimum=0,
+        help="how strongly the weights are pulled back to those of encoder.url after each step, times the learning rate "
+        "(L2-SP); 0: not",
+    )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 
 
@@ -45,20 +75,26 @@ class ViewSettings:
     channels: int = setting(
         3, minimum=1, help="3: RGB; 1: grey; else the images' own bands (.npy [height, width, bands], PNG, TIFF)"
     )
-    mean: list[float] | None = setting(None, help="subtracted from each channel, of values in [0, 1]; null: ImageNet's")
-    std: list[float] | None = setting(None, help="what each channel is divided by; null: ImageNet's")
+    mean: list[float] | None = setting(
+        None, help="subtracted from each channel, of values in [0, 1]; null: as encoder.url says, else ImageNet's"
+    )
+    std: list[float] | None = setting(
+        None, help="what each channel is divided by; null: as encoder.url says, else ImageNet's"
+    )
 
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """kNN accuracy on labelled data while pretraining, a linear probe at its end; the labels teach the encoder nothing."""
+    """kNN accuracy and a linear probe on labelled data while pretraining; the labels teach the encoder nothing."""
 
     train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
     test_url: str | None = setting(None, help="labelled shards whose images are asked for")
     label_column: str = setting("label", help="column of the labels, text or whole number")
-    every_epochs: float = setting(10.0, minimum=0, help="epochs between two kNN accuracies; 0 only at the end")
+    every_epochs: float = setting(
+        10.0, minimum=0, help="epochs between two evaluations: kNN accuracy, linear probe, RankMe; 0 only at the end"
+    )
     neighbours: int = setting(20, minimum=1, help="neighbours that vote")
-    linear: bool = setting(True, help="a linear probe on the same features when the run ends")
+    linear: bool = setting(True, help="a linear probe on the same features, too")
     crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
 
 
@@ -74,14 +110,22 @@ class PretrainSettings:
     rankme_images: int = setting(
         25600,
         minimum=0,
-        help="images whose features the label-free score RankMe looks at when the run ends; 0 for none",
+        help="images whose features the label-free score RankMe looks at; 0 for none",
+    )
+    patience: int = setting(
+        0,
+        minimum=0,
+        help="evaluations in a row without a better best_metric after which the run is finished; 0: any number",
+    )
+    best_metric: str | None = setting(
+        None, help="knn_accuracy, linear_accuracy or rankme; null: knn_accuracy where there are labels, else rankme"
     )
     report_images: int = setting(
         400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
     )
     data: DataSettings = setting(DataSettings, help="data")
     views: ViewSettings = setting(ViewSettings, help="views")
-    encoder: EncoderSettings = setting(EncoderSettings, help="encoder")
+    encoder: PretrainEncoderSettings = setting(PretrainEncoderSettings, help="encoder")
     method: MethodSettings = setting(MethodSettings, help="method")
     optimizer: OptimizerSettings = setting(OptimizerSettings, help="optimizer")
     training: TrainingSettings = setting(TrainingSettings, help="training")

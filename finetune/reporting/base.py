@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pretrain.reporting.verdict import Verdict
 
 PACKAGE = "finetune.reporting"
 RANDOM_WEIGHTS = "random weights"
+AHEAD, BEHIND, LEVEL = "ahead", "behind", "no difference beyond noise"
+Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,48 @@ def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in others if row.get("name") == RANDOM_WEIGHTS and row.get("metrics")), None)
 
 
-def worth_of_pretraining(value: float, other: float, noise: float, *, num: int | None) -> tuple[str, str]:
+def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, least: float) -> float:
+    """Half the 95 % interval of the difference of a number of two results, taken as independent: images of one set make both
+    harder or easier, so the true one is rather smaller.
+
+    `least` is the answer where a result has no standard error (of before they were kept), and never undercut.
+    """
+    errors = [(of.get("standard_errors") or {}).get(name) for of in (run, other)]
+    if None in errors:
+        return least
+    return max(least, Z95 * math.hypot(*map(float, errors)))  # type: ignore[arg-type]
+
+
+def standing(value: float, other: float, noise: float) -> str:
+    """How a number, better when it is higher, stands to another: `ahead`, `behind` or `no difference beyond noise`."""
+    if abs(value - other) <= noise or math.isnan(noise):
+        return LEVEL
+    return AHEAD if value > other else BEHIND
+
+
+def worth_of_pretraining(
+    value: float, other: float, noise: float, *, num: int | None, unit: str | None = None
+) -> tuple[str, str]:
     """A sentence on the difference to random weights, and its tone.
 
     Args:
-        value, other: shares of one, of the model and of the same network from random weights.
-        noise: half the 95 % interval of their difference; 0 where it is not known.
+        value, other: of the model and of the same network from random weights.
+        noise: half the 95 % interval of their difference.
         num: images that they were judged by.
+        unit: what is counted; None for shares of one.
     """
-    difference, reached = value - other, f"the same network from random weights reaches {percent(other)}"
-    if difference > noise:
-        return f"Pretraining is worth {points(difference)}: {reached}.", "good"
-    if difference < -noise:
-        worse = points(-difference).lstrip("+")
-        return f"Pretraining did not help here: {reached}, which is {worse} better.", "warn"
-    seen = f"what {num:,} images can tell (± {100 * noise:.1f})" if num else "the noise"
-    return f"{reached[0].upper()}{reached[1:]}; the difference of {points(difference)} is within {seen}.", "warn"
+    show = percent if unit is None else short
+    size = points(abs(value - other)).lstrip("+") if unit is None else f"{short(abs(value - other))} in {unit}"
+    reached = f"the same network from random weights reaches {show(other)}"
+    stands = standing(value, other, noise)
+    if stands == AHEAD:
+        return f"Pretraining is worth {'+' if unit is None else ''}{size}: {reached}.", "good"
+    if stands == BEHIND:
+        return f"Pretraining did not help here: {reached}, which is {size} better.", "warn"
+    reach = f"{100 * noise:.1f}" if unit is None else short(noise, 2)
+    seen = f"what {num:,} images can tell" if num else "the noise"
+    signed = f"{'+' if value >= other else '−'}{size}"
+    return (
+        f"{reached[0].upper()}{reached[1:]}: no difference beyond noise, {signed} is within {seen} (± {reach}).",
+        "warn",
+    )

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from finetune.pictures import encoded
-from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, random_row, worth_of_pretraining
+from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of
 from finetune.tasks.detection.predictor import Detections, ObjectDetector
 from pretrain.data.decode import decode_image
@@ -23,7 +23,8 @@ from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
 NUM_PICTURES, LONGEST, MOST_TRUE, MOST_FOUND = 12, 420, 40, 12
-LEAST_AP50, NOISE = 0.05, 0.01  # half overlap below this is as good as nothing; differences below a point are none
+LEAST_AP50 = 0.05  # half overlap below this is as good as nothing
+LEAST_NOISE = 0.01  # differences below a point are none, however many images there are
 
 
 class DetectionReport(TaskReport):
@@ -53,7 +54,9 @@ class DetectionReport(TaskReport):
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["map"])
-            second, second_tone = worth_of_pretraining(metrics["map"], other, NOISE, num=None)
+            noise = noise_of("map", result, baseline, least=LEAST_NOISE)
+            num = int(result.get("validation_images") or 0)
+            second, second_tone = worth_of_pretraining(metrics["map"], other, noise, num=num)
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
         rows = [row for row in result.get("per_class") or [] if row["boxes"] and row["ap50"] is not None]
         if not rows:

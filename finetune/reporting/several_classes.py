@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, random_row, worth_of_pretraining
 from finetune.reporting.classes import classes_section
 from pretrain.reporting.folder import RunRecord
-from pretrain.reporting.numbers import percent
+from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
 from pretrain.reporting.pictures import data_url
 from pretrain.reporting.verdict import Verdict
 
 NUM_PICTURES = 18
-NOISE = 0.01  # differences of mean average precision below a point are none
+NOISE = 0.01  # above a ranking by lot
 
 
 class SeveralClassesReport(TaskReport):
@@ -41,7 +42,8 @@ class SeveralClassesReport(TaskReport):
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
-            second, second_tone = worth_of_pretraining(value, other, NOISE, num=None)
+            noise = math.hypot(margin(value, num), margin(other, num))  # as of shares: a mean over classes moves less
+            second, second_tone = worth_of_pretraining(value, other, noise, num=num)
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
         if not rows:
             return Verdict(word, tone, first, "There are 0 classes with images to look at one by one.")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from finetune.pictures import encoded
-from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, random_row
+from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
 from pretrain.data.decode import decode_image
@@ -22,7 +22,8 @@ from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
 NUM_PICTURES, LONGEST, MOST_KEYWORDS, MOST_REFERENCES, MOST_CHARACTERS = 12, 260, 4, 5, 300
-LEAST_CIDER, NOISE = 0.1, 0.02  # below this sentences say nothing of their images; differences below this are none
+LEAST_CIDER = 0.1  # below this sentences say nothing of their images
+LEAST_NOISE = 0.02  # differences below this are none, however many images there are
 
 
 class SummarizationReport(TaskReport):
@@ -52,12 +53,9 @@ class SummarizationReport(TaskReport):
             second = f"BLEU-4 is {percent(metrics.get('bleu_4'))} and ROUGE-L {percent(metrics.get('rouge_l'))}."
             return Verdict(word, tone, first, second)
         other = float(baseline["metrics"]["cider_d"])
-        reached = f"the same network from random weights reaches {short(other)}"
-        if cider - other > NOISE:
-            return Verdict(word, tone, first, f"Pretraining is worth {short(cider - other)} in CIDEr-D: {reached}.")
-        if other - cider > NOISE:
-            return Verdict(word, "warn", first, f"Pretraining did not help here: {reached}.")
-        return Verdict(word, "warn", first, f"{reached[0].upper()}{reached[1:]}, which is about the same.")
+        noise = noise_of("cider_d", result, baseline, least=LEAST_NOISE)
+        second, second_tone = worth_of_pretraining(cider, other, noise, num=images, unit="CIDEr-D")
+        return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
     def numbers(self, run: RunRecord) -> list[Section]:
         """Average precision of each keyword."""

@@ -26,7 +26,6 @@ from cluster.errors import UserError
 from cluster.place import Place
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
-from finetune.starting import EncoderSource
 from pretrain.data.augment import normalised
 from pretrain.data.choosing import rows_of_each_class, share_of_rows
 from pretrain.data.decode import BadImage
@@ -37,6 +36,7 @@ from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import EncoderSource
 from pretrain.training.contract import StepOutput
 
 
@@ -180,6 +180,8 @@ class Task(ABC):
         best_metric: of `Judgement.metrics`; the model with the best is kept, unless the settings name another.
         metric_names: of `Judgement.metrics`, where they are known before; empty where they are not.
         predictor: its `Predictor`.
+        layer_decay: unless the settings say another; below 1 what is pretrained moves less than what is random would, so a
+            comparison is fair to it only where it need not move far.
         columns: the columns to read beside the image, by what they hold.
         config: what the model must know of data and head; `common_config` is added to it.
         notes: lines about the labels that a user should see before the run.
@@ -189,6 +191,7 @@ class Task(ABC):
     best_metric: str
     metric_names: tuple[str, ...] = ()
     predictor: ClassVar[type[Predictor]]
+    layer_decay: ClassVar[float] = 1.0
     columns: dict[str, str]
     config: dict[str, Any]
     notes: Sequence[str] = ()

@@ -137,6 +137,8 @@ class EncoderConfig:
     samples_seen: int | None
     dataset_fingerprint: str | None
     code_version: str
+    teacher: dict[str, Any] | None = None
+    started_from: dict[str, Any] | None = None
 
 
 def save_encoder(
@@ -150,9 +152,13 @@ def save_encoder(
     samples_seen: int | None = None,
     dataset_fingerprint: str | None = None,
     code_version: str | None = None,
+    teacher: Mapping[str, Any] | None = None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an encoder folder, with the normalisation of its images and how it came about.
 
+    `teacher` and `started_from` describe the networks that it learnt from and began with: `name`, `weights_sha256` and
+    `licence` at least, JSON.
     `code_version` is that of the installed package when it is not given (`name+commit`, where somebody knows better).
     """
     config = {
@@ -169,6 +175,9 @@ def save_encoder(
         "samples_seen": samples_seen,
         "dataset_fingerprint": dataset_fingerprint,
     }
+    for key, described in (("teacher", teacher), ("started_from", started_from)):
+        if described is not None:
+            config[key] = dict(described)
     if code_version is not None:
         config["code_version"] = code_version
     save_weights_folder(url, encoder.state_dict(), config)
@@ -231,4 +240,7 @@ def _encoder_config(url: str, raw: dict[str, Any]) -> EncoderConfig:
         samples_seen=field("samples_seen", int, nothing),
         dataset_fingerprint=field("dataset_fingerprint", str, nothing),
         code_version=field("code_version", str),
+        # folders of older versions have neither
+        teacher=field("teacher", dict, nothing) if "teacher" in raw else None,
+        started_from=field("started_from", dict, nothing) if "started_from" in raw else None,
     )

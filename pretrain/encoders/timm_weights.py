@@ -139,12 +139,13 @@ def whole_network(weights: TimmWeights) -> nn.Module:
         raise UserError(_other_network(weights.name, label, plain.state_dict(), tensors)) from error
 
 
-def timm_encoder(weights: TimmWeights, *, with_weights: bool = True) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder of these weights (or with fresh ones), and what is said of its images (`mean`, `std`, `input_size`, ...)."""
+def timm_encoder(weights: TimmWeights) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of these weights, and what is said of its images (`mean`, `std`, `input_size`, ...)."""
     if weights.network in ENCODERS:
-        return _own_encoder(weights, with_weights)
-    if not with_weights:
-        return build_encoder(TIMM + weights.network, **weights.arguments), {}
+        encoder, said = fresh_encoder(weights)
+        own = {k.removeprefix("encoder."): v for k, v in (weights.tensors or {}).items() if k.startswith("encoder.")}
+        load_state_strict(encoder, own, weights.name)
+        return encoder, said
     whole: Any = whole_network(weights)
     said = dict(whole.pretrained_cfg)
     encoder = build_encoder(
@@ -153,13 +154,19 @@ def timm_encoder(weights: TimmWeights, *, with_weights: bool = True) -> tuple[En
     return encoder, said | weights.said
 
 
-def _own_encoder(weights: TimmWeights, with_weights: bool) -> tuple[Encoder, dict[str, Any]]:
-    channels = weights.said.get("input_size", [3])[0]
-    encoder = build_encoder(weights.network, **{**weights.arguments, "in_channels": channels})
-    if with_weights:
-        own = {k.removeprefix("encoder."): v for k, v in (weights.tensors or {}).items() if k.startswith("encoder.")}
-        load_state_strict(encoder, own, weights.name)
-    return encoder, dict(weights.said)
+def fresh_encoder(weights: TimmWeights, *, channels: int | None = None) -> tuple[Encoder, dict[str, Any]]:
+    """The same network with fresh weights, for images of its own channels or others, and what is said of its images."""
+    said = dict(weights.said)
+    name = weights.network
+    if name not in ENCODERS:
+        import timm
+
+        known: Any = timm.models.get_pretrained_cfg(name)
+        if "input_size" not in said and known is not None:
+            said["input_size"] = list(known.input_size)
+        name = TIMM + name
+    channels = channels or said.get("input_size", [3])[0]
+    return build_encoder(name, **{**weights.arguments, "in_channels": channels}), said
 
 
 def _of_package(name: str, with_tensors: bool) -> TimmWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,8 @@ def open_encoder(url: str) -> Exported:
         "network": config.name,
         "arguments": config.arguments,
         "method": config.method,
+        **_said_of("teacher", config.teacher),
+        **_said_of("started from", config.started_from),
         "samples seen": config.samples_seen,
         "data fingerprint": config.dataset_fingerprint,
         "Fovea": config.code_version,
@@ -88,6 +91,17 @@ def open_encoder(url: str) -> Exported:
     size = config.input_size or DEFAULT_SIZE
     encoder = load_encoder(url).eval()
     return Exported(url, encoder, config.mean, config.std, size, facts=facts, run=run_beside(url))
+
+
+def _said_of(what: str, described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Facts on a network that an encoder learnt from or began with: its name, its weights, its licence."""
+    if not described:
+        return {}
+    return {
+        what: described.get("name"),
+        f"{what}: weights (sha256)": described.get("weights_sha256"),
+        f"{what}: licence": described.get("licence") or "not said",
+    }
 
 
 def run_beside(url: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import safetensors.torch
 
 import cluster.errors
 import cluster.secrets
-from pretrain.encoders import base, building, classic, convattn, layers, timm_encoder
+from pretrain.encoders import base, building, classic, convattn, layers, timm_arguments, timm_encoder
 from pretrain.exporting.exported import Exported
 
 # the modules that the copied model needs; each becomes a file of its own name
@@ -24,6 +24,7 @@ COPIED: tuple[ModuleType, ...] = (
     classic,
     convattn,
     layers,
+    timm_arguments,
     timm_encoder,
 )
 MODEL = "modeling_fovea"

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from pretrain.encoders.base import pooled
-from pretrain.encoders.building import build_encoder
+from pretrain.encoders.building import rebuild_encoder
 
 
 class FoveaConfig(PretrainedConfig):
@@ -47,7 +47,7 @@ class FoveaModel(FoveaPreTrainedModel):
 
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
-        self.encoder = build_encoder(config.encoder, **config.arguments)
+        self.encoder = rebuild_encoder(config.encoder, config.arguments, where="config.json")
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
@@ -63,7 +63,7 @@ class FoveaForImageClassification(FoveaPreTrainedModel):
 
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
-        self.encoder = build_encoder(config.encoder, **config.arguments)
+        self.encoder = rebuild_encoder(config.encoder, config.arguments, where="config.json")
         features = self.encoder.channels[-1]
         self.norm = nn.BatchNorm1d(features, affine=False) if config.normalised_features else nn.Identity()
         self.head = nn.Linear(features, int(config.num_labels or 0))

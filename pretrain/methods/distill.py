@@ -12,7 +12,6 @@ https://arxiv.org/abs/2101.04731). Places, for detection: 1x1 convolutions of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +66,8 @@ class Distill(Method):
 
     recipe = "distill"
     num_views = None
+    queue: Tensor
+    queue_filled: Tensor
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Distill(Method):
         sees: str = "views",
         loss: str = "cosine",
         image_weight: float = 1.0,
-        batch_weight: float = 0.2,
+        batch_weight: float = 0.0,
         batch_temperature: float = 0.07,
         queue_size: int = 4096,
         student_temperature: float = 0.2,
@@ -87,7 +88,7 @@ class Distill(Method):
         contrast_weight: float = 0.0,
         contrast_temperature: float = 0.2,
         target_dim: int = 256,
-        whitening: float = 0.5,
+        whitening: float = 0.0,
         hidden_dim: int = 1024,
     ) -> None:
         super().__init__(encoder)

@@ -90,8 +90,8 @@ class StoredKnowledge(Knowledge):
         described = describe_features(url)
         if with_maps and described.maps is None:
             raise UserError(
-                f"method.arguments.map_weight needs maps, and {url} holds none; make them with: python -m pretrain embed TEACHER "
-                "DATA OUT --maps CELLS"
+                f"method.arguments.map_weight needs maps, and {url} holds none; make them with: "
+                "python -m pretrain embed TEACHER DATA OUT --maps CELLS"
             )
         if with_maps and not described.images.get("whole_image"):
             raise UserError(
@@ -148,6 +148,8 @@ class LiveKnowledge(Knowledge):
     are standardised by the statistics of batches.
     """
 
+    _like: Tensor
+
     def __init__(self, name: str, *, sees: str, with_maps: bool, student_strides: Sequence[int]) -> None:
         super().__init__()
         teacher = open_teacher(name)
@@ -163,6 +165,7 @@ class LiveKnowledge(Knowledge):
                 self._levels = [_nearest(stride, teacher.strides) for stride in student_strides]
         self.map_channels = [teacher.channels[level] for level in self._levels]
         self.norm = nn.BatchNorm1d(teacher.dim, affine=False)
+        self.register_buffer("_like", torch.zeros(()), persistent=False)  # of the dtype that we were cast to
         self.map_norms = nn.ModuleList(nn.BatchNorm2d(channels, affine=False) for channels in self.map_channels)
 
     def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
@@ -202,15 +205,14 @@ class LiveKnowledge(Knowledge):
     @torch.no_grad()
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
         """Of each view its own, or for all views the same of the whole image."""
-        targets = [F.normalize(self.norm(pooled_BD.to(self.norm.running_mean)), dim=1) for pooled_BD in said.pooled]
+        targets = [F.normalize(self.norm(pooled_BD.to(self._like)), dim=1) for pooled_BD in said.pooled]
         return targets if len(targets) == num_views else targets * num_views
 
     @torch.no_grad()
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
         """The teacher's maps in the student's cells."""
         normed = [
-            [norm(level.to(norm.running_mean)) for norm, level in zip(self.map_norms, maps, strict=True)]
-            for maps in said.maps
+            [norm(level.to(self._like)) for norm, level in zip(self.map_norms, maps, strict=True)] for maps in said.maps
         ]
         if said.geometry_VB5 is None:
             return [
@@ -237,8 +239,8 @@ def open_knowledge(
     choose("method.arguments.sees", sees, SEES)
     if (features is None) == (teacher is None):
         raise UserError(
-            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed TEACHER DATA OUT) or "
-            "method.arguments.teacher=NAME, not both"
+            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed TEACHER DATA OUT) "
+            "or method.arguments.teacher=NAME, not both"
         )
     if features is not None:
         if sees != "views":

@@ -55,6 +55,23 @@ class Embedded:
 
 def neighbour_section(embedded: Embedded) -> Section:
     """A dozen images, each with those that the encoder finds most alike."""
+    return _neighbours(embedded, "neighbours", "Nearest neighbours", "")
+
+
+def teacher_section(student: Embedded, teacher: Embedded, name: str) -> Section:
+    """The same images with those that the teacher finds most alike."""
+    num = min(len(student), len(teacher))
+    mine, theirs = (neighbours(embedded.features_ND[:num], NUM_NEIGHBOURS)[0] for embedded in (student, teacher))
+    shared = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
+    chance = mine.shape[1] / max(1, num - 1)
+    words = (
+        f" These are those of the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} nearest are also the "
+        f"teacher's; by chance it would be {100 * chance:.0f} %."
+    )
+    return _neighbours(teacher, "teacher", "The teacher's nearest neighbours", words)
+
+
+def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
     order_Nk, similarity_Nk = neighbours(embedded.features_ND, NUM_NEIGHBOURS)
     tiles, labels = embedded.sample.tiles, embedded.labels
     rows = []
@@ -77,7 +94,7 @@ def neighbour_section(embedded: Embedded) -> Section:
             f"by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
         )
     body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
-    return Section("neighbours", "Nearest neighbours", body, lead)
+    return Section(id, title, body, lead + words)
 
 
 def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:

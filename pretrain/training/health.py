@@ -151,7 +151,7 @@ class HealthWatch:
         if step > self._num_steps // 10 and explained < LEAST_EXPLAINED:
             yield (
                 "no learning",
-                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, no more than a constant would",
+                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, as a constant would",
                 "another learning rate, milder crops or a teacher that knows such images usually help",
             )
         information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)

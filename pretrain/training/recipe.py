@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pretrain.data.shards import Shards, Source
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
+from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
 from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
@@ -76,6 +77,7 @@ def train_by(
     constant_rate: tuple[str, ...] = (),
     evaluate: Callable[[int, bool], dict[str, float]] | None = None,
     evaluate_every_epochs: float = 0.0,
+    hold: tuple[Mapping[str, Tensor], float] | None = None,
     compute_threads: int = 0,
     loop: Callable[..., Outcome] = train,
     wrap_source: Callable[[Source], Source] = lambda source: source,
@@ -83,8 +85,9 @@ def train_by(
 ) -> Outcome:
     """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
 
-    On the CPU it computes with `compute_threads`, 0 for as many as the worker has. `wrap_source` may add columns to what is
-    read, see `pretrain.data.stored_features`.
+    `hold` are weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`). `wrap_source`
+    may add columns to what is read, see `pretrain.data.stored_features`. On the CPU it computes with `compute_threads`, 0 for
+    as many as the worker has.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -144,10 +147,13 @@ def train_by(
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
+    mover = build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum)
+    if hold is not None:
+        hold_on(mover, module, hold[0], strength=hold[1])
     with exactness(training.reproducible, num_threads=compute_threads):
         return loop(
             module,
-            build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum),
+            mover,
             place=place,
             run=run,
             run_url=out,

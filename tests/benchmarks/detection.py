@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{head} {start} {seed}: AP50 by class (boxes), validation: {classes}")
 
 
-def pack(bccd: Path, clothing: Path, data: Path) -> None:
-    """Images and boxes as shards: a folder for each split, and the photos without labels."""
+def pack(bccd: Path, clothing: Path | None, data: Path) -> None:
+    """Images and boxes as shards: a folder for each split, and the photos without labels where there are some."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS.values()}
     for line in (bccd / "index.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -94,7 +94,7 @@ def pack(bccd: Path, clothing: Path, data: Path) -> None:
             data.mkdir(parents=True, exist_ok=True)
             table.write_text("".join(json.dumps(row) + "\n" for row in of_split))
             command("pretrain.data", "import", str(table), str(data / name))
-    if not (data / "photos" / "_import.json").exists():
+    if clothing is not None and not (data / "photos" / "_import.json").exists():
         command(
             "pretrain.data", "import", str(clothing), str(data / "photos"), "--labels", "none", "--short-side", "160"
         )

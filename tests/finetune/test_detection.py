@@ -17,7 +17,7 @@ from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
 from finetune.tasks.detection.heads import HEADS, Anchors
-from finetune.tasks.detection.metrics import JudgedImage, coco_scores
+from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
 from finetune.tasks.detection.model import Detector, make_attention_hard
 from finetune.tasks.detection.pyramid import Pyramid
 from pretrain.data.manifest import load_manifest
@@ -351,6 +351,24 @@ def test_numbers_of_cases_worked_by_hand():
     wrong, _ = coco_scores([judged_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
     empty, _ = coco_scores([judged_image(0, [box], [box], scores=[0.5]), judged_image(1, [], [box])], ["a"])
     assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
+
+
+def test_error_of_map_is_how_far_it_moves_over_other_sets_of_images():
+    generator = np.random.default_rng(3)
+    images = []
+    for number in range(40):
+        true = [[10, 10, 50, 50], [55, 55, 90, 90]]
+        found = [
+            [10, 10, 50, 50 - generator.integers(0, 25)],
+            [55, 55, 90 - generator.integers(0, 20), 90],
+            [0, 0, 9, 9],
+        ]
+        images.append(judged_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
+    _, _, error = judged_scores(images, ["a", "b"])
+    redrawn = [coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"] for _ in range(60)]
+    assert 0.7 < error / np.std(redrawn, ddof=1) < 1.4
+    # images that are all alike leave nothing to chance
+    assert judged_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
 
 
 def judged_metrics(model_url, data_url):

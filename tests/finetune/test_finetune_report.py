@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import UserError, run_command
 from finetune.__main__ import main
-from finetune.reporting.base import worth_of_pretraining
+from finetune.reporting.base import LEVEL, standing, worth_of_pretraining
 from finetune.reporting.classes import classes_section, confusion_section
 from finetune.reporting.classification import ClassificationReport
 from finetune.reporting.command import write_joined_report, write_report
@@ -195,7 +195,7 @@ def others(accuracy):
     ("run", "rows", "tone", "first", "second"),
     [
         (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"worth \+25\.0 points"),
-        (classified(300), others(0.74), "warn", "75", r"difference of \+1\.0 points is within what 400 images .* \(± 6\.0\)"),
+        (classified(300), others(0.74), "warn", "75", r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
         (classified(300), others(0.9), "warn", "75", r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
         (classified(300), [], "good", "75", rf"take “{re.escape(EVIL)}” for “a” \(90 of 200 images\)"),
         (classified(205), [], "warn", r"51\.2 %", "most frequent mistake"),
@@ -217,7 +217,7 @@ def test_verdicts_of_classifiers_of_several_classes():
     assert "60.0 % over 2 classes of 100" in said.first and "by lot gets 20.0 %" in said.first and said.tone == "good"
     assert f"“{EVIL}” with 40.0 %" in said.second
     said = report.judge(run, [{"name": "random weights", "metrics": {"mean_average_precision": 0.595}}])
-    assert said.tone == "warn" and "within the noise" in said.second
+    assert said.tone == "warn" and "no difference beyond noise" in said.second
 
 
 def test_verdicts_of_detectors_and_of_runs_that_go_on():
@@ -227,6 +227,14 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
     assert "50.0 % at half overlap (mAP 30.0 %) on 18 boxes in 4" in said.first and "“b” worst (10.0 %" in said.second
     said = DetectionReport().judge(run, [{"name": "random weights", "metrics": {"map": 0.1}}])
     assert said.tone == "good" and "worth +20.0 points" in said.second
+    # four images tell little, and the run says so itself
+    told = record({"map": 0.3, "ap50": 0.5}, validation_images=4, standard_errors={"map": 0.09})
+    other = {"name": "random weights", "metrics": {"map": 0.1}, "standard_errors": {"map": 0.08}}
+    said = DetectionReport().judge(told, [other])
+    assert (
+        said.tone == "warn"
+        and "no difference beyond noise, +20.0 points is within what 4 images can tell (± 23.6)" in said.second
+    )
     going = RunRecord("x", run.settings, History([{"step": 4, "loss": 2.0, "accuracy": 0.25}]), status="running")
     said = verdict(going, ClassificationReport(), [])
     assert "stands at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
@@ -243,7 +251,7 @@ def test_verdicts_of_summarizers():
     )
     for other, tone, words in (
         (0.5, "good", "worth 0.3 in CIDEr-D"),
-        (0.79, "warn", "about the same"),
+        (0.79, "warn", "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)"),
         (0.9, "warn", "did not help"),
     ):
         said = SummarizationReport().judge(run, [{"name": "random weights", "metrics": {"cider_d": other}}])
@@ -254,6 +262,7 @@ def test_differences_are_worth_something_only_beyond_the_noise():
     assert worth_of_pretraining(0.5, 0.4, 0.05, num=100)[1] == "good"
     assert worth_of_pretraining(0.5, 0.47, 0.05, num=100)[1] == "warn"
     assert worth_of_pretraining(0.4, 0.5, 0.05, num=100)[0].startswith("Pretraining did not help")
+    assert [standing(value, 0.5, 0.05) for value in (0.4, 0.46, 0.54, 0.6)] == ["behind", LEVEL, LEVEL, "ahead"]
 
 
 def test_tables_escape_names_and_show_the_worst_of_many_classes():

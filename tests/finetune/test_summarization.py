@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from finetune.tasks.summarization.captions import Survey, each_caption, keyword_column, mined_keywords, survey_keywords
+from finetune.tasks.summarization.captions import Survey, each_caption, keyword_column, survey_keywords
 from finetune.tasks.summarization.decoder import SentenceDecoder
 from finetune.tasks.summarization.keywords import KeywordReader
+from finetune.tasks.summarization.mining import mine
 from finetune.tasks.summarization.model import Summarizer, SummaryTargets, positions
 from finetune.tasks.summarization.pictures import WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import length_penalty, write
@@ -266,10 +267,14 @@ def test_captions_are_surveyed_with_the_places_that_have_none(tmp_path):
         assert text.endswith(f"shard-{file:05d}.parquet: row group {group}, row {row}")
     # four images have captions: what is in more than half of them is a stop word
     limits = {"num_keywords": 9, "min_images": 2, "max_share": 0.5}
-    assert mined_keywords(survey, **limits) == ["cat", "dog"]
-    assert mined_keywords(survey, **{**limits, "min_images": 1, "num_keywords": 3}) == ["cat", "chat", "dog"]
-    assert mined_keywords(survey, **{**limits, "max_share": 0.4}) == []
-    assert mined_keywords(survey, **limits, stop_words=["CAT", "sea"]) == ["dog"]
+
+    def mined(**limits):
+        return mine(survey.sample, **limits)[0]
+
+    assert mined(**limits) == ["cat", "dog"]
+    assert mined(**{**limits, "min_images": 1, "num_keywords": 3}) == ["cat", "chat", "dog"]
+    assert mined(**{**limits, "max_share": 0.4}) == []
+    assert mined(**limits, stop_words=["CAT", "sea"]) == ["dog"]
 
 
 def test_captions_of_rows_that_were_not_chosen_are_not_seen(tmp_path):
@@ -279,7 +284,7 @@ def test_captions_of_rows_that_were_not_chosen_are_not_seen(tmp_path):
     assert list(each_caption(chosen, "captions", survey)) == ["a dog", "a fox"]
     assert (survey.num_images, survey.num_without) == (3, 1)
     assert survey.without[0].endswith("row group 1, row 0")
-    assert set(survey.images_of_keyword) == {"dog", "fox"}
+    assert mine(survey.sample, num_keywords=9, min_images=1, max_share=1)[0] == ["dog", "fox"]
 
 
 def test_keywords_come_from_captions_or_a_column(tmp_path):

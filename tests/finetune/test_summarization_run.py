@@ -91,7 +91,7 @@ def test_a_model_folder_that_predicts(world, finished):
     assert result["metrics"]["keyword_map"] > 0.9 and result["metrics"]["keyword_f1"] > 0.7
     assert result["validation_images"] == 40 and result["validation_captions"] == 78
     images_of = {row["keyword"]: row["images"] for row in result["per_keyword"]}
-    assert images_of == {"xanh": 20, "đỏ": 19, "右边": 20, "在右": 20, "在左": 19, "左边": 19}
+    assert images_of == {"vuông xanh": 20, "vuông đỏ": 19, "方块在右": 20, "方块在左": 19}
 
     model = load_model(result["model"])
     summaries = model.predict([picture(number)[0] for number in range(200, 216)])

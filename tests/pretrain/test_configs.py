@@ -9,19 +9,23 @@ import torch
 from cluster.settings import load_settings
 from pretrain.methods import METHODS, build_method, method_views
 from pretrain.papers import PAPERS, defaults_of
-from pretrain.run import _encoder
 from pretrain.settings import PretrainSettings
+from pretrain.starting import fresh_encoder, resolved
+from tests.pretrain.features import describe_features_only
 
 CONFIGS = sorted(Path("configs/pretrain").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_it_builds_and_says_how_to_run_it(path):
-    settings = load_settings(PretrainSettings, str(path), ["data.url=shards", "out=run"], beneath=defaults_of)
+def test_it_builds_and_says_how_to_run_it(path, tmp_path):
+    given = ["data.url=shards", "out=run"]
+    if "\n  name: distill\n" in path.read_text():
+        given.append(f"method.arguments.features={describe_features_only(tmp_path)}")
+    settings, _ = resolved(load_settings(PretrainSettings, str(path), given, beneath=defaults_of))
     with torch.device("meta"):
-        build_method(settings.method.name, _encoder(settings), settings.method.arguments)
+        build_method(settings.method.name, fresh_encoder(settings), settings.method.arguments)
     views = method_views(settings.method.name, settings.views.recipe, settings.views.size, settings.views.arguments)
-    assert len(views) >= 2
+    assert len(views) >= (1 if settings.method.name == "distill" else 2)
     header = path.read_text().split("\n\n")[0]
     assert f"python -m pretrain {path}" in header or path.name == "demo.yaml"
     expected = " ".join(header.partition("Expect")[2].replace("#", " ").split())

@@ -1,6 +1,8 @@
 """`python -m pretrain embed`: features of every row in the data's order, in this process and on Ray."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,15 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import torch
 
-from cluster.errors import run_command
+from cluster.errors import UserError, run_command
 from cluster.place import place_here
 from pretrain.__main__ import main
+from pretrain.data.augment import normalised
 from pretrain.data.decoded import columns_to_keep, units_of
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.shards import Shards
+from pretrain.data.stored_features import StoredFeatures, describe_features
+from pretrain.data.views import CentralCrop
+from pretrain.embed import check_maps, seen_by
 from pretrain.encoders import build_encoder, save_encoder
+from pretrain.encoders.teachers import TeacherOutput, open_teacher
 from pretrain.training.features import labelled_features
 from tests.pretrain.shards import photo, write_shards
 
@@ -111,6 +119,112 @@ def test_what_cannot_be_is_said(data, encoder, tmp_path, capsys):
     assert "another job (size is 32 there, 64 here)" in capsys.readouterr().err
     assert embed(url, data, tmp_path / "b", "--reader-label", "cpu") == 2
     assert "write KEY=VALUE" in capsys.readouterr().err
+
+
+MAPS = ["--rows-per-part", "16", "--size", "64", "--maps", "2", "--map-channels", "8"]
+
+
+def files(out):
+    """Content of all files but the times in result.json and the URLs in features.json."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".parquet", ".safetensors")}
+
+
+@pytest.fixture(scope="module")
+def with_maps(data, encoder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("maps") / "out"
+    assert embed(encoder[0], data, out, *MAPS) == 0
+    return out
+
+
+def test_maps_are_what_the_teacher_sees_of_the_whole_picture(data, encoder, with_maps):
+    described = describe_features(str(with_maps))
+    assert (described.maps.cells, described.maps.channels) == (2, 8) and 0.2 < described.maps.explained < 1
+    assert described.images == {"size": 64, "whole_image": True, "crop_share": None}
+    assert described.teacher["weights_sha256"] and described.content["good_rows"] == 68
+    _, network = encoder
+    whole, components = CentralCrop(64, whole=True), described.map_components
+    found = rows(with_maps)
+    for number in (0, 33, 69):
+        filling = whole.begin(np.zeros(1, int), np.array([number]))
+        filling.fill(0, photo(number))
+        images = normalised(filling.arrays[0], torch.device("cpu"), (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+        with torch.no_grad():
+            last = network(images)[-1][0].permute(1, 2, 0).numpy()
+        wanted = (last - components["mean"]) @ components["components"] / components["scale"]
+        maps = np.array(found[number]["maps"]).reshape(8, 2, 2)
+        np.testing.assert_allclose(maps, wanted.transpose(2, 0, 1), atol=5e-3)
+        np.testing.assert_allclose(found[number]["features"], last.mean((0, 1)), atol=2e-3)
+    assert found[5]["maps"] is None and found[5]["features"] is None
+    assert len({row["checksum"] for row in found}) == NUM_IMAGES and found[40]["checksum"] == 0
+
+
+def test_a_job_that_was_cut_off_goes_on_with_the_same_components(data, encoder, with_maps, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(with_maps, out)
+    for name in ("part-00000001-0000.parquet", "part-00000005-0000.parquet", "features.json"):
+        (out / name).unlink()
+    assert embed(encoder[0], data, out, *MAPS) == 0
+    assert "2 of 7 parts made" in capsys.readouterr().out
+    assert files(out) == files(with_maps)
+    # components are fitted the same again, on the same images
+    (out / "map_pca.safetensors").unlink()
+    assert embed(encoder[0], data, out, *MAPS) == 0
+    assert files(out) == files(with_maps)
+    # other components would not fit the parts that are there
+    tensors = safetensors.numpy.load((out / "map_pca.safetensors").read_bytes())
+    tensors["mean"] += 1
+    (out / "map_pca.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    assert embed(encoder[0], data, out, *MAPS) == 2
+    assert "holds the parts of another job (map_pca is" in capsys.readouterr().err
+
+
+def test_features_are_finished_when_they_are_described(data, encoder, tmp_path):
+    out, manifest = tmp_path / "out", load_manifest(data)
+    assert embed(encoder[0], data, out, "--rows-per-part", "16") == 0
+    StoredFeatures(str(out), manifest)
+    described = (out / "features.json").read_bytes()
+    (out / "features.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        StoredFeatures(str(out), manifest)
+    assert embed(encoder[0], data, out, "--rows-per-part", "16") == 0
+    assert (out / "features.json").read_bytes() == described
+    (out / "part-00000003-0000.parquet").unlink()
+    (out / "part-00000004-0000.parquet").write_bytes(b"PAR1")
+    assert embed(encoder[0], data, out, "--rows-per-part", "16") == 2  # it names the damaged part
+    with pytest.raises(UserError, match="not finished"):
+        StoredFeatures(str(out), manifest)
+    (out / "part-00000004-0000.parquet").unlink()
+    assert embed(encoder[0], data, out, "--rows-per-part", "16") == 0
+    assert (out / "features.json").read_bytes() == described
+
+
+def test_maps_that_cannot_be_are_said(data, encoder, tmp_path, capsys):
+    url, _ = encoder
+    assert embed(url, data, tmp_path / "out", "--maps", "3", "--size", "64") == 2
+    assert "has 2 x 2 places at 64 pixels; ask for at most 2, or for larger images, such as --size 96" in said(capsys)
+    assert embed(url, data, tmp_path / "out", "--maps", "1", "--map-channels", "9999") == 2
+    assert "--map-channels 9999: the last map of" in said(capsys)
+    teacher, seen = open_teacher(url), TeacherOutput(torch.zeros(1, 160), [])
+    with pytest.raises(
+        UserError, match=r"--maps 7: the teacher .* has no maps, only pooled features; leave --maps out"
+    ):
+        check_maps(teacher, seen, 224, 7, 64)
+    with pytest.raises(
+        UserError, match=r"--size 64: .* does not take images of 64 pixels \(.*mat1 and mat2.*its own size is 32"
+    ):
+        seen_by(dataclasses.replace(teacher, network=torch.nn.Linear(32, 5)), 64)
+    own = write_shards(tmp_path / "own", [photo(0)], maps=[1])
+    assert embed(url, own, tmp_path / "out") == 2
+    assert "a column 'maps' of the data cannot go along, embed has its own; leave it out by --keep" in said(capsys)
+    assert embed(tmp_path / "nowhere", data, tmp_path / "out") == 2 and str(tmp_path / "nowhere") in said(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def said(capsys):
+    """What was said on stderr, one line."""
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and "Traceback" not in error
+    return error
 
 
 def manifest_of(*groups_of_files):

@@ -173,5 +173,5 @@ def test_weights_that_cannot_be_had_are_explained(monkeypatch):
         raise FileNotFoundError("cannot find the requested files; check your connection")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"weights of timm:resnet18 cannot be loaded: .*connection; pretrained=false"):
+    with pytest.raises(UserError, match=r"weights of timm:resnet18 cannot be loaded: .*connection; without internet"):
         build_encoder("timm:resnet18", pretrained=True)

@@ -10,9 +10,10 @@ from cluster.place import place_here
 from cluster.settings import load_settings
 from pretrain.data.importing import ImportOptions, import_images
 from pretrain.encoders import build_encoder
+from pretrain.evaluating import label_probe
 from pretrain.methods import METHODS, simsiam
 from pretrain.papers import defaults_of
-from pretrain.run import _label_probe, pretrain
+from pretrain.run import pretrain
 from pretrain.settings import PretrainSettings
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0"
@@ -60,7 +61,7 @@ def random_accuracy(shards, tmp_path_factory):
     torch.manual_seed(0)
     encoder = build_encoder(settings.encoder.name, **settings.encoder.arguments).eval()
     with place_here() as place:
-        return _label_probe(settings)(encoder, place, linear=True)["linear_accuracy"]
+        return label_probe(settings)(encoder, place, linear=True)["linear_accuracy"]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

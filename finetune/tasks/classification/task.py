@@ -28,6 +28,7 @@ class Classification(Task):
     """One class an image, from a column of text or whole numbers; or any number of them, from a column of lists."""
 
     best_metric = "accuracy"
+    layer_decay = 0.75
     predictor = ImageClassifier
 
     @staticmethod

@@ -25,6 +25,9 @@ NAMES = {
 }
 
 
+MOST_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these for smaller ones
+
+
 @dataclass(frozen=True, eq=False)
 class JudgedImage:
     """A picture's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
@@ -48,6 +51,14 @@ def coco_scores(
     one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the picture),
     left out where there are none; `recall` is the average recall with 100 detections an image. All in [0, 1].
     """
+    numbers, rows, _ = judged_scores(images, class_names)
+    return numbers, rows
+
+
+def judged_scores(
+    images: Sequence[JudgedImage], class_names: Sequence[str]
+) -> tuple[dict[str, float], list[dict[str, Any]], float]:
+    """The same, and the standard error of `map`: how far it moves over sets of as many images, drawn from these (bootstrap)."""
     from pycocotools.cocoeval import COCOeval  # brings matplotlib along
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
@@ -69,7 +80,52 @@ def coco_scores(
         }
         for index, name in enumerate(class_names)
     ]
-    return {name: number for name, number in numbers.items() if number >= 0}, rows
+    return {name: number for name, number in numbers.items() if number >= 0}, rows, _map_error(evaluation, len(images))
+
+
+def _map_error(evaluation: Any, num_images: int) -> float:
+    """Standard error of mAP over resampled images; matches stay as they are, for images are matched one by one."""
+    parts = evaluation.params
+    recalls_R, num_sizes = np.asarray(parts.recThrs), len(parts.areaRng)
+    classes = []
+    for index in range(len(parts.catIds)):
+        start = index * num_sizes * num_images  # of all sizes, which come first
+        of_class = [(i, e) for i, e in enumerate(evaluation.evalImgs[start : start + num_images]) if e is not None]
+        if not sum(len(e["gtIds"]) for _, e in of_class):
+            continue
+        owner_D = np.concatenate([np.full(len(e["dtScores"]), i) for i, e in of_class])
+        order_D = np.argsort(-np.concatenate([e["dtScores"] for _, e in of_class]), kind="mergesort")
+        hits_TD = np.concatenate([e["dtMatches"] for _, e in of_class], axis=1)[:, order_D] > 0
+        true_N = np.zeros(num_images)
+        for i, e in of_class:
+            true_N[i] = len(e["gtIds"])
+        classes.append((owner_D[order_D], hits_TD, true_N))
+    size = sum(hits_TD.size for _, hits_TD, _ in classes)
+    num_draws = int(np.clip(MOST_RESAMPLED // max(1, size), 20, 100))
+    generator, found = np.random.default_rng(0), []
+    for _ in range(num_draws):
+        times_N = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
+        precisions = [
+            _average_precision(times_N[owner_D], hits_TD, float(times_N @ true_N), recalls_R)
+            for owner_D, hits_TD, true_N in classes
+            if times_N @ true_N
+        ]
+        if precisions:
+            found.append(np.mean(precisions))
+    return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+
+
+def _average_precision(times_D: np.ndarray, hits_TD: np.ndarray, num_true: float, recalls_R: np.ndarray) -> float:
+    """COCO's, over its overlaps, of detections (surest first) that each come several times."""
+    right_TD = (hits_TD * times_D).cumsum(1)
+    all_D = np.maximum(times_D.cumsum(), 1)
+    # what a lower recall reaches counts at least as much as a higher one
+    best_TD = np.maximum.accumulate((right_TD / all_D)[:, ::-1], axis=1)[:, ::-1]
+    total = 0.0
+    for recall_D, best_D in zip(right_TD / num_true, best_TD, strict=True):
+        places_R = np.searchsorted(recall_D, recalls_R, side="left")
+        total += float(np.append(best_D, 0.0)[places_R].mean())
+    return total / len(hits_TD)
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -13,7 +13,7 @@ from cluster.place import Place
 from finetune.pictures import Picture
 from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
-from finetune.tasks.detection.metrics import JudgedImage, coco_scores
+from finetune.tasks.detection.metrics import JudgedImage, judged_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
 from pretrain.data.labels import ClassNames
@@ -102,12 +102,13 @@ class ObjectDetector(Predictor):
     def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
         """COCO's numbers, and those of each class."""
         images, left_out = self.judged(shards, place, decode_threads=decode_threads)
-        metrics, rows = coco_scores(images, self.class_names)
+        metrics, rows, error = judged_scores(images, self.class_names)
         details: dict[str, Any] = {
             "validation_images": len(images),
             "validation_boxes": sum(len(image.true_N4) for image in images),
             "class_names": self.class_names,
             "per_class": rows,
+            "standard_errors": {"map": error},
         }
         if left_out.counts:
             details["validation_boxes_left_out"] = left_out.as_json()

@@ -11,7 +11,6 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.place import Place
 from finetune.settings import FinetuneSettings
-from finetune.starting import EncoderSource
 from finetune.tasks.base import Task
 from finetune.tasks.detection.boxes import (
     TargetReader,
@@ -32,6 +31,7 @@ from pretrain.data.recipes import ViewSpec
 from pretrain.data.shards import Shards
 from pretrain.data.viewing import Viewer
 from pretrain.encoders import Encoder
+from pretrain.encoders.sources import EncoderSource
 
 PICTURES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
-from finetune.tasks.summarization.words import clean, terms_of
+from finetune.tasks.summarization.mining import CaptionSample
+from finetune.tasks.summarization.words import clean
 from pretrain.data.annotations import (
     BadAnnotation,
     ClassColumn,
@@ -41,7 +42,8 @@ class Survey:
         num_texts: captions or keywords in all.
         num_without: rows that have none.
         without: the first of these rows, with the reason.
-        images_of_keyword: how many images may have each keyword.
+        images_of_keyword: how many images have each keyword of a column.
+        sample: captions that keywords are mined from.
     """
 
     num_images: int = 0
@@ -49,6 +51,7 @@ class Survey:
     num_without: int = 0
     without: list[str] = field(default_factory=list)
     images_of_keyword: Counter[str] = field(default_factory=Counter)
+    sample: CaptionSample = field(default_factory=CaptionSample)
 
     def count(self, place: RowPlace, texts: list[str], reason: str = "") -> None:
         """Takes note of a row."""
@@ -81,14 +84,14 @@ def captions_or_none(value: Any) -> list[str]:
 
 
 def each_caption(manifest: Manifest, column: str, survey: Survey) -> Iterator[str]:
-    """Every caption of a data set; fills `survey` on the way, with the terms that may be keywords."""
+    """Every caption of a data set; fills `survey` on the way."""
     for place, value in _rows(manifest, column, check=find_captions_column):
         try:
             captions, reason = captions_of(value), ""
         except BadAnnotation as error:
             captions, reason = [], str(error)
         survey.count(place, captions, reason)
-        survey.images_of_keyword.update(set().union(*map(terms_of, captions)))
+        survey.sample.add(captions)
         yield from captions
 
 
@@ -116,19 +119,6 @@ def keyword_column(manifest: Manifest, column: str) -> ClassColumn:
     url = manifest.files[0].url
     with storage.open_input(url) as source:
         return find_class_column(pq.read_schema(source), column, url)
-
-
-def mined_keywords(
-    survey: Survey, *, num_keywords: int, min_images: int, max_share: float, stop_words: Sequence[str] = ()
-) -> list[str]:
-    """The most frequent terms, but `stop_words` and those in more than `max_share` of the images: those are stop words."""
-    most, left_out = max_share * (survey.num_images - survey.num_without), set().union(*map(terms_of, stop_words))
-    counts = [
-        (count, term)
-        for term, count in survey.images_of_keyword.items()
-        if min_images <= count <= most and term not in left_out
-    ]
-    return sorted(term for _, term in sorted(counts, key=lambda pair: (-pair[0], pair[1]))[:num_keywords])
 
 
 def frequent_keywords(survey: Survey, *, num_keywords: int, min_images: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.tasks.summarization.captions import captions_or_none, keywords_of
-from finetune.tasks.summarization.words import terms_of
+from finetune.tasks.summarization.phrases import Phrases, phrase_of
 from pretrain.data.annotations import BadAnnotation, ClassColumn
 
 
@@ -18,16 +18,22 @@ class KeywordReader:
     Args:
         keywords: that the model knows.
         column_names: names of the column's values where it is a Hugging Face ClassLabel.
+        phrases: by which captions are read; None for the keywords of several words among `keywords`.
     """
 
-    def __init__(self, keywords: Sequence[str], column_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, keywords: Sequence[str], column_names: Sequence[str] | None = None, phrases: Phrases | None = None
+    ) -> None:
         self.keywords, self._names = list(keywords), None if column_names is None else tuple(column_names)
+        self.phrases = phrases or Phrases(words for words in map(phrase_of, self.keywords) if len(words) > 1)
         self._index = {keyword: index for index, keyword in enumerate(self.keywords)}
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> KeywordReader:
         """That of a model's config."""
-        return cls(config["keywords"], config["keyword_names"])
+        # models of before phrases were mined have none
+        phrases = Phrases.of_config(config["phrases"]) if "phrases" in config else None
+        return cls(config["keywords"], config["keyword_names"], phrases)
 
     def read(self, values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         """For B rows float32 [B, K], 1 for each keyword that a row has, and bool [B], whether its keywords are known.
@@ -38,7 +44,7 @@ class KeywordReader:
         rows = values[columns["keywords" if from_column else "captions"]]
         truth_BK, known_B = np.zeros((len(rows), len(self.keywords)), np.float32), np.zeros(len(rows), bool)
         for row, value in enumerate(rows):
-            found = self._of_column(value, columns["keywords"]) if from_column else _of_captions(value)
+            found = self._of_column(value, columns["keywords"]) if from_column else self._of_captions(value)
             if found is None:
                 continue
             known_B[row] = True
@@ -53,7 +59,6 @@ class KeywordReader:
         except BadAnnotation:
             return None
 
-
-def _of_captions(value: Any) -> set[str] | None:
-    captions = captions_or_none(value)
-    return set().union(*map(terms_of, captions)) if captions else None
+    def _of_captions(self, value: Any) -> set[str] | None:
+        captions = captions_or_none(value)
+        return set().union(*map(self.phrases.terms_of, captions)) if captions else None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_average_precision
 
-from finetune.tasks.summarization.caption_metrics import bleu, cider_d, rouge_l
+from finetune.tasks.summarization.caption_metrics import bleu, cider_d, cider_d_of_each, rouge_l
 from finetune.tasks.summarization.words import words_of
 
 
@@ -23,6 +23,16 @@ def sentence_scores(sentences: Sequence[str], references: Sequence[Sequence[str]
         "bleu_4": bleu(candidates, words)[-1],
         "rouge_l": rouge_l(candidates, words),
     }
+
+
+def cider_error(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Standard error of `cider_d`, by which other images of the same kind would move it."""
+    pairs = [(one, several) for one, several in zip(sentences, references, strict=True) if several]
+    scores = cider_d_of_each(
+        [words_of(sentence) for sentence, _ in pairs],
+        [[words_of(reference) for reference in several] for _, several in pairs],
+    )
+    return float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
 
 
 def keyword_scores(scores_NK: np.ndarray, truth_NK: np.ndarray, *, threshold: float) -> dict[str, float]:

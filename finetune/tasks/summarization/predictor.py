@@ -13,7 +13,13 @@ from cluster.place import Place
 from finetune.tasks.base import Judgement, Predictor, TaskModel
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.keywords import KeywordReader
-from finetune.tasks.summarization.metrics import best_threshold, keyword_scores, per_keyword, sentence_scores
+from finetune.tasks.summarization.metrics import (
+    best_threshold,
+    cider_error,
+    keyword_scores,
+    per_keyword,
+    sentence_scores,
+)
 from finetune.tasks.summarization.model import Seen, Summarizer
 from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
@@ -135,6 +141,7 @@ class ImageSummarizer(Predictor):
         examples = [pair for pair in zip(judged.sentences, judged.references, strict=True) if pair[1]]
         details = {
             "validation_images": len(judged.sentences),
+            "standard_errors": {"cider_d": cider_error(judged.sentences, judged.references)},
             "validation_captions": num_captions,
             "validation_images_without_captions": without,
             "keyword_threshold": threshold,

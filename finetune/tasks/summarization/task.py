@@ -20,12 +20,13 @@ from finetune.tasks.summarization.captions import (
     each_caption,
     frequent_keywords,
     keyword_column,
-    mined_keywords,
     require_captions,
     survey_keywords,
 )
 from finetune.tasks.summarization.keywords import KeywordReader
+from finetune.tasks.summarization.mining import mine
 from finetune.tasks.summarization.model import Summarizer, SummaryTargets
+from finetune.tasks.summarization.phrases import Phrases
 from finetune.tasks.summarization.predictor import ImageSummarizer
 from finetune.tasks.summarization.tokenizer import END, PAD, START, CaptionTokenizer
 from pretrain.data.hashing import hash64
@@ -77,14 +78,15 @@ class Summarization(Task):
 
         # -- keywords ------------------------------------------------------------------------------------------------------
         names: Sequence[str] | None = None
+        phrases = Phrases()
         if own.keywords_column is not None:
             found_column = keyword_column(train, own.keywords_column)
             names = found_column.names
             limits = {"num_keywords": own.num_keywords, "min_images": own.keyword_min_images}
             keywords = frequent_keywords(survey_keywords(train, found_column), **limits)
         else:
-            keywords = mined_keywords(
-                survey,
+            keywords, phrases = mine(
+                survey.sample,
                 num_keywords=own.num_keywords,
                 min_images=own.keyword_min_images,
                 max_share=own.keyword_max_share,
@@ -93,10 +95,14 @@ class Summarization(Task):
         if not keywords and own.num_keywords:
             raise UserError(
                 f"no keyword occurs in {own.keyword_min_images} images or more of {train.files[0].url}"
-                + ("" if names else f" and at most a share of {own.keyword_max_share:g} of them")
+                + (
+                    ""
+                    if names
+                    else f" and at most a share of {own.keyword_max_share:g} of them, and tells something of them"
+                )
                 + "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
             )
-        self.reader = KeywordReader(keywords, names)
+        self.reader = KeywordReader(keywords, names, phrases)
 
         # -- what a model must know ----------------------------------------------------------------------------------------
         some = islice(each_caption(train, column, Survey()), CAPTIONS_MEASURED)
@@ -104,6 +110,7 @@ class Summarization(Task):
         self.config = {
             "keywords": keywords,
             "keyword_names": None if names is None else list(names),
+            "phrases": phrases.to_json(),
             "tokenizer": self.tokenizer.to_json(),
             "mean_tokens": sum(lengths) / len(lengths),
             "head": {

@@ -13,7 +13,6 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 
 # scripts without spaces between words: Thai and Lao, Burmese, Khmer, kana, Han
 _UNSPACED = (
@@ -34,29 +33,35 @@ def words_of(text: str) -> list[str]:
     return [word for words, _ in _runs(text) for word in words]
 
 
-def terms_of(text: str) -> set[str]:
-    """What may be keywords of a text: words of two letters and more, and where there are no spaces pairs of neighbouring
-    characters (as search engines index Chinese), for most words there are as long."""
-    terms: set[str] = set()
-    for words, is_unspaced in _runs(text):
-        if is_unspaced:
-            terms.update(words if len(words) == 1 else map("".join, pairwise(words)))
+def stretches_of(text: str) -> list[list[str]]:
+    """The words of a text as lists of those that follow each other without punctuation between."""
+    stretches: list[list[str]] = []
+    for words, follows in _runs(text):
+        if follows and stretches:
+            stretches[-1].extend(words)
         else:
-            terms.update(word for word in words if sum(map(str.isalpha, word)) >= 2 and "'" not in word)
-    return terms
+            stretches.append(words)
+    return stretches
+
+
+def is_unspaced(word: str) -> bool:
+    """Whether a word is a character of a script without spaces."""
+    return _characters().match(word) is not None
 
 
 def _runs(text: str) -> Iterator[tuple[list[str], bool]]:
-    """The words of a text, neighbouring characters without spaces as one list; with whether they are such."""
-    text = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
+    """The words of a text, neighbouring characters without spaces as one list; with whether there is no more than blanks
+    between them and the ones before."""
+    text, end = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'"), 0
     for match in _pattern().finditer(text):
-        found = match.group()
+        found, follows = match.group(), not text[end : match.start()].strip()
+        end = match.end()
         if match.lastgroup == "unspaced":
-            yield _characters().findall(found), True
+            yield _characters().findall(found), follows
         elif "'" in found and (parts := _CONTRACTION.fullmatch(found)):
-            yield list(parts.groups()), False
+            yield list(parts.groups()), follows
         else:
-            yield [found], False
+            yield [found], follows
 
 
 @cache
