@@ -3,10 +3,10 @@
     python -m tests.benchmarks.demo [--seeds 0 1 2] [--out runs/demo-seeds] [--no-probe]
 
 Each seed is a demo of its own, as a user runs it, with scenes, encoder and models of that seed; the same command again
-continues and trains nothing twice. Goals: accuracy at least 0.80 and 0.20 above random weights; AP50 at least 0.50 and 0.10 above;
-CIDEr-D at least 1.5 and keyword F1 at least 0.5, both at least 20 % above; kNN of the encoder at least 0.60; no row behind.
-A linear probe on thumbnails of 8 x 8 pixels stays under 40 %. Of the twelve sentences on the page at least eight name the main
-thing.
+continues and trains nothing twice. Goals: accuracy at least 0.80 and 0.20 above random weights; AP50 at least 0.50 and 0.10
+above; CIDEr-D at least 1.5 and keyword F1 at least 0.5, both at least 20 % above; kNN of the encoder at least 0.60; no row
+behind. A linear probe on thumbnails of 8 x 8 pixels stays under 40 %. Of the twelve sentences on the page at least eight name
+the main thing.
 """
 
 from __future__ import annotations
