@@ -13,20 +13,56 @@ from fsspec.utils import glob_translate
 
 from cluster.store_calls import FileInfo, file_info, info_of, is_http, tried
 
+GLOB_SIGNS = "*?["
+OTHER_ENDINGS = {".parquet": (".parquet", ".pq")}  # endings that people give the same kind of file
+
+
+def is_glob(url: str) -> bool:
+    """Whether a URL is a pattern. What exists is a name, whatever its characters: `run [v2]/shards`."""
+    if not any(sign in url for sign in GLOB_SIGNS):
+        return False
+    return bool(tried("look up", url, _is_pattern))
+
+
+def _is_pattern(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    signs = "*[" if is_http(fs) else GLOB_SIGNS  # "?" begins the query of a web address
+    if not any(sign in path for sign in signs):
+        return False
+    return is_http(fs) or info_of(fs, path) is None
+
 
 def find_files(url: str, suffix: str) -> list[FileInfo]:
     """The files that a URL names, sorted by URL: one file, a glob, or all under a folder that end in `suffix`.
 
-    Hidden files and those in hidden or underscore folders (`_temporary`) are left out, as Spark and Hugging Face do.
-    Returns an empty list when nothing is there.
+    The case of an ending does not matter, and `.pq` is `.parquet`. Hidden files and those in hidden or underscore folders
+    (`_temporary`) are left out, as Spark and Hugging Face do; so are files that begin with an underscore, where an ending is
+    asked for: among all files they may be photos, which cameras call _DSC0001.JPG. Returns an empty list when nothing is there.
     """
     return tried("list", url, lambda fs, path: _find_files(fs, path, suffix))
+
+
+def passed_over(url: str, suffix: str) -> list[str]:
+    """The files under a folder that `find_files` leaves out although they have the ending: hidden, or in such a folder."""
+
+    def listed(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        info = info_of(fs, path)
+        if info is None or _is_file(info) or is_http(fs):
+            return []
+        names = {name for name in fs.find(path) if _ends(name, suffix)}
+        taken = {file.url for file in _find_files(fs, path, suffix)}
+        return sorted(name for name in names if name not in taken and fs.unstrip_protocol(name) not in taken)
+
+    return tried("list", url, listed)
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return name.lower().endswith(OTHER_ENDINGS.get(suffix, (suffix,)))
 
 
 def _find_files(fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> list[FileInfo]:
     fs.invalidate_cache()
     of_web = is_http(fs)  # whose "?" begins a query
-    if any(sign in path for sign in ("*[" if of_web else "*?[")):
+    if _is_pattern(fs, path):
         root, entries = "", _glob(fs, path)
     else:
         info = info_of(fs, path)
@@ -39,8 +75,9 @@ def _find_files(fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> list[F
     found = []
     for name, info in entries.items():
         inner = name[len(root) :].strip("/").split("/")
-        hidden = any(part.startswith((".", "_")) for part in inner) if root else inner[-1].startswith((".", "_"))
-        if _is_file(info) and name.endswith(suffix) and not hidden:
+        hidden = any(part.startswith((".", "_")) for part in inner[: -1 if root else 0])
+        hidden = hidden or inner[-1].startswith((".", "_") if suffix else ".")
+        if _is_file(info) and _ends(name, suffix) and not hidden:
             found.append(file_info(fs, fs.info(name) if info.get("size") is None else info))
     return sorted(found, key=lambda file: file.url)
 

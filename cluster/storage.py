@@ -20,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
-from cluster.listing import find_files
+from cluster.listing import find_files, is_glob, passed_over
 from cluster.reading import changed, open_input, read_range, use_cache
 from cluster.retrying import DEFAULT_PATIENCE, Patience, retries
 from cluster.secrets import masked
@@ -33,9 +33,11 @@ __all__ = [
     "explained",
     "filesystem",
     "find_files",
+    "is_glob",
     "is_local",
     "local_path",
     "open_input",
+    "passed_over",
     "read_range",
     "retries",
     "use_cache",
@@ -75,9 +77,12 @@ def exists(url: str) -> bool:
     return tried("look up", url, info_of) is not None
 
 
-def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE) -> bytes:
-    """The whole content of a file. Raises UserError when it is missing or may not be read."""
-    return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience)
+def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bool = False) -> bytes:
+    """The whole content of a file. Raises UserError when it is missing or may not be read.
+
+    `from_data`: the URL stands in somebody's data, so that redirects of web servers are looked at before they are followed.
+    """
+    return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience, guarded=from_data)
 
 
 def read_json(url: str) -> Any:
@@ -130,9 +135,20 @@ def _renamed_when_complete(target: Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in a folder outlast a power cut, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_dirs(url: str) -> None:

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One file of a listing. `version` changes when the content does (ETag where the store has one, else the time)."""
 
@@ -58,9 +58,11 @@ def tried(
     function: Callable[[fsspec.AbstractFileSystem, str], Result],
     patience: Patience = DEFAULT_PATIENCE,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    guarded: bool = False,
 ) -> Result:
     """Calls `function(file system, path)`, again after failures that pass; errors that stay are explained."""
-    fs, path = filesystem(url, patient=False)
+    fs, path = filesystem(url, patient=False, guarded=guarded)
     with explained(action, url):
         return retrying(lambda: function(fs, path), url=url, patience=patience, stopped=stopped)
 

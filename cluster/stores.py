@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster import secrets
+from cluster import secrets, web_guard
 from cluster.errors import UserError
 
 # protocol -> the package that opens it and the extra of this project that installs it
@@ -61,12 +62,13 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
-def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(url: str, *, patient: bool = True, guarded: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it.
 
     Args:
         url: a path or any URL that fsspec can open.
         patient: whether the store's library tries failed requests again by itself; False where we count the attempts.
+        guarded: the URL stands in data, not in a command: redirects of web servers are looked at (`cluster.web_guard`).
 
     Raises UserError for an unknown protocol, one whose package is missing (with the command that installs it), or options
     that it does not know.
@@ -79,7 +81,7 @@ def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSy
         return fs, fs._strip_protocol(os.path.expanduser(url) if "://" not in url else url)
     protocol = OTHER_NAMES.get(url.partition("://")[0], url.partition("://")[0])
     try:
-        fs, path = fsspec.core.url_to_fs(url, **_with_defaults(protocol, options_of(url), patient))
+        fs, path = fsspec.core.url_to_fs(url, **_with_defaults(protocol, options_of(url), patient, guarded))
     except ImportError as error:
         if protocol not in PACKAGES:
             raise UserError(f"cannot open {secrets.masked(url)}: {error}") from error
@@ -114,13 +116,17 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _with_defaults(protocol: str, options: dict[str, Any], patient: bool) -> dict[str, Any]:
+def _with_defaults(protocol: str, options: dict[str, Any], patient: bool, guarded: bool) -> dict[str, Any]:
     if protocol == "s3":
         config = {"max_pool_connections": CONNECTIONS, **options.get("config_kwargs", {})}
         if not patient:
             config["retries"] = {"total_max_attempts": 1}
         # other processes write as well, so what a folder held a moment ago is no answer
         return {"use_listings_cache": False, **options, "config_kwargs": config}
+    if protocol in ("http", "https") and guarded:
+        with suppress(ImportError):  # said better where the file system is opened
+            client = {**options.get("client_kwargs", {}), "trace_configs": [web_guard.guard()]}
+            options = {**options, "client_kwargs": client}
     if protocol in ("http", "https") and "timeout" not in options.get("client_kwargs", {}):
         try:
             from aiohttp import ClientTimeout

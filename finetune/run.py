@@ -71,6 +71,7 @@ def run_one(
         settings,
         cluster_settings=settings.cluster,
         world_sizes=order.world_sizes,
+        data={"train": manifest, "validation": validation},
         check_only=check_only,
         report=report,
     )
@@ -139,6 +140,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         best_is_lowest=lower_is_better(best_metric),
         keep_best=keep_best,
         patience=settings.patience,
+        also_read={"validation": validation},
         loop=loop,
     )
     progress = outcome.progress

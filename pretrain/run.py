@@ -56,6 +56,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
         settings,
         cluster_settings=settings.cluster,
         world_sizes=world_sizes,
+        data={"train": manifest},
         check_only=check_only,
         report=report,
     )

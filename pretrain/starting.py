@@ -36,8 +36,8 @@ def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
             settings, encoder=dataclasses.replace(encoder, name=encoder.name or DEFAULT_ENCODER)
         ), []
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(encoder, url=absolute_encoder(encoder.url)))
-    own, source = _opened(settings.encoder), start_of(settings)
-    assert source is not None
+    own = _opened(settings.encoder)
+    source = _checked(own, settings)
     views, channels, notes = settings.views, settings.views.channels, []
     if channels != own.encoder.in_channels:
         how = "summed over them" if channels == 1 else f"repeated and scaled by {own.encoder.in_channels}/{channels}"
@@ -61,7 +61,11 @@ def start_of(settings: PretrainSettings) -> EncoderSource | None:
     encoder = settings.encoder
     if encoder.url is None:
         return None
-    source = _opened(encoder)
+    return _checked(_opened(encoder), settings)
+
+
+def _checked(source: EncoderSource, settings: PretrainSettings) -> EncoderSource:
+    encoder = settings.encoder
     if encoder.weights_sha256 not in (None, source.weights_sha256):
         raise UserError(
             f"{encoder.url} holds other weights now than this run started from (encoder.weights_sha256 was "

@@ -25,7 +25,7 @@ class Look:
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
         self.teacher, self.device = teacher, device
         # the order of channels in which both CPUs and accelerators convolve fastest
-        teacher.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher.network.to(device).to(memory_format=torch.channels_last)
         self.images_per_pass = IMAGES_PER_PASS_OF_CPU if device.type == "cpu" else IMAGES_PER_PASS
         # a CPU computes in float32, whatever the weights were stored in
         self._dtype = teacher.dtype if device.type != "cpu" else torch.float32

@@ -16,7 +16,7 @@ from pretrain.data.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.shards import Shards, read_in_sequence
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
-PARQUET = ".parquet"
+PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Cl
                 raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or films")
             raise UserError(
                 f"{given} holds no image, Parquet file or film (there: {', '.join(files[:3])}); known endings are "
-                f"{', '.join((*IMAGE_SUFFIXES, PARQUET, *VIDEO_SUFFIXES))}"
+                f"{', '.join((*IMAGE_SUFFIXES, *PARQUET, *VIDEO_SUFFIXES))}"
             )
     return clips
 

@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from cluster import storage
-from cluster.errors import UserError, run_command
+from cluster.errors import EXIT_STOPPED, UserError, run_command
+from cluster.web_guard import allow_local_redirects
 
 # What a command needs is imported by its handler, so that --help and typing errors answer at once.
 
@@ -46,13 +47,21 @@ def _parser() -> argparse.ArgumentParser:
         "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
         "SRC is told by its look, or by --kind:\n"
         "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
-        "  coco         COCO json: FILE.json with boxes or captions, or a folder with one\n"
+        "  coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split\n"
         "  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it\n"
-        "  yolo         YOLO: a folder with a txt file for each image, in labels/ or beside it; class names in data.yaml\n"
-        "  table        FILE.csv, .tsv or .jsonl with a column of paths or URLs, and labels or captions; or a folder with\n"
-        "               metadata.csv or metadata.jsonl\n"
+        "  yolo         YOLO and Darknet: a folder with a txt file for each image, in labels/ or beside it; class names in a\n"
+        "               yaml, classes.txt or obj.names\n"
+        "  labelme      a json file with shapes beside each image\n"
+        "  cvat         CVAT for images: one xml with the shapes of many images\n"
+        "  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and "
+        "labels, captions or\n"
+        "               boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv, .jsonl or .parquet\n"
+        "  sidecar      texts beside images: .txt, .caption, .json, .cls (img2dataset and captioning programs)\n"
         "  tar          tars with WebDataset naming: a file, folder or glob\n"
         "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test\n\n"
+        "Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, "
+        "DEST/validation, DEST/test.\n"
+        "What became of every file is in DEST/_import.json; exit code 3 means that too many were set aside.\n\n"
         "Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects\n"
         "{bbox, category} with boxes as left, top, width, height in pixels.",
         epilog="examples: python -m pretrain.data import my/photos my/shards --validation 0.2\n"
@@ -70,11 +79,36 @@ def _parser() -> argparse.ArgumentParser:
         help="folder: folders takes the folder that holds an image as its class; auto (default) does so when all images lie "
         "exactly one folder deep, in two folders or more; none: no classes",
     )
-    pack.add_argument("--images", metavar="FOLDER", help="coco: the folder of the images (default: looked for)")
+    pack.add_argument(
+        "--images", metavar="FOLDER", help="coco, cvat, table: the folder of the images (default: looked for)"
+    )
+    pack.add_argument(
+        "--boxes",
+        metavar="xywh|xyxy|cxcywh|shares",
+        help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; corners; centre and "
+        "size, all in pixels; or shares of the sides (default: what the kind of source has)",
+    )
+    pack.add_argument(
+        "--split",
+        metavar="train|validation|test|none",
+        help="pack one of the source's splits, or all images alike (default: each to its own folder)",
+    )
+    pack.add_argument(
+        "--max-set-aside",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of images or annotations that may be set aside before the import ends with exit code 3 (default: 0.05)",
+    )
     for name in ("path", "label", "caption"):
         pack.add_argument(
             f"--{name}-column", metavar="NAME", help=f"table: column of the {name} (default: usual names)"
         )
+    pack.add_argument(
+        "--allow-local-redirects",
+        action="store_true",
+        help="follow redirects of listed web addresses to this machine (default: such images are set aside)",
+    )
     pack.add_argument("--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)")
     pack.add_argument("--download", action="store_true", default=None, help="torchvision: fetch what is not there")
     pack.add_argument(
@@ -237,21 +271,28 @@ def _import(arguments: argparse.Namespace) -> int:
         "overwrite": arguments.overwrite,
         "labels": arguments.labels,
         "images": arguments.images,
+        "boxes": arguments.boxes,
+        "split": arguments.split,
         "columns": Columns(arguments.path_column, arguments.label_column, arguments.caption_column),
         "root": arguments.root,
         "download": arguments.download,
     }
+    if arguments.allow_local_redirects:
+        allow_local_redirects()
     if arguments.check:
         from pretrain.data.import_check import check_import
 
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
         return 0
     try:
-        summary = import_images(arguments.src, arguments.dest, options, **more)
+        summary = import_images(arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more)
     except KeyboardInterrupt:
         print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
         raise
     print(describe_import(summary, arguments.dest))
+    if summary["stopped"] is not None:
+        print(f"stopped: {summary['stopped']}", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     return 0
 
 

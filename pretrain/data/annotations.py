@@ -30,6 +30,8 @@ CLASS_FIELDS = (
     *("class", "classes", "class_id", "name", "names"),
 )
 
+CROWD_FIELDS = ("iscrowd", "is_crowd")  # marks regions of many objects, which are no single ones
+
 # columns that are taken when none is named, the usual ones first
 BOXES_COLUMNS, CAPTIONS_COLUMNS = ("objects",), ("captions", "caption")
 
@@ -59,6 +61,7 @@ class BoxColumn:
         box_field, class_field: the sub-fields with boxes and classes; objects without classes have none.
         names: of a Hugging Face ClassLabel, else None.
         box_format: what four numbers mean: (x, y, width, height), or two corners (x1, y1, x2, y2).
+        crowd_field: the sub-field that marks crowd regions, which are left out; None without one.
     """
 
     column: str
@@ -66,6 +69,7 @@ class BoxColumn:
     class_field: str | None
     names: tuple[str, ...] | None
     box_format: BoxFormat = "xywh"
+    crowd_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,10 @@ class Boxes:
 def find_class_column(schema: pa.Schema, column: str, url: str) -> ClassColumn:
     """Raises UserError when the column is missing or holds neither text nor whole numbers, nor lists of one of them."""
     kind = _type_of(schema, column, url)
-    inner = kind.value_type if _is_list(kind) else kind
+    inner = kind.value_type if is_list_type(kind) else kind
     if not is_class_type(inner):
         raise UserError(f"{url}: column {column!r} is {kind}; classes must be text or whole numbers, or lists of these")
-    return ClassColumn(column, _is_list(kind), class_names_at(schema, column))
+    return ClassColumn(column, is_list_type(kind), class_names_at(schema, column))
 
 
 def find_boxes_column(
@@ -126,7 +130,7 @@ def find_boxes_column(
                 return find_boxes_column(schema, name, url, box_format)
         raise UserError(f"{url} has no column with boxes (columns there: {', '.join(schema.names)})")
     kind = _type_of(schema, column, url)
-    of_structs = _is_list(kind)
+    of_structs = is_list_type(kind)
     struct = kind.value_type if of_structs else kind
     if not pa.types.is_struct(struct):
         raise UserError(
@@ -154,7 +158,13 @@ def find_boxes_column(
                 f"{url}: {column}.{class_field} is {class_type}; classes must be {shape}text or whole numbers"
             )
     names = class_names_at(schema, column, class_field) if class_field is not None else None
-    return BoxColumn(column, box_field, class_field, names, box_format)
+    crowd_field = _first_of(CROWD_FIELDS, fields)
+    if crowd_field is not None:
+        crowd_type = struct.field(crowd_field).type
+        flag = crowd_type if of_structs else _inside(crowd_type)
+        if flag is None or not (pa.types.is_integer(flag) or pa.types.is_boolean(flag)):
+            crowd_field = None
+    return BoxColumn(column, box_field, class_field, names, box_format, crowd_field)
 
 
 def find_captions_column(schema: pa.Schema, column: str | None = None, url: str = "the data") -> CaptionColumn:
@@ -165,7 +175,7 @@ def find_captions_column(schema: pa.Schema, column: str | None = None, url: str 
     if column is None:
         column = next((name for name in CAPTIONS_COLUMNS if name in schema.names), CAPTIONS_COLUMNS[0])
     kind = _type_of(schema, column, url)
-    if not _is_text(_decoded(kind.value_type if _is_list(kind) else kind)):
+    if not _is_text(_decoded(kind.value_type if is_list_type(kind) else kind)):
         raise UserError(f"{url}: column {column!r} is {kind}; captions must be string or list<string>")
     return CaptionColumn(column)
 
@@ -187,6 +197,12 @@ def read_boxes(value: Any, column: BoxColumn) -> Boxes:
         classes = [None] * len(boxes)
     if len(boxes) != len(classes):
         raise BadAnnotation(f"{len(boxes)} boxes but {len(classes)} classes")
+    crowds = crowds_in(value, column)
+    if any(crowds) and len(crowds) == len(boxes):
+        boxes, classes = (
+            [entry for entry, is_crowd in zip(entries, crowds, strict=True) if not is_crowd]
+            for entries in (boxes, classes)
+        )
     if column.class_field is not None:
         _check_classes(classes, column.class_field)
     corners_N4 = _numbers_N4(boxes, column.box_field)
@@ -196,6 +212,19 @@ def read_boxes(value: Any, column: BoxColumn) -> Boxes:
         xyxy_N4 = corners_N4.astype(np.float32)
     _check_finite(xyxy_N4, column.box_field)
     return Boxes(xyxy_N4, classes)
+
+
+def crowds_in(value: Any, column: BoxColumn) -> list[bool]:
+    """Which objects of a row are crowd regions; empty where nothing marks them."""
+    field = column.crowd_field
+    if field is None or not value:
+        return []
+    flags = (
+        value.get(field)
+        if isinstance(value, dict)
+        else [entry.get(field) for entry in value if isinstance(entry, dict)]
+    )
+    return [bool(flag) for flag in flags] if isinstance(flags, list) else []
 
 
 def read_captions(value: Any) -> list[str]:
@@ -261,6 +290,17 @@ def class_names_at(schema: pa.Schema, *path: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
+def class_places(*schemas: pa.Schema) -> list[tuple[str, ...]]:
+    """The places of all ClassLabels in schemas: columns, and fields of columns of objects."""
+    places: dict[tuple[str, ...], None] = {}
+    for schema in schemas:
+        for name, feature in hugging_face_features(schema).items():
+            inner = _without_lists(feature)
+            fields = [(name,), *((name, field) for field in inner)] if isinstance(inner, dict) else []
+            places.update(dict.fromkeys(path for path in fields if class_names_at(schema, *path) is not None))
+    return list(places)
+
+
 def _without_lists(feature: Any) -> Any:
     """What list features hold: [x] and {"_type": "Sequence"} of older versions, {"_type": "List"} of newer ones."""
     while True:
@@ -291,12 +331,14 @@ def _first_of(known: Sequence[str], fields: Sequence[str]) -> str | None:
     return next((field for name in known for field in fields if field.lower() == name), None)
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def is_list_type(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists, however Arrow lays them out."""
+    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _inside(kind: pa.DataType) -> pa.DataType | None:
-    return kind.value_type if _is_list(kind) else None
+    return kind.value_type if is_list_type(kind) else None
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +36,13 @@ from pretrain.data.annotations import (
 )
 from pretrain.data.decode import BadImage, decode_image, image_format
 from pretrain.data.footers import read_footer
-from pretrain.data.manifest import Manifest, find_shards, load_manifest
+from pretrain.data.manifest import Manifest, find_shards, hive_folder, load_manifest
+from pretrain.data.naming import declared_names, names_by_file
 from pretrain.data.order import Segment
 from pretrain.data.progress import ProgressLine
 from pretrain.data.shards import Rows, Shards
 from pretrain.data.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
+from pretrain.data.sources.tree import read_tree
 from pretrain.data.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 
 MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
@@ -100,6 +103,7 @@ def check(
         "row_groups": _describe_groups(manifest),
         "columns": {field.name: str(field.type) for field in schema},
         "passed_over": columns.passed_over,
+        "notes": _notes(url, manifest, columns),
         "labels": {column.column: count_classes(manifest, column) for column in columns.classes},
     }
     with ProgressLine("looking at rows", num_sampled, shown=show_progress) as progress:
@@ -107,6 +111,38 @@ def check(
     if sheet_url is not None:
         storage.write_bytes(sheet_url, draw_sheet(sample.cells))
     return {**report, **sample.report()}
+
+
+def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
+    """What should be said of whole files and columns: files that are no part of the data, numbers that mean several classes.
+
+    Raises UserError where the classes of boxes are numbered differently in two files.
+    """
+    notes = []
+    folder = None if storage.is_glob(url) or url.startswith(("http://", "https://")) else url
+    if folder is not None and storage.filesystem(folder)[0].isdir(storage.filesystem(folder)[1]):
+        tree = read_tree(folder)
+        taken = {file.url for file in manifest.files}
+        others = Counter(
+            tree.left.get(path) or f"file of another kind ({posixpath.splitext(path)[1].lower() or 'no ending'})"
+            for path, file in ((path, tree.files.get(path)) for path in (*tree.files, *tree.left))
+            if file is None or file.url not in taken
+        )
+        notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
+    if (hive := hive_folder(manifest.files[0].url)) is not None:
+        notes.append(f"the folders' names hold a column ({hive}) that is not in the files and is not read")
+    for column in columns.classes:
+        found = names_by_file(manifest, column.column)
+        if len({names for _, names in found}) > 1:
+            first = next(url for url, names in found if names != found[0][1])
+            notes.append(
+                f"column {column.column!r} of {first} numbers its classes otherwise than that of {found[0][0]}, "
+                "or has no names for "
+                "them: the counts are by each file's own names, and training refuses such files"
+            )
+    if columns.boxes is not None and columns.boxes.class_field is not None:
+        declared_names([manifest], columns.boxes.column, columns.boxes.class_field)
+    return notes
 
 
 def _spread_evenly(num: int, among: int) -> np.ndarray:

@@ -45,6 +45,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
+    for note in report["notes"]:
+        console.print(f"note: {printable(note)}")
     for reason in report["passed_over"]:
         console.print(f"note: not looked at: {printable(reason)}")
     if report["bad"]:
@@ -117,6 +119,7 @@ def _boxes_in_words(boxes: dict[str, Any]) -> str:
     return (
         f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} rows without; "
         f"{boxes['outside']} reach out of the image, {boxes['degenerate']} without area"
+        + (f"; {boxes['crowds']} crowd regions are left out" if boxes["crowds"] else "")
     )
 
 

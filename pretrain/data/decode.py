@@ -1,6 +1,7 @@
 """Encoded images to RGB pixels, the right way up. Whatever the bytes are, the answer is an array or `BadImage`.
 
-Formats: JPEG, PNG, WebP, BMP, TIFF and the first frame of a GIF, told apart by their first bytes. Each is opened by its own
+Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF, and HEIC where the
+package pillow-heif is installed, told apart by their first bytes. Each is opened by its own
 Pillow plugin and not by `Image.open`, which tries every plugin there is, warns by Pillow's global size limit, and lets the
 WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many threads; Pillow's decoders release
 the GIL, and nothing of Pillow's global state is read or changed.
@@ -8,13 +9,25 @@ the GIL, and nothing of Pillow's global state is read or changed.
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -58,7 +71,18 @@ OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImageFile,
     "GIF": GifImagePlugin.GifImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
 }
+# formats that are known by their first bytes and cannot be decoded here
+NOT_DECODED = {
+    "HEIC": "HEIC; pip install pillow-heif to read it",
+    "JPEG XL": "JPEG XL, which is not read; save it as PNG",
+}
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and refused by Pillow above a size
+SIGNIFICANT_BITS = (8, 12)  # of grey values in 16-bit files whose header says nothing, by their range
 
 
 class BadImage(Exception):
@@ -70,7 +94,9 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
-    Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour;
+    Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour,
+    or, where no value needs more than 12 (8) bits, the high byte of these: cameras put such values into 16-bit files
+    as they are.
     CMYK is converted without a colour profile. Floats and 32-bit integers have no agreed range and are refused.
 
     Args:
@@ -85,6 +111,60 @@ def decode_image(
     return np.asarray(decode_upright(data, smallest_side=smallest_side, max_pixels=max_pixels))
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A decoded picture, and how it lay in its file.
+
+    Attributes:
+        pixels_HW3: uint8, RGB, upright.
+        stored_size: (width, height) before EXIF turned it.
+        orientation: EXIF's, 1 to 8.
+        significant_bits: of grey values in a 16-bit file that do not use them all; else 0.
+    """
+
+    pixels_HW3: np.ndarray
+    stored_size: tuple[int, int]
+    orientation: int
+    significant_bits: int = 0
+
+
+def decode_whole(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """`decode_image` with what the file says of how the picture lies in it. Raises BadImage."""
+    with _only_bad_image():
+        image, orientation = _open(bytes(data), max_pixels)
+        size, turned = _as_stored(image, orientation)
+        image.load()
+        rgb, bits = _to_rgb(image)
+        if orientation in UPRIGHT:
+            rgb = rgb.transpose(UPRIGHT[orientation])
+        return Decoded(np.asarray(rgb), size, turned, bits)
+
+
+def image_frame(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], int]:
+    """((width, height) as stored, EXIF orientation), from the header alone. Raises BadImage."""
+    with _only_bad_image():
+        return _as_stored(*_open(bytes(data), max_pixels))
+
+
+def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int, int], int]:
+    if isinstance(image, TiffImageFile):  # Pillow has turned its size already
+        turned = int(image.tag_v2.get(ORIENTATION_TAG, 1))
+        turned = turned if 1 <= turned <= 8 else 1
+        width, height = image.size
+        return ((height, width) if turned >= 5 else (width, height)), turned
+    return image.size, orientation
+
+
+def significant_bits(data: bytes | memoryview) -> int:
+    """Bits that the grey values of a 16-bit picture use where these are fewer, else 0. Raises BadImage."""
+    with _only_bad_image():
+        image, _ = _open(bytes(data), MAX_PIXELS)
+        if not image.mode.startswith("I;16"):
+            return 0
+        image.load()
+        return _to_rgb(image)[1]
+
+
 def decode_upright(
     data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
@@ -94,7 +174,7 @@ def decode_upright(
         if smallest_side is not None and isinstance(image, JpegImageFile):
             image.draft(None, (max(1, smallest_side), max(1, smallest_side)))
         image.load()
-        rgb = _to_rgb(image)
+        rgb, _ = _to_rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         return rgb
@@ -165,19 +245,32 @@ def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tup
 
 
 def image_format(data: bytes | memoryview) -> str | None:
-    """The format that the first bytes tell, one of `OPENERS`, or None."""
-    start = bytes(data[:12])
+    """The format that the first bytes (32 suffice) tell, one of `OPENERS` or `NOT_DECODED`, or None."""
+    start = bytes(data[:32])
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP"
     if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF"
     if start.startswith((b"GIF87a", b"GIF89a")):
         return "GIF"
-    return "BMP" if start.startswith(b"BM") else None
+    if start.startswith(b"BM"):
+        return "BMP"
+    if start[4:8] == b"ftyp":
+        brands = start[8:12] + start[16:32]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        return "HEIC" if start[8:12] in HEIC_BRANDS else None
+    if start.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return "JPEG 2000"
+    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3] in (b" ", b"\n", b"\t", b"\r"):
+        return "PNM"
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JPEG XL"
+    return None
 
 
 @contextmanager
@@ -202,13 +295,13 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
         raise BadImage("empty")
     form = image_format(data)
     if form is None:
-        raise BadImage("not an image")
+        raise BadImage("base64 text of an image; store its bytes" if _is_base64_image(data) else "not an image")
     if form == "WebP":
         _check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
     elif form == "GIF" and len(data) >= 10:
         width, height = struct.unpack_from("<HH", data, 6)
         _check_size(width, height, max_pixels)
-    image = OPENERS[form](io.BytesIO(data))
+    image = _opened(form, data)
     _check_size(*image.size, max_pixels)
     if isinstance(image, TiffImageFile):
         _check_size(int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels)
@@ -223,6 +316,48 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
     return image, exif_orientation(exif or b"")
 
 
+def _is_base64_image(data: bytes) -> bool:
+    """Whether bytes are text that base64 made of an image, or a data URL with such."""
+    text = data[:128].partition(b";base64,")[2] or data[:64]
+    try:
+        return image_format(base64.b64decode(text[: len(text) // 4 * 4], validate=True)) is not None
+    except ValueError:
+        return False
+
+
+def _opened(form: str, data: bytes) -> ImageFile.ImageFile:
+    if form == "HEIC":
+        return _heic(data)
+    if form in NOT_DECODED:
+        raise BadImage(NOT_DECODED[form])
+    if form != "PNG":
+        return OPENERS[form](io.BytesIO(data))
+    try:
+        return OPENERS[form](io.BytesIO(data))
+    except ValueError:  # text or a colour profile of more than 1 MiB, of which the pixels know nothing
+        return OPENERS[form](io.BytesIO(_without_chunks(data, LARGE_PNG_CHUNKS)))
+
+
+def _heic(data: bytes) -> ImageFile.ImageFile:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise BadImage(NOT_DECODED["HEIC"]) from error
+    image: ImageFile.ImageFile = HeifImageFile(io.BytesIO(data))
+    return image
+
+
+def _without_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
+    """A PNG without its chunks of these kinds."""
+    parts, position = [data[:8]], 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind not in kinds:
+            parts.append(data[position : position + 12 + length])
+        position += 12 + length
+    return b"".join(parts)
+
+
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise BadImage("damaged")
@@ -230,28 +365,38 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadImage(f"too large: {width}x{height} pixels")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
+    """The image as RGB, and the bits that the values of a 16-bit grey one use where these are fewer, else 0."""
     if image.mode.startswith("I;16"):
-        return _sixteen_bits_to_eight(image).convert("RGB")
+        grey, bits = _sixteen_bits_to_eight(image)
+        return grey.convert("RGB"), bits if bits < 16 else 0
+    if image.mode == "I" and isinstance(image, PpmImagePlugin.PpmImageFile):  # whose values Pillow spreads over 16 bits
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB"), 0
     if image.mode in ("I", "F"):
         raise BadImage("unsupported pixels: " + {"I": "signed or 32-bit integers", "F": "floats"}[image.mode])
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         page = Image.new("RGB", image.size, (255, 255, 255))
         page.paste(layer, mask=layer.getchannel("A"))
-        return page
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return page, 0
+    return image if image.mode == "RGB" else image.convert("RGB"), 0
 
 
-def _sixteen_bits_to_eight(image: Image.Image) -> Image.Image:
+def _sixteen_bits_to_eight(image: Image.Image) -> tuple[Image.Image, int]:
+    """Grey of 8 bits, and how many bits the values use: as the header says, else by their range."""
     bits, white_is_zero = 16, False
     if isinstance(
         image, TiffImageFile
     ):  # 12 bits come unscaled, and only up to 8 bits does Pillow mind the photometric tag
         bits = int(image.tag_v2.get(BITS_TAG, (16,))[0])
         white_is_zero = image.tag_v2.get(PHOTOMETRIC_TAG) == 0
-    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-    return Image.fromarray(255 - grey if white_is_zero else grey)
+    values = np.asarray(image)
+    told = bits < 16
+    if bits == 16:
+        largest = int(values.max(initial=0))
+        bits = next((few for few in SIGNIFICANT_BITS if 0 < largest < 2**few), 16)
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - grey if white_is_zero else grey), 16 if told else bits
 
 
 def exif_orientation(exif: bytes) -> int:

@@ -14,8 +14,9 @@ from pretrain.data.importing import (
     journal_options,
     num_threads_for,
     prepare_all,
+    surveyed,
 )
-from pretrain.data.sources import kind_of, list_records
+from pretrain.data.sources import list_records
 
 SAMPLE = 64
 
@@ -37,14 +38,15 @@ def check_import(
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
     records, sides, splits = arranged(listing, options)
-    stored = Journal.stored(dest, journal_options(src, records, options), overwrite=overwrite)
+    on_stored = surveyed(listing, records, src, workers or num_threads_for(records), source_options.get("boxes"))
+    stored = Journal.stored(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
     if stored is None:
         check_room(dest, overwrite=overwrite)
     storage.check_writable(dest)
 
     sample = records[:SAMPLE]  # they are in random order
     started = time.monotonic()
-    prepared = list(prepare_all(sample, options, workers or num_threads_for(sample)))
+    prepared = list(prepare_all(sample, options, workers or num_threads_for(sample), on_stored=on_stored))
     seconds = (time.monotonic() - started) / len(sample)
     good = [item for item in prepared if item.data is not None]
     if not good:
@@ -54,12 +56,13 @@ def check_import(
     mean_bytes = sum(len(item.data or b"") for item in good) / len(good)
     num_of = ", ".join(f"{split} {sides.count(split)}" for split in splits if split)
     lines = [
-        f"source: {kind_of(src) if kind == 'auto' else kind}, {len(records)} images{f' ({num_of})' if num_of else ''}",
+        f"source: {listing.kind}, {len(records)} images{f' ({num_of})' if num_of else ''}",
         f"first {len(sample)} images: {len(good)} can be used"
         + "".join(f"; {item.record.path}: {item.notes[0]}" for item in prepared if item.data is None),
         f"{dest} can be written" + ("; the command continues a cut-off import there" if stored else ""),
         f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about {len(records) * seconds:.0f} s",
     ]
+    lines += [f"read as {listing.told}"] * bool(listing.told)
     lines += [f"annotation set aside: {place}: {reason}" for place, reason in listing.problems[:5]]
     if len(listing.problems) > 5:
         lines.append(f"and {len(listing.problems) - 5} more annotations set aside")

@@ -14,9 +14,9 @@ from cluster.errors import UserError
 FORMAT_VERSION = 1
 UNFINISHED, JOURNAL = ".unfinished", "journal.json"
 OWN_NAMES = re.compile(
-    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
+    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|_files\.jsonl|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
 )
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 MOVING_THREADS = 16  # a store moves a file by copying it
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import UserError
-from pretrain.data.annotations import find_class_column, values_of
+from pretrain.data.annotations import find_class_column, is_list_type, name_of_class, values_of
 from pretrain.data.columns import column_by_file
 from pretrain.data.footers import read_footer
-from pretrain.data.manifest import Manifest, read_class_names
+from pretrain.data.manifest import Manifest
+from pretrain.data.naming import NO_LABEL, declared_names, names_by_file
 
 
 @dataclass(frozen=True)
@@ -53,40 +54,64 @@ def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -
     """The classes of the training data, in a fixed order; the column must be text or whole numbers, or lists of these.
 
     Names of whole numbers are those of a Hugging Face ClassLabel when the shards carry them. Raises UserError for another
-    type, rows without a label, fewer than two classes, and validation classes that training never shows.
+    type, rows without a label, fewer than two classes, validation classes that training never shows, and where two files (of
+    training or validation) number their classes differently.
     """
     found, unseen = distinct_labels(manifest, column), distinct_labels(validation, column)
+    kinds = {type(value) for value in found | unseen}
+    if len(kinds) > 1:
+        told = [
+            f"{one.files[0].url} ({_kind_in_words(one, labels, column)})"
+            for one, labels in ((manifest, found), (validation, unseen))
+        ]
+        raise UserError(
+            f"column {column!r} is text in one data set and whole numbers in another: "
+            f"{' and '.join(dict.fromkeys(told))}; make them "
+            "alike"
+        )
+    # numbers without names are compared by nobody
+    names = None if kinds == {str} else declared_names([manifest, validation], column)
     if len(found) < 2:
         raise UserError(
             f"column {column!r} of {manifest.files[0].url} holds {len(found)} class; two are needed at least"
         )
     if never := unseen - found:
+        told_never, told_found = (
+            ", ".join(sorted(name_of_class(value, names) for value in values)) for values in (never, found)
+        )
         raise UserError(
             f"the validation data {validation.files[0].url} has classes that the training data never shows: "
-            f"{', '.join(sorted(map(str, never)))}; training knows {', '.join(sorted(map(str, found)))}"
+            f"{told_never}; training knows {told_found}"
         )
-    if len({type(value) for value in found}) > 1:
-        raise UserError(f"column {column!r} is text in one data set and whole numbers in another; make them alike")
     values = tuple(sorted(found))
-    names = _declared_names(manifest, column)
     if names is not None and all(isinstance(value, int) and 0 <= value < len(names) for value in values):
         # all declared classes, so that a model keeps the data set's numbering
-        return ClassNames(tuple(range(len(names))), names)
+        return ClassNames(tuple(range(len(names))), list(names))
     return ClassNames(values, [str(value) for value in values])
 
 
-def _declared_names(manifest: Manifest, column: str) -> list[str] | None:
-    """The class names that the files declare. Raises UserError when data sets number their classes differently."""
-    first_group_of_source = np.unique(manifest.source_of_group, return_index=True)[1]
-    first_files = [manifest.files[int(manifest.file_of_group[group])].url for group in first_group_of_source]
-    names = [read_class_names(url, column) for url in first_files]
-    for url, other in zip(first_files, names, strict=True):
-        if other != names[0]:
+def check_numbering(manifest: Manifest, column: str, classes: ClassNames) -> None:
+    """Raises UserError where the data names the numbers of the model's classes otherwise than the model does."""
+    names = declared_names([manifest], column)
+    for value, name in zip(classes.values, classes.names, strict=True):
+        if (
+            names is not None
+            and isinstance(value, int)
+            and 0 <= value < len(names)
+            and names[value] != name != str(value)
+        ):
             raise UserError(
-                f"column {column!r} of {url} has other class names than that of {first_files[0]}, so the same numbers would "
-                "mean other classes; give labels as text, or in one numbering"
+                f"column {column!r} of {manifest.files[0].url} calls class {value} {names[value]!r}, and the "
+                f"model calls it {name!r}; "
+                "give the data in the numbering that the model was trained on, or labels as text"
             )
-    return names[0]
+
+
+def _kind_in_words(manifest: Manifest, labels: set[Any], column: str) -> str:
+    if all(isinstance(label, str) for label in labels):
+        return f"text: {', '.join(sorted(map(str, labels))[:8])}"
+    names = names_by_file(manifest, column)[0][1]
+    return "whole numbers" + (f" that stand for {', '.join(names[:8])}" if names else "")
 
 
 def is_multi_label(manifest: Manifest, column: str) -> bool:
@@ -130,11 +155,35 @@ def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
     """URL and labels of each file, lists laid end to end. Raises UserError for nulls or a type that cannot be a class."""
     is_list = is_multi_label(manifest, column)
     for url, values in column_by_file(manifest, column):
-        labels = values.combine_chunks()
+        labels = _plain(values.combine_chunks())
         num_null = labels.null_count
         if is_list:
             labels = labels.flatten()
             num_null += labels.null_count
-        if num_null:
-            raise UserError(f"{url}: {num_null} rows have no label in column {column!r}; leave them out or label them")
+        num_unknown = int(pc.sum(pc.equal(labels, NO_LABEL)).as_py() or 0) if pa.types.is_integer(labels.type) else 0
+        if num_unknown and dict(names_by_file(manifest, column)).get(url) is None:
+            num_unknown = 0  # a class of that number
+        if num_null or num_unknown:
+            what = f"{num_null + num_unknown} rows have no label"
+            what += f" ({num_unknown} have {NO_LABEL}, Hugging Face's number for none)" if num_unknown else ""
+            raise UserError(
+                f"{url}: {what} in column {column!r}; leave them out (datasets: data.filter(lambda row: "
+                f"row[{column!r}] not in (None, "
+                f"{NO_LABEL}))) or label them"
+            )
         yield url, labels
+
+
+def _plain(labels: pa.Array) -> pa.Array:
+    """The same values in a type whose kernels pyarrow has: no views, no dictionaries of views."""
+    kind = labels.type
+    if pa.types.is_dictionary(kind):
+        return _plain(labels.dictionary_decode())
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return labels.cast(pa.string())
+    if is_list_type(kind):
+        inner = kind.value_type
+        text = pa.types.is_string_view(inner) or pa.types.is_large_string(inner)
+        plain = pa.list_(pa.string() if text else inner)
+        return labels if plain == kind or pa.types.is_dictionary(inner) else labels.cast(plain)
+    return labels

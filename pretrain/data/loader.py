@@ -1,18 +1,20 @@
 """Batches of one rank: rows from its streams, decoded and cropped by a thread pool, a few batches ahead of their use.
 
 A bad row (undecodable, truncated, absurdly large, null, or with a `BadImage` among its columns) is replaced by the next good
-row of its window, in the shuffled order. The rule depends on the data and the order alone, so a resumed run, on any number of
-ranks, skips the same rows and takes the same neighbours. What is drawn for augmentation belongs to the bad row's place, so
-that the neighbour is not seen twice in the same view.
+row of its window, in the shuffled order, and where the window has none (small ones may hold a single row), by rows drawn from
+all of its data set (`Order.stand_ins`). The rule depends on the data and the order alone, so a resumed run, on any number of
+ranks, skips the same rows and takes the same in their place. What is drawn for augmentation belongs to the bad row's place,
+so that the other row is not seen twice in the same view.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +25,11 @@ from pretrain.data.decode import BadImage
 from pretrain.data.order import Order
 from pretrain.data.reader import StreamReader, rows_ready_at_most
 from pretrain.data.shards import Rows, Shards, Source, read_in_sequence
+
+STAND_INS_TRIED = 1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
+
+# (the row's id, its pass) -> rows to be tried in its place, each as (rows, position)
+StandIns = Callable[[int, int], Iterator[tuple[Rows, int]]]
 
 
 class Filling(Protocol):
@@ -62,13 +69,21 @@ class BadRow:
     reason: str
 
 
+class NoGoodRow(RunStopped):
+    """A row that cannot be used, and nothing was found to take its place."""
+
+    def __init__(self, message: str, bad_rows: list[BadRow]) -> None:
+        super().__init__(message)
+        self.bad_rows = bad_rows
+
+
 @dataclass
 class Batch:
     """One rank's share of a step.
 
     `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays`,
     `parameters` and `geometry_VB5` come from the host transform (see `pretrain.data.views.ViewFilling`); `columns` hold the
-    other columns of the rows really used (of the neighbour where a row was bad); `bad_rows` those of the places that were bad.
+    other columns of the rows really used (not of those that were bad); `bad_rows` those of the places that were bad.
     """
 
     row_ids: np.ndarray
@@ -110,7 +125,7 @@ class Loader:
         prefetch_bytes: int = DEFAULT_BUDGET_BYTES,
         kept: Kept | None = None,
     ) -> None:
-        self._order, self._transform, self._kept = order, transform, kept
+        self._order, self._shards, self._transform, self._kept = order, shards, transform, kept
         self._epoch, self._step = order.epoch_and_step(samples_seen)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -139,7 +154,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, its images decoded. Raises what reading raised, and RunStopped when a window has no good row."""
+        """The next batch, its images decoded. Raises what reading raised, and NoGoodRow when nothing can be decoded."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._queue.put(item)  # so that a second call raises as well, instead of waiting forever
@@ -203,46 +218,72 @@ class Loader:
         # several images a job: the pool's own cost per job is about that of decoding a small image
         share = max(1, min(8, len(places) // self._decoders._max_workers))
         jobs = [
-            self._decoders.submit(fill_places, filling, batch, start, places[start : start + share], self._kept)
+            self._decoders.submit(
+                fill_places, filling, batch, start, places[start : start + share], self._stand_ins, self._kept
+            )
             for start in range(0, len(places), share)
         ]
         return batch, jobs
 
+    def _stand_ins(self, row_id: int, pass_number: int) -> Iterator[tuple[Rows, int]]:
+        for segment in islice(self._order.stand_ins(row_id, pass_number), STAND_INS_TRIED):
+            if self._closed.is_set():
+                raise CancelledError
+            for rows in self._shards.read(segment, stopped=self._closed.is_set):
+                yield from ((rows, position) for position in range(len(rows)))
+
 
 def fill_places(
-    filling: Filling, batch: Batch, start: int, places: list[tuple[Rows, int]], kept: Kept | None = None
+    filling: Filling,
+    batch: Batch,
+    start: int,
+    places: list[tuple[Rows, int]],
+    stand_ins: StandIns = lambda row_id, pass_number: iter(()),
+    kept: Kept | None = None,
 ) -> list[BadRow]:
-    """Decodes rows into the places of a batch from `start` on, neighbours for bad ones; returns the bad ones."""
+    """Decodes rows into the places of a batch from `start` on, others for bad ones; returns the bad ones."""
     bad_rows = []
     for index, (window, position) in enumerate(places, start):
-        for distance in range(len(window)):
-            used = (position + distance) % len(window)
+        row_id, num_tried = window.row_ids[position], 0
+        for rows, used in _tried_for(window, position, stand_ins):
+            num_tried += 1
             try:
-                data = window.images[used]
+                data = rows.images[used]
                 if data is None:
                     raise BadImage("null")
-                filling.fill(index, data if kept is None else kept.pixels(window.row_ids[used], data))
-                for values in window.columns.values():
+                filling.fill(index, data if kept is None else kept.pixels(rows.row_ids[used], data))
+                for values in rows.columns.values():
                     if isinstance(values[used], BadImage):
                         raise BadImage(str(values[used]))
             except BadImage as error:
-                if distance == 0:  # a bad neighbour is counted at its own place
-                    bad_rows.append(BadRow(window.row_ids[position], str(error)))
+                if num_tried == 1:  # a bad row in its place is counted at its own
+                    bad_rows.append(BadRow(row_id, str(error)))
                 continue
-            for name, values in window.columns.items():
+            for name, values in rows.columns.items():
                 batch.columns[name][index] = values[used]
             break
         else:
-            raise RunStopped(
-                f"none of {len(window)} neighbouring rows can be decoded (first: {bad_rows[0].reason}); "
-                "`python -m pretrain.data check` lists what is wrong with the data"
+            raise NoGoodRow(
+                f"none of {num_tried} rows can be decoded (first: {bad_rows[-1].reason}), so nothing takes the place of a bad "
+                "row; `python -m pretrain.data check` lists what is wrong with the data",
+                bad_rows,
             )
     return bad_rows
 
 
-def bad_rows_in_words(batch: Batch, shards: Shards) -> dict[str, str]:
-    """Where each bad row of a batch lies -> why it could not be used."""
-    return {str(shards.place(bad.row_id)): bad.reason for bad in batch.bad_rows}
+def _tried_for(window: Rows, position: int, stand_ins: StandIns) -> Iterator[tuple[Rows, int]]:
+    """A row, the others of its window, and then those from elsewhere that are not of its window."""
+    for distance in range(len(window)):
+        yield window, (position + distance) % len(window)
+    neighbours = set(window.row_ids)
+    for rows, used in stand_ins(window.row_ids[position], window.passes[position]):
+        if rows.row_ids[used] not in neighbours:
+            yield rows, used
+
+
+def bad_rows_in_words(bad_rows: Sequence[BadRow], shards: Shards) -> dict[str, str]:
+    """Where each bad row lies -> why it could not be used."""
+    return {str(shards.place(bad.row_id)): bad.reason for bad in bad_rows}
 
 
 def batches_in_sequence(

@@ -31,7 +31,11 @@ from pretrain.data.footers import Footer, class_names_in, read_footer
 
 CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
 LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".jif", ".apng", ".dib"),
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +213,7 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
 
 def _refuse_unfinished(url: str) -> None:
     """Raises UserError for a folder into which an import is still moving its shards: some would be taken for all."""
-    if not any(sign in url for sign in "*?[") and not url.endswith(".parquet"):
+    if not url.lower().endswith((".parquet", ".pq")) and not storage.is_glob(url):
         for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
             if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
                 raise UserError(f"{folder} holds an import that is not finished; give its command again first")
@@ -217,7 +221,7 @@ def _refuse_unfinished(url: str) -> None:
 
 def _why_nothing(url: str) -> str:
     fs, path = storage.filesystem(url)
-    if any(sign in path for sign in "*?["):
+    if storage.is_glob(url):
         return f"no .parquet file matches {url}"
     if not storage.exists(url):
         return f"{url} does not exist; give a Parquet file, a folder of them, or a glob such as {url}/*.parquet"
@@ -260,15 +264,23 @@ def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, i
     metadata = footer.metadata
     leaves = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
     bytes_leaf = leaves.index(image_column if image_column in leaves else f"{image_column}.bytes")
-    groups = []
+    groups, num_null = [], 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if group.num_rows:
             images = group.column(bytes_leaf)
+            told = images.statistics if images.is_stats_set else None
+            num_null += told.null_count if told is not None and told.has_null_count else 0
             start = images.dictionary_page_offset if images.has_dictionary_page else images.data_page_offset
             if start + images.total_compressed_size > footer.data_end:
                 raise UserError(f"{url} is truncated: row group {number} would reach beyond its end; copy it again")
             groups.append((number, group.num_rows, images.total_compressed_size))
+    if groups and num_null == metadata.num_rows and f"{image_column}.path" in leaves:
+        raise UserError(
+            f"{url} holds no images but only their paths: column {bytes_leaf!r} is null in all {num_null} rows. Pack the files "
+            "themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file is written (datasets: "
+            "Image(decode=True) with to_parquet, which stores the bytes)"
+        )
     return groups
 
 
@@ -276,6 +288,11 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
     names = schema.names
     if column not in names:
         what = "image column" if is_image else "column"
+        if (folder := hive_folder(url, column)) is not None:
+            raise UserError(
+                f"{url} has no column {column!r}; it stands in the names of the folders ({folder}), which are not "
+                "read: write it into the files, as duckdb does with hive_partitioning = true"
+            )
         raise UserError(f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
     if names.count(column) > 1:
         raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
@@ -288,12 +305,43 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
         )
 
 
+def hive_folder(url: str, column: str = "") -> str | None:
+    """The folder of a file that stands for a column, as Spark and others part data (`label=cat`); None without one."""
+    for folder in url.split("/")[:-1]:
+        name, is_one, _ = folder.partition("=")
+        if is_one and name.isidentifier() and column in ("", name):
+            return folder
+    return None
+
+
 def image_kind(kind: pa.DataType) -> str | None:
     """How a column of this type could hold images: `struct<bytes>`, `binary`, or None when it could not."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return "struct<bytes>" if index >= 0 and image_kind(kind.field(index).type) == "binary" else None
-    return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return "binary" if is_binary else None
+
+
+def same_values(kind: pa.DataType) -> str:
+    """A text that is equal for types which hold the same values: views, dictionaries, large ones, integers of any width."""
+    if pa.types.is_dictionary(kind):
+        return same_values(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "binary"
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind):
+        return "float"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(sorted(f'{field.name}: {same_values(field.type)}' for field in kind))}>"
+    if hasattr(kind, "value_type") and not pa.types.is_map(kind):
+        return f"list<{same_values(kind.value_type)}>"
+    return str(kind)
 
 
 def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, column: str, image_column: str) -> None:
@@ -301,7 +349,7 @@ def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, c
     if column == image_column:
         same = image_kind(kind) == image_kind(other_kind)
     else:  # string and large_string hold the same values; which is written depends on the writer's version
-        same = str(kind).replace("large_", "") == str(other_kind).replace("large_", "")
+        same = same_values(kind) == same_values(other_kind)
     if not same:
         raise UserError(
             f"column {column!r} is {kind} in {url} but {other_kind} in {other_url}; all files of a data set need one schema"

@@ -70,6 +70,7 @@ class Mixture:
                     f"a weight of {weight} is not possible: it must be above 0 (1 is every row once an epoch)"
                 )
         self._groups = [np.flatnonzero(source_of_group == source) for source in range(num_sources)]
+        self._source_of_group = source_of_group
         self._rows = [int(rows_of_group[groups].sum()) for groups in self._groups]
         self._rows_per_epoch = [max(1, round(weight * rows)) for weight, rows in zip(weights, self._rows, strict=True)]
 
@@ -77,6 +78,10 @@ class Mixture:
     def num_rows(self) -> int:
         """Rows of an epoch, the same in each."""
         return sum(self._rows_per_epoch)
+
+    def groups_beside(self, group: int) -> np.ndarray:
+        """int64: the row groups of the data set that this one belongs to, itself among them."""
+        return self._groups[int(self._source_of_group[group])]
 
     def pieces(self, epoch: int) -> Pieces:
         """What the epoch consists of, by row group and then by pass."""

@@ -13,18 +13,19 @@ Row ids number the rows of the data set in the order of the manifest. The positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from cluster.errors import UserError
-from pretrain.data.hashing import permutation
+from pretrain.data.hashing import hash64, permutation
 from pretrain.data.mixing import Mixture, Pieces
 
-# domain separation: a shuffle of groups and one of rows never share a hash
-_GROUPS, _ROWS = 1, 2
+# domain separation: a shuffle of groups and one of rows never share a hash (3 is that of `pretrain.data.mixing`)
+_GROUPS, _ROWS, _STAND_INS = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,27 @@ class Order:
     def window_order(self, epoch: int, stream: int, window: int, num_rows: int) -> np.ndarray:
         """int64 [num_rows]: the order in which the rows of a window are taken."""
         return permutation(num_rows, _ROWS, self.seed, epoch, stream, window)
+
+    def stand_ins(self, row_id: int, pass_number: int) -> Iterator[Segment]:
+        """The other rows of a row's data set, one a segment, in an order that the seed, the pass and the row alone decide.
+
+        Each comes once, so whoever takes the first good one finds one as long as there is any.
+        """
+        own = int(np.searchsorted(self._start_of_group, row_id, side="right")) - 1
+        groups = self._mixture.groups_beside(own)
+        ends = np.cumsum(self.rows_of_group[groups])
+        num_rows = int(ends[-1])
+        drawn = hash64(_STAND_INS, self.seed, pass_number, row_id, np.arange(2))
+        first, stride = int(drawn[0] % num_rows), 1 + int(drawn[1] % max(1, num_rows - 1))
+        while math.gcd(stride, num_rows) > 1:  # steps of such a length come to every row before they repeat
+            stride += 1
+        for number in range(num_rows):
+            position = (first + number * stride) % num_rows
+            place = int(np.searchsorted(ends, position, side="right"))
+            group = int(groups[place])
+            row = position - int(ends[place]) + int(self.rows_of_group[group])
+            if self._start_of_group[group] + row != row_id:
+                yield Segment(group, row, row + 1, pass_number)
 
     def row_ids(self, epoch: int, stream: int) -> np.ndarray:
         """int64 [rows_per_stream]: the row ids of a whole stream in the order they are taken."""

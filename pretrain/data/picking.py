@@ -49,7 +49,7 @@ def _opened(source: str, image_column: str) -> Shards | list[FileInfo]:
     files = storage.find_files(source, "")
     if not files:
         raise UserError(f"there is nothing at {source}; give image files, folders, globs or Parquet files")
-    if any(file.url.endswith(PARQUET) for file in files):
+    if any(file.url.lower().endswith((PARQUET, ".pq")) for file in files):
         manifest = load_manifest(source, columns=[image_column], image_column=image_column)
         return Shards(manifest, image_column=image_column)
     images = [file for file in files if file.url.lower().endswith(IMAGE_SUFFIXES)]

@@ -18,6 +18,7 @@ from fsspec.utils import glob_translate
 from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
+from pretrain.data.annotations import class_names_at, class_places
 from pretrain.data.decode import BadImage, decode_image
 from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
@@ -34,7 +35,7 @@ DROPPED_LIST = "_dropped.jsonl"  # readers of whole folders pass over names with
 def check_places(url: str, dest: str) -> None:
     """Raises UserError when DEST is not empty, lies in the source or around it: a reader would see rows twice."""
     source, target = _normal(url), _normal(dest)
-    is_glob = any(sign in url for sign in "*?[")
+    is_glob = storage.is_glob(url)
     inside = (
         re.match(glob_translate(source), f"{target}/shard-00000.parquet")
         if is_glob
@@ -190,6 +191,13 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
                     raise UserError(
                         f"column {field.name!r} is {field.type} in {manifest.files[0].url} but "
                         f"{other.field(field.name).type} in {file.url}; rewrite them one by one"
+                    )
+            for path in class_places(schema, other):
+                if class_names_at(schema, *path) != class_names_at(other, *path):
+                    raise UserError(
+                        f"column {'.'.join(path)!r} of {file.url} has other class names than that of "
+                        f"{manifest.files[0].url}, so the "
+                        "same numbers would get the names of other classes; rewrite them one by one"
                     )
     return schema
 

@@ -20,18 +20,20 @@ from pretrain.data.annotations import (
     Boxes,
     CaptionColumn,
     ClassColumn,
+    class_names_at,
+    crowds_in,
     name_of_class,
     read_boxes,
     read_captions,
     value_of,
     values_of,
 )
+from pretrain.data.geometry import BoxJudge
 from pretrain.data.manifest import Manifest
+from pretrain.data.naming import NO_LABEL
 
 BATCH_ROWS = 1024
 COUNT_THREADS = 8
-NUM_FOR_HINT = 20  # boxes, before anything is said about what their numbers mean
-WRONG_SHARE, RIGHT_SHARE = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
 
 
 def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
@@ -41,9 +43,15 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
         values: Counter[Any] = Counter()
         num_empty = 0
         with storage.open_input(url) as source, _explained(url, column.column):
-            for batch in _open(source).iter_batches(BATCH_ROWS * 16, columns=[column.column], use_threads=False):
+            parquet = _open(source)
+            names = class_names_at(
+                parquet.schema_arrow, column.column
+            )  # of this file: another may number its classes otherwise
+            for batch in parquet.iter_batches(BATCH_ROWS * 16, columns=[column.column], use_threads=False):
                 array = batch.column(column.column)
                 if column.is_list:
+                    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+                        array = array.cast(pa.large_list(array.type.value_type))
                     num_empty += array.null_count + int(pc.sum(pc.equal(pc.list_value_length(array), 0)).as_py() or 0)
                     array = array.flatten()
                 if pa.types.is_string_view(array.type):  # pyarrow 26 counts its nulls as empty texts
@@ -52,7 +60,12 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
                 pairs = pc.value_counts(array)
                 for value, num in zip(values_of(pairs.field(0)), pairs.field(1).to_pylist(), strict=True):
                     values[value] += num
-        return values, num_empty
+        named: Counter[Any] = Counter()
+        for value, num in values.items():
+            if value == NO_LABEL and names:
+                value = None
+            named[value if value in (None, b"") else name_of_class(value, names)] += num
+        return named, num_empty
 
     counts: Counter[Any] = Counter()
     num_empty = 0
@@ -62,9 +75,7 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
             num_empty += empty
     if not column.is_list:
         num_empty = counts[None]
-    named: Counter[str] = Counter()
-    for value, num in counts.items():
-        named["(not UTF-8)" if value == b"" else name_of_class(value, column.names)] += num
+    named = {"(not UTF-8)" if value == b"" else name_of_class(value, None): num for value, num in counts.items()}
     return {
         "is_list": column.is_list,
         "classes": len(counts.keys() - {None}),
@@ -171,8 +182,8 @@ class BoxTally:
     def __init__(self, column: BoxColumn) -> None:
         self.column = column
         self._classes: Counter[str] = Counter()
-        self._rows = self._rows_without = self._boxes = self._degenerate = self._outside = self._judged = 0
-        self._most, self._other_misfits, self._shares = 0, 0, 0
+        self._rows = self._rows_without = self._boxes = self._degenerate = self._most = self._crowds = 0
+        self._judge = BoxJudge(column.box_format)
 
     def add(self, value: Any, size: tuple[int, int] | None) -> Boxes:
         """Counts a row and returns its boxes. `size`: the image's (width, height), None if it is bad. Raises BadAnnotation."""
@@ -180,23 +191,18 @@ class BoxTally:
         self._rows += 1
         self._rows_without += not boxes
         self._boxes += len(boxes)
+        self._crowds += sum(crowds_in(value, self.column))
         self._most = max(self._most, len(boxes))
         self._classes.update(name_of_class(value, self.column.names) for value in boxes.classes)
         self._degenerate += int(boxes.degenerate().sum())
-        if size is not None and len(boxes):
-            self._judged += len(boxes)
-            self._outside += int(boxes.outside(*size).sum())
-            # read the other way round: four numbers that are corners, or that are not
-            sign = -1 if self.column.box_format == "xywh" else 1
-            other_N4 = boxes.xyxy_N4 + sign * np.pad(boxes.xyxy_N4[:, :2], ((0, 0), (2, 0)))
-            other = Boxes(other_N4, boxes.classes)
-            self._other_misfits += int((other.outside(*size) | other.degenerate()).sum())
-            self._shares += int((np.abs(boxes.xyxy_N4) <= 2).all(axis=1).sum()) if min(size) > 4 else 0
+        if size is not None:
+            self._judge.add(boxes.xyxy_N4, size)
         return boxes
 
     def report(self) -> dict[str, Any]:
         """Counts; boxes of bad images are judged by no size, so `outside` knows nothing of them."""
         by_count = sorted(self._classes.items(), key=lambda item: (-item[1], item[0]))
+        complaint = self._judge.complaint(f"the boxes in column {self.column.column!r}", "--box-format")
         return {
             "column": self.column.column,
             "box_format": self.column.box_format,
@@ -204,23 +210,9 @@ class BoxTally:
             "rows_without": self._rows_without,
             "mean_per_row": round(self._boxes / self._rows, 2) if self._rows else None,
             "most_per_row": self._most,
-            "outside": self._outside,
+            "outside": self._judge.outside,
             "degenerate": self._degenerate,
+            "crowds": self._crowds,
             "classes": dict(by_count) if self.column.class_field is not None else None,
-            "advice": self._advice(),
+            "advice": [] if complaint is None else [complaint],
         }
-
-    def _advice(self) -> list[str]:
-        if self._judged < NUM_FOR_HINT:
-            return []
-        if self._shares > (1 - RIGHT_SHARE) * self._judged:
-            return [
-                f"the boxes in column {self.column.column!r} look like shares of the image's sides; they must be in pixels"
-            ]
-        misfits, other = self._outside + self._degenerate, {"xywh": "xyxy", "xyxy": "xywh"}[self.column.box_format]
-        if misfits > WRONG_SHARE * self._judged and self._other_misfits < RIGHT_SHARE * self._judged:
-            return [
-                f"{misfits} of {self._judged} boxes do not fit their images as {self.column.box_format}, but nearly all do as "
-                f"{other}; try --box-format {other}"
-            ]
-        return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,12 @@ def rebuild_encoder(name: object, arguments: object, *, where: str) -> Encoder:
     """
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise UserError(f"{where} is damaged: an encoder's name and arguments are {name!r} and {arguments!r}")
+    check_from_folder(name, arguments, where=where)
+    return build_encoder(name, **arguments)
+
+
+def check_from_folder(name: str, arguments: Mapping[str, Any], *, where: str) -> None:
+    """Raises UserError for an argument that is the caller's alone to give."""
     for key in NOT_FROM_FOLDERS:
         if key in arguments:
             raise UserError(f"{where}: {key!r} is nothing that a saved folder may say of its encoder {name}")
-    return build_encoder(name, **arguments)

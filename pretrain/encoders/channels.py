@@ -36,7 +36,7 @@ def with_channels(encoder: Encoder, channels: int) -> Encoder:
 
 
 def adapted(kernel_OIHW: Tensor, channels: int) -> Tensor:
-    """A kernel for other input channels, whose output for images of equal channels is the same."""
+    """A kernel for other input channels; for 1 and for multiples of the former it gives the same of equal channels."""
     former = kernel_OIHW.shape[1]
     if channels == 1:
         return kernel_OIHW.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ from pretrain.encoders.fingerprints import weights_fingerprint
 from pretrain.encoders.saving import licence_of, load_encoder, read_encoder_config
 from pretrain.encoders.teaching import Teacher, TeacherOutput
 from pretrain.encoders.timm_weights import TimmWeights, is_timm, read_timm, timm_encoder, whole_network
-from pretrain.encoders.transformers_teachers import is_transformers, transformers_teacher
+from pretrain.encoders.transformers_teachers import exported_encoder, is_transformers, transformers_teacher
 
 __all__ = ["Teacher", "TeacherOutput", "open_teacher"]
 
@@ -87,7 +87,8 @@ def open_teacher(name: str) -> Teacher:
         return _timm_teacher(read_timm(name))
     url = storage.absolute(name)
     if is_transformers(url):
-        return transformers_teacher(name)
+        own = exported_encoder(url)
+        return transformers_teacher(name) if own is None else _encoder_teacher(name, *own)
     config, encoder = read_encoder_config(url), load_encoder(url)
     return _encoder_teacher(
         name,

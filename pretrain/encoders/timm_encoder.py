@@ -22,6 +22,8 @@ ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("swin_transformer_v2", {"strict_img_size": False}),
 ]
 
+FEATURES_ONLY = ("out_indices", "output_stride")  # what timm knows of feature extraction alone
+
 
 def any_size_options(name: str) -> dict[str, Any]:
     """What makes a network take images of other sizes than it was trained on, as far as it can."""

@@ -23,11 +23,11 @@ from cluster import storage
 from cluster.errors import UserError, choose
 from cluster.secrets import masked
 from pretrain.encoders.base import Encoder
-from pretrain.encoders.building import ENCODERS, build_encoder
+from pretrain.encoders.building import ENCODERS, build_encoder, check_from_folder
 from pretrain.encoders.saving import load_state_strict
 from pretrain.encoders.tensor_files import read_tensors
 from pretrain.encoders.timm_arguments import check_architecture
-from pretrain.encoders.timm_encoder import any_size_options, check_timm_name, first_line, hub_trouble
+from pretrain.encoders.timm_encoder import FEATURES_ONLY, any_size_options, check_timm_name, first_line, hub_trouble
 
 TIMM, PACKAGE, LOCAL_DIR = "timm:", "package:", "timm:local-dir:"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -110,7 +110,8 @@ def whole_network(weights: TimmWeights) -> nn.Module:
     """
     import timm
 
-    options = any_size_options(weights.network) | weights.arguments
+    arguments = {key: value for key, value in weights.arguments.items() if key not in FEATURES_ONLY}
+    options = any_size_options(weights.network) | arguments
     label = TIMM + weights.network
     try:
         if weights.tensors is None:
@@ -214,10 +215,12 @@ def _of_folder(name: str, with_tensors: bool) -> TimmWeights:
     if not isinstance(given, dict):
         raise UserError(f"{config_url} is damaged: model_args is {given!r}, not a dict")
     arguments = {key: value for key, value in given.items() if key not in ("num_classes", "in_chans")}
-    if network not in ENCODERS:
+    arguments.pop("normalised_features", None)
+    if network in ENCODERS:
+        check_from_folder(network, arguments, where=config_url)
+    else:
         check_timm_name(network)
         check_architecture(f"{config_url} ({network})", arguments)
-    arguments.pop("normalised_features", None)
     said = _said_in(config, config_url)
     if "input_size" not in said and isinstance(given.get("in_chans"), int):
         said["input_size"] = [given["in_chans"], 224, 224]

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError, nearest
+from pretrain.encoders.base import Encoder
+from pretrain.encoders.building import rebuild_encoder
 from pretrain.encoders.fingerprints import weights_fingerprint
-from pretrain.encoders.saving import CONFIG, WEIGHTS, licence_of
+from pretrain.encoders.saving import CONFIG, WEIGHTS, licence_of, load_state_strict
 from pretrain.encoders.teaching import Teacher, TeacherOutput
 
 # kind in config.json -> transformers' config and network
@@ -59,6 +61,23 @@ def is_transformers(url: str) -> bool:
         return False
     config = storage.read_json(config_url)
     return isinstance(config, dict) and "model_type" in config and "kind" not in config
+
+
+def exported_encoder(url: str) -> tuple[Encoder, dict[str, Any]] | None:
+    """The encoder in a folder that `export --format huggingface` wrote, without its code, and how images are made.
+
+    None for every other folder. Raises UserError for one that is damaged.
+    """
+    config_url = storage.join(url, CONFIG)
+    config = storage.read_json(config_url)
+    if config.get("model_type") != "fovea":
+        return None
+    encoder = rebuild_encoder(config.get("encoder"), config.get("arguments"), where=config_url)
+    own = {k.removeprefix("encoder."): v for k, v in _tensors(url).items() if k.startswith("encoder.")}
+    load_state_strict(encoder, own, url)
+    mean, std, size = _preprocessing(url)
+    said = {"mean": mean, "std": std, "input_size": [encoder.in_channels, size], "license": licence_of(url)}
+    return encoder, said
 
 
 def transformers_teacher(name: str) -> Teacher:
@@ -250,9 +269,10 @@ def _preprocessing(url: str) -> tuple[tuple[float, ...], tuple[float, ...], int]
         raise UserError(f"{where} names no size of images (size is {said.get('size')!r})")
     if said.get("do_normalize") is False:
         return (0.0,) * 3, (1.0,) * 3, size
+    mean: Any
+    std: Any
     mean, std = said.get("image_mean"), said.get("image_std")
     for key, values in (("image_mean", mean), ("image_std", std)):
         if not isinstance(values, list) or not values or not all(isinstance(v, int | float) for v in values):
             raise UserError(f"{where}: {key} is {values!r}, not a list of numbers")
-    assert isinstance(mean, list) and isinstance(std, list)
     return tuple(map(float, mean)), tuple(map(float, std)), size

@@ -10,9 +10,8 @@ import safetensors.torch
 from torch import Tensor
 
 from cluster.errors import UserError
+from pretrain.encoders.timm_encoder import FEATURES_ONLY
 from pretrain.exporting.exported import Exported
-
-FEATURES_ONLY = ("out_indices", "output_stride")  # what timm knows of feature extraction alone
 
 
 def timm_files(exported: Exported) -> dict[str, bytes]:

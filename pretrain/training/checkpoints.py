@@ -1,18 +1,20 @@
 """Checkpoints of a run: tensors and plain numbers, written in the background, whole or not at all.
 
 OUT/checkpoints/step_00001200/ holds `state.pt` (module and optimizer state, loaded with `weights_only=True`) and
-`checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder without it, or whose
-state has another size or checksum, is a checkpoint that was cut off, and the one before it is used.
+`checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder without it is a
+checkpoint that was cut off, and one whose state has another size or checksum was damaged later. The newest whole one is used,
+and what is wrong with newer ones is told. Where all are damaged nothing is used: steps are not taken again from 0 unsaid.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ class Progress:
     """Where a run stands; all of it JSON.
 
     `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line;
-    `evaluations_since_best` are those without a better score.
+    `evaluations_since_best` are those without a better score; `data` is what the run learns from, see
+    `pretrain.training.data_identity`.
     """
 
     step: int = 0
@@ -50,6 +53,7 @@ class Progress:
     best_step: int | None = None
     evaluations_since_best: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_name(step: int) -> str:
@@ -62,13 +66,18 @@ class CheckpointWriter:
 
     A write that fails, however often the storage was asked, is told in `troubles` and ends nothing: the checkpoint before
     is whole, and the next will be tried. Only `wait`, at the end of a run, raises what went wrong in the last one.
+
+    `damaged` names folders that are not whole, whatever they look like: they are not kept in the place of whole ones.
     """
 
-    def __init__(self, run_url: str, *, keep: int, troubles: deque[str] | None = None) -> None:
+    def __init__(
+        self, run_url: str, *, keep: int, troubles: deque[str] | None = None, damaged: Iterable[str] = ()
+    ) -> None:
         self._url, self._keep = storage.join(run_url, "checkpoints"), keep
         self._troubles: deque[str] = deque() if troubles is None else troubles
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._damaged = set(damaged)
         self._step = 0  # of the write under way, or the last one
         self._whole_step: int | None = None
 
@@ -128,6 +137,7 @@ class CheckpointWriter:
             storage.write_bytes(storage.join(folder, "state.pt"), data)
             storage.write_json(storage.join(folder, META), meta)
             self._error, self._whole_step = None, step
+            self._damaged.discard(folder_name(step))
         except BaseException as error:
             self._error = error
             whole = (
@@ -147,7 +157,7 @@ class CheckpointWriter:
             folder = storage.join(self._url, name)
             if name > folder_name(step):
                 continue  # of an attempt that had come further; it is written again when this one is there
-            if whole < self._keep and storage.exists(storage.join(folder, META)):
+            if whole < self._keep and name not in self._damaged and storage.exists(storage.join(folder, META)):
                 whole += 1
             else:
                 storage.remove(folder)
@@ -170,38 +180,130 @@ def _step_folders(url: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint in storage."""
+    """A complete checkpoint in storage; `passed_over` says what is wrong with newer ones, by the names of their folders."""
 
     progress: Progress
     state: dict[str, Any]
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """Checkpoints of a run that has no whole one, because it ended while it wrote its first: names of folders."""
+
+    names: tuple[str, ...] = ()
 
 
 def load_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | None:
     """The newest complete checkpoint of a run (or the one of a given step); None when there is none.
 
-    Raises UserError for a checkpoint of another format version.
+    Raises UserError for a checkpoint of another format version, and where there are checkpoints that were whole once and none
+    that is.
     """
+    found = find_newest(run_url, at_step=at_step)
+    return found if isinstance(found, Checkpoint) else None
+
+
+def find_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | CutOff:
+    """As `load_newest`; where there is none, what was begun."""
     url = storage.join(run_url, "checkpoints")
+    wrong: dict[str, str] = {}
+    cut_off = []
     for name in reversed(_step_folders(url)):
         if at_step is not None and name != folder_name(at_step):
             continue
         folder = storage.join(url, name)
-        meta_url = storage.join(folder, META)
-        if not storage.exists(meta_url):
-            continue  # cut off before its last file
-        meta = storage.read_json(meta_url)
-        version = meta.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{meta_url} has format version {version}, this program reads version {FORMAT_VERSION}; "
-                "continue the run with the version it was started with, or choose another out"
-            )
-        data = storage.read_bytes(storage.join(folder, "state.pt"))
-        size, checksum = meta.pop("state_bytes"), meta.pop("state_sha256")
-        if len(data) != size or hashlib.sha256(data).hexdigest() != checksum:
-            continue  # damaged after it was written: the one before is used
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return Checkpoint(Progress(**meta), state)
+        try:
+            meta = read_meta(folder)
+            if meta is None:
+                cut_off.append(name)
+                wrong[name] = f"{META} is missing"
+                continue
+            return Checkpoint(meta.progress, meta.read_state(folder), wrong)
+        except Damaged as error:
+            wrong[name] = str(error)
+    if len(wrong) > len(cut_off):
+        listed = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
+        raise UserError(
+            f"none of the checkpoints in {url} is whole ({listed}); put a whole copy of one back, or remove {url} to start at "
+            "step 0"
+        )
+    return CutOff(tuple(cut_off))
+
+
+class Damaged(Exception):
+    """A checkpoint that is there and cannot be used; says why."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of checkpoint.json."""
+
+    progress: Progress
+    state_bytes: int
+    state_sha256: str
+
+    def read_state(self, folder: str) -> dict[str, Any]:
+        """The state beside it. Raises Damaged."""
+        url = storage.join(folder, "state.pt")
+        if not storage.exists(url):
+            raise Damaged("state.pt is missing")
+        data = storage.read_bytes(url)
+        if len(data) != self.state_bytes:
+            raise Damaged(f"state.pt has {len(data)} bytes of {self.state_bytes}")
+        if hashlib.sha256(data).hexdigest() != self.state_sha256:
+            raise Damaged("state.pt is not what was written (its checksum differs)")
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+
+
+def read_meta(folder: str) -> Meta | None:
+    """What a checkpoint's folder says of it; None where the file is missing.
+
+    Raises Damaged where it says nothing that could be, and UserError where another version of the program wrote it.
+    """
+    url = storage.join(folder, META)
+    if not storage.exists(url):
+        return None
+    try:
+        meta = json.loads(storage.read_bytes(url))
+    except ValueError as error:
+        raise Damaged(f"{META} is not valid JSON") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("format_version"), int):
+        raise Damaged(f"{META} is no description of a checkpoint")
+    version = meta.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{url} has format version {version}, this program reads version {FORMAT_VERSION}; "
+            "continue the run with the version it was started with, or choose another out"
+        )
+    size, checksum = meta.pop("state_bytes", None), meta.pop("state_sha256", None)
+    default = Progress()
+    kinds = {one.name: type(getattr(default, one.name)) for one in fields(Progress)}
+    kinds |= {"seconds": float, "loss_sum": float, "best_score": float, "best_step": int}
+    optional = ("best_score", "best_step")
+    for name, value in meta.items():
+        if name not in kinds:
+            raise Damaged(f"{META} holds {name!r}, which no checkpoint has")
+        kind = (int, float) if kinds[name] is float else kinds[name]
+        if isinstance(value, bool) or not (isinstance(value, kind) or (value is None and name in optional)):
+            raise Damaged(f"{META} says {name}={str(value)[:40]!r}")
+    if not {"step", "samples_seen"} <= meta.keys() or min(meta["step"], meta["samples_seen"]) < 0:
+        raise Damaged(f"{META} does not say which step it is of")
+    if not isinstance(size, int) or not isinstance(checksum, str):
+        raise Damaged(f"{META} does not describe state.pt")
+    return Meta(Progress(**meta), size, checksum)
+
+
+def newest_progress(run_url: str) -> Progress | None:
+    """What the newest checkpoint that can be read says of the run, without reading its state; None when there is none."""
+    url = storage.join(run_url, "checkpoints")
+    for name in reversed(_step_folders(url)):
+        try:
+            meta = read_meta(storage.join(url, name))
+        except Damaged:
+            continue
+        if meta is not None:
+            return meta.progress
     return None
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from cluster.errors import RunStopped
+
 
 class StepOutput(NamedTuple):
     """What a module gives for a batch.
@@ -28,6 +30,14 @@ class TrainingBatch:
 
     inputs: Any
     bad_rows: dict[str, str] = field(default_factory=dict)
+
+
+class UnusableRows(RunStopped):
+    """Rows that cannot be used, without any to take their place: where each lies -> why."""
+
+    def __init__(self, message: str, bad_rows: dict[str, str]) -> None:
+        super().__init__(message)
+        self.bad_rows = bad_rows
 
 
 class Batches(Protocol):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pretrain.data.loader import Batch, Loader, bad_rows_in_words
+from pretrain.data.loader import Batch, Loader, NoGoodRow, bad_rows_in_words
 from pretrain.data.shards import Shards
-from pretrain.training.contract import TrainingBatch
+from pretrain.training.contract import TrainingBatch, UnusableRows
 
 BATCHES_ON_DEVICE = 2
 
@@ -24,8 +24,11 @@ class TrainingBatches:
         self._batches = Uploader(loader, device) if device.type == "cuda" else loader
 
     def __next__(self) -> TrainingBatch:
-        batch = next(self._batches)
-        return TrainingBatch(self._to_inputs(batch), bad_rows_in_words(batch, self._shards))
+        try:
+            batch = next(self._batches)
+        except NoGoodRow as error:
+            raise UnusableRows(str(error), bad_rows_in_words(error.bad_rows, self._shards)) from error
+        return TrainingBatch(self._to_inputs(batch), bad_rows_in_words(batch.bad_rows, self._shards))
 
     def close(self) -> None:
         """Frees threads and files."""

@@ -19,12 +19,14 @@ def spread(embeddings_BD: Tensor) -> float:
     1 when they fill the sphere, 0 when all are one point (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
     """
     normalised = F.normalize(embeddings_BD.detach().double(), dim=1)
+    if len(normalised) < 2:
+        return math.nan
     return float(normalised.std(0).mean() * embeddings_BD.shape[1] ** 0.5)
 
 
 @torch.no_grad()
 def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
-    """Health of the embeddings of two views of the same images, B at least 2.
+    """Health of the embeddings of two views of the same images; NaN where numbers that are not finite leave none.
 
     - `spread`: see there.
     - `effective_rank`: RankMe, exp of the entropy of the singular values' shares (https://arxiv.org/abs/2210.02885); from 1
@@ -38,13 +40,16 @@ def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
         "spread": spread(raw),
         "effective_rank": effective_rank(raw),
         "alignment": float((first - second).square().sum(1).mean()),
-        "uniformity": float(torch.pdist(first).square().mul(-2).exp().mean().log()),
+        "uniformity": float(torch.pdist(first).square().mul(-2).exp().mean().log()) if len(first) > 1 else math.nan,
     }
 
 
 def effective_rank(embeddings_BD: Tensor) -> float:
-    """RankMe, see `embedding_health`."""
-    shares = torch.linalg.svdvals(embeddings_BD.double())
+    """RankMe, see `embedding_health`; NaN of embeddings that are not finite."""
+    embeddings = embeddings_BD.double()
+    if not torch.isfinite(embeddings).all():
+        return math.nan  # for which there is no decomposition
+    shares = torch.linalg.svdvals(embeddings)
     shares = shares / shares.sum().clamp_min(1e-12) + 1e-12
     return float(torch.exp(-(shares * shares.log()).sum()))
 
@@ -78,7 +83,7 @@ def fallen_rank(trained: float, untrained: float) -> Finding | None:
     Methods watch the embeddings of their heads, which batch normalisation and losses on the embeddings' distribution
     (LeJEPA's) keep spread while the features below them collapse.
     """
-    if trained >= min(LEAST_RANK, 0.5 * untrained):
+    if not trained < min(LEAST_RANK, 0.5 * untrained):  # NaN is told elsewhere
         return None
     return Finding(
         "collapse",
@@ -97,6 +102,7 @@ LEAST_OUTPUTS = 4.0
 LEAST_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
+NEAR_CHANCE, LEAST_STEPS = 1.05, 50
 
 
 class HealthWatch:
@@ -137,13 +143,18 @@ class HealthWatch:
                 "a lower learning rate, a longer warm-up or a larger batch usually helps",
             )
         loss, before = numbers.get("loss", math.nan), max(self._losses, default=-math.inf)
-        self._losses.append(loss)
+        if math.isfinite(loss):
+            self._losses.append(loss)
         # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start above chance
-        if chance_loss is not None and step > self._num_steps // 10 and loss > 0.99 * max(chance_loss, before):
+        late = step > max(LEAST_STEPS, self._num_steps // 10)
+        if chance_loss is not None and late and loss > 0.99 * max(chance_loss, before):
+            near = loss < NEAR_CHANCE * chance_loss
             yield (
                 "no learning",
-                f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}",
-                "another learning rate or milder crops usually help",
+                f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}"
+                if near
+                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of a network that knows nothing",
+                "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
             )
         explained = max(
             (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers), default=1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cluster.settings
@@ -12,10 +12,13 @@ from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.place import place_here
 from cluster.secrets import masked
 from cluster.workers import check_cluster, run_workers
+from pretrain.data.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole, duration
+from pretrain.training.data_identity import URLS, Identity, check_same, identity_of
+from pretrain.training.data_identity import differences as data_differences
 from pretrain.training.rehearsal import rehearse
-from pretrain.training.settings import FREE_TO_CHANGE, ClusterSettings
+from pretrain.training.settings import FREE_TO_CHANGE, UNSEEN, ClusterSettings
 from pretrain.training.tracking import check_tracking
 
 
@@ -26,6 +29,7 @@ def launch(
     *,
     cluster_settings: ClusterSettings,
     world_sizes: Sequence[int] = (),
+    data: Mapping[str, Manifest] | None = None,
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
@@ -34,50 +38,56 @@ def launch(
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
     `settings.out` must be absolute; `settings.tracking` names trackers. A run that is finished is said to be so and not run
-    again. `function` returns the contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it
-    is called here with `loop=rehearse` in place of the training loop, a cluster is only asked whether it is ready, and
-    nothing stays behind in OUT. `report(out)` is called here however the run ends; what goes wrong in it is a warning.
+    again. `data` is what the run reads, by what it is for: an unfinished run goes on with the same, wherever it lies, and with
+    other data only where `settings.data.on_change` says so. `function` returns the contents of result.json, or
+    `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with `loop=rehearse` in place of the training
+    loop, a cluster is only asked whether it is ready, and nothing stays behind in OUT. `report(out)` is called here however the
+    run ends; what goes wrong in it is a warning. A start that fails before its first step leaves OUT as it was.
 
     Raises what the workers raise; how the run ended is in result.json then.
     """
     out = settings.out
     smaller = _smaller(cluster_settings, world_sizes)
-
-    def differing(old: str) -> list[str]:
-        return cluster.settings.differences(old, settings, ignored=FREE_TO_CHANGE)
-
+    run_folder.check_is_no_file(out)
     check_tracking(settings.tracking, out)
+    identity = identity_of(data or {})
+    before = _Before(out, settings, identity)
     if check_only:
-        return _check(title, function, settings, differing, cluster_settings, min([cluster_settings.workers, *smaller]))
-    run_folder.claim(out, cluster.settings.to_yaml(settings), differing)
-    result = run_folder.read_result(out)
-    if result is not None and result.get("status") == "finished":
-        print(f"{title}: {out} is finished already ({result['seconds']:.0f} s of training); nothing to do")
+        return _check(title, function, settings, before, cluster_settings, min([cluster_settings.workers, *smaller]))
+    run_folder.check_claim(out, before.refused)
+    if before.is_finished:
+        for line in before.end_in_words():
+            print(f"{title}: {line}", flush=True)
         return 0
-    if cluster_settings.workers:
-        print(f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds", flush=True)
-    try:
-        with run_folder.running(out), RunConsole(title) as console:
-            result = run_workers(
-                function,
-                settings,
-                num_workers=cluster_settings.workers,
-                smaller=smaller,
-                cpus_per_worker=cluster_settings.cpus_per_worker,
-                gpus_per_worker=_gpus(cluster_settings),
-                storage_url=out,
-                data_urls=settings.data.urls,
-                max_failures=cluster_settings.max_failures,
-                process_group_timeout_seconds=cluster_settings.hang_seconds,
-                resize_every_seconds=cluster_settings.resize_seconds,
-                address=cluster_settings.address,
-                on_record=console.show,
-            )
-            if result["status"] == "interrupted":
-                run_folder.write_result(out, result)
-    finally:
-        if report is not None:
-            write_report(report, out)
+    before.check_data()
+    for line in before.changed:
+        print(f"{title}: continues with {line}", flush=True)
+    with run_folder.as_it_was_if_nothing_happens(out):
+        run_folder.claim(out, cluster.settings.to_yaml(settings))
+        if cluster_settings.workers:
+            print(f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds", flush=True)
+        try:
+            with run_folder.running(out), RunConsole(title) as console:
+                result = run_workers(
+                    function,
+                    settings,
+                    num_workers=cluster_settings.workers,
+                    smaller=smaller,
+                    cpus_per_worker=cluster_settings.cpus_per_worker,
+                    gpus_per_worker=_gpus(cluster_settings),
+                    storage_url=out,
+                    data_urls=settings.data.urls,
+                    max_failures=cluster_settings.max_failures,
+                    process_group_timeout_seconds=cluster_settings.hang_seconds,
+                    resize_every_seconds=cluster_settings.resize_seconds,
+                    address=cluster_settings.address,
+                    on_record=console.show,
+                )
+                if result["status"] == "interrupted":
+                    run_folder.write_result(out, result)
+        finally:
+            if report is not None and run_folder.has_steps(out):
+                write_report(report, out)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
@@ -85,6 +95,50 @@ def launch(
         f"{title}: finished in {duration(result['seconds'])} of training; {storage.join(out, 'result.json')} sums it up"
     )
     return 0
+
+
+class _Before:
+    """What is in OUT before a start, and what of the settings and the data differs from it."""
+
+    def __init__(self, out: str, settings: Any, identity: Mapping[str, Identity]) -> None:
+        self._out, self._identity, self._on_change = out, identity, settings.data.on_change
+        self._result = run_folder.read_result(out) or {}
+        self.is_finished = self._result.get("status") == "finished"
+        self.progress = checkpoints.newest_progress(out)
+        known = self._result.get("data") if self.is_finished else None if self.progress is None else self.progress.data
+        self._known = known if isinstance(known, dict) else {}
+        old = run_folder.read_settings(out)
+        self.changed: list[str] = []
+        self.refused: list[str] = []
+        if old is None or not (self.is_finished or run_folder.has_steps(out)):
+            return  # nothing was learnt that other settings would contradict
+        self.changed = cluster.settings.differences(old, settings, ignored=(*UNSEEN, *URLS.values()))
+        # where it is known what a run learnt from, its place is free
+        is_known = self._known and (not self.data_changes or (self._on_change == "continue" and not self.is_finished))
+        free = FREE_TO_CHANGE + (tuple(URLS.values()) if is_known else ())
+        self.refused = cluster.settings.differences(old, settings, ignored=free)
+        if not self.data_changes:
+            moved = cluster.settings.differences(old, settings, ignored=UNSEEN)
+            self.changed += [f"the same data at another place ({one})" for one in moved if one not in self.changed]
+
+    @property
+    def data_changes(self) -> list[str]:
+        """In words what differs between the data of the run there and that of now."""
+        return data_differences(self._known, self._identity)
+
+    def check_data(self) -> None:
+        """Raises UserError for data that changed under an unfinished run and may not."""
+        check_same(self._known, self._identity, on_change=self._on_change, out=self._out)
+
+    def end_in_words(self) -> list[str]:
+        """Of a finished run, that it is finished, on which data, and whether that is another now."""
+        train = self._known.get("train", {})
+        on = f" on {train['rows']:,} rows, data {train['fingerprint'][:12]}" if train else ""
+        done = f"{self._result.get('seconds', 0):.0f} s of training{on}"
+        lines = [f"{self._out} is finished already ({done}); nothing to do"]
+        for change in self.data_changes:
+            lines.append(f"its data changed since ({change}); to learn from what is there now, choose another out")
+        return lines
 
 
 def write_report(report: Callable[[str], object], out: str) -> None:
@@ -99,12 +153,14 @@ def _check(
     title: str,
     function: Callable[..., dict[str, Any]],
     settings: Any,
-    differing: Callable[[str], list[str]],
+    before: _Before,
     cluster_settings: ClusterSettings,
     fewest_workers: int,
 ) -> int:
     with storage.no_new_folders(settings.out):
-        run_folder.check_claim(settings.out, differing)
+        run_folder.check_claim(settings.out, before.refused)
+        if not before.is_finished:
+            before.check_data()
         num_nodes = check_cluster(
             num_workers=fewest_workers,
             cpus_per_worker=cluster_settings.cpus_per_worker,
@@ -118,6 +174,8 @@ def _check(
     newest = checkpoints.load_newest(settings.out)
     where = "continues the run there" if newest is not None else "starts anew"
     step = f" at step {newest.progress.step}" if newest is not None else ""
+    if before.is_finished:
+        where, step = "would do nothing: the run there is finished", ""
     print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
     with RunConsole(title) as console, place_here(console.show) as here:
         # rank 0 of as many workers as there will be: it reads and computes what one worker will

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,10 @@ from cluster.errors import RunStopped, UserError
 from cluster.place import Place
 from pretrain.data.hashing import hash64
 from pretrain.training import checkpoints, health
-from pretrain.training.checkpoints import CheckpointWriter, Progress
+from pretrain.training.checkpoints import Checkpoint, CheckpointWriter, CutOff, Progress
 from pretrain.training.clock import Clock
-from pretrain.training.contract import Batches, StepOutput
+from pretrain.training.contract import Batches, StepOutput, UnusableRows
+from pretrain.training.data_identity import Identity, check_same
 from pretrain.training.distributed import (
     GradientAverager,
     equalise,
@@ -76,6 +77,8 @@ def train(
     best_is_lowest: bool = False,
     keep_best: Callable[[int], None] | None = None,
     patience: int = 0,
+    data: Mapping[str, Identity] | None = None,
+    on_data_change: str = "refuse",
 ) -> Outcome:
     """Trains until `num_steps`, from the newest checkpoint in `run_url` when there is one.
 
@@ -89,12 +92,13 @@ def train(
         clip_gradient: largest global gradient norm; 0 for none.
         on_nonfinite: `stop` with an explanation, or `skip` the step (the optimizer never moves on it).
         on_collapse: `warn` or `stop`.
-        max_bad_share: share of rows that may be bad before the run stops.
+        max_bad_share: of the rows of an epoch, and later of all that were seen: the run stops when more are bad.
         evaluate: called with the step, and whether it is the last, on every rank at the given steps and after the last; its
             numbers are logged.
         best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of `evaluate` is its
             highest (or lowest) so far.
         patience: evaluations in a row without a better number after which training is finished; 0 for any number.
+        data: what is learnt from, on rank 0; with other data than before a run goes on where `on_data_change` is `continue`.
 
     Raises RunStopped when a rule ended the run; what was logged until then is kept.
     """
@@ -102,7 +106,14 @@ def train(
     equalise(module)
 
     # -- resume: rank 0 chooses, so that all ranks start from the same checkpoint --------------------------------------
-    checkpoint = checkpoints.load_newest(run_url) if place.rank == 0 else None
+    found = checkpoints.find_newest(run_url) if place.rank == 0 else CutOff()
+    checkpoint = found if isinstance(found, Checkpoint) else None
+    passed_over = checkpoint.passed_over if checkpoint is not None else {}
+    for name, reason in passed_over.items():
+        place.report({"kind": "warning", "text": f"the checkpoint {name} cannot be used: {reason}"})
+    if isinstance(found, CutOff) and found.names:
+        names = ", ".join(found.names)
+        place.report({"kind": "note", "text": f"starts at step 0: the first checkpoint was not complete yet ({names})"})
     step = from_rank_0(checkpoint.progress.step if checkpoint is not None else None)
     if step is not None and checkpoint is None:
         checkpoint = checkpoints.load_newest(run_url, at_step=step)
@@ -115,12 +126,15 @@ def train(
     if checkpoint is not None:
         checkpoints.restore(checkpoint, module, optimizer)
         progress = checkpoint.progress
+        for change in check_same(progress.data, data or {}, on_change=on_data_change, out=run_url):
+            place.report({"kind": "warning", "text": f"goes on with other data: {change}"})
         place.report({"kind": "note", "text": f"continues at step {progress.step} of {num_steps} ({run_url})"})
+    progress.data = dict(data or progress.data)
     writer = None
     if run is not None:
-        writer = CheckpointWriter(run_url, keep=keep_checkpoints, troubles=run.troubles)
+        writer = CheckpointWriter(run_url, keep=keep_checkpoints, troubles=run.troubles, damaged=passed_over)
         last_step = run.start_at(progress.step)
-        restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step)
+        restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step, passed_over=passed_over)
         progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
         if restart is not None:
             again = f"; {restart.lost_steps} steps are taken again" if restart.lost_steps else ""
@@ -166,11 +180,19 @@ def train(
             if score is not None:
                 former, sign = progress.best_score, -1.0 if best_is_lowest else 1.0
                 progress.evaluations_since_best += 1
-                if former is None or sign * score > sign * former:
-                    progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+                better = math.isfinite(score) and (former is None or sign * score > sign * former)
+                if better:
+                    progress.best_score, progress.evaluations_since_best = score, 0
+                if better or former is None:  # a run without any sound score keeps its newest model
+                    progress.best_step = progress.step
                     if keep_best is not None:
                         keep_best(progress.step)
-        progress.metrics.update(numbers)
+        for name, number in numbers.items():
+            if math.isfinite(number):
+                progress.metrics[name] = number
+            else:  # neither JSON nor a report can hold it, and the former one is out of date
+                progress.metrics.pop(name, None)
+                place.report({"kind": "warning", "text": f"step {progress.step}: {name} is {number}"})
         return numbers
 
     def out_of_patience() -> bool:
@@ -238,7 +260,14 @@ def train(
             if run is not None and (seconds := run.restarts.step_taken()) is not None:
                 place.report({"kind": "note", "text": f"recovered within {seconds:.1f} s"})
             last = progress.step == num_steps
-            _check_bad_rows(progress, max_bad_share)
+            if (unusable := _too_many_bad(progress, max_bad_share, batch_size_global * steps_per_epoch)) is not None:
+                for rows in gathered_objects(progress.bad_rows):
+                    progress.bad_rows.update(rows)
+                raise RunStopped(unusable)
+            if "bad rows" not in warned and (unusable := _too_many_bad(progress, max_bad_share, 0)) is not None:
+                warned.add("bad rows")
+                text = f"step {progress.step}: {unusable}; the run stops when they are more than that share of all rows"
+                place.report({"kind": "warning", "text": text})
 
             # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
             numbers: dict[str, float] = {}
@@ -279,12 +308,17 @@ def train(
                 write_checkpoint(ends=bool(last or stops))
             if stops:
                 break
+    except UnusableRows as error:
+        progress.bad_rows.update(error.bad_rows)
+        raise
     finally:
         batches.close()
         if writer is not None:
             writer.join()  # whatever ended the run, a checkpoint under way is worth its seconds
         tell_troubles()
         if run is not None:
+            if progress.bad_rows:
+                run.write_bad_rows(progress.bad_rows)
             run.sync()
     if writer is not None:
         writer.wait()
@@ -309,14 +343,19 @@ def _refuse(rule: str, step: int, loss: float, gradient_norm: float, learning_ra
     )
 
 
-def _check_bad_rows(progress: Progress, max_share: float) -> None:
-    # a share means little before some rows were seen: ten bad ones are always allowed
-    if progress.bad_row_count > max(10, max_share * progress.samples_seen):
-        some = "; ".join(f"{place}: {reason}" for place, reason in list(progress.bad_rows.items())[:3])
-        raise RunStopped(
-            f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
-            f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
-        )
+def _too_many_bad(progress: Progress, max_share: float, rows_per_epoch: int) -> str | None:
+    """In words that more rows are bad than may be, None where they are not.
+
+    They often lie together, so a share means little before all rows were seen: until then it is that of an epoch's rows.
+    Ten are always allowed.
+    """
+    if progress.bad_row_count <= max(10, max_share * max(progress.samples_seen, rows_per_epoch)):
+        return None
+    some = "; ".join(f"{place}: {reason}" for place, reason in list(progress.bad_rows.items())[:3])
+    return (
+        f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
+        f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
+    )
 
 
 def _record(

@@ -18,6 +18,7 @@ from pretrain.encoders import Encoder
 from pretrain.training import distributed
 from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
+from pretrain.training.data_identity import identity_of, summary_of
 from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
 from pretrain.training.loop import Outcome, train
@@ -79,6 +80,7 @@ def train_by(
     evaluate_every_epochs: float = 0.0,
     hold: tuple[Mapping[str, Tensor], float] | None = None,
     compute_threads: int = 0,
+    also_read: Mapping[str, Manifest] | None = None,
     loop: Callable[..., Outcome] = train,
     wrap_source: Callable[[Source], Source] = lambda source: source,
     **more: Any,
@@ -87,7 +89,7 @@ def train_by(
 
     `hold` are weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`). `wrap_source`
     may add columns to what is read, see `pretrain.data.stored_features`. On the CPU it computes with `compute_threads`, 0 for
-    as many as the worker has.
+    as many as the worker has. `also_read` holds data beside that of `manifest` that a run depends on, by what it is for.
 
     `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
     """
@@ -167,6 +169,8 @@ def train_by(
             clip_gradient=training.clip_gradient,
             on_nonfinite=training.on_nonfinite,
             max_bad_share=data.max_bad_share,
+            data=identity_of({"train": manifest, **(also_read or {})}) if place.rank == 0 else None,
+            on_data_change=data.on_change,
             log_every_steps=training.log_every_steps,
             checkpoint_every_steps=training.checkpoint_every_steps,
             checkpoint_every_seconds=training.checkpoint_every_seconds,
@@ -189,4 +193,5 @@ def summary(progress: Progress) -> dict[str, Any]:
         "failed_writes": progress.failed_writes,
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
+        "data": summary_of(progress.data),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,7 @@ class Restart:
         seconds_to_recover: from the last step heard of before (from the beginning of the attempt, when the command was given
             again) to the first step after; null where the attempt did not come that far.
         workers: how many the run went on with.
+        passed_over: newer checkpoints that could not be used: their folders -> why.
     """
 
     why: str
@@ -40,6 +41,11 @@ class Restart:
     lost_steps: int
     seconds_to_recover: float | None
     workers: int
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    def as_entry(self) -> dict[str, Any]:
+        """It as plain values; what was not passed over is not spoken of."""
+        return {name: value for name, value in asdict(self).items() if name != "passed_over" or value}
 
 
 class RestartLog:
@@ -52,13 +58,16 @@ class RestartLog:
         self._new = False
         self.entries: list[dict[str, Any]] = []
 
-    def begin(self, place: Place, *, from_step: int, last_step: int | None) -> Restart | None:
+    def begin(
+        self, place: Place, *, from_step: int, last_step: int | None, passed_over: dict[str, str] | None = None
+    ) -> Restart | None:
         """Adds and writes down this attempt's restart if it is one.
 
-        `last_step` is the last step that the run folder tells of, None when nothing was there.
+        `last_step` is the last step that the run folder tells of, None when nothing was there; `passed_over` holds newer
+        checkpoints that could not be used, and why.
         """
-        text = storage.read_bytes(self._url).decode() if storage.exists(self._url) else ""
-        self.entries = [json.loads(line) for line in text.splitlines()]
+        content = storage.read_bytes(self._url) if storage.exists(self._url) else b""
+        self.entries = [entry for line in content.splitlines() if (entry := _entry(line)) is not None]
         if place.attempt == 0 and last_step is None:
             return None
         reached = max(from_step, last_step or 0, place.position_before or 0)
@@ -70,8 +79,9 @@ class RestartLog:
             lost_steps=reached - from_step,
             seconds_to_recover=None,
             workers=place.world_size,
+            passed_over=passed_over or {},
         )
-        self.entries.append(asdict(self._running))
+        self.entries.append(self._running.as_entry())
         self._new = True
         self.write_if_new()
         return self._running
@@ -91,3 +101,11 @@ class RestartLog:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.entries)
             storage.write_bytes(self._url, lines.encode())
             self._new = False
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line.decode())
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import tempfile
@@ -67,11 +68,13 @@ class RunFolder:
         path = self._local / METRICS
         old = storage.join(self.url, METRICS)
         was_there = storage.exists(old)
-        text = storage.read_bytes(old).decode() if was_there else ""
-        steps = [_step_of(line) for line in text.splitlines()]
-        kept = [line for line, at in zip(text.splitlines(), steps, strict=True) if at <= step]
-        self._metrics = open(path, "wb", buffering=0)  # noqa: SIM115 - open while the run lasts
-        self._write("".join(line + "\n" for line in kept))
+        content = storage.read_bytes(old) if was_there else b""
+        lines = content.splitlines()
+        steps = [_step_of(line) for line in lines]
+        if CUT_OFF in steps[:-1]:  # the last one is cut off where a run was killed
+            self.troubles.append(f"{steps[:-1].count(CUT_OFF)} lines of {METRICS} cannot be read and are left out")
+        kept = [line for line, at in zip(lines, steps, strict=True) if at <= step]
+        self._begin(path, content, b"".join(line + b"\n" for line in kept))
 
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
@@ -82,14 +85,24 @@ class RunFolder:
             url=self.url,
             local=self._local,
             config=self._config,
-            lines=[json.loads(line) for line in kept],
+            lines=[json.loads(line.decode()) for line in kept],
         )
         self._take_troubles()
         return last_step
 
+    def _begin(self, path: Path, found: bytes, kept: bytes) -> None:
+        """Opens metrics.jsonl behind `kept`, so that whoever is killed meanwhile leaves what was found or what is kept."""
+        if self._staging is None and found.startswith(kept):  # the usual case, which needs no room on a full disk
+            self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
+            self._metrics.truncate(len(kept))
+        else:
+            storage.write_bytes(str(path), kept)
+            self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._size = len(kept)
+
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and the same numbers to the trackers; numbers that JSON lacks become null."""
-        line = {key: _finite(value) for key, value in record.items()}
+        line = finite(record)
         self._write(json.dumps(line) + "\n")
         scalars = [(key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"]
         self._to_tensorboard(lambda board: [board.add_scalar(*scalar, record["step"]) for scalar in scalars])
@@ -101,7 +114,8 @@ class RunFolder:
         """Appends lines to metrics.jsonl, whole or not at all: a part of a line is cut off again."""
         self._waiting += text.encode()
         try:
-            self._metrics.seek(self._size)
+            if self._metrics.tell() != self._size:  # a part of a line is there
+                self._metrics.truncate(self._size)
             while self._waiting:
                 written = self._metrics.write(self._waiting)
                 self._size, self._waiting = self._size + written, self._waiting[written:]
@@ -153,15 +167,21 @@ class RunFolder:
             self._staging.cleanup()
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and value - value != 0 else value
+def finite(value: Any) -> Any:
+    """Plain values with None in the place of numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step_of(line: str) -> int:
+def _step_of(line: bytes) -> int:
     try:
-        return int(json.loads(line)["step"])
+        step = json.loads(line.decode())["step"]
     except (ValueError, KeyError, TypeError):
         return CUT_OFF
+    return step if isinstance(step, int) else CUT_OFF
 
 
 @contextmanager
@@ -187,40 +207,83 @@ def running(run_url: str) -> Iterator[None]:
 
 
 def read_result(run_url: str) -> dict[str, Any] | None:
-    """The result.json of a run that ended, however it did, or None."""
+    """The result.json of a run that ended, however it did, or None; a damaged one says nothing of an end."""
     url = storage.join(run_url, RESULT)
-    return storage.read_json(url) if storage.exists(url) else None
+    if not storage.exists(url):
+        return None
+    try:
+        result = json.loads(storage.read_bytes(url))
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None
 
 
 def write_result(run_url: str, result: dict[str, Any]) -> None:
     """Writes result.json, the last file of a run."""
-    storage.write_json(storage.join(run_url, RESULT), {key: _finite(value) for key, value in result.items()})
+    storage.write_json(storage.join(run_url, RESULT), finite(result))
 
 
-def claim(run_url: str, settings_yaml: str, differing: Callable[[str], list[str]]) -> None:
-    """Takes OUT for a run with these settings, or continues the run that is there; see `check_claim`."""
-    check_claim(run_url, differing)
+def read_settings(run_url: str) -> str | None:
+    """The text of the settings.yaml that is there; None where there is none or it holds no settings."""
+    url = storage.join(run_url, SETTINGS)
+    if not storage.exists(url):
+        return None
+    text = storage.read_bytes(url).decode(errors="replace")
+    return text if text.strip() else None
+
+
+def has_steps(run_url: str) -> bool:
+    """Whether a run took a step there that it told of: a line of metrics, or a checkpoint."""
+    url = storage.join(run_url, METRICS)
+    if storage.exists(url) and any(_step_of(line) != CUT_OFF for line in storage.read_bytes(url).splitlines()[:10]):
+        return True
+    return bool(storage.names_in(storage.join(run_url, "checkpoints")))
+
+
+def claim(run_url: str, settings_yaml: str) -> None:
+    """Takes OUT for a run with these settings; `check_claim` comes before."""
     storage.write_bytes(storage.join(run_url, SETTINGS), settings_yaml.encode())
 
 
-def check_claim(run_url: str, differing: Callable[[str], list[str]]) -> None:
+@contextmanager
+def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
+    """Removes what came into OUT when what is done here fails before its first step, so that other settings find it free."""
+    before = set(storage.names_in(run_url))
+    settings = read_settings(run_url)
+    with storage.no_new_folders(run_url):
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the error is the one to see
+                if not has_steps(run_url):
+                    for name in set(storage.names_in(run_url)) - before:
+                        storage.remove(storage.join(run_url, name))
+                    if settings is not None:
+                        claim(run_url, settings)
+            raise
+
+
+def check_is_no_file(run_url: str) -> None:
+    """Raises UserError when a file lies in the place of OUT."""
+    if storage.is_local(run_url) and storage.local_path(run_url).is_file():
+        raise UserError(f"{run_url} is a file; out must be a folder, or a place where there is none yet")
+
+
+def check_claim(run_url: str, refused: Sequence[str]) -> None:
     """Sees to it that OUT can be taken.
 
     Args:
         run_url: OUT.
-        differing: given the text of the settings.yaml that is there, lists in words the settings that differ and may not.
+        refused: in words the settings that differ from those of the run there and may not.
 
     Raises UserError when OUT cannot be written, holds a run with other settings, or other files.
     """
-    path = storage.join(run_url, SETTINGS)
-    if storage.exists(path):
-        differences = differing(storage.read_bytes(path).decode())
-        if differences:
-            raise UserError(
-                f"{run_url} holds a run with other settings ({'; '.join(differences)}); "
-                "choose another out, or repeat the command with its settings to continue it"
-            )
-    else:
+    if refused:
+        raise UserError(
+            f"{run_url} holds a run with other settings ({'; '.join(refused)}); "
+            "choose another out, or repeat the command with its settings to continue it"
+        )
+    if not storage.exists(storage.join(run_url, SETTINGS)):
         others = [name for name in storage.names_in(run_url) if not name.startswith(".")]
         if others:
             raise UserError(

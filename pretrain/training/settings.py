@@ -29,6 +29,11 @@ class DataSettings:
     )
     shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
     max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    on_change: str = setting(
+        "refuse",
+        choices=["refuse", "continue"],
+        help="what to do when the data changed under an unfinished run: go on with what is there now only if it says so",
+    )
     decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
     prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
@@ -144,17 +149,21 @@ class EncoderSettings:
     arguments: dict[str, Any] = setting({}, help="keyword arguments of the encoder")
 
 
-# settings that may differ when a run is continued: they change where and how fast it runs, not what it computes
-FREE_TO_CHANGE = (
+# settings that may differ when a run is continued, because they do not change what is computed: where and how fast it runs,
+# what is watched, and the rules that end it
+UNSEEN = (
     "out",
     "report_images",
     "tracking",
     "compare",
     "cluster.",
+    "data.on_change",
     "data.decode_threads",
     "data.read_threads",
     "data.prefetch_batches",
     "data.prefetch_mib",
+    "data.keep",
+    "data.keep_gib",
     "data.storage_options",
     "data.storage_options.",
     "data.cache_dir",
@@ -162,4 +171,15 @@ FREE_TO_CHANGE = (
     "training.checkpoint_every_steps",
     "training.checkpoint_every_seconds",
     "training.keep_checkpoints",
+)
+FREE_TO_CHANGE = (  # of the others it is said when they differ
+    *UNSEEN,
+    "data.max_bad_share",
+    "training.on_nonfinite",
+    "training.log_every_steps",
+    "training.compile",
+    "method.on_collapse",
+    "rankme_images",
+    "knn.",
+    "patience",
 )

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 from cluster.errors import run_command
@@ -38,6 +39,8 @@ class Recorded:
         batch = self._loader_next(self._loader)
         rows = batch.row_ids.tolist()
         taken = {"step": self._step, "rank": self._place.rank, "of": self._place.world_size, "rows": rows}
+        if "features" in batch.columns:
+            taken["features"] = [zlib.crc32(features.tobytes()) for features in batch.columns["features"]]
         with open(self._file, "a") as file:
             file.write(json.dumps(taken) + "\n")
         self._step += 1
@@ -62,14 +65,14 @@ def recorded_pretrain(place, settings):
     return pretrain(place, settings, loop=recorded_train)
 
 
-def rows_by_step(folder):
-    """The rows of each global batch, from all attempts; two attempts that differ in a step are an error."""
+def rows_by_step(folder, what="rows"):
+    """The rows (or checksums of the `features`) of each global batch, from all attempts; attempts that differ are an error."""
     pieces = {}
     for path in Path(folder).glob("*.jsonl"):
         for line in path.read_text().splitlines():
             taken = json.loads(line)
-            known = pieces.setdefault((taken["step"], taken["of"]), {}).setdefault(taken["rank"], taken["rows"])
-            assert known == taken["rows"], taken
+            known = pieces.setdefault((taken["step"], taken["of"]), {}).setdefault(taken["rank"], taken[what])
+            assert known == taken[what], taken
     batches = {}
     for (step, of), ranks in pieces.items():
         if len(ranks) == of:  # else an attempt ended between the ranks

@@ -26,6 +26,53 @@ def test_random_embeddings_are_healthy():
         assert watch.look(step, numbers | {"loss": 1.0, "gradient_norm": 0.3}, dim=32, chance_loss=6.9) == []
 
 
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        torch.full((8, 4), NAN),
+        torch.full((8, 4), INF),
+        torch.randn(8, 4).index_fill(0, torch.tensor([3]), NAN),
+        torch.randn(8, 4).index_fill(1, torch.tensor([1]), -INF),
+        torch.zeros(8, 4),
+        torch.ones(8, 4),
+        torch.randn(1, 4),
+        torch.full((8, 4), 1e300, dtype=torch.float64),
+        torch.randn(2, 1),
+    ],
+)
+def test_no_embeddings_end_a_run(embeddings):
+    numbers = embedding_health(embeddings, embeddings)
+    assert numbers.keys() == {"spread", "effective_rank", "alignment", "uniformity"}
+    assert all(isinstance(number, float) for number in numbers.values())
+    watch = HealthWatch(num_steps=1000, batch_size_global=8)
+    for step in range(1, 200):
+        for loss in (NAN, INF, 1.0):
+            told = watch.look(step, numbers | {"loss": loss, "gradient_norm": NAN}, dim=4, chance_loss=2.0)
+            assert all("nan" not in finding.text for finding in told)
+
+
+def test_a_number_that_is_not_finite_hides_nothing_that_comes_later():
+    records = [{"loss": NAN, "gradient_norm": NAN}] * 3 + [{"loss": 4.85, "gradient_norm": 1.0}] * 20
+    told = findings(HealthWatch(num_steps=100, batch_size_global=64), records, dim=16, chance_loss=4.85)
+    assert told[-1] and told[-1][0].startswith("no learning")
+    watch = HealthWatch(num_steps=1000, batch_size_global=64)
+    norms = [1.0] * 15 + [INF, NAN] + 3 * [INF]
+    assert "exploding gradient" in findings(watch, [{"gradient_norm": norm} for norm in norms])[-1][0]
+
+
+def test_words_and_numbers_of_a_loss_agree():
+    watch = HealthWatch(num_steps=1000, batch_size_global=64)
+    told = findings(watch, 14 * [{"loss": 3.974}], dim=16, chance_loss=2.639)
+    assert "the loss 3.974 does not fall and is above 2.639" in told[-1][0] and "chance value" not in told[-1][0]
+    short = HealthWatch(num_steps=6, batch_size_global=8)
+    assert not any(short.look(step, {"loss": 2.64}, dim=16, chance_loss=2.639) for step in range(1, 50))
+    falling = [{"loss": 9.0 - 0.1 * number} for number in range(30)]
+    assert not any(findings(HealthWatch(num_steps=100, batch_size_global=8), falling, dim=16, chance_loss=2.639))
+
+
 def test_health_equals_the_formulas_of_the_papers():
     torch.manual_seed(1)
     first, second = torch.randn(6, 4).double(), torch.randn(6, 4).double()

@@ -147,7 +147,9 @@ def test_what_counts_as_a_class_folder(tmp_path):
     )
     assert set(labels_of(folder("mixed", "x/a.jpg", "y/b.jpg", "c.jpg")).values()) == {None}
     deep = folder("deep", "train/x/a.jpg", "test/y/b.jpg")
-    assert set(labels_of(deep).values()) == {None}
+    assert labels_of(deep) == {"train/x/a.jpg": "x", "test/y/b.jpg": "y"}, "folders of splits are no classes"
+    nested = folder("nested", "1/x/a.jpg", "2/y/b.jpg")
+    assert set(labels_of(nested).values()) == {None}
     assert labels_of(deep, labels="folders") == {"train/x/a.jpg": "x", "test/y/b.jpg": "y"}
     with pytest.raises(UserError, match="unknown value of --labels 'folder'; did you mean 'folders'"):
         labels_of(two, labels="folder")

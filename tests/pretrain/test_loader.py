@@ -135,12 +135,49 @@ def test_the_same_neighbours_after_a_restart_on_other_ranks(damaged):
             assert numbers(batch)[rank * 4 : rank * 4 + 4] == numbers(part)
 
 
-def test_a_window_without_a_good_row_stops_with_words(tmp_path):
+@pytest.mark.parametrize("window", [1, STREAMS, 3 * STREAMS])
+def test_small_windows_find_a_good_row_elsewhere_and_the_same_on_any_ranks(damaged, window):
+    order = make_order(damaged, window=window)
+    whole = read(damaged, order, 20)
+    for batch in whole:
+        for row_id, number, label in zip(batch.row_ids.tolist(), numbers(batch), batch.columns["label"]):
+            assert number not in BAD and label == str(number)
+            assert (number != row_id) == (row_id in BAD)
+    for rank in range(3):
+        late = read(damaged, order, 15, rank=rank, world_size=3, samples_seen=5 * BATCH, decode_threads=2)
+        for batch, part in zip(whole[5:], late, strict=True):
+            assert numbers(batch)[rank * 4 : rank * 4 + 4] == numbers(part)
+    if window == 1:  # in another epoch another one takes its place
+        assert len({n for b in whole for row, n in zip(b.row_ids.tolist(), numbers(b)) if row == 50}) == 2
+
+
+def test_one_good_row_among_bad_ones_is_found(tmp_path):
+    url = write_shards(tmp_path, [encoded(n) if n == 23 else b"nothing" for n in range(40)])
+    shards = Shards(load_manifest(url), image_column="image")
+    order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=8, window_rows=8, seed=0)
+    assert [numbers(batch) for batch in read(shards, order, 5)] == [[23] * 8] * 5
+
+
+def test_what_takes_the_place_of_a_row_is_of_its_data_set(tmp_path):
+    first = write_shards(tmp_path / "a", [b"nothing"] * 39 + [encoded(1)])
+    second = write_shards(tmp_path / "b", [b"nothing"] * 29 + [encoded(2)])
+    shards = Shards(load_manifest([first, second]), image_column="image")
+    manifest = shards.manifest
+    order = Order(
+        manifest.rows_of_group, batch_size_global=10, num_streams=10, window_rows=10, seed=0,
+        source_of_group=manifest.source_of_group,
+    )  # fmt: skip
+    for batch in read(shards, order, 7):
+        assert numbers(batch) == [1 if row < 40 else 2 for row in batch.row_ids.tolist()]
+
+
+def test_data_without_a_good_row_stops_with_words(tmp_path):
     url = write_shards(tmp_path, [b"nothing"] * 40)
     shards = Shards(load_manifest(url), image_column="image")
     order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=0)
-    with pytest.raises(RunStopped, match=r"none of .* neighbouring rows can be decoded"):
+    with pytest.raises(RunStopped, match=r"none of 40 rows can be decoded \(first: .*not an image") as stopped:
         read(shards, order, 1)
+    assert stopped.value.bad_rows
 
 
 def test_a_file_that_goes_away_is_named(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import sys
 import threading
 
 import pytest
@@ -156,6 +158,45 @@ def test_an_unsound_step_can_be_skipped(tmp_path):
     assert sum(record.get("kind") == "warning" for record in records) == 1
 
 
+class Blinded(Toy):
+    """Its embeddings, logs and loss are not finite at some steps."""
+
+    def forward(self, inputs):
+        output = super().forward(inputs)
+        bad = math.nan if 9 <= int(self.seen) < 12 else 1.0
+        embeddings = self.layers[0](inputs).detach() * bad
+        return output._replace(
+            loss=output.loss * bad, embeddings=(embeddings, embeddings), logs={"twice": output.loss.detach() * bad}
+        )
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 3])
+def test_skipped_steps_are_logged_ones_too(tmp_path, log_every_steps):
+    url = str(tmp_path / "run")
+    options = {"on_nonfinite": "skip", "log_every_steps": log_every_steps, "checkpoint_every_steps": 10}
+    _, outcome, _records = run(url, module=Blinded(), **options)
+    assert outcome.progress.skipped_steps == 3 and checkpoints.load_newest(url).progress.step == 30
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and [json.loads(line)["step"] for line in text.splitlines()][-1] == 30
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.9, 0.7], [math.nan] * 3, [0.5, math.inf, 0.9]])
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path, scores):
+    kept = []
+    _, outcome, records = run(
+        str(tmp_path / "run"), evaluate=lambda step, last: {"accuracy": scores[step // 10 - 1]},
+        evaluate_every_steps=10, best_metric="accuracy", keep_best=kept.append,
+    )  # fmt: skip
+    progress = outcome.progress
+    assert kept and kept[-1] == progress.best_step  # there always is a model
+    finite = [score for score in scores if math.isfinite(score)]
+    assert progress.best_score == max(finite, default=None)
+    if finite:
+        assert scores[progress.best_step // 10 - 1] == max(finite)
+    assert checkpoints.load_newest(str(tmp_path / "run")).progress.step == 30
+    assert any("accuracy is" in record.get("text", "") for record in records)
+
+
 def test_checkpoints_that_cannot_be_written_are_told_and_end_nothing(tmp_path):
     url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
     whole, *_ = run(str(tmp_path / "whole"))
@@ -205,6 +246,134 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         data[len(data) // 2] ^= 1
         state.write_bytes(bytes(data))
     assert checkpoints.load_newest(url).progress.step == 28
+
+
+def _damage(folder, how):
+    """Damages a checkpoint that was whole."""
+    state, meta = folder / "state.pt", folder / "checkpoint.json"
+    if how == "no state":
+        state.unlink()
+    elif how == "empty state":
+        state.write_bytes(b"")
+    elif how == "half meta":
+        meta.write_bytes(meta.read_bytes()[: meta.stat().st_size // 2])
+    elif how == "junk bytes":
+        meta.write_bytes(bytes(range(256)))
+    else:
+        meta.write_text(how)
+
+
+DAMAGES = [
+    "no state", "empty state", "half meta", "", "[1, 2]", "7", "null", '{"step": 28}', "junk bytes",
+    '{"format_version": 1, "step": "28", "samples_seen": 1, "state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "restart_log": 3, "state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "colour": 3, "state_bytes": 3, "state_sha256": "x"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_was_wrong_with_a_newer_checkpoint_is_said_and_kept(tmp_path, how):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 29)
+    _damage(folder / checkpoints.folder_name(28), how)
+    assert checkpoints.newest_progress(url).step in (21, 28)
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 26, checkpoint_every_steps=2)
+    # the damaged one is not kept in the place of a whole one
+    assert checkpoints.load_newest(url).progress.step == 26
+    whole, *_ = run(str(tmp_path / "whole"))
+    continued, _, _ = run(url)
+    assert_same_weights(whole, continued)
+    assert trace(url) == trace(str(tmp_path / "whole"))
+    restarts = [json.loads(line) for line in (tmp_path / "run" / "restarts.jsonl").read_text().splitlines()]
+    assert restarts[0]["from_step"] == 21 and list(restarts[0]["passed_over"]) == [checkpoints.folder_name(28)]
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_at_step_0_unsaid(tmp_path):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 20)
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 2
+    _damage(folder / names[0], "no state")
+    _damage(folder / names[1], "half meta")
+    with pytest.raises(
+        UserError, match=r"none of the checkpoints in .* is whole .*remove .*checkpoints to start at"
+    ) as told:
+        run(url)
+    assert all(name in str(told.value) for name in names)
+    assert [line["step"] for line in trace(url)] == list(range(1, 21))  # nothing was touched
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_told(tmp_path):
+    url, folder = str(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 9)
+    (folder / checkpoints.folder_name(7) / "checkpoint.json").unlink()
+    _, outcome, records = run(url)
+    assert any("starts at step 0: the first checkpoint was not complete" in str(r.get("text")) for r in records)
+    assert outcome.progress.step == 30
+
+
+def test_junk_in_the_logs_ends_nothing(tmp_path):
+    url = str(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(url, die_at=8 * 20)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines()
+    lines[2] = b"\xff\xfe\x00 no UTF-8"
+    metrics.write_bytes(b"\n".join(lines) + b'\n{"step": 20, "lo')
+    (tmp_path / "run" / "restarts.jsonl").write_bytes(b"\xff\n[]\n{")
+    (tmp_path / "run" / "result.json").write_text('{"status": "fini')
+    _, outcome, records = run(url)
+    assert [line["step"] for line in trace(url)] == [1, 2, *range(4, 31)]
+    assert any("1 lines of metrics.jsonl cannot be read" in str(record.get("text")) for record in records)
+    assert outcome.progress.restarts == 1
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_kill_at_any_write_of_a_restart_loses_no_line(tmp_path, rewritten):
+    """A child process is ended before each of the writes that it would make, one after another."""
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 41)]
+    if rewritten:  # lines that do not come first: the file cannot just be cut
+        lines.insert(3, "junk")
+    (source / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for number in range(100):
+        url = tmp_path / f"killed{number}"
+        shutil.copytree(source, url)
+        child = os.fork()
+        if not child:
+            _die_before_write(number, str(url))
+            folder = RunFolder(str(url))
+            folder.start_at(30)
+            folder.log({"step": 31, "loss": 0.5})
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        kept = [json.loads(line)["step"] for line in (url / "metrics.jsonl").read_text().splitlines() if line != "junk"]
+        assert kept[:30] == list(range(1, 31)), number
+        if status == 0:
+            assert number >= (3 if rewritten else 1) and kept == list(range(1, 32))
+            break
+        assert os.waitstatus_to_exitcode(status) == 9
+
+
+def _die_before_write(number, url):
+    left = number
+
+    def hook(event, args):
+        nonlocal left
+        writes = event in ("os.rename", "os.truncate", "os.remove") or (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if writes and str(args[0]).startswith(url):
+            if left == 0:
+                os._exit(9)
+            left -= 1
+
+    sys.addaudithook(hook)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
@@ -265,6 +434,35 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
                 batches_from=Rotten, num_steps=30, batch_size_global=8, steps_per_epoch=10,
                 rates_at=lambda step: Rates(0.1, 0.1, 0.0), seed=0,
             )  # fmt: skip
+
+
+def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):
+    class Clustered(ToyBatches):
+        def __next__(self):
+            batch = super().__next__()
+            bad = {f"f.parquet: row group 0, row {self.position + i}": "empty" for i in range(8)}
+            return TrainingBatch(batch.inputs, bad if self.position % 4000 in range(9, 25) else {})
+
+    def trained(max_bad_share, url):
+        module, records = Toy(), []
+        with place_here(records.append) as place:
+            folder = RunFolder(str(url))
+            try:
+                train(
+                    module, torch.optim.SGD(module.parameters()), place=place, run=folder, run_url=str(url),
+                    batches_from=Clustered, num_steps=30, batch_size_global=8, steps_per_epoch=500,
+                    rates_at=lambda step: Rates(0.01, 0.1, 0.0), seed=0, max_bad_share=max_bad_share,
+                )  # fmt: skip
+            finally:
+                folder.close()
+        return [record["text"] for record in records if record.get("kind") == "warning"]
+
+    (warning,) = trained(0.01, tmp_path / "run")  # 16 of the first 24, and of 4,000
+    assert "16 of 24 rows could not be used, more than data.max_bad_share=0.01" in warning
+    with pytest.raises(RunStopped, match="16 of 24 rows could not be used"):
+        trained(0.002, tmp_path / "stopped")
+    for name in ("run", "stopped"):
+        assert len((tmp_path / name / "bad_rows.jsonl").read_text().splitlines()) == 16
 
 
 def test_a_run_in_an_object_store_continues_too():

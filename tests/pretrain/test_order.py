@@ -82,6 +82,26 @@ def test_starting_inside_a_stream_gives_the_rest_of_it(world, start):
         assert rows(order.segments(epoch, stream, start)) == rows(order.segments(epoch, stream))[start:]
 
 
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(0, 2**63 - 1), st.data())
+@settings(max_examples=100, deadline=None)
+def test_in_the_place_of_a_row_every_other_is_tried_once(groups, seed, data):
+    order = make_order(groups, 1, 1, seed=seed)
+    row = data.draw(st.integers(0, sum(groups) - 1))
+    starts = np.concatenate([[0], np.cumsum(groups)])
+    tried = [starts[s.group] + s.start for s in order.stand_ins(row, 3)]
+    assert sorted(tried) == [other for other in range(sum(groups)) if other != row]
+    # neither windows nor streams have a say
+    other_world = make_order(groups, 1, 1, window=3, seed=seed)
+    assert [starts[s.group] + s.start for s in other_world.stand_ins(row, 3)] == tried
+    assert all(s.stop == s.start + 1 and s.pass_number == 3 for s in order.stand_ins(row, 3))
+
+
+def test_stand_ins_differ_between_rows_and_epochs():
+    order = make_order([100] * 10, 10, 10)
+    first = {(row, number): next(iter(order.stand_ins(row, number))) for row in range(100) for number in range(2)}
+    assert len({(s.group, s.start) for s in first.values()}) > 150
+
+
 def test_rows_stay_inside_their_window_and_are_shuffled_there():
     order = make_order([1000], batch=100, streams=2, window=200)
     plain = np.concatenate([np.arange(s.start, s.stop) for s in order.segments(0, 0)])

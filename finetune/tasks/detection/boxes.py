@@ -28,8 +28,10 @@ from pretrain.data.annotations import (
 from pretrain.data.columns import column_by_file
 from pretrain.data.decode import BadImage
 from pretrain.data.footers import read_footer
+from pretrain.data.geometry import BoxJudge
 from pretrain.data.labels import ClassNames
 from pretrain.data.manifest import Manifest
+from pretrain.data.naming import declared_names
 from pretrain.data.pixels import open_picture
 from pretrain.data.shards import Shards, read_in_sequence
 
@@ -85,6 +87,8 @@ def boxes_column_of(manifest: Manifest, column: str, box_format: str) -> BoxColu
                 f"column {column!r} of {file.url} has other fields or class names than that of {files[0].url}; data sets "
                 "that are read together need the same"
             )
+    if found[0].class_field is not None:
+        declared_names([manifest], column, found[0].class_field)  # of every file: numbers must mean the same in all
     return found[0]
 
 
@@ -213,7 +217,13 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
     Raises UserError for validation classes that training never shows.
     """
     found, judged = set(train.boxes_of_class), set(validation.boxes_of_class)
-    declared = train.column.names
+    declared, theirs = train.column.names, validation.column.names
+    if declared != theirs and all(isinstance(value, int) for value in found | judged):
+        raise UserError(
+            "the validation data numbers its classes otherwise than the training data "
+            f"({', '.join(theirs or ('no names',))} against "
+            f"{', '.join(declared or ('no names',))}), so the same numbers would mean other classes; give them in one numbering"
+        )
     if never := judged - found:
         names, known = (sorted(name_of_class(value, declared) for value in values) for values in (never, found))
         raise UserError(
@@ -232,9 +242,11 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> tuple[np.ndarray, LeftOut]:
     """Width and height of boxes as shares of their picture's longer side, float64 [N, 2], and boxes outside of pictures.
 
-    Of at least `num_rows` rows, spread over the data set; of their pictures only the headers are decoded.
+    Of at least `num_rows` rows, spread over the data set; of their pictures only the headers are decoded. Raises
+    UserError where
+    nearly all boxes are shares of the sides, or corners read as sizes.
     """
-    shapes, outside = [np.zeros((0, 2))], LeftOut()
+    shapes, outside, judge = [np.zeros((0, 2))], LeftOut(), BoxJudge(column.box_format)
     sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
@@ -245,9 +257,13 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
             if picture is None:
                 continue
             boxes, _ = usable(value, column)
+            judge.add(boxes.xyxy_N4, (picture.width, picture.height))
             cut_N4 = inside(boxes.xyxy_N4, picture.width, picture.height)
             outside_N = flat(cut_N4)
             for _ in range(int(outside_N.sum())):
                 outside.add(OUTSIDE, str(sample.place(row_id)))
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(picture.width, picture.height))
+    what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
+    if (complaint := judge.complaint(what, "detection.box_format")) is not None:
+        raise UserError(complaint)
     return np.concatenate(shapes).astype(np.float64), outside

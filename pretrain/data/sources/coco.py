@@ -1,118 +1,389 @@
-"""COCO json (https://cocodataset.org/#format-data): boxes or captions of images listed in one file."""
+"""COCO json (https://cocodataset.org/#format-data): boxes or captions of the images that one or several files list."""
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.sources.records import Listing, Objects, Record, numbers, read_json, unique
+from pretrain.data.sources.evidence import Evidence
+from pretrain.data.sources.finding import Finder, Found
+from pretrain.data.sources.records import (
+    Listing,
+    Objects,
+    Record,
+    around,
+    as_sizes,
+    numbers,
+    read_json,
+    unique,
+)
+from pretrain.data.sources.splits import layout_of, split_in_name
+from pretrain.data.sources.texts import captions_in, clean, id_key, shown
+from pretrain.data.sources.tree import Tree, read_tree
+
+# other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
+BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
+MOST_PROBED = 20  # images, whose places tell the folder
 
 
-def coco_records(src: str, *, images: str | None = None) -> Listing:
+def coco_records(
+    src: str,
+    *,
+    tree: Tree | None = None,
+    images: str | None = None,
+    boxes: str | None = None,
+    leave_out: str | None = None,
+) -> Listing:
     """The images of an annotation file with their boxes and captions, as far as the file has them.
 
-    Crowd regions are left out and counted in a note, since they are no single objects. Boxes are kept as they stand.
+    Crowd regions are left out and counted in a note, since they are no single objects; an image with nothing else is set aside.
+    Where there is no `bbox`, the box around the `segmentation` is taken.
 
     Args:
-        src: the json file, local or in any store; or a folder with a single one.
+        src: the json file, local or in any store; or a folder with one, with one for each split, or with several of the same
+            images (instances and captions).
+        tree: of `src`, where it is known already.
         images: the folder that `file_name` is relative to; by default a folder `images`, or one named like the file, beside
             the file or one level up, else the file's own folder.
+        boxes: what the numbers of `bbox` are, one of `BOX_MEANINGS`; by default (left, top, width, height) in pixels.
+        leave_out: a folder to pass over.
 
     Raises:
         UserError: when the file is no COCO json.
     """
-    if not src.lower().endswith(".json"):
-        names = [name for name in storage.names_in(src) if name.lower().endswith(".json")]
-        if len(names) != 1:
-            held = f"it holds {', '.join(names[:5])}" if names else "there is none in it"
-            raise UserError(f"{src} is no .json file; give the annotation file ({held})")
-        src = storage.join(src, names[0])
-    tree = read_json(src)
-    if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
-        raise UserError(f"{src} is no COCO json: it has no list `images`")
-    categories = _categories(src, tree)
-    listing = Listing([])
-    boxes: defaultdict[Any, list[tuple[tuple[float, ...], str]]] = defaultdict(list)
-    captions: defaultdict[Any, list[str]] = defaultdict(list)
-    annotations = tree.get("annotations", [])
-    if not isinstance(annotations, list):
-        raise UserError(f"{src}: `annotations` must be a list, not {type(annotations).__name__}")
-    ids = Counter(_key(image.get("id")) for image in tree["images"] if isinstance(image, dict))
-    if twice := [key for key, num in ids.items() if num > 1 and key is not None]:
-        raise UserError(f"{src}: the id {twice[0]!r} stands for {ids[twice[0]]} of `images`; give each its own")
-    num_crowds = 0
-    for index, annotation in enumerate(annotations):
-        place = f"{src}: annotations[{index}]"
-        if not isinstance(annotation, dict):
-            listing.problems.append((place, "not an object"))
-            continue
-        image_id = _key(annotation.get("image_id"))
-        if image_id is None or image_id not in ids:
-            listing.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
-        elif isinstance(annotation.get("caption"), str):
-            captions[image_id].append(annotation["caption"])
-        elif annotation.get("iscrowd"):
-            num_crowds += 1
-        else:
-            bbox = numbers(annotation.get("bbox"), 4)
-            category = categories.get(_key(annotation.get("category_id")))
-            if bbox is None:
-                listing.problems.append((place, f"bbox {annotation.get('bbox')!r} is not four numbers"))
-            elif category is None:
-                listing.problems.append(
-                    (place, f"category_id {annotation.get('category_id')!r} is not in `categories`")
-                )
-            else:
-                boxes[image_id].append((bbox, category))
-    folder = _folder(src, tree["images"]) if images is None else images
-    with_boxes, with_captions = bool(categories or boxes), bool(captions)
-    records = []
-    for index, image in enumerate(tree["images"]):
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or not name:
-            listing.problems.append((f"{src}: images[{index}]", "no file_name"))
-            continue
-        key = _key(image.get("id"))
-        records.append(
-            Record(
-                url=name if "://" in name else storage.join(folder, name),
-                path=name,
-                objects=_objects(boxes[key]) if with_boxes else None,
-                captions=tuple(captions[key]) if with_captions else None,
-            )
-        )
-    listing.records = unique(records, src)
-    if num_crowds:
-        listing.notes.append(f"{num_crowds} crowd regions are left out")
+    if src.lower().endswith(".json"):
+        return _of_file(src, images, boxes)
+    tree = tree or read_tree(src, leave_out=leave_out)
+    evidence = Evidence(tree)
+    files = evidence.json_files("coco")
+    if not files:
+        names = [posixpath.basename(path) for path in tree.with_suffix(".json")]
+        held = f"it holds {shown(names)}" if names else "there is none in it"
+        raise UserError(f"{src} is no .json file; give the annotation file ({held})")
+    if len(files) == 1 and "/" not in files[0]:
+        return _of_file(storage.join(src, files[0]), images, boxes, tree=tree)
+    return _of_files(src, tree, files, images, boxes)
+
+
+def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | None = None) -> Listing:
+    content = _Content(src, boxes)
+    beside, _, name = src.rpartition("/")
+    folder = images if images is not None else _folder(src, content.names())
+    inside = images is None and (folder == (beside or ".") or folder.startswith(f"{beside}/"))
+    if tree is None or not inside:
+        tree = read_tree(folder) if storage.exists(folder) else Tree(folder)
+        finder = Finder(tree)
+    else:
+        finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
+    listing = Listing([], told=f"COCO json {src}, with the images in {folder}", tree=tree)
+    listing.account.read.add(name)
+    _records(content, finder, listing, split=None, by_path=False)
+    _finish(listing, [content], finder, src)
     return listing
 
 
-def _objects(pairs: list[tuple[tuple[float, ...], str]]) -> Objects:
-    return Objects(tuple((x, y, w, h) for (x, y, w, h), _ in pairs), tuple(category for _, category in pairs))
+def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
+    """The images of several files: of one for each split, and of files that say other things of the same images."""
+    layout = layout_of(tree.pictures)
+    listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
+    kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
+    for path in files:
+        if path not in kept:
+            listing.account.left[path] = f"COCO json of another task; {shown(kept, 2)} are read"
+    finder = Finder(tree, outside=(images,) if images else ())
+    contents = []
+    found: dict[tuple[str | None, str], Record] = {}
+    with_boxes: dict[str, str] = {}
+    for path in kept:
+        content = _Content(storage.join(src, path), boxes)
+        contents.append(content)
+        split = layout.split_of(path) or split_in_name(path)
+        part = Listing([])
+        finder.bases = tuple(dict.fromkeys([*_usual_places(path), posixpath.dirname(path), ""]))
+        _records(content, finder, part, split=split, by_path=True)
+        listing.account.read.add(path)
+        listing.problems += part.problems
+        listing.account.annotations += part.account.annotations
+        for record in part.records:
+            earlier = found.get((split, record.path))
+            if earlier is None:
+                found[split, record.path] = record
+            elif earlier.objects is None or record.objects is None:
+                found[split, record.path] = replace(
+                    earlier,
+                    objects=earlier.objects or record.objects,
+                    captions=earlier.captions or record.captions,
+                    frame=earlier.frame or record.frame,
+                    problem=earlier.problem or record.problem,
+                )
+            else:
+                raise UserError(
+                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one that is meant"
+                )
+            if record.objects is not None:
+                with_boxes[record.path] = path
+    listing.records = list(found.values())
+    _finish(listing, contents, finder, src)
+    return listing
 
 
-def _key(value: Any) -> Any:
-    """An id as a dictionary's key; what cannot be one matches nothing."""
-    return value if isinstance(value, int | str) else None
+def _usual_places(path: str) -> list[str]:
+    """Folders of a tree in which the images of a json file may lie, the likeliest first."""
+    beside = posixpath.dirname(path)
+    above = posixpath.dirname(beside)
+    stem = posixpath.basename(path).partition(".")[0]
+    part = stem.rpartition("_")[2]  # annotations/instances_train2017.json speaks of train2017
+    places = [posixpath.join(base, name) for base in (above, beside) for name in (part, stem)]
+    return places + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
 
 
-def _categories(src: str, tree: dict[str, Any]) -> dict[Any, str]:
-    categories = tree.get("categories", [])
+@dataclass
+class _Image:
+    """What a file says of one image."""
+
+    boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    num_bad: int = 0
+    num_crowds: int = 0
+    first_bad: str = ""
+
+
+class _Content:
+    """A COCO json as Python objects: images by id, with their annotations."""
+
+    def __init__(self, src: str, boxes: str | None) -> None:
+        self.src, self.meaning = src, boxes or "xywh"
+        tree = read_json(src)
+        if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
+            raise UserError(f"{src} is no COCO json: it has no list `images`")
+        self.images: list[Any] = tree["images"]
+        self.categories, self.notes = _categories(src, tree)
+        self.annotations = tree.get("annotations") or []
+        if not isinstance(self.annotations, list):
+            raise UserError(f"{src}: `annotations` must be a list, not {type(self.annotations).__name__}")
+        ids = Counter(id_key(image.get("id")) for image in self.images if isinstance(image, dict))
+        files = Counter((id_key(image.get("id")), _name(image)) for image in self.images if isinstance(image, dict))
+        for key, num in ids.items():
+            same = max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
+            if num > same:
+                raise UserError(
+                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each its own"
+                )
+        self.of: defaultdict[str | None, _Image] = defaultdict(_Image)
+        self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
+        self.has_captions = self.has_boxes = False
+        self.problems: list[tuple[str, str]] = []
+        for index, annotation in enumerate(self.annotations):
+            self._take(f"{src}: annotations[{index}]", annotation, ids)
+        self.ids = ids
+
+    def names(self) -> list[str]:
+        """The file names that stand in it."""
+        return [name for image in self.images if isinstance(image, dict) and (name := _name(image))]
+
+    def _take(self, place: str, annotation: Any, ids: Counter[str | None]) -> None:
+        if not isinstance(annotation, dict):
+            self.problems.append((place, "not an object"))
+            return
+        key = id_key(annotation.get("image_id"))
+        if key is None or key not in ids:
+            self.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
+            return
+        image = self.of[key]
+        said = "caption" in annotation
+        if said:
+            self.has_captions = True
+            captions, num_bad = captions_in(annotation["caption"])
+            image.captions += captions
+            self.num_blank += not captions and not num_bad
+            if num_bad:
+                self.problems.append((place, f"caption {str(annotation['caption'])[:60]!r} is no text"))
+        has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
+        if said and not has_box and "category_id" not in annotation:
+            return
+        if _is_crowd(annotation.get("iscrowd")):
+            self.num_crowds += 1
+            image.num_crowds += 1
+            return
+        box = _box(annotation, self.meaning)
+        category = self.categories.get(id_key(annotation.get("category_id")))
+        reason = None
+        if box is None:
+            reason = f"bbox {str(annotation.get('bbox'))[:80]} is not four numbers"
+        elif category is None:
+            reason = f"category_id {annotation.get('category_id')!r} is not in `categories`"
+        if reason is None:
+            assert box is not None and category is not None
+            self.has_boxes = True
+            image.boxes.append((box, category))
+            return
+        self.problems.append((place, reason))
+        image.num_bad += 1
+        image.first_bad = image.first_bad or reason
+
+
+def _records(content: _Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
+    """Adds a record for each image of a file. `by_path` names it by its path below the source."""
+    src = content.src
+    with_boxes = bool(content.categories or content.has_boxes)
+    listing.problems += content.problems
+    listing.account.annotations += len(content.annotations)
+    merged: dict[str, Record] = {}
+    for index, entry in enumerate(content.images):
+        name = _name(entry) if isinstance(entry, dict) else ""
+        if not name:
+            listing.problems.append((f"{src}: images[{index}]", "no file_name"))
+            continue
+        try:
+            found = _found(finder, entry, name)
+        except ValueError as error:
+            listing.problems.append((f"{src}: images[{index}]", str(error)))
+            continue
+        said = content.of.get(id_key(entry.get("id")), _Image())
+        objects = (
+            Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
+            if with_boxes
+            else None
+        )
+        record = Record(
+            url=found.url,
+            path=found.path if by_path and found.path else found.name,
+            objects=objects,
+            captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
+            relative_boxes=content.meaning == "shares",
+            frame=_frame(entry),
+            split=split,
+            problem=_problem(said),
+        )
+        earlier = merged.get(record.path)
+        merged[record.path] = record if earlier is None else _joined(earlier, record)
+        if earlier is not None:
+            listing.account.count("entry of an image that is listed before; joined with it", f"{src}: images[{index}]")
+    listing.records += merged.values()
+
+
+def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:
+    if (
+        not entry.get("file_name") and "://" in name
+    ):  # LVIS has addresses alone, whose ends are the files of a COCO download
+        for end in ("/".join(name.split("/")[-2:]), name.rpartition("/")[2]):
+            found = finder.find(end, "coco_url")
+            if found.path is not None:
+                return found
+        return finder.find(name, "coco_url")
+    return finder.find(name, "file_name")
+
+
+def _problem(said: _Image) -> str | None:
+    if said.boxes or not (said.num_bad or said.num_crowds):
+        return None
+    if said.num_bad:
+        return (
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for a picture without any"
+        )
+    return f"it has crowd regions alone ({said.num_crowds}); it would pass for a picture without objects"
+
+
+def _joined(first: Record, second: Record) -> Record:
+    objects = first.objects
+    if first.objects is not None and second.objects is not None:
+        pairs = dict.fromkeys(
+            pair for one in (first.objects, second.objects) for pair in zip(one.bbox, one.category, strict=True)
+        )
+        objects = Objects(tuple(box for box, _ in pairs), tuple(name for _, name in pairs))
+    captions = (
+        first.captions if second.captions is None else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
+    )
+    problem = None if objects and objects.bbox else first.problem or second.problem
+    return replace(first, objects=objects, captions=captions, problem=problem)
+
+
+def _finish(listing: Listing, contents: Sequence[_Content], finder: Finder, src: str) -> None:
+    listing.records = unique(listing.records, src)
+    if num_crowds := sum(content.num_crowds for content in contents):
+        listing.notes.append(f"{num_crowds} crowd regions are left out")
+        listing.account.count("crowd region, left out", contents[0].src, num_crowds)
+    if num_blank := sum(content.num_blank for content in contents):
+        listing.notes.append(f"{num_blank} blank captions are left out")
+        listing.account.count("blank caption, left out", contents[0].src, num_blank)
+    listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
+    listing.notes += finder.notes()
+
+
+def _name(image: dict[str, Any]) -> str:
+    for key in ("file_name", "filename", "coco_url", "url"):
+        if isinstance(image.get(key), str) and image[key].strip():
+            return str(image[key])
+    return ""
+
+
+def _shown_id(images: Sequence[Any], key: str) -> str:
+    return repr(next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key))
+
+
+def _frame(image: dict[str, Any]) -> tuple[float, float] | None:
+    size = numbers([image.get("width"), image.get("height")], 2)
+    return (size[0], size[1]) if size is not None and min(size) > 0 else None
+
+
+def _is_crowd(value: Any) -> bool:
+    return value not in (None, 0, "0", "", "false", "False", 0.0, False) and bool(value)
+
+
+def _box(annotation: dict[str, Any], meaning: str) -> tuple[float, float, float, float] | None:
+    four = numbers(annotation.get("bbox"), 4)
+    if four is not None:
+        return as_sizes(four, meaning)
+    if annotation.get("bbox"):
+        return None
+    polygons = annotation.get("segmentation")
+    if not isinstance(polygons, list):
+        return None
+    if polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]
+    points = []
+    for polygon in polygons:
+        flat = numbers(polygon, len(polygon)) if isinstance(polygon, list) and len(polygon) >= 6 else None
+        if flat is None or len(flat) % 2:
+            return None
+        points += list(zip(flat[::2], flat[1::2], strict=True))
+    return around(points) if points else None
+
+
+def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], list[str]]:
+    """Names by id, and what to say of them. Raises UserError for ids that stand for several names."""
+    categories = tree.get("categories") or []
     if not isinstance(categories, list):
         raise UserError(f"{src}: `categories` must be a list, not {type(categories).__name__}")
-    names = {}
+    names: dict[str | None, str] = {}
     for index, category in enumerate(categories):
-        if not isinstance(category, dict) or _key(category.get("id")) is None or not category.get("name"):
+        key = id_key(category.get("id")) if isinstance(category, dict) else None
+        name = category.get("name") if isinstance(category, dict) else None
+        if key is None or isinstance(name, dict | list) or name is None or not clean(str(name)):
             raise UserError(f"{src}: categories[{index}] needs an `id` and a `name`, but is {category!r}")
-        names[_key(category["id"])] = str(category["name"])
-    return names
+        if names.get(key, clean(str(name))) != clean(str(name)):
+            raise UserError(
+                f"{src}: the id {category['id']!r} stands for the categories {names[key]!r} and "
+                f"{clean(str(name))!r}; give each "
+                "its own"
+            )
+        names[key] = clean(str(name))
+    num_of = Counter(names.values())
+    notes = [f"{num} category ids have the name {name!r} and are one class" for name, num in num_of.items() if num > 1]
+    for first in sorted(num_of):
+        alike = sorted(name for name in num_of if name.casefold() == first.casefold())
+        if len(alike) > 1 and alike[0] == first:
+            notes.append(f"categories that differ in case only are kept apart: {', '.join(map(repr, alike))}")
+    return names, notes
 
 
-def _folder(src: str, images: list[Any]) -> str:
-    """Where the first image lies, of the usual places."""
-    first = next((image["file_name"] for image in images if isinstance(image, dict) and image.get("file_name")), None)
+def _folder(src: str, names: Sequence[str]) -> str:
+    """Where the images lie, of the usual places: the one that holds most of a few that are tried."""
     beside, _, file = src.rpartition("/")
     beside = beside or "."
     above = beside.rpartition("/")[0] or "."
@@ -121,9 +392,31 @@ def _folder(src: str, images: list[Any]) -> str:
     split = stem.rpartition("_")[2]
     places = [beside, *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split))]
     places += [storage.join(base, "images", split) for base in (beside, above)]
-    for place in places:
-        if isinstance(first, str) and storage.exists(storage.join(place, first)):
-            return place
+    plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
+    plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
+    tried = plain[:: max(1, len(plain) // MOST_PROBED)][:MOST_PROBED]
+    if not tried:
+        return beside
+    best, num_best = "", 0
+    for place in dict.fromkeys(places):
+        slashed = [name.replace("\\", "/") for name in tried]
+        num = sum(
+            storage.exists(storage.join(place, name)) or storage.exists(storage.join(place, slash))
+            for name, slash in zip(tried, slashed, strict=True)
+        )
+        if num > num_best:
+            best, num_best = place, num
+    if best:
+        return best
+    tree = read_tree(beside)
+    finder = Finder(tree)
+    for name in tried:  # by the end of a path
+        try:
+            if finder.find(name).path is not None:
+                return beside
+        except ValueError:
+            continue
     raise UserError(
-        f"{src}: the first image, {first}, is in none of {', '.join(places)}; say where the images are with --images FOLDER"
+        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(places)}; say where the images are with "
+        "--images FOLDER"
     )

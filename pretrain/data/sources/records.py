@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
 from cluster.retrying import DEFAULT_PATIENCE, Patience
+from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
+from pretrain.data.sources.texts import clean, decode_text
+from pretrain.data.sources.tree import Tree
 
 MAX_ANNOTATION_BYTES = 4 * 2**30  # a whole COCO is 0.5 GiB; nothing larger is read into memory
 MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
-REMOTE_THREADS = 32
 # of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a long list
 PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "shares")  # values of --boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,10 @@ class Record:
         size_bytes: of the encoded image where the listing tells it, else 0.
         label, labels, objects, captions: what is known of it; None where the source does not say such things.
         relative_boxes: the boxes are shares of the image's sides in place of pixels.
+        frame: (width, height) of the image that the boxes were drawn on, as the source records it; None where it does not.
+        split: `train`, `validation` or `test` where the source says so.
+        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would
+            pass for an image without any.
     """
 
     url: str
@@ -52,20 +55,56 @@ class Record:
     objects: Objects | None = None
     captions: tuple[str, ...] | None = None
     relative_boxes: bool = False
+    frame: tuple[float, float] | None = None
+    split: str | None = None
+    problem: str | None = None
 
     def read(self) -> bytes:
         """The encoded image. Raises UserError, or ValueError for a URL that is none, when it cannot be read."""
         web = self.url.startswith(("http://", "https://"))
-        return storage.read_bytes(self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE)
+        return storage.read_bytes(self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE, from_data=True)
+
+
+@dataclass
+class Account:
+    """What became of the files of a source that are no packed pictures, and of all that lies in annotation files.
+
+    Attributes:
+        read: paths of files that were read as annotation.
+        left: path -> why it was passed over, where the kind of source knows it better than the file's ending does.
+        annotations: how many boxes, captions, labels and rows the source holds, good or bad.
+        counts, examples: of things that are no files: what was left out and why.
+        unlisted: what a picture is that no record names.
+    """
+
+    read: set[str] = field(default_factory=set)
+    left: dict[str, str] = field(default_factory=dict)
+    annotations: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    unlisted: str = "picture that no annotation names"
+
+    def count(self, kind: str, example: str, num: int = 1) -> None:
+        """Counts things that were left out."""
+        if num:
+            self.counts[kind] += num
+            self.examples.setdefault(kind, example)
 
 
 @dataclass
 class Listing:
-    """All records of a source, and what is wrong with single annotations: (place, reason), which goes to the quarantine."""
+    """All records of a source, and what is wrong with single annotations: (place, reason), which goes to the quarantine.
+
+    `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
+    """
 
     records: list[Record]
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+    told: str = ""
+    kind: str = ""
+    tree: Tree | None = None
 
 
 def as_text(record: Record) -> Record:
@@ -90,21 +129,6 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-    """`function` of all items by a pool of threads, in their order, with a bounded number on the way."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="import")
-    rest = iter(items)
-    on_the_way: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(rest, 4 * num_threads))
-    try:
-        while on_the_way:
-            yield on_the_way.popleft().result()
-            on_the_way.extend(pool.submit(function, item) for item in islice(rest, 1))
-    finally:
-        pool.shutdown(
-            wait=False, cancel_futures=True
-        )  # an interrupt does not wait for reads that are being tried again
-
-
 def read_small(files: Iterable[storage.FileInfo | None]) -> Iterator[bytes]:
     """The contents of annotation files of single images, in order; none where there is no file.
 
@@ -125,16 +149,24 @@ def read_small(files: Iterable[storage.FileInfo | None]) -> Iterator[bytes]:
 
 
 def read_text(url: str) -> str:
-    """An annotation file as text. Raises UserError when it is missing, huge or not UTF-8."""
+    """An annotation file as text. Raises UserError when it is missing, huge, or neither UTF-8 nor marked as UTF-16."""
+    text, encoding = read_any_text(url)
+    if encoding == "cp1252":
+        raise UserError(f"{url} is not UTF-8 text; save it as UTF-8")
+    return text
+
+
+def read_any_text(url: str) -> tuple[str, str]:
+    """(text, encoding) of an annotation file, Windows-1252 where it is no UTF-8. Raises UserError when it cannot be read."""
     fs, path = storage.filesystem(url)
     with storage.explained("read", url):
         size = fs.info(path)["size"] or 0
     if size > MAX_ANNOTATION_BYTES:
         raise UserError(f"{url} has {size} bytes; annotation files of more than {MAX_ANNOTATION_BYTES} are not read")
     try:
-        return storage.read_bytes(url).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        return decode_text(storage.read_bytes(url))
+    except ValueError as error:
+        raise UserError(f"{url} is {error}; save it as UTF-8") from error
 
 
 def read_json(url: str) -> Any:
@@ -160,13 +192,13 @@ def numbers(values: Any, num: int) -> tuple[float, ...] | None:
     if not isinstance(values, list | tuple) or len(values) != num:
         return None
     try:
-        floats = tuple(float(value) for value in values if not isinstance(value, bool | str))
+        floats = tuple(float(value) for value in values if not isinstance(value, bool))
     except (TypeError, ValueError, OverflowError):
         return None
     return floats if len(floats) == num and all(abs(value) < 1e9 for value in floats) else None
 
 
-def objects_of(value: Any) -> Objects | None:
+def objects_of(value: Any, meaning: str = "xywh") -> Objects | None:
     """The `objects` of Hugging Face's image folders, {bbox: [[x, y, width, height]], category: [name]}; None without.
 
     Raises ValueError that says what is wrong with it.
@@ -182,16 +214,24 @@ def objects_of(value: Any) -> Objects | None:
     for index, box in enumerate(bbox):
         if (four := numbers(box, 4)) is None:
             raise ValueError(f"objects.bbox[{index}] must be four numbers, not {str(box)[:60]!r}")
-        boxes.append((four[0], four[1], four[2], four[3]))
-    return Objects(tuple(boxes), tuple(map(str, names)))
+        boxes.append(as_sizes(four, meaning))
+    return Objects(tuple(boxes), tuple(clean(str(name)) for name in names))
 
 
-def files_below(folder: str, suffixes: tuple[str, ...]) -> dict[str, storage.FileInfo]:
-    """path below the folder -> file, for names with these endings, whatever their case."""
-    fs, root = storage.filesystem(folder)
-    prefix = (root if storage.is_local(folder) else fs.unstrip_protocol(root)).rstrip("/") + "/"
-    files = storage.find_files(folder, "")
-    return {file.url.removeprefix(prefix): file for file in files if file.url.lower().endswith(suffixes)}
+def as_sizes(numbers: Iterable[float], meaning: str) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; shares stay shares."""
+    a, b, c, d = numbers
+    if meaning == "xyxy":
+        return a, b, c - a, d - b
+    if meaning == "cxcywh":
+        return a - c / 2, b - d / 2, c, d
+    return a, b, c, d
+
+
+def around(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
+    """The box (left, top, width, height) around points. Raises ValueError for none."""
+    xs, ys = zip(*points)
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def unique(records: Iterable[Record], source: str) -> list[Record]:

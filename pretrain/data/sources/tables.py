@@ -1,31 +1,50 @@
-"""CSV and JSON-lines tables that name images by path or URL, with labels or captions in other columns."""
+"""CSV, JSON and Parquet tables that name images by path or URL, with labels, captions or boxes in other columns."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, nearest
-from cluster.secrets import masked
-from cluster.stores import OTHER_NAMES, PACKAGES
-from pretrain.data.sources.records import Listing, Record, json_lines, objects_of, read_text
+from pretrain.data.sources.box_tables import BoxColumns, find_box_columns, read_class_descriptions
+from pretrain.data.sources.evidence import Evidence
+from pretrain.data.sources.finding import Finder
+from pretrain.data.sources.records import Listing, Objects, Record, objects_of
+from pretrain.data.sources.rows import SUFFIXES, Rows, json_cell
+from pretrain.data.sources.splits import layout_of, split_in_name, split_named
+from pretrain.data.sources.texts import NOTHING, captions_in, is_nothing, label_of, list_in, shown, variants
+from pretrain.data.sources.tree import Tree, read_tree
 
-# what people call the columns; the first one found is taken
-PATHS = ("image", "path", "file_name", "filename", "file", "filepath", "image_path", "url", "image_url")
-LABELS = ("label", "class", "category")
-CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description")
+# what people call the columns, without regard to case; the first one found is taken
+PATHS = (
+    *(
+        "image",
+        "path",
+        "file_name",
+        "filename",
+        "file",
+        "filepath",
+        "file_path",
+        "image_path",
+        "img_path",
+        "image_file",
+    ),
+    *("image_name", "img", "img_name", "url", "image_url", "image_id", "imageid", "img_id", "id"),
+)
+LABELS = ("label", "class", "category", "label_name", "class_name", "target")
+CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description", "comment", "raw")
 SEVERAL = ("labels", "tags", "keywords")  # a text there is a list, parted by commas or bars
-PROTOCOLS = (*PACKAGES, *OTHER_NAMES, "abfs", "az", "file", "memory")  # a table is no place to open anything else from
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name")
+CONVERSATIONS = ("conversations", "conversation")
 METADATA = (
     "metadata.jsonl",
     "metadata.csv",
+    "metadata.parquet",
 )  # a table in the folder it speaks of, as Hugging Face's image folders have
-MAX_FIELD_CHARACTERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -37,119 +56,458 @@ class Columns:
     caption: str | None = None
 
 
-def table_records(src: str, *, columns: Columns | None = None) -> Listing:
-    """The images of a `.csv`, `.tsv` or `.jsonl` table, or of a folder with a `metadata.csv` or `metadata.jsonl`.
+@dataclass
+class _Roles:
+    """The columns of a table by what they are for; empty where there is none."""
+
+    path: str
+    label: str | None = None
+    labels: str | None = None
+    captions: list[str] = field(default_factory=list)
+    objects: str | None = None
+    conversation: str | None = None
+    split: str | None = None
+    one_hot: list[str] = field(default_factory=list)
+    boxes: BoxColumns | None = None
+
+    def used(self) -> set[str]:
+        """All that are read."""
+        names = {
+            self.path,
+            self.label,
+            self.labels,
+            self.objects,
+            self.conversation,
+            self.split,
+            *self.captions,
+            *self.one_hot,
+        }
+        return {name for name in names if name} | set(self.boxes.all() if self.boxes else ())
+
+
+def table_records(
+    src: str,
+    *,
+    tree: Tree | None = None,
+    columns: Columns | None = None,
+    images: str | None = None,
+    boxes: str | None = None,
+    leave_out: str | None = None,
+) -> Listing:
+    """The images of a table, or of a folder with tables: `metadata.csv`, .jsonl or .parquet, or others that name its images.
 
     Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several rows is one image
-    with all their captions. A row of JSON may have `objects` as Hugging Face's image folders have them.
+    with all their captions, and with all their boxes where columns such as xmin, ymin, xmax and ymax hold one. A row of JSON
+    may have `objects` as Hugging Face's image folders have them.
+
+    Args:
+        src: the table, or a folder.
+        tree: of `src`, where it is known already.
+        columns: names of columns.
+        images: a folder that paths may be relative to as well.
+        boxes: what the four numbers of a box are, one of `BOX_MEANINGS`.
+        leave_out: a folder to pass over.
 
     Raises:
         UserError: naming the line, when the table cannot be read, or a column is not there.
     """
-    if not src.lower().endswith(SUFFIXES):
-        names = storage.names_in(src)
-        if not (here := [name for name in METADATA if name in names]):
-            raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA)}")
-        src = storage.join(src, here[0])
-    is_json = src.lower().endswith((".jsonl", ".ndjson"))
-    rows = _jsonl_rows if is_json else _csv_rows
-    # read twice, for a million rows as dictionaries take far more memory than their text
-    known = list(dict.fromkeys(key for _, row in rows(src) for key in row))
-    if not known:
-        raise UserError(f"{src} has no rows")
-    asked = columns or Columns()
-    path_column = _column(src, "--path-column", asked.path, PATHS, known)
-    if path_column is None:
-        raise UserError(
-            f"{src} has no column of paths (looked for {', '.join(PATHS)}; columns there: {', '.join(known)}); name it "
-            "with --path-column"
-        )
-    label_column = _column(src, "--label-column", asked.label, LABELS, known)
-    labels_column = None if asked.label is not None else _column(src, "", None, SEVERAL, known)
-    caption_column = _column(src, "--caption-column", asked.caption, CAPTIONS, known)
-    folder = src.replace("\\", "/").rpartition("/")[0] or "."
-    listing = Listing([])
-    found: dict[str, Record] = {}
-    for line, row in rows(src):
-        place = f"{src}, line {line}"
-        try:
-            path, url = _path(row.get(path_column), path_column, folder)
-            objects = objects_of(row.get("objects")) if is_json else None
-        except ValueError as error:
-            listing.problems.append((place, str(error)))
-            continue
-        label, labels = _labels(row.get(label_column) if label_column else None, label_column)
-        if labels_column is not None:
-            labels = _labels(row.get(labels_column), labels_column)[1]
-        captions = _texts(row.get(caption_column)) if caption_column is not None else None
-        earlier = found.get(url)
-        if earlier is None:
-            found[url] = Record(url, path, label=label, labels=labels, objects=objects, captions=captions)
-        elif (earlier.label, earlier.labels, earlier.objects) != (label, labels, objects):
-            listing.problems.append((place, f"{path} has other labels or objects further up"))
-        elif captions is not None:
-            found[url] = replace(earlier, captions=(earlier.captions or ()) + captions)
-    listing.records = sorted(found.values(), key=lambda record: record.path)
+    if src.lower().endswith(SUFFIXES) and not (tree is not None and tree.root == src):
+        folder, _, name = src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
+        table = _Table(src, columns, boxes)
+        tree = _tree_of(table, folder or ".", name, leave_out)
+        tables = [(name, table)]
+    else:
+        tree = tree or read_tree(src, leave_out=leave_out)
+        tables = _tables_of(src, tree, columns, boxes)
+    finder = Finder(tree, outside=(images,) if images else ())
+    listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
+    found: dict[tuple[str | None, str], Record] = {}
+    layout = layout_of(tree.pictures) if len(tables) > 1 or "/" in tables[0][0] else None
+    for name, table in tables:
+        split = None if layout is None else layout.split_of(name) or split_in_name(name)
+        folder = posixpath.dirname(name)
+        finder.bases = tuple(dict.fromkeys((folder, "")))
+        listing.account.read.add(name)
+        table.read(finder, listing, found, split=split, by_path="/" in name)
+    listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
+    listing.notes += finder.notes()
+    _said_of_labels(listing, [table for _, table in tables])
+    listing.account.unlisted = "picture that no row names"
     return listing
 
 
-def _path(value: Any, column: str, folder: str) -> tuple[str, str]:
-    """(name, URL) of an image. Raises ValueError for what is neither a path nor a URL."""
-    if not isinstance(value, str) or not value.strip() or set(value.strip()) & set("\0\n\r"):
-        raise ValueError(f"column {column!r} holds no path but {value!r}")
-    path = value.strip()
-    protocol, is_url, _ = path.partition("://")
-    if not is_url:
-        return path, path if path.startswith("/") else storage.join(folder, path)
-    if protocol not in PROTOCOLS or "::" in path:
-        raise ValueError(f"column {column!r} holds {masked(path)!r}, which is no URL of {', '.join(sorted(PROTOCOLS))}")
-    return masked(path), path  # the name goes into the shards, where no key belongs
+def _tables_of(src: str, tree: Tree, columns: Columns | None, boxes: str | None) -> list[tuple[str, _Table]]:
+    """The tables of a folder that name its images; one, or one for each split, or one in each of several folders.
+
+    Raises UserError where there is none, or where several name the same images.
+    """
+    evidence = Evidence(tree)
+    candidates = [path for path in evidence.tables if posixpath.basename(path).lower() in METADATA]
+    if not candidates:
+        candidates = [path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)]
+    if not candidates:
+        raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA[:2])}")
+    if len(candidates) > 1:
+        splits = [split_in_name(path) or layout_of(tree.pictures).split_of(path) for path in candidates]
+        folders = [posixpath.dirname(path) for path in candidates]
+        if len({*splits}) < len(splits) and len({*folders}) < len(folders):
+            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one that is meant")
+    return [(path, _Table(storage.join(src, path), columns, boxes)) for path in candidates]
 
 
-def _csv_rows(src: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = read_text(src)
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    header = text.partition("\n")[0]
-    # spreadsheets write semicolons where the comma is the decimal sign
-    delimiter = "\t" if src.lower().endswith(".tsv") else ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
+def names_images(tree: Tree, path: str) -> bool:
+    """Whether a file of a tree is a table whose rows name pictures of the tree."""
     try:
-        for row in reader:
-            row.pop(None, None)  # cells beyond the header
-            yield reader.line_num, row
-            line = reader.line_num + 1
-    except csv.Error as error:  # a quote that is never closed is found at the end only, so the row's first line is said
-        raise UserError(f"{src}, line {line}: not valid CSV: {error}") from error
+        rows = Rows(tree.files[path].url)
+        column = _usual(PATHS, rows.columns)
+        if column is None:
+            return False
+        finder = Finder(tree, bases=tuple(dict.fromkeys((posixpath.dirname(path), ""))))
+        num = num_found = 0
+        for _, row in rows:
+            if is_nothing(row.get(column)):
+                continue
+            num += 1
+            value = row[column]
+            value = value.get("path") if isinstance(value, dict) else value
+            try:
+                place = finder.find(value, column)
+            except ValueError:
+                continue
+            num_found += place.path is not None or "://" in place.url
+            if num >= 20:
+                break
+        return num_found * 2 >= num > 0
+    except UserError:
+        return False
 
 
-def _jsonl_rows(src: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, row in json_lines(src):
-        if not isinstance(row, dict):
-            raise UserError(f"{src}, line {line}: must be an object like {{...}}, not {type(row).__name__}")
-        yield line, row
+def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tree:
+    """The files in the folders that a table names images in; of a table of links, the table alone."""
+    first_folders: set[str] = set()
+    column = table.roles.path
+    for _, row in table.rows:
+        value = row.get(column)
+        value = value.get("path") if isinstance(value, dict) else value
+        path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
+        if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
+            first_folders.add(path.partition("/")[0] if "/" in path else "")
+        if "" in first_folders:
+            break
+    alone = Tree(folder, dict.fromkeys([name], storage.find_files(storage.join(folder, name), "")[0]))
+    if not first_folders:
+        return alone
+    if "" in first_folders or not all(storage.exists(storage.join(folder, first)) for first in first_folders):
+        return read_tree(folder, leave_out=leave_out)
+    for first in sorted(first_folders):  # a table may lie in a folder with much else
+        part = read_tree(storage.join(folder, first), leave_out=leave_out)
+        for mine, other in ((alone.files, part.files), (alone.left, part.left), (alone.pictures, part.pictures)):
+            mine.update({f"{first}/{path}": value for path, value in other.items()})  # type: ignore[attr-defined]
+        alone.empty_folders += [f"{first}/{path}" for path in part.empty_folders]
+    return alone
 
 
-def _column(src: str, option: str, asked: str | None, usual: tuple[str, ...], known: list[str]) -> str | None:
-    if asked is not None:
-        if asked not in known:
+class _Table:
+    """One table, with what its columns are for."""
+
+    def __init__(self, src: str, columns: Columns | None, boxes: str | None) -> None:
+        self.src, self.meaning = src, boxes
+        self.rows = Rows(src)
+        asked = columns or Columns()
+        known = self.rows.columns
+        path = self._asked("--path-column", asked.path, known) or _usual(PATHS, known)
+        if path is None:
             raise UserError(
-                f"{src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: {', '.join(known)})"
+                f"{src} has no column of paths (looked for {', '.join(PATHS[:11])}; columns there: "
+                f"{', '.join(known)}); name it "
+                "with --path-column"
             )
-        return asked
-    return next((name for name in usual if name in known), None)
+        self.roles = _Roles(path)
+        roles = self.roles
+        roles.boxes = find_box_columns(known)
+        roles.label = self._asked("--label-column", asked.label, known) or _usual(LABELS, known)
+        roles.labels = None if asked.label is not None else _usual(SEVERAL, known)
+        caption = self._asked("--caption-column", asked.caption, known)
+        roles.captions = [caption] if caption else _captions_columns(known, {path})
+        roles.objects = _usual(("objects",), known)
+        roles.conversation = None if roles.captions else _usual(CONVERSATIONS, known)
+        roles.split = _usual(SPLIT_COLUMNS, known)
+        self._look()
+        self.labels_seen: Counter[str] = Counter()
+        self.nothing_seen: Counter[str] = Counter()
+        self.num_unlabelled = 0
+
+    def _asked(self, option: str, asked: str | None, known: Sequence[str]) -> str | None:
+        if asked is None:
+            return None
+        found = (
+            asked
+            if asked in known
+            else next((name for name in known if name.casefold() == asked.strip().casefold()), None)
+        )
+        if found is None:
+            raise UserError(
+                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: "
+                f"{', '.join(known)})"
+            )
+        return found
+
+    def _look(self) -> None:
+        """Looks once through all cells: which columns hold lists as text, which only 0 and 1, and whether splits are named."""
+        roles = self.roles
+        watched = [name for name in (roles.label, roles.labels, *roles.captions) if name]
+        holds_lists = dict.fromkeys(watched, True)
+        seen_any = dict.fromkeys(watched, False)
+        self.has_real_lists = False
+        rest = [name for name in self.rows.columns if name not in roles.used()]
+        flags = dict.fromkeys([] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True)
+        num_rows, one_each, splits_named = 0, True, roles.split is not None
+        for _, row in self.rows:
+            if not row:
+                continue
+            num_rows += 1
+            for name in watched:
+                value = row.get(name)
+                if isinstance(value, list) and name == roles.label:
+                    self.has_real_lists = True
+                if holds_lists[name] and not is_nothing(value):
+                    seen_any[name] = True
+                    holds_lists[name] = isinstance(value, str) and list_in(value) is not None
+            for name in list(flags):
+                if str(row.get(name, "")).strip() not in ("0", "1", "0.0", "1.0"):
+                    del flags[name]
+            num_ones = sum(str(row.get(name)).strip() in ("1", "1.0") for name in flags)
+            one_each = one_each and num_ones == 1
+            if splits_named and split_named(str(row.get(roles.split or "") or "")) is None:
+                splits_named = False
+        self.lists_in = {name for name, holds in holds_lists.items() if holds and seen_any[name]}
+        if not splits_named:
+            roles.split = None
+        if len(flags) >= 2 and num_rows:
+            roles.one_hot = list(flags)
+        self.one_each = one_each
+        # a single list in the column of labels makes it one of lists
+        self.several = bool(roles.label) and (self.has_real_lists or roles.label in self.lists_in)
+
+    def read(
+        self,
+        finder: Finder,
+        listing: Listing,
+        found: dict[tuple[str | None, str], Record],
+        *,
+        split: str | None,
+        by_path: bool,
+    ) -> None:
+        """Adds the images of all rows to `found`, by their split and URL."""
+        roles, account = self.roles, listing.account
+        listing.notes += self.rows.notes
+        under = finder.bases[0] if finder.bases else ""
+        class_names = read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
+        num_rows = num_repeated = num_short = 0
+        for line, row in self.rows:
+            place = f"{self.src}, line {line}"
+            num_rows += 1
+            account.annotations += 1
+            if not row and not self.rows.nested:
+                listing.problems.append(
+                    (
+                        place,
+                        f"more cells than the {len(self.rows.columns)} of the header; put texts with commas into quotes",
+                    )
+                )
+                continue
+            num_short += not self.rows.nested and len(row) < len(self.rows.columns)
+            bad = None
+            try:
+                value = row.get(roles.path)
+                if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
+                    value = value.get("path")
+                place_of = finder.find(value, f"column {roles.path!r}", under=under)
+                objects = (
+                    objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
+                )
+            except ValueError as error:
+                listing.problems.append((place, str(error)))
+                continue
+            frame = None
+            if roles.boxes is not None:
+                try:
+                    objects, frame = roles.boxes.read(row, self.meaning, class_names)
+                except ValueError as error:
+                    listing.problems.append((place, str(error)))
+                    objects, bad = Objects((), ()), str(error)
+            label, labels = (None, None) if roles.boxes is not None else self._labels(row)
+            captions = self._captions(row, place, listing)
+            mine = split
+            if roles.split is not None:
+                mine = split_named(str(row.get(roles.split)))
+            key = mine, place_of.url
+            record = Record(
+                place_of.url,
+                place_of.path if by_path and place_of.path else place_of.name,
+                label=label,
+                labels=labels,
+                objects=objects,
+                captions=captions,
+                relative_boxes=bool(objects) and self._relative(),
+                frame=frame,
+                split=mine,
+                problem=bad,
+            )
+            earlier = found.get(key)
+            if earlier is None:
+                found[key] = record
+                continue
+            num_repeated += 1
+            joined = self._joined(earlier, record)
+            if joined is None:
+                listing.problems.append((place, f"{record.path} has other labels or objects further up"))
+            else:
+                found[key] = joined
+        unused = [name for name in self.rows.columns if name not in roles.used()]
+        for name in unused:
+            account.count("column that is not read", f"{self.src}: {name}")
+        if unused:
+            listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
+        account.count("row that joins an image further up", self.src, num_repeated)
+        if num_short:
+            account.count("row with fewer cells than the header", self.src, num_short)
+            listing.notes.append(
+                f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty"
+            )
+
+    def _relative(self) -> bool:
+        if self.meaning is not None:
+            return self.meaning == "shares"
+        return self.roles.boxes is not None and self.roles.boxes.is_open_images
+
+    def _joined(self, earlier: Record, record: Record) -> Record | None:
+        """Both rows as one image; None where they contradict each other."""
+        if self.roles.boxes is not None and earlier.objects is not None and record.objects is not None:
+            pairs = dict.fromkeys(
+                pair for one in (earlier.objects, record.objects) for pair in zip(one.bbox, one.category, strict=True)
+            )
+            boxes, names = tuple(box for box, _ in pairs), tuple(name for _, name in pairs)
+            problem = None if boxes else earlier.problem or record.problem
+            frame = earlier.frame or record.frame
+            if earlier.frame and record.frame and earlier.frame != record.frame:
+                problem = f"its rows name several sizes: {earlier.frame}, {record.frame}"
+            return replace(earlier, objects=Objects(boxes, names), problem=problem, frame=frame)
+        if (earlier.label, earlier.labels, earlier.objects) != (record.label, record.labels, record.objects):
+            return None
+        if record.captions is None:
+            return earlier
+        return replace(earlier, captions=tuple(dict.fromkeys((*(earlier.captions or ()), *record.captions))))
+
+    def _labels(self, row: dict[str, Any]) -> tuple[str | None, tuple[str, ...] | None]:
+        """(label, labels) of a row: what its columns of these hold."""
+        roles = self.roles
+        label: str | None = None
+        labels: tuple[str, ...] | None = None
+        if roles.one_hot:
+            ones = [name for name in roles.one_hot if str(row.get(name)).strip() in ("1", "1.0")]
+            label, labels = (ones[0], None) if self.one_each else (None, tuple(ones))
+        if roles.label is not None:
+            value = row.get(roles.label)
+            if self.several or (roles.label in SEVERAL and isinstance(value, str)):
+                labels = self._several(value, roles.label)
+            else:
+                label = label_of(value)
+                if label is None:
+                    self.num_unlabelled += 1
+                    if isinstance(value, str) and value.strip() in NOTHING:
+                        self.nothing_seen[value.strip()] += 1
+        if roles.labels is not None:
+            labels = self._several(row.get(roles.labels), roles.labels)
+        self.labels_seen.update([label] if label is not None else labels or ())
+        return label, labels
+
+    def _several(self, value: Any, column: str) -> tuple[str, ...]:
+        if isinstance(value, list):
+            words = value
+        elif isinstance(value, str) and column in self.lists_in:
+            words = list_in(value) or []
+        elif column == self.roles.label and column.casefold() not in SEVERAL:
+            words = [] if isinstance(value, dict) else [value]
+        else:
+            words = str("" if value is None else value).replace("|", ",").split(",")
+        return tuple(dict.fromkeys(name for word in words if (name := label_of(word)) is not None))
+
+    def _captions(self, row: dict[str, Any], place: str, listing: Listing) -> tuple[str, ...] | None:
+        roles = self.roles
+        if roles.conversation is not None:
+            return _answers(row.get(roles.conversation), place, listing)
+        if not roles.captions:
+            return None
+        texts: list[str] = []
+        for name in roles.captions:
+            value = row.get(name)
+            if isinstance(value, str) and name in self.lists_in:
+                value = list_in(value)
+            elif isinstance(value, str):
+                value = json_cell(value)
+            found, bad = captions_in(value)
+            if bad:
+                listing.problems.append((place, f"column {name!r} holds {str(value)[:60]!r}, which is no caption"))
+            elif not found and name in row:
+                listing.account.count("blank caption, left out", place)
+            texts += found
+        return tuple(dict.fromkeys(texts))
 
 
-def _labels(value: Any, column: str | None) -> tuple[str | None, tuple[str, ...] | None]:
-    """(label, labels): one of them, or neither."""
-    if column in SEVERAL or isinstance(value, list):
-        words = value if isinstance(value, list) else str("" if value is None else value).replace("|", ",").split(",")
-        return None, tuple(str(word).strip() for word in words if word is not None and str(word).strip())
-    if value is None or isinstance(value, dict) or str(value) == "":
-        return None, None
-    return str(value), None
+def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
+    """The caption in a conversation of one question and answer, as LLaVA's pretraining lists have them."""
+    turns = value if isinstance(value, list) else []
+    answers = [
+        turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant")
+    ]
+    if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
+        return tuple(captions_in(answers[0])[0])
+    listing.account.count("conversation of several turns, whose texts are not read", place)
+    listing.notes[:] = dict.fromkeys(
+        [*listing.notes, "conversations of several turns are no captions and are not read"]
+    )
+    return ()
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    return tuple(text for text in values if isinstance(text, str) and text.strip())
+def _captions_columns(known: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """The column of captions, or several with numbers behind (caption_1, caption_2, ...)."""
+    first = _usual(CAPTIONS, [name for name in known if name not in taken])
+    if first is not None:
+        return [first]
+    numbered = [name for name in known if name.casefold().rstrip("0123456789").rstrip("_- ") in CAPTIONS]
+    return [name for name in numbered if name not in taken]
+
+
+def _usual(usual: Iterable[str], known: Iterable[str]) -> str | None:
+    folded: dict[str, str] = {}
+    for name in known:
+        folded.setdefault(str(name).strip().casefold(), name)
+    return next((folded[name] for name in usual if name in folded), None)
+
+
+def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
+    counts: Counter[str] = Counter()
+    nothing: Counter[str] = Counter()
+    for table in tables:
+        counts.update(table.labels_seen)
+        nothing.update(table.nothing_seen)
+    listing.notes += variants(counts)
+    if nothing:
+        told = ", ".join(f"{word!r} {num}" for word, num in sorted(nothing.items()))
+        listing.notes.append(f"labels that say that there is none were taken so: {told}")
+    unlabelled = sum(table.num_unlabelled for table in tables)
+    if unlabelled and counts:
+        listing.notes.append(f"{unlabelled} rows have no label")
+        listing.account.count("row without a label", tables[0].src, unlabelled)
+    for table in tables:
+        if table.roles.one_hot:
+            listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")
+        if table.several and not table.has_real_lists:
+            listing.notes.append(
+                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels a picture"
+            )
+        elif table.several:
+            listing.notes.append(
+                f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as lists"
+            )

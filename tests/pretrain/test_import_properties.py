@@ -1,0 +1,163 @@
+"""What an import says is true: its account sums to the files on disk, and each packed box lies on the block drawn for it."""
+
+import io
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+
+from cluster import storage
+from cluster.errors import UserError
+from pretrain.data.geometry import Frame, WrongFrame, scale_to, turn, upright_boxes
+from pretrain.data.importing import ImportOptions, import_images
+from tests.pretrain.annotated import (
+    FRAMED,
+    WRITERS,
+    Scene,
+    block_in,
+    files_below,
+    overlap,
+    put,
+    random_scenes,
+)
+
+
+def imported(src, dest, **options):
+    """(summary, path -> row) of an import that may set anything aside."""
+    chosen = options.pop("options", None)
+    summary = import_images(str(src), str(dest), chosen, show_progress=False, max_set_aside=1.0, **options)
+    rows = [row for file in storage.find_files(str(dest), ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    return summary, {row["image"]["path"]: row for row in rows}
+
+
+def check_boxes(rows):
+    """Each box of each picture lies on its block."""
+    for path, row in rows.items():
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
+        for box in row["objects"]["bbox"] if row.get("objects") else ():
+            assert overlap(box, block_in(picture)) >= 0.9, (path, box, block_in(picture))
+
+
+def check_account(summary, src):
+    """All files of the source are in the account, once."""
+    files = [row for row in summary["ledger"]["rows"] if row["of"] == "files"]
+    assert sum(row["count"] for row in files) == summary["ledger"]["files"] == files_below(src), files
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_is_turned_as_its_picture_is(orientation):
+    scene = Scene("a.png", (60, 40), (7, 5, 20, 10), orientation)
+    stored = scene.stored()
+    frame = Frame(stored.size, orientation)
+    assert turn(block_in(stored), frame) == scene.block and frame.upright == scene.size
+    boxes = [tuple(map(float, block_in(stored)))]
+    if orientation >= 5:
+        assert upright_boxes(boxes, frame, drawn_on=stored.size) == [scene.block]
+        twice = [tuple(2 * value for value in boxes[0])]
+        assert upright_boxes(twice, frame, drawn_on=(80, 120)) == [scene.block]
+    elif orientation > 1:  # the size is the same both ways; only the rest of the set can tell
+        assert upright_boxes(boxes, frame, drawn_on=stored.size, on_stored=True) == [scene.block]
+        assert upright_boxes([scene.block], frame, drawn_on=stored.size, on_stored=False) == [scene.block]
+        with pytest.raises(WrongFrame, match="nothing in the source tells"):
+            upright_boxes(boxes, frame, drawn_on=stored.size)
+    with pytest.raises(WrongFrame, match="no scaled one"):
+        upright_boxes(boxes, frame, drawn_on=(300, 40))
+
+
+def test_what_counts_as_scaled():
+    assert scale_to((640, 480), (640, 480)) == (1.0, 1.0)
+    assert (
+        scale_to((1333, 801), (500, 300)) is not None and scale_to((1333, 801), (501, 300)) is not None
+    )  # rounded sides
+    assert scale_to((640, 480), (640, 640)) is None and scale_to((640, 480), (480, 640)) is None
+
+
+@pytest.mark.parametrize("how", ["upright", "stored", "doubled", "none"])
+@pytest.mark.parametrize("kind", sorted(FRAMED))
+def test_boxes_of_every_kind_and_turn(tmp_path, kind, how):
+    orientations = range(1, 9) if how != "none" else (1,)
+    scenes = random_scenes(random.Random(7), 16, orientations=orientations)
+    FRAMED[kind](tmp_path / "src", scenes, how)
+    summary, rows = imported(tmp_path / "src", tmp_path / "out")
+    assert summary["kind"] == ("table" if kind == "boxes_csv" else kind)
+    check_boxes(rows)
+    check_account(summary, tmp_path / "src")
+    aside = summary["images"] + summary["quarantined"]
+    assert aside == 16 and summary["images"] >= 9  # what cannot be told is set aside by name, the others are there
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS))
+def test_every_kind_says_the_same_of_the_same_pictures(tmp_path, kind):
+    scenes = random_scenes(random.Random(3), 8, orientations=(1, 6))
+    WRITERS[kind](tmp_path / "src", scenes, "upright")
+    summary, rows = imported(tmp_path / "src", tmp_path / "out")
+    assert summary["images"] == 8 and summary["quarantined"] == 0 and summary["stopped"] is None
+    found = {path.rpartition("/")[2]: row for path, row in rows.items()}
+    for scene in scenes:
+        row = found[scene.name]
+        assert row["image"]["bytes"] == scene.encoded()
+        assert row["objects"]["category"] == [scene.label]
+        assert row["objects"]["bbox"][0] == pytest.approx(scene.block, abs=1e-3)
+        if "captions" in row:
+            assert row["captions"] == list(scene.captions)
+    check_account(summary, tmp_path / "src")
+
+
+def spoil(src, scenes, chance):
+    """Faults and strange files, as people have them."""
+    put(src / ".DS_Store", b"x")
+    put(src / "notes.md", b"mine")
+    put(src / "clip.mp4", b"\0" * 50)
+    put(src / "extra.jxl", b"\xff\x0a" + b"0" * 40)
+    put(src / ".cache" / "a.jpg", scenes[0].encoded())
+    (src / "nothing here").mkdir()
+    (src / "gone.jpg").symlink_to(src / "never.jpg")
+    (src / "to a folder").symlink_to(src / "nothing here")
+    pictures = sorted(
+        path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
+    )
+    for path in pictures:
+        roll = chance.random()
+        if roll < 0.1:
+            path.write_bytes(path.read_bytes()[:300])
+        elif roll < 0.15:
+            path.unlink()
+        elif roll < 0.2 and ".cache" not in str(path):
+            put(path.parent / f"copy of {path.name}", path.read_bytes())
+
+
+def mixture(tmp_path, seed):
+    """A made tree of one kind with faults, imported; what it says is compared with the disk."""
+    chance = random.Random(seed)
+    kind, how = chance.choice(sorted(WRITERS)), chance.choice(["upright", "stored", "doubled"])
+    scenes = random_scenes(chance, chance.randint(6, 14))
+    src = tmp_path / f"{seed} [set]"
+    WRITERS[kind](src, scenes, how)
+    spoil(src, scenes, chance)
+    short_side = chance.choice([0, 0, 40])
+    try:
+        summary, rows = imported(
+            src, tmp_path / f"out {seed}", options=ImportOptions(short_side=short_side), kind="auto"
+        )
+    except UserError as error:
+        assert "can be used" in str(error) or "in 2 ways" in str(error), error
+        return
+    check_account(summary, src)
+    check_boxes(rows)
+    for name in ("_files.jsonl", "_quarantine.jsonl"):
+        file = tmp_path / f"out {seed}" / name
+        for line in file.read_text().splitlines() if file.exists() else ():
+            assert json.loads(line)["path"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mixtures(tmp_path, seed):
+    mixture(tmp_path, seed)
+
+
+@pytest.mark.slow
+def test_many_mixtures(tmp_path):
+    for seed in range(100, 400):
+        mixture(tmp_path, seed)
