@@ -57,8 +57,9 @@ class MethodSettings:
     keep: float = setting(
         0.0,
         minimum=0,
-        help="how strongly the weights are pulled back to those of encoder.url after each step, times the learning rate "
-        "(L2-SP); 0: not",
+        maximum=1,
+        help="share of the way back to the weights of encoder.url that a step takes at the peak learning rate, against "
+        "forgetting; 0.01 to 0.1 is usual, 0 lets go",
     )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 

@@ -10,30 +10,38 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def hold_on(optimizer: Optimizer, module: nn.Module, start: Mapping[str, Tensor], *, strength: float) -> None:
-    """Pulls parameters towards `start` after each step: w -= learning rate * strength * (w - start).
+def hold_on(
+    optimizer: Optimizer, module: nn.Module, start: Mapping[str, Tensor], *, strength: float, peak_rate: float
+) -> None:
+    """Pulls parameters towards `start` after each step: w -= strength * learning rate / peak rate * (w - start).
 
-    It is the gradient of L2-SP's penalty, strength / 2 * |w - start|^2 (Li et al., https://arxiv.org/abs/1802.01483), but
-    decoupled from the optimizer's own gradient as AdamW's weight decay is (https://arxiv.org/abs/1711.05101): adaptive
-    optimizers would rescale it away. It depends on nothing but weights and learning rate, so it is the same bits on any number
-    of ranks and after a restart, as long as `start` is. A step that is skipped does not pull.
+    It is the gradient of L2-SP's penalty (Li et al., https://arxiv.org/abs/1802.01483), but decoupled from the optimizer's own
+    gradient as AdamW's weight decay is (https://arxiv.org/abs/1711.05101): adaptive optimizers would rescale it away. It
+    depends on nothing but weights and learning rate, so it is the same bits on any number of ranks and after a restart, as
+    long as `start` is. A step that is skipped does not pull.
 
     Args:
         optimizer: over `module`'s parameters, with their learning rates in its groups.
         start: by the names of `module`'s parameters; those it lacks are free.
-        strength: 0 holds nothing; 1 / (sum of all learning rates) is about when holding and learning weigh the same.
+        strength: the share of the way back that a step takes at the peak rate, 0 to 1. Weights then come as far from their
+            start as about 1 / strength steps in one direction lead.
+        peak_rate: the highest learning rate of the run.
     """
     named = {id(parameter): name for name, parameter in module.named_parameters()}
-    held: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
-    for group in optimizer.param_groups:
+    held: list[
+        tuple[int, list[Tensor], list[Tensor]]
+    ] = []  # by number: a state that is loaded brings groups of its own
+    for number, group in enumerate(optimizer.param_groups):
         mine = [p for p in group["params"] if named[id(p)] in start]
         anchors = [start[named[id(p)]].to(p.device, p.dtype, copy=True) for p in mine]
         if mine:
-            held.append((group, mine, anchors))
+            held.append((number, mine, anchors))
 
     @torch.no_grad()
     def pull(*_: Any) -> None:
-        for group, parameters, anchors in held:
-            torch._foreach_lerp_(parameters, anchors, min(1.0, group["lr"] * strength))
+        for number, parameters, anchors in held:
+            rate = optimizer.param_groups[number]["lr"]
+            torch._foreach_lerp_(parameters, anchors, min(1.0, strength * rate / peak_rate))
 
-    optimizer.register_step_post_hook(pull)
+    if peak_rate > 0:  # nothing moves else
+        optimizer.register_step_post_hook(pull)

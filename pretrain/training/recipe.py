@@ -151,7 +151,7 @@ def train_by(
 
     mover = build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum)
     if hold is not None:
-        hold_on(mover, module, hold[0], strength=hold[1])
+        hold_on(mover, module, hold[0], strength=hold[1], peak_rate=peak)
     with exactness(training.reproducible, num_threads=compute_threads):
         return loop(
             module,

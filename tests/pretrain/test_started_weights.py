@@ -211,7 +211,7 @@ def test_the_pull_is_the_gradient_of_l2_sp_decoupled():
     module, start_weights = torch.nn.Linear(3, 2), torch.randn(2, 3)
     before = module.weight.detach().clone()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
-    hold_on(optimizer, module, {"weight": start_weights}, strength=0.1)
+    hold_on(optimizer, module, {"weight": start_weights}, strength=0.1, peak_rate=1.0)
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     stepped = before - 0.5 * 1.0
@@ -220,7 +220,7 @@ def test_the_pull_is_the_gradient_of_l2_sp_decoupled():
 
 def test_a_run_that_holds_on_moves_less(shards, first, tmp_path):
     more = {"optimizer.learning_rate": 0.01, "optimizer.weight_decay": 0}
-    for name, keep in (("free", 0), ("held", 50)):
+    for name, keep in (("free", 0), ("held", 0.5)):
         assert run(shards, tmp_path / name, first, steps=8, **{"method.keep": keep, **more}) == 0
     free, held = (result_of(tmp_path / name)["moved"]["overall"] for name in ("free", "held"))
     assert held < 0.8 * free
@@ -236,7 +236,7 @@ def test_early_layers_move_less_with_layer_decay(shards, first, tmp_path):
 
 @pytest.mark.parametrize("method", ["simclr", "byol"])
 def test_cut_off_and_continued_a_held_run_is_the_same_bits(method, shards, first, tmp_path):
-    more = {"method.keep": 5, "method.name": method, "method.arguments.hidden_dim": 64, "encoder.layer_decay": 0.8}
+    more = {"method.keep": 0.2, "method.name": method, "method.arguments.hidden_dim": 64, "encoder.layer_decay": 0.8}
     assert run(shards, tmp_path / "whole", first, steps=8, **more) == 0
     given = {"encoder.url": first, "rankme_images": 0, **more}
     process = start(*arguments(shards, tmp_path / "cut", steps=8, workers=0, **given))
@@ -251,7 +251,7 @@ def test_cut_off_and_continued_a_held_run_is_the_same_bits(method, shards, first
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_held_run_in_pieces_is_the_same_bits_on_two_workers(shards, first, tmp_path, shared_ray):
-    more = {"method.keep": 5, "method.exact_pieces": 2}
+    more = {"method.keep": 0.2, "method.exact_pieces": 2}
     for workers in (0, 2):
         assert run(shards, tmp_path / str(workers), first, workers=workers, **more) == 0
     assert [loss for _, loss, _ in trace(tmp_path / "0")] == [loss for _, loss, _ in trace(tmp_path / "2")]
