@@ -37,7 +37,6 @@ TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficien
 MOST_TAUGHT = 20_000  # images that the teacher looks at beforehand; of more it sees those that a step needs
 SCENES = ("--images", "800", "--validation", "0.5", "--unlabelled", "4000")
 PRETRAIN_BATCH, SIMCLR_BATCH, PHOTO_BATCH, PHOTO_STEPS = 128, 64, 32, 300
-Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -354,38 +353,35 @@ class Row:
 
     @property
     def standing(self) -> str:
-        """In a word."""
-        if abs(self.gain) <= self.noise or self.gain == 0:
-            return "no clear gain" if self.gain >= 0 else "no clear loss"
-        return "ahead" if self.gain > 0 else "behind"
+        """In words, see `finetune.reporting.base.standing`."""
+        from finetune.reporting.base import standing
+
+        return standing(self.pretrained, self.random, self.noise)
 
 
 def score_rows(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_teacher: bool) -> list[Row]:
     """All scores that `out` holds, those of the encoder first."""
+    from finetune.reporting.base import Z95, noise_of  # it brings torch along, which takes seconds
+
     mine, simclr = (last_metrics(folder) for folder in (pretrained, out / "simclr"))
+    num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
+
+    def noise_of_shares(*shares: float) -> float:
+        return Z95 * math.hypot(*(math.sqrt(share * (1 - share) / num) for share in shares))
+
     rows = []
     if "knn_accuracy" in mine and "knn_accuracy_untrained" in mine:
-        num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
         pair = mine["knn_accuracy"], mine["knn_accuracy_untrained"]
-        errors = [math.sqrt(share * (1 - share) / num) for share in pair]
         beside = simclr.get("knn_accuracy") if has_teacher else None
-        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], Z95 * math.hypot(*errors)))
+        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], noise_of_shares(*pair)))
     for task in tasks:
         results = read_comparison(out / task.folder)
         own, random = results["pretrained"], results["random weights"]
         for key, name in task.scores:
-            errors = [(of.get("standard_errors") or {}).get(key, 0.0) for of in (own, random)]
+            value, fresh = own["metrics"][key], random["metrics"][key]
             beside = results["simclr"]["metrics"][key] if "simclr" in results else None
-            rows.append(
-                Row(
-                    task.what,
-                    name,
-                    own["metrics"][key],
-                    beside,
-                    random["metrics"][key],
-                    Z95 * math.hypot(*errors),
-                )
-            )
+            least = noise_of_shares(value, fresh) if key == "accuracy" else 0.0
+            rows.append(Row(task.what, name, value, beside, fresh, noise_of(key, own, random, least=least)))
     return rows
 
 
@@ -407,17 +403,19 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 def in_words(rows: Sequence[Row]) -> str:
     """What the table says."""
+    from finetune.reporting.base import AHEAD, BEHIND, LEVEL
+
     by_standing = {
-        word: [f"{row.score} of {row.what}" for row in rows if row.standing.startswith(word)]
-        for word in ("ahead", "behind", "no clear")
+        word: [f"{row.score} of {row.what}" for row in rows if row.standing == word] for word in (AHEAD, BEHIND, LEVEL)
     }
-    if len(by_standing["ahead"]) == len(rows):
-        return f"The pretrained encoder is ahead of random weights in all {len(rows)} scores."
-    said = [f"The pretrained encoder is ahead of random weights in {len(by_standing['ahead'])} of {len(rows)} scores."]
-    if by_standing["behind"]:
-        said.append(f"It is behind in {', '.join(by_standing['behind'])}.")
-    if by_standing["no clear"]:
-        said.append(f"The difference in {', '.join(by_standing['no clear'])} is within noise.")
+    num_ahead = len(by_standing[AHEAD])
+    if num_ahead == len(rows):
+        return f"The pretrained encoder is ahead of random weights in all {num_ahead} scores."
+    said = [f"The pretrained encoder is ahead of random weights in {num_ahead} of {len(rows)} scores."]
+    if by_standing[BEHIND]:
+        said.append(f"It is behind in {', '.join(by_standing[BEHIND])}.")
+    if by_standing[LEVEL]:
+        said.append(f"No difference beyond noise is seen in {', '.join(by_standing[LEVEL])}.")
     return " ".join(said)
 
 

@@ -42,7 +42,8 @@ def test_the_report_of_a_run_on_real_photos(tmp_path):
         assert "always guessing the most frequent class gets 23.8 %" in one.text
 
 
-def test_the_reports_of_the_demo(tmp_path):
+def test_the_reports_of_the_demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SCENES", ("--images", "240", "--validation", "0.5", "--unlabelled", "200"))
     demo.demo(None, tmp_path, workers=0, steps=40)
     pages = sorted(tmp_path.glob("**/report.html"))
     assert {page.parent.name for page in pages} >= {"pretrain"} and len(pages) >= 2

@@ -21,12 +21,9 @@ def plural(name: str) -> str:
 
 
 def relation(box: Box, other: Box) -> str | None:
-    """Where `box` lies from `other`: `to the left of`, `above and to the right of`, ...; None when neither is clear."""
-    horizontal = _side(box[0], box[2], other[0], other[2], "to the left of", "to the right of")
+    """Where `box` lies from `other`: `above`, `below` or `beside`, which a mirror leaves true; None when none is clear."""
     vertical = _side(box[1], box[3], other[1], other[3], "above", "below")
-    if vertical and horizontal:
-        return f"{vertical} and {horizontal}"
-    return vertical or horizontal
+    return vertical or _side(box[0], box[2], other[0], other[2], "beside", "beside")
 
 
 def _side(start: int, end: int, other_start: int, other_end: int, before: str, after: str) -> str | None:

@@ -279,7 +279,9 @@ def test_the_demo_killed_at_random_comes_to_the_same_table(here):
     for name in ("detection", "summarization", "report"):  # more of the same, for minutes
         del demo.stages[name]
     OmegaConf.save(demo, here.file)
-    settings = ["images=60", "steps=20", "epochs=2", "workers=0", "batch=8", "retries=20"]
+    settings = [
+        "images=60", "unlabelled=60", "steps=20", "epochs=2", "workers=0", "batch=8", "task_batch=8", "retries=20",
+    ]  # fmt: skip
     reference = here.out.with_name("undisturbed")
     code, text = here.run(*settings, out=reference)
     assert code == 0, text
@@ -294,5 +296,5 @@ def test_the_demo_killed_at_random_comes_to_the_same_table(here):
 
     kill_at_random(here, settings, num_drivers=6, num_jobs=6, longest_seconds=15.0, processes=processes)
     assert scores(here.out) == scores(reference)
-    assert [row[1] for row in scores(here.out)] == ["done"] * 4
+    assert [row[1] for row in scores(here.out)] == ["done"] * 5
     assert "random weights" in (here.out / "results.md").read_text()

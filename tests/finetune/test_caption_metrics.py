@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from finetune.tasks.summarization.caption_metrics import bleu, cider_d, cider_d_of_each, rouge_l
-from finetune.tasks.summarization.metrics import average_precisions, keyword_scores, sentence_scores
+from finetune.tasks.summarization.metrics import average_precisions, best_threshold, keyword_scores, sentence_scores
 from finetune.tasks.summarization.words import clean, stretches_of, words_of
 
 # what pycocoevalcap 1.2 (the COCO caption evaluation's own scorers, sigma 6, closest reference length) said of these sentences
@@ -113,3 +113,17 @@ def test_keyword_scores_equal_a_loop():
     assert numbers["keyword_f1"] == pytest.approx(2 * right / ((scores >= 0.6).sum() + truth.sum()))
     assert average_precisions(scores[:, :1], truth[:, :1]) == pytest.approx(expected[:1], abs=1e-6)
     assert keyword_scores(scores[:, :0], truth[:, :0], threshold=0.5) == {"keyword_map": 0.0, "keyword_f1": 0.0}
+
+
+def test_no_threshold_is_better_than_the_best_one():
+    generator = np.random.default_rng(1)
+    truth = (generator.random((80, 4)) < 0.2).astype(np.float32)
+    scores = np.round(truth * 0.3 + generator.random((80, 4)) * 0.7, 2).astype(np.float32)  # rounded: many are equal
+
+    def f1(threshold):
+        return keyword_scores(scores, truth, threshold=threshold)["keyword_f1"]
+
+    best = best_threshold(scores, truth)
+    assert 0 < best < 1 and f1(best) == max(f1(threshold) for threshold in np.linspace(0, 1, 401))
+    assert f1(best) > f1(0.9)
+    assert best_threshold(scores[:, :0], truth[:, :0]) == best_threshold(scores, np.zeros_like(truth)) == 0.5
