@@ -194,7 +194,7 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
 def _ask(address: str, answered: threading.Event) -> None:
     """Notes that a Ray answered, be it with an error: `ray.init` says what is wrong then."""
     try:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
         GcsClient(address=address)
     except Exception as error:

@@ -208,13 +208,13 @@ def _of_mapping(node: MappingNode, kind: Kind, where: str) -> dict[str, Any]:
         inner = kind
         for name in names:
             inner = _inner(inner, name)
-        value = _of_node(value_node, inner, where)
+        held: Any = _of_node(value_node, inner, where)
         for name in reversed(names):
-            value = {name: value}
-        clash = _clash(found, value)
+            held = {name: held}
+        clash = _clash(found, held)
         if clash is not None:
             raise UserError(f"{where}, line {line}, column {column}: {clash} is there twice")
-        found = _joined(found, value)
+        found = _joined(found, held)
     return _joined(taken_over, found)
 
 

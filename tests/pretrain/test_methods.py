@@ -313,6 +313,30 @@ def test_similarities_are_the_teachers():
         before.append(target)
 
 
+def test_mixing_is_of_rows_and_of_what_the_teacher_says_of_them_whatever_the_ranks():
+    arguments = {"map_weight": 0.0, "contrast_weight": 0.0}
+    plain, mixing = make_method("distill", **arguments), make_method("distill", mixing=0.5, **arguments)
+    (views, said), (whole, taught) = (make_inputs(method, "distill") for method in (plain, mixing))
+    for start in (0, BATCH // 2):  # a rank's share is mixed as it is in the whole batch
+        part, told = make_inputs(mixing, "distill", rows=slice(start, start + BATCH // 2))
+        for mine, all_rows in zip([*part, told.pooled[0]], [*whole, taught.pooled[0]], strict=True):
+            assert torch.equal(mine, all_rows[start : start + BATCH // 2])
+    changed = [row for row in range(BATCH) if not torch.equal(whole[0][row], views[0][row])]
+    assert 0 < len(changed) < BATCH
+    for row in changed:
+        weights = [
+            (values[row] - before[row]) / (before[row ^ 1] - before[row])
+            for values, before in (
+                (whole[0].flatten(1), views[0].flatten(1)),
+                (taught.pooled[0].double(), said.pooled[0].double()),
+            )
+        ]
+        share = float(weights[0].median())
+        assert 0 < share <= 0.5
+        for values in weights:
+            assert float(values.median()) == pytest.approx(share, abs=1e-4)
+
+
 def test_decoupled_simclr_leaves_the_positive_out():
     method, views = make_method("simclr", decoupled=True), make_views("simclr")
     output = method(views)

@@ -11,8 +11,13 @@ from pretrain.data.sources.rows import Rows
 from pretrain.data.sources.texts import is_nothing, label_of
 from pretrain.data.sources.tree import Tree
 
-CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
-CORNERS += (("left", "top", "right", "bottom"), ("xtl", "ytl", "xbr", "ybr"))
+CORNERS = (
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x1", "y1", "x2", "y2"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+    ("xtl", "ytl", "xbr", "ybr"),
+)
 SIZES = (
     ("x", "y", "w", "h"),
     ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),

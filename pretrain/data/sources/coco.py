@@ -322,7 +322,7 @@ def _name(image: dict[str, Any]) -> str:
     return ""
 
 
-def _shown_id(images: Sequence[Any], key: str) -> str:
+def _shown_id(images: Sequence[Any], key: str | None) -> str:
     return repr(next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key))
 
 

@@ -66,7 +66,7 @@ class Rows:
             self._delimiter = "\t" if lower.endswith(".tsv") else _delimiter(first)
         reader = self._reader()
         try:
-            header = next(reader, [])
+            header: list[str] = next(reader, [])
         except csv.Error as error:
             raise UserError(f"{self.src}, line 1: not valid CSV: {error}") from error
         self.columns = [clean(cell) or f"column {number}" for number, cell in enumerate(header, 1)] if header else []

@@ -202,8 +202,9 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
         return read_tree(folder, leave_out=leave_out)
     for first in sorted(first_folders):  # a table may lie in a folder with much else
         part = read_tree(storage.join(folder, first), leave_out=leave_out)
-        for mine, other in ((alone.files, part.files), (alone.left, part.left), (alone.pictures, part.pictures)):
-            mine.update({f"{first}/{path}": value for path, value in other.items()})  # type: ignore[attr-defined]
+        alone.files.update({f"{first}/{path}": file for path, file in part.files.items()})
+        alone.left.update({f"{first}/{path}": why for path, why in part.left.items()})
+        alone.pictures.update({f"{first}/{path}": file for path, file in part.pictures.items()})
         alone.empty_folders += [f"{first}/{path}" for path in part.empty_folders]
     return alone
 

@@ -46,7 +46,7 @@ class _Setup:
     """
 
     names: dict[int, str] | None = None
-    splits: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)
     key_points: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
@@ -95,12 +95,12 @@ def yolo_records(
     contents = read_small(tree.files[label] if label else None for label in label_of.values())
     reader = _Reader(setup, boxes, listing)
     num_without = 0
+    objects: Objects
+    problem: str | None
     for (path, label), content in zip(label_of.items(), contents, strict=True):
         if label in shared:
-            objects, problem = (
-                Objects((), ()),
-                f"{label} stands for {', '.join(shared[label])}; which of them is not said",
-            )
+            stands_for = ", ".join(shared[label])
+            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; which of them is not said"
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
         num_without += label is None
@@ -337,10 +337,10 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, str) and value.strip().isdecimal() else None
 
 
-def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[str]]:
+def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     """Split -> the places that a yaml names for it, as they stand, those relative to `path` joined to it."""
     base = str(tree["path"]) if isinstance(tree.get("path"), str) else ""
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, list[tuple[str, ...]]] = {}
     for key, split in _SPLIT_KEYS:
         value = tree.get(key)
         places = [
@@ -349,7 +349,7 @@ def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[str]]:
             if isinstance(place, str) and place.strip()
         ]
         if places:
-            splits.setdefault(split, []).extend(_candidates(base, place.strip().replace("\\", "/")) for place in places)  # type: ignore[arg-type]
+            splits.setdefault(split, []).extend(_candidates(base, place.strip().replace("\\", "/")) for place in places)
     return splits
 
 
@@ -373,7 +373,7 @@ def _split_by_lists(src: str, tree: Tree, setup: _Setup, listing: Listing) -> di
     clashes: list[str] = []
     for split, places in setup.splits.items():
         for ways in places:
-            images = _images_at(src, tree, ways, listing)  # type: ignore[arg-type]
+            images = _images_at(src, tree, ways, listing)
             if images is None:
                 missing.append(f"{split} ({ways[1] if len(ways) > 1 else ways[0]})")
                 continue
