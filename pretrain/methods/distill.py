@@ -253,7 +253,7 @@ def mixing_shares(passes: np.ndarray, row_ids: np.ndarray, probability: float) -
 
 
 def mixed(tensor: Tensor, shares_B: Tensor) -> Tensor:
-    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so that no rank needs another's; an odd last is alone."""
+    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's; an odd last is alone."""
     partners = torch.arange(len(tensor), device=tensor.device) ^ 1
     partners = torch.where(partners < len(tensor), partners, partners ^ 1)
     shares = shares_B.view(-1, *[1] * (tensor.ndim - 1))
