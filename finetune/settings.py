@@ -158,7 +158,7 @@ class SummarizationSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.width % 4 or self.width % self.num_heads:
+        if self.width % 4 or self.width % max(1, self.num_heads):
             raise UserError(
                 f"summarization.width={self.width} is not possible: it must be divisible by 4 and by num_heads "
                 f"({self.num_heads})"

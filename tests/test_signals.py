@@ -34,10 +34,18 @@ sys.exit(run_command(main))
 """
 
 
+def _hears_hang_ups():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup would hand on that they are ignored
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_nothing_half_written_stays(tmp_path, number):
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITS, str(tmp_path / "file")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITS, str(tmp_path / "file")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hears_hang_ups,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)

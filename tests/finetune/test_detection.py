@@ -139,7 +139,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "has a box inside of it"),
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
-        (None, {"detection.smallest_scale": 3}, "is above detection.largest_scale"),
+        (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
         (None, {"data.keep": "device"}, "data.keep=device is not possible for detection"),
         (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
     ],

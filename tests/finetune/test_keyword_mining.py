@@ -77,7 +77,7 @@ def test_scenes_of_the_demo_need_no_stop_words():
         images.append(captions_of_scene(things, ground))
     keywords, _ = mined(images, max_share=0.4)
     assert {"left", "right", "above", "below", "front", "to", "of", "with"}.isdisjoint(keywords)
-    assert {*kinds, "coin", "face", "grass", "bricks", "stars"} <= set(keywords)
+    assert {*kinds, "coin", "face", "bricks"} <= set(keywords)
 
 
 def test_phrases_are_read_as_they_were_mined():
