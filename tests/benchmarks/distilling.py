@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/distilling"))
     parser.add_argument("--finetune", action="store_true")
     parser.add_argument("--step", action="store_true")
+    parser.add_argument("--turns", type=int, default=5, help="of --step")
     options, overrides = parser.parse_known_args(arguments)
     out: Path = options.out
     shards = {split: out / "data" / split for split in SPLITS}
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "160",
             )
     if options.step:
-        show_step(out, shards)
+        show_step(out, shards, options.turns)
         return
     for seed in options.seeds:
         for row in options.rows:
@@ -206,7 +207,7 @@ def _each(values: list[float]) -> str:
     return f"{statistics.mean(values):.1%} ({', '.join(f'{100 * value:.1f}' for value in values)})"
 
 
-def show_step(out: Path, shards: dict[str, Path]) -> None:
+def show_step(out: Path, shards: dict[str, Path], turns: int) -> None:
     """CPU time of a step with stored features over that of SimCLR's with as many views, turn by turn."""
     features, _ = embedded(out, shards, maps=False)
     both = [
@@ -214,7 +215,7 @@ def show_step(out: Path, shards: dict[str, Path]) -> None:
         [DISTILL, f"method.arguments.features={features}", *TWO_VIEWS],
     ]
     ratios = []
-    for turn in range(5):
+    for turn in range(turns):
         seconds = []
         for name, settings in zip(("simclr", "distill"), both, strict=True):
             spent = []

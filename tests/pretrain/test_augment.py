@@ -125,7 +125,8 @@ def png(pixels):
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "weak"])
 def test_views_are_a_function_of_seed_epoch_row_and_view(recipe):
-    specs = RECIPES[recipe](32, **({"local_size": 16} if recipe in ("swav", "dino") else {}))
+    more = {"swav": {"local_size": 16}, "dino": {"local_size": 16}, "distill": {"num_views": 2}}.get(recipe, {})
+    specs = RECIPES[recipe](32, **more)
     rows, pictures = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
 
     def make(seed=0, epoch=0, chosen=slice(None)):

@@ -81,7 +81,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
 
     before = sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
     assert run_command(lambda: main([*arguments(shards, whole, steps=12, workers=0), "--check"])) == 0
-    assert "continues the run there at step 12" in capsys.readouterr().out
+    assert "would do nothing: the run there is finished" in capsys.readouterr().out
     assert before == sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
     assert run_command(lambda: main([*arguments(shards, whole, steps=13, workers=0), "--check"])) == 2
     assert "holds a run with other settings" in capsys.readouterr().err

@@ -255,11 +255,10 @@ def test_tars_with_equal_names_masks_and_json(tmp_path):
         files |= {"1.png": encoded(number + 10), "1.json": b'{"objects": 3}'}
         make_tar(tmp_path / "src" / split / "000.tar", files)
     rows = packed(tmp_path / "src", tmp_path / "out", kind="tar")
+    # images whose boxes cannot be read are set aside: stored without any they would pass for background
     assert {path: row["image"] for path, row in rows.items()} == {
         "train/000.tar/0.PNG": encoded(1),
-        "train/000.tar/1.png": encoded(11),
         "test/000.tar/0.PNG": encoded(2),
-        "test/000.tar/1.png": encoded(12),
     }
     first = rows["train/000.tar/0.PNG"]
     assert (first["label"], first["labels"]) == ("3", ["a", "b"])
