@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=int, default=0, help="Ray workers that pretrain; 0: without Ray, both cores busy (default)"
     )
-    parser.add_argument("--steps", type=int, default=560, help="steps of pretraining (default: 560, two minutes)")
+    parser.add_argument("--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
     arguments = parser.parse_args()
     return demo(
@@ -101,7 +101,7 @@ def main() -> int:
     )
 
 
-def demo(photos: str | None, out: Path, *, workers: int = 0, steps: int = 560, seed: int = 0) -> int:
+def demo(photos: str | None, out: Path, *, workers: int = 0, steps: int = 500, seed: int = 0) -> int:
     """Runs the commands. Raises UserError when one of them says that something is wrong."""
     started = time.monotonic()
     images = make_scenes(out / "data", seed) if photos is None else pack_photos(photos, out / "photos")
