@@ -47,7 +47,14 @@ def features(data, teacher, tmp_path_factory):
 
 
 def options(data, out, features, *, steps=STEPS, workers=0, **more):
-    settings = {"method.arguments.features": features, "method.arguments.map_weight": 0.5, "training.warmup_epochs": 1}
+    settings = {
+        "method.arguments.features": features,
+        "method.arguments.map_weight": 0.5,
+        "training.warmup_epochs": 1,
+        # mild views and a high rate: something is learnt in a dozen steps
+        "views.arguments": "{crop_scale: [0.5, 1.0], strength: 0.2}",
+        "optimizer.learning_rate": 0.01,
+    }
     return [CONFIG, *arguments(data, out, steps=steps, workers=workers, **(settings | more))[1:]]
 
 
