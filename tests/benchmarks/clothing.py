@@ -31,18 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/clothing"))
     options, overrides = parser.parse_known_args(arguments)
-    shards = {split: options.out / "data" / split for split in SPLITS}
-    for split, folder in shards.items():
-        if not (folder / "_import.json").exists():
-            command(
-                "pretrain.data",
-                "import",
-                str(options.photos / split),
-                str(folder),
-                "--overwrite",
-                "--short-side",
-                "160",
-            )
+    shards = packed(options.photos, options.out / "data")
 
     rows = []
     for seed in options.seeds:
@@ -71,6 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("pretrained", "random"):
         means = [statistics.mean(row[column] for row in rows if row[1] == name) for column in (2, 3)]
         print(f"mean  {name:10}  {means[0]:>12.1%}  {means[1]:>8.1%}")
+
+
+def packed(photos: Path, out: Path) -> dict[str, Path]:
+    """The shards of each split of a folder of photos, in `out`, made unless they are there."""
+    shards = {split: out / split for split in SPLITS}
+    for split, folder in shards.items():
+        if not (folder / "_import.json").exists():
+            command("pretrain.data", "import", str(photos / split), str(folder), "--overwrite", "--short-side", "160")
+    return shards
 
 
 def command(module: str, *arguments: str) -> None:

@@ -23,7 +23,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.clothing import CONFIG, SPLITS, command, probes
+from tests.benchmarks.clothing import CONFIG, command, packed, probes
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,18 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
 
     # -- both data sets -------------------------------------------------------------------------------------------------
-    shards = {split: options.out / "data" / split for split in SPLITS}
-    for split, folder in shards.items():
-        if not (folder / "_import.json").exists():
-            command(
-                "pretrain.data",
-                "import",
-                str(options.photos / split),
-                str(folder),
-                "--overwrite",
-                "--short-side",
-                "160",
-            )
+    shards = packed(options.photos, options.out / "data")
     scenes = options.out / "scenes"
     if not (scenes / "demo.json").exists():
         command("pretrain.data", "demo", str(scenes), "--images", str(options.scenes))

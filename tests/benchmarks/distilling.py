@@ -20,7 +20,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.clothing import SPLITS, best_probe, command, probes
+from tests.benchmarks.clothing import SPLITS, best_probe, command, packed, probes
 from tests.benchmarks.cpu_time import cpu_seconds
 
 TEACHER = "package:efficientnet_lite0"
@@ -55,18 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=5, help="of --step")
     options, overrides = parser.parse_known_args(arguments)
     out: Path = options.out
-    shards = {split: out / "data" / split for split in SPLITS}
-    for split, folder in shards.items():
-        if not (folder / "_import.json").exists():
-            command(
-                "pretrain.data",
-                "import",
-                str(options.photos / split),
-                str(folder),
-                "--overwrite",
-                "--short-side",
-                "160",
-            )
+    shards = packed(options.photos, out / "data")
     if options.step:
         show_step(out, shards, options.turns)
         return

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.clothing import CONFIG, SPLITS, command
+from tests.benchmarks.clothing import CONFIG, command, packed
 
 # name -> configuration and mode; random weights are trained as `full` is
 ROWS = {"linear": "linear", "full": "full", "lora": "lora", "random": "full"}
@@ -37,12 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="starts no further run after so long")
     options, overrides = parser.parse_known_args(arguments)
     began = time.monotonic()
-    shards = {split: str(options.out / "data" / split) for split in SPLITS}
-    for split, folder in shards.items():
-        if not Path(folder, "_import.json").exists():
-            command(
-                "pretrain.data", "import", str(options.photos / split), folder, "--overwrite", "--short-side", "160"
-            )
+    shards = {split: str(folder) for split, folder in packed(options.photos, options.out / "data").items()}
     encoder = options.encoder or str(options.out / "encoder" / "encoder")
     if not Path(encoder, "config.json").exists() and options.encoder is None:
         out = f"out={options.out / 'encoder'}"
