@@ -41,9 +41,10 @@ from pretrain.data.loader import batches_in_sequence
 from pretrain.data.manifest import Manifest, load_manifest
 from pretrain.data.shards import Shards
 from pretrain.data.views import CentralCrop
+from pretrain.encoders.looking import Look
 from pretrain.encoders.map_components import MapComponents, at_cells, fit_components
 from pretrain.encoders.teachers import Teacher, TeacherOutput, open_teacher
-from pretrain.teacher_pass import Embedding, Look, device_here
+from pretrain.teacher_pass import Embedding, device_here
 
 ROWS_FOR_COMPONENTS, ROWS_FOR_CHECK = 512, 32
 

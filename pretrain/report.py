@@ -21,6 +21,7 @@ from pretrain.data.manifest import read_class_names
 from pretrain.data.stored_features import describe_features
 from pretrain.data.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, load_encoder
+from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import open_teacher
 from pretrain.reporting import run_sections
 from pretrain.reporting.attempts import attempted, missing
@@ -184,20 +185,20 @@ def _teacher_of(run: RunRecord, settings: PretrainSettings) -> str | None:
     return arguments.get("teacher")
 
 
-@torch.no_grad()
 def _seen_by_teacher(name: str, embedded: Embedded, deadline: float) -> Embedded:
     """The teacher's features of the same squares, as large as they are shown."""
     teacher = open_teacher(name)
     if teacher.in_channels != 3:
         raise UserError(f"{name} takes images of {teacher.in_channels} channels, the pictures here have three")
+    look = Look(teacher, torch.device("cpu"))
     mean, std = (torch.tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
     features: list[np.ndarray] = []
-    for start in range(0, len(embedded), 16):
-        tiles = embedded.sample.tiles[start : min(start + 16, len(embedded))]
+    for start in range(0, len(embedded), look.images_per_pass):
+        tiles = embedded.sample.tiles[start : min(start + look.images_per_pass, len(embedded))]
         images_BCHW = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 255
         size = min(teacher.input_size, 160)  # the squares are shown at 128
         images_BCHW = torch.nn.functional.interpolate(images_BCHW, size=(size, size), mode="bilinear", antialias=True)
-        features.append(teacher.network((images_BCHW - mean) / std).pooled_BD.float().numpy())
+        features.append(look.at((images_BCHW - mean) / std).pooled_BD.numpy())
         if time.monotonic() > deadline:
             break
     return dataclasses.replace(embedded, features_ND=np.concatenate(features))

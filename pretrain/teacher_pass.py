@@ -10,36 +10,11 @@ import torch
 
 from cluster.batch_jobs import Compute
 from cluster.errors import UserError
-from pretrain.data.augment import normalised
 from pretrain.data.decoded import pixels_of
 from pretrain.data.feature_layout import FEATURES, MAPS, as_column
+from pretrain.encoders.looking import Look
 from pretrain.encoders.map_components import MapComponents, at_cells
-from pretrain.encoders.teachers import Teacher, TeacherOutput, open_teacher
-
-IMAGES_PER_PASS, IMAGES_PER_PASS_OF_CPU = 128, 8  # a CPU takes half the time where activations stay small
-
-
-class Look:
-    """A teacher on a device: `look(pixels uint8 [B, C, S, S])` gives what it says of them, in float32."""
-
-    def __init__(self, teacher: Teacher, device: torch.device) -> None:
-        self.teacher, self.device = teacher, device
-        # the order of channels in which both CPUs and accelerators convolve fastest
-        teacher.network.to(device).to(memory_format=torch.channels_last)
-        self.images_per_pass = IMAGES_PER_PASS_OF_CPU if device.type == "cpu" else IMAGES_PER_PASS
-        # a CPU computes in float32, whatever the weights were stored in
-        self._dtype = teacher.dtype if device.type != "cpu" else torch.float32
-        if device.type == "cpu":
-            teacher.network.float()
-
-    @torch.no_grad()
-    def __call__(self, pixels_BCSS: np.ndarray) -> TeacherOutput:
-        """What the teacher says of images of bytes."""
-        images = normalised(pixels_BCSS.copy(), self.device, self.teacher.mean, self.teacher.std)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output = self.teacher.network(images)
-        return TeacherOutput(output.pooled_BD.float(), [output_map.float() for output_map in output.maps])
+from pretrain.encoders.teachers import open_teacher
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cluster.errors import UserError, choose
 from pretrain.data.feature_layout import FEATURES, MAPS
 from pretrain.data.loader import Batch
 from pretrain.data.stored_features import describe_features
+from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.training import distributed
 
@@ -155,7 +156,7 @@ class LiveKnowledge(Knowledge):
         teacher = open_teacher(name)
         self.sees, self.described, self.dim = sees, teacher.described(), teacher.dim
         self._teacher: list[Teacher] = [teacher]  # in a list, so that its weights are none of ours
-        self._device: torch.device | None = None
+        self._at: Look | None = None
         self._levels: list[int] = []
         if with_maps:
             if not teacher.strides:
@@ -187,19 +188,16 @@ class LiveKnowledge(Knowledge):
     def _look(self, images_BCHW: Tensor, normalisation: Normalisation) -> tuple[Tensor, list[Tensor]]:
         teacher = self._teacher[0]
         device, images_BCHW = images_BCHW.device, images_BCHW.float()
-        if self._device != device:
-            # the order of channels in which both CPUs and accelerators convolve fastest
-            teacher.network.to(device).to(memory_format=torch.channels_last)
-            self._device = device
+        if self._at is None or self._at.device != device:
+            self._at = Look(teacher, device, dtype=torch.bfloat16)
+        look = self._at
         size = teacher.input_size
         if images_BCHW.shape[-1] < size // 2:  # a network that never saw things so small knows little of them
             images_BCHW = F.interpolate(images_BCHW, size=(size // 2, size // 2), mode="bilinear", antialias=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            # a CPU takes half the time where activations stay small
-            passes = self._as_its_own(images_BCHW, normalisation).split(8 if device.type == "cpu" else len(images_BCHW))
-            outputs = [teacher.network(images.contiguous(memory_format=torch.channels_last)) for images in passes]
-        pooled_BD = torch.cat([output.pooled_BD for output in outputs]).float()
-        return pooled_BD, [torch.cat([output.maps[level] for output in outputs]).float() for level in self._levels]
+        images_BCHW = self._as_its_own(images_BCHW, normalisation)
+        outputs = [look.at(images) for images in images_BCHW.split(look.images_per_pass)]
+        pooled_BD = torch.cat([output.pooled_BD for output in outputs])
+        return pooled_BD, [torch.cat([output.maps[level] for output in outputs]) for level in self._levels]
 
     def _as_its_own(self, images_BCHW: Tensor, normalisation: Normalisation) -> Tensor:
         """Normalised as the teacher's images are, where they were as the student's are."""
