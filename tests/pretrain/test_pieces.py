@@ -88,7 +88,12 @@ def test_gradients_are_those_of_the_whole_batch(name, images_per_pass):
             torch.testing.assert_close(
                 other.grad, one.grad, rtol=1e-3, atol=1e-3 * float(one.grad.abs().max()), msg=key
             )
-            assert other.grad.stride() == other.stride()
+            assert layout_of(other.grad) == layout_of(other)
+
+
+def layout_of(tensor):
+    # the stride of a dimension of size 1 says nothing: kernels of different processors write it differently
+    return [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def test_sums_are_exact_and_what_is_not_finite_is_seen():
