@@ -62,6 +62,14 @@ class Place:
         if self.rank == 0:
             self._send(copied)
 
+    def note(self, text: str) -> None:
+        """A line for whoever started the run."""
+        self.report({"kind": "note", "text": text})
+
+    def warn(self, text: str) -> None:
+        """A line about what may be wrong."""
+        self.report({"kind": "warning", "text": text})
+
     def beat(self, position: int) -> None:
         """A sign of life: how far the run is. The attempt after a failure is told the last one; cheap enough each step."""
         if self.rank == 0:

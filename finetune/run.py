@@ -28,7 +28,8 @@ from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, o
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
-from pretrain.training.recipe import describe_data, num_decode_threads, order_of, summary, train_by
+from pretrain.training.plan import Evaluating
+from pretrain.training.recipe import Feed, describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import REPORT, RunFolder, write_result
 
 DEFAULT_IMAGE_SIZE = 224
@@ -133,28 +134,29 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     run_folder = None
     if place.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
-    outcome = train_by(
-        model,
-        place=place,
-        out=settings.out,
-        run=run_folder,
-        order=order,
-        manifest=manifest,
+    feed = Feed(
+        order,
+        manifest,
+        viewer,
+        lambda images, batch: task.to_inputs(images, batch, place.device),
         columns=columns,
-        viewer=viewer,
-        to_inputs=lambda images, batch: task.to_inputs(images, batch, place.device),
-        data=settings.data,
-        training=settings.training,
-        optimizer=settings.optimizer,
-        seed=settings.seed,
-        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
-        evaluate=evaluate,
-        evaluate_every_epochs=settings.evaluate_every_epochs,
-        best_metric=best_metric,
-        best_is_lowest=lower_is_better(best_metric),
-        keep_best=keep_best,
-        patience=settings.patience,
         also_read={"validation": validation},
+    )
+    outcome = train_by(
+        settings,
+        model,
+        feed,
+        place=place,
+        run=run_folder,
+        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
+        evaluating=Evaluating(
+            evaluate,
+            best_metric=best_metric,
+            best_is_lowest=lower_is_better(best_metric),
+            keep_best=keep_best,
+            patience=settings.patience,
+        ),
+        evaluate_every_epochs=settings.evaluate_every_epochs,
         loop=loop,
     )
     progress = outcome.progress

@@ -56,7 +56,7 @@ class Evaluation:
             if scores[RANKME] < LEAST_RANK:
                 finding = fallen_rank(scores[RANKME], self._dimensions(self._fresh()))
                 if finding is not None and self._place.rank == 0:
-                    self._place.report({"kind": "warning", "text": f"step {step}: {finding.text}"})
+                    self._place.warn(f"step {step}: {finding.text}")
         return scores
 
     def _fresh(self) -> Encoder:

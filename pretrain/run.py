@@ -28,7 +28,8 @@ from pretrain.settings import PretrainSettings
 from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
-from pretrain.training.recipe import describe_data, order_of, summary, train_by
+from pretrain.training.plan import Evaluating
+from pretrain.training.recipe import Feed, describe_data, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
 
@@ -96,32 +97,25 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
     run_folder = None
     if place.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
+    feed = Feed(order, manifest, viewer, method.to_inputs, wrap_source=with_stored_features(method, manifest))
     outcome = train_by(
+        settings,
         method,
+        feed,
         place=place,
-        out=settings.out,
         run=run_folder,
-        order=order,
-        manifest=manifest,
-        viewer=viewer,
-        to_inputs=method.to_inputs,
-        wrap_source=with_stored_features(method, manifest),
-        data=settings.data,
-        training=settings.training,
-        optimizer=settings.optimizer,
-        seed=settings.seed,
         learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
         hold=({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
         if settings.method.keep
         else None,
         on_collapse=settings.method.on_collapse,
-        evaluate=lambda step, last: evaluation(encoder, step),
+        evaluating=Evaluating(
+            lambda step, last: evaluation(encoder, step), best_metric=evaluation.best_metric, patience=settings.patience
+        ),
         evaluate_every_epochs=evaluation.every_epochs,
-        best_metric=evaluation.best_metric,
-        patience=settings.patience,
         # products of matrices depend on the number of threads, and workers on one machine share its CPUs
-        compute_threads=int(method.pieces is not None and settings.cluster.cpus_per_worker is None),
+        compute_threads=int(method.sees_global_batch and settings.cluster.cpus_per_worker is None),
         loop=loop,
     )
     progress = outcome.progress

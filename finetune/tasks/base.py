@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
@@ -38,7 +38,7 @@ from pretrain.data.viewing import Viewer
 from pretrain.data.views import CentralCrop
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
-from pretrain.training.contract import StepOutput
+from pretrain.training.contract import StepOutput, Trainable
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Judgement:
     calibrated: dict[str, Any] = field(default_factory=dict)
 
 
-class TaskModel(nn.Module):
+class TaskModel(Trainable):
     """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is, with `lora` its
     adapters learn (they are there already, see `finetune.adapting`)."""
 

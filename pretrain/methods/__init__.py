@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,12 +27,10 @@ from pretrain.methods.distill import Distill
 from pretrain.methods.lejepa import LeJEPA
 from pretrain.methods.moco import MoCo
 from pretrain.methods.mocov3 import MoCoV3
-from pretrain.methods.pieces import Pieces
 from pretrain.methods.simclr import SimCLR
 from pretrain.methods.simsiam import SimSiam
 from pretrain.methods.swav import SwAV
 from pretrain.methods.vicreg import VICReg
-from pretrain.training import distributed
 
 __all__ = ["METHODS", "Method", "build_method", "check_arguments", "method_views"]
 
@@ -86,10 +83,10 @@ def build_method(
                 f"method.{setting}={value} is not possible with batch norm in the encoder, whose statistics "
                 "would be those of a part of the batch; take an encoder with layer norm, or 0"
             )
-    with distributed.alone() if exact_pieces else nullcontext():
-        method: Method = chosen(encoder, **arguments)
+    method: Method = chosen(encoder, **arguments)
     method.images_per_pass = images_per_pass
-    method.pieces = Pieces(exact_pieces) if exact_pieces else None
+    if exact_pieces:
+        method.see_in_pieces(exact_pieces)
     return method
 
 

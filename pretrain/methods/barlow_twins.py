@@ -10,7 +10,7 @@ from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor
 
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Method, global_batch
+from pretrain.methods.base import Method
 from pretrain.training.contract import StepOutput
 
 
@@ -43,6 +43,6 @@ class BarlowTwins(Method):
         """Loss of the cross-correlation matrix of two views over the global batch, at least 0."""
         first, second = (self.projector(features) for features in self.features(views))
         return StepOutput(
-            loss=self.criterion(global_batch(first), global_batch(second)),
+            loss=self.criterion(self.ranks.global_batch(first), self.ranks.global_batch(second)),
             embeddings=(first.detach(), second.detach()),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.data.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.pieces import Pieces
-from pretrain.training import distributed
+from pretrain.training.contract import GradientExchange, Trainable
+from pretrain.training.distributed import ALONE, Ranks, all_ranks
 from pretrain.training.schedules import half_cosine
 
 
-class Method(nn.Module):
+class Method(Trainable):
     """An encoder and a way to train it; see `pretrain.methods` for the contract.
 
     Attributes:
@@ -50,10 +50,28 @@ class Method(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def __call__(self, *arguments: Any, **more: Any) -> Any:
-        """`forward`; in pieces it is given the whole global batch's features on every rank, and has nobody to speak to."""
-        with nullcontext() if self.pieces is None else distributed.alone():
-            return super().__call__(*arguments, **more)
+    @property
+    def sees_global_batch(self) -> bool:
+        """Whether the encoder sees the global batch in pieces, and every rank computes the loss of all of it."""
+        return self.pieces is not None
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that the loss is shared with: none but this where every rank has the whole global batch."""
+        return ALONE if self.sees_global_batch else all_ranks()
+
+    def exchange(self) -> GradientExchange:
+        """See `Trainable.exchange`."""
+        return self.pieces or super().exchange()
+
+    def see_in_pieces(self, num: int) -> None:
+        """From now on the encoder sees the global batch in so many pieces, see `pretrain.methods.pieces`."""
+        self.pieces = Pieces(num)
+        for part in self.modules():
+            if hasattr(
+                part, "gather_distributed"
+            ):  # lightly's criteria, which would gather what is the whole batch already
+                part.gather_distributed = False  # type: ignore[assignment]
 
     @property
     def exported(self) -> Encoder:
@@ -63,13 +81,6 @@ class Method(nn.Module):
     def to_inputs(self, views: list[Tensor], batch: Batch) -> Any:
         """What `forward` takes, of the finished views and the rest of a batch; by default the views alone."""
         return views
-
-    def after_step(self, step: int, num_steps: int) -> None:
-        """Called after the optimizer has moved in this step; moves momentum copies."""
-
-    def health(self) -> dict[str, float]:
-        """Numbers on the state of the method, for the log."""
-        return {}
 
     def last_map(self, images_BCHW: Tensor, encoder: Encoder | None = None) -> Tensor:
         """The last map of an encoder (`self.encoder` by default), [B, C, H, W] in float32 or more.
@@ -172,25 +183,3 @@ def relative_distance(teacher: nn.Module, student: nn.Module) -> float:
 def keep_bank(bank: MemoryBankModule) -> None:
     """Puts the content of lightly's memory bank into the state_dict, where it is not by default."""
     bank._non_persistent_buffers_set.clear()
-
-
-class _Gathered(torch.autograd.Function):
-    """All ranks' rows; each rank's gradient is the sum of what all ranks' losses want of its rows."""
-
-    @staticmethod
-    def forward(_: object, tensor: Tensor) -> Tensor:
-        return distributed.gathered(tensor)
-
-    @staticmethod
-    def backward(_: object, gradient: Tensor) -> Tensor:
-        total = distributed.summed_tensor(gradient)
-        rows = len(total) // distributed.world_size()
-        return total[distributed.rank() * rows : (distributed.rank() + 1) * rows]
-
-
-def global_batch(tensor: Tensor) -> Tensor:
-    """The rows of all ranks, [B_global, ...], with gradient.
-
-    A loss over them is computed on every rank alike, and its gradients averaged over ranks equal those of one process.
-    """
-    return tensor if distributed.world_size() == 1 else _Gathered.apply(tensor)

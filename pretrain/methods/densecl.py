@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -59,7 +58,7 @@ class DenseCL(Method):
             NTXentLoss(
                 temperature=temperature,
                 memory_bank_size=(queue_size, projection_dim),
-                gather_distributed=distributed.world_size() > 1,
+                gather_distributed=self.ranks.world_size > 1,
             )
             for _ in range(2)
         )

@@ -27,7 +27,6 @@ from pretrain.data.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.methods.knowledge import Knowledge, Said, open_knowledge
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 
 LOSSES = ("cosine", "smooth_l1", "similarity")
@@ -149,7 +148,7 @@ class Distill(Method):
         self.criterion: nn.Module | None = None
         if contrast_weight:
             self.projector = SimCLRProjectionHead(channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True)
-            self.criterion = DCLLoss(temperature=contrast_temperature, gather_distributed=distributed.world_size() > 1)
+            self.criterion = DCLLoss(temperature=contrast_temperature, gather_distributed=self.ranks.world_size > 1)
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
@@ -213,7 +212,7 @@ class Distill(Method):
             return {}
         mine, theirs = self._last
         if self.pieces is None:
-            mine, theirs = distributed.gathered(mine), distributed.gathered(theirs)
+            mine, theirs = self.ranks.gathered(mine), self.ranks.gathered(theirs)
         return {"teacher_neighbours": shared_neighbours(mine, theirs)}
 
     def _of_image(self, prediction_BK: Tensor, unit_BK: Tensor, target_BK: Tensor) -> Tensor:
@@ -222,16 +221,16 @@ class Distill(Method):
         if self.loss == "smooth_l1":
             return F.smooth_l1_loss(prediction_BK, target_BK * target_BK.shape[1] ** 0.5)
         # SEED: an image's own teacher features are the first that it is compared with
-        others_NK = torch.cat([distributed.gathered(target_BK), self._queued()])
+        others_NK = torch.cat([self.ranks.gathered(target_BK), self._queued()])
         own_BN = torch.zeros(len(target_BK), len(others_NK), dtype=torch.bool, device=target_BK.device)
-        own_BN[torch.arange(len(target_BK)), distributed.rank() * len(target_BK) + torch.arange(len(target_BK))] = True
+        own_BN[torch.arange(len(target_BK)), self.ranks.rank * len(target_BK) + torch.arange(len(target_BK))] = True
         theirs_BN = (target_BK @ others_NK.T / self.teacher_temperature).softmax(1)
         mine_BN = (unit_BK @ others_NK.T / self.student_temperature).log_softmax(1)
         return -(theirs_BN * mine_BN).sum(1).mean()
 
     def _in_batch(self, unit_BK: Tensor, target_BK: Tensor) -> Tensor:
-        logits_BN = unit_BK @ distributed.gathered(target_BK).T / self.batch_temperature
-        own = distributed.rank() * len(unit_BK) + torch.arange(len(unit_BK), device=unit_BK.device)
+        logits_BN = unit_BK @ self.ranks.gathered(target_BK).T / self.batch_temperature
+        own = self.ranks.rank * len(unit_BK) + torch.arange(len(unit_BK), device=unit_BK.device)
         return F.cross_entropy(logits_BN, own)
 
     def _queued(self) -> Tensor:
@@ -241,7 +240,7 @@ class Distill(Method):
     def _remember(self, target_BK: Tensor) -> None:
         if not len(self.queue):
             return
-        new = distributed.gathered(target_BK)[: len(self.queue)]
+        new = self.ranks.gathered(target_BK)[: len(self.queue)]
         self.queue.copy_(torch.cat([new, self.queue])[: len(self.queue)])
         self.queue_filled.add_(len(new)).clamp_(max=len(self.queue))
 

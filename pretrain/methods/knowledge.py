@@ -41,7 +41,7 @@ class Said(NamedTuple):
 
     def over_all_ranks(self) -> Said:
         """The same of the global batch."""
-        gather = distributed.gathered_of_all
+        gather = distributed.gathered
         geometry = self.geometry_VB5
         return Said(
             [gather(part) for part in self.pooled],

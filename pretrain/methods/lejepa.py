@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 
 
@@ -44,7 +43,7 @@ class LeJEPA(Method):
     ) -> None:
         super().__init__(encoder)
         self.projector = LeJEPAProjectionHead(encoder.channels[-1], hidden_dim, projection_dim, num_layers)
-        self.gaussian = SIGReg(num_vectors=num_directions, gather_distributed=distributed.world_size() > 1)
+        self.gaussian = SIGReg(num_vectors=num_directions, gather_distributed=self.ranks.world_size > 1)
         self.gaussian_weight, self.num_global_views = gaussian_weight, num_global_views
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

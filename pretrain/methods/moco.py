@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -53,7 +52,7 @@ class MoCo(Method):
         self.criterion = NTXentLoss(
             temperature=temperature,
             memory_bank_size=(queue_size, projection_dim),
-            gather_distributed=distributed.world_size() > 1,
+            gather_distributed=self.ranks.world_size > 1,
         )
         keep_bank(self.criterion.memory_bank)
         self.momentum, self.queue_size = momentum, queue_size

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance, rising_momentum
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 
 
@@ -55,7 +54,7 @@ class MoCoV3(Method):
         queries = [self.predictor(self.projector(features)) for features in self.features(views)]
         with torch.no_grad():
             keys = [self.key_projector(features) for features in self.features(views, self.key_encoder)]
-        num_keys = len(keys[0]) * distributed.world_size()
+        num_keys = len(keys[0]) * self.ranks.world_size
         return StepOutput(
             loss=self._contrast(queries[0], keys[1]) + self._contrast(queries[1], keys[0]),
             embeddings=(queries[0].detach(), queries[1].detach()),
@@ -63,9 +62,9 @@ class MoCoV3(Method):
         )
 
     def _contrast(self, queries_BD: Tensor, keys_BD: Tensor) -> Tensor:
-        keys = distributed.gathered(F.normalize(keys_BD, dim=1))
+        keys = self.ranks.gathered(F.normalize(keys_BD, dim=1))
         logits = F.normalize(queries_BD, dim=1) @ keys.T / self.temperature
-        own = torch.arange(len(logits), device=logits.device) + distributed.rank() * len(logits)
+        own = torch.arange(len(logits), device=logits.device) + self.ranks.rank * len(logits)
         return 2 * self.temperature * F.cross_entropy(logits, own)
 
     def after_step(self, step: int, num_steps: int) -> None:

@@ -39,6 +39,12 @@ class Pieces:
         self._parameters: list[nn.Parameter] = []
         self._gradients: list[list[Tensor]] = []  # of each piece of this rank
         self._num_calls = 0
+        # every rank has the same loss, so that one counts
+        self.loss_weight, self.chance = float(distributed.rank() == 0), 0
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Every rank's loss has the rows of the whole batch."""
+        return tensor
 
     def run(self, encode: Encode, views: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """`encode(views of a piece)`, one output [B, ...] a view, for all pieces of all ranks: [B_global, ...] a view.
@@ -80,7 +86,7 @@ class Pieces:
         # the largest values over all pieces set the unit of each tensor
         largest = torch.stack([torch.stack(torch._foreach_norm(piece, math.inf)) for piece in self._gradients])
         largest = largest.double().amax(0).nan_to_num(nan=math.inf)
-        if distributed.num_processes() > 1:
+        if distributed.world_size() > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         sound = largest.isfinite()
         bits = INTEGER_BITS - math.ceil(math.log2(self.num * self._num_calls))
@@ -91,7 +97,7 @@ class Pieces:
         for piece in self._gradients:
             flat = torch.cat([gradient.reshape(-1) for gradient in piece]).double()
             total += flat.mul_(scale).nan_to_num_(nan=0.0).round_().long()
-        if distributed.num_processes() > 1:
+        if distributed.world_size() > 1:
             dist.all_reduce(total)
         unit = torch.ldexp(torch.ones_like(largest), -exponents).where(sound, math.nan)
         sums = total.double().mul_(unit.repeat_interleave(sizes)).split(sizes.tolist())
@@ -101,7 +107,7 @@ class Pieces:
         self._gradients, self._parameters, self._num_calls = [], [], 0
 
     def _num_here(self) -> int:
-        num_ranks = distributed.num_processes()
+        num_ranks = distributed.world_size()
         if self.num % num_ranks:
             raise UserError(f"{num_ranks} workers do not divide method.exact_pieces={self.num}")
         return self.num // num_ranks
@@ -111,7 +117,7 @@ class Pieces:
         num_here, seed = self._num_here(), torch.initial_seed()
         outputs = []
         for index in range(num_here):
-            torch.manual_seed(_seed(seed, distributed.process_rank() * num_here + index))
+            torch.manual_seed(_seed(seed, distributed.rank() * num_here + index))
             outputs.append(encode([view[self.rows(len(view), index)] for view in views]))
         torch.manual_seed(_seed(seed, self.num))
         return outputs
@@ -130,8 +136,8 @@ class _ThroughEncoder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         pieces, outputs = ctx.pieces, ctx.outputs
-        share = len(gradients[0]) // distributed.num_processes()
-        start = distributed.process_rank() * share
+        share = len(gradients[0]) // distributed.world_size()
+        start = distributed.rank() * share
         own = [gradient[start : start + share] for gradient in gradients]
         for index in range(len(outputs)):
             pieces.take(outputs[index], [gradient[pieces.rows(share, index)] for gradient in own])
@@ -140,7 +146,7 @@ class _ThroughEncoder(torch.autograd.Function):
 
 
 def _gathered(outputs: list[list[Tensor]]) -> list[Tensor]:
-    return [distributed.gathered_of_all(torch.cat(view)) for view in zip(*outputs, strict=True)]
+    return [distributed.gathered(torch.cat(view)) for view in zip(*outputs, strict=True)]
 
 
 def _seed(seed: int, index: int) -> int:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 
 
@@ -49,7 +48,7 @@ class SimCLR(Method):
             encoder.channels[-1], hidden_dim, projection_dim, num_layers=num_layers, batch_norm=True
         )
         # lightly's losses compute a rank's rows only, against the columns of all ranks
-        gather = distributed.world_size() > 1
+        gather = self.ranks.world_size > 1
         loss = DCLLoss if decoupled else NTXentLoss
         self.criterion: nn.Module = loss(temperature=temperature, gather_distributed=gather)
         if isinstance(self.criterion, NTXentLoss):
@@ -64,5 +63,5 @@ class SimCLR(Method):
         return StepOutput(
             loss=self.criterion(first, second),
             embeddings=(first.detach(), second.detach()),
-            chance_loss=math.log(2 * len(first) * distributed.world_size() - self._num_others),
+            chance_loss=math.log(2 * len(first) * self.ranks.world_size - self._num_others),
         )

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
-from pretrain.training import distributed
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import assignment_information, outputs_in_use
 
@@ -99,7 +98,7 @@ class SwAV(Method):
         """Assignments of this rank's rows, balanced over those of all ranks and the queue."""
         codes = []
         for view, embedding in enumerate(embeddings_BD):
-            everywhere, rows, rank = distributed.gathered(embedding), len(embedding), distributed.rank()
+            everywhere, rows, rank = self.ranks.gathered(embedding), len(embedding), self.ranks.rank
             queue = self.queue_VKD[view]
             known = everywhere
             # a queue that is not full yet has zeros at its end

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.errors import RunStopped
+from pretrain.training.distributed import GradientAverager
 
 
 class StepOutput(NamedTuple):
@@ -49,11 +50,40 @@ class Batches(Protocol):
         """Frees threads and files."""
 
 
-class Trainable(Protocol):
-    """A module that the loop can train: `forward(inputs) -> StepOutput`, and `after_step` for momentum encoders.
+class GradientExchange(Protocol):
+    """What ranks do with their gradients; `GradientAverager` and `pretrain.methods.pieces.Pieces` are such.
 
-    With `pieces` every rank computes the same loss of the whole global batch, and `pieces.finish()` takes the place of
-    averaging gradients over ranks (`pretrain.methods.pieces`).
+    Attributes:
+        loss_weight: of this rank's loss in the mean over the global batch.
+        chance: what random layers of this rank draw from beside the step.
     """
 
-    def after_step(self, step: int, num_steps: int) -> None: ...
+    loss_weight: float
+    chance: int
+
+    def finish(self) -> None:
+        """Called after `backward()`: then `.grad` is that of the loss of the global batch."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The rows of the global batch, of what a module's `StepOutput` has as embeddings; no gradient."""
+        ...
+
+
+class Trainable(nn.Module):
+    """A module that the loop can train: `forward(inputs) -> StepOutput`. All of its state is in its state_dict."""
+
+    @property
+    def sees_global_batch(self) -> bool:
+        """Whether every rank computes the loss of the whole global batch, not of its share."""
+        return False
+
+    def exchange(self) -> GradientExchange:
+        """What is done with gradients; called once, when parameters are where they are trained."""
+        return GradientAverager(self.parameters())
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        """Called after each step, also one that was skipped: for momentum copies."""
+
+    def health(self) -> dict[str, float]:
+        """Numbers on the module's state, to be logged."""
+        return {}

@@ -5,47 +5,23 @@ Everything is a no-op with one rank, so the same code runs without a process gro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_is_alone = False
 
-
-def num_processes() -> int:
+def world_size() -> int:
     """Ranks in the process group; 1 when there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def process_rank() -> int:
-    """This process's rank; 0 when there is no process group."""
-    return dist.get_rank() if num_processes() > 1 else 0
-
-
-def world_size() -> int:
-    """Ranks that share the batch: those of the process group, and 1 when there is none or inside `alone`."""
-    return 1 if _is_alone else num_processes()
-
-
 def rank() -> int:
-    """This process's rank among those that share the batch."""
-    return 0 if _is_alone else process_rank()
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Inside, each rank computes as if there were no other: for code that every rank runs on the whole global batch."""
-    global _is_alone
-    before, _is_alone = _is_alone, True
-    try:
-        yield
-    finally:
-        _is_alone = before
+    """This process's rank; 0 when there is no process group."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def summed(numbers: Sequence[float], device: torch.device) -> list[float]:
@@ -59,14 +35,9 @@ def summed(numbers: Sequence[float], device: torch.device) -> list[float]:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Concatenates equally shaped tensors of all ranks along the first axis, in the order of ranks; no gradient."""
-    return tensor if world_size() == 1 else gathered_of_all(tensor)
-
-
-def gathered_of_all(tensor: Tensor) -> Tensor:
-    """`gathered`, also inside `alone`."""
-    if num_processes() == 1:
+    if world_size() == 1:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(num_processes())]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
@@ -105,6 +76,46 @@ def equalise(module: nn.Module) -> None:
             dist.broadcast(tensor.data, src=0)
 
 
+class _Gathered(torch.autograd.Function):
+    """All ranks' rows; each rank's gradient is the sum of what all ranks' losses want of its rows."""
+
+    @staticmethod
+    def forward(_: object, tensor: Tensor) -> Tensor:
+        return gathered(tensor)
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> Tensor:
+        total = summed_tensor(gradient)
+        rows = len(total) // world_size()
+        return total[rank() * rows : (rank() + 1) * rows]
+
+
+class Ranks(NamedTuple):
+    """Processes that share a batch, as a loss over the global batch sees them."""
+
+    rank: int
+    world_size: int
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks [B_global, ...], in the order of ranks; no gradient."""
+        return tensor if self.world_size == 1 else gathered(tensor)
+
+    def global_batch(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks [B_global, ...], with gradient.
+
+        A loss over them is computed on every rank alike, and its gradients averaged over ranks equal those of one process.
+        """
+        return tensor if self.world_size == 1 else _Gathered.apply(tensor)
+
+
+ALONE = Ranks(0, 1)
+
+
+def all_ranks() -> Ranks:
+    """Those of the process group."""
+    return Ranks(rank(), world_size())
+
+
 class GradientAverager:
     """Averages gradients over ranks while the backward pass still runs, in buckets that never change.
 
@@ -114,12 +125,16 @@ class GradientAverager:
     `backward()`; unused parameters count as zero gradients.
 
     Args:
-        parameters: those to be trained, in the same order on every rank.
+        parameters: those that require gradients are trained; in the same order on every rank.
         bucket_bytes: gradients sent in one message.
+
+    Attributes:
+        loss_weight, chance: see `pretrain.training.contract.GradientExchange`.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, bucket_bytes: int = 25 * 2**20) -> None:
         self._buckets: list[_Bucket] = []
+        self.loss_weight, self.chance = 1 / world_size(), rank()
         if world_size() == 1:
             return
         # gradients become ready from the last layer to the first
@@ -144,6 +159,10 @@ class GradientAverager:
                 self._sent += 1
 
         return ready
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks, [B_global, ...]; no gradient."""
+        return gathered(tensor)
 
     def finish(self) -> None:
         """Waits for all buckets; afterwards `.grad` of every parameter is the average over ranks."""

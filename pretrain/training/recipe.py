@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
 
 from cluster.place import Place
 from pretrain.data.loader import Batch, Loader
@@ -18,11 +21,13 @@ from pretrain.encoders import Encoder
 from pretrain.training import distributed
 from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
-from pretrain.training.data_identity import identity_of, summary_of
+from pretrain.training.contract import Trainable
+from pretrain.training.data_identity import Identity, identity_of, summary_of
 from pretrain.training.exactness import exactness
 from pretrain.training.feeding import TrainingBatches
 from pretrain.training.loop import Outcome, train
 from pretrain.training.optimizers import Rates, build_optimizer, parameter_groups
+from pretrain.training.plan import Evaluating, Plan
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.schedules import half_cosine, scaled_learning_rate, warmup_cosine
 from pretrain.training.settings import DataSettings, OptimizerSettings, TrainingSettings
@@ -59,46 +64,129 @@ def num_decode_threads(data: DataSettings) -> int:
     return data.decode_threads or max(1, torch.get_num_threads())
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What a module is fed with.
+
+    Attributes:
+        columns: read beside the image.
+        to_inputs: `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
+        wrap_source: may add columns to what is read, see `pretrain.data.stored_features`.
+        also_read: data beside that of `manifest` that a run depends on, by what it is for.
+    """
+
+    order: Order
+    manifest: Manifest
+    viewer: Viewer
+    to_inputs: Callable[[list[Tensor], Batch], Any]
+    columns: Sequence[str] = ()
+    wrap_source: Callable[[Source], Source] = lambda source: source
+    also_read: Mapping[str, Manifest] = field(default_factory=dict)
+
+    def batches(self, data: DataSettings, place: Place) -> Callable[[int], TrainingBatches]:
+        """Gives a rank's batches from a number of samples seen (over all ranks) on."""
+        shards = Shards(self.manifest, image_column=data.image_column, columns=self.columns)
+        decode_threads = num_decode_threads(data)
+        source, transform = self.viewer.source(shards, decode_threads=decode_threads)
+        wrapped = self.wrap_source(source)
+        kept = self.viewer.kept_images()
+
+        def batches_from(samples_seen: int) -> TrainingBatches:
+            loader = Loader(
+                self.order,
+                wrapped,
+                transform,
+                rank=place.rank,
+                world_size=place.world_size,
+                samples_seen=samples_seen,
+                decode_threads=decode_threads,
+                read_threads=data.read_threads,
+                prefetch_batches=data.prefetch_batches,
+                prefetch_bytes=data.prefetch_mib * 2**20,
+                kept=kept,
+            )
+            return TrainingBatches(
+                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), place.device
+            )
+
+        return batches_from
+
+    def identities(self) -> dict[str, Identity]:
+        """What is learnt from, for checkpoints and results."""
+        return identity_of({"train": self.manifest, **self.also_read})
+
+
+class StageSettings(Protocol):
+    """The settings that both stages share."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataSettings: ...
+    @property
+    def training(self) -> TrainingSettings: ...
+    @property
+    def optimizer(self) -> OptimizerSettings: ...
+
+
 def train_by(
-    module: nn.Module,
+    settings: StageSettings,
+    module: Trainable,
+    feed: Feed,
     *,
     place: Place,
-    out: str,
     run: RunFolder | None,
-    order: Order,
-    manifest: Manifest,
-    columns: Sequence[str] = (),
-    viewer: Viewer,
-    to_inputs: Callable[[list[Tensor], Batch], Any],
-    data: DataSettings,
-    training: TrainingSettings,
-    optimizer: OptimizerSettings,
-    seed: int,
     learning_rate_share: Callable[[str], float] = lambda name: 1.0,
     constant_rate: tuple[str, ...] = (),
-    evaluate: Callable[[int, bool], dict[str, float]] | None = None,
-    evaluate_every_epochs: float = 0.0,
     hold: tuple[Mapping[str, Tensor], float] | None = None,
+    on_collapse: str = "warn",
+    evaluating: Evaluating | None = None,
+    evaluate_every_epochs: float = 0.0,
     compute_threads: int = 0,
-    also_read: Mapping[str, Manifest] | None = None,
     loop: Callable[..., Outcome] = train,
-    wrap_source: Callable[[Source], Source] = lambda source: source,
-    **more: Any,
 ) -> Outcome:
-    """Trains `module` by the settings that both stages share; `more` goes to the `loop` as it is.
+    """Trains `module` on `feed` by the settings that both stages share.
 
-    `hold` are weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`). `wrap_source`
-    may add columns to what is read, see `pretrain.data.stored_features`. On the CPU it computes with `compute_threads`, 0 for
-    as many as the worker has. `also_read` holds data beside that of `manifest` that a run depends on, by what it is for.
-
-    `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
+    Args:
+        learning_rate_share: of a parameter, by its name.
+        constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
+        hold: weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`).
+        evaluate_every_epochs: takes the place of `evaluating.every_steps`; 0: after the last step only.
+        compute_threads: on the CPU; 0 for as many as the worker has.
+        loop: `train`, or what takes the same in its place.
     """
+    _settle(module, settings.training, place)
+    training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
+    num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))
+    mover, rates_at = _optimizer(settings, module, num_steps, steps_per_epoch, learning_rate_share, constant_rate, hold)
+    if evaluating is not None and evaluate_every_epochs:
+        # a small share of an epoch is no less often than each step
+        every = max(1, round(evaluate_every_epochs * steps_per_epoch))
+        evaluating = dataclasses.replace(evaluating, every_steps=every)
+    plan = Plan(
+        settings.out,
+        training,
+        num_steps,
+        steps_per_epoch,
+        rates_at,
+        seed=settings.seed,
+        on_collapse=on_collapse,
+        max_bad_share=settings.data.max_bad_share,
+        evaluating=evaluating,
+        data=feed.identities() if place.rank == 0 else {},
+        on_data_change=settings.data.on_change,
+    )
+    with exactness(training.reproducible, num_threads=compute_threads):
+        return loop(module, mover, plan, place=place, run=run, batches_from=feed.batches(settings.data, place))
+
+
+def _settle(module: Trainable, training: TrainingSettings, place: Place) -> None:
     # where every rank computes the loss of the whole batch, norms in heads see all of it
-    replicated = getattr(module, "pieces", None) is not None
-    num_norms = 0 if replicated else distributed.synchronise_batch_norm(module, place.device)
+    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, place.device)
     if num_norms:
-        note = f"{num_norms} batch norms use the statistics of all {place.world_size} workers"
-        place.report({"kind": "note", "text": note})
+        place.note(f"{num_norms} batch norms use the statistics of all {place.world_size} workers")
     if place.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and place.device.type == "cuda"):
@@ -106,82 +194,37 @@ def train_by(
             if isinstance(part, Encoder):  # momentum copies too
                 part.compile()
 
-    num_steps = training.steps or max(1, round(training.epochs * order.steps_per_epoch))
-    num_warmup_steps = min(round(training.warmup_epochs * order.steps_per_epoch), num_steps // 2)
-    peak = scaled_learning_rate(
-        optimizer.learning_rate, scaling=optimizer.scaling, batch_size_global=training.batch_size_global
-    )
-    groups = parameter_groups(
-        module,
-        weight_decay=optimizer.weight_decay,
-        learning_rate_share=learning_rate_share,
-        constant_rate=constant_rate,
-    )
-    shards = Shards(manifest, image_column=data.image_column, columns=columns)
-    decode_threads = num_decode_threads(data)
-    source, transform = viewer.source(shards, decode_threads=decode_threads)
-    wrapped = wrap_source(source)
-    kept = viewer.kept_images()
 
-    def batches_from(samples_seen: int) -> TrainingBatches:
-        loader = Loader(
-            order,
-            wrapped,
-            transform,
-            rank=place.rank,
-            world_size=place.world_size,
-            samples_seen=samples_seen,
-            decode_threads=decode_threads,
-            read_threads=data.read_threads,
-            prefetch_batches=data.prefetch_batches,
-            prefetch_bytes=data.prefetch_mib * 2**20,
-            kept=kept,
-        )
-        return TrainingBatches(loader, shards, lambda batch: to_inputs(viewer.finish(batch), batch), place.device)
-
-    first_decay, last_decay = optimizer.weight_decay, optimizer.final_weight_decay
+def _optimizer(
+    settings: StageSettings,
+    module: Trainable,
+    num_steps: int,
+    steps_per_epoch: int,
+    learning_rate_share: Callable[[str], float],
+    constant_rate: tuple[str, ...],
+    hold: tuple[Mapping[str, Tensor], float] | None,
+) -> tuple[Optimizer, Callable[[int], Rates]]:
+    chosen = settings.optimizer
+    num_warmup_steps = min(round(settings.training.warmup_epochs * steps_per_epoch), num_steps // 2)
+    batch = settings.training.batch_size_global
+    peak = scaled_learning_rate(chosen.learning_rate, scaling=chosen.scaling, batch_size_global=batch)
+    first_decay, last_decay = chosen.weight_decay, chosen.final_weight_decay
 
     def rates_at(step: int) -> Rates:
         learning_rate, constant = (
             peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=final)
-            for final in (optimizer.final_share, 1.0)
+            for final in (chosen.final_share, 1.0)
         )
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
-    mover = build_optimizer(optimizer.name, groups, learning_rate=peak, momentum=optimizer.momentum)
+    groups = parameter_groups(
+        module, weight_decay=first_decay, learning_rate_share=learning_rate_share, constant_rate=constant_rate
+    )
+    mover = build_optimizer(chosen.name, groups, learning_rate=peak, momentum=chosen.momentum)
     if hold is not None:
         hold_on(mover, module, hold[0], strength=hold[1], peak_rate=peak)
-    with exactness(training.reproducible, num_threads=compute_threads):
-        return loop(
-            module,
-            mover,
-            place=place,
-            run=run,
-            run_url=out,
-            batches_from=batches_from,
-            num_steps=num_steps,
-            batch_size_global=training.batch_size_global,
-            steps_per_epoch=order.steps_per_epoch,
-            rates_at=rates_at,
-            seed=seed,
-            precision=training.precision,
-            clip_gradient=training.clip_gradient,
-            on_nonfinite=training.on_nonfinite,
-            max_bad_share=data.max_bad_share,
-            data=identity_of({"train": manifest, **(also_read or {})}) if place.rank == 0 else None,
-            on_data_change=data.on_change,
-            log_every_steps=training.log_every_steps,
-            checkpoint_every_steps=training.checkpoint_every_steps,
-            checkpoint_every_seconds=training.checkpoint_every_seconds,
-            keep_checkpoints=training.keep_checkpoints,
-            evaluate=evaluate,
-            # 0 is never; a small share of an epoch is no less often than each step
-            evaluate_every_steps=max(1, round(evaluate_every_epochs * order.steps_per_epoch))
-            if evaluate_every_epochs
-            else 0,
-            **more,
-        )
+    return mover, rates_at
 
 
 def summary(progress: Progress) -> dict[str, Any]:

@@ -51,13 +51,13 @@ class Recorded:
         self._loader.close()
 
 
-def recorded_train(*arguments, batches_from, place, batch_size_global, **options):
+def recorded_train(module, optimizer, plan, *, place, run, batches_from):
     def recorded(samples_seen):
         batches = batches_from(samples_seen)
-        Recorded(batches, place, samples_seen, batch_size_global, Path(f"{options['run_url']}.rows"))
+        Recorded(batches, place, samples_seen, plan.training.batch_size_global, Path(f"{plan.out}.rows"))
         return batches
 
-    return train(*arguments, batches_from=recorded, place=place, batch_size_global=batch_size_global, **options)
+    return train(module, optimizer, plan, place=place, run=run, batches_from=recorded)
 
 
 def recorded_pretrain(place, settings):

@@ -1,5 +1,6 @@
 """The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs, damaged checkpoints."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,13 +16,15 @@ from cluster import storage
 from cluster.errors import RunStopped, UserError
 from cluster.place import place_here
 from pretrain.training import checkpoints
-from pretrain.training.contract import StepOutput, TrainingBatch
+from pretrain.training.contract import StepOutput, Trainable, TrainingBatch
 from pretrain.training.loop import train
 from pretrain.training.optimizers import Rates
+from pretrain.training.plan import Evaluating, Plan
 from pretrain.training.run_folder import RunFolder
+from pretrain.training.settings import TrainingSettings
 
 
-class Toy(nn.Module):
+class Toy(Trainable):
     """A regression with dropout, a buffer that counts, and a loss that can be made to fail."""
 
     def __init__(self):
@@ -77,13 +80,17 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
 
     with place_here(show) as place:
         folder = RunFolder(url)
+        names = {field.name for field in dataclasses.fields(TrainingSettings)}
+        settings = {"log_every_steps": 1, "checkpoint_every_steps": 7, "checkpoint_every_seconds": 600.0, **options}
+        plan = Plan(
+            url, TrainingSettings(batch_size_global=8, **{name: settings[name] for name in names & settings.keys()}),
+            steps, 10, lambda step: Rates(0.05 * (1 - step / 100), 0.05, 0.0), seed=7,
+            **{name: value for name, value in settings.items() if name not in names},
+        )  # fmt: skip
         try:
             outcome = train(
-                module, optimizer, place=place, run=folder, run_url=url,
-                batches_from=lambda seen: ToyBatches(seen, die_at), num_steps=steps, batch_size_global=8,
-                steps_per_epoch=10, rates_at=lambda step: Rates(0.05 * (1 - step / 100), 0.05, 0.0), seed=7,
-                **{"log_every_steps": 1, "checkpoint_every_steps": 7, **options},
-            )  # fmt: skip
+                module, optimizer, plan, place=place, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
+            )
         finally:
             if close:
                 folder.close()
@@ -184,8 +191,11 @@ def test_skipped_steps_are_logged_ones_too(tmp_path, log_every_steps):
 def test_a_score_that_is_not_finite_is_never_the_best(tmp_path, scores):
     kept = []
     _, outcome, records = run(
-        str(tmp_path / "run"), evaluate=lambda step, last: {"accuracy": scores[step // 10 - 1]},
-        evaluate_every_steps=10, best_metric="accuracy", keep_best=kept.append,
+        str(tmp_path / "run"),
+        evaluating=Evaluating(
+            lambda step, last: {"accuracy": scores[step // 10 - 1]}, every_steps=10, best_metric="accuracy",
+            keep_best=kept.append,
+        ),
     )  # fmt: skip
     progress = outcome.progress
     assert kept and kept[-1] == progress.best_step  # there always is a model
@@ -401,16 +411,13 @@ def test_a_checkpoint_of_another_model_or_version_is_refused(tmp_path):
 def test_the_best_evaluation_is_kept_and_its_score_survives_a_restart(tmp_path):
     scores = {10: 0.5, 20: 0.9, 30: 0.7}
     kept = []
-    options = {
-        "evaluate": lambda step, last: {"accuracy": scores[step]},
-        "evaluate_every_steps": 10,
-        "best_metric": "accuracy",
-        "keep_best": kept.append,
-    }
+    evaluating = Evaluating(
+        lambda step, last: {"accuracy": scores[step]}, every_steps=10, best_metric="accuracy", keep_best=kept.append
+    )
     url = str(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        run(url, die_at=8 * 25, **options)
-    _, outcome, _ = run(url, **options)
+        run(url, die_at=8 * 25, evaluating=evaluating)
+    _, outcome, _ = run(url, evaluating=evaluating)
     assert kept == [10, 20]
     assert (outcome.progress.best_score, outcome.progress.best_step) == (0.9, 20)
     assert outcome.progress.metrics == {"accuracy": 0.7}
@@ -429,11 +436,9 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
     with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_share=0.05"):
         module = Toy()
         with place_here() as place:
-            train(
-                module, torch.optim.SGD(module.parameters()), place=place, run=None, run_url=str(tmp_path / "rotten"),
-                batches_from=Rotten, num_steps=30, batch_size_global=8, steps_per_epoch=10,
-                rates_at=lambda step: Rates(0.1, 0.1, 0.0), seed=0,
-            )  # fmt: skip
+            training = TrainingSettings(batch_size_global=8)
+            plan = Plan(str(tmp_path / "rotten"), training, 30, 10, lambda step: Rates(0.1, 0.1, 0.0))
+            train(module, torch.optim.SGD(module.parameters()), plan, place=place, run=None, batches_from=Rotten)
 
 
 def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):
@@ -448,11 +453,13 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
         with place_here(records.append) as place:
             folder = RunFolder(str(url))
             try:
-                train(
-                    module, torch.optim.SGD(module.parameters()), place=place, run=folder, run_url=str(url),
-                    batches_from=Clustered, num_steps=30, batch_size_global=8, steps_per_epoch=500,
-                    rates_at=lambda step: Rates(0.01, 0.1, 0.0), seed=0, max_bad_share=max_bad_share,
+                plan = Plan(
+                    str(url), TrainingSettings(batch_size_global=8), 30, 500, lambda step: Rates(0.01, 0.1, 0.0),
+                    max_bad_share=max_bad_share,
                 )  # fmt: skip
+                train(
+                    module, torch.optim.SGD(module.parameters()), plan, place=place, run=folder, batches_from=Clustered
+                )
             finally:
                 folder.close()
         return [record["text"] for record in records if record.get("kind") == "warning"]

@@ -27,8 +27,8 @@ def make(name, *, pieces, images_per_pass=0, drop_path=0.2):
 
 
 def inputs_of_rank(method, name, step):
-    share = BATCH // distributed.num_processes()
-    start = distributed.process_rank() * share
+    share = BATCH // distributed.world_size()
+    start = distributed.rank() * share
     return make_inputs(method, name, step, BATCH, slice(start, start + share), torch.float32)
 
 

@@ -1,0 +1,216 @@
+"""What a run measures, says and writes between its steps: counts, evaluations, log lines, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from torch.optim import Optimizer
+
+from cluster import storage
+from cluster.errors import RunStopped
+from cluster.place import Place
+from pretrain.training import health
+from pretrain.training.checkpoints import CheckpointWriter, Progress
+from pretrain.training.clock import Clock
+from pretrain.training.contract import GradientExchange, Trainable
+from pretrain.training.distributed import gathered_objects, summed, world_size
+from pretrain.training.plan import Plan
+from pretrain.training.rules import too_many_bad
+from pretrain.training.run_folder import RunFolder
+from pretrain.training.stepping import Gradients
+
+FAILED_CHECKPOINT_SECONDS = 30.0  # after one that could not be written the next is not long in coming
+
+
+class Logbook:
+    """Keeps a run's `progress`; `run` and `writer` are rank 0's. What agrees over ranks is called on every rank alike."""
+
+    def __init__(
+        self,
+        module: Trainable,
+        optimizer: Optimizer,
+        progress: Progress,
+        plan: Plan,
+        place: Place,
+        run: RunFolder | None,
+        writer: CheckpointWriter | None,
+    ) -> None:
+        self._module, self._optimizer, self._plan, self._place = module, optimizer, plan, place
+        self._run, self._writer = run, writer
+        self.progress, self.clock = progress, Clock(progress.seconds)
+        batch = plan.training.batch_size_global
+        self._watch = health.HealthWatch(num_steps=plan.num_steps, batch_size_global=batch)
+        self._warned: set[str] = set()
+        self._checkpointed_at = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left: all are taken, or evaluations ran out of patience."""
+        return self.progress.step >= self._plan.num_steps or self._out_of_patience
+
+    @property
+    def _out_of_patience(self) -> bool:
+        evaluating = self._plan.evaluating
+        return evaluating is not None and 0 < evaluating.patience <= self.progress.evaluations_since_best
+
+    def count_step(self, num_bad_rows: int) -> None:
+        """A step was taken, with so many bad rows over all ranks. Raises RunStopped when they are too many."""
+        progress, plan, batch = self.progress, self._plan, self._plan.training.batch_size_global
+        progress.step += 1
+        progress.samples_seen += batch
+        progress.bad_row_count += num_bad_rows
+        self.clock.count(batch)
+        self._place.beat(progress.step)
+        if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
+            self._place.note(f"recovered within {seconds:.1f} s")
+        if (unusable := too_many_bad(progress, plan.max_bad_share, batch * plan.steps_per_epoch)) is not None:
+            self._gather_bad_rows()
+            raise RunStopped(unusable)
+        if "bad rows" not in self._warned and (unusable := too_many_bad(progress, plan.max_bad_share, 0)) is not None:
+            self._warned.add("bad rows")
+            rule = "the run stops when they are more than that share of all rows"
+            self._place.warn(f"step {progress.step}: {unusable}; {rule}")
+
+    def tell_troubles(self) -> None:
+        """Says what could not be written since the last call."""
+        while self._run is not None and self._run.troubles:
+            self.progress.failed_writes += 1
+            self._place.warn(self._run.troubles.popleft())
+
+    def evaluate_when_due(self) -> dict[str, float]:
+        """The numbers of an evaluation after this step; empty where none is due."""
+        evaluating, progress, num_steps = self._plan.evaluating, self.progress, self._plan.num_steps
+        if evaluating is None:
+            return {}
+        every = evaluating.every_steps
+        if progress.step != num_steps and not (every and progress.step % every == 0):
+            return {}
+        with self.clock.paused():
+            self._module.eval()
+            numbers = evaluating.function(progress.step, progress.step == num_steps)
+            self._module.train()
+            self._keep_best(numbers)
+        for name, number in numbers.items():
+            if math.isfinite(number):
+                progress.metrics[name] = number
+            else:  # neither JSON nor a report can hold it, and the former one is out of date
+                progress.metrics.pop(name, None)
+                self._place.warn(f"step {progress.step}: {name} is {number}")
+        if self._out_of_patience and progress.step < num_steps:
+            many = evaluating.patience
+            self._place.note(f"stops at step {progress.step} of {num_steps}: {many} evaluations without a better one")
+        return numbers
+
+    def _keep_best(self, numbers: dict[str, float]) -> None:
+        evaluating, progress = self._plan.evaluating, self.progress
+        assert evaluating is not None
+        score = numbers.get(evaluating.best_metric) if evaluating.best_metric else None
+        if score is None:
+            return
+        former, sign = progress.best_score, -1.0 if evaluating.best_is_lowest else 1.0
+        progress.evaluations_since_best += 1
+        better = math.isfinite(score) and (former is None or sign * score > sign * former)
+        if better:
+            progress.best_score, progress.evaluations_since_best = score, 0
+        if better or former is None:  # a run without any sound score keeps its newest model
+            progress.best_step = progress.step
+            if evaluating.keep_best is not None:
+                evaluating.keep_best(progress.step)
+
+    def log_when_due(self, gradients: Gradients, exchange: GradientExchange, numbers: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and what it says of the run's health. Raises RunStopped on collapse where the plan says so.
+
+        `numbers` are those of an evaluation, which are logged whenever there are any.
+        """
+        progress = self.progress
+        if progress.step % self._plan.training.log_every_steps and not self.over and not numbers:
+            return
+        state = self._module.health()
+        record = self._record(gradients, exchange) | state | numbers
+        output = gradients.output
+        dim = 0 if output.embeddings is None else output.embeddings[0].shape[1]
+        findings = self._watch.look(progress.step, record, dim=dim, chance_loss=output.chance_loss)
+        if findings:
+            record["findings"] = {finding.kind: finding.text for finding in findings}
+        if self._run is not None:
+            self._run.log(record)
+        self._place.report({"kind": "progress", "num_steps": self._plan.num_steps, **_finite_only(record)})
+        for finding in findings:
+            if self._plan.on_collapse == "stop" and finding.kind in health.COLLAPSES:
+                raise RunStopped(f"step {progress.step}: {finding.text}")
+            if finding.kind not in self._warned:
+                self._place.warn(f"step {progress.step}: {finding.text}")
+            self._warned.add(finding.kind)
+
+    def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
+        # all ranks come here, because health looks at the embeddings of all
+        progress, output = self.progress, gradients.output
+        logs = sorted(output.logs)
+        *means, num_retries = summed(
+            [*(float(output.logs[name]) for name in logs), storage.retries()], output.loss.device
+        )
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "samples_seen": progress.samples_seen,
+            "epoch": progress.step / self._plan.steps_per_epoch,
+            "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
+            "learning_rate": gradients.learning_rate,
+            "gradient_norm": gradients.norm,
+            **{name: mean / world_size() for name, mean in zip(logs, means, strict=True)},
+            **self.clock.rates(),
+            "bad_rows": progress.bad_row_count,
+            "read_retries": int(num_retries),
+            "restarts": progress.restarts,
+            "seconds": self.clock.total(),
+            "failed_writes": progress.failed_writes,
+        }
+        if output.embeddings is not None:
+            record |= health.embedding_health(*(exchange.whole(part.detach()) for part in output.embeddings))
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        return record
+
+    def wants_checkpoint(self) -> bool:
+        """Whether this rank wants one beside those after a number of steps: rank 0, asked or by the clock."""
+        failed = self._writer is not None and self._writer.failed
+        seconds = self._plan.training.checkpoint_every_seconds
+        if failed:
+            seconds = min(seconds, FAILED_CHECKPOINT_SECONDS)
+        asked = self._place.checkpoint_requested()
+        return self._place.rank == 0 and (asked or time.monotonic() - self._checkpointed_at > seconds)
+
+    def write_checkpoint_when_due(self, *, asked: bool, stops: bool) -> None:
+        """A checkpoint, after the last step, at a stop, when a rank has asked, and every so many steps."""
+        ends = self.over or stops
+        if not (ends or asked or self.progress.step % self._plan.training.checkpoint_every_steps == 0):
+            return
+        self.progress.seconds = self.clock.total()
+        self._gather_bad_rows()
+        if self._run is not None and self._writer is not None:
+            self._writer.write(self._module, self._optimizer, self.progress, first=self._run.sync, needed=ends)
+        self._checkpointed_at = time.monotonic()
+
+    def _gather_bad_rows(self) -> None:
+        for rows in gathered_objects(self.progress.bad_rows):
+            self.progress.bad_rows.update(rows)
+
+    def close(self) -> None:
+        """However the run ended: a checkpoint under way is worth its seconds, and what was logged is stored."""
+        if self._writer is not None:
+            self._writer.join()
+        self.tell_troubles()
+        if self._run is not None:
+            if self.progress.bad_rows:
+                self._run.write_bad_rows(self.progress.bad_rows)
+            self._run.sync()
+
+    def finish(self) -> None:
+        """Raises what went wrong with the last checkpoint."""
+        if self._writer is not None:
+            self._writer.wait()
+        self.progress.seconds = self.clock.total()
+
+
+def _finite_only(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}

@@ -1,0 +1,71 @@
+"""One training step: forward, backward, and the move of the optimizer. The loop and `--check` take the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pretrain.data.hashing import hash64
+from pretrain.training.contract import StepOutput, Trainable
+from pretrain.training.optimizers import set_rates
+from pretrain.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward pass left beside `.grad`: the loss of this rank, and the norm over the global batch's gradient."""
+
+    output: StepOutput
+    loss: float
+    norm: float
+    learning_rate: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the optimizer may move by them."""
+        return math.isfinite(self.loss + self.norm)
+
+
+class Stepper:
+    """Takes the steps of a plan on one rank. `exchange` is the module's, see `pretrain.training.contract`."""
+
+    def __init__(self, module: Trainable, optimizer: Optimizer, plan: Plan, device: torch.device) -> None:
+        self._module, self._optimizer, self._plan = module, optimizer, plan
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._autocast = autocast_for(plan.training.precision, device)
+        self._max_norm = plan.training.clip_gradient or math.inf
+        self.exchange = module.exchange()
+
+    def backward(self, inputs: Any, step: int) -> Gradients:
+        """Leaves the gradient of the global batch's loss in `.grad`, clipped where the plan says so."""
+        # random layers (drop path, dropout) draw from the step and the rank, so that a resumed step repeats
+        torch.manual_seed(int(hash64(self._plan.seed, step, self.exchange.chance)) >> 1)
+        rates = self._plan.rates_at(step)
+        set_rates(self._optimizer, rates)
+        with self._autocast():
+            output: StepOutput = self._module(inputs)
+        output.loss.backward()
+        self.exchange.finish()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm, foreach=True)
+        return Gradients(output, float(output.loss.detach()), float(norm), rates.learning_rate)
+
+    def move(self, step: int, *, sound: bool) -> None:
+        """Moves the optimizer, on sound gradients only, and whatever the module moves after a step."""
+        if sound:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._module.after_step(step, self._plan.num_steps)
+
+
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Of `float32`, `bfloat16`, or `auto`: bfloat16 on CUDA and float32 on the CPU."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
