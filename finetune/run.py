@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cluster import storage
 from cluster.errors import UserError, choose
@@ -68,43 +71,66 @@ def run_one(
     settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
 ) -> int:
     """Checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
-    settings.data.use_stores()
-    order, manifest, validation = open_data(settings)
-    order.streams_of_rank(0, max(1, settings.cluster.workers))
-    task: Task = TASKS[settings.task](settings, manifest, validation)
+    parts = Parts.of(settings)
+    task, manifest = parts.task, parts.manifest
     if settings.best_metric is not None and task.metric_names:
         choose("best_metric", settings.best_metric, task.metric_names)
-    source = _open_encoder(settings)
-    check_images(manifest, settings.data.image_column, source.encoder.in_channels)
+    check_images(manifest, settings.data.image_column, parts.source.encoder.in_channels)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
-    for line in (describe_data(manifest, order), *task.notes):
+    for line in (describe_data(manifest, parts.order), *task.notes):
         print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
-        finetune,
+        # what is made here is used here; workers of a cluster make their own
+        finetune if settings.cluster.workers else partial(finetune, parts=parts),
         settings,
         cluster_settings=settings.cluster,
-        world_sizes=order.world_sizes,
-        data={"train": manifest, "validation": validation},
+        world_sizes=parts.order.world_sizes,
+        data={"train": manifest, "validation": parts.validation},
         check_only=check_only,
         report=report,
     )
 
 
-def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json."""
-    torch.manual_seed(settings.seed)
-    settings.data.use_stores()
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of: the training rows and their order, what their labels say, and the encoder.
 
-    # -- data and what its labels say -----------------------------------------------------------------------------------
-    order, manifest, validation = open_data(settings)
-    task: Task = TASKS[settings.task](settings, manifest, validation)
+    `random_state` is torch's after the encoder was made, which heads draw from, here and on workers alike.
+    """
+
+    order: Order
+    manifest: Manifest
+    validation: Manifest
+    task: Task
+    source: EncoderSource
+    random_state: Tensor
+
+    @classmethod
+    def of(cls, settings: FinetuneSettings) -> Parts:
+        """Raises UserError for what a run cannot be made of."""
+        settings.data.use_stores()
+        order, manifest, validation = open_data(settings)
+        order.streams_of_rank(0, max(1, settings.cluster.workers))
+        task: Task = TASKS[settings.task](settings, manifest, validation)
+        torch.manual_seed(settings.seed)
+        source = _open_encoder(settings)
+        return cls(order, manifest, validation, task, source, torch.get_rng_state())
+
+
+def finetune(
+    place: Place, settings: FinetuneSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+) -> dict[str, Any]:
+    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
+    settings.data.use_stores()
+    parts = parts or Parts.of(settings)
+    manifest, validation, task, source = parts.manifest, parts.validation, parts.task, parts.source
     columns = sorted(set(task.columns.values()))
     validation_shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
 
     # -- model ----------------------------------------------------------------------------------------------------------
-    source = _open_encoder(settings)
+    torch.set_rng_state(parts.random_state)
     size = settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
     config = common_config(settings, source, size, task.columns) | task.config_for(source.encoder, size)
     if settings.mode == LORA:
@@ -135,7 +161,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
     if place.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     feed = Feed(
-        order,
+        parts.order,
         manifest,
         viewer,
         lambda images, batch: task.to_inputs(images, batch, place.device),

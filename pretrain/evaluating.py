@@ -24,16 +24,22 @@ class Evaluation:
         settings: of the run.
         manifest: of the images that RankMe looks at.
         place: where the run computes; all ranks compute together.
+        probe: of `label_probe`.
         first_weights: gives the encoder as the run began with it: without its scores others say little.
 
-    Raises UserError for labelled data that is not there, and for a best metric that nobody measures.
+    Raises UserError for a best metric that nobody measures.
     """
 
     def __init__(
-        self, settings: PretrainSettings, manifest: Manifest, place: Place, first_weights: Callable[[], Encoder]
+        self,
+        settings: PretrainSettings,
+        manifest: Manifest,
+        place: Place,
+        probe: LabelProbe | None,
+        first_weights: Callable[[], Encoder],
     ) -> None:
         self._settings, self._manifest, self._place, self._first_weights = settings, manifest, place, first_weights
-        self._probe = label_probe(settings)
+        self._probe = probe
         self._before: dict[str, float] | None = None
         self.best_metric = best_metric(settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, 
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
+from pretrain.training.probes import LabelProbe
 from pretrain.training.recipe import Feed, describe_data, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder, write_result
 
@@ -39,69 +41,82 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     `report(out)` is called when the run has ended, however it did.
     """
     settings, start_notes = resolved(_with_absolute_urls(settings))
-    settings.data.use_stores()
-    columns = [settings.data.image_column]
-    manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
-    order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
-    order.streams_of_rank(0, max(1, settings.cluster.workers))
-    world_sizes = _world_sizes(settings, order)
-    with_stored_features(method_of(settings), manifest)
-    views_of(settings)
-    label_probe(settings)
-    best_metric(settings)
-    for line in (describe_data(manifest, order), *start_notes):
+    parts = Parts.of(settings)
+    world_sizes = _world_sizes(settings, parts.order)
+    for line in (describe_data(parts.manifest, parts.order), *start_notes):
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
-        pretrain,
+        # what is made here is used here; workers of a cluster make their own
+        pretrain if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,
         world_sizes=world_sizes,
-        data={"train": manifest},
+        data={"train": parts.manifest},
         check_only=check_only,
         report=report,
     )
 
 
-def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Outcome] = train) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json."""
-    torch.manual_seed(settings.seed)
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. The order of samples is known before a byte of image is read."""
+
+    manifest: Manifest
+    order: Order
+    views: list[ViewSpec]
+    source: EncoderSource | None
+    method: Method
+    stored: Callable[[Source], Source]
+    probe: LabelProbe | None
+
+    @classmethod
+    def of(cls, settings: PretrainSettings) -> Parts:
+        """Raises UserError for what a run cannot be made of."""
+        settings.data.use_stores()
+        columns = [settings.data.image_column]
+        manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
+        order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
+        order.streams_of_rank(0, max(1, settings.cluster.workers))
+        views = views_of(settings)
+        torch.manual_seed(settings.seed)
+        source = start_of(settings)
+        method = method_of(settings, source)
+        best_metric(settings)
+        stored = with_stored_features(method, manifest)
+        return cls(manifest, order, views, source, method, stored, label_probe(settings))
+
+
+def pretrain(
+    place: Place, settings: PretrainSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+) -> dict[str, Any]:
+    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
     settings.data.use_stores()
-
-    # -- data: the order of samples is known before a byte of image is read ---------------------------------------------
-    columns = [settings.data.image_column]
-    manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
-    order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
-    views = views_of(settings)
-
+    parts = parts or Parts.of(settings)
+    views, manifest, source = settings.views, parts.manifest, parts.source
     viewer = Viewer(
-        views,
+        parts.views,
         seed=settings.seed,
         device=place.device,
-        channels=settings.views.channels,
-        mean=settings.views.mean,
-        std=settings.views.std,
+        channels=views.channels,
+        mean=views.mean,
+        std=views.std,
         keep=settings.data.keep,
         keep_bytes=settings.data.keep_bytes,
     )
-
-    # -- encoder and method ---------------------------------------------------------------------------------------------
-    source = start_of(settings)
     start = {} if source is None else parameters_of(source.encoder)
-    method = method_of(settings, source).to(place.device)
+    method = parts.method.to(place.device)
     method.normalisation = viewer.mean, viewer.std
-    encoder = method.exported
-    evaluation = Evaluation(settings, manifest, place, lambda: _first_weights(settings))
-
-    # -- train ----------------------------------------------------------------------------------------------------------
+    evaluation = Evaluation(settings, manifest, place, parts.probe, lambda: _first_weights(settings))
     run_folder = None
     if place.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
-    feed = Feed(order, manifest, viewer, method.to_inputs, wrap_source=with_stored_features(method, manifest))
+
+    # -- train ----------------------------------------------------------------------------------------------------------
     outcome = train_by(
         settings,
         method,
-        feed,
+        Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=parts.stored),
         place=place,
         run=run_folder,
         learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
@@ -111,7 +126,9 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         else None,
         on_collapse=settings.method.on_collapse,
         evaluating=Evaluating(
-            lambda step, last: evaluation(encoder, step), best_metric=evaluation.best_metric, patience=settings.patience
+            lambda step, last: evaluation(method.exported, step),
+            best_metric=evaluation.best_metric,
+            patience=settings.patience,
         ),
         evaluate_every_epochs=evaluation.every_epochs,
         # products of matrices depend on the number of threads, and workers on one machine share its CPUs
@@ -125,7 +142,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
         return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
-    encoder_url = storage.join(settings.out, "encoder")
+    encoder, encoder_url = method.exported, storage.join(settings.out, "encoder")
     result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
@@ -137,7 +154,7 @@ def pretrain(place: Place, settings: PretrainSettings, *, loop: Callable[..., Ou
             encoder_url,
             mean=viewer.mean,
             std=viewer.std,
-            input_size=settings.views.size,
+            input_size=views.size,
             method=settings.method.name,
             samples_seen=progress.samples_seen,
             dataset_fingerprint=manifest.fingerprint,

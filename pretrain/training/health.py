@@ -98,7 +98,7 @@ PATIENCE = 3
 LEAST_SPREAD, LEAST_RANK, LEAST_INFORMATION, LEAST_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
 # a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
 LEAST_OUTPUTS = 4.0
-# students that learn explain 5 % and more of whole images after a tenth of their steps; random weights 0
+# students that learn explain 2 % and more after a quarter of 500 steps, 5 % after a tenth of thousands; random weights 0
 LEAST_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
@@ -159,7 +159,7 @@ class HealthWatch:
         explained = max(
             (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers), default=1.0
         )
-        if step > self._num_steps // 10 and explained < LEAST_EXPLAINED:
+        if step > self._num_steps // 3 and explained < LEAST_EXPLAINED:
             yield (
                 "no learning",
                 f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, as a constant would",

@@ -60,9 +60,9 @@ def recorded_train(module, optimizer, plan, *, place, run, batches_from):
     return train(module, optimizer, plan, place=place, run=run, batches_from=recorded)
 
 
-def recorded_pretrain(place, settings):
+def recorded_pretrain(place, settings, parts=None):
     """What each worker does."""
-    return pretrain(place, settings, loop=recorded_train)
+    return pretrain(place, settings, parts=parts, loop=recorded_train)
 
 
 def rows_by_step(folder, what="rows"):
