@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.batch_jobs import Machines
+from cluster.durations import duration
 from cluster.errors import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -79,6 +80,6 @@ class JobProgress:
             self._first = done
         if now - self._said > SECONDS_BETWEEN_LINES:
             rate = (done - self._first) / (now - self._began)
-            left = f", about {(of - done) / rate:.0f} s left" if rate > 0 else ""
+            left = f", about {duration((of - done) / rate)} left" if rate > 0 else ""
             print(f"{self._title}: {done:,} of {of:,} parts{left}", flush=True)
             self._said = now

@@ -36,11 +36,10 @@ def _beat_nowhere(position: int) -> None:
 
 @dataclass
 class Place:
-    """One rank of a run. Ranks count from 0; `local_rank` counts the ranks on this machine."""
+    """One rank of a run. Ranks count from 0."""
 
     rank: int
     world_size: int
-    local_rank: int
     device: torch.device
     attempt: int = 0  # 0 for the first start of this launch, then counts restarts
     restarts: tuple[str, ...] = ()  # why each earlier attempt of this launch ended, as far as known
@@ -107,7 +106,7 @@ def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Pl
     import torch
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    place = Place(rank=0, world_size=1, local_rank=0, device=device, _send=on_record or _send_nowhere)
+    place = Place(rank=0, world_size=1, device=device, _send=on_record or _send_nowhere)
     with stop_signals(place.request_stop):
         yield place
 

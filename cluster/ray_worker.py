@@ -72,7 +72,6 @@ def work(config: dict[str, Any]) -> bytes | None:
     place = Place(
         rank=rank,
         world_size=world_size,
-        local_rank=context.get_local_rank(),
         device=_set_up_device(todo),
         attempt=beginning.attempt,
         restarts=beginning.restarts,

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.columns import in_columns
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.pipeline.plan import Status
 from cluster.pipeline.settings import Pipeline, Stage
@@ -59,7 +60,7 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines = [head]
     for row in rows:
         status = row["status"] + (f": {row['reason']}" if row.get("reason") else "")
-        first = [row["stage"], status, _duration(row["seconds"])]
+        first = [row["stage"], status, duration(row["seconds"])]
         for metric in row["metrics"] or [""]:
             value = row["metrics"].get(metric)
             beside = [row["baselines"].get(name, {}).get(metric) for name in others]
@@ -120,13 +121,6 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _cell(text: str) -> str:

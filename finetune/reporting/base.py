@@ -29,7 +29,6 @@ class Score:
     title: str
     note: str = ""
     is_share: bool = True
-    higher_is_better: bool = True
 
     def text(self, value: float | None) -> str:
         """The number for people."""

@@ -32,7 +32,7 @@ class ClassificationReport(TaskReport):
         Score("mean_average_precision", "Mean average precision", "how well each class is ranked"),
         Score("macro_f1", "Macro F1", "mean over classes"),
         Score("micro_f1", "Micro F1", "over all answers"),
-        Score("calibration_error", "Calibration error", "0: as sure as right", higher_is_better=False),
+        Score("calibration_error", "Calibration error", "0: as sure as right"),
     )
 
     def of(self, run: RunRecord) -> TaskReport:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.secrets import masked
 from finetune.reporting.base import PACKAGE, Score
@@ -18,7 +19,6 @@ from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Figure, Page, Section, Templates, Tile
 from pretrain.reporting.verdict import Verdict, pretraining_verdict
-from pretrain.training.console import duration
 
 REPORT = "report.html"
 WORST_FIRST = ("bad", "open", "warn", "good")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import UserError, choose
 from cluster.secrets import masked
 from finetune.comparing import comparison_in
@@ -25,7 +26,6 @@ from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Page, Section, Templates
 from pretrain.reporting.samples import NUM_IMAGES, draw_sample
 from pretrain.reporting.verdict import Verdict, verdict_of
-from pretrain.training.console import duration
 
 SHARED_PICTURES = (
     ("attention", "Where it looks"),

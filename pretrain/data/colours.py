@@ -11,7 +11,6 @@ from pretrain.data.hashing import uniform
 from pretrain.data.recipes import ViewSpec
 
 COLOUR = 12
-JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cluster.durations import duration
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -53,14 +55,6 @@ class ProgressLine:
             self._bar.update(self._task, advance=num, rate=f"{rate:.0f} a second")
         elif self._shown and now - self._printed >= SECONDS_BETWEEN_LINES:
             self._printed = now
-            left = time_in_words((self._total - self._done) / max(rate, 1e-9))
+            left = duration((self._total - self._done) / max(rate, 1e-9))
             line = f"{self._title}: {self._done} of {self._total}, {rate:.0f} a second, {left} left"
             print(line, file=sys.stderr, flush=True)
-
-
-def time_in_words(seconds: float) -> str:
-    """`40 s`, `12 min` or `3 h 20 min`; exact enough for somebody who waits."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
-from pretrain.data.kept import GIB, ImagesOnDevice, KeptImages, ViewsOnDevice
+from pretrain.data.kept import GIB, KeptImages
 from pretrain.data.loader import Batch, HostTransform
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.rooms import Rooms
-from pretrain.data.shards import Shards
 from pretrain.data.views import RandomViews
-
-KEEP = ("none", "host", "device")
 
 
 class Viewer:
@@ -28,7 +25,7 @@ class Viewer:
         channels: of the images, see `pretrain.data.pixels.open_picture`.
         mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and 0.25 where there are
             not three channels.
-        keep: `host` keeps decoded images in memory, `device` on the device (see `pretrain.data.kept`), `none` neither.
+        keep: `host` keeps decoded images in memory (see `pretrain.data.kept`), `none` does not.
         keep_bytes: they may take.
     """
 
@@ -46,25 +43,8 @@ class Viewer:
     ) -> None:
         self.specs, self.seed, self.device, self.channels = list(specs), seed, device, channels
         self.mean, self.std = tuple(mean or default_mean(channels)), tuple(std or default_std(channels))
-        # on the CPU the memory of the device is that of the host
-        self._keep = "host" if keep == "device" and device.type == "cpu" else keep
-        self._keep_bytes = keep_bytes
-        self._on_device: ViewsOnDevice | None = None
+        self._keep, self._keep_bytes = keep, keep_bytes
         self._rooms = Rooms()
-
-    def source(self, shards: Shards, *, decode_threads: int) -> tuple[Shards | ImagesOnDevice, HostTransform]:
-        """What a loader reads from, and what it makes of that."""
-        if self._keep == "device":
-            kept = ImagesOnDevice(
-                shards,
-                device=self.device,
-                limit_bytes=self._keep_bytes,
-                channels=self.channels,
-                decode_threads=decode_threads,
-            )
-            self._on_device = ViewsOnDevice(self.specs, seed=self.seed, kept=kept)
-            return kept, self._on_device
-        return shards, self.host_transform()
 
     def host_transform(self) -> HostTransform:
         """What the host makes of encoded images."""
@@ -82,12 +62,8 @@ class Viewer:
 
     def finish(self, batch: Batch) -> list[Tensor]:
         """Float views_BCHW of a batch, normalised, on the device."""
-        arrays = batch.arrays
-        if self._on_device is not None:
-            assert batch.geometry_VB5 is not None
-            arrays = self._on_device.make(torch.as_tensor(arrays[0]), batch.geometry_VB5)
         return finish_views(
-            arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std, rooms=self._rooms
+            batch.arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std, rooms=self._rooms
         )
 
 

@@ -8,12 +8,12 @@ import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from cluster.durations import duration
 from cluster.secrets import masked
 from pretrain.reporting.charts import Line, Mark, line_chart
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Figure, Section, Templates, Tile
-from pretrain.training.console import duration
 from pretrain.training.probes import UNTRAINED
 
 # shown in a chart of their own, or no quantity to draw

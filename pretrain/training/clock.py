@@ -11,7 +11,7 @@ class Clock:
 
     def __init__(self, seconds_before: float) -> None:
         self._before, self._start = seconds_before, time.perf_counter()
-        self._paused = self._waited = 0.0
+        self._waited = 0.0
         self._since, self._paused_since, self._samples = self._start, 0.0, 0
 
     def waiting(self) -> AbstractContextManager[None]:

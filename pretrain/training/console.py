@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cluster.durations import duration
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -84,13 +86,3 @@ def _line(record: dict[str, Any], remaining_seconds: float | None) -> str:
     if remaining_seconds is not None and record["step"] < record["num_steps"]:
         parts.append(f"{duration(remaining_seconds)} left")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 3:05 min, 2:10 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

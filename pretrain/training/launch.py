@@ -8,6 +8,7 @@ from typing import Any
 
 import cluster.settings
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
 from cluster.place import place_here
@@ -15,7 +16,7 @@ from cluster.secrets import masked
 from cluster.workers import check_cluster, run_workers
 from pretrain.data.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
-from pretrain.training.console import RunConsole, duration
+from pretrain.training.console import RunConsole
 from pretrain.training.data_identity import URLS, Identity, check_same, identity_of
 from pretrain.training.data_identity import differences as data_differences
 from pretrain.training.rehearsal import rehearse

@@ -87,14 +87,13 @@ class Feed:
         """Gives a rank's batches from a number of samples seen (over all ranks) on."""
         shards = Shards(self.manifest, image_column=data.image_column, columns=self.columns)
         decode_threads = num_decode_threads(data)
-        source, transform = self.viewer.source(shards, decode_threads=decode_threads)
-        wrapped = self.wrap_source(source)
+        source, transform = self.wrap_source(shards), self.viewer.host_transform()
         kept = self.viewer.kept_images()
 
         def batches_from(samples_seen: int) -> TrainingBatches:
             loader = Loader(
                 self.order,
-                wrapped,
+                source,
                 transform,
                 rank=place.rank,
                 world_size=place.world_size,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch.optim import Optimizer
 
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.memory import GIB, peak_bytes
 from cluster.place import Place
 from pretrain.training.checkpoints import Progress
-from pretrain.training.console import duration
 from pretrain.training.contract import Batches, Trainable
 from pretrain.training.loop import Outcome
 from pretrain.training.plan import Plan

@@ -41,12 +41,10 @@ class DataSettings:
     prefetch_mib: int = setting(256, minimum=1, help="MiB of encoded images a worker reads ahead of the rows in use")
     keep: str = setting(
         "none",
-        choices=["none", "host", "device"],
-        help="keep decoded images: in the memory of each worker, or on its GPU (images of one size), for data that fits",
+        choices=["none", "host"],
+        help="keep decoded images in the memory of each worker, for data that fits",
     )
-    keep_gib: float = setting(
-        4.0, minimum=0, help="GiB a worker may take for that; host: the rest is decoded each time"
-    )
+    keep_gib: float = setting(4.0, minimum=0, help="GiB a worker may take for that; the rest is decoded each time")
     storage_options: dict[str, Any] = setting(
         {},
         help="fsspec options for the store of url: endpoint_url, key, secret, anon, ...; secrets are never written down",

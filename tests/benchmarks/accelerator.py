@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{encoder:16} {options.size} pixels  {whose:20} {speed:>8.1f} images/s  "
                       f"{speed * work / peak:>6.1%} of the peak  {times:>6.2f} times lightly{more}", flush=True)  # fmt: skip
         small = [f"training.batch_size_global={options.small_batch}", "views.size=32", "encoder.name=convattn_nano"]
-        for keep in ("none", "device"):
+        for keep in ("none", "host"):
             speed, waits = ours(f"{folder}/squares", options.steps, [*small, f"data.keep={keep}"])
             print(
                 f"convattn_nano    32 pixels, data.keep={keep:6} {speed:>8.1f} images/s  waits {waits:.1%}", flush=True

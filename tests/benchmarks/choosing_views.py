@@ -146,7 +146,7 @@ def trained(row: str, seed: int, budget: float, train: Path) -> tuple[Encoder, i
     order = Order(manifest.rows_of_group, batch_size_global=BATCH, num_streams=BATCH, window_rows=8192, seed=seed)
     shards = Shards(manifest, image_column="image")
     viewer = Viewer(specs, seed=seed, device=torch.device("cpu"), keep="host")
-    source, transform = viewer.source(shards, decode_threads=1)
+    source, transform = shards, viewer.host_transform()
     peak = PEAK_RATES[row.split("_")[0]] * BATCH / 256
     groups = parameter_groups(method, weight_decay=0.05, learning_rate_share=lambda name: 1.0, constant_rate=())
     optimizer = build_optimizer("adamw", groups, learning_rate=peak, momentum=0.9)

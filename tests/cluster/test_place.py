@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.durations import duration
 from cluster.place import Place, place_here
 from cluster.workers import run_workers
 from tests.cluster import jobs
@@ -77,7 +78,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
 def test_what_json_cannot_hold_is_refused_on_every_rank() -> None:
     for rank in (0, 1):
-        place = Place(rank=rank, world_size=2, local_rank=rank, device=torch.device("cpu"))
+        place = Place(rank=rank, world_size=2, device=torch.device("cpu"))
         with pytest.raises(TypeError):
             place.report({"loss": torch.zeros(1)})
 
@@ -89,3 +90,7 @@ def test_a_record_is_what_it_was_when_reported() -> None:
         place.report(record)
         record["step"] = 2
     assert records == [{"step": 1}]
+
+
+def test_durations_are_read_at_a_glance():
+    assert [duration(seconds) for seconds in (3.4, 185, 12000)] == ["3 s", "3:05 min", "3:20 h"]

@@ -140,7 +140,6 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
         (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
-        (None, {"data.keep": "device"}, "data.keep=device is not possible for detection"),
         (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
     ],
 )  # fmt: skip
@@ -388,7 +387,7 @@ def judged_on_rank(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    place = Place(rank=rank, world_size=world_size, local_rank=rank, device=torch.device("cpu"))
+    place = Place(rank=rank, world_size=world_size, device=torch.device("cpu"))
     judgement = model.judge(shards, place)
     return judgement.metrics, judgement.details
 

@@ -1,4 +1,4 @@
-"""Images kept in memory, on the host or on the device, give the views that decoding each time gives."""
+"""Images kept in memory give the views that decoding each time gives."""
 
 import itertools
 
@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.errors import UserError
 from pretrain.data.decode import BadImage
-from pretrain.data.kept import ImagesOnDevice, KeptImages, ViewsOnDevice, crop_batch
+from pretrain.data.kept import KeptImages
 from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order
 from pretrain.data.recipes import simclr_views
 from pretrain.data.shards import Shards
-from pretrain.data.views import RandomViews, write_crop
+from pretrain.data.views import RandomViews
 from tests.pretrain.shards import photo, write_shards
 from tests.pretrain.test_pixels import numpy_file
 
@@ -59,48 +58,6 @@ def test_what_is_kept_is_not_decoded_again_and_does_not_pass_the_limit():
     assert kept.pixels(2, encoded) is encoded
     with pytest.raises(BadImage, match="not an image"):
         KeptImages(image_bytes).pixels(3, b"nothing")
-
-
-def test_kept_on_the_device_the_views_are_the_same(shards):
-    specs = simclr_views(24)
-    plain = batches(shards, RandomViews(specs, seed=0, colours_on_host=False), shards, 20)
-    kept = ImagesOnDevice(shards, device=CPU, limit_bytes=2**30)
-    views = ViewsOnDevice(specs, seed=0, kept=kept)
-    again = batches(kept, views, shards, 20)
-    for one, other in zip(plain, again, strict=True):
-        np.testing.assert_array_equal(one.row_ids, other.row_ids)
-        assert one.columns == other.columns
-        made = views.make(torch.from_numpy(other.arrays[0]), other.geometry_VB5)
-        for view, (mine, theirs) in enumerate(zip(one.arrays, made, strict=True)):
-            np.testing.assert_array_equal(one.parameters[view], other.parameters[view])
-            assert np.abs(mine.astype(int) - theirs.numpy()).max() <= 3
-            assert np.abs(mine.astype(int) - theirs.numpy()).mean() < 0.4
-        assert {row.row_id for row in one.bad_rows} == {row.row_id for row in other.bad_rows} <= {7, 30}
-
-
-@pytest.mark.parametrize("cubic", [False, True])
-def test_the_device_crops_as_the_host_does(cubic):
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 60, 80, 4), dtype=np.uint8)
-    images = torch.from_numpy(pixels[0, :, :, :3].transpose(2, 0, 1).copy()).float()[None]
-    for box in [(0, 0, 80, 60), (3, 5, 70, 50), (10, 10, 9, 7), (79, 59, 1, 1)]:
-        for flipped in (False, True):
-            host = np.empty((3, 16, 16), np.uint8)
-            write_crop(pixels, box, host, flipped=flipped, cubic=cubic)
-            left, top, width, height = box
-            geometry = torch.tensor([[left / 80, top / 60, (left + width) / 80, (top + height) / 60, float(flipped)]])
-            device = crop_batch(images, geometry, 16, cubic=cubic)[0].numpy()
-            difference = np.abs(host.astype(int) - device)
-            # the host's cubic filter cuts off what leaves [0, 255] between its two passes, as Pillow's does
-            assert difference.max() <= (16 if cubic else 2) and difference.mean() < 0.6, (box, flipped)
-
-
-def test_what_does_not_fit_on_the_device_is_told(shards, tmp_path):
-    with pytest.raises(UserError, match=r"would take .* more than data.keep_gib=.*: raise it, or use data.keep=host"):
-        ImagesOnDevice(shards, device=CPU, limit_bytes=1000)
-    url = write_shards(tmp_path, [photo(0), photo(1, side=20)])
-    mixed = Shards(load_manifest(url), image_column="image")
-    with pytest.raises(UserError, match=r"needs images of one size: .*row 1 has 20x20 pixels, others have 48x48"):
-        ImagesOnDevice(mixed, device=CPU, limit_bytes=2**30)
 
 
 @pytest.mark.parametrize(("channels", "images"), [(1, photo), (5, None)])

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,11 +19,10 @@ from cluster.errors import UserError
 from pretrain.data import chunks
 from pretrain.data.feature_layout import layout_of
 from pretrain.data.feature_statistics import Moments, principal
-from pretrain.data.kept import ImagesOnDevice, KeptImages, ViewsOnDevice
+from pretrain.data.kept import KeptImages
 from pretrain.data.loader import Loader
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Order, Segment
-from pretrain.data.recipes import simclr_views
 from pretrain.data.shards import Shards
 from pretrain.data.stored_features import NO_FEATURES, StoredFeatures, describe_features, with_features
 from pretrain.data.views import CentralCrop
@@ -149,18 +147,6 @@ def test_kept_images_change_nothing(data, stored):
     shards = shards_of(data)
     order, source = order_of(shards), source_of(shards, stored)
     assert content(read(order, source, 24)) == content(read(order, source, 24, kept=KeptImages(2**20)))
-
-
-def test_beside_images_that_are_kept_on_the_device(data, stored):
-    shards = shards_of(data)
-    order = order_of(shards)
-    kept = ImagesOnDevice(shards, device=torch.device("cpu"), limit_bytes=2**20)
-    views = ViewsOnDevice(simclr_views(8), seed=0, kept=kept)
-    features = StoredFeatures(stored, shards.manifest)
-    for batch in read(order, with_features(kept, features, ["features"]), 12, transform=views):
-        for row_id, row in zip(batch.arrays[0].tolist(), batch.columns["features"], strict=True):
-            np.testing.assert_array_equal(row, features_of(row_id))
-        assert not {WITHOUT, *BAD} & set(batch.arrays[0].tolist())
 
 
 def test_a_store_gives_what_the_disk_gives(data, stored, s3_server):

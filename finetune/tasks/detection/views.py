@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import UserError
 from pretrain.data import colour_kernels
 from pretrain.data.colours import draw_colours
 from pretrain.data.hashing import uniform
@@ -210,14 +209,10 @@ class BoxFilling:
 
 
 class BoxViewer(Viewer):
-    """A `Viewer` of random windows. `keep=device` has images of one size, which windows of any size do not go with."""
+    """A `Viewer` of random windows."""
 
-    def __init__(
-        self, spec: ViewSpec, *, scale: tuple[float, float], flip_vertical: float, keep: str, **viewer: Any
-    ) -> None:
-        if keep == "device":
-            raise UserError("data.keep=device is not possible for detection; use data.keep=host")
-        super().__init__([spec], keep=keep, **viewer)
+    def __init__(self, spec: ViewSpec, *, scale: tuple[float, float], flip_vertical: float, **viewer: Any) -> None:
+        super().__init__([spec], **viewer)
         self._scale, self._flip_vertical = scale, flip_vertical
 
     def host_transform(self) -> HostTransform:
