@@ -14,6 +14,7 @@ from finetune.predicting.records import record_of
 from finetune.predicting.sources import Item
 from finetune.tasks.base import Predictor
 from pretrain.data.decode import BadImage
+from pretrain.data.loader import fill_one
 
 
 def judged(
@@ -54,10 +55,8 @@ def judged(
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:
     """Why a picture cannot be used, or None."""
-    if item.data is None:
-        return "null"
     try:
-        filling.fill(index, item.encoded(channels))
+        fill_one(filling, index, item.data if item.data is None else item.encoded(channels))
     except BadImage as error:
         return str(error)
     return None

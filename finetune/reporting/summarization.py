@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
-
 from finetune.pictures import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
 from pretrain.data.decode import decode_image
 from pretrain.data.heat_maps import overlay
+from pretrain.data.loader import filled
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Section, Templates
@@ -84,8 +83,7 @@ class SummarizationReport(TaskReport):
 
 def _card(row: Row, summary: Summary, predictor: ImageSummarizer) -> dict[str, Any]:
     pixels_HW3 = decode_image(encoded(row.data, predictor.channels))
-    filling = predictor.transform.begin(np.zeros(1, np.int64), np.zeros(1, np.int64))
-    filling.fill(0, row.data)
+    filling, _ = filled(predictor.transform, [row.data])
     assert filling.geometry_VB5 is not None
     height, width = pixels_HW3.shape[:2]
     left, top, right, bottom = filling.geometry_VB5[0, 0, :4].tolist()

@@ -29,8 +29,7 @@ from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.augment import normalised
 from pretrain.data.choosing import rows_of_each_class, share_of_rows
-from pretrain.data.decode import BadImage
-from pretrain.data.loader import Batch, HostTransform, batches_in_sequence
+from pretrain.data.loader import Batch, HostTransform, batches_in_sequence, filled
 from pretrain.data.manifest import Manifest
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.shards import Shards
@@ -163,13 +162,9 @@ class Predictor(ABC):
         results: list[Any] = []
         for start in range(0, len(pictures), batch_size):
             some = pictures[start : start + batch_size]
-            numbers = np.arange(len(some))
-            filling = self.transform.begin(numbers, numbers)
-            for index, picture in enumerate(some):
-                try:
-                    filling.fill(index, encoded(picture, self.channels))
-                except BadImage as error:
-                    raise UserError(f"{name_of(picture, start + index)}: {error}") from error
+            filling, bad = filled(self.transform, [encoded(picture, self.channels) for picture in some])
+            for index, reason in bad.items():
+                raise UserError(f"{name_of(some[index], start + index)}: {reason}")
             results.extend(self.results(filling.arrays, filling.geometry_VB5))
         return results
 

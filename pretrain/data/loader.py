@@ -286,6 +286,36 @@ def bad_rows_in_words(bad_rows: Sequence[BadRow], shards: Shards) -> dict[str, s
     return {str(shards.place(bad.row_id)): bad.reason for bad in bad_rows}
 
 
+def filled(
+    transform: HostTransform,
+    images: Sequence[Any],
+    *,
+    row_ids: Sequence[int] | np.ndarray | None = None,
+    passes: Sequence[int] | np.ndarray | None = None,
+) -> tuple[Filling, dict[int, str]]:
+    """A batch made of encoded images or pixels, and why those that could not be decoded were not, by their index.
+
+    What is random in a transform is drawn from `row_ids`, by default those of a data set of these images, and `passes`, by
+    default the first. What a filling holds at the index of a bad image means nothing.
+    """
+    ids = np.arange(len(images)) if row_ids is None else np.asarray(row_ids, np.int64)
+    filling = transform.begin(np.zeros(len(ids), np.int64) if passes is None else np.asarray(passes, np.int64), ids)
+    bad = {}
+    for index, data in enumerate(images):
+        try:
+            fill_one(filling, index, data)
+        except BadImage as error:
+            bad[index] = str(error)
+    return filling, bad
+
+
+def fill_one(filling: Filling, index: int, data: Any) -> None:
+    """`filling.fill`, which knows what a row without an image is. Raises BadImage."""
+    if data is None:
+        raise BadImage("null")
+    filling.fill(index, data)
+
+
 def batches_in_sequence(
     shards: Shards,
     transform: HostTransform,
@@ -324,14 +354,11 @@ def batches_in_sequence(
             columns=columns,
             geometry_VB5=filling.geometry_VB5,
         )
-        return batch, [pool.submit(fill_one, filling, index, *row) for index, row in enumerate(rows)]
+        return batch, [pool.submit(fill, filling, index, *row) for index, row in enumerate(rows)]
 
-    def fill_one(filling: Filling, index: int, piece: Rows, position: int) -> BadRow | None:
-        data = piece.images[position]
+    def fill(filling: Filling, index: int, piece: Rows, position: int) -> BadRow | None:
         try:
-            if data is None:
-                raise BadImage("null")
-            filling.fill(index, data)
+            fill_one(filling, index, piece.images[position])
         except BadImage as error:
             return BadRow(piece.row_ids[position], str(error))
         return None

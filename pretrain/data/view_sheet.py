@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cluster import storage
-from pretrain.data.decode import BadImage
+from pretrain.data.loader import filled
 from pretrain.data.manifest import load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.pixels import as_channels, open_picture
@@ -42,19 +42,16 @@ def write_view_sheet(
     shards = Shards(load_manifest(url, columns=[image_column], image_column=image_column), image_column=image_column)
     num_rows = shards.manifest.num_rows
     row_ids = np.unique(np.linspace(0, num_rows - 1, min(num_images, num_rows)).round().astype(np.int64))
-    filling = RandomViews(specs, seed=seed, channels=channels).begin(np.zeros_like(row_ids), row_ids)
+    images = [_read(shards, row_id) for row_id in row_ids.tolist()]
+    filling, bad = filled(RandomViews(specs, seed=seed, channels=channels), images, row_ids=row_ids)
+    assert filling.geometry_VB5 is not None
     cells: list[Cell] = []
     num_drawn = 0
     for index, row_id in enumerate(row_ids.tolist()):
-        data = _read(shards, row_id)
-        try:
-            if data is None:
-                raise BadImage("null")
-            filling.fill(index, data)
-            pixels_CHW = as_channels(open_picture(data, channels=channels).decode(1), channels)
-        except BadImage as error:
-            cells += [Cell(None, str(error), f"row {row_id}")] + [Cell(None, "", "")] * len(specs)
+        if index in bad:
+            cells += [Cell(None, bad[index], f"row {row_id}")] + [Cell(None, "", "")] * len(specs)
             continue
+        pixels_CHW = as_channels(open_picture(images[index], channels=channels).decode(1), channels)
         num_drawn += 1
         crops = [
             (tuple(places[:4]), str(view)) for view, places in enumerate(filling.geometry_VB5[:, index].tolist(), 1)

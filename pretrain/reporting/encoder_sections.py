@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from pretrain.data.augment import normalised
 from pretrain.data.heat_maps import enlarged, overlay
+from pretrain.data.loader import filled
 from pretrain.data.view_sheet import shown
 from pretrain.encoders import Encoder
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
@@ -212,10 +213,7 @@ def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_share:
     from pretrain.data.views import CentralCrop
 
     crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, share=crop_share, channels=channels)
-    rows = sample.first[:num]
-    filling = crop.begin(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
-    for index, row in enumerate(rows):
-        filling.fill(index, row.data)
+    filling, _ = filled(crop, [row.data for row in sample.first[:num]])
     return filling.arrays[0]
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
-from pretrain.data.decode import BadImage
+from pretrain.data.loader import filled
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.shards import Shards
@@ -87,15 +87,13 @@ def draw_sample(
     tile = CentralCrop(TILE, share=crop_share, channels=channels)
 
     def decoded(row: Row) -> tuple[Row, np.ndarray, np.ndarray] | None:
-        filled = []
+        squares = []
         for transform in (crop, tile):
-            filling = transform.begin(np.zeros(1, np.int64), np.zeros(1, np.int64))
-            try:
-                filling.fill(0, row.data)
-            except BadImage:
+            filling, bad = filled(transform, [row.data])
+            if bad:
                 return None
-            filled.append(filling.arrays[0][0])
-        return row, filled[0], shown(filled[1])
+            squares.append(filling.arrays[0][0])
+        return row, squares[0], shown(squares[1])
 
     rows: list[Row] = []
     crops: list[np.ndarray] = []

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from pretrain.data.loader import filled
 from pretrain.data.pixels import as_channels, open_picture
 from pretrain.data.recipes import ViewSpec
 from pretrain.data.view_sheet import shown
@@ -35,10 +34,9 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
     boxes: list[dict[str, Any]] = []
     views: list[dict[str, Any]] = []
     for pass_number in passes:
-        filling = RandomViews(specs, seed=seed, channels=channels).begin(
-            np.array([pass_number]), np.array([row.row_id])
-        )
-        filling.fill(0, row.data)
+        transform = RandomViews(specs, seed=seed, channels=channels)
+        filling, _ = filled(transform, [row.data], row_ids=[row.row_id], passes=[pass_number])
+        assert filling.geometry_VB5 is not None
         for number, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
             if len(views) == MOST_VIEWS:
                 break
