@@ -16,6 +16,7 @@ from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
+from finetune.overlap import overlap
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
@@ -77,7 +78,10 @@ def run_one(
     check_images(manifest, settings.data.image_column, source.encoder.in_channels)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
-    for line in (describe_data(manifest, order), *task.notes):
+    # what depends on encoder and size is found out here as well, before anything is started
+    task.config_for(source.encoder, _image_size(settings, source))
+    same = overlap(manifest, validation, image_column=settings.data.image_column)
+    for line in (describe_data(manifest, order), *task.notes, *[str(same)] * bool(same.num)):
         print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
@@ -104,7 +108,7 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
 
     # -- model ----------------------------------------------------------------------------------------------------------
     source = _open_encoder(settings)
-    size = settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
+    size = _image_size(settings, source)
     config = common_config(settings, source, size, task.columns) | task.config_for(source.encoder, size)
     if settings.mode == LORA:
         config["lora"] = adapt(source.encoder, settings.lora)
@@ -180,6 +184,9 @@ def finetune(place: Place, settings: FinetuneSettings, *, loop: Callable[..., Ou
         **summary(progress),
     }
     if run_folder is not None:
+        same = overlap(manifest, validation, image_column=settings.data.image_column)
+        if same.num:
+            result["validation_rows_in_training"] = same.as_json()
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)
@@ -207,7 +214,13 @@ def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
 
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:
-    return open_encoder(settings.encoder, settings.architecture.name, settings.architecture.arguments)
+    architecture = settings.architecture
+    return open_encoder(settings.encoder, architecture.name, architecture.arguments, image_size=settings.image_size)
+
+
+def _image_size(settings: FinetuneSettings, source: EncoderSource) -> int:
+    """Side of the images in pixels."""
+    return settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
 
 
 def lower_is_better(metric: str) -> bool:
