@@ -1,8 +1,9 @@
 """One command at a time in a folder: a file that says who holds it, renewed while they do.
 
-On a local disk and on NFS the file comes into being once, whoever asks at the same time; in a store the last writer wins, and
-sees that it did. What holds a folder on this machine is asked whether it lives; elsewhere its file is renewed twice a minute,
-and taken over when it was not for three minutes.
+On a local disk, on NFS and in stores with conditional writes (S3, GCS) the file comes into being once, whoever asks at the
+same time; in others, and where one is taken over, the last writer wins and sees that it did. What holds a folder on this
+machine is asked whether it lives; elsewhere its file is renewed twice a minute, and taken over when it was not for three
+minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from cluster.errors import UserError
 RENEWED_EVERY_SECONDS, EXPIRES_SECONDS = 30.0, 180.0
 
 _mine: set[str] = set()  # tokens of this process
+
+
+HELD = ".in-use.json"  # the file in folders of commands that have no other name for it
 
 
 class InUse(UserError):
@@ -59,6 +63,17 @@ def held(url: str, folder: str) -> Iterator[None]:
         with suppress(Exception):
             if (read(url) or mark).get("token") == token:
                 storage.remove(url)
+
+
+def held_folder(folder: str) -> AbstractContextManager[None]:
+    """`held` for a folder whose contents say nothing of who works there."""
+    return held(storage.join(folder, HELD), folder)
+
+
+def held_beside(folder: str) -> AbstractContextManager[None]:
+    """The same by a file beside the folder, for one that is filled by renaming or must be empty before."""
+    above, _, name = storage.absolute(folder).rstrip("/").rpartition("/")
+    return held(f"{above}/.{name}{HELD}", folder)
 
 
 def check_free(url: str, folder: str) -> None:
@@ -99,12 +114,15 @@ def is_held(mark: dict[str, Any]) -> bool:
 def _take(url: str, folder: str, mark: dict[str, Any]) -> None:
     data = (json.dumps(mark | {"renewed_at": time.time()}, indent=2) + "\n").encode()
     check_free(url, folder)
-    if storage.is_local(url):
-        path = storage.local_path(url)
-        if not _made_anew(path, data):
-            check_free(url, folder)  # somebody may have been faster
-            storage.write_bytes(url, data)
-    else:
+    made = _made_anew(storage.local_path(url), data) if storage.is_local(url) else _made_in_store(url, data)
+    if not made:
+        check_free(url, folder)  # somebody may have been faster
+        before = read(url)
+        if before is not None and before.get("token") != mark["token"]:
+            print(
+                f"{folder}: process {before['pid']} on {before['host']}, which held it, is gone; it is taken over",
+                flush=True,
+            )
         storage.write_bytes(url, data)
     if (read(url) or {}).get("token") != mark["token"]:
         check_free(url, folder)
@@ -126,6 +144,22 @@ def _made_anew(path: Path, data: bytes) -> bool:
         finally:
             with suppress(FileNotFoundError):
                 written.unlink()
+    return True
+
+
+def _made_in_store(url: str, data: bytes) -> bool:
+    """Writes an object that is not there yet; False where one is, or where the store cannot tell."""
+    fs, path = storage.filesystem(url)
+    try:
+        with storage.explained("write", url):
+            try:
+                fs.pipe_file(path, data, mode="create")  # S3 and GCS refuse a second one
+            except FileExistsError:
+                return False
+            except (TypeError, NotImplementedError, ValueError):
+                return False
+    except UserError:
+        return False  # a store without conditional writes; an unconditional one says what is wrong
     return True
 
 

@@ -122,7 +122,7 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: 
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(folder),
+            _temp_dir=str(_opened_by_ray(folder)),
         )
         yield folder
     finally:
@@ -259,8 +259,15 @@ def _environment(defaults: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def _opened_by_ray(folder: Path) -> Path:
+    """What Ray is given of our folder: it opens its own to everybody, who would otherwise rename sockets and plant links."""
+    inner = folder / "ray"
+    inner.mkdir()
+    return inner
+
+
 def _new_folder() -> Path:
-    """A folder for Ray's sockets and logs."""
+    """A folder for Ray's sockets and logs, of this user alone."""
     parent = tempfile.gettempdir()
     if len(parent) > 20 and os.access("/tmp", os.W_OK):  # noqa: S108 - Ray's sockets need a path below 107 bytes
         parent = "/tmp"  # noqa: S108

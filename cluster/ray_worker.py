@@ -12,6 +12,9 @@ import logging
 import os
 import pickle
 import re
+import secrets
+import socket
+import sys
 import threading
 import time
 import traceback
@@ -37,6 +40,7 @@ PREEMPTION_UNKNOWN_DEADLINE_SECONDS = 120.0  # what Ray Train assumes when a not
 PREEMPTION_PATIENCE_SECONDS = 60.0  # how much later than announced the node may go
 
 
+LOOPBACK = "127.0.0.1"
 IDLE_NODE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE of Ray
 
 
@@ -51,6 +55,7 @@ class Work:
     use_gpu: bool
     process_group_timeout_seconds: float
     watch_preemption: bool
+    is_here: bool = False  # all ranks are on this machine
 
 
 class WorkerError(Exception):
@@ -102,7 +107,7 @@ def work(config: dict[str, Any]) -> bytes | None:
 def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     """Makes the torch process group, and has all ranks know the same about this attempt."""
     from torch import distributed
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     timeout = timedelta(seconds=todo.process_group_timeout_seconds)
     store: Any = None
@@ -110,16 +115,27 @@ def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     if rank == 0:
         # one rank asks and tells the others, so that all have the same attempt number even if one died before asking
         beginning = ray.get(todo.channel.begin.remote(world_size, _lost_nodes()))
-        host = ray.util.get_node_ip_address()
-        # port 0: the system picks a free one as it binds, where looking for one first leaves it open to be taken
-        store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
-        told = (beginning, host, store.port)
+        host = LOOPBACK if todo.is_here else ray.util.get_node_ip_address()
+        # on this address alone, where the store by itself listens on all; port 0: the system picks a free one as it binds,
+        # where looking for one first leaves it open to be taken
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        port = listener.getsockname()[1]
+        descriptor = listener.detach()
+        store = TCPStore(
+            host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=descriptor
+        )
+        told = (beginning, host, port, secrets.token_hex(16))
     if world_size > 1:
         told = ray.train.collective.broadcast_from_rank_zero(told)
     assert told is not None
-    beginning, host, port = told
+    beginning, host, port, secret = told
     if store is None:
         store = TCPStore(host, port, is_master=False, timeout=timeout)
+    if todo.is_here and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # the store asks nobody who they are, so the keys of the ranks have a name that only these know
+    store = PrefixStore(secret, store)
     # both backends, because loops agree on small things (stop now?) with CPU tensors
     backend = "cpu:gloo,cuda:nccl" if todo.use_gpu else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

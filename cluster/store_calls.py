@@ -73,7 +73,11 @@ def info_of(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     try:
         return dict(fs.info(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        if http_status(error) in (None, 404):  # fsspec's http says "not found" for every answer that is no success
+        # fsspec's http says "not found" for every answer that is no success, and where nobody answers
+        cause = error.__cause__
+        if isinstance(cause, Exception) and http_status(error) is None and is_transient(cause):
+            raise cause from None
+        if http_status(error) in (None, 404):
             return None
         raise
 

@@ -99,6 +99,7 @@ def run_workers(
                 use_gpu=gpus_per_worker > 0,
                 process_group_timeout_seconds=process_group_timeout_seconds,
                 watch_preemption=not session.embedded,
+                is_here=session.embedded,
             ),
             sizes=sizes,
             cpus_per_worker=cpus,

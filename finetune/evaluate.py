@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str]) -> int:
             _check(predictor, shards, place, threads)
             return 0
         judgement = predictor.judge(shards, place, decode_threads=threads)
+        for line in _left_out(judgement.details):
+            print(line)
         for name, value in judgement.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
         whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
@@ -89,6 +92,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.json is not None:
         storage.write_json(options.json, whole)
     return 0
+
+
+def _left_out(details: Mapping[str, Any]) -> list[str]:
+    """What the numbers are not about."""
+    lines = []
+    if unknown := details.get("unknown_classes"):
+        told = ", ".join(f"{name} ({num:,})" for name, num in list(unknown.items())[:20])
+        lines.append(f"{sum(unknown.values()):,} labels of classes that the model does not know are left out: {told}")
+    if boxes := details.get("validation_boxes_left_out"):
+        told = ", ".join(f"{num:,} {reason}" for reason, num in boxes["counts"].items())
+        lines.append(f"boxes that are left out: {told} (first: {boxes['places'][0]})")
+    return lines
 
 
 def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: int) -> None:

@@ -16,6 +16,7 @@ from cluster.batch_check import check_batch_job
 from cluster.batch_jobs import BatchJob, Machines
 from cluster.batch_options import add_machine_options, machines_of
 from cluster.errors import UserError
+from cluster.lease import HELD, held_folder
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
 from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
@@ -25,9 +26,11 @@ from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
 from finetune.tasks.base import Predictor
+from pretrain.data.decode import set_max_pixels
 from pretrain.data.manifest import Manifest
 from pretrain.data.progress import ProgressLine
 
+UNFINISHED = ".unfinished"  # there while OUT is filled; what a command that was cut off leaves is no result
 BOX = pa.list_(pa.float64())
 LOCALIZED = pa.schema(
     [
@@ -59,6 +62,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", help="folder for what comes of it, a path or any fsspec URL")
     parser.add_argument("--draw", action="store_true", help="writes each picture with its result to OUT/drawn")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th picture or frame (default: 1)")
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="all frames of animated images (GIF, WebP, PNG, AVIF), each with its time; else their first",
+    )
+    parser.add_argument(
+        "--max-megapixels",
+        type=float,
+        metavar="N",
+        help="larger pictures are refused (default: 100); JPEGs above 100 are decoded at a reduced size",
+    )
     parser.add_argument("--fps", type=float, help="pictures a second, for images that are the frames of a film")
     parser.add_argument("--image-column", default="image", help="column of images in Parquet (default: image)")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
@@ -111,7 +125,11 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--size says at what size --localize looks; give --localize CLASS with it")
     _refuse_full(options.out, options.overwrite or options.workers > 0)
     storage.check_writable(options.out)
-    clips = find_clips(options.inputs, image_column=options.image_column)
+    if options.max_megapixels is not None:
+        if not options.max_megapixels > 0:
+            raise UserError(f"--max-megapixels {options.max_megapixels:g} is not possible: it must be above 0")
+        set_max_pixels(int(options.max_megapixels * 1e6))
+    clips = find_clips(options.inputs, image_column=options.image_column, frames=options.frames)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     followers = _followers(options, predictor, rules)
     alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
@@ -122,13 +140,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         return _check(options, predictor, clips)
     started = time.monotonic()
-    if options.workers:
-        num_all, num_bad = _spread(options, predictor, clips, alarms)
-    else:
-        num_all, num_bad = _here(options, predictor, clips, followers)
+    with held_folder(options.out):
+        storage.write_bytes(storage.join(options.out, UNFINISHED), b"")
+        if options.workers:
+            num_all, num_bad = _spread(options, predictor, clips, alarms)
+        else:
+            num_all, num_bad = _here(options, predictor, clips, followers)
+        storage.remove(storage.join(options.out, UNFINISHED))
     seconds = time.monotonic() - started
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
     print(f"predict: {num_all} pictures in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
+    if still := sum(clip.animated[0] for clip in clips):
+        print(f"predict: {still} images are animated, and only their first frame was judged; --frames takes all")
     for follower in followers:
         if isinstance(follower, AlarmFollower):
             print(f"predict: {follower.num_frames} frames over a threshold, {follower.events} events")
@@ -235,6 +258,6 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
 
 
 def _refuse_full(out: str, overwrite: bool) -> None:
-    there = storage.names_in(out)
-    if there and not overwrite:
+    there = [name for name in storage.names_in(out) if name != HELD]
+    if there and not overwrite and UNFINISHED not in there:
         raise UserError(f"{out} is not empty (there: {', '.join(there[:3])}); choose another OUT or give --overwrite")

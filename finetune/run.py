@@ -19,6 +19,7 @@ from cluster.settings import to_dict
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
+from finetune.overlap import overlap
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
@@ -78,7 +79,8 @@ def run_one(
     check_images(manifest, settings.data.image_column, parts.source.encoder.in_channels)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
-    for line in (describe_data(manifest, parts.order), *task.notes):
+    same = overlap(manifest, parts.validation, image_column=settings.data.image_column)
+    for line in (describe_data(manifest, parts.order), *task.notes, *[str(same)] * bool(same.num)):
         print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
@@ -97,7 +99,7 @@ def run_one(
 class Parts:
     """What a run is made of: the training rows and their order, what their labels say, and the encoder.
 
-    `random_state` is torch's after the encoder was made, which heads draw from, here and on workers alike.
+    `task_config` is what the task makes of encoder and labels, `random_state` is torch's after the encoder was made, which heads draw from, here and on workers alike.
     """
 
     order: Order
@@ -105,6 +107,7 @@ class Parts:
     validation: Manifest
     task: Task
     source: EncoderSource
+    task_config: dict[str, Any]
     random_state: Tensor
 
     @classmethod
@@ -116,7 +119,8 @@ class Parts:
         task: Task = TASKS[settings.task](settings, manifest, validation)
         torch.manual_seed(settings.seed)
         source = _open_encoder(settings)
-        return cls(order, manifest, validation, task, source, torch.get_rng_state())
+        config = task.config_for(source.encoder, _image_size(settings, source))
+        return cls(order, manifest, validation, task, source, config, torch.get_rng_state())
 
 
 def finetune(
@@ -131,8 +135,8 @@ def finetune(
 
     # -- model ----------------------------------------------------------------------------------------------------------
     torch.set_rng_state(parts.random_state)
-    size = settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
-    config = common_config(settings, source, size, task.columns) | task.config_for(source.encoder, size)
+    size = _image_size(settings, source)
+    config = common_config(settings, source, size, task.columns) | parts.task_config
     if settings.mode == LORA:
         config["lora"] = adapt(source.encoder, settings.lora)
     model = task.training_model(source.encoder, config).to(place.device)
@@ -208,6 +212,9 @@ def finetune(
         **summary(progress),
     }
     if run_folder is not None:
+        same = overlap(manifest, validation, image_column=settings.data.image_column)
+        if same.num:
+            result["validation_rows_in_training"] = same.as_json()
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)
@@ -235,7 +242,13 @@ def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
 
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:
-    return open_encoder(settings.encoder, settings.architecture.name, settings.architecture.arguments)
+    architecture = settings.architecture
+    return open_encoder(settings.encoder, architecture.name, architecture.arguments, image_size=settings.image_size)
+
+
+def _image_size(settings: FinetuneSettings, source: EncoderSource) -> int:
+    """Side of the images in pixels."""
+    return settings.image_size or source.image_size or DEFAULT_IMAGE_SIZE
 
 
 def lower_is_better(metric: str) -> bool:

@@ -23,9 +23,10 @@ import torch
 
 from cluster import storage
 from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, parts_of, parts_there, run_batch_job
+from cluster.batch_jobs import BatchJob, Machines, parts_of, parts_there, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
 from cluster.errors import UserError
+from cluster.lease import held_folder
 from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
 from pretrain.data.feature_layout import (
     CHECKSUM,
@@ -125,6 +126,23 @@ def main(arguments: Sequence[str]) -> int:
         for line in check_batch_job(job, machines, data_urls=data):
             print(f"embed: {line}")
         return 0
+    with held_folder(out):
+        return _run(
+            job, machines, manifest, data, teacher, _maps_described(components, options.maps), options.rows_per_part
+        )
+
+
+def _run(
+    job: BatchJob,
+    machines: Machines,
+    manifest: Manifest,
+    data: list[str],
+    teacher: Teacher,
+    maps: dict[str, Any] | None,
+    rows_per_part: int,
+) -> int:
+    """Does what is missing of the job, and says what came of it."""
+    out = job.out
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
@@ -140,9 +158,9 @@ def main(arguments: Sequence[str]) -> int:
             sorted(parts_of(job)),
             manifest=manifest,
             data_urls=data,
-            rows_per_part=options.rows_per_part,
+            rows_per_part=rows_per_part,
             teacher=teacher.described(),
-            maps=_maps_described(components, options.maps),
+            maps=maps,
             images={key: job.identity[key] for key in ("size", "whole_image", "crop_share")},
         )
     new = result.num_parts - result.num_parts_before

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from pretrain.encoders import Encoder, build_encoder
+from pretrain.encoders.sizes import made_for
 from pretrain.encoders.sources import EncoderSource, absolute_encoder, check_is_start, open_encoder
-from pretrain.encoders.timm_weights import is_timm
+from pretrain.encoders.timm_weights import fresh_size, is_timm
 from pretrain.settings import PretrainEncoderSettings, PretrainSettings
 
 DEFAULT_ENCODER = "convattn_small"
@@ -36,7 +37,7 @@ def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
             settings, encoder=dataclasses.replace(encoder, name=encoder.name or DEFAULT_ENCODER)
         ), []
     settings = dataclasses.replace(settings, encoder=dataclasses.replace(encoder, url=absolute_encoder(encoder.url)))
-    own = _opened(settings.encoder)
+    own = _opened(settings.encoder, settings.views.size)
     source = _checked(own, settings)
     views, channels, notes = settings.views, settings.views.channels, []
     if channels != own.encoder.in_channels:
@@ -61,7 +62,7 @@ def start_of(settings: PretrainSettings) -> EncoderSource | None:
     encoder = settings.encoder
     if encoder.url is None:
         return None
-    return _checked(_opened(encoder), settings)
+    return _checked(_opened(encoder, settings.views.size), settings)
 
 
 def _checked(source: EncoderSource, settings: PretrainSettings) -> EncoderSource:
@@ -84,7 +85,14 @@ def fresh_encoder(settings: PretrainSettings) -> Encoder:
         # as many pixels in the last map for small images as for large ones
         size = settings.views.size
         arguments.setdefault("stem_stride", 1 if size <= 48 else 2 if size <= 128 else 4)
-    return build_encoder(name, **arguments)
+    return made_for(
+        settings.views.size,
+        lambda given: build_encoder(name, **given),
+        arguments,
+        name=name,
+        own=fresh_size(name),
+        setting="views.size",
+    )
 
 
 def layer_share(parameter_name: str, encoder: Encoder, decay: float) -> float:
@@ -120,11 +128,12 @@ def parameters_of(encoder: Encoder) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
 
 
-def _opened(settings: PretrainEncoderSettings) -> EncoderSource:
+def _opened(settings: PretrainEncoderSettings, size: int) -> EncoderSource:
     """The source as it is. Raises UserError where name or arguments contradict it."""
     url, name = str(settings.url), settings.name
     check_is_start(url)
-    source = open_encoder(url, "", settings.arguments if is_timm(url) else {})
+    arguments = settings.arguments if is_timm(url) else {}
+    source = open_encoder(url, "", arguments, image_size=size, size_setting="views.size")
     spec = source.encoder.spec
     if name is not None and name != spec["name"] and name != spec["name"].partition(".")[0]:
         raise UserError(

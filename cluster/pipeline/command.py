@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster import storage, working_tree
 from cluster.following import Terminal
 from cluster.job_server import JobServer, address_of
+from cluster.lease import held
 from cluster.pipeline.driver import Driver
 from cluster.pipeline.runners import LocalProcesses, RayJobs, Runner, Show
 from cluster.pipeline.settings import STATE_FOLDER, Pipeline, load_pipeline
@@ -22,7 +23,8 @@ def pipeline(options: argparse.Namespace) -> int:
         count = f"{len(plan.stages)} stages" if len(plan.stages) > 1 else "1 stage"
         terminal.show(f"{plan.name}: {count} ({', '.join(stage.name for stage in plan.stages)}), out {plan.out}")
         try:
-            return Driver(plan, runner, terminal.show).run()
+            with held(storage.join(plan.out, STATE_FOLDER, "driver.json"), plan.out):
+                return Driver(plan, runner, terminal.show).run()
         finally:
             runner.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import numpy as np
 from cluster import storage
 from cluster.errors import UserError
 from finetune.pictures import encoded, pixels_of
+from pretrain.data.decode import animation, num_frames
 from pretrain.data.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.shards import Shards, read_in_sequence
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 PARQUET = (".parquet", ".pq")
+ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng", ".avif")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Item:
 
     Attributes:
         source: the file it comes from.
-        index: its number in that file: 0 for an image, the frame of a film, the row of a Parquet file or data set.
+        index: its number in the input: of an image among the images, the frame of a film or an animated image, the row of the
+            data set.
         seconds: since the film's start; None where there is no time.
         data: an encoded image, or the pixels uint8 [H, W, 3] of a frame; None where a row holds no image.
     """
@@ -50,15 +53,17 @@ class Clip:
 
     Attributes:
         name: of the input.
-        kind: `images`, `parquet` or `video`.
+        kind: `images`, `animation`, `parquet` or `video`.
         urls: of its files.
         num_items: of its pictures, where that is known beforehand.
+        animated: how many images of which only the first frame was taken, in a list of one.
     """
 
     name: str
     kind: str
     urls: tuple[str, ...]
     num_items: int | None
+    animated: list[int] = field(default_factory=lambda: [0], compare=False)
 
     def items(self, *, image_column: str = "image", fps: float | None = None, every: int = 1) -> Iterator[Item]:
         """Its pictures in order, every so many of them.
@@ -68,7 +73,14 @@ class Clip:
         if self.kind == "images":
             for index, url in enumerate(self.urls[::every]):
                 seconds = None if fps is None else index * every / fps
-                yield Item(url, index * every, seconds, storage.read_bytes(url))
+                data = storage.read_bytes(url)
+                self.animated[0] += url.lower().endswith(ANIMATED_SUFFIXES) and num_frames(data) > 1
+                yield Item(url, index * every, seconds, data)
+        elif self.kind == "animation":
+            for url in self.urls:
+                for index, (seconds, pixels_HW3) in enumerate(animation(storage.read_bytes(url))):
+                    if index % every == 0:
+                        yield Item(url, index, seconds, pixels_HW3)
         elif self.kind == "parquet":
             yield from self._rows(image_column, every)
         else:
@@ -84,8 +96,8 @@ class Clip:
                     yield Item(shards.place(row_id).file, row_id, None, image)
 
 
-def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Clip]:
-    """What the inputs name: files, folders, globs, data sets, in any store.
+def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bool = False) -> list[Clip]:
+    """What the inputs name: files, folders, globs, data sets, in any store. With `frames` each animated image is a clip.
 
     Raises UserError for an input that names no picture.
     """
@@ -95,13 +107,16 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Cl
         images = tuple(url for url in files if url.lower().endswith(IMAGE_SUFFIXES))
         shards = tuple(url for url in files if url.lower().endswith(PARQUET))
         films = [url for url in files if url.lower().endswith(VIDEO_SUFFIXES)]
+        moving = {url: num for url in images if frames and (num := _num_animated(url)) > 1}
+        images = tuple(url for url in images if url not in moving)
+        clips.extend(Clip(url, "animation", (url,), num) for url, num in moving.items())
         if images:
             clips.append(Clip(given, "images", images, len(images)))
         if shards:
             manifest = load_manifest(list(shards), columns=[image_column], image_column=image_column)
             clips.append(Clip(given, "parquet", shards, manifest.num_rows))
         clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in films)
-        if not (images or shards or films):
+        if not (images or shards or films or moving):
             if not files:
                 raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or films")
             raise UserError(
@@ -109,6 +124,11 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image") -> list[Cl
                 f"{', '.join((*IMAGE_SUFFIXES, *PARQUET, *VIDEO_SUFFIXES))}"
             )
     return clips
+
+
+def _num_animated(url: str) -> int:
+    """Frames of an image file of a kind that can have several."""
+    return num_frames(storage.read_bytes(url)) if url.lower().endswith(ANIMATED_SUFFIXES) else 1
 
 
 def load_av() -> Any:
@@ -154,6 +174,9 @@ def _frames(url: str, every: int) -> Iterator[Item]:
             for index, frame in enumerate(container.decode(stream)):
                 if index % every == 0:
                     seconds = float(frame.time) if frame.time is not None else None
-                    yield Item(url, index, seconds, frame.to_ndarray(format="rgb24"))
+                    # a phone that is held upright films lying down and says so
+                    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                    pixels_HW3 = frame.to_ndarray(format="rgb24")
+                    yield Item(url, index, seconds, np.ascontiguousarray(np.rot90(pixels_HW3, turns)))
         except av.FFmpegError:  # a film that was cut off: what came before counts
             return

@@ -114,7 +114,7 @@ def predict_shards(
         with path.open("w", encoding="utf-8") as lines:
             for follower in followers:
                 follower.begin(clips[0])  # all of them are one data set
-            for record in _records(job.out, manifest):
+            for record in _records(job.out, manifest, clips):
                 for follower in followers:
                     follower.see(record)
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -125,10 +125,14 @@ def predict_shards(
     return num_rows, num_bad
 
 
-def _records(parts: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """The records of all parts, in the order of the data, bad rows where they lie."""
+def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
+    """The records of all parts, in the order of the data, bad rows where they lie; the rows of each input count from 0."""
+    first_of_file, first = {}, 0
+    for clip in clips:
+        first_of_file.update(dict.fromkeys(clip.urls, first))
+        first += clip.num_items or 0
     starts = {
-        (manifest.files[file].url, group): int(start)
+        (manifest.files[file].url, group): int(start) - first_of_file[manifest.files[file].url]
         for file, group, start in zip(
             manifest.file_of_group.tolist(), manifest.group_in_file.tolist(), manifest.start_of_group, strict=False
         )

@@ -7,6 +7,7 @@ import sys
 
 from cluster import storage
 from cluster.errors import EXIT_STOPPED, UserError, run_command
+from cluster.lease import held_beside
 from cluster.web_guard import allow_local_redirects
 
 # What a command needs is imported by its handler, so that --help and typing errors answer at once.
@@ -291,7 +292,10 @@ def _import(arguments: argparse.Namespace) -> int:
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
         return 0
     try:
-        summary = import_images(arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more)
+        with held_beside(arguments.dest):
+            summary = import_images(
+                arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more
+            )
     except KeyboardInterrupt:
         print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
         raise

@@ -85,12 +85,26 @@ LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and r
 SIGNIFICANT_BITS = (8, 12)  # of grey values in 16-bit files whose header says nothing, by their range
 
 
+_max_pixels = MAX_PIXELS
+
+
+def max_pixels_now() -> int:
+    """Pixels that an image may have in this process."""
+    return _max_pixels
+
+
+def set_max_pixels(num: int | None) -> None:
+    """Sets the pixels that an image may have in this process; None for `MAX_PIXELS`."""
+    global _max_pixels
+    _max_pixels = MAX_PIXELS if num is None else num
+
+
 class BadImage(Exception):
     """An image that cannot be used; the text is a short stable reason such as `truncated` or `not an image`."""
 
 
 def decode_image(
-    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int | None = None
 ) -> np.ndarray:
     """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
@@ -103,7 +117,7 @@ def decode_image(
         data: the encoded file.
         smallest_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG makes use of
             it: it is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
-        max_pixels: more are refused from the header, before anything is decoded.
+        max_pixels: more are refused from the header, before anything is decoded; None: `max_pixels_now`.
 
     Raises:
         BadImage: for everything that cannot be decoded, and nothing else.
@@ -128,7 +142,7 @@ class Decoded:
     significant_bits: int = 0
 
 
-def decode_whole(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> Decoded:
     """`decode_image` with what the file says of how the picture lies in it. Raises BadImage."""
     with _only_bad_image():
         image, orientation = _open(bytes(data), max_pixels)
@@ -140,7 +154,7 @@ def decode_whole(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> D
         return Decoded(np.asarray(rgb), size, turned, bits)
 
 
-def image_frame(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], int]:
+def image_frame(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[tuple[int, int], int]:
     """((width, height) as stored, EXIF orientation), from the header alone. Raises BadImage."""
     with _only_bad_image():
         return _as_stored(*_open(bytes(data), max_pixels))
@@ -158,7 +172,7 @@ def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int,
 def significant_bits(data: bytes | memoryview) -> int:
     """Bits that the grey values of a 16-bit picture use where these are fewer, else 0. Raises BadImage."""
     with _only_bad_image():
-        image, _ = _open(bytes(data), MAX_PIXELS)
+        image, _ = _open(bytes(data), None)
         if not image.mode.startswith("I;16"):
             return 0
         image.load()
@@ -166,7 +180,7 @@ def significant_bits(data: bytes | memoryview) -> int:
 
 
 def decode_upright(
-    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """`decode_image` as a Pillow image of mode RGB."""
     with _only_bad_image():
@@ -180,7 +194,7 @@ def decode_upright(
         return rgb
 
 
-def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | None = None) -> np.ndarray:
     """Decodes an image with bands of its own (satellite, microscope) to uint8 [height, width, channels], as stored.
 
     Either a NumPy file (.npy) that holds [height, width, channels], uint8 or uint16 (of which the high byte is kept), or a PNG,
@@ -208,7 +222,7 @@ def num_bands(data: bytes | memoryview) -> int:
         if encoded.startswith(NUMPY_MAGIC):
             shape, _, _ = _numpy_header(io.BytesIO(encoded))
             return int(shape[2]) if len(shape) == 3 else 1
-        return len(_open(encoded, MAX_PIXELS)[0].getbands())
+        return len(_open(encoded, None)[0].getbands())
 
 
 def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -217,7 +231,7 @@ def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read_header(stream)
 
 
-def _numpy_bands(encoded: bytes, channels: int, max_pixels: int) -> np.ndarray:
+def _numpy_bands(encoded: bytes, channels: int, max_pixels: int | None) -> np.ndarray:
     stream = io.BytesIO(encoded)
     shape, by_columns, dtype = _numpy_header(stream)
     if len(shape) != 3 or shape[2] != channels:
@@ -232,7 +246,7 @@ def _numpy_bands(encoded: bytes, channels: int, max_pixels: int) -> np.ndarray:
     return pixels if dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
 
-def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[int, int]:
     """The (width, height) that `decode_image` would give, from the header alone.
 
     Raises:
@@ -242,6 +256,35 @@ def image_size(data: bytes | memoryview, *, max_pixels: int = MAX_PIXELS) -> tup
         image, orientation = _open(bytes(data), max_pixels)
         width, height = image.size
         return (height, width) if orientation >= 5 else (width, height)
+
+
+def num_frames(data: bytes | memoryview) -> int:
+    """Frames of an animated image; 1 for all others, and for what cannot be opened."""
+    try:
+        with _only_bad_image():
+            return int(getattr(_open(bytes(data), None)[0], "n_frames", 1))
+    except BadImage:
+        return 1
+
+
+def animation(data: bytes | memoryview) -> Iterator[tuple[float, np.ndarray]]:
+    """Seconds since the start, and uint8 [height, width, 3], of each frame of an animated image. Raises BadImage; a damaged end
+    is left out."""
+    with _only_bad_image():
+        image, _ = _open(bytes(data), None)
+    seconds, index = 0.0, 0
+    while True:
+        try:
+            with _only_bad_image():
+                image.seek(index)
+                image.load()
+                pixels_HW3 = np.array(_to_rgb(image)[0])
+        except BadImage:  # Pillow says EOFError behind the last frame
+            if not index:
+                raise
+            return
+        yield seconds, pixels_HW3
+        seconds, index = seconds + float(image.info.get("duration") or 0) / 1000, index + 1
 
 
 def image_format(data: bytes | memoryview) -> str | None:
@@ -289,7 +332,7 @@ def _only_bad_image() -> Iterator[None]:
         raise BadImage("truncated" if cut else "damaged") from error
 
 
-def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+def _open(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int]:
     """The image with its header read and its size accepted, and the EXIF orientation that is still to be applied."""
     if not data:
         raise BadImage("empty")
@@ -358,10 +401,10 @@ def _without_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
     return b"".join(parts)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
     if width < 1 or height < 1:
         raise BadImage("damaged")
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+    if width * height > (_max_pixels if max_pixels is None else max_pixels) or max(width, height) > MAX_SIDE:
         raise BadImage(f"too large: {width}x{height} pixels")
 
 

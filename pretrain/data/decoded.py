@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cluster.batch_jobs import Unit, with_notes
 from cluster.errors import UserError, nearest
+from pretrain.data.decode import max_pixels_now, set_max_pixels
 from pretrain.data.footers import read_footer
 from pretrain.data.loader import Batch, Filling, HostTransform, batches_in_sequence
 from pretrain.data.manifest import Manifest
@@ -85,6 +86,7 @@ class DecodedRows:
         transform: what is made of each image.
         decode_threads: of a process.
         rows_per_part: rows of a table.
+        max_pixels: of an image; by default what this process allows.
         with_bad: leaves rows that cannot be decoded in, null in `pixels`, so that a unit has as many rows as its row groups.
     """
 
@@ -95,9 +97,11 @@ class DecodedRows:
     decode_threads: int = 1
     rows_per_part: int = ROWS_PER_PART
     with_bad: bool = False
+    max_pixels: int = dataclasses.field(default_factory=max_pixels_now)
 
     def __call__(self) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
         """The function; nothing is to be loaded for it."""
+        set_max_pixels(self.max_pixels)
         return self._tables
 
     def _tables(self, task: Sequence[int]) -> Iterator[pa.Table]:

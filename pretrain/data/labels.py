@@ -42,6 +42,10 @@ class ClassNames:
                 f"the label {error.args[0]!r} is no class of the model ({', '.join(self.names[:20])})"
             ) from error
 
+    def known(self, labels: Sequence[Any]) -> np.ndarray:
+        """bool [labels]: which of them are classes."""
+        return np.array([label in self._index for label in labels], dtype=bool)
+
     def multi_hot(self, labels: Sequence[Sequence[Any]]) -> np.ndarray:
         """float32 [rows, classes] of lists of labels: 1 where a list has the class. Raises UserError for one that is none."""
         hot = np.zeros((len(labels), len(self)), np.float32)

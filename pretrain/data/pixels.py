@@ -24,6 +24,7 @@ from pretrain.data.decode import (
     decode_upright,
     exif_orientation,
     image_size,
+    max_pixels_now,
 )
 
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
@@ -43,9 +44,10 @@ class Picture:
 
     Attributes:
         width, height: upright, in pixels.
-        decode: `decode(denominator)` gives uint8 [groups, height, width, 4] of 1 / denominator (1, 2, 4 or 8) of the size or
-            of the full size; the channels lie in groups of four, and what is beyond the last one means nothing. The array may
-            be a buffer that this thread's next `decode` overwrites. Raises BadImage.
+        decode: `decode(denominator)` gives uint8 [groups, height, width, 4] of 1 / denominator (1, 2, 4 or 8) of the size, of
+            the full size, or of less where a JPEG's would be more than `MAX_PIXELS`; the channels lie in groups of four, and
+            what is beyond the last one means nothing. The array may be a buffer that this thread's next `decode` overwrites.
+            Raises BadImage.
     """
 
     width: int
@@ -86,13 +88,19 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return None
-    if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+    if (
+        colours not in ("RGB", "YCbCr", "Gray")
+        or not 0 < width * height <= max_pixels_now()
+        or max(width, height) > MAX_SIDE
+    ):
         return None
     orientation, may_have_scans = _headers(encoded)
     if may_have_scans and encoded.count(b"\xff\xda") > _MANY_SCANS:
         return None
 
     def decode(denominator: int) -> np.ndarray:
+        while denominator < 8 and -(-height // denominator) * -(-width // denominator) > MAX_PIXELS:
+            denominator *= 2
         rows, columns = -(-height // denominator), -(-width // denominator)
         layout, num_bytes = ("GRAY", 1) if channels == 1 else ("RGBX", 4)
         try:

@@ -56,12 +56,15 @@ def read_config(url: str, format_version: int) -> dict[str, Any]:
     """The config of a folder. Raises UserError when there is none, or it is of another format version."""
     config_url = storage.join(url, CONFIG)
     if not storage.exists(config_url):
-        there = ", ".join(storage.names_in(url)[:8]) or "nothing"
-        raise UserError(f"{url} is no encoder or model folder: it holds no {CONFIG} (there: {there})")
+        raise UserError(f"{url} is no encoder or model folder: it holds no {CONFIG}{_what_lies(url)}")
     config = storage.read_json(config_url)
     if not isinstance(config, dict):
         raise UserError(f"{config_url} must hold a JSON object, not {type(config).__name__}")
     version = config.get("format_version")
+    if version is None and (made_for := next((name for key, name in EXPORTED.items() if key in config), None)):
+        raise UserError(
+            f"{url} is a folder for {made_for}, not one of Fovea's; give the folder that it was exported from"
+        )
     if version != format_version:
         raise UserError(
             f"{config_url} has format version {version!r}, this program reads version {format_version}; "
@@ -69,6 +72,25 @@ def read_config(url: str, format_version: int) -> dict[str, Any]:
             + (f" ({config['code_version']})" if "code_version" in config else "")
         )
     return config
+
+
+# keys of the config.json of other programs, and of what we export for them
+EXPORTED = {"auto_map": "Hugging Face", "model_type": "Hugging Face", "architecture": "timm", "preprocessing": "ONNX"}
+
+
+def _what_lies(url: str) -> str:
+    """What is at a URL in place of an encoder or model, and what is meant instead, for an error message."""
+    there = storage.names_in(url)
+    if storage.is_local(url) and storage.local_path(url).is_file():
+        return " (it is a file)"
+    for name in ("model", "encoder"):
+        if name in there:
+            return f"; it is a run's folder, whose {name} is {storage.join(url, name)}"
+    if "settings.yaml" in there:
+        return "; it is the folder of a run that is not finished"
+    if any(name.endswith((".parquet", ".pq")) for name in there):
+        return "; it holds Parquet shards, which are data"
+    return f" (there: {', '.join(there[:8]) or 'nothing'})"
 
 
 def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -16,7 +16,15 @@ from pretrain.encoders.building import build_encoder, rebuild_encoder
 from pretrain.encoders.channels import with_channels
 from pretrain.encoders.fingerprints import weights_fingerprint
 from pretrain.encoders.saving import CONFIG, licence_of, load_encoder, read_encoder_config
-from pretrain.encoders.timm_weights import absolute_weights, fresh_encoder, is_timm, read_timm, timm_encoder
+from pretrain.encoders.sizes import IMG_SIZE, made_for
+from pretrain.encoders.timm_weights import (
+    absolute_weights,
+    fresh_encoder,
+    fresh_said,
+    is_timm,
+    read_timm,
+    timm_encoder,
+)
 
 RANDOM = "random"
 
@@ -57,7 +65,14 @@ class EncoderSource:
         )
 
 
-def open_encoder(name: str, architecture: str, arguments: Mapping[str, Any]) -> EncoderSource:
+def open_encoder(
+    name: str,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    *,
+    image_size: int | None = None,
+    size_setting: str = "image_size",
+) -> EncoderSource:
     """The encoder of a name, or a network like it with fresh weights.
 
         runs/first/encoder             a saved encoder, at any URL
@@ -65,23 +80,38 @@ def open_encoder(name: str, architecture: str, arguments: Mapping[str, Any]) -> 
         random                         `architecture` with fresh weights
         random:ANY OF THE ABOVE        that network with fresh weights
 
-    `arguments` are those of `architecture` and of timm's networks; a saved encoder has its own. Raises UserError when there is
-    no such encoder.
+    `arguments` are those of `architecture` and of timm's networks; a saved encoder has its own. With `image_size`, which
+    `size_setting` names, networks of timm that are made for one size are made for this one. Raises UserError when there is no
+    such encoder, or it does not take images of that size.
     """
     kind, _, like = name.partition(":")
     fresh = kind == RANDOM
     network = like if fresh and like else name
     if name == RANDOM:
-        encoder = build_encoder(architecture, **arguments)
+        encoder = made_for(
+            image_size,
+            lambda given: build_encoder(architecture, **given),
+            arguments,
+            name=architecture,
+            own=None,
+            setting=size_setting,
+        )
         return EncoderSource(encoder, None, default_mean(encoder.in_channels), default_std(encoder.in_channels))
     if is_timm(network):
-        return _of_timm(name, network, fresh, dict(arguments))
+        return _of_timm(name, network, fresh, dict(arguments), image_size, size_setting)
     config = read_encoder_config(network)
     if fresh:
         where = storage.join(network, CONFIG)
         encoder = rebuild_encoder(config.name, config.arguments, where=where)
         return EncoderSource(encoder, config.input_size, config.mean, config.std, name)
-    encoder = load_encoder(network)
+    encoder = made_for(
+        image_size,
+        lambda given: load_encoder(network),
+        {IMG_SIZE: None},  # as it was saved
+        name=network,
+        own=config.input_size,
+        setting=size_setting,
+    )
     return EncoderSource(
         encoder,
         config.input_size,
@@ -94,12 +124,24 @@ def open_encoder(name: str, architecture: str, arguments: Mapping[str, Any]) -> 
     )
 
 
-def _of_timm(name: str, network: str, fresh: bool, arguments: dict[str, Any]) -> EncoderSource:
+def _of_timm(
+    name: str, network: str, fresh: bool, arguments: dict[str, Any], image_size: int | None, size_setting: str
+) -> EncoderSource:
     channels = arguments.pop("in_channels", None)
     fresh = not arguments.pop("pretrained", True) or fresh
     weights = read_timm(network, tensors=not fresh)
-    weights = dataclasses.replace(weights, arguments={**weights.arguments, **arguments})
-    encoder, said = fresh_encoder(weights, channels=channels) if fresh else timm_encoder(weights)
+    said: dict[str, Any] = {}
+
+    def build(given: Mapping[str, Any]) -> Encoder:
+        told = dataclasses.replace(weights, arguments=dict(given))
+        encoder, about = fresh_encoder(told, channels=channels) if fresh else timm_encoder(told)
+        said.update(about)
+        return encoder
+
+    arguments = {**weights.arguments, **arguments}
+    # what the size of its images is by itself, before anything is built
+    own = (dict(fresh_said(weights)).get("input_size") or [None])[-1]
+    encoder = made_for(image_size, build, arguments, name=network, own=own, setting=size_setting)
     size = arguments.get("img_size") or (said.get("input_size") or [None])[-1]
     size = size[0] if isinstance(size, list | tuple) else size
     if fresh:  # it knows nothing of anybody's images

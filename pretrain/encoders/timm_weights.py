@@ -157,17 +157,31 @@ def timm_encoder(weights: TimmWeights) -> tuple[Encoder, dict[str, Any]]:
 
 def fresh_encoder(weights: TimmWeights, *, channels: int | None = None) -> tuple[Encoder, dict[str, Any]]:
     """The same network with fresh weights, for images of its own channels or others, and what is said of its images."""
-    said = dict(weights.said)
-    name = weights.network
+    said, name = fresh_said(weights), weights.network
     if name not in ENCODERS:
-        import timm
-
-        known: Any = timm.models.get_pretrained_cfg(name)
-        if "input_size" not in said and known is not None:
-            said["input_size"] = list(known.input_size)
         name = TIMM + name
     channels = channels or said.get("input_size", [3])[0]
     return build_encoder(name, **{**weights.arguments, "in_channels": channels}), said
+
+
+def fresh_size(name: str) -> int | None:
+    """Side of the images that `timm:NAME` was made for; None for other networks."""
+    if not name.startswith(TIMM):
+        return None
+    size = fresh_said(TimmWeights(name, name.removeprefix(TIMM))).get("input_size")
+    return size[-1] if size else None
+
+
+def fresh_said(weights: TimmWeights) -> dict[str, Any]:
+    """What is said of a network's images, its `input_size` among it, without building it."""
+    said = dict(weights.said)
+    if weights.network not in ENCODERS and "input_size" not in said:
+        import timm
+
+        known: Any = timm.models.get_pretrained_cfg(weights.network)
+        if known is not None:
+            said["input_size"] = list(known.input_size)
+    return said
 
 
 def _of_package(name: str, with_tensors: bool) -> TimmWeights:

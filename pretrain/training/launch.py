@@ -23,6 +23,12 @@ from pretrain.training.rehearsal import rehearse
 from pretrain.training.settings import FREE_TO_CHANGE, UNSEEN, ClusterSettings
 from pretrain.training.tracking import check_tracking
 
+LENGTH = ("training.epochs", "training.steps")
+LONGER = (
+    "its learning rate follows a schedule that ends where the run does, so the steps taken would have been others; "
+    "to train longer, begin another out with the weights that this one left"
+)
+
 
 def launch(
     title: str,
@@ -131,7 +137,10 @@ class _Before:
         # where it is known what a run learnt from, its place is free
         is_known = self._known and (not self.data_changes or (self._on_change == "continue" and not self.is_finished))
         free = FREE_TO_CHANGE + (tuple(URLS.values()) if is_known else ())
-        self.refused = cluster.settings.differences(old, settings, ignored=free)
+        self.refused = [
+            f"{one}: {LONGER}" if one.startswith(LENGTH) else one
+            for one in cluster.settings.differences(old, settings, ignored=free)
+        ]
         if not self.data_changes:
             moved = cluster.settings.differences(old, settings, ignored=UNSEEN)
             self.changed += [f"the same data at another place ({one})" for one in moved if one not in self.changed]

@@ -9,6 +9,7 @@ from typing import Any
 from cluster import storage
 from cluster.errors import UserError
 from cluster.settings import setting
+from pretrain.data.decode import set_max_pixels
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 
@@ -30,6 +31,9 @@ class DataSettings:
     )
     shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
     max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    max_megapixels: float = setting(
+        100.0, above=0, help="larger images are bad rows; JPEGs above 100 are decoded at a reduced size"
+    )
     on_change: str = setting(
         "refuse",
         choices=["refuse", "continue"],
@@ -58,9 +62,10 @@ class DataSettings:
             raise UserError(f"data.url={self.url!r} is not possible: give a path, a URL, or a list of them")
 
     def use_stores(self) -> None:
-        """Makes this process read with these storage options and this cache; each process calls it before it reads."""
+        """Makes this process read with these options, this cache and this size of images; each process calls it first."""
         storage.use_options(self.urls, self.storage_options)
         storage.use_cache(self.cache_dir, self.cache_gib)
+        set_max_pixels(int(self.max_megapixels * 1e6))
 
     @property
     def keep_bytes(self) -> int:

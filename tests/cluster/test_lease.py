@@ -92,3 +92,28 @@ def test_a_mark_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         while json.loads(url.read_text())["renewed_at"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_in_a_store_with_conditional_writes_one_gets_it(capsys: pytest.CaptureFixture[str]) -> None:
+    url, folder = "memory://lease-test/run/running.json", "memory://lease-test/run"
+    mark = {"token": "other", "host": "elsewhere", "pid": 7, "process_started": 1, "started_at": time.time()}
+    with held(url, folder):
+        assert not lease._made_in_store(url, b"{}")  # a second one is refused by the store itself
+        assert json.loads(lease.storage.read_bytes(url))["pid"] == os.getpid()
+    lease.storage.write_json(url, {**mark, "renewed_at": time.time()})
+    with pytest.raises(InUse, match="process 7 on elsewhere"), held(url, folder):
+        raise AssertionError
+    lease.storage.write_json(url, {**mark, "renewed_at": time.time() - 1000})
+    with held(url, folder):  # who fell silent holds nothing, and it is said
+        assert json.loads(lease.storage.read_bytes(url))["pid"] == os.getpid()
+    assert "process 7 on elsewhere, which held it, is gone; it is taken over" in capsys.readouterr().out
+    assert not lease.storage.exists(url)
+
+
+def test_beside_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    with lease.held_beside(str(folder)):
+        assert not folder.exists() and len(os.listdir(tmp_path)) == 1
+        with pytest.raises(InUse), lease.held_beside(f"{folder}/"):
+            raise AssertionError
+    assert os.listdir(tmp_path) == []

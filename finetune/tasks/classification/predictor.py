@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from cluster.place import Place
 from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
+from pretrain.data.annotations import name_of_class
 from pretrain.data.labels import ClassNames, check_numbering, is_multi_label
+from pretrain.data.naming import declared_names
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -88,38 +91,55 @@ class ImageClassifier(Predictor):
 
     def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
         """Scores, precision and recall of each class, and the confusion matrix where an image shows one class."""
-        logits, labels = self.judged(shards, place, decode_threads=decode_threads)
+        logits, labels, unknown = self.judged(shards, place, decode_threads=decode_threads)
+        details: dict[str, Any] = {"validation_images": len(labels), "class_names": self.class_names}
+        if unknown:
+            details["unknown_classes"] = dict(sorted(unknown.items()))
         if self.multi_label:
-            details = {
-                "validation_images": len(labels),
-                "per_class": per_label(logits, labels, self.class_names, threshold=self.threshold),
-                "class_names": self.class_names,
-            }
+            details["per_class"] = per_label(logits, labels, self.class_names, threshold=self.threshold)
             return Judgement(multi_label_scores(logits, labels, threshold=self.threshold), details)
         matrix = confusion(logits, labels)
-        details = {
-            "validation_images": len(labels),
-            "per_class": per_class(matrix, self.class_names),
-            "class_names": self.class_names,
-            "confusion_matrix": matrix.tolist(),
-        }
+        details |= {"per_class": per_class(matrix, self.class_names), "confusion_matrix": matrix.tolist()}
         return Judgement(scores(logits, labels), details)
 
-    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[Tensor, Tensor]:
+    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[Tensor, Tensor, Counter[str]]:
         """Logits float32 [N, num_classes] of a whole data set, on every rank, whatever their number, and what is true: class
-        ids [N], or float32 [N, num_classes] where an image may show several."""
+        ids [N], or float32 [N, num_classes] where an image may show several.
+
+        Images of a class that the model does not know are left out (of several classes, those that it does not know); they are
+        counted by its name.
+        """
         column, classes = self.columns["label"], ClassNames(tuple(self.config["class_values"]), self.class_names)
         if is_multi_label(shards.manifest, column) != self.multi_label:
             kind = "lists of classes" if self.multi_label else "one class an image"
             raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
         check_numbering(shards.manifest, column, classes)
+        names = declared_names([shards.manifest], column)
         true_of = classes.multi_hot if self.multi_label else classes.ids
-        logits, labels = [np.zeros((0, len(classes)), np.float32)], [true_of([])]
+        logits, labels, unknown = [np.zeros((0, len(classes)), np.float32)], [true_of([])], Counter[str]()
         for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
-            logits.append(self.logits(batch.arrays[0]).float().cpu().numpy())
-            labels.append(true_of(batch.columns[column]))
-        parts = gathered_objects((np.concatenate(logits), np.concatenate(labels)))
-        all_labels = np.concatenate([part for _, part in parts])
+            values, keep_N = batch.columns[column], np.ones(len(batch.row_ids), bool)
+            if self.multi_label:
+                unknown.update(
+                    name_of_class(one, names) for row in values for one in row if not classes.known([one])[0]
+                )
+                values = [[one for one in row if classes.known([one])[0]] for row in values]
+            else:
+                keep_N = classes.known(values)
+                unknown.update(name_of_class(one, names) for one, kept in zip(values, keep_N, strict=True) if not kept)
+                values = [one for one, kept in zip(values, keep_N, strict=True) if kept]
+            if keep_N.any():
+                logits.append(self.logits(batch.arrays[0][keep_N]).float().cpu().numpy())
+                labels.append(true_of(values))
+        parts = gathered_objects((np.concatenate(logits), np.concatenate(labels), unknown))
+        all_labels = np.concatenate([part for _, part, _ in parts])
+        all_unknown = sum((part for _, _, part in parts), Counter[str]())
         if not len(all_labels):
-            raise UserError("no image of the validation data can be decoded; `python -m pretrain.data check` says why")
-        return torch.from_numpy(np.concatenate([part for part, _ in parts])), torch.from_numpy(all_labels)
+            raise UserError(
+                f"no image of the data is of a class that the model knows ({', '.join(self.class_names[:20])}); there are "
+                f"{', '.join(list(all_unknown)[:20])}"
+                if all_unknown
+                else "no image of the validation data can be decoded; `python -m pretrain.data check` says why"
+            )
+        all_logits = np.concatenate([part for part, _, _ in parts])
+        return torch.from_numpy(all_logits), torch.from_numpy(all_labels), all_unknown

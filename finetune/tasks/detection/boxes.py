@@ -36,6 +36,8 @@ from pretrain.data.pixels import open_picture
 from pretrain.data.shards import Shards, read_in_sequence
 
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the picture"
+UNKNOWN = "of a class that the model does not know"
+FEW = 10  # boxes
 MOST_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
@@ -94,17 +96,22 @@ def boxes_column_of(manifest: Manifest, column: str, box_format: str) -> BoxColu
 
 def usable(value: Any, column: BoxColumn) -> tuple[Boxes, list[tuple[int, str]]]:
     """The boxes of a row that are four finite numbers with an area, and (index, reason) of the others."""
-    try:
-        boxes, indices = read_boxes(value, column), None
-        bad: list[tuple[int, str]] = []
-    except BadAnnotation:
-        boxes, indices, bad = _one_by_one(value, column)
-    numbers = np.arange(len(boxes)) if indices is None else np.array(indices, dtype=int)
+    boxes, numbers, bad = readable(value, column)
     flat_N = boxes.degenerate()
     if flat_N.any():
         bad += [(int(number), FLAT) for number in numbers[flat_N]]
         boxes = Boxes(boxes.xyxy_N4[~flat_N], [c for c, flat in zip(boxes.classes, flat_N, strict=True) if not flat])
     return boxes, bad
+
+
+def readable(value: Any, column: BoxColumn) -> tuple[Boxes, np.ndarray, list[tuple[int, str]]]:
+    """The boxes of a row that are four finite numbers, the number int64 of each, and (index, reason) of the others."""
+    try:
+        boxes = read_boxes(value, column)
+        return boxes, np.arange(len(boxes)), []
+    except BadAnnotation:
+        boxes, indices, bad = _one_by_one(value, column)
+        return boxes, np.array(indices, dtype=int), bad
 
 
 def _one_by_one(value: Any, column: BoxColumn) -> tuple[Boxes, list[int], list[tuple[int, str]]]:
@@ -154,18 +161,23 @@ class TargetReader:
         self.column, self.classes = column, classes
 
     def read(self, value: Any, *, width: float, height: float, place: str = "") -> tuple[Target, LeftOut]:
-        """The boxes of a picture of so many pixels, cut at its edges. Raises UserError for a class the model does not know."""
+        """The boxes of a picture of so many pixels, cut at its edges; those of classes that the model does not know are left
+        out as well."""
         boxes, bad = usable(value, self.column)
+        known_N = self.classes.known(boxes.classes)
         left_out = LeftOut()
         for index, reason in bad:
             left_out.add(reason, f"{place}, box {index}")
         xyxy_N4 = inside(boxes.xyxy_N4, width, height)
         outside_N = flat(xyxy_N4)
-        for index in np.flatnonzero(outside_N).tolist():
+        for index in np.flatnonzero(~known_N).tolist():
+            left_out.add(UNKNOWN, f"{place}, {name_of_class(boxes.classes[index], self.column.names)!r}")
+        for index in np.flatnonzero(outside_N & known_N).tolist():
             numbers = ", ".join(f"{number:g}" for number in boxes.xyxy_N4[index])
             left_out.add(OUTSIDE, f"{place}, box at {numbers} of a picture of {width:g} x {height:g}")
-        classes_N = self.ids(boxes.classes)
-        return Target(xyxy_N4[~outside_N], classes_N[~outside_N]), left_out
+        keep_N = known_N & ~outside_N
+        classes_N = self.ids([value for value, kept in zip(boxes.classes, keep_N, strict=True) if kept])
+        return Target(xyxy_N4[keep_N], classes_N), left_out
 
     def ids(self, classes: Sequence[ClassValue | None]) -> np.ndarray:
         """Class ids int64."""
@@ -206,7 +218,7 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
         reasons = f" (left out: {left_out})" if left_out.counts else ""
         raise UserError(
             f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
-            "needs pictures with boxes"
+            f"needs pictures with boxes, and reads them as detection.box_format={column.box_format}"
         )
     return Census(column, row_id, num_without, counts, left_out)
 
@@ -239,12 +251,27 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
     return ClassNames(values, [str(value) for value in values])
 
 
-def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> tuple[np.ndarray, LeftOut]:
-    """Width and height of boxes as shares of their picture's longer side, float64 [N, 2], and boxes outside of pictures.
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Boxes of a sample of pictures as these show them.
 
-    Of at least `num_rows` rows, spread over the data set; of their pictures only the headers are decoded. Raises
-    UserError where
-    nearly all boxes are shares of the sides, or corners read as sizes.
+    Attributes:
+        shares_N2: width and height as shares of the picture's longer side, cut at its edges, float64.
+        outside: boxes that lie outside of their pictures.
+        num: boxes that were looked at.
+        complaint: what is wrong with all of them together, and the setting that mends it; None where nothing is.
+    """
+
+    shares_N2: np.ndarray
+    outside: LeftOut
+    num: int
+    complaint: str | None
+
+
+def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> Shapes:
+    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their pictures only headers are decoded.
+
+    The rules of what the numbers mean together are those of `pretrain.data check`.
     """
     shapes, outside, judge = [np.zeros((0, 2))], LeftOut(), BoxJudge(column.box_format)
     sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
@@ -256,14 +283,35 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
                 picture = None  # its row is counted as a bad one when its turn comes
             if picture is None:
                 continue
-            boxes, _ = usable(value, column)
-            judge.add(boxes.xyxy_N4, (picture.width, picture.height))
-            cut_N4 = inside(boxes.xyxy_N4, picture.width, picture.height)
+            size = picture.width, picture.height
+            boxes, _, _ = readable(value, column)
+            judge.add(boxes.xyxy_N4, size)
+            with_area_N4 = boxes.xyxy_N4[~boxes.degenerate()]
+            cut_N4 = inside(with_area_N4, *size)
             outside_N = flat(cut_N4)
             for _ in range(int(outside_N.sum())):
                 outside.add(OUTSIDE, str(sample.place(row_id)))
-            shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(picture.width, picture.height))
+            shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
-    if (complaint := judge.complaint(what, "detection.box_format")) is not None:
-        raise UserError(complaint)
-    return np.concatenate(shapes).astype(np.float64), outside
+    shares_N2 = np.concatenate(shapes).astype(np.float64)
+    return Shapes(shares_N2, outside, judge.judged, judge.complaint(what, "detection.box_format"))
+
+
+def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: float) -> None:
+    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a share of them
+    (`data.max_bad_share`) cannot be used."""
+    if shapes.complaint is not None:
+        raise UserError(shapes.complaint)
+    num_all = census.num_boxes + sum(census.left_out.counts.values())
+    of_column, of_pictures = sum(census.left_out.counts.values()), sum(shapes.outside.counts.values())
+    for num, among, told, place in (
+        (of_column, num_all, str(census.left_out), census.left_out.places[:1]),
+        (of_pictures, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.places[:1]),
+    ):
+        # a few bad ones in a small data set are no sign of anything
+        if num > most_left_out * among and (num >= FEW or 2 * num > among):
+            raise UserError(
+                f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
+                f"{''.join(place)}), more than data.max_bad_share={most_left_out:g}; they are read as "
+                f"detection.box_format={census.column.box_format}, in pixels"
+            )

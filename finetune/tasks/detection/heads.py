@@ -48,23 +48,27 @@ class Anchors(AnchorGenerator):
 
     def __init__(self, strides: Sequence[int], shapes: Sequence[Sequence[Sequence[float]]]) -> None:
         super().__init__(sizes=((1,),) * len(strides), aspect_ratios=((1.0,),) * len(strides))
-        self.strides = list(strides)
-        self.cell_anchors = [
-            torch.tensor([[s / 2 - w / 2, s / 2 - h / 2, s / 2 + w / 2, s / 2 + h / 2] for w, h in of_level])
-            for s, of_level in zip(strides, shapes, strict=True)
-        ]
+        self.strides, self.shapes = list(strides), [[list(shape) for shape in of_level] for of_level in shapes]
 
     def num_anchors_per_location(self) -> list[int]:
         """Anchors at each place, by map."""
-        return [len(anchors) for anchors in self.cell_anchors]
+        return [len(of_level) for of_level in self.shapes]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The same anchors [A, 4] for each image, maps one after the other, in float32."""
-        device = feature_maps[0].device
-        self.set_cell_anchors(torch.float32, device)
-        sizes = [list(feature_map.shape[-2:]) for feature_map in feature_maps]
-        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
-        return [torch.cat(self.grid_anchors(sizes, strides))] * len(image_list.image_sizes)
+        device, anchors = feature_maps[0].device, []
+        for feature_map, stride, shapes in zip(feature_maps, self.strides, self.shapes, strict=True):
+            corners = [[(stride - w) / 2, (stride - h) / 2, (stride + w) / 2, (stride + h) / 2] for w, h in shapes]
+            height, width = feature_map.shape[-2:]
+            down, across = torch.meshgrid(
+                torch.arange(height, dtype=torch.float32, device=device) * stride,
+                torch.arange(width, dtype=torch.float32, device=device) * stride,
+                indexing="ij",
+            )
+            places_P4 = torch.stack([across.flatten(), down.flatten()] * 2, 1)
+            at_a_place = torch.tensor(corners, dtype=torch.float32, device=device)
+            anchors.append((places_P4[:, None] + at_a_place).flatten(0, 1))
+        return [torch.cat(anchors)] * len(image_list.image_sizes)
 
 
 class Head(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from pretrain.encoders import Encoder
+from pretrain.encoders.base import Encoder
 
 GROUPS = 32  # of group norm; statistics of a batch would mix pictures, and batches are small in detection
 

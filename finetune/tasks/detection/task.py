@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,18 @@ from finetune.tasks.base import Task
 from finetune.tasks.detection.boxes import (
     TargetReader,
     boxes_column_of,
+    check_boxes,
     classes_of,
     look_at_shapes,
     take_census,
 )
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides
+from finetune.tasks.detection.hard_attention import make_attention_hard
 from finetune.tasks.detection.heads import Targets
 from finetune.tasks.detection.metrics import NAMES
-from finetune.tasks.detection.model import Detector, make_attention_hard
+from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.predictor import ObjectDetector
-from finetune.tasks.detection.views import BoxViewer, boxes_on_canvas
+from finetune.tasks.detection.views import SMALLEST_SIDE, BoxViewer, boxes_on_canvas
 from pretrain.data.loader import Batch
 from pretrain.data.manifest import Manifest
 from pretrain.data.recipes import ViewSpec
@@ -60,7 +63,9 @@ class Detection(Task):
                 f"detection.smallest_scale={detection.smallest_scale:g} is above "
                 f"detection.largest_scale={detection.largest_scale:g}"
             )
-        of_train, of_validation = (
+        self._most_left_out = settings.data.max_bad_share
+        self._judged = judged
+        of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
             for shards in (self._train, judged)
         )
@@ -84,16 +89,25 @@ class Detection(Task):
         }
 
     def config_for(self, encoder: Encoder, size: int) -> dict[str, Any]:
-        """With strides and anchors fitted to the boxes at this size."""
+        """With strides and anchors fitted to the boxes at this size.
+
+        Raises UserError where boxes are not what they are read as, or none is large enough to be learnt.
+        """
         detection = self.settings
-        shapes_N2, outside = look_at_shapes(
-            self._train, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels
-        )
+        looked = [
+            look_at_shapes(shards, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels)
+            for shards in (self._train, self._judged)
+        ]
+        for shards, census, shapes in zip((self._train, self._judged), self._censuses, looked, strict=True):
+            check_boxes(census, shapes, shards.manifest.files[0].url, most_left_out=self._most_left_out)
+        shapes_N2, outside = looked[0].shares_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
                 f"no picture of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
                 f"read as {detection.box_format} in pixels (detection.box_format)"
             )
+        self._check_sizes(shapes_N2, size)
+        shapes_N2 = shapes_N2[(shapes_N2 * size >= SMALLEST_SIDE).all(1)]
         self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()
         strides = list(detection.strides) or fit_strides(np.sqrt(shapes_N2.prod(1)) * size, encoder.strides)
         check_strides(strides, encoder.strides)
@@ -108,6 +122,24 @@ class Detection(Task):
             "hard_attention_keys": detection.hard_attention_keys,
             "hard_attention_stages": detection.hard_attention_stages,
         }
+
+    def _check_sizes(self, shapes_N2: np.ndarray, size: int) -> None:
+        """Counts the boxes that are too small at this size, and says so. Raises UserError where all are."""
+        sides_N = shapes_N2.min(1) * size
+        num = int((sides_N < SMALLEST_SIDE).sum())
+        if not num:
+            return
+        # the size at which nine tenths of the boxes would be seen
+        enough = math.ceil(SMALLEST_SIDE / max(1e-6, float(np.quantile(shapes_N2.min(1), 0.1))))
+        told = (
+            f"{num:,} of {len(sides_N):,} boxes that were looked at are smaller than {SMALLEST_SIDE:g} pixels at "
+            f"image_size={size} and cannot be learnt; image_size={enough} would show most of them"
+        )
+        if num == len(sides_N):
+            raise UserError(f"{told}, or cut the pictures into tiles")
+        self.findings["boxes_too_small_of_those_looked_at"] = num
+        if told not in self.notes:
+            self.notes = [*self.notes, told]
 
     @classmethod
     def new_model(cls, encoder: Encoder, config: dict[str, Any]) -> Detector:
