@@ -167,6 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
     look.add_argument("--image-column", default="image", metavar="NAME", help="column with the images (default: image)")
     look.add_argument(
+        "--image-root",
+        metavar="FOLDER",
+        help="where images lie of which the files hold the paths alone, as data.image_root",
+    )
+    look.add_argument(
         "--label-column",
         action="append",
         default=[],
@@ -305,6 +310,7 @@ def _import(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from pretrain.data.check import Asked, check, parse_rows
     from pretrain.data.check_report import print_fix, print_report
+    from pretrain.data.image_paths import use_image_root
     from pretrain.data.regroup import check_places, lies_in, regroup
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
@@ -312,6 +318,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.sheet is not None and not arguments.sheet.lower().endswith(".png"):
         raise UserError(f"--sheet {arguments.sheet}: the contact sheet is a PNG; name a file that ends in .png")
     num_rows = parse_rows(arguments.rows)
+    use_image_root(arguments.image_root)
     if arguments.fix is not None:
         check_places(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):

@@ -15,7 +15,7 @@ from cluster.place import Place
 from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
-from pretrain.data.labels import ClassNames, check_numbering, is_multi_label
+from pretrain.data.labels import ClassNames, is_multi_label
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -112,7 +112,6 @@ class ImageClassifier(Predictor):
         if is_multi_label(shards.manifest, column) != self.multi_label:
             kind = "lists of classes" if self.multi_label else "one class an image"
             raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
-        check_numbering(shards.manifest, column, classes)
         true_of = classes.multi_hot if self.multi_label else classes.ids
         logits, labels = [np.zeros((0, len(classes)), np.float32)], [true_of([])]
         for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):

@@ -147,6 +147,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     _choose_split(listing, split, src)
     _one_kind_of_labels(listing)
     _note_flat_boxes(listing)
+    listing.notes += listing.account.notes()
     return listing
 
 
@@ -221,4 +222,4 @@ def _note_flat_boxes(listing: Listing) -> None:
                 first_flat = first_flat or f"{record.path}: x {x:g}, y {y:g}, width {width:g}, height {height:g}"
     if num_flat:
         listing.notes.append(f"{num_flat} boxes without an area are kept as they are (first: {first_flat})")
-        listing.account.count("box without an area, kept", first_flat, num_flat)
+        listing.account.count("box without an area, kept", first_flat, num_flat, said=True)

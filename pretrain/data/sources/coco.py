@@ -24,7 +24,7 @@ from pretrain.data.sources.records import (
 )
 from pretrain.data.sources.splits import layout_of, split_in_name
 from pretrain.data.sources.texts import captions_in, clean, id_key, shown
-from pretrain.data.sources.tree import Tree, read_tree
+from pretrain.data.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
@@ -76,7 +76,7 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
     folder = images if images is not None else _folder(src, content.names())
     inside = images is None and (folder == (beside or ".") or folder.startswith(f"{beside}/"))
     if tree is None or not inside:
-        tree = read_tree(folder) if storage.exists(folder) else Tree(folder)
+        tree = _named_part(folder, content.names()) if storage.exists(folder) else Tree(folder)
         finder = Finder(tree)
     else:
         finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
@@ -85,6 +85,15 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
     _records(content, finder, listing, split=None, by_path=False)
     _finish(listing, [content], finder, src)
     return listing
+
+
+def _named_part(folder: str, names: Sequence[str]) -> Tree:
+    """The files below the part of a folder that names speak of: `--images /` with absolute paths is not the whole disk."""
+    inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
+    common = posixpath.dirname(posixpath.commonprefix(inner)) if len(inner) > 1 else posixpath.dirname("".join(inner))
+    if not common or ".." in common.split("/") or not storage.is_folder(storage.join(folder, common)):
+        return read_tree(folder)
+    return read_parts(folder, [common])
 
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
@@ -307,10 +316,10 @@ def _finish(listing: Listing, contents: Sequence[_Content], finder: Finder, src:
     listing.records = unique(listing.records, src)
     if num_crowds := sum(content.num_crowds for content in contents):
         listing.notes.append(f"{num_crowds} crowd regions are left out")
-        listing.account.count("crowd region, left out", contents[0].src, num_crowds)
+        listing.account.count("crowd region, left out", contents[0].src, num_crowds, said=True)
     if num_blank := sum(content.num_blank for content in contents):
         listing.notes.append(f"{num_blank} blank captions are left out")
-        listing.account.count("blank caption, left out", contents[0].src, num_blank)
+        listing.account.count("blank caption, left out", contents[0].src, num_blank, said=True)
     listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
     listing.notes += finder.notes()
 

@@ -14,10 +14,10 @@ from pretrain.data.sources.box_tables import BoxColumns, find_box_columns, read_
 from pretrain.data.sources.evidence import Evidence
 from pretrain.data.sources.finding import Finder
 from pretrain.data.sources.records import Listing, Objects, Record, objects_of
-from pretrain.data.sources.rows import SUFFIXES, Rows, json_cell
+from pretrain.data.sources.rows import SUFFIXES, BadLine, Rows, json_cell
 from pretrain.data.sources.splits import layout_of, split_in_name, split_named
 from pretrain.data.sources.texts import NOTHING, captions_in, is_nothing, label_of, list_in, shown, variants
-from pretrain.data.sources.tree import Tree, read_tree
+from pretrain.data.sources.tree import Tree, read_parts, read_tree
 
 # what people call the columns, without regard to case; the first one found is taken
 PATHS = (
@@ -164,7 +164,7 @@ def names_images(tree: Tree, path: str) -> bool:
             return False
         finder = Finder(tree, bases=tuple(dict.fromkeys((posixpath.dirname(path), ""))))
         num = num_found = 0
-        for _, row in rows:
+        for _, row in rows.good():
             if is_nothing(row.get(column)):
                 continue
             num += 1
@@ -186,7 +186,7 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
     """The files in the folders that a table names images in; of a table of links, the table alone."""
     first_folders: set[str] = set()
     column = table.roles.path
-    for _, row in table.rows:
+    for _, row in table.rows.good():
         value = row.get(column)
         value = value.get("path") if isinstance(value, dict) else value
         path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
@@ -200,13 +200,9 @@ def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tr
         return alone
     if "" in first_folders or not all(storage.exists(storage.join(folder, first)) for first in first_folders):
         return read_tree(folder, leave_out=leave_out)
-    for first in sorted(first_folders):  # a table may lie in a folder with much else
-        part = read_tree(storage.join(folder, first), leave_out=leave_out)
-        alone.files.update({f"{first}/{path}": file for path, file in part.files.items()})
-        alone.left.update({f"{first}/{path}": why for path, why in part.left.items()})
-        alone.pictures.update({f"{first}/{path}": file for path, file in part.pictures.items()})
-        alone.empty_folders += [f"{first}/{path}" for path in part.empty_folders]
-    return alone
+    tree = read_parts(folder, first_folders, leave_out=leave_out)  # a table may lie in a folder with much else
+    tree.files.update(alone.files)
+    return tree
 
 
 class _Table:
@@ -264,9 +260,7 @@ class _Table:
         rest = [name for name in self.rows.columns if name not in roles.used()]
         flags = dict.fromkeys([] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True)
         num_rows, one_each, splits_named = 0, True, roles.split is not None
-        for _, row in self.rows:
-            if not row:
-                continue
+        for _, row in self.rows.good():
             num_rows += 1
             for name in watched:
                 value = row.get(name)
@@ -310,13 +304,9 @@ class _Table:
             place = f"{self.src}, line {line}"
             num_rows += 1
             account.annotations += 1
-            if not row and not self.rows.nested:
-                listing.problems.append(
-                    (
-                        place,
-                        f"more cells than the {len(self.rows.columns)} of the header; put texts with commas into quotes",
-                    )
-                )
+            if isinstance(row, BadLine):
+                listing.problems.append((place, row.reason))
+                self._leave_out(row.cells, finder, listing, under)
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
             bad = None
@@ -330,6 +320,7 @@ class _Table:
                 )
             except ValueError as error:
                 listing.problems.append((place, str(error)))
+                self._leave_out([row.get(name) for name in self.rows.columns], finder, listing, under)
                 continue
             frame = None
             if roles.boxes is not None:
@@ -368,15 +359,26 @@ class _Table:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
         for name in unused:
-            account.count("column that is not read", f"{self.src}: {name}")
+            account.count("column that is not read", f"{self.src}: {name}", said=True)
         if unused:
             listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
-        account.count("row that joins an image further up", self.src, num_repeated)
+        account.count("row that joins an image further up", self.src, num_repeated, said=True)
         if num_short:
-            account.count("row with fewer cells than the header", self.src, num_short)
+            account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
                 f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty"
             )
+
+    def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
+        """Says of the picture of a row that cannot be read why it is not packed."""
+        index = self.rows.columns.index(self.roles.path)
+        value = cells[index] if index < len(cells) else None
+        try:
+            path = finder.find(value.get("path") if isinstance(value, dict) else value, under=under).path
+        except ValueError:
+            return
+        if path is not None:
+            listing.account.left[path] = "picture whose row was set aside"
 
     def _relative(self) -> bool:
         if self.meaning is not None:
@@ -465,7 +467,7 @@ def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
     ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
-    listing.account.count("conversation of several turns, whose texts are not read", place)
+    listing.account.count("conversation of several turns, whose texts are not read", place, said=True)
     listing.notes[:] = dict.fromkeys(
         [*listing.notes, "conversations of several turns are no captions and are not read"]
     )
@@ -501,7 +503,7 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
     unlabelled = sum(table.num_unlabelled for table in tables)
     if unlabelled and counts:
         listing.notes.append(f"{unlabelled} rows have no label")
-        listing.account.count("row without a label", tables[0].src, unlabelled)
+        listing.account.count("row without a label", tables[0].src, unlabelled, said=True)
     for table in tables:
         if table.roles.one_hot:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")

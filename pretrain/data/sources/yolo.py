@@ -125,6 +125,9 @@ def yolo_records(
         and posixpath.basename(path) not in NAME_FILES
         and (split_of is None or evidence.texts.get(path) is None)
     ]
+    listing.account.left.update(
+        {path: "labels of a picture that is left out" for path in evidence.texts if path not in used}
+    )
     listing.problems += [(path, "no image of its name") for path in lone]
     listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
     reader.finish(src)
@@ -243,7 +246,7 @@ class _Reader:
                 "centre and size, xywh as left, top, width and height, xyxy as corners"
             )
         for kind, example in self._first.items():
-            listing.account.count(kind, example, self._counts[kind])
+            listing.account.count(kind, example, self._counts[kind], said=True)
             listing.notes.append(f"{self._counts[kind]} times a {kind} (first: {example})")
 
 
