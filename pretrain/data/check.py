@@ -34,8 +34,9 @@ from pretrain.data.annotations import (
     name_of_class,
     read_classes,
 )
-from pretrain.data.decode import BadImage, decode_whole, image_format
+from pretrain.data.decode import BadImage, decode_whole
 from pretrain.data.footers import read_footer
+from pretrain.data.image_headers import image_format
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.numberings import declared_names, numbered_differently
 from pretrain.data.order import Segment

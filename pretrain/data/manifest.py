@@ -29,6 +29,7 @@ from cluster.errors import UserError, nearest
 from cluster.storage import FileInfo
 from pretrain.data.footers import Footer, read_footer
 from pretrain.data.image_paths import image_root
+from pretrain.data.one_schema import same_values
 
 CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
 LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
@@ -323,25 +324,6 @@ def image_kind(kind: pa.DataType) -> str | None:
         kind = kind.value_type
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     return "binary" if is_binary else None
-
-
-def same_values(kind: pa.DataType) -> str:
-    """A text that is equal for types which hold the same values: views, dictionaries, large ones, integers of any width."""
-    if pa.types.is_dictionary(kind):
-        return same_values(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "string"
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return "binary"
-    if pa.types.is_integer(kind):
-        return "integer"
-    if pa.types.is_floating(kind):
-        return "float"
-    if pa.types.is_struct(kind):
-        return f"struct<{', '.join(sorted(f'{field.name}: {same_values(field.type)}' for field in kind))}>"
-    if hasattr(kind, "value_type") and not pa.types.is_map(kind):
-        return f"list<{same_values(kind.value_type)}>"
-    return str(kind)
 
 
 def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, column: str, image_column: str) -> None:

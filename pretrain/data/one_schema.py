@@ -14,6 +14,25 @@ from pretrain.data.naming import Names, names_in
 TEXT_FEATURE = {"dtype": "string", "_type": "Value"}
 
 
+def same_values(kind: pa.DataType) -> str:
+    """A text that is equal for types which hold the same values: views, dictionaries, large ones, integers of any width."""
+    if pa.types.is_dictionary(kind):
+        return same_values(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "binary"
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind):
+        return "float"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(sorted(f'{field.name}: {same_values(field.type)}' for field in kind))}>"
+    if hasattr(kind, "value_type") and not pa.types.is_map(kind):
+        return f"list<{same_values(kind.value_type)}>"
+    return str(kind)
+
+
 def common_type(kinds: Sequence[pa.DataType]) -> pa.DataType:
     """A plain type that holds the values of all these, which `same_values` calls the same; of equal ones that type."""
     if len(set(kinds)) == 1:

@@ -21,10 +21,10 @@ from cluster.secrets import masked
 from pretrain.data.decode import BadImage, decode_image
 from pretrain.data.footers import Footer, read_footer
 from pretrain.data.image_paths import encoded_images
-from pretrain.data.manifest import Manifest, find_shards, load_manifest, same_values
+from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.naming import named, names_in
 from pretrain.data.numberings import declared_names, numbered_differently
-from pretrain.data.one_schema import common_type, with_names_as_text
+from pretrain.data.one_schema import common_type, same_values, with_names_as_text
 from pretrain.data.packing import MIB, ShardWriter
 from pretrain.data.progress import ProgressLine
 

@@ -279,7 +279,8 @@ def test_files_of_other_types_and_numberings_become_one_schema(tmp_path):
         objects = pa.array([{"bbox": [[1.0, 2, 3, 4]], "category": [names.index("cat")]}] * 2)
         columns = {
             "image": [encoded(2 * number), encoded(2 * number + 1)], "word": pa.array(["x", None]).cast(kind),
-            "label": pa.array([names.index("dog"), -1], pa.int64()), "objects": objects, "number": pa.array([number, 7]).cast(width),
+            "label": pa.array([names.index("dog"), -1], pa.int64()), "objects": objects,
+            "number": pa.array([number, 7]).cast(width),
         }  # fmt: skip
         names_of = list(columns) if number else list(columns)[::-1]
         table = pa.table({name: columns[name] for name in names_of})
@@ -299,16 +300,14 @@ def test_images_that_lie_outside_are_read_and_written_in(tmp_path):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(encoded(number))
     (tmp_path / "data").mkdir()
-    images = pa.array(
-        [{"bytes": None, "path": path} for path in paths], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    )
-    pq.write_table(pa.table({"image": images}), tmp_path / "data" / "a.parquet")
+    of_paths = pa.array([{"bytes": None, "path": path} for path in paths], IMAGE)
+    pq.write_table(pa.table({"image": of_paths}), tmp_path / "data" / "a.parquet")
     with pytest.raises(UserError, match=r"only their paths.*data\.image_root=FOLDER"):
         check(str(tmp_path / "data"))
     try:
         use_image_root(str(tmp_path / "nowhere"))
-        with pytest.raises(UserError, match="is no image below data.image_root="):
-            Shards(load_manifest(str(tmp_path / "data")), image_column="image").mean_row_bytes
+        with pytest.raises(UserError, match=r"is no image below data\.image_root="):
+            assert Shards(load_manifest(str(tmp_path / "data")), image_column="image").mean_row_bytes
         use_image_root(str(tmp_path / "photos"))
         shards = Shards(load_manifest(str(tmp_path / "data")), image_column="image")
         read = [image for piece in read_in_sequence(shards) for image in piece.images]

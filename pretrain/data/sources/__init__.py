@@ -21,7 +21,8 @@ from pretrain.data.sources.recognising import recognised
 from pretrain.data.sources.records import BOX_MEANINGS, Account, Listing, Objects, Record, as_text
 from pretrain.data.sources.sidecars import sidecar_records
 from pretrain.data.sources.splits import SPLITS, layout_of, split_named
-from pretrain.data.sources.tables import Columns, table_records
+from pretrain.data.sources.table_roles import Columns
+from pretrain.data.sources.tables import table_records
 from pretrain.data.sources.tars import tar_records
 from pretrain.data.sources.texts import shown
 from pretrain.data.sources.torchvision_sets import PREFIX, torchvision_records

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
-from pretrain.data.decode import image_format
+from pretrain.data.image_headers import image_format
 from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
 
