@@ -16,6 +16,7 @@ from finetune.model import load_model
 from finetune.robustness import FILE, judge_corrupted
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
+from pretrain.data.image_paths import use_image_root
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Shards
 
@@ -40,12 +41,16 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json beside MODEL",
     )
+    parser.add_argument(
+        "--image-root", metavar="FOLDER", help="where the images of DATA lie, if it holds their paths alone"
+    )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
         "--check", action="store_true", help="judges a first batch, tells what it would take, and starts nothing"
     )
     options = parser.parse_args(arguments)
 
+    use_image_root(options.image_root)
     predictor = load_model(options.model)
     columns = predictor.columns
     image_column = predictor.config["image_column"]

@@ -99,7 +99,8 @@ def run_one(
 class Parts:
     """What a run is made of: the training rows and their order, what their labels say, and the encoder.
 
-    `task_config` is what the task makes of encoder and labels, `random_state` is torch's after the encoder was made, which heads draw from, here and on workers alike.
+    `task_config` is what the task makes of labels and encoder; `random_state` is torch's after the encoder was made, which
+    heads draw from, here and on workers alike.
     """
 
     order: Order

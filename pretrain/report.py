@@ -17,7 +17,6 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import MASK, masked
 from cluster.settings import load_settings
-from pretrain.data.manifest import read_class_names
 from pretrain.data.stored_features import describe_features
 from pretrain.data.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, load_encoder
@@ -151,7 +150,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         embedded = Embedded(
             sample,
             features_of(encoder, sample.crops_NCSS, deadline=deadline, **look),
-            _labels(sample.columns.get(label_column or ""), url, label_column),
+            _labels(sample.columns.get(label_column or "")),
             source=masked(url if isinstance(url, str) else ", ".join(url)),
         )
     except Exception as error:
@@ -223,14 +222,9 @@ def _what_to_look_at(settings: PretrainSettings) -> tuple[str | list[str], str |
     return settings.data.urls, None
 
 
-def _labels(values: Sequence[Any] | None, url: str | Sequence[str], column: str | None) -> list[str] | None:
+def _labels(values: Sequence[Any] | None) -> list[str] | None:
     """Labels as text; None where there are none."""
-    if values is None or column is None or all(value is None for value in values):
-        return None
-    names = read_class_names(url, column) if isinstance(url, str) else None
-    return [
-        names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value) for value in values
-    ]
+    return None if values is None or all(value is None for value in values) else [str(value) for value in values]
 
 
 def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:

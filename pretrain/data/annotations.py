@@ -1,7 +1,8 @@
 """Boxes, captions and class values as Parquet columns hold them, whoever wrote the file.
 
 A column is looked at once, in the schema (`find_*`), and then read row by row (`read_*`). The values are those of
-`to_pylist`; what a row may not hold raises `BadAnnotation`, as a bad image raises `BadImage`.
+`to_pylist`, with names in place of numbers that stand for names (`pretrain.data.naming`); what a row may not hold raises
+`BadAnnotation`, as a bad image raises `BadImage`.
 
 Boxes lie in a struct of lists, as Hugging Face `datasets` writes `objects`, or in a list of structs, as in COCO:
 
@@ -21,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import UserError, nearest
-from pretrain.data.footers import hugging_face_features
 
 # sub-fields of an objects column, the usual ones first
 BOX_FIELDS = ("bbox", "bboxes", "box", "boxes")
@@ -45,11 +45,10 @@ class BadAnnotation(Exception):
 
 @dataclass(frozen=True)
 class ClassColumn:
-    """A column with one class a row, or with a list of them. `names`: of a Hugging Face ClassLabel, else None."""
+    """A column with one class a row, or with a list of them."""
 
     column: str
     is_list: bool
-    names: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class BoxColumn:
     Attributes:
         column: its name.
         box_field, class_field: the sub-fields with boxes and classes; objects without classes have none.
-        names: of a Hugging Face ClassLabel, else None.
         box_format: what four numbers mean: (x, y, width, height), or two corners (x1, y1, x2, y2).
         crowd_field: the sub-field that marks crowd regions, which are left out; None without one.
     """
@@ -67,7 +65,6 @@ class BoxColumn:
     column: str
     box_field: str
     class_field: str | None
-    names: tuple[str, ...] | None
     box_format: BoxFormat = "xywh"
     crowd_field: str | None = None
 
@@ -112,7 +109,7 @@ def find_class_column(schema: pa.Schema, column: str, url: str) -> ClassColumn:
     inner = kind.value_type if is_list_type(kind) else kind
     if not is_class_type(inner):
         raise UserError(f"{url}: column {column!r} is {kind}; classes must be text or whole numbers, or lists of these")
-    return ClassColumn(column, is_list_type(kind), class_names_at(schema, column))
+    return ClassColumn(column, is_list_type(kind))
 
 
 def find_boxes_column(
@@ -157,14 +154,13 @@ def find_boxes_column(
             raise UserError(
                 f"{url}: {column}.{class_field} is {class_type}; classes must be {shape}text or whole numbers"
             )
-    names = class_names_at(schema, column, class_field) if class_field is not None else None
     crowd_field = _first_of(CROWD_FIELDS, fields)
     if crowd_field is not None:
         crowd_type = struct.field(crowd_field).type
         flag = crowd_type if of_structs else _inside(crowd_type)
         if flag is None or not (pa.types.is_integer(flag) or pa.types.is_boolean(flag)):
             crowd_field = None
-    return BoxColumn(column, box_field, class_field, names, box_format, crowd_field)
+    return BoxColumn(column, box_field, class_field, box_format, crowd_field)
 
 
 def find_captions_column(schema: pa.Schema, column: str | None = None, url: str = "the data") -> CaptionColumn:
@@ -251,11 +247,9 @@ def read_classes(value: Any, column: ClassColumn) -> list[ClassValue]:
     return classes
 
 
-def name_of_class(value: ClassValue | None, names: Sequence[str] | None) -> str:
-    """A class value's text: its name where it is a number that has one."""
-    if value is None:
-        return "(null)"
-    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value)
+def name_of_class(value: ClassValue | None) -> str:
+    """A class value's text."""
+    return "(null)" if value is None else str(value)
 
 
 def values_of(array: pa.Array) -> list[Any]:
@@ -277,39 +271,17 @@ def value_of(scalar: pa.Scalar) -> Any:
         return b""
 
 
-def class_names_at(schema: pa.Schema, *path: str) -> tuple[str, ...] | None:
-    """Names of a Hugging Face ClassLabel at a place such as ("objects", "category"), inside lists or not; else None."""
-    feature: Any = hugging_face_features(schema)
-    for name in path:
-        feature = _without_lists(feature)
-        feature = feature.get(name) if isinstance(feature, dict) else None
-    feature = _without_lists(feature)
-    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
-        return None
-    names = feature.get("names")
-    return tuple(map(str, names)) if isinstance(names, list) and names else None
-
-
-def class_places(*schemas: pa.Schema) -> list[tuple[str, ...]]:
-    """The places of all ClassLabels in schemas: columns, and fields of columns of objects."""
-    places: dict[tuple[str, ...], None] = {}
-    for schema in schemas:
-        for name, feature in hugging_face_features(schema).items():
-            inner = _without_lists(feature)
-            fields = [(name,), *((name, field) for field in inner)] if isinstance(inner, dict) else []
-            places.update(dict.fromkeys(path for path in fields if class_names_at(schema, *path) is not None))
-    return list(places)
-
-
-def _without_lists(feature: Any) -> Any:
-    """What list features hold: [x] and {"_type": "Sequence"} of older versions, {"_type": "List"} of newer ones."""
-    while True:
-        if isinstance(feature, list) and len(feature) == 1:
-            feature = feature[0]
-        elif isinstance(feature, dict) and isinstance(feature.get("_type"), str) and "feature" in feature:
-            feature = feature["feature"]
-        else:
-            return feature
+def class_type_at(schema: pa.Schema, *path: str) -> pa.DataType | None:
+    """The type of classes at a place such as ("objects", "category"), without lists around them; None where nothing is."""
+    kind: pa.DataType | None = schema.field(path[0]).type if path[0] in schema.names else None
+    for name in path[1:]:
+        while kind is not None and is_list_type(kind):
+            kind = kind.value_type
+        is_there = kind is not None and pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+        kind = kind.field(name).type if kind is not None and is_there else None
+    while kind is not None and is_list_type(kind):
+        kind = kind.value_type
+    return None if kind is None else _decoded(kind)
 
 
 def is_class_type(kind: pa.DataType | None) -> bool:

@@ -34,10 +34,11 @@ from pretrain.data.annotations import (
     name_of_class,
     read_classes,
 )
-from pretrain.data.decode import BadImage, decode_whole, image_format
+from pretrain.data.decode import BadImage, decode_whole
 from pretrain.data.footers import read_footer
-from pretrain.data.manifest import Manifest, find_shards, hive_folder, load_manifest
-from pretrain.data.naming import declared_names, names_by_file
+from pretrain.data.image_headers import image_format
+from pretrain.data.manifest import Manifest, find_shards, load_manifest
+from pretrain.data.numberings import declared_names, numbered_differently
 from pretrain.data.order import Segment
 from pretrain.data.progress import ProgressLine
 from pretrain.data.shards import Rows, Shards
@@ -105,7 +106,7 @@ def check(
         "columns": {field.name: str(field.type) for field in schema},
         "passed_over": columns.passed_over,
         "notes": _notes(url, manifest, columns),
-        "labels": {column.column: count_classes(manifest, column) for column in columns.classes},
+        "labels": {column.column: count_classes(manifest.files, column) for column in columns.classes},
     }
     with ProgressLine("looking at rows", num_sampled, shown=show_progress) as progress:
         sample.look(progress)
@@ -115,10 +116,7 @@ def check(
 
 
 def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
-    """What should be said of whole files and columns: files that are no part of the data, numbers that mean several classes.
-
-    Raises UserError where the classes of boxes are numbered differently in two files.
-    """
+    """What should be said of whole files and columns: files that are no part of the data, numbers that mean several classes."""
     notes = []
     if storage.is_folder(url):
         tree = read_tree(url)
@@ -129,18 +127,18 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
             if (file is None or file.url not in taken) and posixpath.basename(path) not in OWN_FILES
         )
         notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
-    if (hive := hive_folder(manifest.files[0].url)) is not None:
-        notes.append(f"the folders' names hold a column ({hive}) that is not in the files and is not read")
-    for column in columns.classes:
-        found = names_by_file(manifest, column.column)
-        if len({names for _, names in found}) > 1:
-            first = next(url for url, names in found if names != found[0][1])
-            notes.append(
-                f"training refuses this: column {column.column!r} of {first} has other names for its numbers than that of "
-                f"{found[0][0]}, or only one has names; the counts are by each file's own"
-            )
+    for name in read_footer(manifest.files[0]).folder_columns:
+        notes.append(f"column {name!r} stands in the names of the folders ({name}=...) and is read from there")
+    places: list[tuple[str, ...]] = [(column.column,) for column in columns.classes]
     if columns.boxes is not None and columns.boxes.class_field is not None:
-        declared_names([manifest], columns.boxes.column, columns.boxes.class_field)
+        places.append((columns.boxes.column, columns.boxes.class_field))
+    for place in places:
+        try:
+            declared_names([manifest], *place)
+        except UserError as error:
+            notes.append(f"training refuses this: {error}")
+        if numbered_differently(manifest, *place):
+            notes.append(f"files number the classes of {'.'.join(place)!r} differently; they are read by their names")
     return notes
 
 
@@ -315,10 +313,11 @@ class _Sample:
                     self._bad_annotations.append(bad)
                 return None
 
-        texts, boxes = [], None
+        texts: list[str] = []
+        boxes = None
         for column in self._columns.classes:
             values = tried(column.column, lambda: read_classes(annotations[column.column], column)) or []  # noqa: B023
-            texts += [name_of_class(value, column.names) for value in values]
+            texts += map(name_of_class, values)
         if self._captions is not None:
             name, captions = self._captions.column.column, self._captions
             texts += tried(name, lambda: captions.add(annotations[name])) or []
@@ -335,9 +334,8 @@ class _Sample:
         drawn = []
         if boxes is not None and self._boxes is not None:
             shares_N4 = boxes.xyxy_N4 / np.array([width, height, width, height], dtype=np.float32)
-            names = self._boxes.column.names
             for share, value in zip(shares_N4.tolist(), boxes.classes, strict=True):
-                drawn.append((tuple(share), "" if value is None else name_of_class(value, names)))
+                drawn.append((tuple(share), "" if value is None else name_of_class(value)))
         return Cell(look.picture, ", ".join(texts), f"row {row_id}, {width} x {height}", drawn)
 
     def _place(self, row_id: int) -> dict[str, Any]:

@@ -31,13 +31,21 @@ from PIL import (
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pretrain.data.image_headers import (
+    ORIENTATION_TAG,
+    exif_orientation,
+    image_format,
+    late_png_exif,
+    without_large_texts,
+)
+
 MAX_PIXELS = 100_000_000
 MAX_SIDE = (
     65_535  # the limit of JPEG and GIF; a run-length BMP 10^8 pixels wide could ask for 255 such lines in 4 bytes
 )
 MAX_SCANNED_PIXELS = 10_000_000_000  # progressive JPEG: pixels x scans; honest files have about ten scans
 
-ORIENTATION_TAG, BITS_TAG, PHOTOMETRIC_TAG = 0x0112, 258, 262
+BITS_TAG, PHOTOMETRIC_TAG = 258, 262
 TILE_WIDTH_TAG, TILE_LENGTH_TAG = 322, 323
 
 # EXIF orientation -> what brings the pixels upright; 1 is upright
@@ -80,8 +88,6 @@ NOT_DECODED = {
     "HEIC": "HEIC; pip install pillow-heif to read it",
     "JPEG XL": "JPEG XL, which is not read; save it as PNG",
 }
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and refused by Pillow above a size
 SIGNIFICANT_BITS = (8, 12)  # of grey values in 16-bit files whose header says nothing, by their range
 
 
@@ -287,35 +293,6 @@ def animation(data: bytes | memoryview) -> Iterator[tuple[float, np.ndarray]]:
         seconds, index = seconds + float(image.info.get("duration") or 0) / 1000, index + 1
 
 
-def image_format(data: bytes | memoryview) -> str | None:
-    """The format that the first bytes (32 suffice) tell, one of `OPENERS` or `NOT_DECODED`, or None."""
-    start = bytes(data[:32])
-    if start.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WebP"
-    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    if start.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if start.startswith(b"BM"):
-        return "BMP"
-    if start[4:8] == b"ftyp":
-        brands = start[8:12] + start[16:32]
-        if b"avif" in brands or b"avis" in brands:
-            return "AVIF"
-        return "HEIC" if start[8:12] in HEIC_BRANDS else None
-    if start.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
-        return "JPEG 2000"
-    if start[:1] == b"P" and start[1:2] in b"123456" and start[2:3] in (b" ", b"\n", b"\t", b"\r"):
-        return "PNM"
-    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
-        return "JPEG XL"
-    return None
-
-
 @contextmanager
 def _only_bad_image() -> Iterator[None]:
     """Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files: all become BadImage."""
@@ -355,7 +332,7 @@ def _open(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int
             raise BadImage("too many scans")
     exif = image.info.get("exif")
     if exif is None and form == "PNG":
-        exif = _late_png_exif(data)
+        exif = late_png_exif(data)
     return image, exif_orientation(exif or b"")
 
 
@@ -378,7 +355,7 @@ def _opened(form: str, data: bytes) -> ImageFile.ImageFile:
     try:
         return OPENERS[form](io.BytesIO(data))
     except ValueError:  # text or a colour profile of more than 1 MiB, of which the pixels know nothing
-        return OPENERS[form](io.BytesIO(_without_chunks(data, LARGE_PNG_CHUNKS)))
+        return OPENERS[form](io.BytesIO(without_large_texts(data)))
 
 
 def _heic(data: bytes) -> ImageFile.ImageFile:
@@ -388,17 +365,6 @@ def _heic(data: bytes) -> ImageFile.ImageFile:
         raise BadImage(NOT_DECODED["HEIC"]) from error
     image: ImageFile.ImageFile = HeifImageFile(io.BytesIO(data))
     return image
-
-
-def _without_chunks(data: bytes, kinds: tuple[bytes, ...]) -> bytes:
-    """A PNG without its chunks of these kinds."""
-    parts, position = [data[:8]], 8
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind not in kinds:
-            parts.append(data[position : position + 12 + length])
-        position += 12 + length
-    return b"".join(parts)
 
 
 def _check_size(width: int, height: int, max_pixels: int | None) -> None:
@@ -440,36 +406,6 @@ def _sixteen_bits_to_eight(image: Image.Image) -> tuple[Image.Image, int]:
         bits = next((few for few in SIGNIFICANT_BITS if 0 < largest < 2**few), 16)
     grey = (values >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(255 - grey if white_is_zero else grey), 16 if told else bits
-
-
-def exif_orientation(exif: bytes) -> int:
-    """The orientation 1..8 in an EXIF block; 1 when it is missing or damaged, for the pixels may be good all the same."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (num_entries,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == ORIENTATION_TAG:
-                (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, entry + 8)
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
-
-
-def _late_png_exif(data: bytes) -> bytes | None:
-    """The eXIf chunk that some tools write behind the pixels, where Pillow sees it only once all is decoded."""
-    position = 8
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"eXIf":
-            return data[position + 8 : position + 8 + length]
-        position += 12 + length
-    return None
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:

@@ -107,7 +107,7 @@ class DecodedRows:
     def _tables(self, task: Sequence[int]) -> Iterator[pa.Table]:
         """The tables of row groups [first, last) of the manifest; bad rows are noted."""
         part = _groups(self.manifest, *task)
-        shards = Shards(part, image_column=self.image_column, columns=self.keep)
+        shards = Shards(part, image_column=self.image_column, columns=self.keep, as_stored=True)
         schema = read_footer(part.files[0]).schema
         for batch in batches_in_sequence(
             shards,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,15 +17,21 @@ from cluster.storage import FileInfo
 
 TAIL_BYTES = 64 * 2**10  # holds the whole footer of most shards
 MAGIC, MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a Parquet file says about itself, and where its data ends (the footer begins there)."""
+    """What a Parquet file says about itself, and where its data ends (the footer begins there).
+
+    `schema` has the columns of the file and, as text behind them, those that stand in the names of its folders, whose values
+    are `folder_columns`.
+    """
 
     metadata: pq.FileMetaData
     schema: pa.Schema
     data_end: int
+    folder_columns: dict[str, str | None] = field(default_factory=dict)
 
 
 def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) -> Footer:
@@ -49,7 +56,20 @@ def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) 
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file.url} is damaged: its footer cannot be read ({str(error).splitlines()[0]})") from error
-    return Footer(metadata, schema, size - footer_bytes)
+    in_folders = {name: value for name, value in folder_columns(file.url).items() if name not in schema.names}
+    for name in in_folders:
+        schema = schema.append(pa.field(name, pa.string()))
+    return Footer(metadata, schema, size - footer_bytes, in_folders)
+
+
+def folder_columns(url: str) -> dict[str, str | None]:
+    """The columns that folders of a file stand for, as Spark, polars and duckdb part data: `label=cat/` is a label `cat`."""
+    columns: dict[str, str | None] = {}
+    for folder in url.partition("://")[2].split("/")[:-1] if "://" in url else url.split("/")[:-1]:
+        name, is_one, value = folder.partition("=")
+        if is_one and name.isidentifier():
+            columns[name] = None if value == HIVE_NULL else unquote(value)
+    return columns
 
 
 def _what_is_wrong(tail: bytes, start: bytes) -> str:
@@ -58,20 +78,6 @@ def _what_is_wrong(tail: bytes, start: bytes) -> str:
     if start == MAGIC:
         return "is truncated: it begins as a Parquet file, but its end is missing; write or copy it again"
     return f"is not a Parquet file: it begins with {start!r}, not {MAGIC!r}"
-
-
-def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of a Hugging Face ClassLabel column (or a list of them), in the order of their numbers; None without such names."""
-    features = hugging_face_features(schema)
-    feature = features.get(column)
-    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-        feature = feature["feature"]
-    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
-        return None
-    names = feature.get("names")
-    if not isinstance(names, list) or not names:
-        return None
-    return [str(name) for name in names]
 
 
 def hugging_face_features(schema: pa.Schema) -> dict[str, Any]:

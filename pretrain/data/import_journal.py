@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.first_seen import FirstSeen
 
 FORMAT_VERSION = 1
 UNFINISHED, JOURNAL = ".unfinished", "journal.json"
@@ -47,7 +48,7 @@ class Journal:
     state: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     _reached: dict[str, Reached] = field(default_factory=dict)
-    _first: dict[bytes, int] = field(default_factory=dict)  # digest of an image -> number of the first record with it
+    _first: FirstSeen = field(default_factory=FirstSeen)  # digest of an image -> number of the first record with it
     _unwritten: list[list[Any]] = field(default_factory=list)  # since the last whole shard
     _num_parts: int = 0
 
@@ -74,7 +75,7 @@ class Journal:
             for line in storage.read_bytes(journal._part(number)).decode().splitlines():
                 what, key, value = json.loads(line)
                 if what == "digest":
-                    journal._first[bytes.fromhex(key)] = value
+                    journal._first.first(bytes.fromhex(key), value)
                 else:
                     journal.problems.append((key, value))
         return journal
@@ -127,7 +128,7 @@ class Journal:
 
     def first_with(self, digest: bytes, number: int) -> int | None:
         """The number of the first record with these bytes, or None, and then this one is the first."""
-        first = self._first.setdefault(digest, number)
+        first = self._first.first(digest, number)
         if first != number:
             return first
         self._unwritten.append(["digest", digest.hex(), number])

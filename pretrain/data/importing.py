@@ -8,12 +8,12 @@ when the last one is written, so readers never see a part of an import.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
+from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -24,8 +24,10 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from pretrain.data.import_journal import Journal
+from pretrain.data.import_summary import QUARANTINE, describe_import, is_known, summary_of, write_quarantine
 from pretrain.data.import_survey import look_at_boxes
-from pretrain.data.ledger import ASIDE, DUPLICATE, PASSED_OVER, Fates, Ledger, as_table, files_jsonl, make_ledger
+from pretrain.data.import_taking import Taking, Tally
+from pretrain.data.ledger import Fates, files_jsonl, files_of, make_ledger
 from pretrain.data.packing import (
     DEFAULT_BYTES_PER_GROUP,
     DEFAULT_BYTES_PER_SHARD,
@@ -33,22 +35,17 @@ from pretrain.data.packing import (
     ShardWriter,
     schema_of,
 )
-from pretrain.data.preparing import FEW_BITS, OUTSIDE, RESIZED, TURNED, Prepared, as_jpeg, prepare
+from pretrain.data.preparing import Prepared, as_jpeg, prepare
 from pretrain.data.progress import ProgressLine
 from pretrain.data.sources import KINDS, Listing, Record, list_records
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
 
-SUMMARY, QUARANTINE, FILES = (
-    "_import.json",
-    "_quarantine.jsonl",
-    "_files.jsonl",
-)  # readers of folders pass over such names
+__all__ = ["ImportOptions", "describe_import", "import_images"]
+
+SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import is no success
 MOST_UNREAD_IN_A_ROW = 200
-MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
 SPLITS = ("train", "validation")
-LEAK = "picture of one split with the bytes of one of another"
-NOTED = (TURNED, RESIZED, OUTSIDE, FEW_BITS, LEAK)  # facts that are said, besides standing in the ledger
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
 
@@ -91,29 +88,6 @@ class ImportOptions:
             raise UserError("--rows-per-group, --group-mib and --shard-mib must be at least 1")
 
 
-@dataclass
-class Tally:
-    """What an import has done so far; all of it JSON, for the journal."""
-
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label ("" for none) -> images
-    bytes_before: int = 0
-    bytes_after: int = 0
-    duplicates: int = 0
-    boxes: int = 0
-    captions: int = 0
-    aside: int = 0
-    leaks: int = 0
-    aside_here: int = 0  # of the images set aside, those whose files were listed with the source
-    left_out_here: int = 0  # the same of duplicates
-    facts: dict[str, int] = field(default_factory=dict)  # what was seen of single images -> how often
-    examples: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """Images packed."""
-        return sum(sum(labels.values()) for labels in self.counts.values())
-
-
 def import_images(
     src: str,
     dest: str,
@@ -152,25 +126,22 @@ def import_images(
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
     records, sides, splits = arranged(listing, options)
+    files = files_of(listing)
+    listing.tree = None  # of millions of files the listing takes more memory than all the rest
     num_threads = workers or num_threads_for(records)
     on_stored = surveyed(listing, records, src, num_threads, source_options.get("boxes"))
     journal = Journal.open(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
     tally = Tally(**journal.state)
+    taking = Taking(records, sides, files, tally, journal, options.drop_duplicates)
     if journal.state and show_progress:
         print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
 
-    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if _is_known(name, records)})
+    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if is_known(name, records)})
     preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
-    # of tars the members are records, not the files
-    here = (
-        frozenset(file.url for file in listing.tree.files.values())
-        if listing.tree and listing.kind != "tar"
-        else frozenset()
-    )
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
-            numbers = [number for number, side in enumerate(sides) if side == split]
+            numbers = array("q", (number for number, side in enumerate(sides) if side == split))
             place = journal.place(split)
             progress.start_at(place.records_done)
             with ShardWriter(
@@ -192,24 +163,13 @@ def import_images(
                             f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
                             "they can, the same command continues"
                         )
-                    _take(
-                        item,
-                        number,
-                        records,
-                        tally.counts.setdefault(split, {}),
-                        writer,
-                        tally,
-                        journal,
-                        options,
-                        sides,
-                        here,
-                    )
+                    taking.take(item, number, writer)
                     if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
                         journal.reached(split, done, writer.num_shards, asdict(tally))
             journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
             num_shards += writer.num_shards
     problems = [*listing.problems, *journal.problems]
-    _write_quarantine(dest, problems)
+    write_quarantine(dest, problems)
     if not tally.images:
         first = min(journal.problems or problems)
         journal.discard()
@@ -218,14 +178,20 @@ def import_images(
             f"all are listed in {storage.join(dest, QUARANTINE)}"
         )
     journal.publish(splits)
-    fates_of_records = Fates(
-        tally.images, tally.aside, tally.duplicates + tally.leaks, tally.aside_here, tally.left_out_here
-    )
-    ledger, fates = make_ledger(listing, fates_of_records, facts=tally.facts, examples=tally.examples)
-    if lines := files_jsonl(fates):
+    fates = Fates(tally.images, tally.aside, tally.duplicates + tally.leaks, tally.aside_here, tally.left_out_here)
+    ledger = make_ledger(listing, files, fates, facts=tally.facts, examples=tally.examples)
+    if lines := files_jsonl(files.left):
         storage.write_bytes(storage.join(dest, FILES), lines)
-    summary = _summary(src, records, listing, tally, problems, options, num_shards, ledger, max_set_aside)
-    summary["seconds"] = round(time.monotonic() - started, 3)
+    found = summary_of(listing, records, tally, problems, ledger, max_set_aside=max_set_aside)
+    summary = {
+        "format_version": 1,
+        "source": masked(src),
+        **found,
+        "bytes_before_scaling": tally.bytes_before if options.short_side else None,
+        "duplicates": tally.duplicates if options.drop_duplicates else None,
+        "shards": num_shards,
+        "seconds": round(time.monotonic() - started, 3),
+    }
     storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
     journal.discard()  # last: until then the same command does again what was cut off
     return summary
@@ -238,7 +204,7 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
     """
     # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
     # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
-    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path))
+    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path)[:8])
     own = {record.split for record in records if record.split is not None}
     share = options.validation_share
     if share and SPLITS[1] in own:
@@ -265,77 +231,6 @@ def journal_options(
 ) -> dict[str, Any]:
     """What must be the same for an import to continue."""
     return {**asdict(options), "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
-
-
-def _take(
-    item: Prepared,
-    number: int,
-    records: Sequence[Record],
-    labels: dict[str, int],
-    writer: ShardWriter,
-    tally: Tally,
-    journal: Journal,
-    options: ImportOptions,
-    sides: Sequence[str],
-    here: Container[str],
-) -> None:
-    """Packs one image and counts it, or says why not."""
-    record = item.record
-    for note in item.notes:
-        journal.set_aside(record.path, note)
-    if item.data is None:
-        tally.aside += 1
-        tally.aside_here += record.url in here
-        tally.examples.setdefault(ASIDE, record.path)
-        return
-    for fact, num in item.facts.items():
-        tally.facts[fact] = tally.facts.get(fact, 0) + num
-        tally.examples.setdefault(fact, record.path)
-    if options.drop_duplicates or sides[number]:
-        earlier = journal.first_with(item.digest, number)
-        if earlier is not None and options.drop_duplicates:
-            tally.duplicates += 1
-            tally.left_out_here += record.url in here
-            tally.examples.setdefault(DUPLICATE, record.path)
-            journal.set_aside(record.path, _duplicate_of(records[earlier], record))
-            return
-        if earlier is not None and sides[earlier] != sides[number]:
-            if record.split is None or records[earlier].split is None or records[earlier].split == record.split:
-                tally.leaks += 1
-                tally.left_out_here += record.url in here
-                tally.examples.setdefault(DUPLICATE, record.path)
-                journal.set_aside(
-                    record.path,
-                    f"a duplicate of {records[earlier].path}, which is in {sides[earlier]}; it would be in both splits",
-                )
-                return
-            tally.facts[LEAK] = tally.facts.get(LEAK, 0) + 1
-            tally.examples.setdefault(LEAK, record.path)
-    row: dict[str, Any] = {"image": {"bytes": item.data, "path": item.path}}
-    for name in COLUMNS:
-        value = item.objects if name == "objects" else getattr(record, name)
-        if value is not None:
-            row[name] = asdict(value) if name == "objects" else list(value) if isinstance(value, tuple) else value
-    writer.write(row)
-    told = record.labels if record.label is None else None
-    for label in told or (record.label or "",):
-        labels[label] = labels.get(label, 0) + 1
-    if told:
-        labels[""] = labels.get("", 0) + 1 - len(told)  # so that the counts of a split sum to its images
-    tally.bytes_before += item.bytes_before
-    tally.bytes_after += len(item.data)
-    tally.boxes += len(item.objects.bbox) if item.objects else 0
-    tally.captions += len(record.captions or ())
-
-
-def _duplicate_of(first: Record, record: Record) -> str:
-    reason = f"a duplicate of {first.path}"
-    here, there = (other.label if other.labels is None else list(other.labels) for other in (record, first))
-    return reason if here == there else f"{reason}, but its label there is {there!r} and here {here!r}"
-
-
-def _is_known(column: str, records: Sequence[Record]) -> bool:
-    return any(getattr(record, column) is not None for record in records)
 
 
 def _of_same_stem(records: Sequence[Record]) -> frozenset[str]:
@@ -377,116 +272,3 @@ def num_threads_for(records: Sequence[Record]) -> int:
     """Threads that read and decode: a remote image is mostly waited for. The first records tell, for their order is mixed."""
     is_remote = any(not storage.is_local(record.url) for record in islice(records, 100))
     return REMOTE_THREADS if is_remote else os.cpu_count() or 1
-
-
-def _write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
-    if problems:  # written before an all-bad import fails, for it says why
-        lines = [
-            json.dumps({"path": masked(path), "reason": masked(reason)}) + "\n" for path, reason in sorted(problems)
-        ]
-        storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
-
-
-def _summary(
-    src: str,
-    records: Sequence[Record],
-    listing: Listing,
-    tally: Tally,
-    problems: Sequence[tuple[str, str]],
-    options: ImportOptions,
-    num_shards: int,
-    ledger: Ledger,
-    max_set_aside: float,
-) -> dict[str, Any]:
-    with_classes = _is_known("label", records) or _is_known("labels", records)
-    total: Counter[str] = Counter()
-    for labels in tally.counts.values():
-        total.update({label: num for label, num in labels.items() if label})
-    sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
-    notes = list(listing.notes)
-    if SPLITS[1] in sides and (unseen := sorted(sides[SPLITS[1]] - sides.get(SPLITS[0], set()))):
-        notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
-    if with_classes and (
-        gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
-    ):
-        notes.append(f"classes without a single readable image: {', '.join(gone)}")
-    notes += [f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
-    for kind, num in ledger.files.items():
-        if kind.startswith(f"{PASSED_OVER}: picture"):
-            notes.append(
-                f"{num} x {kind.removeprefix(f'{PASSED_OVER}: ')}: not packed (first: {ledger.examples[kind]})"
-            )
-    if tally.leaks:
-        notes.append(
-            f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one"
-        )
-    return {
-        "format_version": 1,
-        "source": masked(src),
-        "images": tally.images,
-        "bytes": tally.bytes_after,
-        "bytes_before_scaling": tally.bytes_before if options.short_side else None,
-        "classes": dict(sorted(total.items())) if with_classes else None,
-        "boxes": tally.boxes if _is_known("objects", records) else None,
-        "captions": tally.captions if _is_known("captions", records) else None,
-        "duplicates": tally.duplicates if options.drop_duplicates else None,
-        "kind": listing.kind,
-        "recognised_as": masked(listing.told),
-        "quarantined": len(problems),
-        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MOST_REASONS)),
-        "shards": num_shards,
-        "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
-        "notes": [masked(note) for note in notes],
-        "ledger": ledger.as_json(),
-        "stopped": _too_many(tally, records, listing, max_set_aside),
-    }
-
-
-def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, most: float) -> str | None:
-    """What to do where too large a share of the images or annotations was set aside; None where it was not."""
-    num_annotations = max(listing.account.annotations, len(listing.problems))
-    for num, among, what in (
-        (tally.aside, len(records), "images"),
-        (len(listing.problems), num_annotations, "annotations"),
-    ):
-        if num > most * among:
-            return (
-                f"{num} of {among} {what} were set aside, more than the share of {most:g} that --max-set-aside allows; "
-                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
-                "share; the shards "
-                "are kept for a look"
-            )
-    return None
-
-
-def _short(reason: str) -> str:
-    return "duplicate" if reason.startswith("a duplicate of") else reason.split(":")[0]
-
-
-def describe_import(summary: dict[str, Any], dest: str) -> str:
-    """The summary in a few lines for the terminal."""
-    lines = [
-        f"packed {summary['images']} images ({summary['bytes'] / 2**20:.1f} MiB) into {summary['shards']} "
-        f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
-    ]
-    if summary["bytes_before_scaling"]:
-        share = 1 - summary["bytes"] / summary["bytes_before_scaling"]
-        lines.append(f"  scaling down saved {share:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
-    if summary["splits"]:
-        lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
-    if summary["classes"] is not None:
-        most = sorted(summary["classes"].items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{name} {num}" for name, num in most[:20])
-        more = f", and {len(most) - 20} more" if len(most) > 20 else ""
-        lines.append(f"  {len(most)} classes: {shown}{more}")
-    lines.extend(f"  {summary[name]} {name}" for name in ("boxes", "captions") if summary[name] is not None)
-    if summary["recognised_as"]:
-        lines.append(f"  read as {summary['recognised_as']}")
-    if summary["quarantined"]:
-        reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
-        lines.append(
-            f"warning: {summary['quarantined']} entries set aside ({reasons}); listed in {storage.join(dest, QUARANTINE)}"
-        )
-    lines.extend(f"note: {note}" for note in summary["notes"])
-    lines += as_table(summary["ledger"])
-    return "\n".join(lines)

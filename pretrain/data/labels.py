@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,8 @@ from pretrain.data.annotations import find_class_column, is_list_type, name_of_c
 from pretrain.data.columns import column_by_file
 from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest
-from pretrain.data.naming import NO_LABEL, declared_names, names_by_file
+from pretrain.data.naming import NO_LABEL, named_array
+from pretrain.data.numberings import declared_names, names_by_file
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class ClassNames:
 
     @cached_property
     def _index(self) -> dict[Any, int]:
-        return {value: index for index, value in enumerate(self.values)}
+        # by name as well: values are numbers in models of old, and where data has names it is read by these
+        by_name = {name: index for index, name in enumerate(self.names)}
+        return by_name | {value: index for index, value in enumerate(self.values)}
 
     def ids(self, labels: Sequence[Any]) -> np.ndarray:
         """Class ids int64 of labels as they stand in the column. Raises UserError for one that is no class."""
@@ -57,65 +60,29 @@ class ClassNames:
 def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -> ClassNames:
     """The classes of the training data, in a fixed order; the column must be text or whole numbers, or lists of these.
 
-    Names of whole numbers are those of a Hugging Face ClassLabel when the shards carry them. Raises UserError for another
-    type, rows without a label, fewer than two classes, validation classes that training never shows, and where two files (of
-    training or validation) number their classes differently.
+    Numbers that stand for names (a Hugging Face ClassLabel) are these names, by each file's own numbering; of the training data
+    all declared names are classes, in the declared order. Raises UserError for another type, rows without a label, fewer than
+    two classes, validation classes that training never shows, and where numbers have names in some files only.
     """
+    declared = declared_names([manifest, validation], column)
     found, unseen = distinct_labels(manifest, column), distinct_labels(validation, column)
-    kinds = {type(value) for value in found | unseen}
-    if len(kinds) > 1:
-        told = [
-            f"{one.files[0].url} ({_kind_in_words(one, labels, column)})"
-            for one, labels in ((manifest, found), (validation, unseen))
-        ]
-        raise UserError(
-            f"column {column!r} is text in one data set and whole numbers in another: "
-            f"{' and '.join(dict.fromkeys(told))}; make them "
-            "alike"
-        )
-    # numbers without names are compared by nobody
-    names = None if kinds == {str} else declared_names([manifest, validation], column)
     if len(found) < 2:
         raise UserError(
             f"column {column!r} of {manifest.files[0].url} holds {len(found)} class; two are needed at least"
         )
     if never := unseen - found:
-        told_never, told_found = (
-            ", ".join(sorted(name_of_class(value, names) for value in values)) for values in (never, found)
-        )
+        told_never, told_found = (", ".join(sorted(map(name_of_class, values))) for values in (never, found))
         raise UserError(
             f"the validation data {validation.files[0].url} has classes that the training data never shows: "
             f"{told_never}; training knows {told_found}"
         )
-    values = tuple(sorted(found))
-    if names is not None and all(isinstance(value, int) and 0 <= value < len(names) for value in values):
-        # all declared classes, so that a model keeps the data set's numbering
-        return ClassNames(tuple(range(len(names))), list(names))
+    return in_order(found, declared.get(manifest, ()))
+
+
+def in_order(found: Iterable[Any], declared: Sequence[str]) -> ClassNames:
+    """The classes in the order that the data declares, so that a model keeps its numbering, then others by name."""
+    values = (*declared, *sorted(set(found) - set(declared)))
     return ClassNames(values, [str(value) for value in values])
-
-
-def check_numbering(manifest: Manifest, column: str, classes: ClassNames) -> None:
-    """Raises UserError where the data names the numbers of the model's classes otherwise than the model does."""
-    names = declared_names([manifest], column)
-    for value, name in zip(classes.values, classes.names, strict=True):
-        if (
-            names is not None
-            and isinstance(value, int)
-            and 0 <= value < len(names)
-            and names[value] != name != str(value)
-        ):
-            raise UserError(
-                f"column {column!r} of {manifest.files[0].url} calls class {value} {names[value]!r}, and the "
-                f"model calls it {name!r}; "
-                "give the data in the numbering that the model was trained on, or labels as text"
-            )
-
-
-def _kind_in_words(manifest: Manifest, labels: set[Any], column: str) -> str:
-    if all(isinstance(label, str) for label in labels):
-        return f"text: {', '.join(sorted(map(str, labels))[:8])}"
-    names = names_by_file(manifest, column)[0][1]
-    return "whole numbers" + (f" that stand for {', '.join(names[:8])}" if names else "")
 
 
 def is_multi_label(manifest: Manifest, column: str) -> bool:
@@ -139,11 +106,10 @@ def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
     names = dict(names_by_file(manifest, column))
     parts = []
     for url, values in column_by_file(manifest, column):
-        labels = values.combine_chunks()
-        has_label = labels.is_valid()
-        if pa.types.is_integer(labels.type) and names.get(url) is not None:
-            has_label = pc.and_(has_label, pc.fill_null(pc.not_equal(labels, NO_LABEL), False))
-        parts.append(has_label.to_numpy(zero_copy_only=False))
+        labels = _plain(values.combine_chunks())
+        if pa.types.is_integer(labels.type):
+            labels = _named(labels, names[url], url, column)
+        parts.append(labels.is_valid().to_numpy(zero_copy_only=False))
     known = np.concatenate(parts)
     return None if known.all() else np.flatnonzero(known)
 
@@ -164,7 +130,8 @@ def _places(manifest: Manifest, column: str, values: Sequence[Any]) -> np.ndarra
     parts = [np.zeros(0, np.int64)]
     for _, labels in _labels(manifest, column):
         encoded = labels if pa.types.is_dictionary(labels.type) else pc.dictionary_encode(labels)
-        known = np.array([place[value] for value in values_of(encoded.dictionary)], dtype=np.int64)
+        # a dictionary may hold what no row has
+        known = np.array([place.get(value, -1) for value in values_of(encoded.dictionary)], dtype=np.int64)
         parts.append(known[encoded.indices.to_numpy(zero_copy_only=False)])
     return np.concatenate(parts)
 
@@ -172,25 +139,25 @@ def _places(manifest: Manifest, column: str, values: Sequence[Any]) -> np.ndarra
 def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
     """URL and labels of each file, lists laid end to end. Raises UserError for nulls or a type that cannot be a class."""
     is_list = is_multi_label(manifest, column)
+    names = dict(names_by_file(manifest, column))
     for url, values in column_by_file(manifest, column):
         labels = _plain(values.combine_chunks())
         num_null = labels.null_count
         if is_list:
             labels = labels.flatten()
-            num_null += labels.null_count
-        is_signed = pa.types.is_signed_integer(labels.type)
-        num_unknown = int(pc.sum(pc.equal(labels, NO_LABEL)).as_py() or 0) if is_signed else 0
-        if num_unknown and dict(names_by_file(manifest, column)).get(url) is None:
-            num_unknown = 0  # a class of that number
-        if num_null or num_unknown:
-            what = f"{num_null + num_unknown} rows have no label"
-            what += f" ({num_unknown} have {NO_LABEL}, Hugging Face's number for none)" if num_unknown else ""
+        labels = _named(labels, names[url], url, column)
+        if num_null := labels.null_count + num_null * is_list:
             raise UserError(
-                f"{url}: {what} in column {column!r}; leave them out (datasets: data.filter(lambda row: "
-                f"row[{column!r}] not in (None, "
-                f"{NO_LABEL}))) or label them"
+                f"{url}: {num_null} rows have no label in column {column!r} (null, or {NO_LABEL} beside class names); leave "
+                f"them out (datasets: data.filter(lambda row: row[{column!r}] not in (None, {NO_LABEL}))) or label them"
             )
         yield url, labels
+
+
+def _named(labels: pa.Array, names: tuple[str, ...] | None, url: str, column: str) -> pa.Array:
+    if names is None or not pa.types.is_integer(labels.type):
+        return labels
+    return named_array(labels, names, f"{url}: column {column!r}")
 
 
 def _plain(labels: pa.Array) -> pa.Array:

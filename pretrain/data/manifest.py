@@ -27,7 +27,9 @@ import pyarrow as pa
 from cluster import storage
 from cluster.errors import UserError, nearest
 from cluster.storage import FileInfo
-from pretrain.data.footers import Footer, class_names_in, read_footer
+from pretrain.data.footers import Footer, read_footer
+from pretrain.data.image_paths import image_root
+from pretrain.data.one_schema import same_values
 
 CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
 LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
@@ -208,11 +210,6 @@ def load_manifest(
     )
 
 
-def read_class_names(url: str, column: str) -> list[str] | None:
-    """Class names that Hugging Face `datasets` keeps in the schema of the (first) file, or None when it keeps none."""
-    return class_names_in(read_footer(find_shards([url])[0]).schema, column)
-
-
 def find_shards(urls: Sequence[str]) -> list[FileInfo]:
     """The Parquet files of all URLs, sorted, each once. Raises UserError for a URL without any."""
     found: dict[str, FileInfo] = {}
@@ -292,12 +289,12 @@ def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, i
             if start + images.total_compressed_size > footer.data_end:
                 raise UserError(f"{url} is truncated: row group {number} would reach beyond its end; copy it again")
             groups.append((number, group.num_rows, images.total_compressed_size))
-    if groups and num_null == metadata.num_rows and num_paths:
+    if groups and num_null == metadata.num_rows and num_paths and image_root() is None:
         raise UserError(
-            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all {num_null} "
-            "rows. Pack the files themselves (python -m pretrain.data import FOLDER DEST), or embed them where the file "
-            "is written (datasets: "
-            "Image(decode=True) with to_parquet, which stores the bytes)"
+            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all {num_null} rows. "
+            "data.image_root=FOLDER (--image-root FOLDER) reads them from below that folder, of absolute paths "
+            "one that they begin with; or embed them where the file is written (datasets: to_parquet with "
+            "Image(decode=True) stores the bytes)"
         )
     return groups
 
@@ -306,11 +303,6 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
     names = schema.names
     if column not in names:
         what = "image column" if is_image else "column"
-        if (folder := hive_folder(url, column)) is not None:
-            raise UserError(
-                f"{url} has no column {column!r}; it stands in the names of the folders ({folder}), which are not "
-                "read: write it into the files, as duckdb does with hive_partitioning = true"
-            )
         raise UserError(f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
     if names.count(column) > 1:
         raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
@@ -323,15 +315,6 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
         )
 
 
-def hive_folder(url: str, column: str = "") -> str | None:
-    """The folder of a file that stands for a column, as Spark and others part data (`label=cat`); None without one."""
-    for folder in url.split("/")[:-1]:
-        name, is_one, _ = folder.partition("=")
-        if is_one and name.isidentifier() and column in ("", name):
-            return folder
-    return None
-
-
 def image_kind(kind: pa.DataType) -> str | None:
     """How a column of this type could hold images: `struct<bytes>`, `binary`, or None when it could not."""
     if pa.types.is_struct(kind):
@@ -341,25 +324,6 @@ def image_kind(kind: pa.DataType) -> str | None:
         kind = kind.value_type
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     return "binary" if is_binary else None
-
-
-def same_values(kind: pa.DataType) -> str:
-    """A text that is equal for types which hold the same values: views, dictionaries, large ones, integers of any width."""
-    if pa.types.is_dictionary(kind):
-        return same_values(kind.value_type)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "string"
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return "binary"
-    if pa.types.is_integer(kind):
-        return "integer"
-    if pa.types.is_floating(kind):
-        return "float"
-    if pa.types.is_struct(kind):
-        return f"struct<{', '.join(sorted(f'{field.name}: {same_values(field.type)}' for field in kind))}>"
-    if hasattr(kind, "value_type") and not pa.types.is_map(kind):
-        return f"list<{same_values(kind.value_type)}>"
-    return str(kind)
 
 
 def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, column: str, image_column: str) -> None:
@@ -393,7 +357,7 @@ class _Cache:
     _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
 
     def __init__(self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None) -> None:
-        asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns)])
+        asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns), image_root() is not None])
         listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
         self._path = Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
         self._listing = np.frombuffer(hashlib.sha256(listing.encode()).digest(), dtype=np.uint8)

@@ -22,10 +22,10 @@ from pretrain.data.decode import (
     UPRIGHT_ARRAYS,
     decode_bands,
     decode_upright,
-    exif_orientation,
     image_size,
     max_pixels_now,
 )
+from pretrain.data.image_headers import exif_orientation
 
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}

@@ -18,10 +18,13 @@ from fsspec.utils import glob_translate
 from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
-from pretrain.data.annotations import class_names_at, class_places
 from pretrain.data.decode import BadImage, decode_image
-from pretrain.data.footers import read_footer
+from pretrain.data.footers import Footer, read_footer
+from pretrain.data.image_paths import encoded_images
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
+from pretrain.data.naming import named, names_in
+from pretrain.data.numberings import declared_names, numbered_differently
+from pretrain.data.one_schema import common_type, same_values, with_names_as_text
 from pretrain.data.packing import MIB, ShardWriter
 from pretrain.data.progress import ProgressLine
 
@@ -93,15 +96,18 @@ def regroup(
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool,
         ShardWriter(dest, schema, rows_per_group=_rows_per_group(manifest), bytes_per_group=GROUP_BYTES) as writer,
     ):
-        for place, batch in _batches(manifest):
+        for place, footer, batch in _batches(manifest):
             images = batch.column(image_column)
-            encoded = _encoded(images)
+            encoded = encoded_images(images, pool.map)
             reasons = keeper.reasons(encoded, place, pool)
             for index, reason in enumerate(reasons):
                 if reason is None:
-                    row = {name: _kept(batch.column(name)[index]) for name in batch.schema.names}
+                    row = {
+                        name: _as_written(batch.column(name)[index], name, schema, footer)
+                        for name in batch.schema.names
+                    }
                     row[image_column] = _image_value(images[index], encoded[index])
-                    writer.write(row)
+                    writer.write(row | footer.folder_columns)
             progress.advance(batch.num_rows)
     if keeper.dropped:
         lines = "".join(json.dumps(row) + "\n" for row in keeper.dropped)
@@ -171,35 +177,52 @@ def _why_bad(data: bytes | None) -> str | None:
 
 
 def _common_schema(manifest: Manifest) -> pa.Schema:
-    """The first file's schema with its metadata. Raises UserError when another file's columns differ."""
-    first = read_footer(manifest.files[0])
-    schema = first.schema
+    """The first file's schema with its metadata; where files have other types for the same values, a plain one, and where they
+    number their classes differently, text.
+
+    Raises UserError when another file's columns hold other things.
+    """
+    schema = read_footer(manifest.files[0]).schema
     if len(set(schema.names)) < len(schema.names):
         raise UserError(
             f"{manifest.files[0].url} has several columns of one name: {', '.join(schema.names)}; rename them"
         )
+    kinds: dict[str, dict[pa.DataType, None]] = {field.name: {field.type: None} for field in schema}
     with ThreadPoolExecutor(8, thread_name_prefix="footer") as pool:
         for file, footer in zip(manifest.files, pool.map(read_footer, manifest.files), strict=True):
             other = footer.schema
-            if other.names != schema.names:
+            if set(other.names) != set(schema.names):
                 raise UserError(
                     f"{file.url} has the columns {', '.join(other.names)}, but {manifest.files[0].url} has "
                     f"{', '.join(schema.names)}; rewrite them one by one"
                 )
             for field in schema:
-                if other.field(field.name).type != field.type:
+                kind = other.field(field.name).type
+                if same_values(kind) != same_values(field.type):
                     raise UserError(
-                        f"column {field.name!r} is {field.type} in {manifest.files[0].url} but "
-                        f"{other.field(field.name).type} in {file.url}; rewrite them one by one"
+                        f"column {field.name!r} is {field.type} in {manifest.files[0].url} but {kind} in {file.url}; "
+                        "rewrite them one by one"
                     )
-            for path in class_places(schema, other):
-                if class_names_at(schema, *path) != class_names_at(other, *path):
-                    raise UserError(
-                        f"column {'.'.join(path)!r} of {file.url} has other class names than that of "
-                        f"{manifest.files[0].url}, so the "
-                        "same numbers would get the names of other classes; rewrite them one by one"
-                    )
+                kinds[field.name][kind] = None
+    for index, name in enumerate(schema.names):
+        schema = schema.set(index, schema.field(index).with_type(common_type(list(kinds[name]))))
+    for path in _places_of_names(manifest):
+        declared_names([manifest], *path)
+        if numbered_differently(manifest, *path):
+            schema = with_names_as_text(schema, path[0])
     return schema
+
+
+def _places_of_names(manifest: Manifest) -> list[tuple[str, ...]]:
+    """All places at which some file says what numbers stand for, such as ("objects", "category")."""
+    places: dict[tuple[str, ...], None] = {}
+    for file in manifest.files:
+        schema = read_footer(file).schema
+        for column in schema.names:
+            names = names_in(schema, column)
+            paths = [(column,)] if isinstance(names, tuple) else [(column, field) for field in names or ()]
+            places.update(dict.fromkeys(paths))
+    return list(places)
 
 
 def _rows_per_group(manifest: Manifest) -> int:
@@ -208,14 +231,14 @@ def _rows_per_group(manifest: Manifest) -> int:
     return int(min(max(1, GROUP_BYTES * manifest.num_rows // max(1, total)), MAX_ROWS_PER_GROUP))
 
 
-def _batches(manifest: Manifest) -> Iterator[tuple[dict[str, Any], pa.RecordBatch]]:
-    """(place of the first row, rows) in file order, a few MiB at a time."""
+def _batches(manifest: Manifest) -> Iterator[tuple[dict[str, Any], Footer, pa.RecordBatch]]:
+    """(place of the first row, footer of its file, rows) in file order, a few MiB at a time."""
     for index, file in enumerate(manifest.files):
         numbers = np.flatnonzero(manifest.file_of_group == index)
         if not len(numbers):
             continue
         with storage.open_input(file.url) as source:
-            group = 0
+            group, footer = 0, read_footer(file)
             try:
                 parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=PAGE_BUFFER_BYTES)
                 for group in manifest.group_in_file[numbers].tolist():
@@ -223,17 +246,22 @@ def _batches(manifest: Manifest) -> Iterator[tuple[dict[str, Any], pa.RecordBatc
                     mean = max(1, metadata.total_byte_size // metadata.num_rows)
                     size, position = int(min(max(1, BATCH_BYTES // mean), MAX_ROWS_PER_GROUP)), 0
                     for batch in parquet.iter_batches(size, row_groups=[group], use_threads=False):
-                        yield {"file": file.url, "row_group": group, "row": position}, batch
+                        yield {"file": file.url, "row_group": group, "row": position}, footer, batch
                         position += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{file.url}: row group {group} cannot be read: {reason}") from error
 
 
-def _encoded(images: pa.Array) -> list[bytes | None]:
-    if pa.types.is_struct(images.type):
-        images = images.flatten()[images.type.get_field_index("bytes")]  # flatten() minds the struct's own nulls
-    return list(images.to_pylist())
+def _as_written(scalar: pa.Scalar, name: str, schema: pa.Schema, footer: Footer) -> Any:
+    """A value of one file for the schema of all."""
+    if scalar.type == schema.field(name).type:
+        return _kept(scalar)
+    try:
+        value = scalar.as_py()
+    except UnicodeDecodeError as error:
+        raise UserError(f"column {name!r} holds text that is not UTF-8 ({error}); write it again as UTF-8") from error
+    return value if names_in(schema, name) is not None else named(value, names_in(footer.schema, name))
 
 
 def _kept(scalar: pa.Scalar) -> Any:

@@ -27,13 +27,16 @@ from pretrain.data import chunks
 from pretrain.data.chunks import Chunks
 from pretrain.data.cuts import CutGroups, OpenGroup
 from pretrain.data.footers import Footer, read_footer
+from pretrain.data.image_paths import check_paths, encoded_images, image_root
 from pretrain.data.manifest import Manifest
+from pretrain.data.naming import named, names_in
 from pretrain.data.order import Segment
 
 ROWS_PER_PIECE, PIECE_BYTES = 64, 2**20
 FOOTER_CACHE_BYTES = 32 * 2**20
 PAGE_BUFFER_BYTES = 2**18
 FETCH_THREADS = 32  # nearly all waiting
+NUM_PROBED = 16  # images that lie outside of Parquet, which tell how large they are
 
 
 @dataclass(frozen=True, order=True)
@@ -86,13 +89,17 @@ class Shards:
     Args:
         manifest: of the data set.
         image_column: `struct<bytes, path>` or binary.
-        columns: further columns to read along.
+        columns: further columns to read along, of the file or of the names of its folders.
+        as_stored: leaves numbers that stand for class names as they are, see `pretrain.data.naming`.
     """
 
-    def __init__(self, manifest: Manifest, *, image_column: str, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self, manifest: Manifest, *, image_column: str, columns: Sequence[str] = (), as_stored: bool = False
+    ) -> None:
         self.manifest = manifest
         self.image_column = image_column
         self.columns = tuple(columns)
+        self.as_stored = as_stored
         self._start_of_group = manifest.start_of_group
         # of the process; Arrow's own pool keeps what was freed, measured at 60 MiB more for the same reading
         pa.set_memory_pool(pa.system_memory_pool())
@@ -105,8 +112,23 @@ class Shards:
 
     @cached_property
     def mean_row_bytes(self) -> float:
-        """Encoded bytes of an image on average."""
+        """Encoded bytes of an image on average; where files hold paths alone, of some of these images."""
+        if image_root() is not None and (paths := self._first_paths()):
+            return check_paths(paths, self.manifest.files[int(self.manifest.file_of_group[0])].url)
         return float(self.manifest.bytes_of_group.sum() * self.manifest.share / max(1, self.manifest.num_rows))
+
+    def _first_paths(self) -> list[str | None]:
+        """Paths of the first rows, where these have no bytes."""
+        file_index = int(self.manifest.file_of_group[0])
+        kind = self._footer(file_index).schema.field(self.image_column).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+            return []
+        with storage.open_input(self.manifest.files[file_index].url) as source:
+            batches = pq.ParquetFile(source).iter_batches(
+                NUM_PROBED, row_groups=[int(self.manifest.group_in_file[0])], columns=[self.image_column]
+            )
+            rows = next(batches).column(0).to_pylist()
+        return [] if any(row and row["bytes"] is not None for row in rows) else [row and row["path"] for row in rows]
 
     def place(self, row_id: int) -> RowPlace:
         """Where the row with this id lies."""
@@ -180,7 +202,8 @@ class Shards:
                 first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
                 if first < last:
                     part = batch.slice(first, last - first) if within is None else batch.take(within[first:last])
-                    yield self._rows(part, first_id + position + first, segment.pass_number)
+                    footer = self._footer(file_index)
+                    yield self._rows(part, first_id + position + first, segment.pass_number, footer)
                 position += num_rows
                 if position >= segment.stop:
                     return
@@ -226,22 +249,32 @@ class Shards:
             return pa.OSFile(str(path))
 
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
-        # only the bytes of an image struct are read; its path may be long and is not needed
-        is_struct = pa.types.is_struct(schema.field(self.image_column).type)
-        return [f"{self.image_column}.bytes" if is_struct else self.image_column, *self.columns]
+        # only the bytes of an image struct are read; its path may be long and is needed only where images lie outside
+        kind = schema.field(self.image_column).type
+        images = [f"{self.image_column}.bytes" if pa.types.is_struct(kind) else self.image_column]
+        if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and image_root() is not None:
+            images.append(f"{self.image_column}.path")
+        return [*images, *self.columns]  # Parquet passes over those that are in the names of folders
 
-    def _rows(self, batch: pa.RecordBatch, first_row_id: int, pass_number: int) -> Rows:
-        images = batch.column(self.image_column)
-        if pa.types.is_struct(images.type):
-            # flatten() applies the struct's own validity to its child, field() does not
-            images = images.flatten()[images.type.get_field_index("bytes")]
+    def _rows(self, batch: pa.RecordBatch, first_row_id: int, pass_number: int, footer: Footer) -> Rows:
         return Rows(
             row_ids=list(range(first_row_id, first_row_id + batch.num_rows)),
             passes=[pass_number] * batch.num_rows,
-            # copies: views would keep all rows that were decoded with one in memory until the last of them is used
-            images=images.to_pylist(),
-            columns={name: _values(batch, name) for name in self.columns},
+            images=encoded_images(batch.column(self.image_column), lambda *of: self._fetchers_().map(*of)),
+            columns={name: self._values(batch, name, footer) for name in self.columns},
         )
+
+    def _values(self, batch: pa.RecordBatch, name: str, footer: Footer) -> list[Any]:
+        """The values of a column, or of a field of a struct (`image.path`)."""
+        if name in footer.folder_columns:
+            return [footer.folder_columns[name]] * batch.num_rows
+        if name not in batch.schema.names:
+            outer, _, inner = name.partition(".")
+            column = batch.column(outer)
+            return list(column.flatten()[column.type.get_field_index(inner)].to_pylist())
+        values = list(batch.column(name).to_pylist())
+        names = None if self.as_stored else names_in(footer.schema, name)
+        return values if names is None else [named(value, names) for value in values]
 
     def _footer(self, file_index: int, stopped: Callable[[], bool] = lambda: False) -> Footer:
         with self._lock:
@@ -258,15 +291,6 @@ class Shards:
                 _, oldest = self._footers.popitem(last=False)
                 self._footer_bytes -= oldest.metadata.serialized_size
         return footer
-
-
-def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
-    """The values of a column, or of a field of a struct (`image.path`)."""
-    if name in batch.schema.names:
-        return list(batch.column(name).to_pylist())
-    outer, _, inner = name.partition(".")
-    column = batch.column(outer)
-    return list(column.flatten()[column.type.get_field_index(inner)].to_pylist())
 
 
 def read_in_sequence(shards: Shards, *, rank: int = 0, world_size: int = 1) -> Iterator[Rows]:

@@ -39,7 +39,7 @@ from pretrain.data.feature_layout import (
     layout_of,
 )
 from pretrain.data.feature_statistics import read_tensors
-from pretrain.data.footers import read_footer
+from pretrain.data.footers import Footer, read_footer
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import Segment
 from pretrain.data.shards import Rows, Shards, Source
@@ -270,7 +270,7 @@ class FeatureFiles(Shards):
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
         return list(self.columns)
 
-    def _rows(self, batch: pa.RecordBatch, first_row_id: int, pass_number: int) -> Rows:
+    def _rows(self, batch: pa.RecordBatch, first_row_id: int, pass_number: int, footer: Footer) -> Rows:
         num = batch.num_rows
         columns: dict[str, list[Any]] = {CHECKSUM: batch.column(CHECKSUM).to_pylist()}
         for name, shape in self.shapes.items():

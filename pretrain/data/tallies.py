@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.storage import FileInfo
 from pretrain.data.annotations import (
     BoxColumn,
     Boxes,
     CaptionColumn,
     ClassColumn,
-    class_names_at,
     crowds_in,
     name_of_class,
     read_boxes,
@@ -28,15 +28,16 @@ from pretrain.data.annotations import (
     value_of,
     values_of,
 )
+from pretrain.data.footers import folder_columns
 from pretrain.data.geometry import BoxJudge
 from pretrain.data.manifest import Manifest
-from pretrain.data.naming import NO_LABEL
+from pretrain.data.naming import named, names_in
 
 BATCH_ROWS = 1024
 COUNT_THREADS = 8
 
 
-def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
+def count_classes(files: Sequence[FileInfo], column: ClassColumn) -> dict[str, Any]:
     """Rows of each class, most frequent first, over the whole data set; only this column is read."""
 
     def count(url: str) -> tuple[Counter[Any], int]:
@@ -44,9 +45,9 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
         num_empty = 0
         with storage.open_input(url) as source, _explained(url, column.column):
             parquet = _open(source)
-            names = class_names_at(
-                parquet.schema_arrow, column.column
-            )  # of this file: another may number its classes otherwise
+            if column.column not in parquet.schema_arrow.names:
+                return Counter({folder_columns(url).get(column.column): parquet.metadata.num_rows}), 0
+            names = names_in(parquet.schema_arrow, column.column)
             for batch in parquet.iter_batches(BATCH_ROWS * 16, columns=[column.column], use_threads=False):
                 array = batch.column(column.column)
                 if column.is_list:
@@ -59,29 +60,24 @@ def count_classes(manifest: Manifest, column: ClassColumn) -> dict[str, Any]:
                     continue
                 pairs = pc.value_counts(array)
                 for value, num in zip(values_of(pairs.field(0)), pairs.field(1).to_pylist(), strict=True):
-                    values[value] += num
-        named: Counter[Any] = Counter()
-        for value, num in values.items():
-            if value == NO_LABEL and names:
-                value = None
-            named[value if value in (None, b"") else name_of_class(value, names)] += num
-        return named, num_empty
+                    values[named(value, names)] += num
+        return values, num_empty
 
     counts: Counter[Any] = Counter()
     num_empty = 0
     with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="count") as pool:
-        for values, empty in pool.map(count, [file.url for file in manifest.files]):
+        for values, empty in pool.map(count, [file.url for file in files]):
             counts.update(values)
             num_empty += empty
     if not column.is_list:
         num_empty = counts[None]
-    named = {"(not UTF-8)" if value == b"" else name_of_class(value, None): num for value, num in counts.items()}
+    texts = {"(not UTF-8)" if value == b"" else name_of_class(value): num for value, num in counts.items()}
     return {
         "is_list": column.is_list,
         "classes": len(counts.keys() - {None}),
         "values": sum(counts.values()) - counts[None],
         "rows_without": num_empty,
-        "counts": dict(sorted(named.items(), key=lambda item: (-item[1], item[0]))),
+        "counts": dict(sorted(texts.items(), key=lambda item: (-item[1], item[0]))),
     }
 
 
@@ -94,17 +90,24 @@ def annotations_of(manifest: Manifest, row_ids: np.ndarray, columns: Sequence[st
         url = manifest.files[file_index].url
         with storage.open_input(url) as source, _explained(url, ", ".join(columns)):
             parquet = _open(source)
+            schema = parquet.schema_arrow
+            in_file = {name: names_in(schema, name) for name in columns if name in schema.names}
+            in_folders = {name: folder_columns(url).get(name) for name in columns if name not in in_file}
             for group, wanted in groups:
                 group_in_file, position = int(manifest.group_in_file[group]), 0
+                if not in_file:
+                    yield from (dict(in_folders) for _ in wanted)
+                    continue
                 batches = parquet.iter_batches(
-                    BATCH_ROWS, row_groups=[group_in_file], columns=list(columns), use_threads=False
+                    BATCH_ROWS, row_groups=[group_in_file], columns=list(in_file), use_threads=False
                 )
                 for batch in batches:
                     chosen = wanted[(wanted >= position) & (wanted < position + batch.num_rows)] - position
-                    arrays = {name: batch.column(name) for name in columns}
+                    arrays = {name: batch.column(name) for name in in_file}
                     # not by take(), which does not know every type, string_view for one
                     for row in chosen.tolist():
-                        yield {name: value_of(array[row]) for name, array in arrays.items()}
+                        found = {name: named(value_of(array[row]), in_file[name]) for name, array in arrays.items()}
+                        yield found | in_folders
                     position += batch.num_rows
                     if position > wanted[-1]:
                         break
@@ -193,7 +196,7 @@ class BoxTally:
         self._boxes += len(boxes)
         self._crowds += sum(crowds_in(value, self.column))
         self._most = max(self._most, len(boxes))
-        self._classes.update(name_of_class(value, self.column.names) for value in boxes.classes)
+        self._classes.update(map(name_of_class, boxes.classes))
         self._degenerate += int(boxes.degenerate().sum())
         if size is not None:
             self._judge.add(boxes.xyxy_N4, size)

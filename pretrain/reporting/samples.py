@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster import storage
+from pretrain.data.annotations import find_class_column, name_of_class
+from pretrain.data.footers import read_footer
 from pretrain.data.loader import filled
 from pretrain.data.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.order import Segment
 from pretrain.data.shards import Shards
+from pretrain.data.tallies import count_classes
 from pretrain.data.view_sheet import shown
 from pretrain.data.views import CentralCrop
 
@@ -177,10 +178,7 @@ def majority_share(url: str, column: str) -> float:
 
     Raises UserError when the data set cannot be read.
     """
-    counts: Counter[Any] = Counter()
-    for file in find_shards([url]):
-        with storage.open_input(file.url) as source:
-            labels = pq.ParquetFile(source).read(columns=[column]).column(0).drop_null()
-        for entry in pc.value_counts(labels).to_pylist():
-            counts[entry["values"]] += entry["counts"]
+    files = find_shards([url])
+    found = count_classes(files, find_class_column(read_footer(files[0]).schema, column, url))
+    counts = Counter({name: num for name, num in found["counts"].items() if name != name_of_class(None)})
     return max(counts.values()) / counts.total() if counts else 0.0

@@ -10,6 +10,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.data.decode import set_max_pixels
+from pretrain.data.image_paths import use_image_root
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 
@@ -26,6 +27,10 @@ class DataSettings:
         [], above=0, help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each"
     )
     image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
+    image_root: str | None = setting(
+        None,
+        help="folder (a path or any fsspec URL) of the images, where files hold their paths in place of their bytes",
+    )
     num_streams: int = setting(
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
     )
@@ -62,7 +67,8 @@ class DataSettings:
             raise UserError(f"data.url={self.url!r} is not possible: give a path, a URL, or a list of them")
 
     def use_stores(self) -> None:
-        """Makes this process read with these options, this cache and this size of images; each process calls it first."""
+        """Makes this process read with these stores, cache, image root and size of images; each process calls it first."""
+        use_image_root(self.image_root)
         storage.use_options(self.urls, self.storage_options)
         storage.use_cache(self.cache_dir, self.cache_gib)
         set_max_pixels(int(self.max_megapixels * 1e6))
@@ -80,7 +86,8 @@ class DataSettings:
     def with_absolute_urls(self) -> DataSettings:
         """The same with local paths made absolute: workers may run in another folder."""
         urls = [storage.absolute(url) for url in self.urls]
-        return dataclasses.replace(self, url=urls if isinstance(self.url, list) else urls[0])
+        root = None if self.image_root is None else storage.absolute(self.image_root)
+        return dataclasses.replace(self, url=urls if isinstance(self.url, list) else urls[0], image_root=root)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tests.benchmarks import (
     encoders,
     few_labels,
     finetuning,
+    importing,
     maps,
     memory,
     methods,
@@ -57,6 +58,8 @@ def main() -> None:
     startup.main([])
     print("\n== memory")
     memory.main([])
+    print("\n== importing")
+    importing.main([])
     print("\n== streaming")
     streaming.main([])
     print("\n== submitting")

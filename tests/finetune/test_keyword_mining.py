@@ -83,7 +83,7 @@ def test_scenes_of_the_demo_need_no_stop_words():
 def test_phrases_are_read_as_they_were_mined():
     texts = captions_in("Vietnamese", 400)
     keywords, phrases = mined(texts)
-    reader = KeywordReader(keywords, None, Phrases.of_config(phrases.to_json()))
+    reader = KeywordReader(keywords, Phrases.of_config(phrases.to_json()))
     truth, known = reader.read({"c": ["Một người đàn ông và một xe đạp.", "xe, đạp", None]}, {"captions": "c"})
     found = [{keywords[index] for index in row.nonzero()[0]} for row in truth]
     assert (

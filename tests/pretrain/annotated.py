@@ -110,6 +110,7 @@ def coco(src, scenes, how):
         annotations.append(
             {"id": number, "image_id": number, "category_id": ["cat", "dog", "red"].index(scene.label), "bbox": box}
         )
+        annotations += [{"id": 0, "image_id": number, "caption": caption} for caption in scene.captions]
     categories = [{"id": number, "name": name} for number, name in enumerate(("cat", "dog", "red"))]
     put(src / "annotations.json", json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 

@@ -13,7 +13,6 @@ from cluster.errors import UserError
 from pretrain.data.annotations import (
     BadAnnotation,
     Boxes,
-    class_names_at,
     find_boxes_column,
     find_captions_column,
     find_class_column,
@@ -23,6 +22,7 @@ from pretrain.data.annotations import (
     read_classes,
     values_of,
 )
+from pretrain.data.naming import named, names_at, names_in
 
 F32, I64, STRING = pa.float32(), pa.int64(), pa.string()
 
@@ -143,15 +143,20 @@ def test_classes_and_their_names():
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pa.schema([("label", I64), ("new", pa.list_(I64))]).with_metadata(metadata)
     for path in (["label"], ["old"], ["new"], ["objects", "category"], ["older", "category"], ["oldest", "category"]):
-        assert class_names_at(schema, *path) == ("cat", "dog")
+        assert names_at(schema, *path) == ("cat", "dog")
     for path in (["objects"], ["objects", "bbox"], ["objects", "nothing"], ["nothing"], ["label", "names"]):
-        assert class_names_at(schema, *path) is None
+        assert names_at(schema, *path) is None
     single, several = (find_class_column(schema, name, "a.parquet") for name in ("label", "new"))
-    assert (single.is_list, several.is_list, several.names) == (False, True, ("cat", "dog"))
+    assert (single.is_list, several.is_list) == (False, True)
     assert (
         read_classes(1, single) == [1] and read_classes([0, 1], several) == [0, 1] and read_classes(None, several) == []
     )
-    assert [name_of_class(value, several.names) for value in (0, 1, 2, -1, "x")] == ["cat", "dog", "2", "-1", "x"]
+    names = names_in(schema, "label")
+    assert [named(value, names) for value in (0, 1, 2, -1, "x", [1, 0])] == ["cat", "dog", 2, None, "x", ["dog", "cat"]]
+    objects = {"bbox": [[1, 2, 3, 4]], "category": [1]}
+    assert named(objects, names_in(schema, "objects")) == objects | {"category": ["dog"]}
+    assert named([{"category": 0}], names_in(schema, "older")) == [{"category": "cat"}]
+    assert [name_of_class(value) for value in (None, 1, "x")] == ["(null)", "1", "x"]
     with pytest.raises(BadAnnotation, match=r"new\[1\] is null"):
         read_classes([0, None], several)
 
@@ -276,5 +281,5 @@ def test_any_python_values_do_no_harm(value):
 @given(ANYTHING, st.sampled_from([["label"], ["objects", "category"]]))
 def test_any_features_do_no_harm(features, path):
     text = json.dumps({"info": {"features": {path[0]: features}}}, default=str)
-    names = class_names_at(pa.schema([("label", I64)]).with_metadata({"huggingface": text}), *path)
+    names = names_at(pa.schema([("label", I64)]).with_metadata({"huggingface": text}), *path)
     assert names is None or all(isinstance(name, str) for name in names)

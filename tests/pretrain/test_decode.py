@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data.decode import BadImage, decode_image, exif_orientation, image_size
+from pretrain.data.decode import BadImage, decode_image, image_size
+from pretrain.data.image_headers import exif_orientation
 
 HEIGHT, WIDTH = 40, 64
 

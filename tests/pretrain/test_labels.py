@@ -8,15 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data.labels import ClassNames, check_numbering, class_counts, labelled_rows, read_class_names_of
+from pretrain.data.check import check
+from pretrain.data.labels import ClassNames, class_counts, label_codes, labelled_rows, read_class_names_of
 from pretrain.data.manifest import load_manifest
+from pretrain.data.regroup import regroup
 from pretrain.data.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
 
 
 def write(folder, labels, names=None):
     """Rows with these labels; `names` are those of a Hugging Face ClassLabel."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     features = {"label": {"_type": "ClassLabel", "names": names}} if names else {}
     table = pa.table(
         {
@@ -40,12 +42,49 @@ def test_the_same_names_are_one_data_set(tmp_path):
     assert class_names(*urls).names == ["cat", "dog", "owl"]
 
 
-def test_other_names_or_kinds_are_refused(tmp_path):
+def read_labels(manifest):
+    shards = Shards(manifest, image_column="image", columns=["label"])
+    return [label for piece in read_in_sequence(shards) for label in piece.columns["label"]]
+
+
+def test_other_numberings_and_text_are_read_by_name(tmp_path):
     first = write(tmp_path / "a", [0, 1], ["cat", "dog"])
-    with pytest.raises(UserError, match=r"b/0\.parquet has other class names"):
-        class_names(first, write(tmp_path / "b", [0, 1], ["dog", "cat"]))
-    with pytest.raises(UserError, match="text in one data set and whole numbers in another"):
-        class_names(first, write(tmp_path / "c", ["cat", "dog"]))
+    urls = [first, write(tmp_path / "b", [0, 1, 2], ["owl", "dog", "cat"]), write(tmp_path / "c", ["cat", "dog"])]
+    manifest = load_manifest(urls[:2], columns=["label"])
+    classes = class_names(*urls[:2])
+    assert classes.names == ["cat", "dog", "owl"]  # in the order in which the files declare them
+    assert read_labels(manifest) == ["cat", "dog", "owl", "dog", "cat"]
+    assert classes.ids(read_labels(manifest)).tolist() == [0, 1, 2, 1, 0]
+    assert label_codes(manifest, "label").tolist() == [0, 1, 2, 1, 0]
+    assert class_counts(manifest, "label", classes).tolist() == [2, 2, 1]
+    train, text = (load_manifest(url, columns=["label"]) for url in (first, urls[2]))
+    assert (
+        read_class_names_of(train, text, "label").names
+        == read_class_names_of(text, train, "label").names
+        == ["cat", "dog"]
+    )
+    with pytest.raises(UserError, match=r"the validation data .* never shows: owl"):
+        read_class_names_of(train, load_manifest(urls[1], columns=["label"]), "label")
+
+
+def test_lists_of_numbers_are_read_by_name(tmp_path):
+    urls = [write(tmp_path / "a", [[0, 1], []], ["cat", "dog"]), write(tmp_path / "b", [[1], [0]], ["dog", "cat"])]
+    manifest = load_manifest(urls, columns=["label"])
+    assert read_labels(manifest) == [["cat", "dog"], [], ["cat"], ["dog"]]
+    classes = read_class_names_of(manifest, manifest, "label")
+    assert classes.names == ["cat", "dog"] and class_counts(manifest, "label", classes).tolist() == [2, 2]
+
+
+def test_numbers_without_names_are_compared_with_nothing_named(tmp_path):
+    bare = write(tmp_path / "bare", [0, 1])
+    for name, labels, names in (("named", [0, 1], ["cat", "dog"]), ("text", ["0", "1"], None)):
+        other = write(tmp_path / name, labels, names)
+        train, validation = load_manifest(bare, columns=["label"]), load_manifest(other, columns=["label"])
+        for one, another in ((train, validation), (validation, train)):
+            with pytest.raises(UserError, match=r"whole numbers without names in .*bare/0.parquet, and .*nothing says"):
+                read_class_names_of(one, another, "label")
+    with pytest.raises(UserError, match="holds the number 2, but names 2 classes: cat, dog"):
+        class_names(write(tmp_path / "beyond", [0, 2], ["cat", "dog"]))
 
 
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
@@ -81,32 +120,33 @@ def test_minus_one_is_no_label_where_names_are_declared(tmp_path):
         load_manifest(url).with_rows_of_use(np.array([], np.int64), "a label")
 
 
-def test_every_file_and_the_validation_data_are_asked_for_names(tmp_path):
-    folder = tmp_path / "set"
-    write(folder, [0, 1], ["cat", "dog"])
-    write(tmp_path / "other", [0, 1], ["dog", "cat"])
-    write(tmp_path / "none", [0, 1])
-    for name, words in (
-        ("other", "1.parquet has other class names"),
-        ("none", "1.parquet has no names for its numbers"),
+def test_a_model_is_judged_by_names(tmp_path):
+    manifest = load_manifest(write(tmp_path / "a", [0, 1], ["dog", "cat"]), columns=["label"])
+    for values in ((0, 1), ("cat", "dog")):  # numbers are those of models of old
+        assert ClassNames(values, ["cat", "dog"]).ids(read_labels(manifest)).tolist() == [1, 0]
+    with pytest.raises(UserError, match="'dog' is no class of the model"):
+        ClassNames((0, 1), ["0", "1"]).ids(read_labels(manifest))
+
+
+def test_folder_names_are_a_column(tmp_path):
+    for folder, num in (
+        ("label=cat/part=0", 3),
+        ("label=a%20dog/part=1", 2),
+        ("label=__HIVE_DEFAULT_PARTITION__/part=1", 1),
     ):
-        both = load_manifest(str(folder), columns=["label"])
-        other = load_manifest(str(tmp_path / name), columns=["label"])
-        with pytest.raises(UserError, match=words.replace("1.parquet", "0.parquet")):
-            read_class_names_of(both, other, "label")
-        (folder / "1.parquet").write_bytes((tmp_path / name / "0.parquet").read_bytes())
-        with pytest.raises(UserError, match=words):
-            class_names(str(folder))
-        (folder / "1.parquet").unlink()
-
-
-def test_a_model_is_not_judged_by_other_numbers(tmp_path):
-    write(tmp_path / "a", [0, 1], ["dog", "cat"])
-    manifest = load_manifest(str(tmp_path / "a"), columns=["label"])
-    check_numbering(manifest, "label", ClassNames((0, 1), ["dog", "cat"]))
-    check_numbering(manifest, "label", ClassNames((0, 1), ["0", "1"]))
-    with pytest.raises(UserError, match="calls class 0 'dog', and the model calls it 'cat'"):
-        check_numbering(manifest, "label", ClassNames((0, 1), ["cat", "dog"]))
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"image": [encoded(n) for n in range(num)]}), tmp_path / folder / "0.parquet")
+    manifest = load_manifest(str(tmp_path), columns=["label", "part"])
+    assert labelled_rows(manifest, "label").tolist() == [1, 2, 3, 4, 5]  # by the names of folders
+    used = manifest.with_rows_of_use(labelled_rows(manifest, "label"), "a label")
+    assert sorted(read_labels(used)) == ["a dog"] * 2 + ["cat"] * 3
+    assert read_class_names_of(used, used, "label").names == ["a dog", "cat"]
+    report = check(str(tmp_path))
+    assert report["labels"]["label"]["counts"] == {"cat": 3, "a dog": 2, "(null)": 1}
+    assert any("'label' stands in the names of the folders" in note for note in report["notes"])
+    regroup(str(tmp_path), str(tmp_path.parent / "fixed"))
+    written = pq.read_table(str(tmp_path.parent / "fixed"))
+    assert sorted(map(str, written["label"].to_pylist())) == ["None", "a dog", "a dog", "cat", "cat", "cat"]
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])

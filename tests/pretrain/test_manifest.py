@@ -1,6 +1,5 @@
 """The row-group table is that of the files, is remembered only while they stay as they are, and every bad file is named."""
 
-import json
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ import pytest
 
 from cluster.errors import UserError
 from pretrain.data import manifest as manifest_module
-from pretrain.data.manifest import load_manifest, read_class_names
+from pretrain.data.manifest import load_manifest
 from tests.pretrain.shards import encoded, write_shards
 
 
@@ -265,22 +264,6 @@ def test_no_rows(tmp_path):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no rows in 1 Parquet file$"):
         load_manifest(str(tmp_path))
-
-
-def test_class_names_of_hugging_face(tmp_path):
-    features = {
-        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
-        "tags": {"feature": {"names": ["wet"], "_type": "ClassLabel"}, "_type": "List"},
-        "caption": {"dtype": "string", "_type": "Value"},
-    }
-    for name, text in (("good", json.dumps({"info": {"features": features}})), ("bad", "{")):
-        schema = pa.schema([("label", pa.int64())], metadata={"huggingface": text})
-        pq.write_table(pa.table({"label": [1]}, schema=schema), tmp_path / f"{name}.parquet")
-    good = str(tmp_path / "good.parquet")
-    assert read_class_names(good, "label") == ["cat", "dog"]
-    assert read_class_names(good, "tags") == ["wet"]
-    assert read_class_names(good, "caption") is None and read_class_names(good, "nothing") is None
-    assert read_class_names(str(tmp_path / "bad.parquet"), "label") is None
 
 
 def test_many_files_take_little_time(tmp_path):

@@ -14,8 +14,11 @@ import pytest
 from cluster.errors import UserError, run_command
 from pretrain.data import __main__ as commands
 from pretrain.data.check import check
-from pretrain.data.footers import class_names_in
+from pretrain.data.image_paths import use_image_root
+from pretrain.data.manifest import load_manifest
+from pretrain.data.naming import names_at
 from pretrain.data.regroup import check_places, regroup
+from pretrain.data.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
 
 
@@ -84,7 +87,7 @@ def test_every_column_is_kept(tmp_path):
     assert after.schema.equals(before.schema)
     for name in before.schema.names:
         assert after[name].combine_chunks().equals(before[name].combine_chunks()), name
-    assert after.schema.metadata[b"mine"] == b"kept" and class_names_in(after.schema, "label") == list("abcde")
+    assert after.schema.metadata[b"mine"] == b"kept" and names_at(after.schema, "label") == tuple("abcde")
     assert summary["rows"] == summary["rows_written"] == 300 and summary["row_groups"]["rows"]["max"] <= 64
     groups = check(str(tmp_path / "fixed"))["row_groups"]
     assert groups["suits_shuffling"] and groups["rows"]["max"] == 64
@@ -261,3 +264,58 @@ def test_memory_is_bounded_by_images_not_by_row_groups(tmp_path):
     grown_mib, arrow_mib = map(float, result.stdout.split())
     assert grown_mib < 200 and arrow_mib < 64, result.stdout
     assert max(pq.read_metadata(path).row_group(0).num_rows for path in (tmp_path / "fixed").iterdir()) <= 84
+
+
+def test_files_of_other_types_and_numberings_become_one_schema(tmp_path):
+    kinds = [pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.string_view(), pa.large_string()]
+    numbers = [pa.int8(), pa.int64(), pa.uint16(), pa.int32()]
+    (tmp_path / "data").mkdir()
+    for number, (kind, width) in enumerate(zip(kinds, numbers, strict=True)):
+        names = ["cat", "dog"] if number % 2 else ["dog", "cat"]
+        features = {
+            "label": {"_type": "ClassLabel", "names": names},
+            "objects": {"bbox": {}, "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"}},
+        }
+        objects = pa.array([{"bbox": [[1.0, 2, 3, 4]], "category": [names.index("cat")]}] * 2)
+        columns = {
+            "image": [encoded(2 * number), encoded(2 * number + 1)], "word": pa.array(["x", None]).cast(kind),
+            "label": pa.array([names.index("dog"), -1], pa.int64()), "objects": objects,
+            "number": pa.array([number, 7]).cast(width),
+        }  # fmt: skip
+        names_of = list(columns) if number else list(columns)[::-1]
+        table = pa.table({name: columns[name] for name in names_of})
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "data" / f"{number}.parquet")
+    regroup(str(tmp_path / "data"), str(tmp_path / "fixed"))
+    rows = pq.read_table(tmp_path / "fixed").to_pylist()
+    assert [row["word"] for row in rows] == ["x", None] * 4 and [row["label"] for row in rows] == ["dog", None] * 4
+    assert [row["number"] for row in rows] == [0, 7, 1, 7, 2, 7, 3, 7]
+    assert all(row["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["cat"]} for row in rows)
+    assert check(str(tmp_path / "fixed"))["labels"]["label"]["counts"] == {"(null)": 4, "dog": 4}
+
+
+def test_images_that_lie_outside_are_read_and_written_in(tmp_path):
+    paths = [str(tmp_path / "photos" / "0.png"), "1.png", "../2.png", "sub/3.png"]
+    for number, path in enumerate(("photos/0.png", "photos/1.png", "2.png", "photos/sub/3.png")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(encoded(number))
+    (tmp_path / "data").mkdir()
+    of_paths = pa.array([{"bytes": None, "path": path} for path in paths], IMAGE)
+    pq.write_table(pa.table({"image": of_paths}), tmp_path / "data" / "a.parquet")
+    with pytest.raises(UserError, match=r"only their paths.*data\.image_root=FOLDER"):
+        check(str(tmp_path / "data"))
+    try:
+        use_image_root(str(tmp_path / "nowhere"))
+        with pytest.raises(UserError, match=r"is no image below data\.image_root="):
+            assert Shards(load_manifest(str(tmp_path / "data")), image_column="image").mean_row_bytes
+        use_image_root(str(tmp_path / "photos"))
+        shards = Shards(load_manifest(str(tmp_path / "data")), image_column="image")
+        read = [image for piece in read_in_sequence(shards) for image in piece.images]
+        assert read == [encoded(0), encoded(1), None, encoded(3)]  # no path leads out of the folder
+        assert shards.mean_row_bytes == pytest.approx(np.mean([len(image) for image in read if image]))
+        assert check(str(tmp_path / "data"))["bad"] == 1
+        regroup(str(tmp_path / "data"), str(tmp_path / "fixed"), drop_bad=True)
+    finally:
+        use_image_root(None)
+    written = pq.read_table(tmp_path / "fixed")["image"].to_pylist()
+    assert [image["bytes"] for image in written] == [encoded(0), encoded(1), encoded(3)]

@@ -68,7 +68,6 @@ def model_folder(task: str, tmp_path):
         "class_names": ["a", "b"],
         "class_values": ["a", "b"],
         "keywords": ["cat"],
-        "keyword_names": None,
         "tokenizer": CaptionTokenizer.trained_on(["a cat", "a dog"], vocabulary_size=300).to_json(),
         "mean_tokens": 3.0,
         "num_beams": 1,

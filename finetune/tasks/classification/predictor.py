@@ -17,8 +17,7 @@ from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
 from pretrain.data.annotations import name_of_class
-from pretrain.data.labels import ClassNames, check_numbering, is_multi_label
-from pretrain.data.naming import declared_names
+from pretrain.data.labels import ClassNames, is_multi_label
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -113,20 +112,16 @@ class ImageClassifier(Predictor):
         if is_multi_label(shards.manifest, column) != self.multi_label:
             kind = "lists of classes" if self.multi_label else "one class an image"
             raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
-        check_numbering(shards.manifest, column, classes)
-        names = declared_names([shards.manifest], column)
         true_of = classes.multi_hot if self.multi_label else classes.ids
         logits, labels, unknown = [np.zeros((0, len(classes)), np.float32)], [true_of([])], Counter[str]()
         for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
             values, keep_N = batch.columns[column], np.ones(len(batch.row_ids), bool)
             if self.multi_label:
-                unknown.update(
-                    name_of_class(one, names) for row in values for one in row if not classes.known([one])[0]
-                )
+                unknown.update(name_of_class(one) for row in values for one in row if not classes.known([one])[0])
                 values = [[one for one in row if classes.known([one])[0]] for row in values]
             else:
                 keep_N = classes.known(values)
-                unknown.update(name_of_class(one, names) for one, kept in zip(values, keep_N, strict=True) if not kept)
+                unknown.update(name_of_class(one) for one, kept in zip(values, keep_N, strict=True) if not kept)
                 values = [one for one, kept in zip(values, keep_N, strict=True) if kept]
             if keep_N.any():
                 logits.append(self.logits(batch.arrays[0][keep_N]).float().cpu().numpy())

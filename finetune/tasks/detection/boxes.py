@@ -29,9 +29,10 @@ from pretrain.data.columns import column_by_file
 from pretrain.data.decode import BadImage
 from pretrain.data.footers import read_footer
 from pretrain.data.geometry import BoxJudge
-from pretrain.data.labels import ClassNames
+from pretrain.data.labels import ClassNames, in_order
 from pretrain.data.manifest import Manifest
-from pretrain.data.naming import declared_names
+from pretrain.data.naming import named, names_in
+from pretrain.data.numberings import declared_names
 from pretrain.data.pixels import open_picture
 from pretrain.data.shards import Shards, read_in_sequence
 
@@ -86,11 +87,9 @@ def boxes_column_of(manifest: Manifest, column: str, box_format: str) -> BoxColu
     for file, other in zip(files, found, strict=True):
         if other != found[0]:
             raise UserError(
-                f"column {column!r} of {file.url} has other fields or class names than that of {files[0].url}; data sets "
-                "that are read together need the same"
+                f"column {column!r} of {file.url} has other fields than that of {files[0].url}; data sets that are read "
+                "together need the same"
             )
-    if found[0].class_field is not None:
-        declared_names([manifest], column, found[0].class_field)  # of every file: numbers must mean the same in all
     return found[0]
 
 
@@ -171,7 +170,7 @@ class TargetReader:
         xyxy_N4 = inside(boxes.xyxy_N4, width, height)
         outside_N = flat(xyxy_N4)
         for index in np.flatnonzero(~known_N).tolist():
-            left_out.add(UNKNOWN, f"{place}, {name_of_class(boxes.classes[index], self.column.names)!r}")
+            left_out.add(UNKNOWN, f"{place}, {name_of_class(boxes.classes[index])!r}")
         for index in np.flatnonzero(outside_N & known_N).tolist():
             numbers = ", ".join(f"{number:g}" for number in boxes.xyxy_N4[index])
             left_out.add(OUTSIDE, f"{place}, box at {numbers} of a picture of {width:g} x {height:g}")
@@ -189,6 +188,7 @@ class Census:
     """What the boxes column of a data set says; pictures are not opened for it."""
 
     column: BoxColumn
+    manifest: Manifest
     num_rows: int
     num_without: int
     boxes_of_class: Counter[ClassValue | None]
@@ -205,10 +205,12 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
     row_id = num_without = 0
     counts: Counter[ClassValue | None] = Counter()
     left_out = LeftOut()
-    for _, values in column_by_file(shards.manifest, column.column):
+    files = {file.url: file for file in shards.manifest.files}
+    for url, values in column_by_file(shards.manifest, column.column):
+        names = names_in(read_footer(files[url]).schema, column.column)
         for chunk in values.chunks:
             for value in values_of(chunk):
-                boxes, bad = usable(value, column)
+                boxes, bad = usable(named(value, names), column)
                 for index, reason in bad:
                     left_out.add(reason, f"{shards.place(row_id)}, box {index}")
                 counts.update(boxes.classes)
@@ -220,35 +222,27 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
             f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
             f"needs pictures with boxes, and reads them as detection.box_format={column.box_format}"
         )
-    return Census(column, row_id, num_without, counts, left_out)
+    return Census(column, shards.manifest, row_id, num_without, counts, left_out)
 
 
 def classes_of(train: Census, validation: Census) -> ClassNames:
-    """The classes of the training data in a fixed order, with the names that the files declare.
+    """The classes of the training data in a fixed order; of those that its files declare all, as `read_class_names_of` does.
 
-    Raises UserError for validation classes that training never shows.
+    Raises UserError for validation classes that training never shows, and where numbers have names in some files only.
     """
     found, judged = set(train.boxes_of_class), set(validation.boxes_of_class)
-    declared, theirs = train.column.names, validation.column.names
-    if declared != theirs and all(isinstance(value, int) for value in found | judged):
-        raise UserError(
-            "the validation data numbers its classes otherwise than the training data "
-            f"({', '.join(theirs or ('no names',))} against "
-            f"{', '.join(declared or ('no names',))}), so the same numbers would mean other classes; give them in one numbering"
-        )
+    field = train.column.class_field
+    manifests = [train.manifest, validation.manifest]
+    declared = {} if field is None else declared_names(manifests, train.column.column, field)
     if never := judged - found:
-        names, known = (sorted(name_of_class(value, declared) for value in values) for values in (never, found))
+        names, known = (sorted(map(name_of_class, values)) for values in (never, found))
         raise UserError(
             f"the validation data has boxes of classes that the training data never shows: {', '.join(names)}; training "
             f"knows {', '.join(known)}"
         )
     if found == {None}:
         return ClassNames((None,), [ONE_CLASS])
-    values = tuple(sorted(found, key=lambda value: (str(type(value)), value)))
-    if declared is not None and all(isinstance(value, int) and 0 <= value < len(declared) for value in values):
-        # all declared classes, so that a model keeps the data set's numbering
-        return ClassNames(tuple(range(len(declared))), list(declared))
-    return ClassNames(values, [str(value) for value in values])
+    return in_order(found, declared.get(train.manifest, ()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,9 @@ from pretrain.data.annotations import (
     read_classes,
     values_of,
 )
+from pretrain.data.footers import read_footer
 from pretrain.data.manifest import Manifest
+from pretrain.data.naming import named, names_in
 from pretrain.data.shards import RowPlace
 
 FILES_AT_ONCE = 8
@@ -110,15 +112,14 @@ def survey_keywords(manifest: Manifest, column: ClassColumn) -> Survey:
 
 def keywords_of(value: Any, column: ClassColumn) -> set[str]:
     """The keywords of a row of a column. Raises BadAnnotation."""
-    names = (clean(name_of_class(found, column.names)) for found in read_classes(value, column))
+    names = (clean(name_of_class(found)) for found in read_classes(value, column))
     return {name for name in names if name}
 
 
 def keyword_column(manifest: Manifest, column: str) -> ClassColumn:
     """Raises UserError when the column holds no keywords."""
-    url = manifest.files[0].url
-    with storage.open_input(url) as source:
-        return find_class_column(pq.read_schema(source), column, url)
+    file = manifest.files[0]
+    return find_class_column(read_footer(file).schema, column, file.url)
 
 
 def frequent_keywords(survey: Survey, *, num_keywords: int, min_images: int) -> list[str]:
@@ -140,6 +141,7 @@ def _rows(
         with storage.open_input(url) as source:
             parquet = pq.ParquetFile(source)
             check(parquet.schema_arrow, column, url)
+            names = names_in(parquet.schema_arrow, column)
             for group in np.flatnonzero(manifest.file_of_group == file).tolist():
                 number, choice = int(manifest.group_in_file[group]), manifest.choice_in_group(group)
                 values = parquet.read_row_group(number, columns=[column]).column(0)
@@ -147,7 +149,8 @@ def _rows(
                 if choice is not None:
                     values = values.take(pa.array(choice))
                 found += [
-                    (RowPlace(url, number, row), value) for row, value in zip(rows, values_of(values), strict=True)
+                    (RowPlace(url, number, row), named(value, names))
+                    for row, value in zip(rows, values_of(values), strict=True)
                 ]
         return found
 

@@ -17,14 +17,11 @@ class KeywordReader:
 
     Args:
         keywords: that the model knows.
-        column_names: names of the column's values where it is a Hugging Face ClassLabel.
         phrases: by which captions are read; None for the keywords of several words among `keywords`.
     """
 
-    def __init__(
-        self, keywords: Sequence[str], column_names: Sequence[str] | None = None, phrases: Phrases | None = None
-    ) -> None:
-        self.keywords, self._names = list(keywords), None if column_names is None else tuple(column_names)
+    def __init__(self, keywords: Sequence[str], phrases: Phrases | None = None) -> None:
+        self.keywords = list(keywords)
         self.phrases = phrases or Phrases(words for words in map(phrase_of, self.keywords) if len(words) > 1)
         self._index = {keyword: index for index, keyword in enumerate(self.keywords)}
 
@@ -33,7 +30,7 @@ class KeywordReader:
         """That of a model's config."""
         # models of before phrases were mined have none
         phrases = Phrases.of_config(config["phrases"]) if "phrases" in config else None
-        return cls(config["keywords"], config["keyword_names"], phrases)
+        return cls(config["keywords"], phrases)
 
     def read(self, values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         """For B rows float32 [B, K], 1 for each keyword that a row has, and bool [B], whether its keywords are known.
@@ -55,7 +52,7 @@ class KeywordReader:
         if value is None:
             return None
         try:
-            return keywords_of(value, ClassColumn(column, isinstance(value, list), self._names))
+            return keywords_of(value, ClassColumn(column, isinstance(value, list)))
         except BadAnnotation:
             return None
 

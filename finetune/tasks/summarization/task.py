@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -77,11 +76,9 @@ class Summarization(Task):
                 )
 
         # -- keywords ------------------------------------------------------------------------------------------------------
-        names: Sequence[str] | None = None
         phrases = Phrases()
         if own.keywords_column is not None:
             found_column = keyword_column(train, own.keywords_column)
-            names = found_column.names
             limits = {"num_keywords": own.num_keywords, "min_images": own.keyword_min_images}
             keywords = frequent_keywords(survey_keywords(train, found_column), **limits)
         else:
@@ -97,19 +94,18 @@ class Summarization(Task):
                 f"no keyword occurs in {own.keyword_min_images} images or more of {train.files[0].url}"
                 + (
                     ""
-                    if names
+                    if own.keywords_column is not None
                     else f" and at most a share of {own.keyword_max_share:g} of them, and tells something of them"
                 )
                 + "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
             )
-        self.reader = KeywordReader(keywords, names, phrases)
+        self.reader = KeywordReader(keywords, phrases)
 
         # -- what a model must know ----------------------------------------------------------------------------------------
         some = islice(each_caption(train, column, Survey()), CAPTIONS_MEASURED)
         lengths = [min(len(self.tokenizer.ids(caption)) + 1, own.max_tokens) for caption in some]
         self.config = {
             "keywords": keywords,
-            "keyword_names": None if names is None else list(names),
             "phrases": phrases.to_json(),
             "tokenizer": self.tokenizer.to_json(),
             "mean_tokens": sum(lengths) / len(lengths),

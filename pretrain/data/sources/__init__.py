@@ -21,7 +21,8 @@ from pretrain.data.sources.recognising import recognised
 from pretrain.data.sources.records import BOX_MEANINGS, Account, Listing, Objects, Record, as_text
 from pretrain.data.sources.sidecars import sidecar_records
 from pretrain.data.sources.splits import SPLITS, layout_of, split_named
-from pretrain.data.sources.tables import Columns, table_records
+from pretrain.data.sources.table_roles import Columns
+from pretrain.data.sources.tables import table_records
 from pretrain.data.sources.tars import tar_records
 from pretrain.data.sources.texts import shown
 from pretrain.data.sources.torchvision_sets import PREFIX, torchvision_records
@@ -147,6 +148,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     _choose_split(listing, split, src)
     _one_kind_of_labels(listing)
     _note_flat_boxes(listing)
+    listing.notes += listing.account.notes()
     return listing
 
 
@@ -221,4 +223,4 @@ def _note_flat_boxes(listing: Listing) -> None:
                 first_flat = first_flat or f"{record.path}: x {x:g}, y {y:g}, width {width:g}, height {height:g}"
     if num_flat:
         listing.notes.append(f"{num_flat} boxes without an area are kept as they are (first: {first_flat})")
-        listing.account.count("box without an area, kept", first_flat, num_flat)
+        listing.account.count("box without an area, kept", first_flat, num_flat, said=True)

@@ -114,7 +114,7 @@ def read_class_descriptions(tree: Tree) -> dict[str, str]:
         rows = Rows(tree.files[path].url)
         if len(rows.columns) == 2 and rows.columns[0].startswith("/m/"):
             names[rows.columns[0]] = rows.columns[1]
-        for _, row in rows:
+        for _, row in rows.good():
             cells = list(row.values())
             if len(cells) == 2:
                 names[str(cells[0]).strip()] = str(cells[1]).strip()

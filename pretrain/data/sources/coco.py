@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import posixpath
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.sources.coco_content import Content, ImageSaid, frame_of, name_of
 from pretrain.data.sources.evidence import Evidence
 from pretrain.data.sources.finding import Finder, Found
 from pretrain.data.sources.records import (
     Listing,
     Objects,
     Record,
-    around,
-    as_sizes,
-    numbers,
-    read_json,
     unique,
 )
 from pretrain.data.sources.splits import layout_of, split_in_name
-from pretrain.data.sources.texts import captions_in, clean, id_key, shown
-from pretrain.data.sources.tree import Tree, read_tree
+from pretrain.data.sources.texts import id_key, shown
+from pretrain.data.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
@@ -71,12 +67,12 @@ def coco_records(
 
 
 def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | None = None) -> Listing:
-    content = _Content(src, boxes)
+    content = Content(src, boxes)
     beside, _, name = src.rpartition("/")
     folder = images if images is not None else _folder(src, content.names())
     inside = images is None and (folder == (beside or ".") or folder.startswith(f"{beside}/"))
     if tree is None or not inside:
-        tree = read_tree(folder) if storage.exists(folder) else Tree(folder)
+        tree = _named_part(folder, content.names()) if storage.exists(folder) else Tree(folder)
         finder = Finder(tree)
     else:
         finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
@@ -85,6 +81,15 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
     _records(content, finder, listing, split=None, by_path=False)
     _finish(listing, [content], finder, src)
     return listing
+
+
+def _named_part(folder: str, names: Sequence[str]) -> Tree:
+    """The files below the part of a folder that names speak of: `--images /` with absolute paths is not the whole disk."""
+    inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
+    common = posixpath.dirname(posixpath.commonprefix(inner)) if len(inner) > 1 else posixpath.dirname("".join(inner))
+    if not common or ".." in common.split("/") or not storage.is_folder(storage.join(folder, common)):
+        return read_tree(folder)
+    return read_parts(folder, [common])
 
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
@@ -100,7 +105,7 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
     found: dict[tuple[str | None, str], Record] = {}
     with_boxes: dict[str, str] = {}
     for path in kept:
-        content = _Content(storage.join(src, path), boxes)
+        content = Content(storage.join(src, path), boxes)
         contents.append(content)
         split = layout.split_of(path) or split_in_name(path)
         part = Listing([])
@@ -142,92 +147,7 @@ def _usual_places(path: str) -> list[str]:
     return places + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
 
 
-@dataclass
-class _Image:
-    """What a file says of one image."""
-
-    boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    num_bad: int = 0
-    num_crowds: int = 0
-    first_bad: str = ""
-
-
-class _Content:
-    """A COCO json as Python objects: images by id, with their annotations."""
-
-    def __init__(self, src: str, boxes: str | None) -> None:
-        self.src, self.meaning = src, boxes or "xywh"
-        tree = read_json(src)
-        if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
-            raise UserError(f"{src} is no COCO json: it has no list `images`")
-        self.images: list[Any] = tree["images"]
-        self.categories, self.notes = _categories(src, tree)
-        self.annotations = tree.get("annotations") or []
-        if not isinstance(self.annotations, list):
-            raise UserError(f"{src}: `annotations` must be a list, not {type(self.annotations).__name__}")
-        ids = Counter(id_key(image.get("id")) for image in self.images if isinstance(image, dict))
-        files = Counter((id_key(image.get("id")), _name(image)) for image in self.images if isinstance(image, dict))
-        for key, num in ids.items():
-            same = max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
-            if num > same:
-                raise UserError(
-                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each its own"
-                )
-        self.of: defaultdict[str | None, _Image] = defaultdict(_Image)
-        self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
-        self.has_captions = self.has_boxes = False
-        self.problems: list[tuple[str, str]] = []
-        for index, annotation in enumerate(self.annotations):
-            self._take(f"{src}: annotations[{index}]", annotation, ids)
-        self.ids = ids
-
-    def names(self) -> list[str]:
-        """The file names that stand in it."""
-        return [name for image in self.images if isinstance(image, dict) and (name := _name(image))]
-
-    def _take(self, place: str, annotation: Any, ids: Counter[str | None]) -> None:
-        if not isinstance(annotation, dict):
-            self.problems.append((place, "not an object"))
-            return
-        key = id_key(annotation.get("image_id"))
-        if key is None or key not in ids:
-            self.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
-            return
-        image = self.of[key]
-        said = "caption" in annotation
-        if said:
-            self.has_captions = True
-            captions, num_bad = captions_in(annotation["caption"])
-            image.captions += captions
-            self.num_blank += not captions and not num_bad
-            if num_bad:
-                self.problems.append((place, f"caption {str(annotation['caption'])[:60]!r} is no text"))
-        has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
-        if said and not has_box and "category_id" not in annotation:
-            return
-        if _is_crowd(annotation.get("iscrowd")):
-            self.num_crowds += 1
-            image.num_crowds += 1
-            return
-        box = _box(annotation, self.meaning)
-        category = self.categories.get(id_key(annotation.get("category_id")))
-        reason = None
-        if box is None:
-            reason = f"bbox {str(annotation.get('bbox'))[:80]} is not four numbers"
-        elif category is None:
-            reason = f"category_id {annotation.get('category_id')!r} is not in `categories`"
-        if reason is None:
-            assert box is not None and category is not None
-            self.has_boxes = True
-            image.boxes.append((box, category))
-            return
-        self.problems.append((place, reason))
-        image.num_bad += 1
-        image.first_bad = image.first_bad or reason
-
-
-def _records(content: _Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
+def _records(content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
     """Adds a record for each image of a file. `by_path` names it by its path below the source."""
     src = content.src
     with_boxes = bool(content.categories or content.has_boxes)
@@ -235,7 +155,7 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
     listing.account.annotations += len(content.annotations)
     merged: dict[str, Record] = {}
     for index, entry in enumerate(content.images):
-        name = _name(entry) if isinstance(entry, dict) else ""
+        name = name_of(entry) if isinstance(entry, dict) else ""
         if not name:
             listing.problems.append((f"{src}: images[{index}]", "no file_name"))
             continue
@@ -244,7 +164,7 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
         except ValueError as error:
             listing.problems.append((f"{src}: images[{index}]", str(error)))
             continue
-        said = content.of.get(id_key(entry.get("id")), _Image())
+        said = content.of.get(id_key(entry.get("id")), ImageSaid())
         objects = (
             Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
             if with_boxes
@@ -256,7 +176,7 @@ def _records(content: _Content, finder: Finder, listing: Listing, *, split: str 
             objects=objects,
             captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
             relative_boxes=content.meaning == "shares",
-            frame=_frame(entry),
+            frame=frame_of(entry),
             split=split,
             problem=_problem(said),
         )
@@ -279,7 +199,7 @@ def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:
     return finder.find(name, "file_name")
 
 
-def _problem(said: _Image) -> str | None:
+def _problem(said: ImageSaid) -> str | None:
     if said.boxes or not (said.num_bad or said.num_crowds):
         return None
     if said.num_bad:
@@ -303,83 +223,16 @@ def _joined(first: Record, second: Record) -> Record:
     return replace(first, objects=objects, captions=captions, problem=problem)
 
 
-def _finish(listing: Listing, contents: Sequence[_Content], finder: Finder, src: str) -> None:
+def _finish(listing: Listing, contents: Sequence[Content], finder: Finder, src: str) -> None:
     listing.records = unique(listing.records, src)
     if num_crowds := sum(content.num_crowds for content in contents):
         listing.notes.append(f"{num_crowds} crowd regions are left out")
-        listing.account.count("crowd region, left out", contents[0].src, num_crowds)
+        listing.account.count("crowd region, left out", contents[0].src, num_crowds, said=True)
     if num_blank := sum(content.num_blank for content in contents):
         listing.notes.append(f"{num_blank} blank captions are left out")
-        listing.account.count("blank caption, left out", contents[0].src, num_blank)
+        listing.account.count("blank caption, left out", contents[0].src, num_blank, said=True)
     listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
     listing.notes += finder.notes()
-
-
-def _name(image: dict[str, Any]) -> str:
-    for key in ("file_name", "filename", "coco_url", "url"):
-        if isinstance(image.get(key), str) and image[key].strip():
-            return str(image[key])
-    return ""
-
-
-def _shown_id(images: Sequence[Any], key: str | None) -> str:
-    return repr(next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key))
-
-
-def _frame(image: dict[str, Any]) -> tuple[float, float] | None:
-    size = numbers([image.get("width"), image.get("height")], 2)
-    return (size[0], size[1]) if size is not None and min(size) > 0 else None
-
-
-def _is_crowd(value: Any) -> bool:
-    return value not in (None, 0, "0", "", "false", "False", 0.0, False) and bool(value)
-
-
-def _box(annotation: dict[str, Any], meaning: str) -> tuple[float, float, float, float] | None:
-    four = numbers(annotation.get("bbox"), 4)
-    if four is not None:
-        return as_sizes(four, meaning)
-    if annotation.get("bbox"):
-        return None
-    polygons = annotation.get("segmentation")
-    if not isinstance(polygons, list):
-        return None
-    if polygons and not isinstance(polygons[0], list):
-        polygons = [polygons]
-    points = []
-    for polygon in polygons:
-        flat = numbers(polygon, len(polygon)) if isinstance(polygon, list) and len(polygon) >= 6 else None
-        if flat is None or len(flat) % 2:
-            return None
-        points += list(zip(flat[::2], flat[1::2], strict=True))
-    return around(points) if points else None
-
-
-def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], list[str]]:
-    """Names by id, and what to say of them. Raises UserError for ids that stand for several names."""
-    categories = tree.get("categories") or []
-    if not isinstance(categories, list):
-        raise UserError(f"{src}: `categories` must be a list, not {type(categories).__name__}")
-    names: dict[str | None, str] = {}
-    for index, category in enumerate(categories):
-        key = id_key(category.get("id")) if isinstance(category, dict) else None
-        name = category.get("name") if isinstance(category, dict) else None
-        if key is None or isinstance(name, dict | list) or name is None or not clean(str(name)):
-            raise UserError(f"{src}: categories[{index}] needs an `id` and a `name`, but is {category!r}")
-        if names.get(key, clean(str(name))) != clean(str(name)):
-            raise UserError(
-                f"{src}: the id {category['id']!r} stands for the categories {names[key]!r} and "
-                f"{clean(str(name))!r}; give each "
-                "its own"
-            )
-        names[key] = clean(str(name))
-    num_of = Counter(names.values())
-    notes = [f"{num} category ids have the name {name!r} and are one class" for name, num in num_of.items() if num > 1]
-    for first in sorted(num_of):
-        alike = sorted(name for name in num_of if name.casefold() == first.casefold())
-        if len(alike) > 1 and alike[0] == first:
-            notes.append(f"categories that differ in case only are kept apart: {', '.join(map(repr, alike))}")
-    return names, notes
 
 
 def _folder(src: str, names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 from typing import Any
 from xml.parsers.expat import ErrorString  # the texts of errors; nothing is parsed with it
@@ -24,7 +25,9 @@ SHAPES = ("box", "polygon", "polyline", "ellipse", "mask")
 def cvat_records(
     src: str, *, tree: Tree | None = None, images: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images that CVAT's xml files list, with the boxes around their shapes; an image without any is background.
+    """The images that CVAT's xml files list, with the upright boxes around their shapes; an image without any is background.
+
+    Of a turned box or ellipse the upright box around it is taken, as of polygons.
 
     The subset of an image (Train, Validation, Test) is its split.
 
@@ -88,6 +91,8 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 listing.problems.append((place, reason))
                 bad.append(reason)
                 continue
+            if shape.get("rotation") not in (None, "0", "0.0", "0.00"):
+                listing.account.count(f"turned <{shape.tag}>, of which the upright box around it is taken", place)
             boxes.append(box)
             names.append(label)
         size = numbers([item.get("width"), item.get("height")], 2)
@@ -106,14 +111,24 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
 
 
 def _box(shape: Any) -> tuple[float, float, float, float] | None:
-    if shape.tag == "box":
-        if shape.get("rotation") not in (None, "0", "0.0", "0.00"):
+    """The box around a shape, upright where the shape is turned; None for numbers that are none."""
+    if shape.tag in ("box", "ellipse"):
+        keys = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
+        four = numbers([shape.get(key) for key in keys], 4)
+        turn = numbers([shape.get("rotation") or 0], 1)
+        if four is None or turn is None:
             return None
-        corners = numbers([shape.get(key) for key in ("xtl", "ytl", "xbr", "ybr")], 4)
-        return None if corners is None else (corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1])
-    if shape.tag == "ellipse":
-        four = numbers([shape.get(key) for key in ("cx", "cy", "rx", "ry")], 4)
-        return None if four is None else (four[0] - four[2], four[1] - four[3], 2 * four[2], 2 * four[3])
+        a, b, c, d = four
+        cosine, sine = abs(math.cos(math.radians(turn[0]))), abs(math.sin(math.radians(turn[0])))
+        if shape.tag == "box":
+            if not turn[0]:
+                return a, b, c - a, d - b
+            x, y, half_width, half_height = (a + c) / 2, (b + d) / 2, (c - a) / 2, (d - b) / 2
+            across, down = half_width * cosine + half_height * sine, half_width * sine + half_height * cosine
+        else:
+            x, y = a, b
+            across, down = math.hypot(c * cosine, d * sine), math.hypot(c * sine, d * cosine)
+        return x - across, y - down, 2 * across, 2 * down
     if shape.tag == "mask":
         return numbers([shape.get(key) for key in ("left", "top", "width", "height")], 4)  # type: ignore[return-value]
     points = [numbers(point.split(","), 2) for point in (shape.get("points") or "").split(";") if point.strip()]

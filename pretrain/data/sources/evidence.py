@@ -145,16 +145,17 @@ class Evidence:
 
 
 def label_places(picture: str) -> list[str]:
-    """Where YOLO has the labels of a picture, without the ending: in labels/ for images/ (the last such folder), or beside."""
-    stem = posixpath.splitext(picture)[0]
-    parts = stem.split("/")
-    places = [stem]
-    folders = [part.lower() for part in parts[:-1]]
-    if "images" in folders:
-        index = len(folders) - 1 - folders[::-1].index("images")
-        places.insert(0, "/".join([*parts[:index], "labels", *parts[index + 1 :]]))
-    elif folders:  # labels/ within the folder of the pictures
-        places.append("/".join([*parts[:-1], "labels", parts[-1]]))
+    """Where the labels of a picture may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
+    beside it, or in a folder labels/ within its own, next to its own, or with the same folders below it."""
+    *folders, name = posixpath.splitext(picture)[0].split("/")
+    lower = [folder.lower() for folder in folders]
+    places = ["/".join([*folders, name])]
+    if "images" in lower:
+        index = len(lower) - 1 - lower[::-1].index("images")
+        places.insert(0, "/".join([*folders[:index], "labels", *folders[index + 1 :], name]))
+    elif folders:
+        others = ([*folders, "labels"], [*folders[:-1], "labels"], ["labels", *folders])
+        places += ["/".join([*other, name]) for other in others]
     return places
 
 

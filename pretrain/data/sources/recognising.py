@@ -7,7 +7,8 @@ import posixpath
 from cluster.errors import UserError
 from pretrain.data.sources.evidence import Evidence
 from pretrain.data.sources.splits import layout_of
-from pretrain.data.sources.tables import METADATA, names_images
+from pretrain.data.sources.table_finding import names_images
+from pretrain.data.sources.table_roles import METADATA
 from pretrain.data.sources.texts import shown
 from pretrain.data.sources.tree import Tree
 

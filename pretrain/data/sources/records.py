@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.retrying import DEFAULT_PATIENCE, Patience
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
-from pretrain.data.sources.texts import clean, decode_text
+from pretrain.data.sources.texts import clean, decode_lines, decode_text
 from pretrain.data.sources.tree import Tree
 
 MAX_ANNOTATION_BYTES = 4 * 2**30  # a whole COCO is 0.5 GiB; nothing larger is read into memory
@@ -74,6 +74,7 @@ class Account:
         left: path -> why it was passed over, where the kind of source knows it better than the file's ending does.
         annotations: how many boxes, captions, labels and rows the source holds, good or bad.
         counts, examples: of things that are no files: what was left out and why.
+        said: those of `counts` that a note of their own speaks of, or that lose nothing.
         unlisted: what a picture is that no record names.
     """
 
@@ -82,13 +83,24 @@ class Account:
     annotations: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
     unlisted: str = "picture that no annotation names"
 
-    def count(self, kind: str, example: str, num: int = 1) -> None:
+    def count(self, kind: str, example: str, num: int = 1, *, said: bool = False) -> None:
         """Counts things that were left out."""
         if num:
             self.counts[kind] += num
             self.examples.setdefault(kind, example)
+            if said:
+                self.said.add(kind)
+
+    def notes(self) -> list[str]:
+        """What should be said of the things that were counted."""
+        return [
+            f"{num} x {kind} (first: {self.examples[kind]})"
+            for kind, num in sorted(self.counts.items())
+            if kind not in self.said
+        ]
 
 
 @dataclass
@@ -158,13 +170,22 @@ def read_text(url: str) -> str:
 
 def read_any_text(url: str) -> tuple[str, str]:
     """(text, encoding) of an annotation file, Windows-1252 where it is no UTF-8. Raises UserError when it cannot be read."""
+    return _read_text(url, decode_text)
+
+
+def read_lines_text(url: str) -> tuple[str, str]:
+    """The same of a file of lines, of which a few may hold bytes that are no UTF-8, as `decode_lines` has it."""
+    return _read_text(url, decode_lines)
+
+
+def _read_text(url: str, decode: Callable[[bytes], tuple[str, str]]) -> tuple[str, str]:
     fs, path = storage.filesystem(url)
     with storage.explained("read", url):
         size = fs.info(path)["size"] or 0
     if size > MAX_ANNOTATION_BYTES:
         raise UserError(f"{url} has {size} bytes; annotation files of more than {MAX_ANNOTATION_BYTES} are not read")
     try:
-        return decode_text(storage.read_bytes(url))
+        return decode(storage.read_bytes(url))
     except ValueError as error:
         raise UserError(f"{url} is {error}; save it as UTF-8") from error
 
@@ -175,16 +196,6 @@ def read_json(url: str) -> Any:
         return json.loads(read_text(url))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{url} is not valid JSON: {error}") from error
-
-
-def json_lines(url: str) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of each line that is not empty. Raises UserError naming the line."""
-    for number, line in enumerate(read_text(url).split("\n"), 1):  # splitlines would also part at U+2028 in a caption
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{url}, line {number}: not valid JSON: {error}") from error
 
 
 def numbers(values: Any, num: int) -> tuple[float, ...] | None:

@@ -4,85 +4,31 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, nearest
-from pretrain.data.sources.box_tables import BoxColumns, find_box_columns, read_class_descriptions
-from pretrain.data.sources.evidence import Evidence
+from pretrain.data.sources.box_tables import find_box_columns, read_class_descriptions
 from pretrain.data.sources.finding import Finder
 from pretrain.data.sources.records import Listing, Objects, Record, objects_of
-from pretrain.data.sources.rows import SUFFIXES, Rows, json_cell
+from pretrain.data.sources.rows import SUFFIXES, BadLine, Rows, json_cell
 from pretrain.data.sources.splits import layout_of, split_in_name, split_named
+from pretrain.data.sources.table_finding import tables_in, tree_of_table
+from pretrain.data.sources.table_roles import (
+    CONVERSATIONS,
+    LABELS,
+    PATHS,
+    SEVERAL,
+    SPLIT_COLUMNS,
+    Columns,
+    Roles,
+    captions_columns,
+    usual,
+)
 from pretrain.data.sources.texts import NOTHING, captions_in, is_nothing, label_of, list_in, shown, variants
 from pretrain.data.sources.tree import Tree, read_tree
-
-# what people call the columns, without regard to case; the first one found is taken
-PATHS = (
-    *(
-        "image",
-        "path",
-        "file_name",
-        "filename",
-        "file",
-        "filepath",
-        "file_path",
-        "image_path",
-        "img_path",
-        "image_file",
-    ),
-    *("image_name", "img", "img_name", "url", "image_url", "image_id", "imageid", "img_id", "id"),
-)
-LABELS = ("label", "class", "category", "label_name", "class_name", "target")
-CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description", "comment", "raw")
-SEVERAL = ("labels", "tags", "keywords")  # a text there is a list, parted by commas or bars
-SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold_name")
-CONVERSATIONS = ("conversations", "conversation")
-METADATA = (
-    "metadata.jsonl",
-    "metadata.csv",
-    "metadata.parquet",
-)  # a table in the folder it speaks of, as Hugging Face's image folders have
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns to read; None looks for the usual names. `label` may be one of classes or of lists of them."""
-
-    path: str | None = None
-    label: str | None = None
-    caption: str | None = None
-
-
-@dataclass
-class _Roles:
-    """The columns of a table by what they are for; empty where there is none."""
-
-    path: str
-    label: str | None = None
-    labels: str | None = None
-    captions: list[str] = field(default_factory=list)
-    objects: str | None = None
-    conversation: str | None = None
-    split: str | None = None
-    one_hot: list[str] = field(default_factory=list)
-    boxes: BoxColumns | None = None
-
-    def used(self) -> set[str]:
-        """All that are read."""
-        names = {
-            self.path,
-            self.label,
-            self.labels,
-            self.objects,
-            self.conversation,
-            self.split,
-            *self.captions,
-            *self.one_hot,
-        }
-        return {name for name in names if name} | set(self.boxes.all() if self.boxes else ())
 
 
 def table_records(
@@ -114,11 +60,11 @@ def table_records(
     if src.lower().endswith(SUFFIXES) and not (tree is not None and tree.root == src):
         folder, _, name = src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
         table = _Table(src, columns, boxes)
-        tree = _tree_of(table, folder or ".", name, leave_out)
+        tree = tree_of_table(table.rows, table.roles.path, folder or ".", name, leave_out)
         tables = [(name, table)]
     else:
         tree = tree or read_tree(src, leave_out=leave_out)
-        tables = _tables_of(src, tree, columns, boxes)
+        tables = [(path, _Table(storage.join(src, path), columns, boxes)) for path in tables_in(src, tree)]
     finder = Finder(tree, outside=(images,) if images else ())
     listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
     found: dict[tuple[str | None, str], Record] = {}
@@ -136,79 +82,6 @@ def table_records(
     return listing
 
 
-def _tables_of(src: str, tree: Tree, columns: Columns | None, boxes: str | None) -> list[tuple[str, _Table]]:
-    """The tables of a folder that name its images; one, or one for each split, or one in each of several folders.
-
-    Raises UserError where there is none, or where several name the same images.
-    """
-    evidence = Evidence(tree)
-    candidates = [path for path in evidence.tables if posixpath.basename(path).lower() in METADATA]
-    if not candidates:
-        candidates = [path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)]
-    if not candidates:
-        raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA[:2])}")
-    if len(candidates) > 1:
-        splits = [split_in_name(path) or layout_of(tree.pictures).split_of(path) for path in candidates]
-        folders = [posixpath.dirname(path) for path in candidates]
-        if len({*splits}) < len(splits) and len({*folders}) < len(folders):
-            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one that is meant")
-    return [(path, _Table(storage.join(src, path), columns, boxes)) for path in candidates]
-
-
-def names_images(tree: Tree, path: str) -> bool:
-    """Whether a file of a tree is a table whose rows name pictures of the tree."""
-    try:
-        rows = Rows(tree.files[path].url)
-        column = _usual(PATHS, rows.columns)
-        if column is None:
-            return False
-        finder = Finder(tree, bases=tuple(dict.fromkeys((posixpath.dirname(path), ""))))
-        num = num_found = 0
-        for _, row in rows:
-            if is_nothing(row.get(column)):
-                continue
-            num += 1
-            value = row[column]
-            value = value.get("path") if isinstance(value, dict) else value
-            try:
-                place = finder.find(value, column)
-            except ValueError:
-                continue
-            num_found += place.path is not None or "://" in place.url
-            if num >= 20:
-                break
-        return num_found * 2 >= num > 0
-    except UserError:
-        return False
-
-
-def _tree_of(table: _Table, folder: str, name: str, leave_out: str | None) -> Tree:
-    """The files in the folders that a table names images in; of a table of links, the table alone."""
-    first_folders: set[str] = set()
-    column = table.roles.path
-    for _, row in table.rows:
-        value = row.get(column)
-        value = value.get("path") if isinstance(value, dict) else value
-        path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
-        if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
-            path = posixpath.normpath(path)
-            first_folders.add(path.partition("/")[0] if "/" in path else "")
-        if "" in first_folders:
-            break
-    alone = Tree(folder, dict.fromkeys([name], storage.find_files(storage.join(folder, name), "")[0]))
-    if not first_folders:
-        return alone
-    if "" in first_folders or not all(storage.exists(storage.join(folder, first)) for first in first_folders):
-        return read_tree(folder, leave_out=leave_out)
-    for first in sorted(first_folders):  # a table may lie in a folder with much else
-        part = read_tree(storage.join(folder, first), leave_out=leave_out)
-        alone.files.update({f"{first}/{path}": file for path, file in part.files.items()})
-        alone.left.update({f"{first}/{path}": why for path, why in part.left.items()})
-        alone.pictures.update({f"{first}/{path}": file for path, file in part.pictures.items()})
-        alone.empty_folders += [f"{first}/{path}" for path in part.empty_folders]
-    return alone
-
-
 class _Table:
     """One table, with what its columns are for."""
 
@@ -217,23 +90,23 @@ class _Table:
         self.rows = Rows(src)
         asked = columns or Columns()
         known = self.rows.columns
-        path = self._asked("--path-column", asked.path, known) or _usual(PATHS, known)
+        path = self._asked("--path-column", asked.path, known) or usual(PATHS, known)
         if path is None:
             raise UserError(
                 f"{src} has no column of paths (looked for {', '.join(PATHS[:11])}; columns there: "
                 f"{', '.join(known)}); name it "
                 "with --path-column"
             )
-        self.roles = _Roles(path)
+        self.roles = Roles(path)
         roles = self.roles
         roles.boxes = find_box_columns(known)
-        roles.label = self._asked("--label-column", asked.label, known) or _usual(LABELS, known)
-        roles.labels = None if asked.label is not None else _usual(SEVERAL, known)
+        roles.label = self._asked("--label-column", asked.label, known) or usual(LABELS, known)
+        roles.labels = None if asked.label is not None else usual(SEVERAL, known)
         caption = self._asked("--caption-column", asked.caption, known)
-        roles.captions = [caption] if caption else _captions_columns(known, {path})
-        roles.objects = _usual(("objects",), known)
-        roles.conversation = None if roles.captions else _usual(CONVERSATIONS, known)
-        roles.split = _usual(SPLIT_COLUMNS, known)
+        roles.captions = [caption] if caption else captions_columns(known, {path})
+        roles.objects = usual(("objects",), known)
+        roles.conversation = None if roles.captions else usual(CONVERSATIONS, known)
+        roles.split = usual(SPLIT_COLUMNS, known)
         self._look()
         self.labels_seen: Counter[str] = Counter()
         self.nothing_seen: Counter[str] = Counter()
@@ -264,9 +137,7 @@ class _Table:
         rest = [name for name in self.rows.columns if name not in roles.used()]
         flags = dict.fromkeys([] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True)
         num_rows, one_each, splits_named = 0, True, roles.split is not None
-        for _, row in self.rows:
-            if not row:
-                continue
+        for _, row in self.rows.good():
             num_rows += 1
             for name in watched:
                 value = row.get(name)
@@ -310,13 +181,9 @@ class _Table:
             place = f"{self.src}, line {line}"
             num_rows += 1
             account.annotations += 1
-            if not row and not self.rows.nested:
-                listing.problems.append(
-                    (
-                        place,
-                        f"more cells than the {len(self.rows.columns)} of the header; put texts with commas into quotes",
-                    )
-                )
+            if isinstance(row, BadLine):
+                listing.problems.append((place, row.reason))
+                self._leave_out(row.cells, finder, listing, under)
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
             bad = None
@@ -330,6 +197,7 @@ class _Table:
                 )
             except ValueError as error:
                 listing.problems.append((place, str(error)))
+                self._leave_out([row.get(name) for name in self.rows.columns], finder, listing, under)
                 continue
             frame = None
             if roles.boxes is not None:
@@ -368,15 +236,26 @@ class _Table:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
         for name in unused:
-            account.count("column that is not read", f"{self.src}: {name}")
+            account.count("column that is not read", f"{self.src}: {name}", said=True)
         if unused:
             listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
-        account.count("row that joins an image further up", self.src, num_repeated)
+        account.count("row that joins an image further up", self.src, num_repeated, said=True)
         if num_short:
-            account.count("row with fewer cells than the header", self.src, num_short)
+            account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
                 f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty"
             )
+
+    def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
+        """Says of the picture of a row that cannot be read why it is not packed."""
+        index = self.rows.columns.index(self.roles.path)
+        value = cells[index] if index < len(cells) else None
+        try:
+            path = finder.find(value.get("path") if isinstance(value, dict) else value, under=under).path
+        except ValueError:
+            return
+        if path is not None:
+            listing.account.left[path] = "picture whose row was set aside"
 
     def _relative(self) -> bool:
         if self.meaning is not None:
@@ -465,27 +344,11 @@ def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
     ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
-    listing.account.count("conversation of several turns, whose texts are not read", place)
+    listing.account.count("conversation of several turns, whose texts are not read", place, said=True)
     listing.notes[:] = dict.fromkeys(
         [*listing.notes, "conversations of several turns are no captions and are not read"]
     )
     return ()
-
-
-def _captions_columns(known: Sequence[str], taken: Iterable[str]) -> list[str]:
-    """The column of captions, or several with numbers behind (caption_1, caption_2, ...)."""
-    first = _usual(CAPTIONS, [name for name in known if name not in taken])
-    if first is not None:
-        return [first]
-    numbered = [name for name in known if name.casefold().rstrip("0123456789").rstrip("_- ") in CAPTIONS]
-    return [name for name in numbered if name not in taken]
-
-
-def _usual(usual: Iterable[str], known: Iterable[str]) -> str | None:
-    folded: dict[str, str] = {}
-    for name in known:
-        folded.setdefault(str(name).strip().casefold(), name)
-    return next((folded[name] for name in usual if name in folded), None)
 
 
 def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
@@ -501,7 +364,7 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
     unlabelled = sum(table.num_unlabelled for table in tables)
     if unlabelled and counts:
         listing.notes.append(f"{unlabelled} rows have no label")
-        listing.account.count("row without a label", tables[0].src, unlabelled)
+        listing.account.count("row without a label", tables[0].src, unlabelled, said=True)
     for table in tables:
         if table.roles.one_hot:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")

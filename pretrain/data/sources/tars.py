@@ -83,14 +83,14 @@ def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> 
     account = listing.account
     num_threads = 2 if storage.is_local(tars[0].url) else REMOTE_THREADS
     split_of = _splits(names)
+    path_of = {file.url: path for path, file in tree.files.items()} if tree is not None else {}
     for tar, scanned in zip(tars, in_order(lambda tar: _scan(tar, tar.url[shared:]), tars, num_threads), strict=True):
         listing.records += [replace(record, split=split_of.get(tar.url[shared:])) for record in scanned.records]
         listing.problems += scanned.problems
         account.annotations += scanned.account.annotations
         for kind, num in scanned.account.counts.items():
-            account.count(kind, scanned.account.examples[kind], num)
-        if tree is not None:
-            account.read.update(path for path, file in tree.files.items() if file.url == tar.url)
+            account.count(kind, scanned.account.examples[kind], num, said=True)
+        account.read.add(path_of.get(tar.url, tar.url[shared:]))
     if not listing.records:
         raise UserError(f"no images in the tars of {src} (looked for {', '.join(PICTURE_SUFFIXES[:9])}, ...)")
     for kind, num in sorted(account.counts.items()):

@@ -46,6 +46,28 @@ def decode_text(data: bytes) -> tuple[str, str]:
             raise ValueError(f"neither UTF-8 nor Windows-1252 text (byte {error.start})") from error
 
 
+def decode_lines(data: bytes) -> tuple[str, str]:
+    """As `decode_text`; but of UTF-8 with some bad bytes each of these is a lone surrogate (see `has_bad_bytes`).
+
+    Letters of several bytes that are right tell such a file from one in Windows' Latin letters, in which there are hardly any.
+    """
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-8-sig", "surrogateescape")
+        num_bad = len(_BAD_BYTES.findall(text))
+        num_letters = len(text) - len(text.encode("ascii", "ignore"))
+        if num_letters >= 2 * num_bad:
+            return text, "utf-8"
+    return decode_text(data)
+
+
+def has_bad_bytes(text: str) -> bool:
+    """Whether a text that `decode_lines` gave holds bytes that are no UTF-8."""
+    return not text.isascii() and _BAD_BYTES.search(text) is not None
+
+
+_BAD_BYTES = re.compile("[\udc80-\udcff]")
+
+
 def clean(text: str) -> str:
     """NFC without blanks around."""
     return unicodedata.normalize("NFC", text).strip()

@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
-from pretrain.data.decode import image_format
+from pretrain.data.image_headers import image_format
 from pretrain.data.manifest import IMAGE_SUFFIXES
 from pretrain.data.sources.parallel import REMOTE_THREADS, in_order
 
@@ -26,6 +26,7 @@ OTHER_PICTURES = (
     *(".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
     *(".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii"),
 )
+HIDDEN = "hidden"  # begins what is said of such files
 HEAD_BYTES = 64  # tell a picture's format
 USUAL_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")  # of `9f86d0.81884c7d65` the last part is none
 
@@ -147,14 +148,14 @@ def _local(root: str, leave_out: str) -> Tree:
             if entry.is_dir(follow_symlinks=False):
                 if hidden or entry.name.startswith("_") or entry.name in SYSTEM_FOLDERS:
                     for below in _files_below(entry.path):
-                        tree.left[f"{path}/{below}"] = "in a hidden folder (its name begins with . or _)"
+                        tree.left[f"{path}/{below}"] = _why_hidden(f"{path}/{below}")
                         num_in[folder] = num_in.get(folder, 0) + 1
                 else:
                     todo.append(path)
                 continue
             num_in[folder] = num_in.get(folder, 0) + 1
             if hidden or entry.name in SYSTEM_FILES:
-                tree.left[path] = "hidden, or of the operating system"
+                tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
                 tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, str(status.st_mtime))
@@ -168,6 +169,14 @@ def _local(root: str, leave_out: str) -> Tree:
 
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Desktop.ini")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
+
+def _why_hidden(path: str) -> str:
+    *folders, name = path.split("/")
+    of_system = name.startswith("._") or name in SYSTEM_FILES or any(folder in SYSTEM_FOLDERS for folder in folders)
+    if name.lower().endswith(PICTURE_SUFFIXES) and not of_system:
+        return "picture that is hidden, or in a folder whose name begins with . or _"
+    return f"{HIDDEN}, or of the operating system"
 
 
 def _files_below(folder: str) -> Iterator[str]:
@@ -196,10 +205,8 @@ def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str
         if not path or (out and name.startswith(out)) or info.get("type") != "file":
             continue
         parts = path.split("/")
-        if any(part.startswith((".", "_")) for part in parts[:-1]):
-            tree.left[path] = "in a hidden folder (its name begins with . or _)"
-        elif parts[-1].startswith("."):
-            tree.left[path] = "hidden, or of the operating system"
+        if any(part.startswith((".", "_")) for part in parts[:-1]) or parts[-1].startswith("."):
+            tree.left[path] = _why_hidden(path)
         else:
             version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
             tree.files[path] = FileInfo(fs.unstrip_protocol(name), int(info.get("size") or 0), version)
@@ -218,6 +225,18 @@ def _told(tree: Tree) -> Tree:
             if image_format(head) is not None:
                 tree.pictures[path] = tree.files[path]
         tree.pictures = {path: tree.pictures[path] for path in tree.files if path in tree.pictures}
+    return tree
+
+
+def read_parts(root: str, folders: Iterable[str], *, leave_out: str | None = None) -> Tree:
+    """The part of a tree below some of its folders, which may be a small one of much else."""
+    tree = Tree(root)
+    for folder in sorted(folders):
+        part = read_tree(storage.join(root, folder), leave_out=leave_out)
+        tree.files.update({f"{folder}/{path}": file for path, file in part.files.items()})
+        tree.left.update({f"{folder}/{path}": why for path, why in part.left.items()})
+        tree.pictures.update({f"{folder}/{path}": file for path, file in part.pictures.items()})
+        tree.empty_folders += [f"{folder}/{path}" for path in part.empty_folders]
     return tree
 
 

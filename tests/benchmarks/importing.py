@@ -1,0 +1,138 @@
+"""Import beside decoding alone, in images a second; its memory for N and 10 N files; the time to list 100,000 files.
+
+    python -m tests.benchmarks.importing [--images 4000] [--small 2000] [--listed 100000]
+
+Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by as many threads.
+Memory: files of 32 x 32 with a split, each import in a process of its own; what the same process takes for ten images is
+taken off. All files differ in a few bytes behind the picture, so that none is left out as another's duplicate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NUM_PICTURES = 200
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.importing", description=__doc__)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--small", type=int, default=2000)
+    parser.add_argument("--listed", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(arguments)
+    print(f"{os.cpu_count()} CPUs; images a second and seconds are medians of {options.repeats}")
+    with tempfile.TemporaryDirectory() as folder:
+        speed(Path(folder), options.images, options.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        listing(Path(folder), options.listed, options.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        memory(Path(folder), options.small)
+
+
+def speed(folder: Path, num: int, repeats: int) -> None:
+    """Import beside decoding alone, in turn, so that a busy machine slows both down."""
+    from pretrain.data.decode import decode_whole
+    from pretrain.data.importing import ImportOptions, import_images
+
+    files = make(folder / "src", num, size=(300, 240))
+
+    def decode() -> None:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for _ in pool.map(lambda path: decode_whole(path.read_bytes()), files):
+                pass
+
+    rates: dict[str, list[float]] = {"decoding alone": [], "import": [], "import with a split": []}
+    for repeat in range(repeats):
+        rates["decoding alone"].append(num / seconds_of(decode))
+        for name, share in (("import", 0.0), ("import with a split", 0.2)):
+            dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_share=share)
+            rates[name].append(
+                num / seconds_of(lambda: import_images(str(folder / "src"), dest, choice, show_progress=False))  # noqa: B023
+            )
+    alone = statistics.median(rates["decoding alone"])
+    for name, found in rates.items():
+        rate = statistics.median(found)
+        print(f"{num} JPEGs of 300 x 240, {name}: {rate:.0f} a second ({rate / alone:.2f} of decoding alone)")
+
+
+def listing(folder: Path, num: int, repeats: int) -> None:
+    """All files of one folder."""
+    from pretrain.data.sources import list_records
+
+    make(folder / "src", num, size=(32, 32))
+    found = [seconds_of(lambda: list_records(str(folder / "src"))) for _ in range(repeats)]
+    print(f"{num} files in one folder, listed as records: {statistics.median(found):.1f} s")
+
+
+def memory(folder: Path, num: int) -> None:
+    """Peak memory of an import of N and of 10 N files, each in a process of its own."""
+    sizes = {}
+    for files in (10, num, 10 * num):
+        make(folder / f"src{files}", files, size=(32, 32))
+        command = [
+            sys.executable,
+            "-m",
+            __spec__.name,
+            "--child",
+            str(folder / f"src{files}"),
+            str(folder / f"out{files}"),
+        ]
+        sizes[files] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    base = sizes.pop(10)
+    told = ", ".join(f"{files} files {size - base:.0f} MiB" for files, size in sizes.items())
+    growth = (sizes[10 * num] - sizes[num]) * 2**20 / (9 * num)
+    print(f"import with a split, above the {base:.0f} MiB of ten: {told}; {growth:.0f} bytes for each further image")
+
+
+def child(src: str, dest: str) -> None:
+    """Imports in this process and prints its peak resident memory in MiB."""
+    from pretrain.data.importing import ImportOptions, import_images
+
+    import_images(src, dest, ImportOptions(validation_share=0.5), show_progress=False)
+    # not getrusage, whose maximum a process inherits from the one that started it
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(line.split()[1]) / 2**10)
+
+
+def make(folder: Path, num: int, *, size: tuple[int, int]) -> list[Path]:
+    """So many files in one folder; pictures of smooth noise, as photos are."""
+    folder.mkdir(parents=True)
+    pictures = []
+    for number in range(min(num, NUM_PICTURES)):
+        coarse = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        pictures.append(buffer.getvalue())
+    files = [folder / f"{number:08d}.jpg" for number in range(num)]
+    for number, file in enumerate(files):
+        file.write_bytes(pictures[number % NUM_PICTURES] + str(number).encode())
+    return files
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.monotonic()
+    function()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()

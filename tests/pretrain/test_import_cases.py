@@ -1,0 +1,409 @@
+"""Sources as people have them, through the command: what comes out, or what is said. Each maker is a few small files."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import storage
+from cluster.errors import run_command
+from pretrain.data import __main__ as commands
+from tests.pretrain.annotated import put
+from tests.pretrain.shards import encoded
+
+BOX, DOG, NOTHING = [4, 6, 10, 8], {"bbox": [[4, 6, 10, 8]], "category": ["dog"]}, {"bbox": [], "category": []}
+YOLO = "0.3 0.5 0.333333333 0.4"  # the same box of a picture of 30 x 20
+
+
+CASES = []  # (maker, exit code, path -> columns of its row or None where it is left out, what is said)
+
+
+def comes_out(rows, says=()):
+    """Such rows, with exit code 0."""
+    return lambda maker: CASES.append((maker, 0, rows, says)) or maker
+
+
+def refused(*says):
+    """Exit code 2, with such words."""
+    return lambda maker: CASES.append((maker, 2, None, says)) or maker
+
+
+def photos(folder, *paths):
+    """Pictures of 30 x 20, no two alike."""
+    for path in paths:
+        put(folder / path, encoded(sum(map(ord, path)) % 250, size=(30, 20)))
+
+
+def annotation(number, **more):
+    return {"id": number, "image_id": number, "category_id": 1, "bbox": BOX, **more}
+
+
+def coco(file, names, annotations, *, categories=({"id": 1, "name": "dog"},), **sides):
+    images = [{"id": number, "file_name": name, **sides} for number, name in enumerate(names)]
+    put(file, json.dumps({"images": images, "annotations": annotations, "categories": list(categories)}))
+
+
+def voc(objects, size=(30, 20), name="1.png"):
+    sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    return f"<annotation><filename>{name}</filename>{sides}{''.join(objects)}</annotation>"
+
+
+def voc_object(name="dog", box=(4, 6, 14, 14)):
+    corners = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
+
+
+# -- makers: each fills a folder and may give back options or another source ---------------------------------------------
+
+
+@comes_out(
+    {"train2017/1.png": {"objects": DOG}, "val2017/2.png": {"objects": NOTHING}},
+    says=["train: 2, validation: 2"],
+)
+def coco_of_splits(src):
+    for split in ("train2017", "val2017"):
+        photos(src, f"{split}/1.png", f"{split}/2.png")
+        coco(src / f"annotations/instances_{split}.json", ["1.png", "2.png"], [annotation(0)])
+
+
+@comes_out({"1.png": {"objects": DOG, "captions": ["a dog"]}})
+def coco_with_odd_fields(src):
+    photos(src, "1.png")
+    coco(src / "a.json", ["1.png"], [annotation(0.0, iscrowd="0", category_id="1", caption=" a dog\n")])
+
+
+@refused("the id '1' stands for the categories 'dog' and 'cat'")
+def coco_of_one_number_for_two_names(src):
+    photos(src, "1.png")
+    coco(src / "a.json", ["1.png"], [], categories=[{"id": 1, "name": "dog"}, {"id": "1", "name": "cat"}])
+
+
+@comes_out(
+    {"2.png": {"objects": DOG}, "1.png": None},
+    says=["crowd regions alone"],
+)
+def coco_of_crowds_alone(src):
+    photos(src, "1.png", "2.png")
+    coco(src / "a.json", ["1.png", "2.png"], [annotation(0, iscrowd=1), annotation(1)])
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"1.png": {"objects": DOG}},
+    says=["scaled to its size"],
+)
+def coco_scaled_after_drawing(src):
+    photos(src, "1.png")
+    coco(src / "a.json", ["1.png"], [annotation(0, bbox=[12, 18, 30, 24])], width=90, height=60)
+
+
+@comes_out(
+    {"1.png": None, "2.png": {"objects": DOG}},
+    says=["drawn on an image of 70 x 90"],
+)
+def coco_of_another_picture(src):
+    photos(src, "1.png", "2.png")
+    images = [{"id": 0, "file_name": "1.png", "width": 70, "height": 90}, {"id": 1, "file_name": "2.png"}]
+    tree = {"images": images, "annotations": [annotation(0), annotation(1)], "categories": [{"id": 1, "name": "dog"}]}
+    put(src / "a.json", json.dumps(tree))
+    return ["--max-set-aside", "1"]
+
+
+@comes_out({".../elsewhere/1.png": {"objects": DOG}})
+def coco_in_the_root_of_the_disk(src):
+    photos(src.parent / "elsewhere", "1.png")
+    coco(src / "a.json", [str(src.parent / "elsewhere" / "1.png")], [annotation(0)])
+    return [str(src / "a.json"), "--images", "/"]
+
+
+@comes_out(
+    {"images/1.png": {"objects": DOG}},
+    says=["object 2"],
+)
+def voc_beside_polygons(src):
+    photos(src, "images/1.png")
+    points = "<x1>4</x1><y1>6</y1><x2>14</x2><y2>6</y2><x3>14</x3><y3>14</y3>"
+    polygon = f"<object><name>dog</name><polygon>{points}</polygon></object>"
+    put(src / "annotations/1.xml", voc([polygon, "<object><name>cat</name></object>"]))
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"JPEGImages/1.png": {"objects": DOG}, "JPEGImages/2.png": None},
+    says=["picture whose annotation cannot be read"],
+)
+def voc_damaged(src):
+    photos(src, "JPEGImages/1.png", "JPEGImages/2.png")
+    put(src / "Annotations/1.xml", voc([voc_object()]))
+    put(src / "Annotations/2.xml", "<annotation><object>")
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"train/images/train.png": {"objects": DOG}, "old/images/old.png": None},
+    says=["train: 1, validation: 1", "belong to no split"],
+)
+def yolo_with_splits_in_its_yaml(src):
+    for split in ("train", "valid", "old"):
+        photos(src, f"{split}/images/{split}.png")
+        put(src / f"{split}/labels/{split}.txt", f"1 {YOLO}\n")
+    put(
+        src / "data.yaml",
+        "path: /elsewhere/set\ntrain: ../train/images\nval: valid/images\nnames: {0: cat, '1': dog}\n",
+    )
+
+
+@comes_out(
+    {"images/1.JPG": {"objects": DOG}, "images/2.png": {"objects": DOG}},
+    says=["comes twice"],
+)
+def yolo_of_powershell(src):
+    photos(src, "images/1.JPG", "images/2.png")
+    put(src / "labels/1.TXT", f"1.0\t{YOLO}\r\n".encode("utf-16"))
+    put(src / "labels/2.txt", ("﻿" + f"1,{YOLO.replace(' ', ',')}\n1,{YOLO.replace(' ', ',')}\n"))
+    put(src / "classes.txt", "cat\ndog\n\n")
+
+
+@comes_out(
+    {"1.png": {"objects": DOG}, "2.png": {"objects": DOG}},
+    says=["class 1 has no name"],
+)
+def yolo_polygons(src):
+    photos(src, "1.png", "2.png")
+    x, y, right, bottom = 4 / 30, 6 / 20, 14 / 30, 14 / 20
+    put(src / "1.txt", f"2 {x} {y} {right} {y} {right} {bottom} {x} {bottom}\n")
+    put(src / "2.txt", f"2 {YOLO} 0.87\n")
+    put(src / "classes.txt", "cat\n\ndog\n")
+
+
+@refused("--boxes cxcywh")
+def yolo_in_pixels(src):
+    photos(src, "1.png")
+    put(src / "1.txt", "0 9 10 10 8\n")
+
+
+@comes_out({"1.png": {"objects": DOG}})
+def yolo_in_pixels_read_so(src):
+    yolo_in_pixels(src)
+    put(src / "classes.txt", "dog\n")
+    return ["--boxes", "cxcywh"]
+
+
+@comes_out(
+    {"1.png": {"objects": {"bbox": [[2, 3, 5, 4]], "category": ["dog"]}}},
+    says=["2 x shape without a box (point)"],
+)
+def labelme_of_shapes(src):
+    photos(src, "1.png", "2.png")
+    shapes = [
+        {"label": "dog", "shape_type": "rectangle", "points": [[14, 6], [4, 14]]},
+        {"label": "dog", "shape_type": "point", "points": [[1, 1]]},
+    ]
+    for name in ("1", "2"):
+        tree = {"imagePath": f"..\\x\\{name}.png", "imageWidth": 60, "imageHeight": 40, "shapes": shapes}
+        put(src / f"{name}.json", json.dumps(tree))
+
+
+@comes_out(
+    {"images/1.png": {"objects": DOG}, "images/2.png": {"objects": DOG}},
+    says=["turned <box>", "train: 1, validation: 1"],
+)
+def cvat_turned(src):
+    photos(src, "images/1.png", "images/2.png")
+    box = '<box label="dog" xtl="5" ytl="5" xbr="13" ybr="15" rotation="90.0"/>'
+    ellipse = '<ellipse label="dog" cx="9" cy="10" rx="4" ry="5" rotation="270"/>'
+    rows = [
+        f'<image name="{n}.png" subset="{split}" width="30" height="20">{shape}</image>'
+        for n, split, shape in ((1, "Train", box), (2, "Validation", ellipse))
+    ]
+    put(src / "annotations.xml", f"<annotations>{''.join(rows)}</annotations>")
+
+
+@comes_out(
+    {
+        "0.png": {"label": "cat"},
+        "5.png": {"label": "hündin"},
+        "7.png": {"label": "two\nlines"},
+        "8.png": {"label": "fox"},
+        "1.png": None,
+        "2.png": None,
+        "3.png": None,
+        "4.png": None,
+        "6.png": None,
+    },
+    says=["picture whose row was set aside", "line 3", "line 4", "line 5", "no UTF-8", "leads out"],
+)
+def table_of_bad_lines(src):
+    photos(src, *(f"{n}.png" for n in range(9)))
+    lines = [b"image,label", b"0.png,cat", b'1.png,"dog', b"2.png,a,b", b'3.png,"owl"x', b"4.png,\xff"]
+    lines += ["5.png,hündin".encode(), b"../6.png,cat", b'7.png,"two', b'lines"', b"8.png,fox"]
+    put(src / "t.csv", b"\n".join(lines))
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"0.png": {"labels": ["cat"]}, "3.png": {"labels": ["dog", "cat"]}, "1.png": None},
+    says=["line 2", "not valid JSON", "line 3", "must be an object"],
+)
+def lines_of_json(src):
+    photos(src, *(f"{n}.png" for n in range(4)))
+    rows = [
+        '{"image": {"path": "0.png", "bytes": null}, "label": "cat"}',
+        '{"image": "1.png", "lab',
+        "[1]",
+        '{"image": "3.png", "label": ["dog", "cat"]}',
+    ]
+    put(src / "t.jsonl", "\n".join(rows))
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"1.png": {"objects": DOG}, "2.png": {"objects": NOTHING}},
+    says=["scaled to its size"],
+)
+def table_of_boxes(src):
+    photos(src, "1.png", "2.png")
+    put(
+        src / "_annotations.csv",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,60,40,dog,8,12,28,28\n2.png,,,,,,,\n",
+    )
+
+
+@comes_out(
+    {"a1.png": {"objects": DOG}, "a2.png": None},
+    says=["a group of objects"],
+)
+def table_of_open_images(src):
+    photos(src, "a1.png", "a2.png")
+    put(src / "class-descriptions-boxable.csv", "/m/0bt9lr,dog\n/m/01yrx,cat\n")
+    rows = ["ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf"]
+    rows += [f"a{n},/m/0bt9lr,{4 / 30},{14 / 30},0.3,0.7,{n - 1}" for n in (1, 2)]
+    put(src / "train-annotations-bbox.csv", "\n".join(rows))
+    return ["--max-set-aside", "1"]
+
+
+@comes_out(
+    {"1.png": {"label": "cat"}, "2.png": {"label": None}, "3.png": {"label": "dog"}},
+    says=["test: 1, train: 1, validation: 1", "'nan' 1"],
+)
+def table_with_splits(src):
+    photos(src, "1.png", "2.png", "3.png")
+    put(src / "labels.csv", "﻿ID; Label ;Split\n1;cat ;train\n2;nan;val\n3;dog;test\n")
+
+
+@comes_out(
+    {"1.png": {"label": "cat"}},
+    says=["label (column 3)"],
+)
+def table_of_two_names(src):
+    photos(src, "1.png")
+    put(src / "t.csv", "image,label,label\n1.png,cat,dog\n")
+
+
+@comes_out(
+    {"train/1.png": {"captions": ["a dog"]}, "test/2.png": None},
+    says=["test: 1, train: 1", "2 x picture that no row names"],
+)
+def metadata_of_splits(src):
+    for split in ("train", "test"):
+        photos(src, f"{split}/1.png", f"{split}/2.png")
+        rows = [{"file_name": "1.png", "text": ["a dog", "a dog", " "]}]
+        put(src / split / "metadata.jsonl", json.dumps(rows[0]))
+
+
+@comes_out({"1.png": {"captions": ["a dog"], "objects": DOG}})
+def metadata_of_parquet(src):
+    photos(src, "1.png")
+    kind = pa.dictionary(pa.int8(), pa.string())
+    columns = {
+        "file_name": ["1.png"],
+        "text": pa.array(["a dog"]).cast(kind),
+        "objects": [{"bbox": [BOX], "categories": ["dog"]}],
+    }
+    pq.write_table(pa.table(columns), src / "metadata.parquet")
+
+
+@comes_out({"1.png": {"captions": ["a dog"]}})
+def list_of_conversations(src):
+    photos(src, "1.png")
+    turns = [{"from": "human", "value": "<image>\nSay."}, {"from": "gpt", "value": "a dog"}]
+    put(src / "chat.json", json.dumps([{"id": 7, "image": "1.png", "conversations": turns}]))
+
+
+@comes_out({"1.png": {"captions": ["a dog"]}, "2.png": {"captions": ["not here"]}})
+def captions_beside(src):
+    photos(src, "1.png", "2.png")
+    put(src / "1.txt", "a dog")
+    put(src / "1.json", json.dumps({"caption": "a dog", "url": "http://x"}))
+    put(src / "2.caption", "not here\n")
+
+
+@comes_out(
+    {
+        "cat /1.png": {"label": "cat"},
+        "dog/noending": {"label": "dog"},
+        "overview.png": None,
+        "_old/9.png": None,
+        "dog/raw.nef": None,
+    },
+    says=["owl", "(.nef)", "overview.png", "picture that is hidden", "not read: 1 x file of another kind (.json)"],
+)
+def folders_with_strays(src):
+    photos(
+        src, *(f"{label}/{n}.png" for label in ("cat ", "cat", "dog") for n in range(3)), "overview.png", "_old/9.png"
+    )
+    put(src / "notes.json", "{}")
+    put(src / "dog/noending", encoded(9, size=(30, 20)))
+    put(src / "dog/raw.nef", b"x")
+    (src / "owl").mkdir()
+
+
+@refused("--kind coco", "--kind yolo")
+def two_kinds(src):
+    photos(src, "images/1.png")
+    coco(src / "a.json", ["1.png"], [annotation(0)])
+    put(src / "labels/1.txt", f"0 {YOLO}\n")
+
+
+@refused("--split train")
+def splits_beside_others(src):
+    photos(src, "train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "extra/cat/4.png")
+
+
+@refused("a data set already")
+def shards_already(src):
+    pq.write_table(pa.table({"x": [1]}), put(src / "a.parquet", b""))
+
+
+@pytest.mark.parametrize(("maker", "code", "expected", "words"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_import(tmp_path, monkeypatch, capsys, maker, code, expected, words):
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    options = maker(src) or []
+    source = options.pop(0) if options and not options[0].startswith("--") else str(src)
+    monkeypatch.setattr("sys.argv", ["data", "import", source, str(out), *options])
+    assert run_command(commands.main) == code
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    for name in ("_quarantine.jsonl", "_files.jsonl"):
+        said += (out / name).read_text() if (out / name).exists() else ""
+    for word in words:
+        assert word in said, said
+    if expected is None:
+        return
+    rows = [row for file in storage.find_files(str(out), ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    found = {row["image"]["path"].replace(str(tmp_path), "..."): row for row in rows}
+    for path, row in expected.items():
+        assert (path in found) == (row is not None), said
+        for column, value in (row or {}).items():
+            if column == "objects":
+                assert found[path]["objects"]["category"] == value["category"]
+                for box, wanted in zip(found[path]["objects"]["bbox"], value["bbox"], strict=True):
+                    assert box == pytest.approx(wanted, abs=1e-3)
+            else:
+                assert found[path][column] == value
+    ledger = json.loads((out / "_import.json").read_text())["ledger"]
+    assert sum(row["count"] for row in ledger["rows"] if row["of"] == "files") == ledger["files"]
