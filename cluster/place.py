@@ -61,6 +61,15 @@ class Place:
         if self.rank == 0:
             self._send(copied)
 
+    @property
+    def device_name(self) -> str:
+        """What computes: `cpu`, or a GPU by its name."""
+        if self.device.type != "cuda":
+            return self.device.type
+        import torch
+
+        return f"cuda, {torch.cuda.get_device_name(self.device)}"
+
     def note(self, text: str) -> None:
         """A line for whoever started the run."""
         self.report({"kind": "note", "text": text})

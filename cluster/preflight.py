@@ -8,6 +8,8 @@ it sees and how much disk is free. It asks for no CPU, so it runs on a busy clus
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,11 +59,12 @@ class NodeReport:
 
     name: str
     versions: Mapping[str, str | None]
-    gpus_visible: int | None  # None where nothing can count them
-    gpus_promised: float  # by Ray
+    gpus_visible: int  # to torch, in a process that may see all
+    gpus_promised: float  # by Ray, of what a worker asks for
     disk_free_gib: float
     disk: str
     errors: tuple[str, ...] = ()
+    gpu_words: str = ""  # what torch was built for, and what it says of the driver
 
 
 def check_nodes(
@@ -87,7 +90,7 @@ def check_nodes(
     wanted = Wanted(folder, token, tuple(file for files in first for file in files), _options(urls))
     storage.write_bytes(storage.join(folder, "driver"), token.encode())
     try:
-        reports = _ask(wanted_nodes, wanted)
+        reports = _ask(wanted_nodes, wanted, wants_gpus="GPU" in resources_per_worker)
         seen = storage.names_in(folder)
     finally:
         with suppress(UserError):
@@ -118,8 +121,10 @@ def problems(
                 found.append(f"{where}{package} is missing (here: {here})")
             elif there != here:
                 found.append(f"{where}{package} {there}, but {here or 'none'} here")
-        if report.gpus_visible is not None and report.gpus_visible < report.gpus_promised:
-            found.append(f"{where}Ray promises {report.gpus_promised:g} GPUs, the driver sees {report.gpus_visible}")
+        if report.gpus_visible < report.gpus_promised:
+            found.append(
+                f"{where}Ray promises {report.gpus_promised:g} GPUs, torch can use {report.gpus_visible} ({report.gpu_words})"
+            )
         if report.disk_free_gib < disk_gib:
             found.append(
                 f"{where}{report.disk_free_gib:.1f} GiB free in {report.disk}, at least {disk_gib:g} are needed"
@@ -129,7 +134,7 @@ def problems(
     return found
 
 
-def _ask(nodes: list[dict[str, Any]], wanted: Wanted) -> list[NodeReport]:
+def _ask(nodes: list[dict[str, Any]], wanted: Wanted, *, wants_gpus: bool) -> list[NodeReport]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -141,7 +146,8 @@ def _ask(nodes: list[dict[str, Any]], wanted: Wanted) -> list[NodeReport]:
     for name, node in zip(names, nodes, strict=True):
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-        asked[task.remote(name, node["Resources"].get("GPU", 0.0), wanted)] = name
+        gpus = node["Resources"].get("GPU", 0.0) if wants_gpus else 0.0
+        asked[task.remote(name, gpus, wanted)] = name
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_SECONDS)
     reports = [_silent(asked[task], f"no answer in {TIMEOUT_SECONDS:.0f} s") for task in late]
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -172,11 +178,13 @@ def look(name: str, gpus_promised: float, wanted: Wanted) -> NodeReport:
         except UserError as error:
             errors.append(str(error))
     disk = tempfile.gettempdir()
+    num_gpus, gpu_words = usable_gpus() if gpus_promised else (0, "")
     return NodeReport(
         name=name,
         versions=versions(),
-        gpus_visible=_count_gpus() if gpus_promised else None,
+        gpus_visible=num_gpus,
         gpus_promised=gpus_promised,
+        gpu_words=gpu_words,
         disk_free_gib=shutil.disk_usage(disk).free / 2**30,
         disk=disk,
         errors=tuple(errors),
@@ -205,13 +213,42 @@ def _code_fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def _count_gpus() -> int | None:
-    # by NVIDIA's tool: within a task that asked for none, CUDA itself may see none
+GPU_PROBE = """
+import json, warnings
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    import torch
+    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
+words = f"torch {torch.__version__}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone")
+words += "".join(f"; {str(one.message).splitlines()[0]}" for one in said if "CUDA" in str(one.message))
+print(json.dumps([num, words]))
+"""
+
+
+def usable_gpus() -> tuple[int, str]:
+    """GPUs of this node that torch can use, and in words what it is built for and the driver's version.
+
+    In a process of its own: within a task that asked for none, Ray hides them.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+        done = subprocess.run(
+            [sys.executable, "-c", GPU_PROBE], capture_output=True, text=True, timeout=120, env=environment
+        )
+        num, words = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return 0, f"torch could not be asked: {error}"
+    driver = _driver()
+    return int(num), f"{words}; {f'driver {driver}' if driver else 'no NVIDIA driver answers'}"
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return lines[0].strip() if lines else None
 
 
 def _options(urls: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -229,4 +266,4 @@ def _names(hosts: Sequence[str]) -> list[str]:
 
 
 def _silent(name: str, error: str) -> NodeReport:
-    return NodeReport(name, {}, None, 0.0, 0.0, "", (error,))
+    return NodeReport(name, {}, 0, 0.0, 0.0, "", (error,))

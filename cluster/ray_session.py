@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.ray_guard import start_guard
+from cluster.shares import HOW_ON_CPUS
 
 OBJECT_STORE_BYTES = (
     100 * 2**20
@@ -213,18 +214,19 @@ def check_resources(num_workers: int, resources_per_worker: dict[str, float]) ->
     """
     import ray
 
-    totals = _most_it_may_become()
+    totals = most_it_may_become()
     if totals is None:
         totals = ray.cluster_resources()
         room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])
     else:
         room = num_workers
+    on_cpus = f"; {HOW_ON_CPUS}"
     for name, each in resources_per_worker.items():
         want, have = each * num_workers, totals.get(name, 0.0)
         if want > have:
             raise UserError(
                 f"{num_workers} workers with {each:g} {name} each want {want:g} {name}, the Ray cluster has {have:g}; "
-                f"ask for fewer workers or less per worker, or use a larger cluster"
+                f"ask for fewer workers or less per worker, or use a larger cluster{on_cpus if name == 'GPU' else ''}"
             )
     if room < num_workers:
         each_has = ", ".join(f"{amount:g} {name}" for name, amount in resources_per_worker.items())
@@ -239,7 +241,8 @@ def _num_fitting(node: dict[str, float], per_worker: dict[str, float]) -> int:
     return min(fits, default=10**9)
 
 
-def _most_it_may_become() -> dict[str, Any] | None:
+def most_it_may_become() -> dict[str, Any] | None:
+    """Resources of all nodes together, of a cluster that grows by itself; None of others."""
     try:
         from ray._private.state import state
 

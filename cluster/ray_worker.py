@@ -68,7 +68,8 @@ def work(config: dict[str, Any]) -> bytes | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     began = time.monotonic()
-    beginning = _join_group(todo, rank, world_size)
+    device = _set_up_device(todo)  # first: NCCL takes the device that is set
+    beginning = _join_group(todo, rank, world_size, device)
     if beginning.over:
         return None
     sender = None
@@ -77,7 +78,7 @@ def work(config: dict[str, Any]) -> bytes | None:
     place = Place(
         rank=rank,
         world_size=world_size,
-        device=_set_up_device(todo),
+        device=device,
         attempt=beginning.attempt,
         restarts=beginning.restarts,
         position_before=beginning.position,
@@ -104,7 +105,7 @@ def work(config: dict[str, Any]) -> bytes | None:
     return pickled
 
 
-def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
+def _join_group(todo: Work, rank: int, world_size: int, device: Any) -> Beginning:
     """Makes the torch process group, and has all ranks know the same about this attempt."""
     from torch import distributed
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -138,7 +139,14 @@ def _join_group(todo: Work, rank: int, world_size: int) -> Beginning:
     store = PrefixStore(secret, store)
     # both backends, because loops agree on small things (stop now?) with CPU tensors
     backend = "cpu:gloo,cuda:nccl" if todo.use_gpu else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    distributed.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
     return beginning
 
 

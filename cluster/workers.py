@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from cluster.errors import UserError, WorkerFailed
 from cluster.place import Place, Record, place_here
+from cluster.shares import Share, check_gpus, share_here, share_on_cluster
 
 if TYPE_CHECKING:
     from cluster.ray_session import Session
@@ -33,7 +34,7 @@ def run_workers(
     num_workers: int,
     smaller: Sequence[int] = (),
     cpus_per_worker: float | None = None,
-    gpus_per_worker: float = 0,
+    gpus_per_worker: float | None = None,
     storage_url: str,
     data_urls: Sequence[str] = (),
     max_failures: int = 3,
@@ -53,8 +54,8 @@ def run_workers(
         smaller: Smaller numbers of workers that the run may go on with when machines are lost, by falling back to its
             newest checkpoint; it grows again when there is room. Empty: it waits until all its workers can be replaced.
         cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
-            them). By default this machine's CPUs are shared evenly, and a cluster that is joined is asked for one.
-        gpus_per_worker: GPUs to ask of Ray; above 0 the place's device is CUDA.
+            them). By default this machine's CPUs are shared evenly; on a cluster that is joined see `shares`.
+        gpus_per_worker: 1: the place's device is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
         storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
         data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it can read this and
             write to `storage_url`, and whether it has the same packages, its GPUs and room on its disk.
@@ -78,14 +79,15 @@ def run_workers(
 
     from cluster.ray_session import ELASTIC_DEFAULTS, check_resources, ray_session
 
-    share = cpus_per_worker or max(1, (os.cpu_count() or 1) // num_workers)
+    here = _share_here(num_workers, cpus_per_worker, gpus_per_worker)
     sizes = tuple(sorted({num_workers, *(size for size in smaller if 0 < size < num_workers)}))
     environment = ELASTIC_DEFAULTS if len(sizes) > 1 else {}
-    with ray_session(address, num_workers, share, environment=environment) as session:
-        cpus = share if session.embedded else cpus_per_worker or 1
-        resources = {"CPU": cpus} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-        check_resources(sizes[0], resources)
-        _preflight(session, storage_url, data_urls, resources)
+    with ray_session(address, num_workers, here.cpus, environment=environment) as session:
+        share = here if session.embedded else _share_there(cpus_per_worker, gpus_per_worker)
+        if share.words and on_record is not None:
+            on_record({"kind": "note", "text": share.words})
+        check_resources(sizes[0], share.resources)
+        _preflight(session, storage_url, data_urls, share.resources)
 
         from cluster.ray_launch import Launch, launch
         from cluster.ray_worker import Work
@@ -95,15 +97,15 @@ def run_workers(
                 function,
                 settings,
                 channel,
-                num_threads=max(1, int(cpus)),
-                use_gpu=gpus_per_worker > 0,
+                num_threads=max(1, int(share.cpus)),
+                use_gpu=share.gpus > 0,
                 process_group_timeout_seconds=process_group_timeout_seconds,
                 watch_preemption=not session.embedded,
                 is_here=session.embedded,
             ),
             sizes=sizes,
-            cpus_per_worker=cpus,
-            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=share.cpus,
+            gpus_per_worker=share.gpus,
             storage_url=storage_url,
             max_failures=max_failures,
             resize_every_seconds=resize_every_seconds,
@@ -116,7 +118,7 @@ def check_cluster(
     *,
     num_workers: int,
     cpus_per_worker: float | None,
-    gpus_per_worker: float,
+    gpus_per_worker: float | None,
     storage_url: str,
     data_urls: Sequence[str],
     address: str | None,
@@ -131,9 +133,27 @@ def check_cluster(
     from cluster.ray_session import check_resources, ray_session
 
     with ray_session(address, num_workers, cpus_per_worker or 1) as session:
-        resources = {"CPU": cpus_per_worker or 1} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-        check_resources(num_workers, resources)
-        return _preflight(session, storage_url, data_urls, resources)
+        share = _share_there(cpus_per_worker, gpus_per_worker)
+        check_resources(num_workers, share.resources)
+        return _preflight(session, storage_url, data_urls, share.resources)
+
+
+def _share_here(num_workers: int, cpus: float | None, gpus: float | None) -> Share:
+    has_gpu = False
+    if gpus is None:
+        import torch
+
+        has_gpu = torch.cuda.is_available()
+    return share_here(os.cpu_count() or 1, num_workers, cpus, gpus, has_gpu=has_gpu)
+
+
+def _share_there(cpus: float | None, gpus: float | None) -> Share:
+    import ray
+
+    from cluster.ray_session import most_it_may_become
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return share_on_cluster(nodes, most_it_may_become(), cpus, gpus)
 
 
 def _preflight(session: Session, storage_url: str, data_urls: Sequence[str], resources: dict[str, float]) -> int:
@@ -144,16 +164,16 @@ def _preflight(session: Session, storage_url: str, data_urls: Sequence[str], res
     from cluster.preflight import check_nodes
 
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return check_nodes(storage_url, data_urls, resources) if num_nodes > 1 else num_nodes
+    is_needed = num_nodes > 1 or "GPU" in resources
+    return check_nodes(storage_url, data_urls, resources) if is_needed else num_nodes
 
 
-def _check(num_workers: int, cpus_per_worker: float | None, gpus_per_worker: float, max_failures: int) -> None:
+def _check(num_workers: int, cpus_per_worker: float | None, gpus_per_worker: float | None, max_failures: int) -> None:
     if num_workers < 0:
         raise UserError(f"num_workers={num_workers} is not possible: 0 runs in this process, 1 and more on Ray")
     if cpus_per_worker is not None and not cpus_per_worker > 0:
         raise UserError(f"cpus_per_worker={cpus_per_worker} is not possible: it must be above 0")
-    if not gpus_per_worker >= 0:
-        raise UserError(f"gpus_per_worker={gpus_per_worker} is not possible: it must be 0 or more")
+    check_gpus(gpus_per_worker)
     if max_failures < -1:
         raise UserError(f"max_failures={max_failures} is not possible: it must be 0 or more, or -1 for no limit")
 

@@ -210,7 +210,7 @@ def finetune(
         "best_step": progress.best_step,
         **task.findings,
         **judgement.details,
-        **summary(progress),
+        **summary(progress, place),
     }
     if run_folder is not None:
         same = overlap(manifest, validation, image_column=settings.data.image_column)

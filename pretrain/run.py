@@ -143,7 +143,7 @@ def pretrain(
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
     encoder, encoder_url = method.exported, storage.join(settings.out, "encoder")
-    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress)}
+    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, place)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:

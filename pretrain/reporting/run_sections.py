@@ -44,10 +44,11 @@ def speed_tiles(run: RunRecord) -> list[Tile]:
     waits = run.history.values("data_wait_fraction")
     num_steps = f"of {run.num_steps:,}" if run.num_steps else ""
     wait = f"{percent(sum(waits) / len(waits), 0)} of it waiting for data" if waits else ""
+    where = f"on {run.result['device']}" if "device" in run.result else ""
     restarts, bad = run.result.get("restarts", run.history.last("restarts")), _num_bad(run)
     return [
         Tile("Steps", f"{max(run.history.step, int(run.result.get('steps') or 0)):,}", num_steps),
-        Tile("Training time", "–" if seconds is None else duration(seconds), wait),
+        Tile("Training time", "–" if seconds is None else duration(seconds), ", ".join(filter(None, (where, wait)))),
         Tile("Images a second", short(rate), f"{_count(run.history.last('samples_seen'))} images seen"),
         Tile("Restarts", _count(restarts or 0), f"{bad:,} bad row{'s'[: bad != 1]} replaced"),
     ]

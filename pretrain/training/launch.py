@@ -90,7 +90,7 @@ def launch(
                     num_workers=cluster_settings.workers,
                     smaller=smaller,
                     cpus_per_worker=cluster_settings.cpus_per_worker,
-                    gpus_per_worker=_gpus(cluster_settings),
+                    gpus_per_worker=cluster_settings.gpus_per_worker,
                     storage_url=out,
                     data_urls=settings.data.urls,
                     max_failures=cluster_settings.max_failures,
@@ -188,7 +188,7 @@ def _check(
         num_nodes = check_cluster(
             num_workers=fewest_workers,
             cpus_per_worker=cluster_settings.cpus_per_worker,
-            gpus_per_worker=_gpus(cluster_settings),
+            gpus_per_worker=cluster_settings.gpus_per_worker,
             storage_url=settings.out,
             data_urls=settings.data.urls,
             address=cluster_settings.address,
@@ -216,11 +216,3 @@ def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]
             "workers is the most that a run takes"
         )
     return [size for size in world_sizes if 0 < settings.min_workers <= size < settings.workers]
-
-
-def _gpus(settings: ClusterSettings) -> float:
-    if settings.gpus_per_worker is not None:
-        return settings.gpus_per_worker
-    import torch
-
-    return 1.0 if torch.cuda.is_available() else 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.optim import Optimizer
 
 from cluster.place import Place
@@ -18,7 +19,7 @@ from pretrain.training.distributed import equalise, summed
 from pretrain.training.logbook import Logbook
 from pretrain.training.plan import Plan
 from pretrain.training.resuming import resume
-from pretrain.training.rules import check_finite
+from pretrain.training.rules import check_finite, out_of_memory
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Stepper
 
@@ -46,7 +47,8 @@ def train(
         run: writer of the run folder on rank 0, None on the other ranks.
         batches_from: gives the batches from a number of samples seen (over all ranks) on.
 
-    Raises RunStopped when a rule ended the run; what was logged until then is kept.
+    Raises RunStopped when a rule ended the run, and UserError when a step does not fit into memory; what was logged until then
+    is kept.
     """
     equalise(module)
     progress, writer = resume(module, optimizer, plan, place, run)
@@ -96,6 +98,8 @@ def train(
             book.write_checkpoint_when_due(asked=bool(asked), stops=bool(stops))
             if stops:
                 break
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(plan, place, error) from error
     except UnusableRows as error:
         progress.bad_rows.update(error.bad_rows)
         raise

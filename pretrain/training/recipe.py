@@ -156,6 +156,7 @@ def train_by(
         compute_threads: on the CPU; 0 for as many as the worker has.
         loop: `train`, or what takes the same in its place.
     """
+    place.note(f"trains on {place.device_name}" + (f", {place.world_size} workers" if place.world_size > 1 else ""))
     _settle(module, settings.training, place)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
     num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))
@@ -226,9 +227,11 @@ def _optimizer(
     return mover, rates_at
 
 
-def summary(progress: Progress) -> dict[str, Any]:
+def summary(progress: Progress, place: Place) -> dict[str, Any]:
     """What result.json says of every run that finished."""
     return {
+        "device": place.device_name,
+        "workers": place.world_size,
         "steps": progress.step,
         "samples_seen": progress.samples_seen,
         "seconds": progress.seconds,

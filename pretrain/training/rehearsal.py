@@ -16,6 +16,7 @@ from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable
 from pretrain.training.loop import Outcome
 from pretrain.training.plan import Plan
+from pretrain.training.rules import out_of_memory
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Stepper
 
@@ -59,10 +60,7 @@ def rehearse(
             step_seconds.append(stepped - begun)
             wait_seconds.append(time.monotonic() - stepped)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(
-            f"a batch of {share} images a worker does not fit into the memory of {device}; "
-            "choose a smaller training.batch_size_global, smaller images, or more workers"
-        ) from error
+        raise out_of_memory(plan, place, error) from error
     finally:
         batches.close()
     place.note(f"memory of a worker: {_memory(device)}")

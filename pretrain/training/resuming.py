@@ -12,7 +12,7 @@ from pretrain.training.contract import Trainable
 from pretrain.training.data_identity import check_same
 from pretrain.training.distributed import from_rank_0
 from pretrain.training.plan import Plan
-from pretrain.training.run_folder import RunFolder
+from pretrain.training.run_folder import RunFolder, tell_device
 
 
 def resume(
@@ -50,6 +50,7 @@ def resume(
     if run is None:
         return progress, None
 
+    tell_device(plan.out, f"{place.device_name}, {place.world_size} workers")
     keep = plan.training.keep_checkpoints
     writer = CheckpointWriter(plan.out, keep=keep, troubles=run.troubles, damaged=passed_over)
     last_step = run.start_at(progress.step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from cluster.errors import RunStopped
+from cluster.errors import RunStopped, UserError
+from cluster.place import Place
 from pretrain.training.checkpoints import Progress
+from pretrain.training.plan import Plan
 from pretrain.training.stepping import Gradients
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -18,6 +20,17 @@ def check_finite(rule: str, step: int, gradients: Gradients, in_a_row: int) -> N
         f"step {step}: the loss ({gradients.loss:g}) or the gradient (norm {gradients.norm:g}) is not finite{many}; the "
         f"parameters were not changed by it. A lower learning rate (now {gradients.learning_rate:g}), a longer warm-up or "
         "training.clip_gradient=1 usually helps; the last checkpoint is from before"
+    )
+
+
+def out_of_memory(plan: Plan, place: Place, error: BaseException) -> UserError:
+    """What to do where a step does not fit: the user's to mend, and no restart would."""
+    batch, size = plan.training.batch_size_global, plan.training.batch_size_global // place.world_size
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"a step of {size} images on each of {place.world_size} workers does not fit into the memory of {place.device_name} "
+        f"({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in pretraining, smaller "
+        "or fewer views, or more workers"
     )
 
 

@@ -22,6 +22,7 @@ from pretrain.training.tracking import Trackers
 SETTINGS, METRICS, RESULT, BAD_ROWS = "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl"
 REPORT = "report.html"
 RUNNING = "running.json"  # there while a run goes on; what a killed run leaves behind
+TRAINED_ON = "# trained on"
 CUT_OFF = 2**62  # stands for the step of a line that was cut off
 
 
@@ -240,6 +241,14 @@ def has_steps(run_url: str) -> bool:
 def claim(run_url: str, settings_yaml: str) -> None:
     """Takes OUT for a run with these settings; `check_claim` comes before."""
     storage.write_bytes(storage.join(run_url, SETTINGS), settings_yaml.encode())
+
+
+def tell_device(run_url: str, name: str) -> None:
+    """Says above the settings what the run was trained on last."""
+    text = read_settings(run_url)
+    if text is not None:
+        kept = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(TRAINED_ON))
+        storage.write_bytes(storage.join(run_url, SETTINGS), f"{TRAINED_ON} {name}\n{kept}".encode())
 
 
 @contextmanager

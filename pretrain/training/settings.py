@@ -146,9 +146,16 @@ class ClusterSettings:
     min_workers: int = setting(
         0, minimum=0, help="fewest workers to go on with when machines are lost (grows again); 0: waits for `workers`"
     )
-    cpus_per_worker: float | None = setting(None, above=0, help="CPUs of a worker; null shares this machine's evenly")
+    cpus_per_worker: float | None = setting(
+        None,
+        above=0,
+        help="CPUs of a worker; null shares this machine's evenly, and on a cluster takes a GPU's part of its node",
+    )
     gpus_per_worker: float | None = setting(
-        None, minimum=0, help="GPUs of a worker; null is 1 where there are GPUs, else 0"
+        None,
+        minimum=0,
+        maximum=1,
+        help="1: a worker computes on a GPU, 0: on CPUs; null is 1 where there are GPUs, else 0",
     )
     max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
     hang_seconds: float = setting(

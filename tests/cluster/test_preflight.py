@@ -8,7 +8,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.preflight import CODE, NodeReport, Wanted, _names, check_nodes, look, problems, versions
 
-GOOD = NodeReport("head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, None, 0, 50.0, "/tmp")
+GOOD = NodeReport("head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, 0, 0, 50.0, "/tmp")
 
 
 def node(**changes):
@@ -20,12 +20,15 @@ def node(**changes):
     [
         (node(), True, []),
         (node(gpus_promised=2, gpus_visible=2), True, []),
-        (node(gpus_promised=2, gpus_visible=None), True, []),  # no tool that counts
         (node(versions=GOOD.versions | {"ray": "2.59.0"}), True, ["node n1: ray 2.59.0, but 2.60.0 here"]),
         (node(versions=GOOD.versions | {"ray": None}), True, ["node n1: ray is missing (here: 2.60.0)"]),
         (node(versions=GOOD.versions | {"wandb": "1"}), True, ["node n1: wandb 1, but none here"]),
         (node(versions=GOOD.versions | {CODE: "def"}), True, [f"node n1: {CODE} def, but abc here"]),
-        (node(gpus_promised=4, gpus_visible=3), True, ["node n1: Ray promises 4 GPUs, the driver sees 3"]),
+        (
+            node(gpus_promised=4, gpus_visible=3, gpu_words="built for CUDA 13.0; driver 470"),
+            True,
+            ["node n1: Ray promises 4 GPUs, torch can use 3 (built for CUDA 13.0; driver 470)"],
+        ),
         (node(disk_free_gib=0.5), True, ["node n1: 0.5 GiB free in /tmp, at least 2 are needed"]),
         (node(), False, ["node n1: what it writes to /out is not seen here; all must share one storage"]),
         (

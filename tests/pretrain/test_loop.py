@@ -165,6 +165,17 @@ def test_an_unsound_step_can_be_skipped(tmp_path):
     assert sum(record.get("kind") == "warning" for record in records) == 1
 
 
+def test_a_step_that_does_not_fit_into_memory_is_the_users_to_mend(tmp_path):
+    class Large(Toy):
+        def forward(self, inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    with pytest.raises(
+        UserError, match=r"a step of 8 images on each of 1 workers .*Tried to allocate 20.*batch_size_global"
+    ):
+        run(str(tmp_path / "run"), module=Large())
+
+
 class Blinded(Toy):
     """Its embeddings, logs and loss are not finite at some steps."""
 
