@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cluster.errors import choose
+from pretrain.training.lars import LARS
 
 
 def parameter_groups(
@@ -48,9 +49,6 @@ def parameter_groups(
 
 
 def _lars(groups: list[dict[str, Any]], learning_rate: float, momentum: float) -> Optimizer:
-    from lightly.utils.lars import LARS
-
-    # You et al., https://arxiv.org/abs/1708.03888; lightly's skips adaptation where weight decay is 0, as SimCLR does
     return LARS(groups, lr=learning_rate, momentum=momentum)
 
 

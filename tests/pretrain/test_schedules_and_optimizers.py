@@ -3,9 +3,14 @@ import math
 
 import pytest
 import torch
+from lightly.utils import lars as lightlys
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.errors import UserError
+from pretrain.encoders import build_encoder
+from pretrain.methods import build_method
+from pretrain.training.lars import LARS
 from pretrain.training.optimizers import Rates, build_optimizer, parameter_groups, set_rates
 from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
 
@@ -88,3 +93,64 @@ def test_lars_scales_each_matrix_by_the_ratio_of_norms():
 def test_an_unknown_optimizer_names_the_known_ones():
     with pytest.raises(UserError, match="unknown optimizer 'adam'; did you mean 'adamw'"):
         build_optimizer("adam", [], learning_rate=1.0)
+
+
+def _some_parameters():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 4), (8,), (3, 3, 2, 2), (5, 5), (6, 2)]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    with torch.no_grad():
+        parameters[3].zero_()  # is not scaled
+    return parameters
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_moves_as_lightlys_and_asks_the_device_for_nothing(momentum):
+    ours, theirs = _some_parameters(), _some_parameters()
+
+    def groups(parameters):
+        decayed, plain = parameters[:1] + parameters[2:], parameters[1:2]
+        return [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+
+    mine, other = (
+        LARS(groups(ours), lr=0.5, momentum=momentum),
+        lightlys.LARS(groups(theirs), lr=0.5, momentum=momentum),
+    )
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(one.shape, generator=generator) * (index != 2 or step != 3)  # once it is 0
+            one.grad, two.grad = (None, None) if (index, step) == (4, 2) else (gradient, gradient.clone())
+        with Counted() as counted:
+            mine.step()
+        other.step()
+        assert not any("_local_scalar_dense" in name or "is_nonzero" in name for name in counted.names)
+        for one, two in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    assert mine.state_dict()["state"].keys() == other.state_dict()["state"].keys()
+    mine.load_state_dict(other.state_dict())  # checkpoints of runs that lightly's moved
+
+
+class Counted(TorchDispatchMode):
+    """Notes the kernels that are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_lars_takes_few_kernels_more_than_it_has_tensors():
+    method = build_method("simclr", build_encoder("convattn_nano", stem_stride=4), {})
+    parameters = list(method.parameters())
+    optimizer = build_optimizer("lars", parameter_groups(method, weight_decay=1e-4), learning_rate=1e-4)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with Counted() as counted:
+            optimizer.step()
+    kernels = [name for name in counted.names if not any(word in name for word in ("detach", "view", "unbind"))]
+    assert len(kernels) < 40, kernels
