@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -85,9 +86,14 @@ def normalise(
     images_BCHW: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
     """(images - mean) / std, by channel, in place."""
-    mean_C11 = torch.tensor(mean, device=images_BCHW.device).view(-1, 1, 1)
-    std_C11 = torch.tensor(std, device=images_BCHW.device).view(-1, 1, 1)
-    return images_BCHW.sub_(mean_C11).div_(std_C11)
+    device = images_BCHW.device
+    return images_BCHW.sub_(_on_device(tuple(mean), device)).div_(_on_device(tuple(std), device))
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # kept, because each copy from the host would wait for the device
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: float = 2.0) -> Tensor:
