@@ -55,6 +55,14 @@ class Encoder(nn.Module):
         """The layer a parameter belongs to: 0 for the stem up to `num_layers` - 1 for the last block."""
         raise NotImplementedError
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts that a compiler takes one by one: the members of the outermost sequences of layers.
+
+        As one graph all gradients would be ready at the end of the backward pass at once, and could not be averaged while it
+        runs; and equal blocks are compiled once.
+        """
+        return _members(self) or [self]
+
     def attention_layers(self) -> dict[str, nn.Module]:
         """The attention modules by name; empty for an encoder without attention."""
         return {}
@@ -88,6 +96,20 @@ class Encoder(nn.Module):
     def attention(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Attention weights of each attention layer, [B, heads, queries, keys] by its name, recomputed for the asking."""
         return {name: layer.weights_BhQK for name, layer in self.look(images_BCHW).items()}
+
+
+def _members(module: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            # its members are called by themselves, and may be sequences of blocks
+            for member in child:
+                found += list(member) if isinstance(member, nn.Sequential) else [member]
+        elif isinstance(child, nn.Sequential):
+            found += list(child)
+        else:
+            found += _members(child)
+    return [part for part in found if any(True for _ in part.children())]  # a layer by itself has nothing to fuse
 
 
 def keyword_arguments(encoder: type[Encoder], local_names: dict[str, Any]) -> dict[str, Any]:

@@ -211,6 +211,10 @@ class ConvAttnEncoder(Encoder):
             return self._first_layer[int(stage)] + int(block)
         return self.num_layers - 1
 
+    def blocks(self) -> list[nn.Module]:
+        """See `Encoder.blocks`: stem, downsamplings, and each block of each stage."""
+        return [self.stem, *self.downs[1:], *(block for stage in self.stages for block in stage.children())]
+
     def attention_layers(self) -> dict[str, nn.Module]:
         """Every attention layer, as `stage3.block1` (counted from 1)."""
         layers: dict[str, nn.Module] = {}

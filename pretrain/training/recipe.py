@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cluster.place import Place
@@ -31,6 +31,8 @@ from pretrain.training.plan import Evaluating, Plan
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.schedules import half_cosine, scaled_learning_rate, warmup_cosine
 from pretrain.training.settings import DataSettings, OptimizerSettings, TrainingSettings
+
+MAX_GRAPHS = 64
 
 
 def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings, *, seed: int) -> Order:
@@ -182,6 +184,16 @@ def train_by(
         return loop(module, mover, plan, place=place, run=run, batches_from=feed.batches(settings.data, place))
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Compiles the blocks of every encoder in a module, momentum copies too."""
+    # one graph for each shape of a block's images and weights, with gradient and without: more than the default of 8
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # type: ignore[attr-defined]
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            for block in part.blocks():
+                block.compile()
+
+
 def _settle(module: Trainable, training: TrainingSettings, place: Place) -> None:
     # where every rank computes the loss of the whole batch, norms in heads see all of it
     num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, place.device)
@@ -190,9 +202,7 @@ def _settle(module: Trainable, training: TrainingSettings, place: Place) -> None
     if place.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and place.device.type == "cuda"):
-        for part in module.modules():
-            if isinstance(part, Encoder):  # momentum copies too
-                part.compile()
+        compile_blocks(module)
 
 
 def _optimizer(

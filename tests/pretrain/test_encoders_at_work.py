@@ -1,11 +1,16 @@
 """Encoders as training uses them: compiled, in bf16, channels-last; hard attention's gradient; attention of timm's ViTs."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from cluster.errors import UserError
 from pretrain.encoders import build_encoder
 from pretrain.encoders.layers import ConvolutionalAttention
+from pretrain.methods import build_method
+from pretrain.training.recipe import compile_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +31,53 @@ def test_one_graph_holds_the_whole_encoder_also_for_another_size(attention):
         images = torch.randn(2, 3, *size)
         for mine, graph in zip(encoder(images), compiled(images), strict=True):
             torch.testing.assert_close(graph, mine)
+
+
+@pytest.mark.parametrize("name", ["convattn_nano", "convattn_classic", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+def test_blocks_are_what_an_encoder_consists_of(name):
+    encoder = build_encoder(name)
+    counted = [id(parameter) for block in encoder.blocks() for parameter in block.parameters()]
+    assert len(counted) == len(set(counted))
+    assert sum(p.numel() for b in encoder.blocks() for p in b.parameters()) > 0.9 * sum(
+        p.numel() for p in encoder.parameters()
+    )
+
+
+@pytest.mark.slow  # importing and starting the compiler takes seconds
+def test_compiled_by_blocks_gradients_are_ready_while_others_are_computed(monkeypatch):
+    """No graph breaks, nothing is compiled again after the second step, and gradients come one block after the other."""
+    import torch._dynamo.utils as dynamo
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", lambda self: _compile_by(self, counter))
+    dynamo.counters.clear()
+    method = build_method("simclr", nano(), {})
+    plain = copy.deepcopy(method)
+    compile_blocks(method)
+    views = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    for step in range(3):
+        loss = method(views).loss
+        # as one graph the encoder would be one node, whose gradients are all ready at its end
+        assert _count_compiled(loss.grad_fn) == len(method.encoder.blocks())
+        loss.backward()
+        if step == 1:
+            graphs = counter.frame_count
+    assert counter.frame_count == graphs and not dynamo.counters["graph_break"]
+    torch.testing.assert_close(loss, plain(views).loss)
+
+
+def _count_compiled(node):
+    found, seen = [node], {node}
+    for one in found:
+        new = [next_one for next_one, _ in one.next_functions if next_one is not None and next_one not in seen]
+        seen.update(new)
+        found += new
+    return sum("CompiledFunction" in one.name() for one in found)
+
+
+def _compile_by(module, backend):
+    module._compiled_call_impl = torch.compile(module._call_impl, backend=backend, fullgraph=False)
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])
