@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+# a file's tests share what they set up; each process computes with one thread
+TESTERS ?= 2
+SIDE_BY_SIDE := --numprocesses $(TESTERS) --dist loadfile
 
 .PHONY: help install demo test test-all bench lint clean
 .DEFAULT_GOAL := help
@@ -28,10 +31,10 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint       ## lint, types, import contract and the tests that a change must pass
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: lint   ## the slow tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 bench: install   ## what is measured; prints what it compares (PHOTOS=folder with train/validation/test for all of it)
 	$(BIN)/python -m tests.benchmarks $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -9,6 +9,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import signal

@@ -187,7 +187,7 @@ def train_by(
 def compile_blocks(module: nn.Module) -> None:
     """Compiles the blocks of every encoder in a module, momentum copies too."""
     # one graph for each shape of a block's images and weights, with gradient and without: more than the default of 8
-    torch._dynamo.config.recompile_limit = MAX_GRAPHS  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
     for part in module.modules():
         if isinstance(part, Encoder):
             for block in part.blocks():
