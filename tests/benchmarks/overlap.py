@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.overlap [--encoder convattn_small] [--ways eager whole blocks]
 
-SimCLR's step on small views on one thread of the CPU: eager, with the encoder compiled as one graph, and compiled block by block
-as training does. Printed: seconds of the first step (most of it the compiler's), and where in the backward pass which share of the
-encoder's gradient bytes is ready.
+SimCLR's step on small views on one thread of the CPU: eager, with the encoder compiled as one graph, and compiled block by
+block as training does. Printed: seconds of the first step (most of it the compiler's), and where in the backward pass which
+share of the encoder's gradient bytes is ready.
 """
 
 from __future__ import annotations
