@@ -11,7 +11,7 @@ from cluster import storage
 from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
-from cluster.place import place_here
+from cluster.place import Place, place_here
 from cluster.secrets import masked
 from cluster.workers import check_cluster, run_workers
 from pretrain.data.manifest import Manifest
@@ -201,11 +201,31 @@ def _check(
     if before.is_finished:
         where, step = "would do nothing: the run there is finished", ""
     print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
-    with RunConsole(title) as console, place_here(console.show) as here:
-        # rank 0 of as many workers as there will be: it reads and computes what one worker will
-        function(dataclasses.replace(here, world_size=max(1, cluster_settings.workers)), settings, loop=rehearse)
+    todo = function, settings, max(1, cluster_settings.workers)
+    with RunConsole(title) as console, storage.no_new_folders(settings.out):
+        if num_nodes:  # on a node that holds a worker: this one may be a head without a GPU
+            run_workers(
+                _rehearsal,
+                todo,
+                num_workers=1,
+                cpus_per_worker=cluster_settings.cpus_per_worker,
+                gpus_per_worker=cluster_settings.gpus_per_worker,
+                storage_url=settings.out,
+                max_failures=0,
+                address=cluster_settings.address,
+                on_record=console.show,
+            )
+        else:
+            with place_here(console.show) as here:
+                _rehearsal(here, todo)
     print(f"{title}: all is well; nothing was started")
     return 0
+
+
+def _rehearsal(place: Place, todo: tuple[Callable[..., dict[str, Any]], Any, int]) -> None:
+    # as rank 0 of as many workers as there will be: it reads and computes what one worker will
+    function, settings, num_workers = todo
+    function(dataclasses.replace(place, world_size=num_workers), settings, loop=rehearse)
 
 
 def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]:

@@ -21,7 +21,10 @@ from tests.benchmarks import (
     accelerator,
     attention_cost,
     clothing,
+    continuing,
+    demo,
     detection,
+    distilling,
     encoders,
     few_labels,
     finetuning,
@@ -29,12 +32,14 @@ from tests.benchmarks import (
     maps,
     memory,
     methods,
+    overlap,
     predicting,
     ray_share,
     reading,
     reports,
     scaling,
     startup,
+    stored_features,
     streaming,
     submitting,
     view_training,
@@ -74,6 +79,13 @@ def main() -> None:
         workers.main([f"{folder}/train"])
         print("\n== scaling")
         scaling.main([f"{folder}/train"])
+    print("\n== stored_features")
+    stored_features.main([])
+    print("\n== overlap")
+    overlap.main(["--encoder", "convattn_nano"])
+    print("\n== demo")
+    with tempfile.TemporaryDirectory() as folder:
+        demo.main(["--out", folder])
     print("\n== maps")
     with tempfile.TemporaryDirectory() as folder:
         cells = [] if options.cells is None else ["--bccd", str(options.cells)]
@@ -81,6 +93,10 @@ def main() -> None:
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
+        print("\n== distilling")
+        distilling.main([str(options.photos), "--finetune"])
+        print("\n== continuing")
+        continuing.main([str(options.photos)])
         print("\n== finetuning")
         finetuning.main([str(options.photos)])
         print("\n== predicting")

@@ -81,6 +81,9 @@ def test_a_head_without_gpus_does_not_make_a_run_train_on_cpus_unsaid(tmp_path):
 
     refused = pretrain(f"out={tmp_path / 'a'}", "cluster.workers=2")
     assert refused.returncode == 2 and "Ray promises 2 GPUs, torch can use 0" in refused.stderr
+    checked = pretrain(f"out={tmp_path / 'b'}", "cluster.workers=2", "cluster.gpus_per_worker=0", "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert "first batch of a worker: 8 images" in checked.stdout and not (tmp_path / "b").exists()
     on_cpus = pretrain(f"out={tmp_path / 'b'}", "cluster.workers=1", "cluster.gpus_per_worker=0")
     assert on_cpus.returncode == 0, on_cpus.stderr
     assert "the cluster has 2 GPUs, and cluster.gpus_per_worker=0 leaves them idle" in on_cpus.stdout
