@@ -80,5 +80,6 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         class_names=predictor.class_names,
         facts={**facts, "head": config["head"], "strides of the pyramid": config["strides"]},
         run=run_beside(url),
+        pictures_bound=0.25,
         onnx_bound=1e-3,  # of two boxes that overlap by the limit, rounding may keep another
     )

@@ -94,6 +94,7 @@ class Exported:
         hugging_face: what transformers needs; its weights are `tensors`.
         head: norm and linear layer on the pooled last map, by the names `norm` and `head`, of a classifier that is no more.
         fixed_size: the network takes no other size than its own.
+        pictures_bound: how far, on average, answers of other programs may lie from Fovea's where these scale the pictures.
         onnx_bound: how far answers of onnxruntime may lie from Fovea's.
         class_names: of a classifier or detector.
         facts: what the folder's config says, for the model card.
@@ -114,6 +115,7 @@ class Exported:
     tensors: Callable[[], dict[str, Tensor]]
     head: nn.ModuleDict | None = None
     fixed_size: bool = False
+    pictures_bound: float = 0.1
     onnx_bound: float = 1e-4
     class_names: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -217,6 +219,7 @@ def open_encoder(url: str) -> Exported:
         lambda outputs, geometry: {"features": outputs["features"]},
         HuggingFace("AutoModel", "FoveaModel", MODELING, model_source("pretrain.exporting", MODELING)),
         lambda: of_encoder(encoder),
+        pictures_bound=0.5,  # features of small images turn with a shift of half a pixel
         facts=facts,
         run=run_beside(url),
     )

@@ -54,9 +54,9 @@ COPIED: tuple[ModuleType, ...] = (
 )
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
-# of probabilities and scores, and of features in their own length: the largest of the same pixels, and the mean of pictures
-# that the folder's processor scales, which rounds places to whole pixels
-SAME_PIXELS, SAME_PICTURES = 1e-4, 0.1
+# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; pictures are
+# scaled by the folder's processor, which rounds places to whole pixels, and have a bound of their own
+SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
 
 # what a user writes, in a process that cannot import Fovea; argv: folder, Auto class, inputs.npz, output.npz
@@ -183,7 +183,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
         inputs["no_processor"] = np.zeros(0)
     given = _by_a_stranger(exported, files, inputs, pictures)
     numbers, lines = {}, []
-    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("picture", what, SAME_PICTURES)):
+    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("picture", what, exported.pictures_bound)):
         found = {key.removeprefix(f"{which}_"): value for key, value in given.items() if key.startswith(f"{which}_")}
         if which == "picture":
             found.pop("tokens", None)  # a sentence is another as soon as one word is, which a shift of a pixel may tip

@@ -54,7 +54,7 @@ def _first_pictures(url: str, image_column: str, channels: int) -> list[bytes]:
 
 
 def _drawn(number: int, channels: int) -> bytes:
-    """A smooth picture with a few shapes, the same at every call."""
+    """A picture of soft shapes, the same at every call: without edges, whose place by a pixel would count for much."""
     width, height = _SIZES[number % len(_SIZES)]
     width, height = width + 2 * (number // len(_SIZES)), height + number // len(_SIZES)
     coarse_HWC = np.stack(
@@ -70,8 +70,9 @@ def _drawn(number: int, channels: int) -> bytes:
     rows, columns = np.mgrid[:height, :width]
     for shape in range(3):
         across, down, radius, *colour = uniform(78, number, shape, np.arange(3 + channels)).tolist()
-        inside = np.hypot(columns - across * width, rows - down * height) < (0.1 + 0.15 * radius) * min(width, height)
-        smooth_HWC[inside] = colour
+        far = np.hypot(columns - across * width, rows - down * height) / ((0.15 + 0.2 * radius) * min(width, height))
+        share_HW1 = np.exp(-(far**2))[..., None]
+        smooth_HWC = share_HW1 * colour + (1 - share_HW1) * smooth_HWC
     pixels_HWC = (smooth_HWC.clip(0, 1) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     if channels not in (1, 3):

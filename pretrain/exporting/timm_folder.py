@@ -19,7 +19,7 @@ from pretrain.encoders import pooled
 from pretrain.encoders.timm_encoder import FEATURES_ONLY, first_line
 from pretrain.exporting import proof
 from pretrain.exporting.exported import Exported, contiguous
-from pretrain.exporting.hugging_face import PROCESSED, SAME_PICTURES, SAME_PIXELS
+from pretrain.exporting.hugging_face import PROCESSED, SAME_PIXELS
 
 # what brings timm's own head to the mean of the last map, by the arguments of its networks
 WAYS: tuple[dict[str, Any], ...] = (
@@ -110,7 +110,7 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         transform = create_transform(**resolve_data_config(pretrained_cfg=config))
         mode = "L" if exported.encoder.in_channels == 1 else "RGB"
         seen = [transform(decode_upright(picture).convert(mode)) for picture in pictures]
-        given[what] = torch.stack(seen), SAME_PICTURES
+        given[what] = torch.stack(seen), exported.pictures_bound
     lines, numbers = [], {}
     for told, (images_BCHW, bound) in given.items():
         with torch.no_grad():
