@@ -8,7 +8,6 @@ Shapes: B images, P places of all anchors, N candidates, C classes, M detections
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms, roi_align
 
-from finetune.tasks.detection.heads import LEAST_SCORE, Head, OneStageHead, TwoStageHead
+from finetune.tasks.detection.heads import LEAST_SCORE, OneStageHead
 from finetune.tasks.detection.model import Detector
 from pretrain.exporting.exported import SIZES, ForPixels
 
@@ -62,9 +61,8 @@ class BatchedDetector(ForPixels):
     def __init__(self, model: Detector, mean: Sequence[float], std: Sequence[float], *, size: int) -> None:
         super().__init__(mean, std)
         self.model = model
-        self.most = _detector_of(model.head).detections_per_img if isinstance(model.head, OneStageHead) else (
-            model.head.roi_heads.detections_per_img  # type: ignore[union-attr]
-        )  # fmt: skip
+        head: Any = model.head
+        self.most: int = (head.detector if isinstance(head, OneStageHead) else head.roi_heads).detections_per_img
         self.optional = {SIZES: torch.tensor([[float(size), float(size)]])}
 
     def translations(self) -> dict[Any, Any]:
@@ -171,11 +169,6 @@ class BatchedDetector(ForPixels):
         return boxes_BN4.gather(1, best_BN[..., None].expand(-1, -1, 4)), scores_BN > 0
 
 
-def _detector_of(head: Head) -> Any:
-    assert isinstance(head, OneStageHead | TwoStageHead)
-    return head.detector if isinstance(head, OneStageHead) else head
-
-
 def _anchors(generator: Callable[..., list[Tensor]], images_BCHW: Tensor, maps: list[Tensor]) -> Tensor:
     """[P, 4], the same for each image."""
     return generator(ImageList(images_BCHW, [(0, 0)]), maps)[0]
@@ -223,5 +216,5 @@ def _pooled(pool: Any, maps: list[Tensor], regions_BN4: Tensor) -> Tensor:
         cut = roi_align(one, rois, pool.output_size, scale, pool.sampling_ratio)
         here = torch.where((level == number)[:, None, None, None], cut, 0.0)
         total = here if total is None else total + here
-    assert total is not None and math.prod(pool.output_size) > 0
+    assert total is not None
     return total

@@ -140,7 +140,8 @@ def _classifier(exported: Exported, arguments: dict[str, Any]) -> tuple[dict[str
     """Arguments and weights of timm's own classifier that computes what Fovea's does: the mean of the last map, and a linear
     layer, into which a norm before it is folded. Raises UserError where timm's head does something else."""
     assert exported.head is not None
-    norm, linear = exported.head["norm"], exported.head["head"]
+    norm: Any = exported.head["norm"]
+    linear: Any = exported.head["head"]
     weight, bias = linear.weight.detach(), linear.bias.detach()
     if norm.state_dict():
         scale = (norm.running_var + norm.eps).rsqrt()
