@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,11 @@ def held_folder(folder: str) -> AbstractContextManager[None]:
 
 
 def held_beside(folder: str) -> AbstractContextManager[None]:
-    """The same by a file beside the folder, for one that is filled by renaming or must be empty before."""
+    """The same by a file beside the folder, for one that must be empty before; where nothing can lie beside it (a bucket, a
+    mount in a folder of somebody else's) nobody holds it."""
     above, _, name = storage.absolute(folder).rstrip("/").rpartition("/")
+    if above.endswith(":/") or (storage.is_local(folder) and Path(above).exists() and not os.access(above, os.W_OK)):
+        return nullcontext()
     return held(f"{above}/.{name}{HELD}", folder)
 
 

@@ -63,7 +63,7 @@ def _merge(arguments: Sequence[str]) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    from finetune.export import main
+    from finetune.exporting.command import main
 
     return main(arguments)
 

@@ -1,16 +1,25 @@
-"""python -m finetune export MODEL OUT: a classifier for other programs."""
+"""python -m finetune export MODEL OUT: a task model for other programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch import nn
-
-from cluster.errors import UserError
+from cluster.errors import choose
+from finetune.exporting.classifier import export_classifier
+from finetune.exporting.detector import export_detector
+from finetune.exporting.summarizer import export_summarizer
 from finetune.model import load_model
-from finetune.tasks.classification.model import Classifier
+from finetune.tasks.base import Predictor
 from pretrain.exporting.command import run_export
-from pretrain.exporting.exported import Exported, run_beside
+from pretrain.exporting.exported import Exported
+
+# task -> what makes its models ready for export: f(url, predictor, facts)
+KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Exported]] = {
+    "classification": export_classifier,
+    "detection": export_detector,
+    "summarization": export_summarizer,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,13 +28,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def open_model(url: str) -> Exported:
-    """A model folder and what is known of it. Raises UserError when it is none, or no classifier."""
-    predictor = load_model(url)
-    model, config = predictor.model, predictor.config
-    if not isinstance(model, Classifier):
-        raise UserError(
-            f"{url} is a {config['task']} model, and only classifiers are exported; `python -m pretrain export` takes encoders"
-        )
+    """A model folder and what is known of it. Raises UserError when it is none."""
+    predictor: Predictor = load_model(url)
+    config = predictor.config
     facts = {
         "kind": config["task"],
         "network": config["encoder"]["name"],
@@ -35,14 +40,4 @@ def open_model(url: str) -> Exported:
         "crop share": config["crop_share"],
         "Fovea": config.get("code_version"),
     }
-    return Exported(
-        url,
-        model.encoder.eval(),
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        config["image_size"],
-        head=nn.ModuleDict({"norm": model.norm, "head": model.head}).eval(),
-        class_names=list(config["class_names"]),
-        facts=facts,
-        run=run_beside(url),
-    )
+    return KINDS[choose("task", config["task"], KINDS)](url, predictor, facts)

@@ -83,10 +83,10 @@ def _what_lies(url: str) -> str:
     there = storage.names_in(url)
     if storage.is_local(url) and storage.local_path(url).is_file():
         return " (it is a file)"
-    for name in ("model", "encoder"):
-        if name in there:
-            return f"; it is a run's folder, whose {name} is {storage.join(url, name)}"
     if "settings.yaml" in there:
+        for name in ("model", "encoder"):
+            if name in there:
+                return f"; it is a run's folder, whose {name} is {storage.join(url, name)}"
         return "; it is the folder of a run that is not finished"
     if any(name.endswith((".parquet", ".pq")) for name in there):
         return "; it holds Parquet shards, which are data"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster import storage
-from pretrain.exporting.exported import Exported, check_empty, open_encoder
-from pretrain.exporting.hugging_face import hugging_face_files
+from pretrain.exporting.exported import SIZES, Exported, check_empty, open_encoder
+from pretrain.exporting.hugging_face import hugging_face_files, prove
 from pretrain.exporting.model_card import model_card
 from pretrain.exporting.onnx_file import onnx_bytes
 from pretrain.exporting.timm_folder import timm_files
@@ -34,7 +34,9 @@ def run_export(prog: str, network: str, arguments: Sequence[str], open_network: 
     options = parser.parse_args(arguments)
     check_empty(options.out)
     storage.check_writable(options.out)
-    files = files_of(open_network(options.network), options.format)
+    files, proven = files_of(open_network(options.network), options.format)
+    for line in proven:
+        print(line)
     if options.check:
         print(f"{options.network} can be exported for {options.format}; {options.out} can be written:")
         for name, content in files.items():
@@ -47,21 +49,31 @@ def run_export(prog: str, network: str, arguments: Sequence[str], open_network: 
     return 0
 
 
-def files_of(exported: Exported, form: str) -> dict[str, bytes]:
-    """What the folder holds, by name, in the order in which it is written: README.md, the model card, comes last.
+def files_of(exported: Exported, form: str) -> tuple[dict[str, bytes], list[str]]:
+    """What the folder holds, by name, in the order in which it is written (README.md, the model card, comes last), and lines
+    that say how far its answers lie from Fovea's.
 
-    Raises UserError when the network cannot be exported.
+    Raises UserError when the network cannot be exported, or would answer otherwise.
     """
-    found: dict[str, Any] = {}
+    found: Mapping[str, Any] = {}
+    lines: list[str] = []
     if form == "onnx":
-        data, found = onnx_bytes(exported)
+        data, found = onnx_bytes(exported, say=lines.append)
         about = {
             "input": "float32 [batch, channels, height, width], values from 0 to 1; normalisation is inside",
             "class_names": exported.class_names,
             "image_size": exported.size,
+            "preprocessing": exported.framing.described(),
             **found,
         }
+        if exported.network is not None and exported.network.optional:
+            about["optional_inputs"] = {
+                SIZES: "float32 [batch, 2]: height and width of each picture on its canvas, at whose edges boxes are cut"
+            }
         files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
+    elif form == "timm":
+        files, lines, found = timm_files(exported)
     else:
-        files = timm_files(exported) if form == "timm" else hugging_face_files(exported)
-    return {**files, "README.md": model_card(exported, form, found).encode()}
+        files = hugging_face_files(exported)
+        lines, found = prove(exported, files)
+    return {**files, "README.md": model_card(exported, form, found).encode()}, lines

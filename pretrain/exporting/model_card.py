@@ -13,6 +13,7 @@ from pretrain.exporting.exported import Exported
 LOADING = {
     "onnx": """session = onnxruntime.InferenceSession("model.onnx")
 # float32 [batch, channels, height, width], RGB with values from 0 to 1; normalisation is inside
+# {framing}
 outputs = session.run(None, {"images": images})""",
     "timm": """import timm
 {register}
@@ -21,26 +22,41 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True{extra})""",
 
 # the folder holds the network's source: read it, or load it from a place you trust
 model = {auto}.from_pretrained("FOLDER", trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained("FOLDER")""",
+processor = AutoImageProcessor.from_pretrained("FOLDER"){more}""",
 }
+# of a kind of model: its name, its tag on the Hugging Face hub, and what is done with the outputs
+KINDS = {
+    "encoder": ("Encoder", "image-feature-extraction", ""),
+    "classification": ("Classifier", "image-classification", """
+logits = model(**processor(images=image, return_tensors="pt")).logits"""),
+    "detection": ("Detector", "object-detection", """
+outputs = model(**processor(images=image, return_tensors="pt"))
+# boxes in pixels, labels (model.config.id2label) and scores
+processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[(image.height, image.width)])"""),
+    "summarization": ("Summarizer", "image-to-text", """
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+inputs = processor(images=image, return_tensors="pt")
+tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+scores = model(**inputs).keyword_logits.sigmoid()  # names: model.config.id2label"""),
+}  # fmt: skip
 
 
 def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
     """README.md of an exported folder. `found` is what the export itself measured."""
-    classifier = exported.head is not None
+    kind, tag, _ = KINDS[exported.kind]
     result = exported.run.get("result") or {}
     settings = yaml.safe_load(exported.run["settings"]) if exported.run.get("settings") else {}
     data = settings.get("data", {})
     header = {
         "library_name": {"huggingface": "transformers", "timm": "timm", "onnx": "onnx"}[form],
-        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "pipeline_tag": tag,
         "tags": ["fovea", exported.encoder.spec["name"]],
     }
     facts = {**exported.facts, "input size": exported.size, "channels": list(exported.encoder.channels),
              "strides": list(exported.encoder.strides), "parameters": _parameters(exported), **found}  # fmt: skip
     parts = [
         "---\n" + yaml.safe_dump(header, sort_keys=False) + "---",
-        f"# {'Classifier' if classifier else 'Encoder'} by {exported.encoder.spec['name']}",
+        f"# {kind} by {exported.encoder.spec['name']}",
         f"Exported from `{_code(exported.source)}` by Fovea.",
         "## Use\n\n```python\n" + _loading(exported, form) + "\n```",
         "## What it is\n\n" + _table({key: value for key, value in facts.items() if value not in (None, "", {})}),
@@ -50,7 +66,7 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
                 "validation data": settings.get("validation_url") or (settings.get("knn") or {}).get("test_url") or "none",
                 "images seen in training (with repetition)": result.get("samples_seen", "not known"),
                 "rows that could not be used": result.get("bad_rows", "not known"),
-                "classes": ", ".join(exported.class_names) if classifier else "none",
+                "keywords" if exported.kind == "summarization" else "classes": ", ".join(exported.class_names) or "none",
             }
         ),
         "## Results\n\n" + _results(result),
@@ -64,10 +80,13 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
 
 def _loading(exported: Exported, form: str) -> str:
     own = not exported.encoder.spec["name"].startswith("timm:")
-    auto = "AutoModel" if exported.head is None else "AutoModelForImageClassification"
-    return LOADING[form].replace("{auto}", auto).replace(
+    auto = exported.hugging_face.auto + (", AutoTokenizer" if exported.kind == "summarization" else "")
+    loading = LOADING[form].replace(", {auto}", f", {auto}").replace("{auto}", exported.hugging_face.auto)
+    framing = "; ".join(exported.framing.described()["steps"])
+    loading = loading.replace("{framing}", framing).replace("{more}", KINDS[exported.kind][2])
+    return loading.replace(
         "{register}", "import pretrain.exporting.timm_models  # registers the network (pip install fovea)" if own else ""
-    ).replace("\n\n", "\n").replace("{extra}", "" if own else ", features_only=True")  # fmt: skip
+    ).replace("\n\n", "\n").replace("{extra}", "" if own or exported.head is not None else ", features_only=True")  # fmt: skip
 
 
 def _results(result: Mapping[str, Any]) -> str:
@@ -84,16 +103,22 @@ def _results(result: Mapping[str, Any]) -> str:
 def _limits(exported: Exported, result: Mapping[str, Any]) -> str:
     lines = []
     images = result.get("validation_images")
-    if exported.head is None:
+    if exported.kind == "encoder":
         lines.append(
             "It was trained without labels and says nothing by itself: a head must be trained on its features."
         )
+    elif exported.kind == "detection":
+        lines.append(
+            "It finds things of its classes alone, and none that are much smaller on the canvas than those it learnt."
+        )
+    elif exported.kind == "summarization":
+        lines.append("It writes what captions of its training data say, also of an image that shows something else.")
     else:
         lines.append(
             "It knows its classes alone and gives every image one of them, also an image that shows none. Its scores are not "
             "calibrated unless the calibration error above says so."
         )
-    if images:
+    if images and exported.kind == "classification":
         share = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
         lines.append(f"With {images:,} validation images an accuracy is known to about {share:.0%} at best.")
     lines += [

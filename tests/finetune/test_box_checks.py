@@ -48,7 +48,7 @@ def as_corners(number, box):
         ),
         (lambda number, box: box / 100, [], "look like shares of the image's sides"),
         (
-            lambda number, box: box + [500, 0, 0, 0] * (number % 3 == 0),
+            lambda number, box: np.add(box, [500 * (number % 3 == 0), 0, 0, 0]),
             [],
             r"outside of the picture.*max_bad_share=0.05",
         ),

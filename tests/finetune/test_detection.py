@@ -16,9 +16,10 @@ from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
+from finetune.tasks.detection.hard_attention import make_attention_hard
 from finetune.tasks.detection.heads import HEADS, Anchors
 from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
-from finetune.tasks.detection.model import Detector, make_attention_hard
+from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.pyramid import Pyramid
 from pretrain.data.manifest import load_manifest
 from pretrain.data.shards import Shards

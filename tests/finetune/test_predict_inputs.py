@@ -81,7 +81,7 @@ def test_animated_images_give_their_frames_where_asked_and_a_note_where_not(tmp_
     assert "1 images are animated, and only their first frame was judged; --frames" in capsys.readouterr().out
     assert len(records(tmp_path / "a")) == 2
     assert run_command(lambda: main(["predict", model, str(photos), str(tmp_path / "b"), "--frames"])) == 0
-    assert "animated" not in capsys.readouterr().out
+    assert "images are animated" not in capsys.readouterr().out
     found = [(one["source"].rpartition("/")[2], one["index"], one["seconds"]) for one in records(tmp_path / "b")]
     assert sorted(found[:3]) == [("moving.gif", 0, 0.0), ("moving.gif", 1, 0.1), ("moving.gif", 2, 0.2)]
     assert len(found) == 4

@@ -12,9 +12,10 @@ from finetune.tasks.summarization.captions import Survey, each_caption, keyword_
 from finetune.tasks.summarization.decoder import SentenceDecoder
 from finetune.tasks.summarization.keywords import KeywordReader
 from finetune.tasks.summarization.mining import mine
-from finetune.tasks.summarization.model import Summarizer, SummaryTargets, positions
+from finetune.tasks.summarization.model import Summarizer, SummaryTargets
 from finetune.tasks.summarization.pictures import WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import length_penalty, write
+from finetune.tasks.summarization.seeing import positions
 from finetune.tasks.summarization.tokenizer import END, NUM_SPECIAL, PAD, START, CaptionTokenizer
 from pretrain.data.manifest import load_manifest
 from pretrain.encoders import build_encoder

@@ -28,7 +28,7 @@ model = {"AutoModel": AutoModel, "AutoModelForImageClassification": AutoModelFor
 model, loading = model.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 assert not any(loading.values()), loading
 processor = AutoImageProcessor.from_pretrained(folder)
-assert tuple(processor.image_mean) and processor.size["height"] > 0
+assert tuple(processor.image_mean) and processor.size["shortest_edge"] >= processor.crop_size["height"] > 0
 with torch.no_grad():
     given = model.eval()(torch.from_numpy(np.load(inputs)))
 kept = {"logits": given.logits, "labels": np.array(list(model.config.id2label.values()))} if "logits" in given else {
@@ -89,21 +89,23 @@ def outputs_of(encoder_url, images):
 def test_onnx_computes_the_same_for_every_batch_and_where_it_can_every_size(options, free, tmp_path, capsys):
     import onnxruntime
 
-    encoder = a_run(tmp_path, **options)
+    size = 32 if free else 50  # any size that it was trained at, be it no multiple of a stride
+    encoder = a_run(tmp_path, size=size, **options)
     _, card = export(encoder, tmp_path / "out", "onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["map1", "map2", "map3", "map4", "features"]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    for shape in [(1, 3, 32, 32), (7, 3, 32, 32), *([(2, 3, 80, 48), (1, 3, 224, 224)] if free else [])]:
+    for shape in [(1, 3, size, size), (7, 3, size, size), *([(2, 3, 80, 48), (1, 3, 224, 224)] if free else [])]:
         images = torch.rand(shape)
         given = session.run(None, {"images": images.numpy()})
         for a, b in zip(given, outputs_of(encoder, (images - mean) / std), strict=True):
             np.testing.assert_allclose(a, b.numpy(), atol=1e-4)
     said = capsys.readouterr().out
-    assert ("the size is fixed to 32 x 32: its attention pools keys" in said) != free
-    assert ("any multiple of 16" if free else "32 x 32") in card
+    assert ("the size is fixed to 50 x 50: it was trained at this size" in said) != free
+    assert ("any multiple of 16" if free else "50 x 50") in card
+    assert "answers of onnxruntime and of Fovea to 16 drawn pictures of odd sizes: largest difference" in said
     if not free:
-        with pytest.raises(Exception, match="Expected: 32"):
+        with pytest.raises(Exception, match="Expected: 50"):
             session.run(None, {"images": torch.rand(1, 3, 64, 64).numpy()})
 
 

@@ -44,8 +44,8 @@ class Classifier(TaskModel):
         super().__init__(encoder, mode=mode)
         self.label_smoothing, self.multi_label = label_smoothing, multi_label
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._grid = None if flattened_size is None else _last_grid(encoder, flattened_size)
-        features = encoder.channels[-1] * (1 if self._grid is None else self._grid[0] * self._grid[1])
+        self.grid = None if flattened_size is None else _last_grid(encoder, flattened_size)
+        features = encoder.channels[-1] * (1 if self.grid is None else self.grid[0] * self.grid[1])
         self.norm = nn.BatchNorm1d(features, affine=False) if self.frozen else nn.Identity()
         self.head = nn.Linear(features, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
@@ -57,7 +57,7 @@ class Classifier(TaskModel):
 
     def logits_of(self, maps: list[Tensor]) -> Tensor:
         """[B, num_classes], float32, of the encoder's maps."""
-        features = pooled(maps) if self._grid is None else self._checked(maps[-1]).flatten(1)
+        features = pooled(maps) if self.grid is None else self._checked(maps[-1]).flatten(1)
         logits: Tensor = self.head(self.norm(features.float()))
         return logits
 
@@ -65,7 +65,7 @@ class Classifier(TaskModel):
         """Logits of each place of the last map, [B, num_classes, H, W]; their mean is `logits` (CAM, 1512.04150)."""
         last_BCHW = self.maps(images_BCHW)[-1].float()
         batch, channels, height, width = last_BCHW.shape
-        if self._grid is not None:
+        if self.grid is not None:
             flat = self.norm(self._checked(last_BCHW).flatten(1)).view(batch, channels, height, width)
             weight = self.head.weight.view(-1, channels, height, width)
             return height * width * torch.einsum("bchw,kchw->bkhw", flat, weight) + self.head.bias[:, None, None]
@@ -91,9 +91,9 @@ class Classifier(TaskModel):
         return StepOutput(loss=losses.mean(), logs={"train_accuracy": right})
 
     def _checked(self, last_BCHW: Tensor) -> Tensor:
-        if last_BCHW.shape[2:] != self._grid:
+        if last_BCHW.shape[2:] != self.grid:
             raise UserError(
-                f"this classifier lays a map of {self._grid} places flat and got one of {tuple(last_BCHW.shape[2:])}: it takes "
+                f"this classifier lays a map of {self.grid} places flat and got one of {tuple(last_BCHW.shape[2:])}: it takes "
                 "images of the size that it was trained with"
             )
         return last_BCHW

@@ -56,7 +56,8 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The same anchors [A, 4] for each image, maps one after the other, in float32."""
-        device, anchors = feature_maps[0].device, []
+        device = feature_maps[0].device
+        anchors: list[Tensor] = []
         for feature_map, stride, shapes in zip(feature_maps, self.strides, self.shapes, strict=True):
             corners = [[(stride - w) / 2, (stride - h) / 2, (stride + w) / 2, (stride + h) / 2] for w, h in shapes]
             height, width = feature_map.shape[-2:]

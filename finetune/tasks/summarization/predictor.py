@@ -20,9 +20,10 @@ from finetune.tasks.summarization.metrics import (
     per_keyword,
     sentence_scores,
 )
-from finetune.tasks.summarization.model import Seen, Summarizer
+from finetune.tasks.summarization.model import Summarizer
 from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
+from finetune.tasks.summarization.seeing import Seen
 from finetune.tasks.summarization.tokenizer import CaptionTokenizer
 from pretrain.data.shards import Shards
 from pretrain.training.distributed import gathered_objects

@@ -1,0 +1,1 @@
+"""Task models for other programs, each kind with what its users expect there."""
