@@ -70,7 +70,7 @@ class BatchedDetector(ForPixels):
         from onnxscript import opset18 as op
 
         def translated(boxes, scores, overlap: float, least: float):  # type: ignore[no-untyped-def]
-            return op.NonMaxSuppression(boxes, scores, ALL, overlap, least)
+            return op.NonMaxSuppression(boxes, scores, ALL, overlap, least)  # type: ignore[arg-type]
 
         return {torch.ops.fovea.suppressed.default: translated}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from finetune.tasks.detection.hard_attention import make_attention_hard
 from finetune.tasks.detection.heads import HEADS

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from finetune.tasks.summarization.search import write
 from finetune.tasks.summarization.seeing import Sight

@@ -88,14 +88,15 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
     """Loads the folder as its users do and compares the answers, to the same pixels and to pictures that timm's transforms
     make. Raises UserError when they are too far apart."""
     import timm
-    from timm.data import create_transform, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     import pretrain.exporting.timm_models  # noqa: F401 - registers the family
 
     with tempfile.TemporaryDirectory(prefix="fovea-export-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        more = {} if exported.head is not None else {"features_only": True}
+        more: dict[str, Any] = {} if exported.head is not None else {"features_only": True}
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, **more).eval()
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -122,8 +123,8 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         )
         given_answers = exported.answers_of(outputs, None)
         difference = proof.largest_difference(answers, given_answers)
-        mean = None if told == "the same pixels" else proof.mean_difference(answers, given_answers)
-        lines.append(proof.check(f"answers of timm and of Fovea to {told}", difference, bound, mean=mean))
+        on_average = None if told == "the same pixels" else proof.mean_difference(answers, given_answers)
+        lines.append(proof.check(f"answers of timm and of Fovea to {told}", difference, bound, mean=on_average))
         numbers[f"largest difference on {told}"] = difference
     return lines, numbers
 
