@@ -129,7 +129,7 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
     for name in read_footer(manifest.files[0]).folder_columns:
         notes.append(f"column {name!r} stands in the names of the folders ({name}=...) and is read from there")
-    places = [(column.column,) for column in columns.classes]
+    places: list[tuple[str, ...]] = [(column.column,) for column in columns.classes]
     if columns.boxes is not None and columns.boxes.class_field is not None:
         places.append((columns.boxes.column, columns.boxes.class_field))
     for place in places:
@@ -313,7 +313,8 @@ class _Sample:
                     self._bad_annotations.append(bad)
                 return None
 
-        texts, boxes = [], None
+        texts: list[str] = []
+        boxes = None
         for column in self._columns.classes:
             values = tried(column.column, lambda: read_classes(annotations[column.column], column)) or []  # noqa: B023
             texts += map(name_of_class, values)
