@@ -72,7 +72,7 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
         whole = [tuple(pixel_values.shape[-2:])] * len(pixel_values)
         sizes = whole if picture_sizes is None else [(float(height), float(width)) for height, width in picture_sizes]
         found = self.head.detections(ImageList(pixel_values, sizes), self.pyramid(self.encoder(pixel_values)))
-        num, num_labels = max(1, *(len(one["scores"]) for one in found)), self.config.num_labels
+        num, num_labels = max(1, *(len(one["scores"]) for one in found)), int(self.config.num_labels or 0)
         logits = pixel_values.new_full((len(found), num, num_labels + 1), NOT_THIS)
         logits[..., num_labels] = 0.0
         boxes = pixel_values.new_zeros(len(found), num, 4)

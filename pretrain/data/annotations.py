@@ -277,8 +277,9 @@ def class_type_at(schema: pa.Schema, *path: str) -> pa.DataType | None:
     for name in path[1:]:
         while kind is not None and is_list_type(kind):
             kind = kind.value_type
-        is_there = kind is not None and pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
-        kind = kind.field(name).type if kind is not None and is_there else None
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
     while kind is not None and is_list_type(kind):
         kind = kind.value_type
     return None if kind is None else _decoded(kind)

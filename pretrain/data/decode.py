@@ -160,6 +160,18 @@ def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> 
         return Decoded(np.asarray(rgb), size, turned, bits)
 
 
+def has_more_frames(data: bytes | memoryview) -> bool:
+    """Whether an image that can be decoded has frames or pages behind the first (animations, scans, microscopes)."""
+    encoded = bytes(data)
+    form = image_format(encoded)
+    if form not in ("GIF", "TIFF", "WebP", "AVIF"):
+        return False
+    try:
+        return bool(getattr(OPENERS[form](io.BytesIO(encoded)), "is_animated", False))
+    except Exception:  # the first frame is good, and nothing more can be told
+        return False
+
+
 def image_frame(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[tuple[int, int], int]:
     """((width, height) as stored, EXIF orientation), from the header alone. Raises BadImage."""
     with _only_bad_image():

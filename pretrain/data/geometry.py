@@ -49,13 +49,15 @@ def upright_boxes(
         frame: of the file.
         drawn_on: (width, height) that the source records for the image; None where it does not.
         relative: the boxes are shares. These are taken as those of the upright picture where no size is recorded, as the
-            trainers that read such files have it.
+            trainers that read such files have it; boxes in pixels as well, unless the other pictures say otherwise.
         on_stored: whether the other pictures of the set say that boxes were drawn on the pixels as stored (True), on upright
             pictures (False), or nothing (None).
 
     Raises WrongFrame where the recorded size is neither that of the file nor a scaled one, or nothing tells how the image lay.
     """
     width, height = frame.upright
+    if drawn_on is None and on_stored and not relative:
+        drawn_on = frame.stored
     if drawn_on is None:
         return [_times(box, width, height) for box in boxes] if relative else list(boxes)
     if relative:

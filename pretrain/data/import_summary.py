@@ -11,13 +11,21 @@ from cluster import storage
 from cluster.secrets import masked
 from pretrain.data.import_taking import LEAK, Tally
 from pretrain.data.ledger import Ledger, as_table
-from pretrain.data.preparing import FEW_BITS, OUTSIDE, RESIZED, TURNED
+from pretrain.data.preparing import ASSUMED, FEW_BITS, FRAMES, OUTSIDE, RESIZED, TURNED
 from pretrain.data.sources import Listing, Record
 from pretrain.data.sources.splits import TRAIN, VALIDATION
 
 QUARANTINE = "_quarantine.jsonl"
 MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
-NOTED = (TURNED, RESIZED, OUTSIDE, FEW_BITS, LEAK)  # facts that are said, besides standing in the ledger
+NOTED = (
+    TURNED,
+    ASSUMED,
+    RESIZED,
+    OUTSIDE,
+    FEW_BITS,
+    FRAMES,
+    LEAK,
+)  # facts that are said, besides standing in the ledger
 
 
 def is_known(column: str, records: Sequence[Record]) -> bool:

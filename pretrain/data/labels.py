@@ -80,8 +80,16 @@ def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -
 
 
 def in_order(found: Iterable[Any], declared: Sequence[str]) -> ClassNames:
-    """The classes in the order that the data declares, so that a model keeps its numbering, then others by name."""
-    values = (*declared, *sorted(set(found) - set(declared)))
+    """The classes in the order that the data declares, so that a model keeps its numbering, then others by name.
+
+    Raises UserError for a number among names: the data declares none for it.
+    """
+    others = set(found) - set(declared)
+    if declared and (numbers := sorted(value for value in others if isinstance(value, int))):
+        raise UserError(
+            f"the class {numbers[0]} has no name; the data names {len(declared)}: {', '.join(declared[:8])}"
+        )
+    values = (*declared, *sorted(others))
     return ClassNames(values, [str(value) for value in values])
 
 

@@ -52,6 +52,7 @@ def named(value: Any, names: Names | None) -> Any:
 
 def named_array(numbers: pa.Array, names: tuple[str, ...], place: str) -> pa.Array:
     """Whole numbers as a dictionary of names. Raises UserError, which begins with `place`, for one without a name."""
+    numbers = numbers.cast(pa.int64())
     known = pc.if_else(pc.equal(numbers, NO_LABEL), pa.scalar(None, numbers.type), numbers)
     ends = pc.min_max(known).as_py()
     for end in (ends["min"], ends["max"]):

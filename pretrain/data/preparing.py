@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import UserError
-from pretrain.data.decode import BadImage, Decoded, decode_whole
+from pretrain.data.decode import BadImage, Decoded, decode_whole, has_more_frames
 from pretrain.data.geometry import Frame, WrongFrame, beyond, upright_boxes
 from pretrain.data.sources import Objects, Record
 
@@ -21,6 +21,8 @@ MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole f
 TURNED = "picture whose boxes were turned with it, as EXIF says"
 RESIZED = "picture whose boxes were scaled to its size, which is not the recorded one"
 OUTSIDE = "box that reaches out of its picture, kept"
+ASSUMED = "picture that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
+FRAMES = "picture of several frames or pages, of which the first is read"
 FEW_BITS = "16-bit picture whose values use fewer bits, scaled by these"
 
 
@@ -72,6 +74,8 @@ def prepare(
         return Prepared(record, None, notes=(str(error),))
     if decoded.significant_bits:
         facts[FEW_BITS] = 1
+    if has_more_frames(data):
+        facts[FRAMES] = 1
     height, width = decoded.pixels_HW3.shape[:2]
     stored, path, scale = data, record.path, 1.0
     if short_side and min(width, height) > short_side:
@@ -111,6 +115,8 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
     boxes = upright_boxes(given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored)
     if record.frame is not None and not record.relative_boxes and boxes != list(given):
         facts[TURNED if record.frame == decoded.stored_size and decoded.orientation != 1 else RESIZED] = 1
+    if record.frame is None and decoded.orientation != 1:
+        facts[ASSUMED if record.relative_boxes or not on_stored else TURNED] = 1
     xywh_N4 = np.array(boxes)
     xyxy_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
     outside = int(beyond(xyxy_N4, frame.upright).sum())

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -187,6 +187,7 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
         raise UserError(
             f"{manifest.files[0].url} has several columns of one name: {', '.join(schema.names)}; rename them"
         )
+    places: dict[tuple[str, ...], None] = {}
     kinds: dict[str, dict[pa.DataType, None]] = {field.name: {field.type: None} for field in schema}
     with ThreadPoolExecutor(8, thread_name_prefix="footer") as pool:
         for file, footer in zip(manifest.files, pool.map(read_footer, manifest.files), strict=True):
@@ -204,25 +205,24 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
                         "rewrite them one by one"
                     )
                 kinds[field.name][kind] = None
+            places.update(dict.fromkeys(_places_of_names(other)))
     for index, name in enumerate(schema.names):
         schema = schema.set(index, schema.field(index).with_type(common_type(list(kinds[name]))))
-    for path in _places_of_names(manifest):
+    for path in places:
         declared_names([manifest], *path)
         if numbered_differently(manifest, *path):
             schema = with_names_as_text(schema, path[0])
     return schema
 
 
-def _places_of_names(manifest: Manifest) -> list[tuple[str, ...]]:
-    """All places at which some file says what numbers stand for, such as ("objects", "category")."""
-    places: dict[tuple[str, ...], None] = {}
-    for file in manifest.files:
-        schema = read_footer(file).schema
-        for column in schema.names:
-            names = names_in(schema, column)
-            paths = [(column,)] if isinstance(names, tuple) else [(column, field) for field in names or ()]
-            places.update(dict.fromkeys(paths))
-    return list(places)
+def _places_of_names(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
+    """All places at which a file says what numbers stand for, such as ("objects", "category")."""
+    for column in schema.names:
+        names = names_in(schema, column)
+        if isinstance(names, tuple):
+            yield (column,)
+        for field in names if isinstance(names, Mapping) else ():
+            yield column, field
 
 
 def _rows_per_group(manifest: Manifest) -> int:

@@ -191,6 +191,7 @@ UNSEEN = (
     "data.storage_options",
     "data.storage_options.",
     "data.cache_dir",
+    "data.image_root",
     "data.cache_gib",
     "training.checkpoint_every_steps",
     "training.checkpoint_every_seconds",

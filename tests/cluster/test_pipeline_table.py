@@ -49,8 +49,8 @@ def test_metrics_stand_beside_what_they_are_compared_with(tmp_path):
         "| stage | status | time | metric | value | linear | random \\| weights | difference |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
         "| data | done | 0 s |  |  |  |  |  |",
-        "| task | done: no missing among its metrics (accuracy, loss) | 2 min | accuracy | 0.750 | 0.500 | 0.500 | +0.250 |",
-        "| linear | done | 2 h 1 min | accuracy | 0.500 |  |  |  |",
+        "| task | done: no missing among its metrics (accuracy, loss) | 1:30 min | accuracy | 0.750 | 0.500 | 0.500 | +0.250 |",
+        "| linear | done | 2:01 h | accuracy | 0.500 |  |  |  |",
         "| broken | failed: exit code 7 &lt;script> | 0 s |  |  |  |  |  |",
         "| after | left out: needs broken | 0 s |  |  |  |  |  |",
     ]

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -21,8 +23,9 @@ from finetune.tasks.detection.heads import HEADS, Anchors
 from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.pyramid import Pyramid
+from pretrain.data.labels import ClassNames
 from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards
+from pretrain.data.shards import Shards, read_in_sequence
 from pretrain.encoders import build_encoder, save_encoder
 from tests.finetune.shapes import CLASSES, picture, write_pictures
 from tests.ranks import run_on_ranks
@@ -137,7 +140,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (None, {"detection.objects_column": "boxes"}, "no column 'boxes'"),
         (lambda n, o: {"bbox": [], "category": []}, {}, "holds no box that can be used"),
         (lambda n, o: {"bbox": [[1.0, 1.0, 0.0, 2.0]], "category": ["disc"]}, {}, "(left out: 16 without area)"),
-        (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "has a box inside of it"),
+        (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the picture"),
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
         (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
@@ -160,6 +163,36 @@ def test_a_class_that_training_never_shows_is_named(world, tmp_path, capsys):
     write_pictures(tmp_path / "validation", range(4), change=renamed)
     assert run_command(lambda: main(arguments(world, tmp_path / "run", validation_url=tmp_path / "validation"))) == 2
     assert "training data never shows: star; training knows bar, disc" in capsys.readouterr().err
+
+
+def write_numbered(file, names):
+    """Two rows, each with one box of a class that the file numbers as its ClassLabel says: bar, then disc."""
+    feature = {"bbox": {}, "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"}}
+    objects = [{"bbox": [[1.0, 1, 9, 9]], "category": [names.index(name)]} for name in ("bar", "disc")]
+    table = pa.table({"image": [b"x", b"y"], "objects": objects})
+    metadata = {"huggingface": json.dumps({"info": {"features": {"objects": feature}}})}
+    file.parent.mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), file)
+
+
+def test_class_numbers_of_boxes_are_read_by_name(tmp_path):
+    write_numbered(tmp_path / "train" / "a.parquet", ["disc", "bar"])
+    write_numbered(tmp_path / "train" / "b.parquet", ["bar", "disc", "star"])
+    write_numbered(tmp_path / "validation" / "a.parquet", ["bar", "disc"])
+    census = []
+    for name in ("train", "validation"):
+        manifest = load_manifest(str(tmp_path / name), columns=["objects"])
+        shards = Shards(manifest, image_column="image", columns=["objects"])
+        census.append(take_census(shards, boxes_column_of(manifest, "objects", "xywh")))
+    assert census[0].boxes_of_class == {"bar": 2, "disc": 2}
+    classes = classes_of(*census)
+    assert classes.names == ["disc", "bar", "star"]
+    reader = TargetReader(census[1].column, classes)
+    (rows,) = read_in_sequence(shards)
+    read = [reader.read(value, width=20, height=20)[0].classes_N.tolist() for value in rows.columns["objects"]]
+    assert read == [[1], [0]]
+    old = ClassNames((0, 1), ["bar", "disc"])  # of a model that was trained on numbers
+    assert [old.ids(value["category"]).tolist() for value in rows.columns["objects"]] == [[0], [1]]
 
 
 # -- networks -------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_classes_that_the_model_does_not_know_are_counted(model, tmp_path, capsy
 
 
 def test_boxes_of_classes_that_a_detector_does_not_know_are_left_out():
-    reader = TargetReader(BoxColumn("objects", "bbox", "category", None), ClassNames(("a", "b"), ["a", "b"]))
+    reader = TargetReader(BoxColumn("objects", "bbox", "category"), ClassNames(("a", "b"), ["a", "b"]))
     value = {
         "bbox": [[1.0, 1.0, 5.0, 5.0], [2.0, 2.0, 5.0, 5.0], [50.0, 2.0, 5.0, 5.0]],
         "category": ["b", "zebra", "a"],

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cluster import storage
 from cluster.errors import run_command
@@ -359,6 +360,35 @@ def folders_with_strays(src):
     put(src / "dog/noending", encoded(9, size=(30, 20)))
     put(src / "dog/raw.nef", b"x")
     (src / "owl").mkdir()
+
+
+@comes_out({"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x picture of several frames or pages"])
+def pictures_of_several_frames(src):
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "green")]
+    for name in ("1.gif", "2.tiff", "3.webp"):
+        frames[0].save(src / name, save_all=True, append_images=frames[1:])
+    frames[0].save(src / "4.gif")
+
+
+@comes_out(
+    {"1.jpg": {"objects": DOG}, "2.jpg": {"objects": DOG}, "3.jpg": {"objects": DOG}},
+    says=["2 x picture whose boxes were turned"],
+)
+def coco_with_sizes_in_part(src):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = [{"id": 0, "file_name": "1.jpg", "width": 20, "height": 30}, {"id": 1, "file_name": "2.jpg"}]
+    for number in (1, 2):
+        Image.new("RGB", (20, 30), (number, 0, 0)).save(src / f"{number}.jpg", exif=exif)
+    Image.new("RGB", (30, 20)).save(src / "3.jpg")
+    # on the pixels as stored: what lies 6 from the left there lies 6 from the top of the upright picture
+    boxes = [annotation(number, bbox=[6, 16, 8, 10]) for number in (0, 1)] + [annotation(2)]
+    tree = {
+        "images": [*images, {"id": 2, "file_name": "3.jpg"}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    put(src / "a.json", json.dumps(tree))
 
 
 @refused("--kind coco", "--kind yolo")

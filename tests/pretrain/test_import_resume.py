@@ -17,7 +17,7 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data import importing
+from pretrain.data.import_taking import Taking
 from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.manifest import load_manifest
 from tests.pretrain.shards import encoded
@@ -141,16 +141,16 @@ def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path,
 def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeypatch, s3_server):
     dest = f"{s3_server.url}/cut"
     options = ImportOptions(validation_share=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
-    take, taken = importing._take, []
+    take, taken = Taking.take, []
 
-    def cut(*arguments):
+    def cut(taking, item, number, writer):
         if len(taken) == 150:
             raise KeyboardInterrupt
-        taken.append(arguments[1])
-        take(*arguments)
+        taken.append(number)
+        take(taking, item, number, writer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(importing, "_take", cut)
+        patch.setattr(Taking, "take", cut)
         with pytest.raises(KeyboardInterrupt):
             import_images(str(photos), dest, options, show_progress=False)
     assert storage.names_in(dest) == [".unfinished"] and storage.names_in(f"{dest}/.unfinished/train")

@@ -20,7 +20,7 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.importing import ImportOptions, import_images
 from pretrain.data.sources import kind_of, list_records
-from pretrain.data.sources.tables import Columns
+from pretrain.data.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
 from tests.pretrain.test_sources import json_values, packed, quarantined, voc, write
 
@@ -150,7 +150,7 @@ def test_tables_as_people_write_them(tmp_path):
 def test_what_is_said_of_damaged_annotations(tmp_path):
     def said(src, **options):
         try:
-            return list_records(str(src), **options).problems
+            return "; ".join(": ".join(problem) for problem in list_records(str(src), **options).problems)
         except UserError as error:
             return str(error)
 
@@ -167,7 +167,7 @@ def test_what_is_said_of_damaged_annotations(tmp_path):
         assert f"(first: {place}: " in line and reason in line
     for text, words in (
         ('path,label\na.png,x\n"b.png,y\nc.png,z\n', "t.csv, line 3: not valid CSV: unexpected end of data"),
-        ('path,label\n"a\nb.png",y\n', "t.csv, line 3: column 'path' holds no path but 'a\\nb.png'"),
+        ('path,label\n"a\nb.png",y\n', "t.csv, line 2: column 'path' holds no path but 'a\\nb.png'"),
     ):
         assert words in said(write(tmp_path / "t.csv", text))
     assert "is an archive that cannot be read in place" in said(write(tmp_path / "t.tar.gz", b"x"))

@@ -17,7 +17,7 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.importing import import_images
 from pretrain.data.sources import kind_of, list_records
-from pretrain.data.sources.tables import Columns
+from pretrain.data.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
 
 
@@ -234,14 +234,21 @@ def test_kinds_are_told_by_their_look(tmp_path):
         ("a.json", '{"images": [], "categories": [{"id": 1}]}', r"categories\[0\] needs"),
         ("a.csv", "colour,size\nred,3\n", "no column of paths"),
         ("a.csv", "", "has no rows"),
-        ("a.jsonl", '{"path": "x.png"}\n[1]\n', "line 2: must be an object"),
-        ("a.jsonl", '{"path": "x.png"}\nnope\n', "line 2: not valid JSON"),
+        ("a.jsonl", "[1]\nnope\n", "has no rows"),
         ("a.tar", b"hello" * 300, "is no plain tar"),
     ],
 )
 def test_sources_that_cannot_be_read(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         list_records(str(write(tmp_path / name, content)))
+
+
+@pytest.mark.parametrize(("line", "reason"), [("[1]", "must be an object"), ("nope", "not valid JSON")])
+def test_a_line_that_cannot_be_read_costs_itself(tmp_path, line, reason):
+    listing = list_records(str(write(tmp_path / "a.jsonl", f'{{"path": "x.png"}}\n{line}\n{{"path": "y.png"}}\n')))
+    assert [record.path for record in listing.records] == ["x.png", "y.png"]
+    ((place, said),) = listing.problems
+    assert place.endswith("a.jsonl, line 2") and reason in said
 
 
 def test_a_column_that_is_not_there(tmp_path):

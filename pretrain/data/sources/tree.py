@@ -158,7 +158,9 @@ def _local(root: str, leave_out: str) -> Tree:
                 tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
-                tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, str(status.st_mtime))
+                # of pictures, which may be millions, nobody asks whether they changed while they were read in parts
+                version = "" if entry.name.lower().endswith(PICTURE_SUFFIXES) else str(status.st_mtime)
+                tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, version)
             elif entry.is_dir():
                 tree.left[path] = "a link to a folder; it is not followed"
             else:
