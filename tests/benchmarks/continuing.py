@@ -1,10 +1,11 @@
 """What going on from an encoder of other photos is worth, and what it forgets with and without `method.keep`.
 
-    python -m tests.benchmarks.continuing PHOTOS [--seeds 0] [--scenes 2000] [--steps 2000] [--keep 0.1] [--out runs/continuing]
+    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000] [--keep 0.1] [--out runs/continuing]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class (../shared/data/clothing_cc0). The first data are the
-demo's scenes, with labels for kNN. An encoder learns them without labels for `--first-steps`; then, all by
-`configs/pretrain/small/simclr.yaml` on the train split of PHOTOS without labels:
+demo's scenes, with labels for kNN. The first encoder is that of a finished `make demo`, which learnt from a teacher; without
+`--demo` one learns other scenes by SimCLR for `--first-steps`. Then, all by `configs/pretrain/small/simclr.yaml` on the train
+split of PHOTOS without labels:
 
     scratch     fresh weights, all of `--steps`
     quarter     fresh weights, a quarter of them
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.continuing", description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--demo", type=Path, help="folder of a finished `make demo`, whose encoder is the first one")
     parser.add_argument("--scenes", type=int, default=2000, help="images of the first data (default: 2000)")
     parser.add_argument("--first-steps", type=int, default=2000, help="steps on the first data (default: 2000)")
     parser.add_argument("--steps", type=int, default=2000, help="steps of the run from scratch (default: 2000)")
@@ -41,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     # -- both data sets -------------------------------------------------------------------------------------------------
     shards = packed(options.photos, options.out / "data")
-    scenes = options.out / "scenes"
-    if not (scenes / "demo.json").exists():
+    scenes = options.out / "scenes" if options.demo is None else options.demo / "data"
+    if options.demo is None and not (scenes / "demo.json").exists():
         command("pretrain.data", "demo", str(scenes), "--images", str(options.scenes))
     first_train, first_test = scenes / "train", scenes / "validation"
 
@@ -53,13 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for seed in options.seeds:
         out = options.out / f"seed{seed}"
-        run(out / "first", first_train, seed, options.first_steps, *overrides)
-        first = f"encoder.url={out / 'first' / 'encoder'}"
+        learnt = out / "first" if options.demo is None else options.demo / "pretrain"
+        if options.demo is None:
+            run(learnt, first_train, seed, options.first_steps, *overrides)
+        first = [f"encoder.url={learnt / 'encoder'}", "encoder.name=null", "encoder.arguments={}"]
         quarter, slowly = options.steps // 4, f"optimizer.learning_rate={options.rate}"
-        runs = {"scratch": (options.steps, []), "quarter": (quarter, []), "continued": (quarter, [first, slowly])}
+        runs = {"scratch": (options.steps, []), "quarter": (quarter, []), "continued": (quarter, [*first, slowly])}
         for keep in options.keep:
-            runs[f"held {keep:g}"] = (quarter, [first, slowly, f"method.keep={keep}"])
-        rows.append((seed, "first", None, None, scene_knn(out / "first", first_train, first_test), None, 0.0))
+            runs[f"held {keep:g}"] = (quarter, [*first, slowly, f"method.keep={keep}"])
+        rows.append((seed, "first", None, None, scene_knn(learnt, first_train, first_test), None, 0.0))
         for name, (steps, more) in runs.items():
             folder = out / name.replace(" ", "")
             result, seconds = run(folder, shards["train"], seed, steps, *more, *overrides)
