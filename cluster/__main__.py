@@ -41,7 +41,7 @@ def _job(name: str) -> Callable[[argparse.Namespace], int]:
     """A command's function; its module is imported when it is called, because Ray's takes a second."""
 
     def handler(options: argparse.Namespace) -> int:
-        from cluster import job_commands
+        from cluster.jobs import job_commands
 
         handlers = {
             "submit": job_commands.submit,
@@ -56,7 +56,7 @@ def _job(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _pipeline(options: argparse.Namespace) -> int:
-    from cluster.pipeline.command import pipeline
+    from cluster.jobs.pipeline.command import pipeline
 
     return pipeline(options)
 

@@ -11,14 +11,14 @@ import torch
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.place import Place, place_here
+from cluster.training.place import Place, place_here
 from finetune.model import load_model
 from finetune.robustness import FILE, judge_corrupted
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
-from pretrain.data.image_paths import use_image_root
-from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards
+from pretrain.data.reading.image_paths import use_image_root
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards
 
 
 def main(arguments: Sequence[str]) -> int:

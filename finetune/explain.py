@@ -18,7 +18,7 @@ from cluster.errors import UserError, choose
 from finetune.class_maps import CLASS_MAPS, HasLogits
 from finetune.model import load_model
 from finetune.tasks.classification import ImageClassifier
-from pretrain.data.picking import pick_pictures
+from pretrain.data.reading.picking import pick_pictures
 from pretrain.explaining import ClassMap, Explainer, Explanation
 from pretrain.explaining.command import explain_parser, run_explain
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import storage
-from pretrain.data.manifest import Manifest
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 
 MOST_ROWS = 20_000  # of either data set: to read all of a large one would hold up the start
 MOST_BYTES_HERE, MOST_BYTES_AWAY = 256 * 2**20, 32 * 2**20

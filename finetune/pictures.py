@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cluster import storage
-from pretrain.data.decode import decode_upright
+from pretrain.data.images.decode import decode_upright
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 
 from cluster import storage
-from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, Machines
-from cluster.batch_options import add_machine_options, machines_of
+from cluster.batch.check import check_batch_job
+from cluster.batch.jobs import BatchJob, Machines
+from cluster.batch.options import add_machine_options, machines_of
 from cluster.errors import UserError
 from cluster.lease import HELD, held_folder
 from finetune.model import load_model
@@ -26,9 +26,9 @@ from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
 from finetune.tasks.base import Predictor
-from pretrain.data.decode import set_max_pixels
-from pretrain.data.manifest import Manifest
+from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.progress import ProgressLine
+from pretrain.data.reading.manifest import Manifest
 
 UNFINISHED = ".unfinished"  # there while OUT is filled; what a command that was cut off leaves is no result
 BOX = pa.list_(pa.float64())

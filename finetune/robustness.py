@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
-from pretrain.data.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, CorruptedImages
-from pretrain.data.shards import Shards
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, CorruptedImages
 
 FILE = "corruptions.json"
 

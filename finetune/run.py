@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.errors import UserError, choose
-from cluster.place import Place
 from cluster.secrets import masked_url
 from cluster.settings import to_dict
+from cluster.training.place import Place
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
@@ -24,9 +24,9 @@ from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
 from finetune.tasks.base import Judgement, Predictor, Task, common_config
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.order import Order
-from pretrain.data.shards import Shards
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
 from pretrain.training.distributed import gathered_objects

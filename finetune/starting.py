@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cluster.errors import UserError
-from pretrain.data.decode import BadImage, num_bands
-from pretrain.data.manifest import Manifest
-from pretrain.data.order import Segment
-from pretrain.data.pixels import open_picture
-from pretrain.data.shards import Shards
+from pretrain.data.images.decode import BadImage, num_bands
+from pretrain.data.images.pixels import open_picture
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.order import Segment
+from pretrain.data.reading.shards import Shards
 
 
 def check_images(manifest: Manifest, image_column: str, channels: int, *, num: int = 8) -> None:

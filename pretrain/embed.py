@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from cluster import storage
-from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, Machines, parts_of, parts_there, run_batch_job
-from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
+from cluster.batch.check import check_batch_job
+from cluster.batch.jobs import BatchJob, Machines, parts_of, parts_there, run_batch_job
+from cluster.batch.options import JobProgress, add_machine_options, machines_of, whole
 from cluster.errors import UserError
 from cluster.lease import held_folder
-from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
-from pretrain.data.feature_layout import (
+from pretrain.data.reading.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
+from pretrain.data.reading.feature_layout import (
     CHECKSUM,
     COMPONENTS,
     DESCRIPTION,
@@ -37,11 +37,11 @@ from pretrain.data.feature_layout import (
     MAPS,
     row_groups_of,
 )
-from pretrain.data.feature_statistics import write_description
-from pretrain.data.loader import batches_in_sequence
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.shards import Shards
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.feature_statistics import write_description
+from pretrain.data.reading.loader import batches_in_sequence
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import CentralCrop
 from pretrain.encoders.looking import Look
 from pretrain.encoders.map_components import MapComponents, at_cells, fit_components
 from pretrain.encoders.teachers import Teacher, TeacherOutput, open_teacher

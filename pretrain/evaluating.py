@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import UserError, choose
-from cluster.place import Place
-from pretrain.data.manifest import Manifest
+from cluster.training.place import Place
+from pretrain.data.reading.manifest import Manifest
 from pretrain.encoders import Encoder
 from pretrain.settings import PretrainSettings
 from pretrain.training.health import LEAST_RANK, fallen_rank

@@ -17,8 +17,8 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import MASK, masked
 from cluster.settings import load_settings
-from pretrain.data.stored_features import describe_features
-from pretrain.data.viewing import default_mean, default_std
+from pretrain.data.reading.stored_features import describe_features
+from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, load_encoder
 from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import open_teacher

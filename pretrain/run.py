@@ -12,15 +12,15 @@ import torch
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.place import Place
 from cluster.secrets import masked
 from cluster.settings import to_dict
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.order import Order
-from pretrain.data.recipes import ViewSpec
-from pretrain.data.shards import Source
-from pretrain.data.stored_features import StoredFeatures, with_features
-from pretrain.data.viewing import Viewer
+from cluster.training.place import Place
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Source
+from pretrain.data.reading.stored_features import StoredFeatures, with_features
+from pretrain.data.views.recipes import ViewSpec
+from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder, save_encoder
 from pretrain.encoders.sources import EncoderSource, absolute_encoder
 from pretrain.evaluating import Evaluation, best_metric, label_probe
@@ -205,7 +205,11 @@ def with_stored_features(method: Method, manifest: Manifest) -> Callable[[Source
 
 def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
     """The numbers of workers that the run can have. Raises UserError where pieces do not fit the batch or the workers."""
-    pieces, batch, workers = settings.method.exact_pieces, order.batch_size_global, max(1, settings.cluster.workers)
+    pieces, batch, workers = (
+        settings.method.exact_pieces,
+        order.batch_size_global,
+        max(1, settings.cluster.workers),
+    )
     if not pieces:
         return order.world_sizes
     possible = [size for size in order.world_sizes if pieces % size == 0]

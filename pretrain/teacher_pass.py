@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.batch_jobs import Compute
+from cluster.batch.jobs import Compute
 from cluster.errors import UserError
-from pretrain.data.decoded import pixels_of
-from pretrain.data.feature_layout import FEATURES, MAPS, as_column
+from pretrain.data.reading.decoded import pixels_of
+from pretrain.data.reading.feature_layout import FEATURES, MAPS, as_column
 from pretrain.encoders.looking import Look
 from pretrain.encoders.map_components import MapComponents, at_cells
 from pretrain.encoders.teachers import open_teacher

@@ -190,7 +190,12 @@ def test_images_of_other_channels_than_the_encoder(mistake, shards, tmp_path):
 
 def test_what_is_compared_with_is_opened_before_the_first_step(mistake, shards, tmp_path):
     common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}", "image_size=16"]
-    common += ["training.batch_size_global=16", f"data.url={shards}", f"validation_url={shards}", "cluster.workers=0"]
+    common += [
+        "training.batch_size_global=16",
+        f"data.url={shards}",
+        f"validation_url={shards}",
+        "cluster.workers=0",
+    ]
     for typo in ("timm:resnet19", str(tmp_path / "missing")):
         for more in ([], ["--check"]):
             line = mistake(finetune, *common, f"compare=[random,{typo}]", *more)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import UserError
-from cluster.pipeline.settings import PipelineSettings, StageSettings
+from cluster.jobs.pipeline.settings import PipelineSettings, StageSettings
 from cluster.settings import describe, load_settings
 from finetune.settings import FinetuneSettings
 from pretrain.settings import PretrainSettings

@@ -8,7 +8,7 @@ import pytest
 from cluster.errors import run_command
 from finetune import demo
 from pretrain.__main__ import main
-from pretrain.data.importing import ImportOptions, import_images
+from pretrain.data.packing.importing import ImportOptions, import_images
 from tests.browser import assert_sound, look
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "clothing_cc0"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pretrain.data.sheet import BOX_COLOURS, drawable
+from pretrain.data.images.sheet import BOX_COLOURS, drawable
 
 INK, PAPER = (20, 20, 20), (250, 250, 250)
 

@@ -18,7 +18,7 @@ from finetune.predicting.films import FilmWriter
 from finetune.predicting.localizing import Localizer, fields_of, heat_png
 from finetune.predicting.sources import Clip, Item, frame_rate
 from finetune.predicting.tracking import Tracker, mot_lines
-from pretrain.data.heat_maps import overlay
+from pretrain.data.images.heat_maps import overlay
 
 DEFAULT_FPS = 25.0
 SHOWN_SCORE = 0.3  # of a box or region that is drawn

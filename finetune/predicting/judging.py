@@ -13,8 +13,8 @@ from cluster.secrets import masked_url
 from finetune.predicting.records import record_of
 from finetune.predicting.sources import Item
 from finetune.tasks.base import Predictor
-from pretrain.data.decode import BadImage
-from pretrain.data.loader import fill_one
+from pretrain.data.images.decode import BadImage
+from pretrain.data.reading.loader import fill_one
 
 
 def judged(

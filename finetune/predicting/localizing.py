@@ -17,7 +17,7 @@ from finetune.pictures import pixels_of
 from finetune.tasks.base import Predictor
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
-from pretrain.data.augment import normalised
+from pretrain.data.views.augment import normalised
 
 WINDOWS_AT_ONCE = 64
 

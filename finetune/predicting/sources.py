@@ -12,9 +12,9 @@ import numpy as np
 from cluster import storage
 from cluster.errors import UserError
 from finetune.pictures import encoded, pixels_of
-from pretrain.data.decode import animation, num_frames
-from pretrain.data.manifest import IMAGE_SUFFIXES, load_manifest
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.images.decode import animation, num_frames
+from pretrain.data.reading.manifest import IMAGE_SUFFIXES, load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 PARQUET = (".parquet", ".pq")

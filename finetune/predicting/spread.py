@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster import storage
-from cluster.batch_jobs import NOTES, BatchJob, Compute, Machines, run_batch_job
-from cluster.batch_options import JobProgress
+from cluster.batch.jobs import NOTES, BatchJob, Compute, Machines, run_batch_job
+from cluster.batch.options import JobProgress
 from cluster.errors import UserError
 from finetune.model import load_model
 from finetune.predicting.following import AlarmFollower
 from finetune.predicting.records import PREDICTIONS, arrow_schema, record_of, records_in, table_of
 from finetune.predicting.sources import Clip
 from finetune.tasks.base import Predictor
-from pretrain.data.decoded import PLACE, DecodedRows, geometry_of, pixels_of, units_of
-from pretrain.data.manifest import Manifest, load_manifest
+from pretrain.data.reading.decoded import PLACE, DecodedRows, geometry_of, pixels_of, units_of
+from pretrain.data.reading.manifest import Manifest, load_manifest
 
 # fewer than for embedding: Ray's private object store takes a few tables of canvases of 640 pixels
 ROWS_PER_PART = 128

@@ -12,9 +12,9 @@ from finetune.pictures import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of
 from finetune.tasks.detection.predictor import Detections, ObjectDetector
-from pretrain.data.decode import decode_image
-from pretrain.data.labels import ClassNames
-from pretrain.data.manifest import load_manifest
+from pretrain.data.images.decode import decode_image
+from pretrain.data.reading.labels import ClassNames
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Section, Templates

@@ -10,9 +10,9 @@ from finetune.pictures import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
-from pretrain.data.decode import decode_image
-from pretrain.data.heat_maps import overlay
-from pretrain.data.loader import filled
+from pretrain.data.images.decode import decode_image
+from pretrain.data.images.heat_maps import overlay
+from pretrain.data.reading.loader import filled
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Section, Templates

@@ -23,18 +23,18 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
-from cluster.place import Place
 from cluster.secrets import masked_url
+from cluster.training.place import Place
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
-from pretrain.data.augment import normalised
-from pretrain.data.choosing import rows_of_each_class, share_of_rows
-from pretrain.data.loader import Batch, HostTransform, batches_in_sequence, filled
-from pretrain.data.manifest import Manifest
-from pretrain.data.recipes import ViewSpec
-from pretrain.data.shards import Shards
-from pretrain.data.viewing import Viewer
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.choosing import rows_of_each_class, share_of_rows
+from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.augment import normalised
+from pretrain.data.views.random_views import CentralCrop
+from pretrain.data.views.recipes import ViewSpec
+from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
 from pretrain.training.contract import StepOutput, Trainable

@@ -7,7 +7,7 @@ import sys
 
 from cluster import storage
 from cluster.errors import UserError, run_command
-from pretrain.data.import_command import add_import
+from pretrain.data.packing.import_command import add_import
 
 # What a command needs is imported by its handler, so that --help and typing errors answer at once.
 
@@ -155,10 +155,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from pretrain.data.check import Asked, check, parse_rows
-    from pretrain.data.check_report import print_fix, print_report
-    from pretrain.data.image_paths import use_image_root
-    from pretrain.data.regroup import check_places, lies_in, regroup
+    from pretrain.data.checking.check import Asked, check, parse_rows
+    from pretrain.data.checking.check_report import print_fix, print_report
+    from pretrain.data.packing.regroup import check_places, lies_in, regroup
+    from pretrain.data.reading.image_paths import use_image_root
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
         raise UserError("--drop-bad and --drop-duplicates need --fix DEST; a check alone changes nothing")
@@ -199,7 +199,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _views(arguments: argparse.Namespace) -> int:
     from cluster.typed_yaml import read_words
-    from pretrain.data.view_sheet import write_view_sheet
+    from pretrain.data.views.view_sheet import write_view_sheet
 
     for name in ("size", "channels", "images"):
         if getattr(arguments, name) < 1:
@@ -223,7 +223,7 @@ def _views(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from pretrain.data.demo_scenes import SUMMARY, UNFINISHED, write_demo
+    from pretrain.data.scenes.scenes import SUMMARY, UNFINISHED, write_demo
 
     if arguments.images < 1:
         raise UserError(f"--images must be at least 1, not {arguments.images}")

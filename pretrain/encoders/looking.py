@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.augment import normalised
+from pretrain.data.views.augment import normalised
 from pretrain.encoders.teaching import Teacher, TeacherOutput
 
 IMAGES_PER_PASS, IMAGES_PER_PASS_OF_CPU = 128, 8  # a CPU takes half the time where activations stay small

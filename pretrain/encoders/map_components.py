@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data.feature_statistics import Moments, principal, tensors_in
+from pretrain.data.reading.feature_statistics import Moments, principal, tensors_in
 
 
 @dataclass(frozen=True, eq=False)

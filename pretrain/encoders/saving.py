@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.data.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.building import rebuild_encoder
 

@@ -10,7 +10,7 @@ from typing import Any
 from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
-from pretrain.data.viewing import default_mean, default_std
+from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.building import build_encoder, rebuild_encoder
 from pretrain.encoders.channels import with_channels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster import storage
-from pretrain.data.viewing import default_mean, default_std
+from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders.base import Encoder, pooled
 from pretrain.encoders.building import ENCODERS
 from pretrain.encoders.fingerprints import weights_fingerprint

@@ -10,8 +10,8 @@ import torch
 
 from cluster import storage
 from cluster.errors import UserError, printable
-from cluster.memory import GIB, peak_bytes
-from pretrain.data.picking import NamedPicture, pick_pictures
+from cluster.training.memory import GIB, peak_bytes
+from pretrain.data.reading.picking import NamedPicture, pick_pictures
 from pretrain.encoders.attention_maps import QUERIES
 from pretrain.explaining.explainer import Explainer, open_explainer
 from pretrain.explaining.page import write_explanations

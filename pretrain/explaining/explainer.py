@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from cluster.errors import UserError
-from pretrain.data.augment import normalise
-from pretrain.data.decode import BadImage
-from pretrain.data.picking import NamedPicture, pick_pictures
-from pretrain.data.pixels import as_channels, open_picture
-from pretrain.data.sheet import Cell, draw_sheet
-from pretrain.data.view_sheet import shown
+from pretrain.data.images.decode import BadImage
+from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.sheet import Cell, draw_sheet
+from pretrain.data.reading.picking import NamedPicture, pick_pictures
+from pretrain.data.views.augment import normalise
+from pretrain.data.views.view_sheet import shown
 from pretrain.encoders import Encoder, load_encoder, read_encoder_config
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout, judging
 from pretrain.explaining.components import as_colours

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pretrain.data.heat_maps import overlay
-from pretrain.data.sheet import SIDE
+from pretrain.data.images.heat_maps import overlay
+from pretrain.data.images.sheet import SIDE
 
 if TYPE_CHECKING:
     from pretrain.explaining.explainer import Explanation

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.loader import HostTransform
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.loader import HostTransform
+from pretrain.data.views.random_views import CentralCrop
 from pretrain.encoders import Encoder, load_encoder, pooled, read_encoder_config
 from pretrain.training.run_folder import RESULT, SETTINGS
 

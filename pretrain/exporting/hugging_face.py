@@ -25,7 +25,7 @@ import safetensors.torch
 import cluster.errors
 import cluster.secrets
 from cluster.errors import UserError
-from pretrain.data.decode import decode_upright
+from pretrain.data.images.decode import decode_upright
 from pretrain.encoders import base, building, classic, convattn, layers, timm_arguments, timm_encoder
 from pretrain.exporting import proof
 from pretrain.exporting.exported import (

@@ -12,11 +12,11 @@ import yaml
 from PIL import Image
 
 from cluster.errors import UserError
-from pretrain.data.decode import BadImage
 from pretrain.data.hashing import uniform
-from pretrain.data.manifest import load_manifest
-from pretrain.data.pixels import open_picture
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.images.decode import BadImage
+from pretrain.data.images.pixels import open_picture
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.exporting.exported import Answers, Exported
 
 NUM_PICTURES = 16

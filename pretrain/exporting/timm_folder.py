@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import UserError
-from pretrain.data.decode import decode_upright
+from pretrain.data.images.decode import decode_upright
 from pretrain.encoders import pooled
 from pretrain.encoders.timm_encoder import FEATURES_ONLY, first_line
 from pretrain.exporting import proof

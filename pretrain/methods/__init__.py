@@ -1,10 +1,10 @@
 """Self-supervised methods: one nn.Module in one file each.
 
-A method is a `Method`: it takes an encoder and keyword arguments; `recipe` names the views it wants (`pretrain.data.recipes`)
-and `num_views` how many it takes; `forward(views)` gives a `StepOutput`; `after_step(step, num_steps)`, where it has one,
-moves momentum encoders; `health()`, where it has one, gives numbers on its state to be logged; `exported` is the encoder that
-a run leaves behind. All of its state is in its `state_dict`. To add one, write its file, add its line to `METHODS` and its
-paper's settings to `pretrain.papers`.
+A method is a `Method`: it takes an encoder and keyword arguments; `recipe` names the views it wants
+(`pretrain.data.views.recipes`) and `num_views` how many it takes; `forward(views)` gives a `StepOutput`; `after_step(step,
+num_steps)`, where it has one, moves momentum encoders; `health()`, where it has one, gives numbers on its state to be
+logged; `exported` is the encoder that a run leaves behind. All of its state is in its `state_dict`. To add one, write its
+file, add its line to `METHODS` and its paper's settings to `pretrain.papers`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError, choose, nearest
-from pretrain.data.recipes import ViewSpec, recipe_views
+from pretrain.data.views.recipes import ViewSpec, recipe_views
 from pretrain.encoders import Encoder
 from pretrain.methods.barlow_twins import BarlowTwins
 from pretrain.methods.base import Method

@@ -11,8 +11,8 @@ from lightly.models.modules.memory_bank import MemoryBankModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.data.loader import Batch
+from pretrain.data.reading.loader import Batch
+from pretrain.data.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders import Encoder
 from pretrain.methods.pieces import Pieces
 from pretrain.training.contract import GradientExchange, Trainable
@@ -25,7 +25,7 @@ class Method(Trainable):
 
     Attributes:
         encoder: trained by gradient.
-        recipe: views by default, of `pretrain.data.recipes`.
+        recipe: views by default, of `pretrain.data.views.recipes`.
         num_views: how many views `forward` takes; None for two or more, the first two of them global.
         constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
         images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.

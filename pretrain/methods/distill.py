@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
 from pretrain.data.hashing import uniform
-from pretrain.data.loader import Batch
+from pretrain.data.reading.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.methods.knowledge import Knowledge, Said, open_knowledge

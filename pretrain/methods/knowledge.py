@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
-from pretrain.data.feature_layout import FEATURES, MAPS
-from pretrain.data.loader import Batch
-from pretrain.data.stored_features import describe_features
+from pretrain.data.reading.feature_layout import FEATURES, MAPS
+from pretrain.data.reading.loader import Batch
+from pretrain.data.reading.stored_features import describe_features
 from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.training import distributed
@@ -32,7 +32,8 @@ class Said(NamedTuple):
     Attributes:
         pooled: features [B, D] each.
         maps: [B, C, H, W] of each level, of each.
-        geometry_VB5: where each view lies in the image, see `pretrain.data.views.ViewFilling`; for maps of whole images.
+        geometry_VB5: where each view lies in the image, see `pretrain.data.views.random_views.ViewFilling`; for maps of
+            whole images.
     """
 
     pooled: list[Tensor]

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from pretrain.data.augment import normalised
+from pretrain.data.views.augment import normalised
 from pretrain.encoders import Encoder, pooled
 
 BATCH = 16  # small, so that a deadline is kept by large encoders on a CPU too

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from pretrain.data.augment import normalised
-from pretrain.data.heat_maps import enlarged, overlay
-from pretrain.data.loader import filled
-from pretrain.data.view_sheet import shown
+from pretrain.data.images.heat_maps import enlarged, overlay
+from pretrain.data.reading.loader import filled
+from pretrain.data.views.augment import normalised
+from pretrain.data.views.view_sheet import shown
 from pretrain.encoders import Encoder
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 from pretrain.reporting.elements import element
@@ -210,7 +210,7 @@ def last_of_stages(encoder: Encoder, images: torch.Tensor) -> list[tuple[str, np
 
 def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_share: float) -> np.ndarray:
     """uint8 [B, C, S, S]: the first images once more, twice as large where they are small."""
-    from pretrain.data.views import CentralCrop
+    from pretrain.data.views.random_views import CentralCrop
 
     crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, share=crop_share, channels=channels)
     filling, _ = filled(crop, [row.data for row in sample.first[:num]])

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from cluster import storage
-from pretrain.data.annotations import find_class_column, name_of_class
-from pretrain.data.footers import read_footer
-from pretrain.data.loader import filled
-from pretrain.data.manifest import Manifest, find_shards, load_manifest
-from pretrain.data.order import Segment
-from pretrain.data.shards import Shards
-from pretrain.data.tallies import count_classes
-from pretrain.data.view_sheet import shown
-from pretrain.data.views import CentralCrop
+from pretrain.data.checking.tallies import count_classes
+from pretrain.data.reading.annotations import find_class_column, name_of_class
+from pretrain.data.reading.footers import read_footer
+from pretrain.data.reading.loader import filled
+from pretrain.data.reading.manifest import Manifest, find_shards, load_manifest
+from pretrain.data.reading.order import Segment
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import CentralCrop
+from pretrain.data.views.view_sheet import shown
 
 # places of a data set that are looked at; in a store each may cost the transfer of a whole row group
 LOCAL_SPOTS, REMOTE_SPOTS = 64, 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.data.loader import filled
-from pretrain.data.pixels import as_channels, open_picture
-from pretrain.data.recipes import ViewSpec
-from pretrain.data.view_sheet import shown
-from pretrain.data.views import RandomViews
+from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.reading.loader import filled
+from pretrain.data.views.random_views import RandomViews
+from pretrain.data.views.recipes import ViewSpec
+from pretrain.data.views.view_sheet import shown
 from pretrain.reporting.page import Section, Templates
 from pretrain.reporting.pictures import data_url
 from pretrain.reporting.samples import Row

@@ -18,7 +18,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.storage import FileInfo
-from pretrain.data.manifest import LOCAL_THREADS, REMOTE_THREADS, Manifest
+from pretrain.data.reading.manifest import LOCAL_THREADS, REMOTE_THREADS, Manifest
 
 WHOLE_BYTES, BLOCK_BYTES, NUM_BLOCKS = 2**20, 2**14, 4
 MOST_FILES_READ = 256  # spread over the data set; of the others sizes and rows count

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.place import Place
-from pretrain.data.augment import normalised
-from pretrain.data.loader import batches_in_sequence
-from pretrain.data.shards import Shards
-from pretrain.data.viewing import default_mean, default_std
-from pretrain.data.views import CentralCrop
+from cluster.training.place import Place
+from pretrain.data.reading.loader import batches_in_sequence
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.augment import normalised
+from pretrain.data.views.random_views import CentralCrop
+from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, pooled
 from pretrain.training.distributed import gathered_objects
 
@@ -35,7 +35,7 @@ def labelled_features(
     """Features float32 [N, D] and labels of every good row of a data set, on every rank, in the data's order.
 
     Rows without a label are left out; without `label_column` none is, and there are no labels. The encoder is used as it is
-    (put it into eval mode first). Without `mean` and `std` those of `pretrain.data.viewing` are taken.
+    (put it into eval mode first). Without `mean` and `std` those of `pretrain.data.views.viewing` are taken.
     """
     mean, std = mean or default_mean(encoder.in_channels), std or default_std(encoder.in_channels)
     features: list[np.ndarray] = []

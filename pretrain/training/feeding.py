@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pretrain.data.loader import Batch, Loader, NoGoodRow, bad_rows_in_words
-from pretrain.data.shards import Shards
+from pretrain.data.reading.loader import Batch, Loader, NoGoodRow, bad_rows_in_words
+from pretrain.data.reading.shards import Shards
 from pretrain.training.contract import TrainingBatch, UnusableRows
 
 BATCHES_ON_DEVICE = 2

@@ -11,10 +11,10 @@ from cluster import storage
 from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
-from cluster.place import Place, place_here
 from cluster.secrets import masked
-from cluster.workers import check_cluster, run_workers
-from pretrain.data.manifest import Manifest
+from cluster.training.place import Place, place_here
+from cluster.training.workers import check_cluster, run_workers
+from pretrain.data.reading.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole
 from pretrain.training.data_identity import URLS, Identity, check_same, identity_of

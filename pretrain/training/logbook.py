@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from cluster import storage
 from cluster.errors import RunStopped
-from cluster.place import Place
+from cluster.training.place import Place
 from pretrain.training import health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
 from pretrain.training.clock import Clock

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from cluster.place import Place
+from cluster.training.place import Place
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable, UnusableRows
 from pretrain.training.distributed import equalise, summed

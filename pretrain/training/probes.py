@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from cluster.place import Place
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.shards import Shards
+from cluster.training.place import Place
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.training.features import class_ids, labelled_features
 from pretrain.training.health import effective_rank

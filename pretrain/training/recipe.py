@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cluster.place import Place
-from pretrain.data.loader import Batch, Loader
-from pretrain.data.manifest import Manifest
-from pretrain.data.order import Order, default_num_streams
-from pretrain.data.shards import Shards, Source
-from pretrain.data.viewing import Viewer
+from cluster.training.place import Place
+from pretrain.data.reading.loader import Batch, Loader
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.order import Order, default_num_streams
+from pretrain.data.reading.shards import Shards, Source
+from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
 from pretrain.training.anchoring import hold_on
@@ -73,7 +73,7 @@ class Feed:
     Attributes:
         columns: read beside the image.
         to_inputs: `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
-        wrap_source: may add columns to what is read, see `pretrain.data.stored_features`.
+        wrap_source: may add columns to what is read, see `pretrain.data.reading.stored_features`.
         also_read: data beside that of `manifest` that a run depends on, by what it is for.
     """
 

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from cluster.durations import duration
 from cluster.errors import UserError
-from cluster.memory import GIB, peak_bytes
-from cluster.place import Place
+from cluster.training.memory import GIB, peak_bytes
+from cluster.training.place import Place
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable
 from pretrain.training.loop import Outcome

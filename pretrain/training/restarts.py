@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster import storage
-from cluster.place import Place
+from cluster.training.place import Place
 
 RESTARTS = "restarts.jsonl"
 AGAIN = "the command was given again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from cluster.errors import UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from pretrain.training import checkpoints
 from pretrain.training.checkpoints import Checkpoint, CheckpointWriter, CutOff, Progress
 from pretrain.training.contract import Trainable

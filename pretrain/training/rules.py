@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import RunStopped, UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from pretrain.training.checkpoints import Progress
 from pretrain.training.plan import Plan
 from pretrain.training.stepping import Gradients

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
-from pretrain.data.shards import RowPlace
+from pretrain.data.reading.shards import RowPlace
 from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
 

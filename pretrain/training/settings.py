@@ -9,8 +9,8 @@ from typing import Any
 from cluster import storage
 from cluster.errors import UserError
 from cluster.settings import setting
-from pretrain.data.decode import set_max_pixels
-from pretrain.data.image_paths import use_image_root
+from pretrain.data.images.decode import set_max_pixels
+from pretrain.data.reading.image_paths import use_image_root
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 

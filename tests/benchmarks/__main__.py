@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.data.demo_scenes import write_demo
-from pretrain.data.importing import import_images
+from pretrain.data.packing.importing import import_images
+from pretrain.data.scenes.scenes import write_demo
 from tests.benchmarks import (
     accelerator,
     attention_cost,

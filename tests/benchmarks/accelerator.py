@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.data.augment import finish_views
-from pretrain.data.recipes import recipe_views
-from pretrain.data.views import RandomViews
+from pretrain.data.views.augment import finish_views
+from pretrain.data.views.random_views import RandomViews
+from pretrain.data.views.recipes import recipe_views
 from pretrain.encoders import build_encoder
 from tests.benchmarks.lightly_loops import seconds_per_step
 from tests.benchmarks.view_training import LightlyViewer, LightlyViews
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def pack(photos: Path, folder: Path) -> None:
     """Shards of the photos as they are, and of squares of 32 pixels, eight of each photo."""
-    from pretrain.data.importing import ImportOptions, import_images
+    from pretrain.data.packing.importing import ImportOptions, import_images
 
     import_images(str(photos / "train"), str(folder / "photos"), ImportOptions(), show_progress=False)
     files = folder / "files"

@@ -26,12 +26,12 @@ import torch
 from lightly.models.modules.heads import BYOLPredictionHead
 from torch import Tensor
 
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.recipes import ViewSpec, recipe_views
-from pretrain.data.shards import Shards
-from pretrain.data.viewing import Viewer
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.recipes import ViewSpec, recipe_views
+from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import Method
 from pretrain.methods.byol import BYOL

@@ -81,9 +81,9 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
     """Test accuracy in [0, 1] of the linear probe and of the 10-shot probe."""
     import torch
 
-    from cluster.place import place_here
-    from pretrain.data.manifest import load_manifest
-    from pretrain.data.shards import Shards
+    from cluster.training.place import place_here
+    from pretrain.data.reading.manifest import load_manifest
+    from pretrain.data.reading.shards import Shards
     from pretrain.encoders import build_encoder, load_encoder, read_encoder_config
     from pretrain.training.features import class_ids, labelled_features
 

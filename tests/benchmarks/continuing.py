@@ -96,7 +96,7 @@ def run(out: Path, data: Path, seed: int, steps: int, *more: str) -> tuple[dict[
 
 def scene_knn(run_folder: Path, train: Path, test: Path) -> float:
     """kNN accuracy on the first data of the encoder that a run left, in [0, 1]."""
-    from cluster.place import place_here
+    from cluster.training.place import place_here
     from pretrain.encoders import load_encoder, read_encoder_config
     from pretrain.training.probes import LabelProbe
 

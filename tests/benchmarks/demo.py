@@ -31,9 +31,9 @@ from sklearn.preprocessing import StandardScaler
 
 from cluster.columns import in_columns
 from finetune.demo import TASKS, Row, score_rows
-from pretrain.data.demo_captions import noun
-from pretrain.data.demo_scenes import compose
-from pretrain.data.demo_sources import CLASSES
+from pretrain.data.scenes.captions import noun
+from pretrain.data.scenes.scenes import compose
+from pretrain.data.scenes.sources import CLASSES
 
 SENTENCES = 12
 PROBE_SCENES, PROBE_HELD_OUT = 4000, 1000

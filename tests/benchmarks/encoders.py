@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.importing import ImportOptions, import_images
+from pretrain.data.packing.importing import ImportOptions, import_images
 from tests.benchmarks.cpu_time import cpu_seconds
 
 STEM: dict[str, Any] = {"stem_stride": 4}
@@ -114,8 +114,8 @@ def _in_a_process(photos: Path, settings: list[str]) -> dict[str, float]:
 
 def trained(overrides: list[str]) -> dict[str, float]:
     """Seconds of CPU of a step, and the scores, of one run in this process."""
-    from cluster.place import place_here
     from cluster.settings import load_settings
+    from cluster.training.place import place_here
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings

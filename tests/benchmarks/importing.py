@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def speed(folder: Path, num: int, repeats: int) -> None:
     """Import beside decoding alone, in turn, so that a busy machine slows both down."""
-    from pretrain.data.decode import decode_whole
-    from pretrain.data.importing import ImportOptions, import_images
+    from pretrain.data.images.decode import decode_whole
+    from pretrain.data.packing.importing import ImportOptions, import_images
 
     files = make(folder / "src", num, size=(300, 240))
 
@@ -72,7 +72,7 @@ def speed(folder: Path, num: int, repeats: int) -> None:
 
 def listing(folder: Path, num: int, repeats: int) -> None:
     """All files of one folder."""
-    from pretrain.data.sources import list_records
+    from pretrain.data.packing.sources import list_records
 
     make(folder / "src", num, size=(32, 32))
     found = [seconds_of(lambda: list_records(str(folder / "src"))) for _ in range(repeats)]
@@ -101,7 +101,7 @@ def memory(folder: Path, num: int) -> None:
 
 def child(src: str, dest: str) -> None:
     """Imports in this process and prints its peak resident memory in MiB."""
-    from pretrain.data.importing import ImportOptions, import_images
+    from pretrain.data.packing.importing import ImportOptions, import_images
 
     import_images(src, dest, ImportOptions(validation_share=0.5), show_progress=False)
     # not getrusage, whose maximum a process inherits from the one that started it

@@ -36,10 +36,10 @@ from torch import Tensor
 from finetune.class_maps import grad_cam
 from finetune.model import load_model
 from finetune.predicting.localizing import Localizer
-from pretrain.data.augment import normalised
-from pretrain.data.demo_scenes import write_demo
-from pretrain.data.heat_maps import enlarged
-from pretrain.data.packing import ShardWriter, schema_of
+from pretrain.data.images.heat_maps import enlarged
+from pretrain.data.packing.packing import ShardWriter, schema_of
+from pretrain.data.scenes.scenes import write_demo
+from pretrain.data.views.augment import normalised
 from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder_config
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 
@@ -224,7 +224,15 @@ def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float
 def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -> str:
     """The encoder of a pretraining run."""
     if not (out / "encoder" / "config.json").exists():
-        command("pretrain", config, f"data.url={data}", f"out={out}", f"seed={seed}", "cluster.workers=0", *overrides)
+        command(
+            "pretrain",
+            config,
+            f"data.url={data}",
+            f"out={out}",
+            f"seed={seed}",
+            "cluster.workers=0",
+            *overrides,
+        )
     return f"{out}/encoder"
 
 

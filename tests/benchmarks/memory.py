@@ -65,10 +65,10 @@ def peak_mib(url: str, *, prefetch_mib: int = 64, repeats: int = 3) -> float:
 
 def read(url: str, prefetch_mib: int) -> float:
     """Reads in this process; gives its peak resident memory in MiB."""
-    from pretrain.data.loader import Loader
-    from pretrain.data.manifest import load_manifest
-    from pretrain.data.order import Order
-    from pretrain.data.shards import Shards
+    from pretrain.data.reading.loader import Loader
+    from pretrain.data.reading.manifest import load_manifest
+    from pretrain.data.reading.order import Order
+    from pretrain.data.reading.shards import Shards
 
     shards = Shards(load_manifest(url, columns=["label"]), image_column="image", columns=["label"])
     order = Order(shards.manifest.rows_of_group, batch_size_global=64, num_streams=4, window_rows=1024, seed=0)

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(numbers))
         return
 
-    from pretrain.data.importing import ImportOptions, import_images
+    from pretrain.data.packing.importing import ImportOptions, import_images
 
     found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,8 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
     """Seconds of a step after the first few, by the clock and of CPU, and the peak of memory."""
-    from cluster.place import place_here
     from cluster.settings import load_settings
+    from cluster.training.place import place_here
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pretrain.data.loader import Batch, Loader, fill_places
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order, default_num_streams
-from pretrain.data.shards import Shards
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.loader import Batch, Loader, fill_places
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order, default_num_streams
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import CentralCrop
 
 BATCH, SIDE, WARM_UP = 64, 96, 10
 
@@ -114,7 +114,7 @@ def images_of(order: Order, shards: Shards, num_batches: int, threads: int) -> l
 
 def decoded(images: list[bytes], threads: int) -> tuple[float, float]:
     """Seconds and CPU seconds of decoding alone, batch after batch with two on their way, as the loader does it."""
-    from pretrain.data.shards import Rows
+    from pretrain.data.reading.shards import Rows
 
     transform, share = CentralCrop(SIDE), max(1, min(8, BATCH // threads))
 

@@ -26,8 +26,8 @@ from torch import distributed
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.errors import run_command
-from cluster.place import Place
 from cluster.settings import load_settings
+from cluster.training.place import Place
 from pretrain.encoders import build_encoder
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 PROGRAM = """
 import sys, time
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 started = time.perf_counter()
 manifest = load_manifest(sys.argv[1], cache_dir=sys.argv[2])
 print(time.perf_counter() - started, manifest.num_rows)

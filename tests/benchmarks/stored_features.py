@@ -23,17 +23,17 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import storage
-from cluster.batch_jobs import BatchJob, Machines, parts_of, run_batch_job
-from pretrain.data.decoded import DecodedRows, units_of
-from pretrain.data.feature_layout import as_column, row_groups_of
-from pretrain.data.feature_statistics import write_description
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.order import Order, Segment, default_num_streams
-from pretrain.data.recipes import simclr_views
-from pretrain.data.shards import Shards, Source
-from pretrain.data.stored_features import StoredFeatures, with_features
-from pretrain.data.views import CentralCrop, RandomViews
+from cluster.batch.jobs import BatchJob, Machines, parts_of, run_batch_job
+from pretrain.data.reading.decoded import DecodedRows, units_of
+from pretrain.data.reading.feature_layout import as_column, row_groups_of
+from pretrain.data.reading.feature_statistics import write_description
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.order import Order, Segment, default_num_streams
+from pretrain.data.reading.shards import Shards, Source
+from pretrain.data.reading.stored_features import StoredFeatures, with_features
+from pretrain.data.views.random_views import CentralCrop, RandomViews
+from pretrain.data.views.recipes import simclr_views
 from tests.benchmarks.reading import until_idle
 from tests.benchmarks.streaming import store
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, store(cores[-1:], 0.0) as url:
         photos = options.photos or Path(folder) / "scenes" / "train"
         if options.photos is None:
-            from pretrain.data.demo_scenes import write_demo
+            from pretrain.data.scenes.scenes import write_demo
 
             write_demo(f"{folder}/scenes", num_images=2500)
         manifest = load_manifest(str(photos))

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, store(for_store, options.delay) as url:
         os.sched_setaffinity(0, for_rank)
         from cluster import storage
-        from pretrain.data.demo_scenes import write_demo
+        from pretrain.data.scenes.scenes import write_demo
 
         if options.photos is None:
             write_demo(folder, num_images=2500)
@@ -73,11 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measured(url: str, num_batches: int, *, threads: int) -> tuple[float, float]:
     """Images a second and milliseconds of CPU an image of one rank that decodes and crops, after the first batches."""
-    from pretrain.data.loader import Loader
-    from pretrain.data.manifest import load_manifest
-    from pretrain.data.order import Order, default_num_streams
-    from pretrain.data.shards import Shards
-    from pretrain.data.views import CentralCrop
+    from pretrain.data.reading.loader import Loader
+    from pretrain.data.reading.manifest import load_manifest
+    from pretrain.data.reading.order import Order, default_num_streams
+    from pretrain.data.reading.shards import Shards
+    from pretrain.data.views.random_views import CentralCrop
 
     shards = Shards(load_manifest(url), image_column="image")
     order = Order(

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pretrain.data.demo_scenes import write_demo
+from pretrain.data.scenes.scenes import write_demo
 from tests.cluster.head import Head
 
 MARKS = {"accepted": "submitted ", "running": "pretrain: ", "step": "pretrain: step "}

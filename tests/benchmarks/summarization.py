@@ -75,7 +75,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def trained(out: Path, *overrides: str) -> dict[str, Any]:
     """The result of a run."""
-    more = ["compare=[]", "cluster.workers=0", "data.keep=host", "training.checkpoint_every_seconds=30", *NETWORK]
+    more = [
+        "compare=[]",
+        "cluster.workers=0",
+        "data.keep=host",
+        "training.checkpoint_every_seconds=30",
+        *NETWORK,
+    ]
     command("finetune", CONFIG, *more, f"out={out}", *overrides)
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     return result

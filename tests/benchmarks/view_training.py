@@ -25,8 +25,8 @@ from PIL import Image
 
 from cluster.errors import run_command
 from pretrain.__main__ import main as pretrain_main
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.viewing import Viewer
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.views.viewing import Viewer
 
 
 class LightlyViews:

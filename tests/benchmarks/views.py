@@ -31,16 +31,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pretrain.data.augment import finish_views
-from pretrain.data.importing import import_images
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.pixels import open_picture
-from pretrain.data.recipes import recipe_views
-from pretrain.data.rooms import Rooms
-from pretrain.data.shards import Shards
-from pretrain.data.views import RandomViews, write_crop
+from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.rooms import Rooms
+from pretrain.data.packing.importing import import_images
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.augment import finish_views
+from pretrain.data.views.random_views import RandomViews, write_crop
+from pretrain.data.views.recipes import recipe_views
 
 BATCH, CPU, FLOATS = 32, torch.device("cpu"), Rooms()
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

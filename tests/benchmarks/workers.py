@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from cluster.place import place_here
 from cluster.settings import load_settings
+from cluster.training.place import place_here
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain
 from pretrain.settings import PretrainSettings

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.ray_guard import start_guard
+from cluster.training.ray_guard import start_guard
 
 NUM_PORTS = 9
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-from cluster import ray_worker
 from cluster.errors import RunStopped, UserError, run_command
-from cluster.place import Place
-from cluster.workers import run_workers
+from cluster.training import ray_worker
+from cluster.training.place import Place
+from cluster.training.workers import run_workers
 
 
 @dataclass(frozen=True)

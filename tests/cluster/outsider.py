@@ -7,8 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
-from cluster.place import Place
-from cluster.workers import run_workers
+from cluster.training.place import Place
+from cluster.training.workers import run_workers
 
 KNOCK = "import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', ray.cluster_resources())"
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.batch_jobs import BatchJob, Machines, Unit, part_name, run_batch_job, with_notes
+from cluster.batch.jobs import BatchJob, Machines, Unit, part_name, run_batch_job, with_notes
 from cluster.errors import UserError, WorkerFailed
 
 

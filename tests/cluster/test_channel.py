@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.channel import Channel, Failure, Listener, Sender
+from cluster.training.channel import Channel, Failure, Listener, Sender
 
 
 def test_the_cause_of_a_restart_is_the_death_or_else_the_first_failure() -> None:

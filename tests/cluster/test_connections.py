@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from cluster import connections
-from cluster.connections import WAIT_FOR_ALL_BYTES, Connections
+from cluster.storage import connections
+from cluster.storage.connections import WAIT_FOR_ALL_BYTES, Connections
 
 BODY = os.urandom(WAIT_FOR_ALL_BYTES * 8 + 17)
 

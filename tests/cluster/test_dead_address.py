@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cluster.errors import UserError
-from cluster.ray_session import check_answers
+from cluster.training.ray_session import check_answers
 
 
 def test_nothing_listens() -> None:

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from cluster.errors import UserError
-from cluster.following import Lines, clean, ending
-from cluster.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, Job, JobState, check_secrets, entrypoint
+from cluster.jobs.following import Lines, clean, ending
+from cluster.jobs.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, Job, JobState, check_secrets, entrypoint
 
 
 @pytest.mark.parametrize(

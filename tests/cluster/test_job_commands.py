@@ -9,14 +9,12 @@ import time
 
 import pytest
 
-from cluster.job import PENDING, RUNNING, STOPPED
-from cluster.job_server import JobServer
+from cluster.jobs.job import PENDING, RUNNING, STOPPED
+from cluster.jobs.job_server import JobServer
 
 pytestmark = pytest.mark.ray
 
-HELLO = (
-    'import os, sys; print("hello from", os.path.exists("cluster/job.py")); print("bye"); sys.exit(int(sys.argv[1]))'
-)
+HELLO = 'import os, sys; print("hello from", os.path.exists("cluster/jobs/job.py")); print("bye"); sys.exit(int(sys.argv[1]))'
 
 
 @pytest.fixture

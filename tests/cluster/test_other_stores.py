@@ -14,8 +14,9 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 import pytest
 
-from cluster import storage, stores
+from cluster import storage
 from cluster.errors import UserError
+from cluster.storage import stores
 
 CONTENT = {
     "README.md": b"words",

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from cluster.job_server import JobServer
+from cluster.jobs.job_server import JobServer
 
 STAGE = "python -m tests.cluster.stages"
 FILE = f"""

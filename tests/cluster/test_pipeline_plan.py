@@ -6,8 +6,8 @@ import random
 import pytest
 
 from cluster.errors import UserError
-from cluster.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, JobState
-from cluster.pipeline.plan import Next, Record, Status, all_above, in_order, left_out, ready, resumed, verdict
+from cluster.jobs.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, JobState
+from cluster.jobs.pipeline.plan import Next, Record, Status, all_above, in_order, left_out, ready, resumed, verdict
 
 DIAMOND = {"d": ("b", "c"), "b": ("a",), "c": ("a",), "a": (), "e": ()}
 W, R, D, F, L = Status.WAITING, Status.RUNNING, Status.DONE, Status.FAILED, Status.LEFT_OUT

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.pipeline.settings import filled, load_pipeline
+from cluster.jobs.pipeline.settings import filled, load_pipeline
 from cluster.settings import load_settings
 
 GOOD = """

@@ -2,9 +2,9 @@
 
 import json
 
-from cluster.pipeline.plan import Status
-from cluster.pipeline.settings import load_pipeline
-from cluster.pipeline.table import for_terminal, write_results
+from cluster.jobs.pipeline.plan import Status
+from cluster.jobs.pipeline.settings import load_pipeline
+from cluster.jobs.pipeline.table import for_terminal, write_results
 
 FILE = """
 stages:

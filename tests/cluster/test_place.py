@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cluster.durations import duration
-from cluster.place import Place, place_here
-from cluster.workers import run_workers
+from cluster.training.place import Place, place_here
+from cluster.training.workers import run_workers
 from tests.cluster import jobs
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.preflight import CODE, NodeReport, Wanted, _names, check_nodes, look, problems, versions
+from cluster.training.preflight import CODE, NodeReport, Wanted, _names, check_nodes, look, problems, versions
 
 GOOD = NodeReport("head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, 0, 0, 50.0, "/tmp")
 

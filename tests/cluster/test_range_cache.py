@@ -13,7 +13,7 @@ import pytest
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.range_cache import ABANDONED_SECONDS, RangeCache
+from cluster.storage.range_cache import ABANDONED_SECONDS, RangeCache
 
 MIB = 2**20
 
@@ -66,7 +66,7 @@ def test_a_damaged_entry_is_read_again(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from cluster.range_cache import RangeCache
+from cluster.storage.range_cache import RangeCache
 cache = RangeCache(sys.argv[1], 40 * 2**20)
 print("ready", flush=True)
 for number in range(10**9):

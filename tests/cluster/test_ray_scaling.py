@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.train import ScalingConfig
 
-from cluster.ray_scaling import SteppedScaling, largest_size
+from cluster.training.ray_scaling import SteppedScaling, largest_size
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import s3fs
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.retrying import Patience, retrying
-from cluster.s3_ranges import UNUSUAL_IN_A_ROW
+from cluster.storage.retrying import Patience, retrying
+from cluster.storage.s3_ranges import UNUSUAL_IN_A_ROW
 from tests import slow_store
 from tests.conftest import S3Server
 from tests.slow_store import Request, SlowStore

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from cluster import secrets, settings, stores
+from cluster import secrets, settings
 from cluster.errors import UserError, run_command
 from cluster.settings import load_settings, setting, settings_from
+from cluster.storage import stores
 
 NAMES = [
     "key", "secret", "token", "password", "passphrase", "pwd", "pat", "bearer", "hmac", "SSECustomerKey",

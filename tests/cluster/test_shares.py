@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cluster.errors import UserError
-from cluster.shares import check_gpus, share_here, share_on_cluster
+from cluster.training.shares import check_gpus, share_here, share_on_cluster
 
 HEAD, CPUS, GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 32.0, "GPU": 4.0}
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import s3fs
 
-from cluster import settings, storage, stores
+from cluster import settings, storage
 from cluster.errors import EXIT_USER_ERROR, UserError, run_command
 from cluster.secrets import masked, masked_tree
 from cluster.settings import load_settings, setting
+from cluster.storage import stores
 from tests.conftest import S3Server
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"

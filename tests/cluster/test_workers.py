@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import UserError, WorkerFailed
-from cluster.ray_guard import processes_of
-from cluster.workers import run_workers
+from cluster.training.ray_guard import processes_of
+from cluster.training.workers import run_workers
 from tests.cluster import jobs
 
 pytestmark = pytest.mark.ray

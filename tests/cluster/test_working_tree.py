@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.working_tree import LIMIT_BYTES, TreeFile, files_of, pack, packed
+from cluster.jobs.working_tree import LIMIT_BYTES, TreeFile, files_of, pack, packed
 
 
 def write(root, *names):

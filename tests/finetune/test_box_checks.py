@@ -7,7 +7,7 @@ from cluster.errors import UserError
 from cluster.settings import load_settings
 from finetune.settings import FinetuneSettings
 from finetune.tasks.detection.task import Detection
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from tests.finetune.shapes import write_pictures
 

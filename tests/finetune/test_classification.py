@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 
 from cluster.errors import run_command
-from cluster.place import place_here
+from cluster.training.place import place_here
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.classification.metrics import multi_label_scores, per_label
 from finetune.tasks.classification.mixing import Mixing
 from finetune.tasks.classification.model import Classifier
-from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards
 from pretrain.encoders import build_encoder
 from pretrain.training import distributed
 from tests.finetune.stripes import NAMES, arguments, cut_off_after, stripes

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
-from cluster.place import Place, place_here
+from cluster.training.place import Place, place_here
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
@@ -23,9 +23,9 @@ from finetune.tasks.detection.heads import HEADS, Anchors
 from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.pyramid import Pyramid
-from pretrain.data.labels import ClassNames
-from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.reading.labels import ClassNames
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.encoders import build_encoder, save_encoder
 from tests.finetune.shapes import CLASSES, picture, write_pictures
 from tests.ranks import run_on_ranks

@@ -13,7 +13,7 @@ from finetune.tasks.detection.views import (
     boxes_on_canvas,
     picture_on_canvas,
 )
-from pretrain.data.recipes import ViewSpec
+from pretrain.data.views.recipes import ViewSpec
 from tests.finetune.shapes import picture
 
 MEAN = (0.5, 0.4, 0.3)

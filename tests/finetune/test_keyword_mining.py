@@ -8,7 +8,7 @@ import pytest
 from finetune.tasks.summarization.keywords import KeywordReader
 from finetune.tasks.summarization.mining import CaptionSample, mine
 from finetune.tasks.summarization.phrases import Phrases
-from pretrain.data.demo_captions import captions as captions_of_scene
+from pretrain.data.scenes.captions import captions as captions_of_scene
 from tests.finetune.caption_corpora import FUNCTION_WORDS, captions_in
 
 LIMITS = {"num_keywords": 30, "min_images": 10, "max_share": 0.25}

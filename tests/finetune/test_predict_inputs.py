@@ -12,8 +12,8 @@ from cluster.errors import run_command
 from cluster.lease import HELD, held_folder
 from finetune.__main__ import main
 from finetune.predicting.sources import find_clips
-from pretrain.data import decode, pixels
-from pretrain.data.decode import BadImage, animation, decode_image, num_frames, set_max_pixels
+from pretrain.data.images import decode, pixels
+from pretrain.data.images.decode import BadImage, animation, decode_image, num_frames, set_max_pixels
 from tests.finetune.test_export_model import a_model
 from tests.pretrain.shards import encoded, photo, write_shards
 
@@ -112,7 +112,7 @@ def test_a_limit_of_pixels_and_a_reduced_size(tmp_path, capsys, monkeypatch):
 
 
 def test_rows_of_two_data_sets_count_alike_with_and_without_workers(tmp_path):
-    from cluster.batch_jobs import Machines
+    from cluster.batch.jobs import Machines
     from finetune.model import load_model
     from finetune.predicting.spread import job_of, predict_shards
 

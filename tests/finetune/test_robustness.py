@@ -15,7 +15,7 @@ from finetune.model import save_model
 from finetune.reporting.classification import ClassificationReport
 from finetune.reporting.robustness import robustness_section
 from finetune.tasks.classification.model import Classifier
-from pretrain.data.corruptions import CORRUPTIONS
+from pretrain.data.views.corruptions import CORRUPTIONS
 from pretrain.encoders import build_encoder
 from tests.pretrain.shards import write_shards
 

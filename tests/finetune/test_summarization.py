@@ -17,7 +17,7 @@ from finetune.tasks.summarization.pictures import WholePicture, dwelling_box, in
 from finetune.tasks.summarization.search import length_penalty, write
 from finetune.tasks.summarization.seeing import positions
 from finetune.tasks.summarization.tokenizer import END, NUM_SPECIAL, PAD, START, CaptionTokenizer
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from tests.pretrain.shards import encoded, write_shards
 

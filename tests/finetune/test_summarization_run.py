@@ -12,12 +12,12 @@ from PIL import Image
 from torch import distributed
 
 from cluster.errors import run_command
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.summarization import Summary
-from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards
 from pretrain.encoders import build_encoder, save_encoder
 from tests.pretrain.shards import write_shards
 from tests.ranks import run_on_ranks

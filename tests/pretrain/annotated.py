@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pretrain.data.decode import UPRIGHT
+from pretrain.data.images.decode import UPRIGHT
 
 INVERSE = {5: 5, 6: 8, 7: 7, 8: 6}  # the turn that a turn undoes; the others undo themselves
 

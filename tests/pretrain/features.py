@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from cluster.batch_jobs import BatchJob, Machines, parts_of, run_batch_job
-from pretrain.data.decoded import DecodedRows, pixels_of, units_of
-from pretrain.data.feature_layout import DESCRIPTION, FORMAT_VERSION, STATISTICS, as_column, row_groups_of
-from pretrain.data.feature_statistics import write_description
-from pretrain.data.manifest import load_manifest
-from pretrain.data.views import CentralCrop
+from cluster.batch.jobs import BatchJob, Machines, parts_of, run_batch_job
+from pretrain.data.reading.decoded import DecodedRows, pixels_of, units_of
+from pretrain.data.reading.feature_layout import DESCRIPTION, FORMAT_VERSION, STATISTICS, as_column, row_groups_of
+from pretrain.data.reading.feature_statistics import write_description
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.views.random_views import CentralCrop
 from tests.pretrain.shards import number_of
 
 SIDE, DIM, CELLS, CHANNELS = 6, 5, 2, 3

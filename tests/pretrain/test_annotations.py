@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from pretrain.data.annotations import (
+from pretrain.data.reading.annotations import (
     BadAnnotation,
     Boxes,
     find_boxes_column,
@@ -22,7 +22,7 @@ from pretrain.data.annotations import (
     read_classes,
     values_of,
 )
-from pretrain.data.naming import named, names_at, names_in
+from pretrain.data.reading.naming import named, names_at, names_in
 
 F32, I64, STRING = pa.float32(), pa.int64(), pa.string()
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from cluster.errors import UserError
-from pretrain.data.heat_maps import heat_colours, overlay
+from pretrain.data.images.heat_maps import heat_colours, overlay
 from pretrain.encoders import build_encoder
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 

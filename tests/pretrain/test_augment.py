@@ -9,12 +9,12 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from torchvision.transforms import functional as tv
 
-from pretrain.data import augment
-from pretrain.data import colour_kernels as kernels
-from pretrain.data.augment import apply_colours
-from pretrain.data.colours import draw_colours
-from pretrain.data.recipes import RECIPES, ViewSpec, simclr_views
-from pretrain.data.views import RandomViews, central_box, draw_views, find_boxes, write_crop
+from pretrain.data.views import augment
+from pretrain.data.views import colour_kernels as kernels
+from pretrain.data.views.augment import apply_colours
+from pretrain.data.views.colours import draw_colours
+from pretrain.data.views.random_views import RandomViews, central_box, draw_views, find_boxes, write_crop
+from pretrain.data.views.recipes import RECIPES, ViewSpec, simclr_views
 
 IMAGES = torch.rand(8, 3, 24, 20, generator=torch.Generator().manual_seed(0))
 FACTORS = torch.linspace(0.2, 1.8, 8)

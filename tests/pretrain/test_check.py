@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.errors import UserError
-from pretrain.data.check import Asked, check, copies_of, parse_rows
-from pretrain.data.check_report import print_report, printable
-from pretrain.data.labels import distinct_labels, read_class_names_of
-from pretrain.data.manifest import load_manifest
-from pretrain.data.packing import pack, schema_of
+from pretrain.data.checking.check import Asked, check, copies_of, parse_rows
+from pretrain.data.checking.check_report import print_report, printable
+from pretrain.data.packing.packing import pack, schema_of
+from pretrain.data.reading.labels import distinct_labels, read_class_names_of
+from pretrain.data.reading.manifest import load_manifest
 from tests.pretrain.shards import encoded, photo, write_shards
 from tests.pretrain.test_annotations import tables
 

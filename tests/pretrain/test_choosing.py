@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from pretrain.data.choosing import balanced_rows, rows_of_each_class, share_of_rows
-from pretrain.data.columns import column_by_file
-from pretrain.data.labels import ClassNames, class_counts, label_codes
-from pretrain.data.loader import Loader, batches_in_sequence
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.shards import RowPlace, Shards
+from pretrain.data.reading.choosing import balanced_rows, rows_of_each_class, share_of_rows
+from pretrain.data.reading.columns import column_by_file
+from pretrain.data.reading.labels import ClassNames, class_counts, label_codes
+from pretrain.data.reading.loader import Loader, batches_in_sequence
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import RowPlace, Shards
 from tests.pretrain.shards import write_shards
 
 CLASSES = np.repeat([0, 1, 2, 3], [500, 300, 190, 10])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, CorruptedImages, corrupt
-from pretrain.data.views import CentralCrop
+from pretrain.data.views.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, CorruptedImages, corrupt
+from pretrain.data.views.random_views import CentralCrop
 
 
 def picture(side=64, channels=3, seed=0):

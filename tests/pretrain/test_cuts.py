@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pretrain.data import chunks
-from pretrain.data.chunks import Chunks
-from pretrain.data.cuts import CutGroups, OpenGroup
+from pretrain.data.reading import chunks
+from pretrain.data.reading.chunks import Chunks
+from pretrain.data.reading.cuts import CutGroups, OpenGroup
 
 CONTENT = bytes(range(256)) * 40
 

@@ -13,12 +13,12 @@ import pytest
 
 from cluster.errors import run_command
 from pretrain.__main__ import main
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.recipes import simclr_views
-from pretrain.data.shards import Shards
-from pretrain.data.views import RandomViews
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import RandomViews
+from pretrain.data.views.recipes import simclr_views
 from tests.pretrain.shards import photo, write_shards
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0" / "train"

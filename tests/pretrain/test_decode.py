@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data.decode import BadImage, decode_image, image_size
-from pretrain.data.image_headers import exif_orientation
+from pretrain.data.images.decode import BadImage, decode_image, image_size
+from pretrain.data.images.image_headers import exif_orientation
 
 HEIGHT, WIDTH = 40, 64
 
@@ -298,5 +298,5 @@ def test_mutated_files_give_pixels_or_bad_image(seed, changes, headers, kept):
 def test_no_torch_at_start_up():
     import subprocess
 
-    code = "import pretrain.data.decode, pretrain.data.manifest, sys; assert 'torch' not in sys.modules"
+    code = "import pretrain.data.images.decode, pretrain.data.reading.manifest, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data.decode import BadImage, decode_image, image_size
-from pretrain.data.image_headers import image_format
+from pretrain.data.images.decode import BadImage, decode_image, image_size
+from pretrain.data.images.image_headers import image_format
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of every second thing in a bad TIFF
 

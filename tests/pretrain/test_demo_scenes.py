@@ -17,9 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cluster.errors import UserError
-from pretrain.data.demo_captions import NUMBERS, captions, noun, plural, relation
-from pretrain.data.demo_scenes import SIDE, compose, main_class, recoloured, scene, tight_box, write_demo
-from pretrain.data.demo_sources import CLASSES, TEXTURES, all_cutouts, cutouts_of
+from pretrain.data.scenes.captions import NUMBERS, captions, noun, plural, relation
+from pretrain.data.scenes.scenes import SIDE, compose, main_class, recoloured, scene, tight_box, write_demo
+from pretrain.data.scenes.sources import CLASSES, TEXTURES, all_cutouts, cutouts_of
 
 NUM_SEEN = 60
 

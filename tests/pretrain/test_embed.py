@@ -15,14 +15,14 @@ import safetensors.numpy
 import torch
 
 from cluster.errors import UserError, run_command
-from cluster.place import place_here
+from cluster.training.place import place_here
 from pretrain.__main__ import main
-from pretrain.data.augment import normalised
-from pretrain.data.decoded import columns_to_keep, units_of
-from pretrain.data.manifest import Manifest, load_manifest
-from pretrain.data.shards import Shards
-from pretrain.data.stored_features import StoredFeatures, describe_features
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.decoded import columns_to_keep, units_of
+from pretrain.data.reading.manifest import Manifest, load_manifest
+from pretrain.data.reading.shards import Shards
+from pretrain.data.reading.stored_features import StoredFeatures, describe_features
+from pretrain.data.views.augment import normalised
+from pretrain.data.views.random_views import CentralCrop
 from pretrain.embed import check_maps, seen_by
 from pretrain.encoders import build_encoder, save_encoder
 from pretrain.encoders.teachers import TeacherOutput, open_teacher

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cluster.errors import UserError, run_command
 from pretrain.__main__ import main
-from pretrain.data.picking import pick_pictures
+from pretrain.data.reading.picking import pick_pictures
 from pretrain.encoders import build_encoder, load_encoder, save_encoder
 from pretrain.encoders.attention_maps import attention_maps
 from pretrain.explaining import explain

@@ -8,7 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pretrain.data.annotations import (
+from pretrain.data.checking.check import check
+from pretrain.data.images.decode import decode_image
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.packing.packing import pack, schema_of
+from pretrain.data.packing.regroup import regroup
+from pretrain.data.reading.annotations import (
     find_boxes_column,
     find_captions_column,
     find_class_column,
@@ -16,14 +21,9 @@ from pretrain.data.annotations import (
     read_captions,
     read_classes,
 )
-from pretrain.data.check import check
-from pretrain.data.decode import decode_image
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.labels import read_class_names_of
-from pretrain.data.manifest import load_manifest
-from pretrain.data.packing import pack, schema_of
-from pretrain.data.regroup import regroup
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.reading.labels import read_class_names_of
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 
 datasets = pytest.importorskip("datasets")
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.sources import kind_of, list_records
-from pretrain.data.sources.texts import captions_in, decode_text, id_key, label_of, list_in
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.packing.sources import kind_of, list_records
+from pretrain.data.packing.sources.texts import captions_in, decode_text, id_key, label_of, list_in
 from tests.pretrain.annotated import Scene, block_in, coco, put
 from tests.pretrain.shards import encoded
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.geometry import Frame, WrongFrame, scale_to, turn, upright_boxes
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.regroup import regroup
+from pretrain.data.images.geometry import Frame, WrongFrame, scale_to, turn, upright_boxes
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.packing.regroup import regroup
 from tests.pretrain.annotated import (
     FRAMED,
     WRITERS,

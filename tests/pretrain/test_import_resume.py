@@ -17,9 +17,9 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.import_taking import Taking
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.manifest import load_manifest
+from pretrain.data.packing.import_taking import Taking
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.reading.manifest import load_manifest
 from tests.pretrain.shards import encoded
 
 NUM_IMAGES = 260

@@ -12,10 +12,10 @@ import pytest
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data import progress
-from pretrain.data.importing import ImportOptions, describe_import, import_images
-from pretrain.data.manifest import load_manifest
-from pretrain.data.shards import Shards, read_in_sequence
-from pretrain.data.sources.folders import folder_records
+from pretrain.data.packing.importing import ImportOptions, describe_import, import_images
+from pretrain.data.packing.sources.folders import folder_records
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 from tests.pretrain.shards import encoded, photo
 
 CLOTHING = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0" / "validation"

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.decode import BadImage
-from pretrain.data.kept import KeptImages
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.recipes import simclr_views
-from pretrain.data.shards import Shards
-from pretrain.data.views import RandomViews
+from pretrain.data.images.decode import BadImage
+from pretrain.data.reading.kept import KeptImages
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import RandomViews
+from pretrain.data.views.recipes import simclr_views
 from tests.pretrain.shards import photo, write_shards
 from tests.pretrain.test_pixels import numpy_file
 

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data.check import check
-from pretrain.data.labels import ClassNames, class_counts, label_codes, labelled_rows, read_class_names_of
-from pretrain.data.manifest import load_manifest
-from pretrain.data.regroup import regroup
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.checking.check import check
+from pretrain.data.packing.regroup import regroup
+from pretrain.data.reading.labels import ClassNames, class_counts, label_codes, labelled_rows, read_class_names_of
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from cluster.errors import RunStopped, UserError
-from pretrain.data.loader import Loader, batches_in_sequence
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.shards import Shards
-from pretrain.data.views import CentralCrop
+from pretrain.data.reading.loader import Loader, batches_in_sequence
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.random_views import CentralCrop
 from tests.pretrain.shards import encoded, number_of, write_shards
 
 ROWS, BATCH, STREAMS = 130, 12, 6
@@ -196,7 +196,7 @@ def test_plain_binary_columns_and_huge_row_groups_read_the_same(tmp_path, monkey
     order = make_order(shards)
     whole = [numbers(batch) for batch in read(shards, order, 10)]
     assert whole == order.epoch_batches(0).tolist()
-    monkeypatch.setattr("pretrain.data.chunks.WHOLE_GROUP_BYTES", 0)  # page by page
+    monkeypatch.setattr("pretrain.data.reading.chunks.WHOLE_GROUP_BYTES", 0)  # page by page
     assert [numbers(batch) for batch in read(shards, order, 10)] == whole
 
 

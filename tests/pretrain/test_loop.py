@@ -14,7 +14,7 @@ from torch import nn
 
 from cluster import storage
 from cluster.errors import RunStopped, UserError
-from cluster.place import place_here
+from cluster.training.place import place_here
 from pretrain.training import checkpoints
 from pretrain.training.contract import StepOutput, Trainable, TrainingBatch
 from pretrain.training.loop import train

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data import manifest as manifest_module
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading import manifest as manifest_module
+from pretrain.data.reading.manifest import load_manifest
 from tests.pretrain.shards import encoded, write_shards
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from pretrain.data.loader import Batch
-from pretrain.data.recipes import recipe_views
+from pretrain.data.reading.loader import Batch
+from pretrain.data.views.recipes import recipe_views
 from pretrain.encoders import build_encoder
 from pretrain.methods import METHODS, build_method
 from pretrain.papers import PAPERS

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.place import place_here
 from cluster.settings import load_settings
-from pretrain.data.importing import ImportOptions, import_images
+from cluster.training.place import place_here
+from pretrain.data.packing.importing import ImportOptions, import_images
 from pretrain.encoders import build_encoder
 from pretrain.evaluating import label_probe
 from pretrain.methods import METHODS, simsiam

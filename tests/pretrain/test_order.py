@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from pretrain.data.hashing import hash64, permutation, uniform
-from pretrain.data.mixing import Mixture
-from pretrain.data.order import Order, default_num_streams
+from pretrain.data.reading.mixing import Mixture
+from pretrain.data.reading.order import Order, default_num_streams
 
 
 def make_order(groups, batch, streams, window=64, seed=3):

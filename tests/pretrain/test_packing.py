@@ -8,8 +8,8 @@ import pytest
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.manifest import load_manifest
-from pretrain.data.packing import IMAGE_TYPE, ShardWriter, pack, schema_of
+from pretrain.data.packing.packing import IMAGE_TYPE, ShardWriter, pack, schema_of
+from pretrain.data.reading.manifest import load_manifest
 
 
 @pytest.fixture(autouse=True)

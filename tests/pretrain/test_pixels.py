@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.data.decode import BadImage, decode_image, image_size
-from pretrain.data.pixels import _headers, as_channels, open_picture
+from pretrain.data.images.decode import BadImage, decode_image, image_size
+from pretrain.data.images.pixels import _headers, as_channels, open_picture
 from tests.pretrain.test_decode import encoded, orientation_exif, picture
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from cluster.place import place_here
-from pretrain.data.manifest import load_manifest
+from cluster.training.place import place_here
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from pretrain.training.health import effective_rank
 from pretrain.training.knn import knn_accuracy, knn_predict

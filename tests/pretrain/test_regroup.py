@@ -13,12 +13,12 @@ import pytest
 
 from cluster.errors import UserError, run_command
 from pretrain.data import __main__ as commands
-from pretrain.data.check import check
-from pretrain.data.image_paths import use_image_root
-from pretrain.data.manifest import load_manifest
-from pretrain.data.naming import names_at
-from pretrain.data.regroup import check_places, regroup
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.checking.check import check
+from pretrain.data.packing.regroup import check_places, regroup
+from pretrain.data.reading.image_paths import use_image_root
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.naming import names_at
+from pretrain.data.reading.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
 
 
@@ -242,7 +242,7 @@ def test_memory_is_bounded_by_images_not_by_row_groups(tmp_path):
     program = f"""
         import resource
         import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-        from pretrain.data.regroup import regroup
+        from pretrain.data.packing.regroup import regroup
         schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
         rng = np.random.default_rng(0)
         def peak():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.reporting.charts import Line, Mark, line_chart, running_mean, sparkline, thinned
 from pretrain.reporting.elements import element
 from pretrain.reporting.embeddings import neighbours, plane, principal_components

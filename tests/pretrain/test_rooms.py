@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import torch
 
-from pretrain.data.rooms import Rooms
+from pretrain.data.images.rooms import Rooms
 
 
 def address(array):

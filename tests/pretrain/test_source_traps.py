@@ -18,9 +18,9 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.importing import ImportOptions, import_images
-from pretrain.data.sources import kind_of, list_records
-from pretrain.data.sources.table_roles import Columns
+from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.data.packing.sources import kind_of, list_records
+from pretrain.data.packing.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
 from tests.pretrain.test_sources import json_values, packed, quarantined, voc, write
 

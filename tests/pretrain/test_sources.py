@@ -15,9 +15,9 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.importing import import_images
-from pretrain.data.sources import kind_of, list_records
-from pretrain.data.sources.table_roles import Columns
+from pretrain.data.packing.importing import import_images
+from pretrain.data.packing.sources import kind_of, list_records
+from pretrain.data.packing.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
 
 

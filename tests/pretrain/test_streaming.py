@@ -20,12 +20,12 @@ import s3fs
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data import chunks
-from pretrain.data.ahead import ReadAhead
-from pretrain.data.loader import Loader
-from pretrain.data.manifest import load_manifest
-from pretrain.data.order import Order
-from pretrain.data.shards import Shards
+from pretrain.data.reading import chunks
+from pretrain.data.reading.ahead import ReadAhead
+from pretrain.data.reading.loader import Loader
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
+from pretrain.data.reading.shards import Shards
 from tests import slow_store
 from tests.pretrain.shards import IMAGE, write_shards
 from tests.slow_store import SlowStore
@@ -271,6 +271,6 @@ def test_importing_the_reader_does_not_need_the_libraries_of_stores():
     code = (
         "import sys\n"
         "for name in ('s3fs', 'gcsfs', 'aiohttp', 'huggingface_hub'): sys.modules[name] = None\n"
-        "import pretrain.data.loader"
+        "import pretrain.data.reading.loader"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

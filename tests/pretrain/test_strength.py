@@ -15,8 +15,8 @@ from PIL import Image
 from scipy import stats
 from skimage import data
 
-from pretrain.data.recipes import RECIPES
-from pretrain.data.views import RandomViews
+from pretrain.data.views.random_views import RandomViews
+from pretrain.data.views.recipes import RECIPES
 from tests.pretrain.test_decode import encoded
 
 NUM, SIZE, LOCAL = 500, 48, 24

@@ -16,7 +16,7 @@ from cluster import storage
 from cluster.errors import run_command
 from cluster.settings import load_settings
 from pretrain.__main__ import main
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.papers import defaults_of
 from pretrain.settings import PretrainSettings
 from pretrain.training import checkpoints

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.errors import run_command
 from pretrain.__main__ import main
-from pretrain.data.manifest import load_manifest
+from pretrain.data.reading.manifest import load_manifest
 from pretrain.training import checkpoints
 from pretrain.training.data_identity import differences, identity_of
 from tests.pretrain.runs import arguments

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cluster.errors import UserError, run_command
 from pretrain.data.__main__ import main
-from pretrain.data.recipes import recipe_views
+from pretrain.data.views.recipes import recipe_views
 from pretrain.methods import method_views
 from tests.pretrain.shards import photo, write_shards
 
@@ -32,7 +32,7 @@ def test_a_line_for_each_image(url, tmp_path, monkeypatch, capsys, recipe, num_v
     assert views(monkeypatch, url, "--recipe", recipe, "--size", 48, "--images", 3, "--out", out) == 0
     assert "views of 2 images" in capsys.readouterr().out  # and the reason of the bad one
     page = Image.open(io.BytesIO(out.read_bytes()))
-    column, line = 166, 194  # a cell with its gap, see pretrain.data.sheet
+    column, line = 166, 194  # a cell with its gap, see pretrain.data.images.sheet
     assert page.size == (6 + (1 + num_views) * column, 6 + 3 * line)
     pixels = np.asarray(page)
     for view in range(1 + num_views):  # something is drawn in the middle of each cell of the second line

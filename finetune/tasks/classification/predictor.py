@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
-from pretrain.data.annotations import name_of_class
-from pretrain.data.labels import ClassNames, is_multi_label
-from pretrain.data.shards import Shards
+from pretrain.data.reading.annotations import name_of_class
+from pretrain.data.reading.labels import ClassNames, is_multi_label
+from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
 JUDGE_BATCH = 256

@@ -17,11 +17,11 @@ from finetune.tasks.classification.metrics import MULTI, SINGLE, TOP5
 from finetune.tasks.classification.mixing import Mixing
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
-from pretrain.data.choosing import balanced_rows
-from pretrain.data.labels import class_counts, is_multi_label, label_codes, labelled_rows, read_class_names_of
-from pretrain.data.loader import Batch
-from pretrain.data.manifest import Manifest
-from pretrain.data.recipes import ViewSpec, weak_views
+from pretrain.data.reading.choosing import balanced_rows
+from pretrain.data.reading.labels import class_counts, is_multi_label, label_codes, labelled_rows, read_class_names_of
+from pretrain.data.reading.loader import Batch
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.views.recipes import ViewSpec, weak_views
 from pretrain.encoders import Encoder
 
 

@@ -14,7 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from cluster.errors import UserError
-from pretrain.data.annotations import (
+from pretrain.data.images.decode import BadImage
+from pretrain.data.images.geometry import BoxJudge
+from pretrain.data.images.pixels import open_picture
+from pretrain.data.reading.annotations import (
     BadAnnotation,
     BoxColumn,
     Boxes,
@@ -25,16 +28,13 @@ from pretrain.data.annotations import (
     read_boxes,
     values_of,
 )
-from pretrain.data.columns import column_by_file
-from pretrain.data.decode import BadImage
-from pretrain.data.footers import read_footer
-from pretrain.data.geometry import BoxJudge
-from pretrain.data.labels import ClassNames, in_order
-from pretrain.data.manifest import Manifest
-from pretrain.data.naming import named, names_in
-from pretrain.data.numberings import declared_names
-from pretrain.data.pixels import open_picture
-from pretrain.data.shards import Shards, read_in_sequence
+from pretrain.data.reading.columns import column_by_file
+from pretrain.data.reading.footers import read_footer
+from pretrain.data.reading.labels import ClassNames, in_order
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.naming import named, names_in
+from pretrain.data.reading.numberings import declared_names
+from pretrain.data.reading.shards import Shards, read_in_sequence
 
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the picture"
 UNKNOWN = "of a class that the model does not know"

@@ -9,16 +9,16 @@ from typing import Any, cast
 import numpy as np
 
 from cluster.errors import UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.pictures import Picture
 from finetune.tasks.base import Judgement, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
 from finetune.tasks.detection.metrics import JudgedImage, judged_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
-from pretrain.data.labels import ClassNames
-from pretrain.data.loader import HostTransform
-from pretrain.data.shards import Shards
+from pretrain.data.reading.labels import ClassNames
+from pretrain.data.reading.loader import HostTransform
+from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
 BATCH = 16

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.settings import FinetuneSettings
 from finetune.tasks.base import Task
 from finetune.tasks.detection.boxes import (
@@ -28,11 +28,11 @@ from finetune.tasks.detection.metrics import NAMES
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.predictor import ObjectDetector
 from finetune.tasks.detection.views import SMALLEST_SIDE, BoxViewer, boxes_on_canvas
-from pretrain.data.loader import Batch
-from pretrain.data.manifest import Manifest
-from pretrain.data.recipes import ViewSpec
-from pretrain.data.shards import Shards
-from pretrain.data.viewing import Viewer
+from pretrain.data.reading.loader import Batch
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.shards import Shards
+from pretrain.data.views.recipes import ViewSpec
+from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
 

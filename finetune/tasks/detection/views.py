@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data import colour_kernels
-from pretrain.data.colours import draw_colours
 from pretrain.data.hashing import uniform
-from pretrain.data.loader import HostTransform
-from pretrain.data.pixels import Picture, buffers, open_picture
-from pretrain.data.recipes import ViewSpec
-from pretrain.data.rooms import Rooms
-from pretrain.data.viewing import Viewer
-from pretrain.data.views import smallest_denominator, write_crop
+from pretrain.data.images.pixels import Picture, buffers, open_picture
+from pretrain.data.images.rooms import Rooms
+from pretrain.data.reading.loader import HostTransform
+from pretrain.data.views import colour_kernels
+from pretrain.data.views.colours import draw_colours
+from pretrain.data.views.random_views import smallest_denominator, write_crop
+from pretrain.data.views.recipes import ViewSpec
+from pretrain.data.views.viewing import Viewer
 
-WINDOW = 21  # domain separation, see `pretrain.data.views.CROP`
+WINDOW = 21  # domain separation, see `pretrain.data.views.random_views.CROP`
 ACROSS, DOWN = 1, 2  # how a window is mirrored
 SMALLEST_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
 
@@ -130,7 +130,7 @@ class Letterbox:
 
 
 class LetterboxFilling:
-    """A batch of letterboxed pictures that are being made, see `pretrain.data.views.ViewFilling`."""
+    """A batch of letterboxed pictures that are being made, see `pretrain.data.views.random_views.ViewFilling`."""
 
     parameters = None
 
@@ -157,7 +157,7 @@ class BoxViews:
         scale: smallest and largest size of the picture on its canvas, as a factor of the letterbox's.
         flip_vertical: probability of mirroring top and bottom.
         mean: of the normalisation, which fills what lies beyond a picture.
-        seed, colours_on_host, channels, pinned: as for `pretrain.data.views.RandomViews`.
+        seed, colours_on_host, channels, pinned: as for `pretrain.data.views.random_views.RandomViews`.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class BoxViews:
 
 
 class BoxFilling:
-    """A batch of random windows that are being made, see `pretrain.data.views.ViewFilling`."""
+    """A batch of random windows that are being made, see `pretrain.data.views.random_views.ViewFilling`."""
 
     def __init__(self, transform: BoxViews, passes: np.ndarray, row_ids: np.ndarray) -> None:
         self._transform, spec = transform, transform.spec

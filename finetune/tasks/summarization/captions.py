@@ -16,7 +16,7 @@ from cluster import storage
 from cluster.errors import UserError
 from finetune.tasks.summarization.mining import CaptionSample
 from finetune.tasks.summarization.words import clean
-from pretrain.data.annotations import (
+from pretrain.data.reading.annotations import (
     BadAnnotation,
     ClassColumn,
     find_captions_column,
@@ -26,10 +26,10 @@ from pretrain.data.annotations import (
     read_classes,
     values_of,
 )
-from pretrain.data.footers import read_footer
-from pretrain.data.manifest import Manifest
-from pretrain.data.naming import named, names_in
-from pretrain.data.shards import RowPlace
+from pretrain.data.reading.footers import read_footer
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.reading.naming import named, names_in
+from pretrain.data.reading.shards import RowPlace
 
 FILES_AT_ONCE = 8
 NUM_LISTED = 20

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.tasks.summarization.captions import captions_or_none, keywords_of
 from finetune.tasks.summarization.phrases import Phrases, phrase_of
-from pretrain.data.annotations import BadAnnotation, ClassColumn
+from pretrain.data.reading.annotations import BadAnnotation, ClassColumn
 
 
 class KeywordReader:

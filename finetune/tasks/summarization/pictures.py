@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.pixels import open_picture
-from pretrain.data.views import write_crop
+from pretrain.data.images.pixels import open_picture
+from pretrain.data.views.random_views import write_crop
 
 # left, top, right and bottom as shares of the image's sides
 Box = tuple[float, float, float, float]
@@ -28,7 +28,7 @@ class WholePicture:
 
 
 class WholeFilling:
-    """A batch that is being made, see `pretrain.data.views.ViewFilling`."""
+    """A batch that is being made, see `pretrain.data.views.random_views.ViewFilling`."""
 
     parameters = None
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from cluster.place import Place
+from cluster.training.place import Place
 from finetune.tasks.base import Judgement, Predictor, TaskModel
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.keywords import KeywordReader
@@ -25,7 +25,7 @@ from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_bo
 from finetune.tasks.summarization.search import Written, write
 from finetune.tasks.summarization.seeing import Seen
 from finetune.tasks.summarization.tokenizer import CaptionTokenizer
-from pretrain.data.shards import Shards
+from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
 JUDGE_BATCH = 128

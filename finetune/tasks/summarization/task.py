@@ -29,9 +29,9 @@ from finetune.tasks.summarization.phrases import Phrases
 from finetune.tasks.summarization.predictor import ImageSummarizer
 from finetune.tasks.summarization.tokenizer import END, PAD, START, CaptionTokenizer
 from pretrain.data.hashing import hash64
-from pretrain.data.loader import Batch
-from pretrain.data.manifest import Manifest
-from pretrain.data.recipes import ViewSpec, weak_views
+from pretrain.data.reading.loader import Batch
+from pretrain.data.reading.manifest import Manifest
+from pretrain.data.views.recipes import ViewSpec, weak_views
 from pretrain.encoders import Encoder
 
 # domain separation between what is drawn for views (11, 12) and for captions

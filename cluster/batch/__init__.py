@@ -1,0 +1,1 @@
+"""Batch jobs over a data set, in this process or on Ray."""

@@ -1,0 +1,85 @@
+"""The command-line options of batch jobs: how many processes, where, and their progress."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.batch.jobs import Machines
+from cluster.durations import duration
+from cluster.errors import UserError
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def add_machine_options(parser: argparse._ActionsContainer) -> None:
+    """Adds what `machines_of` reads."""
+    parser.add_argument("--workers", type=whole(0), default=0, help="Ray processes that compute; 0: this process alone")
+    parser.add_argument("--readers", type=whole(0), default=0, help="Ray processes that decode; 0: one for each worker")
+    parser.add_argument("--cpus-per-worker", type=whole(1), default=1, help="CPUs of each that computes (default: 1)")
+    parser.add_argument(
+        "--cpus-per-reader", type=whole(1), default=1, help="CPUs of each that decodes, and its threads (default: 1)"
+    )
+    parser.add_argument("--gpus-per-worker", type=float, help="by default 1 where this machine has a GPU, else 0")
+    for who in ("worker", "reader"):
+        parser.add_argument(
+            f"--{who}-label", action="append", default=[], metavar="KEY=VALUE", help=f"label of the nodes for {who}s"
+        )
+    parser.add_argument(
+        "--check", action="store_true", help="tries a first piece, tells what it would take, and starts nothing"
+    )
+    parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a Ray of its own")
+
+
+def machines_of(options: argparse.Namespace, *, has_gpu: bool) -> Machines:
+    """Where the work is to be done. Raises UserError for labels that are none."""
+    gpus = options.gpus_per_worker
+    return Machines(
+        workers=options.workers,
+        readers=options.readers,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=gpus if gpus is not None else float(has_gpu),
+        cpus_per_reader=options.cpus_per_reader,
+        worker_labels=_labels(options.worker_label),
+        reader_labels=_labels(options.reader_label),
+        address=options.address,
+    )
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is large enough."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+        return int(text)
+
+    return read
+
+
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise UserError(f"label {key + equals + value!r}: write KEY=VALUE, such as ray.io/node-group=cpu")
+    return {key: value for key, _, value in pairs}
+
+
+class JobProgress:
+    """A line every few seconds: `on_progress` of a batch job."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._began = self._said = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now - self._said > SECONDS_BETWEEN_LINES:
+            rate = (done - self._first) / (now - self._began)
+            left = f", about {duration((of - done) / rate)} left" if rate > 0 else ""
+            print(f"{self._title}: {done:,} of {of:,} parts{left}", flush=True)
+            self._said = now

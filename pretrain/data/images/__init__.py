@@ -1,0 +1,1 @@
+"""Encoded images to pixels, boxes in their pixels, and small drawings."""

@@ -1,0 +1,1 @@
+"""Sources of images to Parquet shards: import, ledger, and other row groups."""

@@ -1,0 +1,137 @@
+"""The summary of an import: what goes to _import.json, what is said in the terminal, and whether it is a success."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from cluster import storage
+from cluster.secrets import masked
+from pretrain.data.packing.import_taking import LEAK, Tally
+from pretrain.data.packing.ledger import Ledger, as_table
+from pretrain.data.packing.preparing import ASSUMED, FEW_BITS, FRAMES, OUTSIDE, RESIZED, TURNED
+from pretrain.data.packing.sources import Listing, Record
+from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
+
+QUARANTINE = "_quarantine.jsonl"
+MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
+NOTED = (
+    TURNED,
+    ASSUMED,
+    RESIZED,
+    OUTSIDE,
+    FEW_BITS,
+    FRAMES,
+    LEAK,
+)  # facts that are said, besides standing in the ledger
+
+
+def is_known(column: str, records: Sequence[Record]) -> bool:
+    """Whether the source says such things of any image."""
+    return any(getattr(record, column) is not None for record in records)
+
+
+def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
+    """Lists images and annotations that were set aside."""
+    if problems:  # written before an all-bad import fails, for it says why
+        lines = [
+            json.dumps({"path": masked(path), "reason": masked(reason)}) + "\n" for path, reason in sorted(problems)
+        ]
+        storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
+
+
+def summary_of(
+    listing: Listing,
+    records: Sequence[Record],
+    tally: Tally,
+    problems: Sequence[tuple[str, str]],
+    ledger: Ledger,
+    *,
+    max_set_aside: float,
+) -> dict[str, Any]:
+    """What was packed, set aside and left out, ready for JSON; `stopped` is a text where too much was set aside."""
+    with_classes = is_known("label", records) or is_known("labels", records)
+    total: Counter[str] = Counter()
+    for labels in tally.counts.values():
+        total.update({label: num for label, num in labels.items() if label})
+    sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
+    notes = list(listing.notes)
+    if VALIDATION in sides and (unseen := sorted(sides[VALIDATION] - sides.get(TRAIN, set()))):
+        notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
+    if with_classes and (
+        gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
+    ):
+        notes.append(f"classes without a single readable image: {', '.join(gone)}")
+    notes += [f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
+    notes += ledger.notes()
+    if tally.leaks:
+        notes.append(
+            f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one"
+        )
+    return {
+        "images": tally.images,
+        "bytes": tally.bytes_after,
+        "classes": dict(sorted(total.items())) if with_classes else None,
+        "boxes": tally.boxes if is_known("objects", records) else None,
+        "captions": tally.captions if is_known("captions", records) else None,
+        "kind": listing.kind,
+        "recognised_as": masked(listing.told),
+        "quarantined": len(problems),
+        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MOST_REASONS)),
+        "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
+        "notes": [masked(note) for note in notes],
+        "ledger": ledger.as_json(),
+        "stopped": _too_many(tally, records, listing, max_set_aside),
+    }
+
+
+def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, most: float) -> str | None:
+    """What to do where too large a share of the images or annotations was set aside; None where it was not."""
+    num_annotations = max(listing.account.annotations, len(listing.problems))
+    for num, among, what in (
+        (tally.aside, len(records), "images"),
+        (len(listing.problems), num_annotations, "annotations"),
+    ):
+        if num > most * among:
+            return (
+                f"{num} of {among} {what} were set aside, more than the share of {most:g} that --max-set-aside allows; "
+                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
+                "share; the shards "
+                "are kept for a look"
+            )
+    return None
+
+
+def _short(reason: str) -> str:
+    return "duplicate" if reason.startswith("a duplicate of") else reason.split(":")[0]
+
+
+def describe_import(summary: dict[str, Any], dest: str) -> str:
+    """The summary in a few lines for the terminal."""
+    lines = [
+        f"packed {summary['images']} images ({summary['bytes'] / 2**20:.1f} MiB) into {summary['shards']} "
+        f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
+    ]
+    if summary["bytes_before_scaling"]:
+        share = 1 - summary["bytes"] / summary["bytes_before_scaling"]
+        lines.append(f"  scaling down saved {share:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
+    if summary["splits"]:
+        lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
+    if summary["classes"] is not None:
+        most = sorted(summary["classes"].items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{name} {num}" for name, num in most[:20])
+        more = f", and {len(most) - 20} more" if len(most) > 20 else ""
+        lines.append(f"  {len(most)} classes: {shown}{more}")
+    lines.extend(f"  {summary[name]} {name}" for name in ("boxes", "captions") if summary[name] is not None)
+    if summary["recognised_as"]:
+        lines.append(f"  read as {summary['recognised_as']}")
+    if summary["quarantined"]:
+        reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
+        lines.append(
+            f"warning: {summary['quarantined']} entries set aside ({reasons}); listed in {storage.join(dest, QUARANTINE)}"
+        )
+    lines.extend(f"note: {note}" for note in summary["notes"])
+    lines += as_table(summary["ledger"])
+    return "\n".join(lines)

@@ -1,0 +1,274 @@
+"""Packs a source of images into shards: every image is checked, bad ones are set aside, the order is mixed.
+
+An import that was cut off continues when the same command is run again: shards are written one after the other into
+DEST/.unfinished, each is kept when it is complete, and a journal there says how far they reach. They move to their place
+when the last one is written, so readers never see a part of an import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from cluster import storage
+from cluster.errors import UserError
+from cluster.secrets import masked
+from pretrain.data.packing.import_journal import Journal
+from pretrain.data.packing.import_summary import QUARANTINE, describe_import, is_known, summary_of, write_quarantine
+from pretrain.data.packing.import_survey import look_at_boxes
+from pretrain.data.packing.import_taking import Taking, Tally
+from pretrain.data.packing.ledger import Fates, files_jsonl, files_of, make_ledger
+from pretrain.data.packing.packing import (
+    DEFAULT_BYTES_PER_GROUP,
+    DEFAULT_BYTES_PER_SHARD,
+    DEFAULT_ROWS_PER_GROUP,
+    ShardWriter,
+    schema_of,
+)
+from pretrain.data.packing.preparing import Prepared, as_jpeg, prepare
+from pretrain.data.packing.sources import KINDS, Listing, Record, list_records
+from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
+from pretrain.data.progress import ProgressLine
+
+__all__ = ["ImportOptions", "describe_import", "import_images"]
+
+SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
+MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import is no success
+MOST_UNREAD_IN_A_ROW = 200
+SPLITS = ("train", "validation")
+OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
+COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the shards depend on; a cut-off import continues only with the same ones.
+
+    Args:
+        validation_share: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an image's side depends on
+            its path alone, so that it stays when others are added; of equal images on both sides the later ones are left out.
+            A source that has splits of its own keeps them, and only a missing validation is taken from its training images.
+        seed: of the order in the shards.
+        drop_duplicates: of images with equal bytes only the first is kept.
+        short_side: larger images are scaled down to so many pixels on their short side, and stored as JPEG; 0 stores all
+            images byte for byte as they are.
+        jpeg_quality: of images that are scaled down, 1 to 95.
+        rows_per_group, bytes_per_group: a row group ends with whichever comes first.
+        bytes_per_shard: a file ends with the row group that reaches it.
+    """
+
+    validation_share: float = 0.0
+    seed: int = 0
+    drop_duplicates: bool = False
+    short_side: int = 0
+    jpeg_quality: int = 92
+    rows_per_group: int = DEFAULT_ROWS_PER_GROUP
+    bytes_per_group: int = DEFAULT_BYTES_PER_GROUP
+    bytes_per_shard: int = DEFAULT_BYTES_PER_SHARD
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation_share}")
+        if self.short_side < 0 or not 1 <= self.jpeg_quality <= 95:
+            raise UserError(
+                f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a short side is 0 or "
+                "more pixels, a quality 1 to 95"
+            )
+        if min(self.rows_per_group, self.bytes_per_group, self.bytes_per_shard) < 1:
+            raise UserError("--rows-per-group, --group-mib and --shard-mib must be at least 1")
+
+
+def import_images(
+    src: str,
+    dest: str,
+    options: ImportOptions | None = None,
+    *,
+    kind: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    max_set_aside: float = MAX_SET_ASIDE,
+    **source_options: Any,
+) -> dict[str, Any]:
+    """Packs a source into shards and returns the summary that is also written to DEST/_import.json.
+
+    Images that cannot be decoded and annotations that cannot be used are listed in DEST/_quarantine.jsonl, files that are no
+    part of the data set in DEST/_files.jsonl; the summary's `ledger` counts all. Its `stopped` is a text where more than
+    `max_set_aside` of the images or of the annotations were set aside: the shards are there for a look, but are no success.
+
+    Args:
+        src, dest: see `pretrain.data.packing.sources.list_records`; a folder, local or in any store.
+        options: what the shards depend on.
+        kind, source_options: what the source is, see `list_records`.
+        workers: threads that read and decode; by default one for each CPU, more for a remote source.
+        overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was cut off and had
+            the same options is continued all the same.
+        max_set_aside: share in [0, 1].
+
+    Raises:
+        UserError: nothing to pack, `dest` not empty, no readable image, nothing on one side of the split, or so many images
+            in a row that cannot be read that the store must be gone.
+    """
+    started = time.monotonic()
+    options = options or ImportOptions()
+    if not 0 <= max_set_aside <= 1:
+        raise UserError(f"--max-set-aside is a share from 0 to 1, not {max_set_aside}")
+    src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
+    listing = list_records(src, kind=kind, leave_out=dest, **source_options)
+    records, sides, splits = arranged(listing, options)
+    files = files_of(listing)
+    listing.tree = None  # of millions of files the listing takes more memory than all the rest
+    num_threads = workers or num_threads_for(records)
+    on_stored = surveyed(listing, records, src, num_threads, source_options.get("boxes"))
+    journal = Journal.open(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
+    tally = Tally(**journal.state)
+    taking = Taking(records, sides, files, tally, journal, options.drop_duplicates)
+    if journal.state and show_progress:
+        print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
+
+    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if is_known(name, records)})
+    preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
+    num_shards = 0
+    with ProgressLine("packing", len(records), shown=show_progress) as progress:
+        for split in splits:
+            numbers = array("q", (number for number, side in enumerate(sides) if side == split))
+            place = journal.place(split)
+            progress.start_at(place.records_done)
+            with ShardWriter(
+                storage.join(journal.folder, split) if split else journal.folder,
+                schema,
+                rows_per_group=options.rows_per_group,
+                bytes_per_group=options.bytes_per_group,
+                bytes_per_shard=options.bytes_per_shard,
+                first_shard=place.shards_done,
+            ) as writer:
+                todo = numbers[place.records_done :]
+                prepared = prepare_all((records[number] for number in todo), options, num_threads, **preparing)
+                num_unread = 0
+                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), place.records_done + 1):
+                    progress.advance()
+                    num_unread = num_unread + 1 if item.unread else 0
+                    if num_unread == MOST_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
+                        raise UserError(
+                            f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
+                            "they can, the same command continues"
+                        )
+                    taking.take(item, number, writer)
+                    if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
+                        journal.reached(split, done, writer.num_shards, asdict(tally))
+            journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
+            num_shards += writer.num_shards
+    problems = [*listing.problems, *journal.problems]
+    write_quarantine(dest, problems)
+    if not tally.images:
+        first = min(journal.problems or problems)
+        journal.discard()
+        raise UserError(
+            f"none of the {len(records)} images in {src} can be used (first: {first[0]}: {first[1]}); "
+            f"all are listed in {storage.join(dest, QUARANTINE)}"
+        )
+    journal.publish(splits)
+    fates = Fates(tally.images, tally.aside, tally.duplicates + tally.leaks, tally.aside_here, tally.left_out_here)
+    ledger = make_ledger(listing, files, fates, facts=tally.facts, examples=tally.examples)
+    if lines := files_jsonl(files.left):
+        storage.write_bytes(storage.join(dest, FILES), lines)
+    found = summary_of(listing, records, tally, problems, ledger, max_set_aside=max_set_aside)
+    summary = {
+        "format_version": 1,
+        "source": masked(src),
+        **found,
+        "bytes_before_scaling": tally.bytes_before if options.short_side else None,
+        "duplicates": tally.duplicates if options.drop_duplicates else None,
+        "shards": num_shards,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
+    journal.discard()  # last: until then the same command does again what was cut off
+    return summary
+
+
+def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], list[str], list[str]]:
+    """The records in the order of packing, the split of each, and all splits ("" alone when nothing is split off).
+
+    Raises UserError when a split would be empty.
+    """
+    # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
+    # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
+    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path)[:8])
+    own = {record.split for record in records if record.split is not None}
+    share = options.validation_share
+    if share and SPLITS[1] in own:
+        listing.notes.append(f"--validation {share} is not used: the source has a validation split of its own")
+        share = 0.0
+    sides = [_side_of(record, share) for record in records]
+    splits = sorted(set(sides))
+    if missing := {split for split in SPLITS if share > 0} - set(splits):
+        raise UserError(
+            f"--validation {options.validation_share} of {len(records)} images leaves none for {missing.pop()}; "
+            "choose another share"
+        )
+    return records, sides, splits
+
+
+def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
+    """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
+    option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
+    return look_at_boxes(records, src, num_threads=num_threads, option=option, judged=boxes is None)
+
+
+def journal_options(
+    src: str, records: Sequence[Record], options: ImportOptions, on_stored: bool | None
+) -> dict[str, Any]:
+    """What must be the same for an import to continue."""
+    return {**asdict(options), "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
+
+
+def _of_same_stem(records: Sequence[Record]) -> frozenset[str]:
+    """Paths that end in something else than .jpg and would be those of another image if they did."""
+    taken = Counter(as_jpeg(record.path, ()) for record in records)
+    clashing = {record.path for record in records if taken[as_jpeg(record.path, ())] > 1}
+    return frozenset(path for path in clashing if not path.endswith(".jpg"))
+
+
+def prepare_all(
+    records: Iterable[Record], options: ImportOptions, num_threads: int, **preparing: Any
+) -> Iterator[Prepared]:
+    """All records, read, decoded and scaled by a pool, in their order."""
+    function = partial(prepare, short_side=options.short_side, jpeg_quality=options.jpeg_quality, **preparing)
+    return in_order(function, records, num_threads)
+
+
+def _hash(*words: str) -> bytes:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
+
+
+def _fingerprint(records: Sequence[Record]) -> str:
+    """Changes with any image's path or what is known of it, so that a journal is not continued on other data."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr((record.path, record.size_bytes, record.label, record.labels, record.objects)).encode())
+        digest.update(repr((record.captions, record.frame, record.split, record.problem)).encode())
+    return digest.hexdigest()
+
+
+def _side_of(record: Record, validation_share: float) -> str:
+    """The source's split, else `train` or `validation` by the hash of the path; an empty text when nothing is split off."""
+    if validation_share == 0 or record.split not in (None, SPLITS[0]):
+        return record.split or ""
+    return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_share * 2**64]
+
+
+def num_threads_for(records: Sequence[Record]) -> int:
+    """Threads that read and decode: a remote image is mostly waited for. The first records tell, for their order is mixed."""
+    is_remote = any(not storage.is_local(record.url) for record in islice(records, 100))
+    return REMOTE_THREADS if is_remote else os.cpu_count() or 1

@@ -1,0 +1,209 @@
+"""The account of an import: what became of every file of the source, and what was left out of annotation files."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.secrets import masked
+from pretrain.data.packing.sources import Listing, Tree
+from pretrain.data.packing.sources.tree import HIDDEN, OTHER_PICTURES
+
+PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another picture, left out"
+READ, PASSED_OVER = "read as annotation", "passed over"
+OTHER, ARCHIVE = "file of another kind", "archive"
+MOST_ENDINGS = 12  # rows of files by their endings; the rest is one row
+ARCHIVES = (".zip", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".tar")
+
+
+@dataclass
+class Ledger:
+    """Rows (kind, count, example) of files, which sum to all files of the source, and of other things."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, num: int = 1, *, is_file: bool = True) -> None:
+        """Counts files, or other things."""
+        if num:
+            (self.files if is_file else self.others)[kind] += num
+            self.examples.setdefault(kind, example)
+
+    @property
+    def num_files(self) -> int:
+        """All files of the source."""
+        return self.files.total()
+
+    def notes(self) -> list[str]:
+        """What should be said of the files that were passed over; hidden ones and those of the operating system are counted."""
+        passed = {kind.removeprefix(f"{PASSED_OVER}: "): num for kind, num in self.files.items() if PASSED_OVER in kind}
+        others = {kind: num for kind, num in passed.items() if kind.startswith((OTHER, ARCHIVE))}
+        notes = [
+            f"{num} x {kind}: not packed (first: {self.examples[f'{PASSED_OVER}: {kind}']})"
+            for kind, num in passed.items()
+            if kind not in others and not kind.startswith(HIDDEN)
+        ]
+        if others:
+            told = ", ".join(f"{num} x {kind}" for kind, num in others.items())
+            notes.append(f"not read: {told} (first: {self.examples[f'{PASSED_OVER}: {next(iter(others))}']})")
+        return notes
+
+    def as_json(self) -> dict[str, Any]:
+        """For _import.json: the rows, and what those of files sum to."""
+        return {
+            "files": self.num_files,
+            "rows": [
+                {"of": of, "kind": kind, "count": num, "example": masked(self.examples[kind])}
+                for of, counts in (("files", self.files), ("other", self.others))
+                for kind, num in counts.items()
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Fates:
+    """How many records were packed, set aside, or left out as equal to others; `here` those whose files lie in the source."""
+
+    packed: int
+    aside: int
+    duplicates: int
+    aside_here: int
+    duplicates_here: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a source, known before the first image is packed; the listing of all files is not needed any more then.
+
+    Attributes:
+        num_pictures: those that are images to pack.
+        left: (path, fate) of each of the others.
+        empty_folders: without any file in or below them.
+        some, are_here: URLs of images to pack; all others, or these alone, lie in the source.
+    """
+
+    num_pictures: int
+    left: list[tuple[str, str]]
+    empty_folders: list[str]
+    some: frozenset[str]
+    are_here: bool
+
+    def holds(self, url: str) -> bool:
+        """Whether the file of an image to pack was listed with the source."""
+        return (url in self.some) == self.are_here
+
+
+def files_of(listing: Listing) -> Files:
+    """The files of a listing by what they are for."""
+    account, tree = listing.account, listing.tree
+    if tree is None or listing.kind == "tar":  # the members of tars are images, not the files
+        left = [] if tree is None else list(_fates(listing, tree, set()))
+        known = {path for path, _ in left}
+        left += [(path, READ) for path in sorted(account.read - known)]
+        return Files(0, left, tree.empty_folders if tree else [], frozenset(), are_here=True)
+    urls = {record.url for record in listing.records}
+    here = {file.url for file in tree.files.values() if file.url in urls}
+    few_here = len(here) * 2 <= len(urls)
+    some = frozenset(here if few_here else urls - here)
+    return Files(len(here), list(_fates(listing, tree, urls)), tree.empty_folders, some, few_here)
+
+
+def make_ledger(
+    listing: Listing, files: Files, records: Fates, *, facts: Mapping[str, int], examples: Mapping[str, str]
+) -> Ledger:
+    """The ledger of an import.
+
+    Args:
+        listing: of the source.
+        files: of the source.
+        records: what became of its records.
+        facts, examples: what was seen of single pictures while packing.
+    """
+    ledger, account = Ledger(), listing.account
+    first = listing.records[0].path if listing.records else ""
+    here = {
+        PACKED: files.num_pictures - records.aside_here - records.duplicates_here,
+        ASIDE: records.aside_here,
+        DUPLICATE: records.duplicates_here,
+    }
+    everywhere = {PACKED: records.packed, ASIDE: records.aside, DUPLICATE: records.duplicates}
+    for kind, num in here.items():
+        ledger.add(f"picture {kind}", examples.get(kind, first), num)
+    for kind, num in everywhere.items():
+        where = "sample of a tar" if listing.kind == "tar" else "picture elsewhere"
+        ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
+    endings = Counter(posixpath.splitext(path)[1].lower() for path, fate in files.left if fate == READ)
+    named = {ending for ending, _ in endings.most_common(MOST_ENDINGS)}
+    for path, fate in files.left:
+        if fate == READ:
+            ending = posixpath.splitext(path)[1].lower()
+            ledger.add(f"{READ} ({'*' + ending if ending in named else 'others'})", path)
+        else:
+            ledger.add(f"{PASSED_OVER}: {fate}", path)
+    for folder in files.empty_folders:
+        ledger.add("folder without any file", folder, is_file=False)
+    for kind, num in sorted(account.counts.items()):
+        ledger.add(kind, account.examples[kind], num, is_file=False)
+    if listing.problems:
+        ledger.add(
+            "annotation set aside, see _quarantine.jsonl", listing.problems[0][0], len(listing.problems), is_file=False
+        )
+    for kind, num in sorted(facts.items()):
+        ledger.add(kind, examples.get(kind, ""), num, is_file=False)
+    return ledger
+
+
+def _fates(listing: Listing, tree: Tree, urls: Container[str]) -> Iterator[tuple[str, str]]:
+    """(path, fate) of each file that is no picture of a record."""
+    account = listing.account
+    for path in sorted(account.read - tree.files.keys()):
+        yield path, READ
+    for path, file in tree.files.items():
+        if path in account.read:
+            yield path, READ
+        elif file.url in urls:
+            continue
+        elif path in account.left:
+            yield path, account.left[path]
+        elif path in tree.pictures:
+            yield path, account.unlisted
+        else:
+            ending = posixpath.splitext(path)[1].lower()
+            if ending in OTHER_PICTURES:
+                yield path, f"picture of a format that is not read ({ending})"
+            elif ending in ARCHIVES:
+                yield path, f"{ARCHIVE}, which is not unpacked ({ending})"
+            else:
+                yield path, f"{OTHER} ({ending or 'no ending'})"
+    yield from sorted(tree.left.items())
+
+
+def files_jsonl(fates: list[tuple[str, str]]) -> bytes:
+    """Lines {path, fate} of `_files.jsonl`; empty where no file was passed over."""
+    if all(fate == READ for _, fate in fates):
+        return b""
+    lines = (
+        json.dumps({"path": masked(path), "fate": fate if fate == READ else f"{PASSED_OVER}: {fate}"})
+        for path, fate in fates
+    )
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def as_table(ledger: dict[str, Any]) -> list[str]:
+    """The rows of a ledger in columns for the terminal."""
+    rows = ledger["rows"]
+    if not rows:
+        return []
+    wide = max(len(str(row["count"])) for row in rows)
+    kinds = min(70, max(len(row["kind"]) for row in rows))
+    lines = [f"account of {ledger['files']} files:"]
+    for of, title in (("files", ""), ("other", "and of what is in them:")):
+        part = [row for row in rows if row["of"] == of]
+        lines += [title] * bool(part and title)
+        lines += [f"  {row['count']:>{wide}}  {row['kind']:<{kinds}}  {row['example'][:100]}".rstrip() for row in part]
+    return lines

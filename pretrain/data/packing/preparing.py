@@ -1,0 +1,133 @@
+"""What importing does with one image: read it, check that it decodes, bring its boxes upright, scale it down when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from cluster.errors import UserError
+from pretrain.data.images.decode import BadImage, Decoded, decode_whole, has_more_frames
+from pretrain.data.images.geometry import Frame, WrongFrame, beyond, upright_boxes
+from pretrain.data.packing.sources import Objects, Record
+
+MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
+
+TURNED = "picture whose boxes were turned with it, as EXIF says"
+RESIZED = "picture whose boxes were scaled to its size, which is not the recorded one"
+OUTSIDE = "box that reaches out of its picture, kept"
+ASSUMED = "picture that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
+FRAMES = "picture of several frames or pages, of which the first is read"
+FEW_BITS = "16-bit picture whose values use fewer bits, scaled by these"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A record with what is to be stored, or with `data` None and the reason in `notes`.
+
+    `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as they were read.
+    `unread`: its bytes did not come, so nobody knows whether it is good. `facts`: how often what should be said of it was seen.
+    """
+
+    record: Record
+    data: bytes | None
+    path: str = ""
+    objects: Objects | None = None
+    bytes_before: int = 0
+    digest: bytes = b""
+    notes: tuple[str, ...] = ()
+    unread: bool = False
+    facts: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(
+    record: Record, *, short_side: int, jpeg_quality: int, on_stored: bool | None = None, same_stem: Container[str] = ()
+) -> Prepared:
+    """Reads and checks one image.
+
+    Args:
+        record: says what is known of it.
+        short_side, jpeg_quality: see `pretrain.data.packing.importing.ImportOptions`.
+        on_stored: as in `pretrain.data.images.geometry.upright_boxes`.
+        same_stem: paths that would be equal with another ending; these get a second one.
+    """
+    if record.problem is not None:
+        return Prepared(record, None, notes=(record.problem,))
+    if record.size_bytes > MAX_FILE_BYTES:
+        return Prepared(record, None, notes=(f"file too large: {record.size_bytes} bytes",))
+    try:
+        data = record.read()
+    except (UserError, ValueError) as error:  # ValueError: a URL that is none
+        return Prepared(record, None, notes=(f"cannot be read: {str(error).rsplit(': ', 1)[-1]}",), unread=True)
+    if len(data) > MAX_FILE_BYTES:
+        return Prepared(record, None, notes=(f"file too large: {len(data)} bytes",))
+    facts: dict[str, int] = {}
+    try:
+        decoded = decode_whole(data)
+        objects = _objects(record, decoded, on_stored, facts)
+    except (BadImage, WrongFrame) as error:
+        return Prepared(record, None, notes=(str(error),))
+    if decoded.significant_bits:
+        facts[FEW_BITS] = 1
+    if has_more_frames(data):
+        facts[FRAMES] = 1
+    height, width = decoded.pixels_HW3.shape[:2]
+    stored, path, scale = data, record.path, 1.0
+    if short_side and min(width, height) > short_side:
+        scale = short_side / min(width, height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        buffer = io.BytesIO()
+        # the pixels are upright already, so no orientation is stored
+        Image.fromarray(decoded.pixels_HW3).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).save(
+            buffer, "JPEG", quality=jpeg_quality
+        )
+        stored, path = buffer.getvalue(), as_jpeg(record.path, same_stem)
+        if objects is not None and scale != 1.0:
+            boxes = tuple((x * scale, y * scale, w * scale, h * scale) for x, y, w, h in objects.bbox)
+            objects = Objects(boxes, objects.category)
+    return Prepared(
+        record,
+        stored,
+        path,
+        objects,
+        bytes_before=len(data),
+        digest=hashlib.blake2b(data, digest_size=16).digest(),
+        facts=facts,
+    )
+
+
+def as_jpeg(path: str, same_stem: Container[str]) -> str:
+    """The path of an image that is stored as JPEG; a.png keeps its ending beside a.jpg."""
+    return f"{path}.jpg" if path in same_stem else posixpath.splitext(path)[0] + ".jpg"
+
+
+def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: dict[str, int]) -> Objects | None:
+    """The objects in pixels of the upright picture. Raises WrongFrame."""
+    if record.objects is None or not record.objects.bbox:
+        return record.objects
+    frame = Frame(decoded.stored_size, decoded.orientation)
+    given = record.objects.bbox
+    boxes = upright_boxes(given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored)
+    if record.frame is not None and not record.relative_boxes and boxes != list(given):
+        facts[TURNED if record.frame == decoded.stored_size and decoded.orientation != 1 else RESIZED] = 1
+    if record.frame is None and decoded.orientation != 1:
+        facts[ASSUMED if record.relative_boxes or not on_stored else TURNED] = 1
+    xywh_N4 = np.array(boxes)
+    xyxy_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
+    outside = int(beyond(xyxy_N4, frame.upright).sum())
+    if outside and record.frame is None and not record.relative_boxes and decoded.orientation >= 5:
+        raw_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in given])
+        if not beyond(raw_N4, decoded.stored_size).any():
+            raise WrongFrame(
+                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as it is stored; "
+                "record width and "
+                "height with it, or turn them"
+            )
+    if outside:
+        facts[OUTSIDE] = outside
+    return Objects(tuple(boxes), record.objects.category)

@@ -1,0 +1,275 @@
+"""COCO json (https://cocodataset.org/#format-data): boxes or captions of the images that one or several files list."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster import storage
+from cluster.errors import UserError
+from pretrain.data.packing.sources.coco_content import Content, ImageSaid, frame_of, name_of
+from pretrain.data.packing.sources.evidence import Evidence
+from pretrain.data.packing.sources.finding import Finder, Found
+from pretrain.data.packing.sources.records import (
+    Listing,
+    Objects,
+    Record,
+    unique,
+)
+from pretrain.data.packing.sources.splits import layout_of, split_in_name
+from pretrain.data.packing.sources.texts import id_key, shown
+from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
+
+# other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
+BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
+MOST_PROBED = 20  # images, whose places tell the folder
+
+
+def coco_records(
+    src: str,
+    *,
+    tree: Tree | None = None,
+    images: str | None = None,
+    boxes: str | None = None,
+    leave_out: str | None = None,
+) -> Listing:
+    """The images of an annotation file with their boxes and captions, as far as the file has them.
+
+    Crowd regions are left out and counted in a note, since they are no single objects; an image with nothing else is set aside.
+    Where there is no `bbox`, the box around the `segmentation` is taken.
+
+    Args:
+        src: the json file, local or in any store; or a folder with one, with one for each split, or with several of the same
+            images (instances and captions).
+        tree: of `src`, where it is known already.
+        images: the folder that `file_name` is relative to; by default a folder `images`, or one named like the file, beside
+            the file or one level up, else the file's own folder.
+        boxes: what the numbers of `bbox` are, one of `BOX_MEANINGS`; by default (left, top, width, height) in pixels.
+        leave_out: a folder to pass over.
+
+    Raises:
+        UserError: when the file is no COCO json.
+    """
+    if src.lower().endswith(".json"):
+        return _of_file(src, images, boxes)
+    tree = tree or read_tree(src, leave_out=leave_out)
+    evidence = Evidence(tree)
+    files = evidence.json_files("coco")
+    if not files:
+        names = [posixpath.basename(path) for path in tree.with_suffix(".json")]
+        held = f"it holds {shown(names)}" if names else "there is none in it"
+        raise UserError(f"{src} is no .json file; give the annotation file ({held})")
+    if len(files) == 1 and "/" not in files[0]:
+        return _of_file(storage.join(src, files[0]), images, boxes, tree=tree)
+    return _of_files(src, tree, files, images, boxes)
+
+
+def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | None = None) -> Listing:
+    content = Content(src, boxes)
+    beside, _, name = src.rpartition("/")
+    folder = images if images is not None else _folder(src, content.names())
+    inside = images is None and (folder == (beside or ".") or folder.startswith(f"{beside}/"))
+    if tree is None or not inside:
+        tree = _named_part(folder, content.names()) if storage.exists(folder) else Tree(folder)
+        finder = Finder(tree)
+    else:
+        finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
+    listing = Listing([], told=f"COCO json {src}, with the images in {folder}", tree=tree)
+    listing.account.read.add(name)
+    _records(content, finder, listing, split=None, by_path=False)
+    _finish(listing, [content], finder, src)
+    return listing
+
+
+def _named_part(folder: str, names: Sequence[str]) -> Tree:
+    """The files below the part of a folder that names speak of: `--images /` with absolute paths is not the whole disk."""
+    inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
+    common = posixpath.dirname(posixpath.commonprefix(inner)) if len(inner) > 1 else posixpath.dirname("".join(inner))
+    if not common or ".." in common.split("/") or not storage.is_folder(storage.join(folder, common)):
+        return read_tree(folder)
+    return read_parts(folder, [common])
+
+
+def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
+    """The images of several files: of one for each split, and of files that say other things of the same images."""
+    layout = layout_of(tree.pictures)
+    listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
+    kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
+    for path in files:
+        if path not in kept:
+            listing.account.left[path] = f"COCO json of another task; {shown(kept, 2)} are read"
+    finder = Finder(tree, outside=(images,) if images else ())
+    contents = []
+    found: dict[tuple[str | None, str], Record] = {}
+    with_boxes: dict[str, str] = {}
+    for path in kept:
+        content = Content(storage.join(src, path), boxes)
+        contents.append(content)
+        split = layout.split_of(path) or split_in_name(path)
+        part = Listing([])
+        finder.bases = tuple(dict.fromkeys([*_usual_places(path), posixpath.dirname(path), ""]))
+        _records(content, finder, part, split=split, by_path=True)
+        listing.account.read.add(path)
+        listing.problems += part.problems
+        listing.account.annotations += part.account.annotations
+        for record in part.records:
+            earlier = found.get((split, record.path))
+            if earlier is None:
+                found[split, record.path] = record
+            elif earlier.objects is None or record.objects is None:
+                found[split, record.path] = replace(
+                    earlier,
+                    objects=earlier.objects or record.objects,
+                    captions=earlier.captions or record.captions,
+                    frame=earlier.frame or record.frame,
+                    problem=earlier.problem or record.problem,
+                )
+            else:
+                raise UserError(
+                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one that is meant"
+                )
+            if record.objects is not None:
+                with_boxes[record.path] = path
+    listing.records = list(found.values())
+    _finish(listing, contents, finder, src)
+    return listing
+
+
+def _usual_places(path: str) -> list[str]:
+    """Folders of a tree in which the images of a json file may lie, the likeliest first."""
+    beside = posixpath.dirname(path)
+    above = posixpath.dirname(beside)
+    stem = posixpath.basename(path).partition(".")[0]
+    part = stem.rpartition("_")[2]  # annotations/instances_train2017.json speaks of train2017
+    places = [posixpath.join(base, name) for base in (above, beside) for name in (part, stem)]
+    return places + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
+
+
+def _records(content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
+    """Adds a record for each image of a file. `by_path` names it by its path below the source."""
+    src = content.src
+    with_boxes = bool(content.categories or content.has_boxes)
+    listing.problems += content.problems
+    listing.account.annotations += len(content.annotations)
+    merged: dict[str, Record] = {}
+    for index, entry in enumerate(content.images):
+        name = name_of(entry) if isinstance(entry, dict) else ""
+        if not name:
+            listing.problems.append((f"{src}: images[{index}]", "no file_name"))
+            continue
+        try:
+            found = _found(finder, entry, name)
+        except ValueError as error:
+            listing.problems.append((f"{src}: images[{index}]", str(error)))
+            continue
+        said = content.of.get(id_key(entry.get("id")), ImageSaid())
+        objects = (
+            Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
+            if with_boxes
+            else None
+        )
+        record = Record(
+            url=found.url,
+            path=found.path if by_path and found.path else found.name,
+            objects=objects,
+            captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
+            relative_boxes=content.meaning == "shares",
+            frame=frame_of(entry),
+            split=split,
+            problem=_problem(said),
+        )
+        earlier = merged.get(record.url)
+        merged[record.url] = record if earlier is None else _joined(earlier, record)
+        if earlier is not None:
+            listing.account.count("entry of an image that is listed before; joined with it", f"{src}: images[{index}]")
+    listing.records += merged.values()
+
+
+def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:
+    if (
+        not entry.get("file_name") and "://" in name
+    ):  # LVIS has addresses alone, whose ends are the files of a COCO download
+        for end in ("/".join(name.split("/")[-2:]), name.rpartition("/")[2]):
+            found = finder.find(end, "coco_url")
+            if found.path is not None:
+                return found
+        return finder.find(name, "coco_url")
+    return finder.find(name, "file_name")
+
+
+def _problem(said: ImageSaid) -> str | None:
+    if said.boxes or not (said.num_bad or said.num_crowds):
+        return None
+    if said.num_bad:
+        return (
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for a picture without any"
+        )
+    return f"it has crowd regions alone ({said.num_crowds}); it would pass for a picture without objects"
+
+
+def _joined(first: Record, second: Record) -> Record:
+    objects = first.objects
+    if first.objects is not None and second.objects is not None:
+        pairs = dict.fromkeys(
+            pair for one in (first.objects, second.objects) for pair in zip(one.bbox, one.category, strict=True)
+        )
+        objects = Objects(tuple(box for box, _ in pairs), tuple(name for _, name in pairs))
+    captions = (
+        first.captions if second.captions is None else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
+    )
+    problem = None if objects and objects.bbox else first.problem or second.problem
+    return replace(first, objects=objects, captions=captions, problem=problem)
+
+
+def _finish(listing: Listing, contents: Sequence[Content], finder: Finder, src: str) -> None:
+    listing.records = unique(listing.records, src)
+    if num_crowds := sum(content.num_crowds for content in contents):
+        listing.notes.append(f"{num_crowds} crowd regions are left out")
+        listing.account.count("crowd region, left out", contents[0].src, num_crowds, said=True)
+    if num_blank := sum(content.num_blank for content in contents):
+        listing.notes.append(f"{num_blank} blank captions are left out")
+        listing.account.count("blank caption, left out", contents[0].src, num_blank, said=True)
+    listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
+    listing.notes += finder.notes()
+
+
+def _folder(src: str, names: Sequence[str]) -> str:
+    """Where the images lie, of the usual places: the one that holds most of a few that are tried."""
+    beside, _, file = src.rpartition("/")
+    beside = beside or "."
+    above = beside.rpartition("/")[0] or "."
+    stem = file.rpartition(".")[0]
+    # annotations/instances_train2017.json speaks of ../train2017 or ../images/train2017
+    split = stem.rpartition("_")[2]
+    places = [beside, *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split))]
+    places += [storage.join(base, "images", split) for base in (beside, above)]
+    plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
+    plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
+    tried = plain[:: max(1, len(plain) // MOST_PROBED)][:MOST_PROBED]
+    if not tried:
+        return beside
+    best, num_best = "", 0
+    for place in dict.fromkeys(places):
+        slashed = [name.replace("\\", "/") for name in tried]
+        num = sum(
+            storage.exists(storage.join(place, name)) or storage.exists(storage.join(place, slash))
+            for name, slash in zip(tried, slashed, strict=True)
+        )
+        if num > num_best:
+            best, num_best = place, num
+    if best:
+        return best
+    tree = read_tree(beside)
+    finder = Finder(tree)
+    for name in tried:  # by the end of a path
+        try:
+            if finder.find(name).path is not None:
+                return beside
+        except ValueError:
+            continue
+    raise UserError(
+        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(places)}; say where the images are with "
+        "--images FOLDER"
+    )

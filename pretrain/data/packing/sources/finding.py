@@ -1,0 +1,178 @@
+"""The picture that an annotation names: by a path or one URL, as people and programs write them.
+
+What stands in an annotation file is data of somebody else. It may name a file that lies below the source, by a relative or an
+absolute path, or one object of a named kind of store; it may not make fsspec chain file systems, nor lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster import storage
+from cluster.secrets import masked
+from pretrain.data.packing.sources.tree import PICTURE_SUFFIXES, Tree, stem_of
+
+PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "file")
+MAX_PATH = 4096
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+class Leaves(ValueError):
+    """A path that leads out of the folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A picture: where its bytes are, its path as the annotation names it, and its path below the source where it is there."""
+
+    url: str
+    name: str
+    path: str | None
+
+
+@dataclass
+class Finder:
+    """Finds pictures in a tree.
+
+    Attributes:
+        tree: of the source.
+        bases: folders of the tree that relative paths may be relative to, the likeliest first.
+        outside: folders outside of the tree for which the same holds; `--images` names one.
+        shortened: how many were found by the end of their path only, and the first of them.
+        by_other: how many were found without their ending, or in other letters (A.JPG for a.jpg).
+    """
+
+    tree: Tree
+    bases: tuple[str, ...] = ("",)
+    outside: tuple[str, ...] = ()
+    shortened: list[str] = field(default_factory=list)
+    backslashes: list[str] = field(default_factory=list)
+    by_other: list[str] = field(default_factory=list)
+
+    def find(self, name: Any, what: str = "the path", *, under: str = "") -> Found:
+        """The picture of this name; one that is not there is given the place where it should be.
+
+        Args:
+            name: as the annotation has it.
+            what: names the field in errors.
+            under: a folder of the tree that is looked into before the others (of the same split).
+
+        Raises ValueError for what is neither a path nor one URL, and `Leaves` for a path that leads out of the source.
+        """
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)  # ids that are numbers: 17 of 17.jpg
+            if self._other(name, under) is None:
+                raise ValueError(f"{what} holds no path but {name}")
+        if not isinstance(name, str) or not name.strip() or set(name) & set("\0\n\r"):
+            raise ValueError(f"{what} holds no path but {name!r}")
+        name = name.strip()
+        if len(name) > MAX_PATH:
+            raise ValueError(f"{what} holds a path of {len(name)} characters")
+        scheme, is_url, _ = name.partition("://")
+        if "::" in name or (is_url and scheme.lower() not in PROTOCOLS):
+            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is no URL of {', '.join(PROTOCOLS)}")
+        if is_url and scheme.lower() != "file":
+            return Found(name, masked(name), None)  # the name goes into the shards, where no key belongs
+        if is_url:
+            name = name[len("file://") :]
+        elif _SCHEME.match(name) and not _DRIVE.match(name) and self._at(name, under) is None:
+            raise ValueError(
+                f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of {', '.join(PROTOCOLS)}"
+            )
+        return self._path(name, what, under)
+
+    def _path(self, name: str, what: str, under: str) -> Found:
+        if (path := self._at(name, under)) is not None:
+            return Found(self.tree.files[path].url, name, path)
+        if posixpath.isabs(name) and storage.is_local(self.tree.root):
+            below = os.path.relpath(name, os.path.abspath(storage.local_path(self.tree.root)))
+            if below in self.tree.files:
+                return Found(self.tree.files[below].url, name, below)
+            if os.path.isfile(name):
+                return Found(name, name, None)
+        slashed = name
+        if "\\" in name:
+            slashed = re.sub(r"^[A-Za-z]:", "", name).replace("\\", "/")
+            if (path := self._at(slashed, under)) is not None:
+                self.backslashes.append(name)
+                return Found(self.tree.files[path].url, path, path)
+        for folder in self.outside:
+            inner = posixpath.normpath(slashed.lstrip("/"))
+            if not inner.startswith("..") and storage.exists(url := storage.join(folder, inner)):
+                return Found(url, inner, None)
+        if ".." in slashed.split("/"):  # those within the tree were found above
+            raise Leaves(
+                f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where"
+            )
+        if (path := self._other(slashed, under)) is not None:
+            self.by_other.append(name)
+            return Found(self.tree.files[path].url, path, path)
+        if (path := self._by_end(slashed, under)) is not None:
+            (self.backslashes if slashed != name else self.shortened).append(name)
+            return Found(self.tree.files[path].url, path, path)
+        if posixpath.isabs(name):
+            return Found(name, name, None)
+        base = self.outside[0] if self.outside else storage.join(self.tree.root, *filter(None, self.bases[:1]))
+        return Found(storage.join(base, name), name, None)
+
+    def _at(self, name: str, under: str) -> str | None:
+        """The path below the tree that a relative path leads to exactly."""
+        if posixpath.isabs(name):
+            return None
+        for base in (under, *self.bases) if under else self.bases:
+            path = posixpath.normpath(posixpath.join(base, name))
+            if path in self.tree.files:
+                return path
+        return None
+
+    def _other(self, name: str, under: str) -> str | None:
+        """The one picture of this path in other letters, or of this path and an ending."""
+        if posixpath.isabs(name):
+            return None
+        for base in (under, *self.bases) if under else self.bases:
+            path = posixpath.normpath(posixpath.join(base, name))
+            if (found := self.tree.lower.get(path.lower())) in self.tree.pictures:
+                return found
+            endings = [path + ending for ending in PICTURE_SUFFIXES]
+            here = [known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None]
+            if len(here) == 1 and here[0].startswith(path):
+                return here[0]
+        if "/" not in name and not name.lower().endswith(PICTURE_SUFFIXES):
+            found_by_stem = self.tree.by_stem.get(name, [])
+            return found_by_stem[0] if len(found_by_stem) == 1 else None
+        return None
+
+    def _by_end(self, name: str, under: str) -> str | None:
+        """The one picture whose path ends as the name does; as much of the end as finds any."""
+        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        if not parts:
+            return None
+        alike = self.tree.by_name.get(parts[-1].lower(), [])
+        if not alike and not parts[-1].lower().endswith(PICTURE_SUFFIXES):
+            alike = self.tree.by_stem.get(stem_of(parts[-1]), []) if stem_of(parts[-1]) == parts[-1] else []
+            parts[-1] = posixpath.basename(alike[0]) if len(alike) == 1 else parts[-1]
+        for start in range(len(parts)):
+            end = "/".join(parts[start:]).lower()
+            found = [path for path in alike if path.lower() == end or path.lower().endswith(f"/{end}")]
+            if under and len(found) > 1:
+                found = [path for path in found if path.startswith(f"{under}/")] or found
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
+    def notes(self) -> list[str]:
+        """What should be said of names that were not taken as they stand."""
+        notes = []
+        for names, how in (
+            (self.shortened, "lie elsewhere than their paths say and were found by the end of these"),
+            (self.backslashes, "have backslashes in their paths, which were read as slashes"),
+            (self.by_other, "were found in other letters or with an ending that the name lacks"),
+        ):
+            if names:
+                notes.append(f"{len(names)} pictures {how} (first: {names[0]})")
+        return notes

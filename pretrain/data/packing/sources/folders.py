@@ -1,0 +1,128 @@
+"""Folders of images, with or without a folder for each class."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+
+from cluster import storage
+from cluster.errors import UserError, choose
+from pretrain.data.packing.sources.records import Listing, Record
+from pretrain.data.packing.sources.splits import layout_of
+from pretrain.data.packing.sources.texts import clean, shown
+from pretrain.data.packing.sources.tree import OTHER_PICTURES, PICTURE_SUFFIXES, Tree, read_tree
+
+LABELS = ("auto", "folders", "none")
+MOST_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
+
+
+def folder_records(
+    src: str, *, tree: Tree | None = None, labels: str = "auto", leave_out: str | None = None
+) -> Listing:
+    """The images in a folder and below it, sorted by path; hidden and underscore folders are left out.
+
+    Args:
+        src: folder, local or in any store.
+        tree: of `src`, where it is known already.
+        labels: `folders` takes the folder that directly holds an image as its class, `none` takes no classes, `auto` takes
+            them when all images lie exactly one folder deep, in two folders or more, not counting folders of splits; a few
+            images beside class folders are left out.
+        leave_out: a folder below `src` to pass over (where the shards go).
+
+    Raises:
+        UserError: when `src` is no folder or holds no image, or an image lies outside all class folders.
+    """
+    choose("value of --labels", labels, LABELS)
+    if tree is None:
+        check_folder(src)
+        tree = read_tree(src, leave_out=leave_out)
+    paths = list(tree.pictures)
+    if not paths:
+        raise UserError(why_no_images(src, tree))
+    layout = layout_of(paths)
+    start = 0 if layout.level is None else layout.level + 1
+    inner = {path: "/".join(path.split("/")[start:]) for path in paths}
+    listing = Listing([], told="folder of images", tree=tree)
+    account = listing.account
+    if layout.level is not None:
+        for path in paths:
+            if layout.split_of(path) is None and path.count("/") < start:
+                account.left[path] = "picture outside of the folders of the splits"
+    kept = [path for path in paths if path not in account.left]
+    outside = [path for path in kept if "/" not in inner[path]]
+    with_classes = labels == "folders"
+    if labels == "auto" and len(outside) < MOST_STRAYS * len(kept):
+        folders = {posixpath.dirname(inner[path]) for path in kept if "/" in inner[path]}
+        with_classes = len(folders) >= 2 and not any("/" in folder for folder in folders)
+    if with_classes and outside and labels == "folders":
+        raise UserError(
+            f"{len(outside)} images lie directly in {src} (first: {outside[0]}); with --labels folders each image must "
+            "lie in the folder of its class"
+        )
+    if with_classes and outside:
+        listing.notes.append(
+            f"{len(outside)} images lie outside of the class folders and are left out (first: {outside[0]}); "
+            "--labels none packs "
+            "all without classes"
+        )
+        account.left.update(dict.fromkeys(outside, "picture outside of the class folders"))
+    counts: Counter[str] = Counter()
+    spellings: dict[str, set[str]] = {}
+    for path in sorted(kept):
+        if path in account.left:
+            continue
+        file, label = tree.pictures[path], None
+        if with_classes:
+            folder = posixpath.basename(posixpath.dirname(path))
+            label = clean(folder) or folder
+            counts[label] += 1
+            spellings.setdefault(label, set()).add(folder)
+        listing.records.append(Record(file.url, path, file.size_bytes, label=label, split=layout.split_of(path)))
+    for label, folders_of in sorted(spellings.items()):
+        if len(folders_of) > 1:
+            listing.notes.append(
+                f"{len(folders_of)} folders that differ in blanks or Unicode alone are one class, {label!r}"
+            )
+    for first in sorted(counts):
+        alike = sorted(name for name in counts if name.casefold() == first.casefold())
+        if len(alike) > 1 and alike[0] == first:
+            listing.notes.append(f"classes that differ in case only are kept apart: {', '.join(map(repr, alike))}")
+    if with_classes and tree.empty_folders:
+        listing.notes.append(f"empty folders give no class: {shown(tree.empty_folders)}")
+    if labels == "auto" and not with_classes and any("/" in path for path in inner.values()):
+        folders = {posixpath.dirname(path) for path in inner.values()}
+        if len(folders) == 1 and "" not in folders:
+            why = f"all images lie in one folder ({next(iter(folders))}), which is no classification"
+        else:
+            why = "the images do not lie exactly one folder deep"
+        listing.notes.append(f"no labels: {why}; --labels folders takes their folders as classes")
+    return listing
+
+
+def check_folder(src: str) -> None:
+    """Raises UserError when a source is no folder."""
+    fs, root = storage.filesystem(src)
+    if storage.is_glob(src):
+        raise UserError(f"{src} is a glob; give the folder that holds the images")
+    if not storage.exists(src):
+        raise UserError(f"{src} does not exist; give the folder that holds the images")
+    if not fs.isdir(root):
+        raise UserError(f"{src} is a file; give the folder that holds the images")
+
+
+def why_no_images(src: str, tree: Tree) -> str:
+    """What lies in a folder in place of images, and what to do about it."""
+    endings = Counter(posixpath.splitext(path)[1].lower() for path in tree.files)
+    parquet = endings[".parquet"] + endings[".pq"]
+    if parquet:
+        return (
+            f"{src} holds {parquet} Parquet files and no images; they are a data set already: read it in place "
+            f"(data.url={src}), "
+            f"or write it with small row groups: python -m pretrain.data check {src} --fix DEST"
+        )
+    known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_PICTURES]
+    looked = f"no images in {src} or its sub-folders (looked for {', '.join(PICTURE_SUFFIXES[:12])}, ...)"
+    if known:
+        return f"{looked}; it holds {', '.join(known)}, which cannot be decoded: save them as JPEG, PNG or WebP"
+    held = ", ".join(f"{num} {ending or 'without an ending'}" for ending, num in endings.most_common(5))
+    return f"{looked}; it holds {held}" if held else looked

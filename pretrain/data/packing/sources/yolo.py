@@ -1,0 +1,224 @@
+"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in shares of the sides."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from typing import Any
+
+from cluster.errors import UserError
+from pretrain.data.packing.sources.evidence import Evidence, label_places
+from pretrain.data.packing.sources.records import (
+    Listing,
+    Objects,
+    Record,
+    around,
+    as_sizes,
+    numbers,
+    read_small,
+    unique,
+)
+from pretrain.data.packing.sources.texts import decode_text, shown
+from pretrain.data.packing.sources.tree import Tree, read_tree
+from pretrain.data.packing.sources.yolo_setup import NAME_FILES, Setup, read_setup, split_by_lists
+
+MOST_OVER = 1.01  # a share a hair above 1 is rounding; trainers take it so
+
+
+def yolo_records(
+    src: str, *, tree: Tree | None = None, boxes: str | None = None, leave_out: str | None = None
+) -> Listing:
+    """The images below `src`, with the boxes of the txt file beside each, or in `labels/` where it lies in `images/`.
+
+    Class names come from a yaml, classes.txt or obj.names in `src`, or from data.yaml one folder up; without them classes are
+    named by their numbers. An image without a txt file has no boxes, as YOLO has it. `src` may also be the yaml itself, which
+    stands for its folder. Where a yaml (or obj.data) names folders or lists for training, validation and test, these are the
+    splits, and other images are left out.
+
+    A line of five numbers is a box, with a sixth its confidence, which is not read; `class x1 y1 x2 y2 x3 y3 ...` is a polygon,
+    of which the box around it is taken, as Ultralytics does; with `kpt_shape` in the yaml further numbers are key points. Lines
+    that come twice count once. Numbers above 1 are no shares: such lines are set aside.
+
+    Args:
+        src: folder, or the yaml.
+        tree: of `src`, where it is known already.
+        boxes: what the four numbers are: by default `cxcywh` in shares; `xywh`, `xyxy` and `cxcywh` are pixels.
+        leave_out: a folder to pass over.
+
+    Raises:
+        UserError: when no image has a txt file, the class names cannot be read, or most numbers are pixels.
+    """
+    named = ""
+    if src.lower().endswith((".yaml", ".yml")):
+        folder, _, named = src.rpartition("/")
+        src = folder or "."
+        tree = None
+    tree = tree or read_tree(src, leave_out=leave_out)
+    evidence = Evidence(tree)
+    setup = read_setup(src, tree, evidence, named)
+    listing = Listing([], notes=setup.notes, tree=tree)
+    listing.account.read.update(path for path in setup.read if path in tree.files)
+    split_of = split_by_lists(src, tree, setup, listing)
+    images = {path: file for path, file in tree.pictures.items() if split_of is None or path in split_of}
+    label_of, shared = _labels(images, tree, listing)
+    if not any(label_of.values()):
+        raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
+    num_files, named_by = sum(map(bool, label_of.values())), shown(setup.read, 2) or "no file"
+    listing.told = f"YOLO: {num_files} txt files with boxes, class names of {named_by}"
+    contents = read_small(tree.files[label] if label else None for label in label_of.values())
+    reader = _Reader(setup, boxes, listing)
+    num_without = 0
+    objects: Objects
+    problem: str | None
+    for (path, label), content in zip(label_of.items(), contents, strict=True):
+        if label in shared:
+            stands_for = ", ".join(shared[label])
+            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; which of them is not said"
+        else:
+            objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
+        num_without += label is None
+        listing.records.append(
+            Record(
+                images[path].url,
+                path,
+                images[path].size_bytes,
+                objects=objects,
+                relative_boxes=boxes in (None, "shares"),
+                split=split_of[path] if split_of is not None else None,
+                problem=problem,
+            )
+        )
+    used = {label for label in label_of.values() if label}
+    listing.account.read |= used
+    lone = [
+        path
+        for path in tree.with_suffix(".txt")
+        if path not in used
+        and "labels" in path.split("/")[:-1]
+        and posixpath.basename(path) not in NAME_FILES
+        and (split_of is None or evidence.texts.get(path) is None)
+    ]
+    listing.account.left.update(
+        {path: "labels of a picture that is left out" for path in evidence.texts if path not in used}
+    )
+    listing.problems += [(path, "no image of its name") for path in lone]
+    listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
+    reader.finish(src)
+    listing.records = unique(listing.records, src)
+    if num_without:
+        listing.notes.append(f"{num_without} images without a .txt file are packed as background, with no boxes")
+    if setup.names is None:
+        listing.notes.append(f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers")
+    return listing
+
+
+def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[str, str | None], dict[str, list[str]]]:
+    """(image -> its txt file or None, txt file -> images of one stem where it may be of several)."""
+    found: dict[str, str | None] = {}
+    images_of: dict[str, list[str]] = {}
+    for path in images:
+        label = None
+        for place in label_places(path):
+            known = tree.lower.get(f"{place}.txt".lower())
+            if known is not None and posixpath.basename(known) not in NAME_FILES:
+                label = known
+                break
+        found[path] = label
+        if label is not None:
+            images_of.setdefault(label, []).append(path)
+    return found, {label: paths for label, paths in images_of.items() if len(paths) > 1}
+
+
+class _Reader:
+    """Reads label files and counts what is in them."""
+
+    def __init__(self, setup: Setup, boxes: str | None, listing: Listing) -> None:
+        self._names, self._key_points = setup.names, setup.key_points
+        self._meaning, self._listing = boxes, listing
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def read(self, data: bytes, place: str) -> tuple[Objects, str | None]:
+        """(boxes of one file, why its picture cannot be used or None)."""
+        account, problems = self._listing.account, self._listing.problems
+        try:
+            text, _ = decode_text(data)
+        except ValueError as error:
+            problems.append((place, str(error)))
+            account.annotations += 1
+            return Objects((), ()), f"its labels {place} are {error}"
+        found: dict[tuple[tuple[float, float, float, float], str], None] = {}
+        bad: list[str] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            account.annotations += 1
+            try:
+                pair = self._line(line)
+            except ValueError as error:
+                problems.append((f"{place}, line {number}", str(error)))
+                bad.append(str(error))
+                continue
+            if pair in found:
+                self._count("line that comes twice in its file, taken once", f"{place}, line {number}")
+            found[pair] = None
+        problem = None
+        if bad and not found:
+            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for a picture without any"
+        return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
+
+    def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
+        words = re.split(r"[\s,;]+", line.strip().strip(",;"))
+        try:
+            class_id = float(words[0])
+            values = numbers(words[1:], len(words) - 1)
+        except ValueError:
+            class_id, values = -1.0, None
+        if values is None or len(values) < 4 or not class_id.is_integer() or class_id < 0:
+            raise ValueError(f"not `class cx cy w h`: {line[:60]!r}")
+        box = self._box(values, line)
+        if self._names is None:
+            return box, str(int(class_id))
+        if int(class_id) not in self._names:
+            raise ValueError(f"class {int(class_id)} has no name")
+        return box, self._names[int(class_id)]
+
+    def _box(self, values: tuple[float, ...], line: str) -> tuple[float, float, float, float]:
+        in_pixels = self._meaning not in (None, "shares")
+        key_points = self._key_points
+        as_box = len(values) in (4, 5) or (key_points is not None and len(values) == 4 + key_points[0] * key_points[1])
+        if as_box:
+            points = values[:4]
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            points = values
+        elif len(values) >= 7 and len(values) % 2:  # a polygon and a confidence
+            points = values[:-1]
+        else:
+            raise ValueError(f"not `class cx cy w h`: {line[:60]!r}")
+        if not in_pixels and max(points) > MOST_OVER:
+            self._counts["pixels"] += 1
+            raise ValueError(f"numbers above 1 are pixels, not shares of the sides: {line[:60]!r}")
+        if not in_pixels and min(points) < -0.01:
+            raise ValueError(f"numbers below 0 are no shares of the sides: {line[:60]!r}")
+        if as_box:
+            return as_sizes(points, "cxcywh" if not in_pixels else self._meaning or "")
+        return around(list(zip(points[::2], points[1::2], strict=True)))
+
+    def _count(self, kind: str, example: str) -> None:
+        self._counts[kind] += 1
+        self._first.setdefault(kind, example)
+
+    def finish(self, src: str) -> None:
+        """Raises UserError where most lines hold pixels; says what else was seen."""
+        listing = self._listing
+        if self._counts["pixels"] * 2 > listing.account.annotations:
+            raise UserError(
+                f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are above 1 (first: "
+                f"{listing.problems[0][0]}), so they are pixels, where YOLO has shares of the sides; --boxes "
+                "cxcywh reads them as "
+                "centre and size, xywh as left, top, width and height, xyxy as corners"
+            )
+        for kind, example in self._first.items():
+            listing.account.count(kind, example, self._counts[kind], said=True)
+            listing.notes.append(f"{self._counts[kind]} times a {kind} (first: {example})")

@@ -1,0 +1,1 @@
+"""Parquet shards to batches: manifest, order, rows, stored features, loader."""

@@ -1,0 +1,46 @@
+"""Decoded images that stay in the host's memory, whatever their sizes, as many as a limit allows: none is decoded twice."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from pretrain.data.images.decode import BadImage
+from pretrain.data.images.pixels import open_picture
+
+GIB = 2**30
+ID_BYTES = 8
+
+
+class KeptImages:
+    """Images of a rank that were decoded before. Safe to use from several threads.
+
+    Args:
+        limit_bytes: of decoded pixels (four bytes each); what does not fit is decoded again each time.
+        channels: see `pretrain.data.images.pixels.open_picture`.
+    """
+
+    def __init__(self, limit_bytes: int, *, channels: int = 3) -> None:
+        self._limit, self._channels, self._bytes = limit_bytes, channels, 0
+        self._images: dict[int, np.ndarray | BadImage] = {}
+        self._lock = threading.Lock()
+
+    def pixels(self, row_id: int, data: Any) -> Any:
+        """The pixels of a row if they are kept or can be, else its encoded file as it came. Raises BadImage."""
+        kept = self._images.get(row_id)
+        if kept is None:
+            if self._bytes >= self._limit:
+                return data
+            try:
+                kept = open_picture(data, channels=self._channels, fast=True).decode(1).copy()
+            except BadImage as error:
+                kept = error
+            with self._lock:
+                if row_id not in self._images:
+                    self._images[row_id] = kept
+                    self._bytes += kept.nbytes if isinstance(kept, np.ndarray) else 0
+        if isinstance(kept, BadImage):
+            raise BadImage(str(kept))
+        return kept

@@ -1,0 +1,1 @@
+"""Random views of images: what is drawn, and what host and device make of it."""
