@@ -33,7 +33,7 @@ def _runner() -> Callable[..., int]:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from finetune.evaluate import main
+    from finetune.evaluating import main
 
     return main(arguments)
 
@@ -45,7 +45,7 @@ def _explain(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    from finetune.predict import main
+    from finetune.predicting.command import main
 
     return main(arguments)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from cluster import storage
 from cluster.errors import EXIT_STOPPED, UserError, run_command
@@ -23,10 +26,10 @@ SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://,
 """
 
 
-def main() -> int:
-    """Reads the command line and runs one command."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Reads the command line, or `words` in its place, and runs one command."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(words)
     # words behind an option are no positional ones to argparse, once there were none behind the first
     if rest and not (arguments.handler is _views and all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -255,7 +258,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of one of the commands."""
+    for action in _parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return typing.cast(argparse.ArgumentParser, action.choices[command])
+    raise KeyError(command)
+
+
 def _import(arguments: argparse.Namespace) -> int:
+    summary = import_as_asked(arguments)
+    if summary is not None and summary["stopped"] is not None:
+        print(f"stopped: {summary['stopped']}", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    return 0
+
+
+def import_as_asked(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Imports as the options of the command ask for, and prints; returns the summary, None for a check."""
     from pretrain.data.importing import ImportOptions, describe_import, import_images
     from pretrain.data.sources import Columns
 
@@ -289,20 +309,23 @@ def _import(arguments: argparse.Namespace) -> int:
         from pretrain.data.import_check import check_import
 
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
-        return 0
+        return None
     try:
         summary = import_images(arguments.src, arguments.dest, options, max_set_aside=arguments.max_set_aside, **more)
     except KeyboardInterrupt:
         print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
         raise
     print(describe_import(summary, arguments.dest))
-    if summary["stopped"] is not None:
-        print(f"stopped: {summary['stopped']}", file=sys.stderr, flush=True)
-        return EXIT_STOPPED
-    return 0
+    return summary
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    check_as_asked(arguments)
+    return 0
+
+
+def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Checks as the options of the command ask for, and prints; returns the report."""
     from pretrain.data.check import Asked, check, parse_rows
     from pretrain.data.check_report import print_fix, print_report
     from pretrain.data.regroup import check_places, lies_in, regroup
@@ -340,7 +363,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print_fix(report["fix"])
     if arguments.json is not None:
         storage.write_json(arguments.json, report)
-    return 0
+    return report
 
 
 def _views(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -98,9 +98,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Predicted(NamedTuple):
+    """How many images there were, and how many of them could not be decoded."""
+
+    num_images: int
+    num_bad: int
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and judges; returns the exit code."""
-    options = parser().parse_args(arguments)
+    """Reads the command line and predicts; returns the exit code."""
+    predict(parser().parse_args(arguments))
+    return 0
+
+
+def predict(options: argparse.Namespace) -> Predicted | None:
+    """Predicts as the options of the command ask for, and prints; None for a check."""
     rules = [Rule.parse(text) for text in options.alarm]
     for name in ("every", "batch_size", "size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -120,7 +132,8 @@ def main(arguments: Sequence[str]) -> int:
             "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
         )
     if options.check:
-        return _check(options, predictor, clips)
+        _check(options, predictor, clips)
+        return None
     started = time.monotonic()
     if options.workers:
         num_all, num_bad = _spread(options, predictor, clips, alarms)
@@ -137,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"predict: {options.out} holds it all")
     if num_all and num_bad == num_all:
         raise UserError(f"none of {num_all} pictures could be decoded; {options.out} says why of each")
-    return 0
+    return Predicted(num_all, num_bad)
 
 
 def _here(
@@ -171,7 +184,7 @@ def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -
     return (*job_of(predictor, model, clips, out, machines, image_column=options.image_column), machines)
 
 
-def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> int:
+def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> None:
     """Judges a first batch and tells what the command would take; nothing stays behind."""
     if options.workers:
         job, manifest, machines = _job(options, predictor, clips)
@@ -197,7 +210,6 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         ]
     for line in lines:
         print(f"predict: {line}")
-    return 0
 
 
 def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -20,7 +21,13 @@ from pretrain.data.shards import Shards
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line, judges, prints the numbers; returns the exit code."""
+    """Reads the command line, evaluates, prints the numbers; returns the exit code."""
+    evaluate(parser().parse_args(arguments))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune evaluate", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     parser.add_argument("data", metavar="DATA", help="labelled Parquet shards, a path, glob or URL")
@@ -43,8 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--check", action="store_true", help="judges a first batch, tells what it would take, and starts nothing"
     )
-    options = parser.parse_args(arguments)
+    return parser
 
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluates as the options of the command ask for, and prints; returns all numbers and details, None for a check."""
     predictor = load_model(options.model)
     columns = predictor.columns
     image_column = predictor.config["image_column"]
@@ -69,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         threads = options.decode_threads or torch.get_num_threads()
         if options.check:
             _check(predictor, shards, place, threads)
-            return 0
+            return None
         judgement = predictor.judge(shards, place, decode_threads=threads)
         for name, value in judgement.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
@@ -88,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             whole["corruptions"] = corrupted
     if options.json is not None:
         storage.write_json(options.json, whole)
-    return 0
+    return whole
 
 
 def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: int) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from cluster import storage
 from cluster.batch_check import check_batch_job
-from cluster.batch_jobs import BatchJob, parts_of, parts_there, run_batch_job
+from cluster.batch_jobs import BatchJob, BatchResult, parts_of, parts_there, run_batch_job
 from cluster.batch_options import JobProgress, add_machine_options, machines_of, whole
 from cluster.errors import UserError
 from pretrain.data.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
@@ -51,7 +51,12 @@ ROWS_FOR_COMPONENTS, ROWS_FOR_CHECK = 512, 32
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line and runs the job; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    embed(parser().parse_args(arguments))
+    return 0
+
+
+def embed(options: argparse.Namespace) -> BatchResult | None:
+    """Runs the job that the options of the command ask for; None for a check."""
     name, out = _teacher_name(options.teacher), storage.absolute(options.out)
     data = [storage.absolute(url) for url in options.data.split(",")]
     manifest = load_manifest(data, columns=[options.image_column], image_column=options.image_column)
@@ -124,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         for line in check_batch_job(job, machines, data_urls=data):
             print(f"embed: {line}")
-        return 0
+        return None
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
@@ -151,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
         f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of {result.num_parts:,} parts "
         f"made in {result.seconds:.1f} s"
     )
-    return 0
+    return result
 
 
 def _maps_described(components: MapComponents | None, cells: int) -> dict[str, Any] | None:
@@ -211,7 +216,8 @@ def _spread_images(
         yield batch.arrays[0]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pretrain embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
