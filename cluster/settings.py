@@ -354,9 +354,19 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
     ]
 
 
-def describe(schema: Any) -> str:
-    """Every setting with its default and meaning, one line each, for --help."""
-    lines = []
+class Described(NamedTuple):
+    """One setting in words: its dotted key, its type, its default, what it means, and the values that it may have."""
+
+    key: str
+    kind: str
+    default: str
+    help: str
+    possible: str
+    choices: tuple[str, ...]
+
+
+def described(schema: Any) -> Iterator[Described]:
+    """Every setting of a schema."""
     for name, field in _fields_of(schema):
         if "help" not in field.metadata:
             continue
@@ -368,9 +378,17 @@ def describe(schema: Any) -> str:
             if dataclasses.is_dataclass(value):
                 continue
             default = f"= {value}"
-        possible = ", ".join(field.metadata["choices"] or []) or _range(field.metadata)
-        lines.append(f"  {name} {default}\n      {field.metadata['help']}" + (f" ({possible})" if possible else ""))
-    return "\n".join(lines)
+        choices = tuple(field.metadata["choices"] or ())
+        possible = ", ".join(choices) or _range(field.metadata)
+        yield Described(name, str(field.type), default, field.metadata["help"], possible, choices)
+
+
+def describe(schema: Any) -> str:
+    """Every setting with its default and meaning, for --help."""
+    return "\n".join(
+        f"  {one.key} {one.default}\n      {one.help}" + (f" ({one.possible})" if one.possible else "")
+        for one in described(schema)
+    )
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
