@@ -71,11 +71,12 @@ def load_settings(
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     told: Callable[[str], object] | None = None,
 ) -> Schema:
-    """Merges schema defaults, a YAML file, `key=value` overrides and values by dotted key, in that order, and checks everything.
+    """Merges schema defaults, a YAML file, `key=value` overrides and values by dotted key, in that order; checks everything.
 
-    `values` are Python's own (numbers, text, lists, mappings, paths); the others are read from text. `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before them. By default
-    these are the schema's own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override
-    did beside what it says.
+    `values` are Python's own (numbers, text, lists, mappings, paths); the others are read from text. `beneath` gives further
+    defaults, which depend on what was merged; the file and the overrides go before them. By default these are the schema's
+    own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override did beside what it
+    says.
 
     Raises UserError naming the key, the value seen and the values allowed.
     """
@@ -182,7 +183,9 @@ def _layers(
             if name != names.get(part):
                 if tree[part]["arguments"] and told is not None:
                     gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
-                    told(f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {names.get(part)}")
+                    told(
+                        f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {names.get(part)}"
+                    )
                 tree[part]["arguments"] = {}
     return tree
 

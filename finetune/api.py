@@ -151,7 +151,9 @@ def evaluate(model: Path, data: Path, **options: Any) -> Evaluated:
     from finetune import evaluating
 
     with plain_errors():
-        whole = evaluating.evaluate(options_of("evaluate", evaluating.parser(), [model, data], _made("evaluate", options)))
+        whole = evaluating.evaluate(
+            options_of("evaluate", evaluating.parser(), [model, data], _made("evaluate", options))
+        )
         assert whole is not None
         return Evaluated(whole["metrics"], whole)
 

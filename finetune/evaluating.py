@@ -1,4 +1,4 @@
-"""python -m finetune evaluate MODEL DATA: judges a model by a labelled data set."""
+"""python -m finetune evaluate MODEL DATA: evaluates a model on a labelled data set."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json beside MODEL",
+        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
-        "--check", action="store_true", help="judges a first batch, tells what it would take, and starts nothing"
+        "--check", action="store_true", help="evaluates a first batch, tells what it would take, and starts nothing"
     )
     return parser
 
@@ -110,5 +110,7 @@ def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: i
     predictor.results(batch.arrays, batch.geometry_VB5)
     seconds = (time.monotonic() - started) / len(batch.row_ids)
     num_rows = shards.manifest.num_rows
-    print(f"evaluate: first {len(batch.row_ids)} images read and judged, {len(batch.bad_rows)} that cannot be decoded")
+    print(
+        f"evaluate: first {len(batch.row_ids)} images read and evaluated, {len(batch.bad_rows)} that cannot be decoded"
+    )
     print(f"evaluate: {num_rows:,} images in all, about {num_rows * seconds:.0f} s; nothing was started")

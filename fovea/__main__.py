@@ -20,7 +20,9 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "data": Command("import, check and view data sets", "pretrain.data.__main__"),
-    "pretrain": Command("learn an encoder from images without labels; embed, explain, export, report", "pretrain.__main__"),
+    "pretrain": Command(
+        "learn an encoder from images without labels; embed, explain, export, report", "pretrain.__main__"
+    ),
     "finetune": Command(
         "turn an encoder into a task model; predict, evaluate, explain, export, merge, report", "finetune.__main__"
     ),

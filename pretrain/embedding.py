@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=whole(1), help="side of the images in pixels; by default the teacher's own")
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole picture, squeezed into a square, instead of a central square; always so with --maps",
+        help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
         "--crop-share", type=_share, default=0.875, help="part of the short side that a central square has"

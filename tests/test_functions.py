@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,9 +88,9 @@ def test_check_returns_the_report_of_the_command(shards):
 
 
 def test_pretraining_leaves_what_it_says(encoder):
-    result = json.loads(open(f"{encoder.out}/result.json").read())
+    result = json.loads(Path(encoder.out, "result.json").read_text())
     assert encoder.result == result and encoder.metrics == result["metrics"] and encoder.metrics
-    assert "<html" in open(encoder.report).read()
+    assert "<html" in Path(encoder.report).read_text()
     assert encoder.load_encoder().channels[-1] == pretrain.load_encoder(encoder.encoder).channels[-1]
 
 

@@ -25,7 +25,10 @@ from pretrain.settings import PretrainSettings
 from tests.finetune.stripes import stripes
 
 README = Path("README.md")
-PAGES = [README, *sorted(path for name in ("cluster", "pretrain", "finetune", "docs") for path in Path(name).rglob("*.md"))]
+PAGES = [
+    README,
+    *sorted(path for name in ("cluster", "pretrain", "finetune", "docs") for path in Path(name).rglob("*.md")),
+]
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
 SETTINGS = {one.key for schema in (PretrainSettings, FinetuneSettings) for one in described(schema)}
@@ -111,7 +114,9 @@ def test_every_command_in_the_header_of_a_configuration_is_one(path):
 
 
 def test_the_table_of_the_front_page_names_commands():
-    told = [text for text in re.findall(r"^\|[^|]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE) if "..." not in text]
+    told = [
+        text for text in re.findall(r"^\|[^|]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE) if "..." not in text
+    ]
     assert len(told) > 10
     for text in told:
         if text.startswith("fovea "):
@@ -149,7 +154,9 @@ def test_links_lead_somewhere(page):
         assert there.exists(), f"{page}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, f"{page}: {target}"
+            assert anchor in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, (
+                f"{page}: {target}"
+            )
 
 
 def test_the_front_page_is_short():
@@ -170,7 +177,13 @@ def my(tmp_path, monkeypatch):
     return tmp_path
 
 
-FEW = ["training.steps=2", "training.batch_size_global=8", "cluster.workers=0", "training.warmup_epochs=0", "report_images=8"]
+FEW = [
+    "training.steps=2",
+    "training.batch_size_global=8",
+    "cluster.workers=0",
+    "training.warmup_epochs=0",
+    "report_images=8",
+]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
   python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
-  python -m pretrain.data views my/shards --recipe dino                   a picture of what a method sees
+  python -m pretrain.data views my/shards --recipe dino                   a sheet of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 
 SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://, gs://, hf://, ...).
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in\n"
         "DEST/_quarantine.jsonl, the others are stored byte for byte as they are (but see --short-side). A summary goes to\n"
         "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
-        "SRC is told by its look, or by --kind:\n"
+        "The kind of SRC is recognised, or given by --kind:\n"
         "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
         "  coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split\n"
         "  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it\n"

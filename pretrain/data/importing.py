@@ -47,7 +47,7 @@ MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import i
 MOST_UNREAD_IN_A_ROW = 200
 MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
 SPLITS = ("train", "validation")
-LEAK = "picture of one split with the bytes of one of another"
+LEAK = "image of one split with the bytes of one of another"
 NOTED = (TURNED, RESIZED, OUTSIDE, FEW_BITS, LEAK)  # facts that are said, besides standing in the ledger
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -412,7 +412,7 @@ def _summary(
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
     notes += [f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
     for kind, num in ledger.files.items():
-        if kind.startswith(f"{PASSED_OVER}: picture"):
+        if kind.startswith(f"{PASSED_OVER}: image"):
             notes.append(
                 f"{num} x {kind.removeprefix(f'{PASSED_OVER}: ')}: not packed (first: {ledger.examples[kind]})"
             )
@@ -452,7 +452,7 @@ def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, most: f
         if num > most * among:
             return (
                 f"{num} of {among} {what} were set aside, more than the share of {most:g} that --max-set-aside allows; "
-                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
+                f"{QUARANTINE} says why for each. Fix them and import again with --overwrite, or allow a larger "
                 "share; the shards "
                 "are kept for a look"
             )

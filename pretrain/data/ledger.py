@@ -13,7 +13,7 @@ from cluster.secrets import masked
 from pretrain.data.sources import Listing, Tree
 from pretrain.data.sources.tree import OTHER_PICTURES
 
-PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another picture, left out"
+PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another image, left out"
 READ, PASSED_OVER = "read as annotation", "passed over"
 MOST_ENDINGS = 12  # rows of files by their endings; the rest is one row
 ARCHIVES = (".zip", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".tar")
@@ -84,9 +84,9 @@ def make_ledger(
     }
     everywhere = {PACKED: records.packed, ASIDE: records.aside, DUPLICATE: records.duplicates}
     for kind, num in here.items():
-        ledger.add(f"picture {kind}", examples.get(kind, first), num)
+        ledger.add(f"image {kind}", examples.get(kind, first), num)
     for kind, num in everywhere.items():
-        where = "sample of a tar" if has_members else "picture elsewhere"
+        where = "sample of a tar" if has_members else "image elsewhere"
         ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
     fates = list(_fates(listing, tree, urls)) if tree is not None else []
     if tree is None:
@@ -132,7 +132,7 @@ def _fates(listing: Listing, tree: Tree, urls: set[str]) -> Iterator[tuple[str, 
         else:
             ending = posixpath.splitext(path)[1].lower()
             if ending in OTHER_PICTURES:
-                yield path, f"picture of a format that is not read ({ending})"
+                yield path, f"image of a format that is not read ({ending})"
             elif ending in ARCHIVES:
                 yield path, f"archive, which is not unpacked ({ending})"
             else:

@@ -18,10 +18,10 @@ from pretrain.data.sources import Objects, Record
 
 MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
 
-TURNED = "picture whose boxes were turned with it, as EXIF says"
-RESIZED = "picture whose boxes were scaled to its size, which is not the recorded one"
-OUTSIDE = "box that reaches out of its picture, kept"
-FEW_BITS = "16-bit picture whose values use fewer bits, scaled by these"
+TURNED = "image whose boxes were turned with it, as EXIF says"
+RESIZED = "image whose boxes were scaled to its size, which is not the recorded one"
+OUTSIDE = "box that reaches out of its image, kept"
+FEW_BITS = "16-bit image whose values use fewer bits, scaled by these"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ class ProgressLine:
         rate = (self._done - self._before) / max(now - self._started, 1e-9)
         if self._bar is not None:
             self._bar.update(self._task, advance=num, rate=f"{rate:.0f} a second")
-        elif self._shown and now - self._printed >= (SECONDS_BETWEEN_UPDATES if self._notebook else SECONDS_BETWEEN_LINES):
+        elif self._shown and now - self._printed >= (
+            SECONDS_BETWEEN_UPDATES if self._notebook else SECONDS_BETWEEN_LINES
+        ):
             self._printed = now
             left = time_in_words((self._total - self._done) / max(rate, 1e-9))
             line = f"{self._title}: {self._done} of {self._total}, {rate:.0f} a second, {left} left"

@@ -17,9 +17,10 @@ def test_help_lists_every_command_and_imports_nothing_heavy(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
     assert all(f"  {name}" in told for name in COMMANDS)
-    code = "import sys; from fovea.__main__ import main; main(['--help']); print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
-    last = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    assert last == "set()"
+    heavy = "{'torch', 'ray', 'pyarrow'}"
+    code = f"import sys; from fovea.__main__ import main; main(['--help']); print({heavy} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,10 @@ def completion(tmp_path_factory):
     path.write_text(script("bash"))
 
     def complete(*words):
-        asked = 'source "$1"; shift; COMP_WORDS=(fovea "$@"); COMP_CWORD=$#; compopt() { :; }; _fovea; printf "%s\\n" "${COMPREPLY[@]}"'
+        asked = (
+            'source "$1"; shift; COMP_WORDS=(fovea "$@"); COMP_CWORD=$#; compopt() { :; }; '
+            '_fovea; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
         run = subprocess.run(["bash", "-c", asked, "bash", path, *words], capture_output=True, text=True, check=True)
         assert not run.stderr, run.stderr
         return run.stdout.split()

@@ -35,7 +35,7 @@ from pretrain.data.naming import declared_names
 from pretrain.data.pixels import open_picture
 from pretrain.data.shards import Shards, read_in_sequence
 
-UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the picture"
+UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the image"
 MOST_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
@@ -163,7 +163,7 @@ class TargetReader:
         outside_N = flat(xyxy_N4)
         for index in np.flatnonzero(outside_N).tolist():
             numbers = ", ".join(f"{number:g}" for number in boxes.xyxy_N4[index])
-            left_out.add(OUTSIDE, f"{place}, box at {numbers} of a picture of {width:g} x {height:g}")
+            left_out.add(OUTSIDE, f"{place}, box at {numbers} of an image of {width:g} x {height:g}")
         classes_N = self.ids(boxes.classes)
         return Target(xyxy_N4[~outside_N], classes_N[~outside_N]), left_out
 
@@ -206,7 +206,7 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
         reasons = f" (left out: {left_out})" if left_out.counts else ""
         raise UserError(
             f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
-            "needs pictures with boxes"
+            "needs images with boxes"
         )
     return Census(column, row_id, num_without, counts, left_out)
 

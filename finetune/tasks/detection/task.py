@@ -91,7 +91,7 @@ class Detection(Task):
         )
         if not len(shapes_N2):
             raise UserError(
-                f"no picture of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
+                f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
                 f"read as {detection.box_format} in pixels (detection.box_format)"
             )
         self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()

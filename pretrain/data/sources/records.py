@@ -82,7 +82,7 @@ class Account:
     annotations: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    unlisted: str = "picture that no annotation names"
+    unlisted: str = "image that no annotation names"
 
     def count(self, kind: str, example: str, num: int = 1) -> None:
         """Counts things that were left out."""

@@ -188,7 +188,7 @@ class _Reader:
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for a picture without any"
+            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for an image without any"
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
@@ -397,7 +397,7 @@ def _split_by_lists(src: str, tree: Tree, setup: _Setup, listing: Listing) -> di
         listing.notes.append(
             f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
         )
-        listing.account.left.update(dict.fromkeys(others, "picture of no split"))
+        listing.account.left.update(dict.fromkeys(others, "image of no split"))
     return found
 
 
