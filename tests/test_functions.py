@@ -105,7 +105,7 @@ def test_the_same_call_says_that_the_run_is_finished(encoder, shards, capsys):
 def test_a_model_predicts_and_is_evaluated(model, shards, photos, tmp_path):
     assert model.comparison == [] and 0 <= model.metrics["accuracy"] <= 1
     image = photos / "down" / "0.jpg"
-    assert model.load_model().predict(str(image)).label in ("across", "down")
+    assert model.load_model().predict(str(image))[0].label in ("across", "down")
     scores = finetune.evaluate(model.model, shards.validation)
     assert scores.metrics["accuracy"] == pytest.approx(model.metrics["accuracy"])
     kept = list(finetune.predict(model.model, [image]))
@@ -130,7 +130,6 @@ def test_embedding_counts_bad_rows(encoder, tmp_path):
         (pretrain.pretrain, {"epochs": "ten"}, ["training.epochs='ten'", "must be a number"]),
         (pretrain.pretrain, {"settings": {"training.epoch": 3}}, ["unknown setting 'training.epoch'", "training.epochs"]),
         (pretrain.pretrain, {"settings": {"training.epochs": object()}}, ["training.epochs"]),
-        (pretrain.pretrain, {"method": "simclt"}, ["unknown method 'simclt'"]),
         (pretrain.pretrain, {"config": "configs/pretrain/simcrl.yaml"}, ["does not exist", "simclr.yaml"]),
         (pretrain.pretrain, {"out": None}, ["the setting out has no value"]),
         (pretrain.pretrain, {}, ["nowhere"]),
@@ -168,6 +167,11 @@ def test_a_mistake_in_options_is_one_line(call, words):
     with pytest.raises(finetune.UserError) as caught:
         call()
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_is_unknown_beneath_the_settings_is_one_line_too(shards, tmp_path):
+    with pytest.raises(pretrain.UserError, match="^unknown method 'simclt'; did you mean 'simclr'"):
+        pretrain.pretrain(shards.train, out=tmp_path / "out", method="simclt", batch_size=8, workers=0)
 
 
 def test_an_interrupted_run_interrupts_the_caller(shards, tmp_path, monkeypatch):
