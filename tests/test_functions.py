@@ -170,7 +170,7 @@ def test_a_mistake_in_options_is_one_line(call, words):
 
 
 def test_what_is_unknown_beneath_the_settings_is_one_line_too(shards, tmp_path):
-    with pytest.raises(pretrain.UserError, match="^unknown method 'simclt'; did you mean 'simclr'"):
+    with pytest.raises(pretrain.UserError, match=r"^unknown method 'simclt'; did you mean 'simclr'"):
         pretrain.pretrain(shards.train, out=tmp_path / "out", method="simclt", batch_size=8, workers=0)
 
 
