@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install    ## from pictures to a pretrained encoder to a classifier (DATA=folder for your own photos)
+demo: install    ## from images to a pretrained encoder to a classifier (DATA=folder for your own photos)
 	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
 
 lint: install

@@ -29,6 +29,10 @@ LINES = "\n\t"  # what a traceback is made of
 class UserError(Exception):
     """Something the user can mend: names the file, key or row, the value seen and what would be right."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the line that helps, and not where in our files it was raised."""
+        return [f"{type(self).__name__}: {printable(masked(str(self)))}"]
+
 
 class StoreUnavailable(UserError):
     """A store that did not answer, however often it was asked; the same request may succeed later."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import (
@@ -26,10 +29,11 @@ from omegaconf.errors import (
 
 from cluster.errors import UserError, nearest
 from cluster.secrets import masked_tree
-from cluster.typed_yaml import read_mapping, read_override
+from cluster.typed_yaml import kind_of, read_mapping, read_override
 
 Schema = TypeVar("Schema")
 REQUIRED = MISSING
+CONFIGS, SHARED = "configs", "share/fovea"  # the wheel puts configs/ into the latter of an environment
 
 
 def setting(
@@ -63,23 +67,76 @@ def load_settings(
     config: str | None,
     overrides: Sequence[str],
     *,
+    values: Mapping[str, Any] | None = None,
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     told: Callable[[str], object] | None = None,
 ) -> Schema:
-    """Merges schema defaults, a YAML file and `key=value` overrides, in that order, and checks everything.
+    """Merges schema defaults, a YAML file, `key=value` overrides and values by dotted key, in that order; checks everything.
 
-    `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before them. By default
-    these are the schema's own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override
-    did beside what it says.
+    `values` are Python's own (numbers, text, lists, mappings, paths); the others are read from text. `beneath` gives further
+    defaults, which depend on what was merged; the file and the overrides go before them. By default these are the schema's
+    own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override did beside what it
+    says.
 
     Raises UserError naming the key, the value seen and the values allowed.
     """
     file = None if config is None else _read_yaml(config, schema)
-    tree = _layers(schema, {}, config, file, overrides, told)
+    changes = [_read(override, schema) for override in overrides]
+    changes += [_Change(key, f"{key}={masked_tree(value, key)!r}", value) for key, value in _flat(values, schema)]
+    tree = _layers(schema, {}, config, file, changes, told)
     beneath = beneath or getattr(schema, "defaults_beneath", None)
     if beneath is not None:
-        tree = _layers(schema, beneath(tree), config, file, overrides)
+        tree = _layers(schema, beneath(tree), config, file, changes)
     return _resolved(tree, schema)
+
+
+class _Change(NamedTuple):
+    """One setting that is given beside the file: its dotted key, how messages call it, and its value."""
+
+    key: str
+    said: str
+    value: Any
+
+    def tree(self) -> Any:
+        """The value beneath its key. Raises UserError for what no setting can hold."""
+        nested = self.value
+        for name in reversed(self.key.split(".")):
+            nested = {name: nested}
+        try:
+            return OmegaConf.create(nested)
+        except OmegaConfBaseException as error:
+            raise UserError(f"cannot read the value in {self.said!r}: {_first_line(error)}") from error
+
+
+def _read(override: str, schema: type) -> _Change:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip() or key.startswith("-"):
+        raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
+    value: Any = read_override(key.strip(), text, schema)
+    for name in key.strip().split("."):
+        value = value[name]
+    return _Change(key.strip(), override, value)
+
+
+def _flat(values: Mapping[str, Any] | None, schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Python's values by dotted key; a mapping of a block of settings is taken apart."""
+    for name, value in (values or {}).items():
+        key = prefix + str(name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(kind_of(schema, key).type):
+            yield from _flat(value, schema, prefix=key + ".")
+        else:
+            yield key, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # a number of numpy or torch is a number
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def settings_from(schema: type[Schema], values: Mapping[str, Any], *, where: str) -> Schema:
@@ -110,7 +167,7 @@ def _layers(
     defaults: Mapping[str, Any],
     config: str | None,
     file: Any,
-    overrides: Sequence[str],
+    changes: Sequence[_Change],
     told: Callable[[str], object] | None = None,
 ) -> Any:
     tree = OmegaConf.structured(schema)
@@ -119,21 +176,16 @@ def _layers(
     if file is not None:
         tree = _merged(tree, file, schema, where=str(config))
     # names first: another name takes the former one's arguments with it, but not those that are given along with it
-    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".name")):
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip() or key.startswith("-"):
-            raise UserError(f"{override!r} is not an override; write key=value, for example training.epochs=10")
-        try:
-            parsed = OmegaConf.create(read_override(key.strip(), override.partition("=")[2], schema))
-        except OmegaConfBaseException as error:
-            raise UserError(f"cannot read the value in {override!r}: {_first_line(error)}") from error
+    for change in sorted(changes, key=lambda change: not change.key.endswith(".name")):
         names = _names(tree)
-        tree = _merged(tree, parsed, schema, where=override)
+        tree = _merged(tree, change.tree(), schema, where=change.said)
         for part, name in _names(tree).items():
             if name != names.get(part):
                 if tree[part]["arguments"] and told is not None:
                     gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
-                    told(f"note: {override} leaves out {part}.arguments={gone}, which were those of {names.get(part)}")
+                    told(
+                        f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {names.get(part)}"
+                    )
                 tree[part]["arguments"] = {}
     return tree
 
@@ -146,6 +198,19 @@ def _names(tree: Any) -> dict[Any, Any]:
         for key, part in parts.items()
         if isinstance(part, dict) and {"name", "arguments"} <= part.keys()
     }
+
+
+def shipped(path: str) -> Path:
+    """The file of a path that begins with `configs/`: what is there, else the one that came with the installed package."""
+    here = Path(path)
+    if here.exists() or here.parts[:1] != (CONFIGS,):
+        return here
+    tree = Path(__file__).parents[1]  # a checkout, seen from another folder
+    with suppress(PackageNotFoundError):
+        for file in distribution("fovea").files or []:
+            if file.as_posix().endswith(f"{SHARED}/{here.as_posix()}"):
+                return Path(str(file.locate()))
+    return tree / here if (tree / here).exists() else here
 
 
 def to_yaml(settings: Any) -> str:
@@ -162,7 +227,7 @@ def _read_yaml(path: str, schema: type) -> Any:
     if "=" in path and not Path(path).exists():
         raise UserError(f"the first argument is the settings file, but {path!r} looks like an override")
     try:
-        tree = OmegaConf.create(read_mapping(Path(path).read_text(encoding="utf-8-sig"), schema, where=path))
+        tree = OmegaConf.create(read_mapping(shipped(path).read_text(encoding="utf-8-sig"), schema, where=path))
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
         raise UserError(
@@ -292,9 +357,19 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
     ]
 
 
-def describe(schema: Any) -> str:
-    """Every setting with its default and meaning, one line each, for --help."""
-    lines = []
+class Described(NamedTuple):
+    """One setting in words: its dotted key, its type, its default, what it means, and the values that it may have."""
+
+    key: str
+    kind: str
+    default: str
+    help: str
+    possible: str
+    choices: tuple[str, ...]
+
+
+def described(schema: Any) -> Iterator[Described]:
+    """Every setting of a schema."""
     for name, field in _fields_of(schema):
         if "help" not in field.metadata:
             continue
@@ -306,9 +381,17 @@ def describe(schema: Any) -> str:
             if dataclasses.is_dataclass(value):
                 continue
             default = f"= {value}"
-        possible = ", ".join(field.metadata["choices"] or []) or _range(field.metadata)
-        lines.append(f"  {name} {default}\n      {field.metadata['help']}" + (f" ({possible})" if possible else ""))
-    return "\n".join(lines)
+        choices = tuple(field.metadata["choices"] or ())
+        possible = ", ".join(choices) or _range(field.metadata)
+        yield Described(name, str(field.type), default, field.metadata["help"], possible, choices)
+
+
+def describe(schema: Any) -> str:
+    """Every setting with its default and meaning, for --help."""
+    return "\n".join(
+        f"  {one.key} {one.default}\n      {one.help}" + (f" ({one.possible})" if one.possible else "")
+        for one in described(schema)
+    )
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:

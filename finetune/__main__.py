@@ -33,7 +33,7 @@ def _runner() -> Callable[..., int]:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from finetune.evaluate import main
+    from finetune.evaluating import main
 
     return main(arguments)
 
@@ -45,7 +45,7 @@ def _explain(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    from finetune.predict import main
+    from finetune.predicting.command import main
 
     return main(arguments)
 
@@ -70,11 +70,11 @@ def _export(arguments: Sequence[str]) -> int:
 
 # name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
-    "evaluate": Command("MODEL DATA: judges a model by a labelled data set", _evaluate),
+    "evaluate": Command("MODEL DATA: evaluates a model on a labelled data set", _evaluate),
     "export": Command("MODEL OUT: a folder for ONNX, timm or Hugging Face, with a model card", _export),
-    "explain": Command("MODEL IMAGES OUT: draws what speaks for each class, attention and features", _explain),
+    "explain": Command("MODEL IMAGES OUT: draws the evidence for each class, attention and features", _explain),
     "predict": Command(
-        "MODEL INPUT ... OUT: what a model says of images, Parquet and films; alarms, places, tracks", _predict
+        "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks", _predict
     ),
     "report": Command("OUT ...: writes report.html of a run, or one page of several", _report),
     "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", _merge),

@@ -53,7 +53,7 @@ def load_adapted(encoder_url: str, config: Mapping[str, Any]) -> Encoder:
         encoder = open_encoder(encoder_url, "", arguments).encoder
     except UserError as error:
         raise UserError(
-            f"this model is adapters and a head beside the encoder {encoder_url}, which cannot be loaded: {error}; if it has "
+            f"this model holds adapters and a head for the encoder {encoder_url}, which cannot be loaded: {error}; if it has "
             "moved: python -m finetune merge MODEL DEST --encoder URL"
         ) from error
     if fingerprint(encoder) != lora["encoder_sha256"]:
@@ -120,7 +120,7 @@ def _is_encoders(name: str) -> bool:
 def _inject(encoder: Encoder, *, rank: int, alpha: float, dropout: float) -> None:
     names = layers_to_adapt(encoder)
     if not names:
-        raise UserError(f"{encoder.spec['name']} has no layer that adapters can stand beside; use mode=full")
+        raise UserError(f"{encoder.spec['name']} has no layer that adapters can be added to; use mode=full")
     peft = _peft()
     config = peft.LoraConfig(
         r=rank,

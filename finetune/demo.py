@@ -85,8 +85,8 @@ class Images:
     num_unlabelled: int
 
 
-def main() -> int:
-    """Reads the command line and runs the demo."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Reads the command line, or `words` in its place, and runs the demo."""
     parser = argparse.ArgumentParser(prog="python -m finetune.demo", description=__doc__)
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
     parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
@@ -95,7 +95,7 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     return demo(
         arguments.data, Path(arguments.out), workers=arguments.workers, steps=arguments.steps, seed=arguments.seed
     )

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = explain_parser(
         "python -m finetune explain",
         "MODEL",
-        "Draws what speaks for each class, attention by layer and head, features.",
+        "Draws the evidence for each class, attention by layer and head, features.",
     )
     parser.add_argument(
         "--class",

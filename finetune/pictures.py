@@ -44,4 +44,4 @@ def pixels_of(encoded: bytes) -> np.ndarray:
 
 def name_of(picture: Picture, number: int) -> str:
     """What an error calls a picture."""
-    return str(picture) if isinstance(picture, str | os.PathLike) else f"picture {number}"
+    return str(picture) if isinstance(picture, str | os.PathLike) else f"image {number}"

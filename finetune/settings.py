@@ -45,7 +45,7 @@ class ClassificationSettings:
         0.5,
         minimum=0,
         maximum=1,
-        help="probability from which on a class is said to be there (several classes an image)",
+        help="probability from which a class counts as present (several classes an image)",
     )
     smallest_crop: float = setting(
         0.35, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
@@ -82,9 +82,11 @@ class DetectionSettings:
     )
     anchors_a_place: int = setting(3, minimum=1, help="anchors at each place of a map, fitted likewise; FCOS has none")
     most_detections: int = setting(100, minimum=1, help="detections an image, at most")
-    score_threshold: float = setting(0.3, minimum=0, maximum=1, help="how sure predict is at least, unless it is told")
+    score_threshold: float = setting(
+        0.3, minimum=0, maximum=1, help="lowest score that predict reports, unless it is given one"
+    )
     smallest_scale: float = setting(
-        0.5, minimum=0.05, help="smallest size of a training picture on its canvas; 1 is just all of it, less zooms out"
+        0.5, minimum=0.05, help="smallest size of a training image on its canvas; 1 is just all of it, less zooms out"
     )
     largest_scale: float = setting(2.0, minimum=0.05, help="largest size of it; more than 1 zooms in, which crops")
     smallest_visible: float = setting(
@@ -123,19 +125,19 @@ class SummarizationSettings:
     num_keywords: int = setting(256, minimum=0, help="keywords at most, the most frequent ones")
     keyword_min_images: int = setting(10, minimum=1, help="training images that a keyword occurs in at least")
     keyword_max_share: float = setting(
-        0.25, minimum=0, maximum=1, help="mined terms in a greater share of the images tell nothing of them"
+        0.25, minimum=0, maximum=1, help="mined terms in more than this share of the images are dropped"
     )
     stop_words: list[str] = setting(
         [],
-        help="terms that are not mined, beside those that tell nothing of their image, which are left out by themselves",
+        help="terms that are not mined, in addition to those that say nothing about their image, which are dropped anyway",
     )
     keyword_threshold: float | None = setting(
         None,
         minimum=0,
         maximum=1,
-        help="score from which on a keyword is said; null: that of the best F1 on the validation data",
+        help="score from which a keyword is reported; null: that of the best F1 on the validation data",
     )
-    keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss beside the sentence's")
+    keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss, relative to the sentence's")
     vocabulary_size: int = setting(4096, minimum=300, help="tokens of the byte-level BPE at most")
     max_tokens: int = setting(48, minimum=2, help="longest sentence in tokens, its end included")
     width: int = setting(128, minimum=8, help="channels of keywords and decoder")
@@ -144,7 +146,7 @@ class SummarizationSettings:
     num_maps: int = setting(
         1, minimum=1, help="last maps of the encoder that are looked at, added up at the finest's size"
     )
-    num_fed: int = setting(8, minimum=0, help="likeliest keywords that the sentence is told")
+    num_fed: int = setting(8, minimum=0, help="most likely keywords that the decoder is given")
     dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
     label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="share of a token's target spread over all")
     num_beams: int = setting(3, minimum=1, help="beams of the search; 1 is greedy")
@@ -152,7 +154,7 @@ class SummarizationSettings:
     smallest_crop: float = setting(
         0.8, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
     )
-    flip: bool = setting(False, help="mirror half of the images; captions must not tell left from right then")
+    flip: bool = setting(False, help="mirror half of the images; captions must then not mention left or right")
     thumbnail_share: float = setting(
         0.6, minimum=0, maximum=1, help="share of the keywords' attention that the thumbnail holds; 0 for no thumbnail"
     )
@@ -176,7 +178,7 @@ class FinetuneSettings:
     )
     compare: list[str] = setting(
         ["random"],
-        help="encoders to set beside it, each trained the same way in OUT/compare; random is the same network with fresh "
+        help="encoders to compare with, each trained the same way in OUT/compare; random is the same network with fresh "
         "weights; [] for none",
     )
     architecture: EncoderSettings = setting(EncoderSettings, help="network when encoder is random")
@@ -191,9 +193,9 @@ class FinetuneSettings:
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
     data: DataSettings = setting(DataSettings, help="training data")
-    validation_url: str = setting(help="labelled shards that the model is judged by")
+    validation_url: str = setting(help="labelled shards that the model is evaluated on")
     image_size: int | None = setting(None, minimum=8, help="side of an image in pixels; null takes the encoder's")
-    crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side judged by")
+    crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that evaluation sees")
     layer_decay: float | None = setting(
         None,
         minimum=0.01,

@@ -45,7 +45,7 @@ def _explain(arguments: Sequence[str]) -> int:
 
 
 def _embed(arguments: Sequence[str]) -> int:
-    from pretrain.embed import main
+    from pretrain.embedding import main
 
     return main(arguments)
 

@@ -188,7 +188,7 @@ def _seen_by_teacher(name: str, embedded: Embedded, deadline: float) -> Embedded
     """The teacher's features of the same squares, as large as they are shown."""
     teacher = open_teacher(name)
     if teacher.in_channels != 3:
-        raise UserError(f"{name} takes images of {teacher.in_channels} channels, the pictures here have three")
+        raise UserError(f"{name} takes images of {teacher.in_channels} channels, the images here have three")
     look = Look(teacher, torch.device("cpu"))
     mean, std = (torch.tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
     features: list[np.ndarray] = []

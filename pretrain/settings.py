@@ -54,14 +54,14 @@ class MethodSettings:
         0,
         minimum=0,
         help="equal pieces in which the encoder sees the global batch, their gradients summed exactly: the same bits on any "
-        "number of workers that divides them; every worker computes the loss of the whole batch; 0: not",
+        "number of workers that divides them; every worker computes the loss of the whole batch; 0: off",
     )
     keep: float = setting(
         0.0,
         minimum=0,
         maximum=1,
         help="share of the way back to the weights of encoder.url that a step takes at the peak learning rate, against "
-        "forgetting; 0.01 to 0.1 is usual, 0 lets go",
+        "forgetting; 0.01 to 0.1 is usual, 0 is off",
     )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
 
@@ -94,7 +94,7 @@ class KnnSettings:
     """kNN accuracy and a linear probe on labelled data while pretraining; the labels teach the encoder nothing."""
 
     train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
-    test_url: str | None = setting(None, help="labelled shards whose images are asked for")
+    test_url: str | None = setting(None, help="labelled shards whose images are classified by their neighbours")
     label_column: str = setting("label", help="column of the labels, text or whole number")
     every_epochs: float = setting(
         10.0, minimum=0, help="epochs between two evaluations: kNN accuracy, linear probe, RankMe; 0 only at the end"

@@ -49,7 +49,7 @@ def _follow(server: JobServer, job_id: str, address: str | None) -> int:
         with Terminal() as terminal:
             state = follow(server, job_id, terminal.show)
     except KeyboardInterrupt:
-        print(f"\ndetached; {job_id} goes on. {_come_back(job_id, address)}")
+        print(f"\ndetached; {job_id} keeps running. {_come_back(job_id, address)}")
         return EXIT_INTERRUPTED
     except BaseException:
         print(f"no longer following; {job_id} may go on. {_come_back(job_id, address)}", file=sys.stderr)

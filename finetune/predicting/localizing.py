@@ -80,7 +80,7 @@ class Localizer:
             task = predictor.config["task"]
             raise UserError(f"--localize needs a classifier, this model is for {task}; its own results say where")
         if predictor.channels != 3:
-            raise UserError(f"--localize draws on RGB pictures, this model takes {predictor.channels} channels")
+            raise UserError(f"--localize draws on RGB images, this model takes {predictor.channels} channels")
         choose("class", name, predictor.class_names)
         self.predictor, self.name, self.share, self.least_probability = predictor, name, share, least_probability
         self._index = predictor.class_names.index(name)

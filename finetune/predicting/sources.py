@@ -118,9 +118,9 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bo
         clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in films)
         if not (images or shards or films or moving):
             if not files:
-                raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or films")
+                raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or videos")
             raise UserError(
-                f"{given} holds no image, Parquet file or film (there: {', '.join(files[:3])}); known endings are "
+                f"{given} holds no image, Parquet file or video (there: {', '.join(files[:3])}); known endings are "
                 f"{', '.join((*IMAGE_SUFFIXES, *PARQUET, *VIDEO_SUFFIXES))}"
             )
     return clips
@@ -136,7 +136,7 @@ def load_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError("films need the package av: pip install 'fovea[video]'") from error
+        raise UserError("videos need the package av: pip install 'fovea[video]'") from error
     av.logging.set_level(av.logging.PANIC)  # what is wrong with a film is said by us
     return av
 
@@ -147,9 +147,9 @@ def open_film(url: str) -> Any:
     try:
         container = av.open(storage.local_path(url) if storage.is_local(url) else io.BytesIO(storage.read_bytes(url)))
         if not container.streams.video:
-            raise UserError(f"{url} holds no moving pictures")
+            raise UserError(f"{url} holds no video stream")
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{url} is no film that can be read: {error}") from error
+        raise UserError(f"{url} is no video that can be read: {error}") from error
     return container
 
 

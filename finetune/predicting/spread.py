@@ -71,7 +71,8 @@ def job_of(
     """The job that judges the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
-            f"--workers judge Parquet shards, and {others[0]} is none; pack it by `python -m pretrain.data import`"
+            f"--workers predicts for Parquet shards alone, and {others[0]} is none; pack it with "
+            "`python -m pretrain.data import`"
         )
     urls = [url for clip in clips for url in clip.urls]
     manifest = load_manifest(urls, columns=[image_column], image_column=image_column)

@@ -48,8 +48,8 @@ class ClassificationReport(TaskReport):
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
         reach = margin(accuracy, num)
         first = (
-            f"The classifier names the right class of {percent(accuracy)} (± {100 * reach:.1f} points) of {num:,} validation "
-            f"images, where always guessing the most frequent class gets {percent(majority)}."
+            f"The classifier gets {percent(accuracy)} (± {100 * reach:.1f} points) of {num:,} validation images right; always "
+            f"guessing the most frequent class gets {percent(majority)}."
         )
         tone = "good" if accuracy - reach > majority else "warn"
         word = "finished" if tone == "good" else "finished, no better than guessing"

@@ -60,7 +60,7 @@ class DetectionReport(TaskReport):
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
         rows = [row for row in result.get("per_class") or [] if row["boxes"] and row["ap50"] is not None]
         if not rows:
-            return Verdict(word, tone, first, "There are 0 classes with boxes to look at one by one.")
+            return Verdict(word, tone, first, "No class has boxes to look at one by one (0).")
         weakest, best = min(rows, key=lambda row: row["ap50"]), max(rows, key=lambda row: row["ap50"])
         second = f"It finds “{best['class']}” best ({percent(best['ap50'])} at half overlap)"
         if weakest is not best:

@@ -131,7 +131,10 @@ def _task_section(task: str, runs: Sequence[RunRecord]) -> Section:
     ]
     body = Templates(PACKAGE).render("results.html", rows=rows, best=shown[0], more=shown[1:])
     return Section(
-        task, task.capitalize(), body, "On the validation data of each run, beside the same from other starts."
+        task,
+        task.capitalize(),
+        body,
+        "On the validation data of each run, compared with the same network from other starts.",
     )
 
 

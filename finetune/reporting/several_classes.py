@@ -78,6 +78,6 @@ def _predictions(material: Material) -> Section:
                 "sure": round(100 * said.score),
             }
         )
-    lead = "What is said of some validation images, with the score of the likeliest class, and what they show."
+    lead = "Predictions for some validation images, with the score of the most likely class, and the truth."
     body = Templates(PACKAGE).render("predictions.html", cards=cards)
     return Section("predictions", "Predictions", body, lead)

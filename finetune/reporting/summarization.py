@@ -43,7 +43,7 @@ class SummarizationReport(TaskReport):
         cider = metrics["cider_d"]
         captions, images = (int(result.get(f"validation_{what}") or 0) for what in ("captions", "images"))
         first = (
-            f"The summarizer's sentences reach a CIDEr-D of {short(cider)} (of 10) beside {captions:,} captions of {images:,} "
+            f"The summarizer's sentences reach a CIDEr-D of {short(cider)} (of 10) against {captions:,} captions of {images:,} "
             f"validation images, and its keywords a mean average precision of {percent(metrics.get('keyword_map'))}."
         )
         word, tone = ("finished", "good") if cider >= LEAST_CIDER else ("finished, says little", "warn")

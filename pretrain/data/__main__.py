@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, run_command
@@ -16,17 +19,17 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
   python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
-  python -m pretrain.data views my/shards --recipe dino                   a picture of what a method sees
+  python -m pretrain.data views my/shards --recipe dino                   a sheet of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 
 SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://, gs://, hf://, ...).
 """
 
 
-def main() -> int:
-    """Reads the command line and runs one command."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Reads the command line, or `words` in its place, and runs one command."""
     parser = _parser()
-    arguments, rest = parser.parse_known_args()
+    arguments, rest = parser.parse_known_args(words)
     # words behind an option are no positional ones to argparse, once there were none behind the first
     if rest and not (arguments.handler is _views and all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -154,7 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of one of the commands."""
+    for action in _parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return typing.cast(argparse.ArgumentParser, action.choices[command])
+    raise KeyError(command)
+
+
 def _check(arguments: argparse.Namespace) -> int:
+    check_as_asked(arguments)
+    return 0
+
+
+def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Checks as the options of the command ask for, and prints; returns the report."""
     from pretrain.data.checking.check import Asked, check, parse_rows
     from pretrain.data.checking.check_report import print_fix, print_report
     from pretrain.data.packing.regroup import check_places, lies_in, regroup
@@ -194,7 +211,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print_fix(report["fix"])
     if arguments.json is not None:
         storage.write_json(arguments.json, report)
-    return 0
+    return report
 
 
 def _views(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def explain_parser(prog: str, network: str, description: str) -> argparse.Argume
         "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
     )
     parser.add_argument("out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL")
-    parser.add_argument("--limit", type=int, default=16, help="pictures, spread evenly over all there are (16)")
+    parser.add_argument("--limit", type=int, default=16, help="images, spread evenly over all there are (16)")
     parser.add_argument("--size", type=int, default=None, help="short side in pixels; by default that of training")
     parser.add_argument(
         "--square", action="store_true", help="the central square, for networks that take no other shape"
@@ -47,7 +47,7 @@ def explain_parser(prog: str, network: str, description: str) -> argparse.Argume
         "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
     )
     parser.add_argument("--image-column", default="image", help="of Parquet files (image)")
-    parser.add_argument("--check", action="store_true", help="explains the first pictures and writes nothing")
+    parser.add_argument("--check", action="store_true", help="explains the first images and writes nothing")
     return parser
 
 
@@ -67,7 +67,7 @@ def run_explain(options: argparse.Namespace, open_network: Callable[[argparse.Na
     explanations = explainer.explain(pictures)
     _warn_of_bad(explainer)
     page = write_explanations(options.out, explanations, title=f"What {options.network} looks at")
-    print(f"{len(explanations)} pictures explained: {page}")
+    print(f"{len(explanations)} images explained: {page}")
     return 0
 
 
@@ -82,6 +82,6 @@ def _check(options: argparse.Namespace, explainer: Explainer, pictures: Sequence
     seconds = (time.monotonic() - started) / len(explained)
     print(f"{options.out} can be written")
     _warn_of_bad(explainer)
-    print(f"{len(explained)} of {len(pictures)} pictures explained; about {len(pictures) * seconds:.0f} s for all")
+    print(f"{len(explained)} of {len(pictures)} images explained; about {len(pictures) * seconds:.0f} s for all")
     print(f"memory: about {peak_bytes() / GIB:.1f} GiB; nothing was written")
     return 0

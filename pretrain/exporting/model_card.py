@@ -92,7 +92,7 @@ def _loading(exported: Exported, form: str) -> str:
 def _results(result: Mapping[str, Any]) -> str:
     metrics = result.get("metrics") or {}
     if not metrics:
-        return "The run left no scores beside the folder."
+        return "The run left no scores next to the folder."
     images = result.get("validation_images")
     measured = (
         f"Measured on {images:,} validation images, on which the best checkpoint was chosen too.\n\n" if images else ""

@@ -135,7 +135,7 @@ def map_section(embedded: Embedded) -> Section:
     svg = embedding_map(embedded.sample.tiles[: len(embedded)], places, numbers, embedded.labels)
     lead = (
         f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
-        "Pictures are drawn where there is room, dots elsewhere; distances between far groups mean little."
+        "Images are drawn where there is room, dots elsewhere; distances between far groups mean little."
     )
     return Section("map", "Map of embeddings", Templates().render("map.html", svg=svg, legend=legend), lead)
 
@@ -193,7 +193,7 @@ def attention_section(
         "Bright places get most attention from all positions of the image, on average over the heads of a stage's last layer. "
         if with_attention
         else "This encoder has no attention over positions. "
-    ) + "In the last picture, places of one colour have like features, over all images."
+    ) + "In the last image, places of one colour have like features, over all images."
     return Section("attention", "Where it looks", Templates().render("attention.html", cards=cards), lead)
 
 

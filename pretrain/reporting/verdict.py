@@ -38,22 +38,24 @@ def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
     goes on say; the rest is the same for all runs."""
     if run.status == "failed":
         return Verdict(
-            "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "after it is mended")
+            "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "once that is fixed")
         )
     if collapsed := _collapse(run):
-        kept_on = "and trained to its end all the same" if run.status == "finished" else f"and ended {_where(run)}"
+        kept_on = "but trained to the end" if run.status == "finished" else f"and ended {_where(run)}"
         first = f"This run collapsed {kept_on}: {collapsed}."
         return Verdict("collapsed", "bad", first, _after_collapse(run))
     if run.status == "stopped":
         return Verdict("stopped", "bad", f"This run stopped itself {_where(run)}: {reason(run)}.", _what_is_left(run))
     if run.status == "killed":
-        silence = f", and nothing was written for {span(run.silent_seconds)}" if run.silent_seconds is not None else ""
-        first = f"This run was killed {_where(run)}: its process is gone without a result{silence}."
+        silence = (
+            f", and it has written nothing for {span(run.silent_seconds)}" if run.silent_seconds is not None else ""
+        )
+        first = f"This run was killed {_where(run)}: its process ended without a result{silence}."
         return Verdict("killed", "bad", first, _what_is_left(run))
     if run.status == "interrupted":
         return Verdict("interrupted", "warn", f"This run was interrupted {_where(run)}.", _what_is_left(run))
     if run.status in ("running", "unfinished"):
-        first = f"This run is not finished: it stands {_where(run)}."
+        first = f"This run is not finished: it is {_where(run)}."
         return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far))
     return judge(run)
 
@@ -76,26 +78,26 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
         knn, health = metrics.get("knn_accuracy"), _health(metrics)
         if findings:
             text = next(iter(findings.values()))
-            return Verdict("finished, unwell", "warn", f"This run is finished, but something is wrong: {text}.", health)
+            return Verdict("finished, unhealthy", "warn", f"This run finished, but something is wrong: {text}.", health)
         if knn is not None:
             untrained = metrics.get(f"knn_accuracy_{UNTRAINED}")
-            beside = [f"the weights it began with get {percent(untrained)}"] if untrained is not None else []
+            beside = [f"the weights it started from get {percent(untrained)}"] if untrained is not None else []
             beside += [f"always guessing the most frequent class gets {percent(chance)}"] if chance else []
             where = f", where {' and '.join(beside)}" if beside else ""
-            seen = f"neighbours in its embedding name the right class of {percent(knn)} of unseen images{where}"
+            seen = f"a vote of nearest neighbours gets {percent(knn)} of unseen images right{where}"
             if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
                     "finished, little learnt", "warn", f"The encoder learnt little about classes: {seen}.", health
                 )
             return Verdict("finished", "good", f"The encoder learnt without labels: {seen}.", health)
-        loss = f"This run is finished, and {_loss(run) or 'its loss was not logged'}."
+        loss = f"This run finished, and {_loss(run) or 'its loss was not logged'}."
         spread = metrics.get("spread")
         tone = "good" if spread is None or spread >= GOOD_SPREAD else "warn"
         return Verdict("finished", tone, loss, health)
 
     def so_far(metrics: Mapping[str, float]) -> str | None:
         knn = metrics.get("knn_accuracy")
-        return None if knn is None else f"neighbours name the right class of {percent(knn)} of unseen images"
+        return None if knn is None else f"a vote of nearest neighbours gets {percent(knn)} of unseen images right"
 
     return verdict_of(run, judge, so_far=so_far)
 
@@ -132,7 +134,7 @@ def _health(metrics: Mapping[str, float]) -> str:
             f"they use about {rank:.0f} dimensions" if parts else f"embeddings use about {rank:.0f} dimensions"
         )
     if not parts:
-        return "The method gives no embeddings to judge its health by."
+        return "The method has no embeddings, so its health cannot be measured."
     text = " and ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -163,7 +165,7 @@ def _what_is_left(run: RunRecord, when: str = "") -> str:
     until = f"Until then {before}; " if before else ""
     again = f"the same command{f' {when}' if when else ''}"
     if run.checkpoint_step is None:
-        text = f"{until}there is no checkpoint, so {again} starts anew at step 0"
+        text = f"{until}there is no checkpoint, so {again} starts from scratch at step 0"
     else:
         text = f"{until}{again} continues from the checkpoint of step {run.checkpoint_step:,}"
     return f"{text[0].upper()}{text[1:]}."

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: one moving line on a terminal, plain lines elsewhere, warnings in words."""
+"""What a run shows: one moving line on a terminal or in a notebook, plain lines elsewhere, warnings in words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cluster.durations import duration
+from cluster.notebook import NotebookLine
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -19,7 +20,9 @@ class RunConsole:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        # in a notebook rich needs ipywidgets for what moves, so that line is ours
+        self._console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
+        self._notebook = NotebookLine.here()
         self._bar: Progress | None = None
         self._task: Any = None
         self._first: tuple[float, int] | None = None
@@ -49,7 +52,9 @@ class RunConsole:
         if self._first is None:
             self._first = (now, step)
         text = _line(record, self._remaining(now, step, num_steps))
-        if self._console.is_terminal:
+        if self._notebook is not None:
+            self._notebook.show(f"{self._title}: {text}")
+        elif self._console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(
                     TextColumn("{task.description}"),

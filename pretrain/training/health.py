@@ -154,7 +154,7 @@ class HealthWatch:
             near = loss < NEAR_CHANCE * chance_loss
             yield (
                 "no learning",
-                f"the loss {loss:.3f} stands at its chance value {chance_loss:.3f}"
+                f"the loss {loss:.3f} is stuck at its chance value {chance_loss:.3f}"
                 if near
                 else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of a network that knows nothing",
                 "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
@@ -170,7 +170,7 @@ class HealthWatch:
             )
         information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
         if information < LEAST_INFORMATION or in_use < LEAST_OUTPUTS:
-            alike = f"the assignment says {information:.4f} nats of an image"
+            alike = f"the assignment carries {information:.4f} nats about an image"
             few = f"{in_use:.1f} outputs are in use"
             yield (
                 "collapse of assignments",

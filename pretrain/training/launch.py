@@ -196,7 +196,7 @@ def _check(
     if num_nodes:
         print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
     newest = checkpoints.load_newest(settings.out)
-    where = "continues the run there" if newest is not None else "starts anew"
+    where = "continues the run there" if newest is not None else "starts from scratch"
     step = f" at step {newest.progress.step}" if newest is not None else ""
     if before.is_finished:
         where, step = "would do nothing: the run there is finished", ""

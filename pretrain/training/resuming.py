@@ -44,7 +44,7 @@ def resume(
         checkpoints.restore(checkpoint, module, optimizer)
         progress = checkpoint.progress
         for change in check_same(progress.data, plan.data, on_change=plan.on_data_change, out=plan.out):
-            place.warn(f"goes on with other data: {change}")
+            place.warn(f"continues with other data: {change}")
         place.note(f"continues at step {progress.step} of {plan.num_steps} ({plan.out})")
     progress.data = dict(plan.data or progress.data)
     if run is None:

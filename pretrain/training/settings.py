@@ -42,7 +42,7 @@ class DataSettings:
     on_change: str = setting(
         "refuse",
         choices=["refuse", "continue"],
-        help="what to do when the data changed under an unfinished run: go on with what is there now only if it says so",
+        help="what to do when the data changed under an unfinished run: refuse, or continue with the new data",
     )
     decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")

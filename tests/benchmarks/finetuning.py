@@ -57,7 +57,7 @@ def run(
     """One run and its accuracy on the test split, in OUT/runs/.../test.json."""
     from cluster.errors import run_command
     from finetune.__main__ import main as finetune
-    from finetune.evaluate import main as evaluate
+    from finetune.evaluating import main as evaluate
 
     out = root / "runs" / f"{row}-{share:g}-{seed}"
     if (out / "test.json").exists():

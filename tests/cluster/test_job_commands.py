@@ -83,7 +83,7 @@ def test_ctrl_c_detaches_and_stop_ends_the_job(run, server, head):
     text += follower.communicate(timeout=20)[0]
     name = job_id(text)
     assert follower.returncode == 130
-    assert f"detached; {name} goes on" in text
+    assert f"detached; {name} keeps running" in text
     assert f"python -m cluster logs -f {name}" in text
     assert server.state(name).status == RUNNING
 

@@ -101,11 +101,11 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
     left_out = result["training_boxes_left_out"]
     assert left_out["counts"] == {"not four finite numbers": 2, "without area": 1}
     assert any("row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"])
-    assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the picture": 1}
+    assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the image": 1}
     good = sum(len(picture(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
     assert result["training_boxes"] == good + 1  # that outside of its picture is known once the picture is opened
     judged = result["validation_boxes_left_out"]
-    assert judged["counts"] == {"not four finite numbers": 2, "outside of the picture": 1, "without area": 1}
+    assert judged["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
     assert result["validation_images"] == 20
     assert run_command(lambda: main([*arguments(world, finished.parent / "other"), "--check"])) == 0
     told = capsys.readouterr().out

@@ -245,7 +245,7 @@ def test_verdicts_of_summarizers():
     run = record(metrics, validation_images=9, validation_captions=45)
     said = SummarizationReport().judge(run, [])
     assert (
-        "CIDEr-D of 0.8 (of 10) beside 45 captions of 9" in said.first
+        "CIDEr-D of 0.8 (of 10) against 45 captions of 9" in said.first
         and "31.0 %" in said.first
         and said.tone == "good"
     )

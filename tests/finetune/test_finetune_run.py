@@ -64,7 +64,7 @@ def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
     for other in others:
         assert other.scores == pytest.approx(first.scores, abs=1e-4)
     assert model.predict(data)[0].label == first.label
-    with pytest.raises(UserError, match="picture 1: not an image"):
+    with pytest.raises(UserError, match="image 1: not an image"):
         model.predict([data, b"something else entirely"])
 
 

@@ -79,7 +79,7 @@ def lines(path):
 @pytest.fixture
 def film(tmp_path):
     """Thirty frames, ten a second: bright from frame 10 to 14 and from 25 on."""
-    path = tmp_path / "a film.mp4"
+    path = tmp_path / "a video.mp4"
     with FilmWriter(path, frame_rate=10) as writer:
         for frame in range(30):
             writer.write(picture(10 <= frame < 15 or frame >= 25))
@@ -112,17 +112,17 @@ def test_images_and_shards_give_the_same_records(model, tmp_path):
 def test_where_nothing_can_be_decoded_the_exit_code_says_so(model, tmp_path, capsys):
     shards = write_shards(tmp_path / "shards", [b"no image"] * 3)
     assert run(model, shards, tmp_path / "out") == 2
-    assert "none of 3 pictures could be decoded" in capsys.readouterr().err
+    assert "none of 3 images could be decoded" in capsys.readouterr().err
     assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
 
 
 def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
     shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
     assert run(model, shards, tmp_path / "out", "--check") == 0
-    assert "first 6 pictures: 1 of which cannot be decoded" in capsys.readouterr().out
+    assert "first 6 images: 1 of which cannot be decoded" in capsys.readouterr().out
     assert run(model, shards, film, tmp_path / "out", "--check", "--batch-size", 2) == 0
     said = capsys.readouterr().out
-    assert "first 2 pictures: 0" in said and "nothing was started" in said
+    assert "first 2 images: 0" in said and "nothing was started" in said
     assert not (tmp_path / "out").exists()
     assert run(model, tmp_path / "none", tmp_path / "out", "--check") == 2
     for impossible, words in {
@@ -219,7 +219,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     photo = tmp_path / "a.jpg"
     photo.write_bytes(encoded(picture(False)))
     (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "film.mp4").write_bytes(b"no film at all")
+    (tmp_path / "film.mp4").write_bytes(b"no video at all")
     for arguments, words in (
         ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
         ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>SHARE"),
@@ -229,8 +229,8 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
         ((photo, tmp_path / "o", "--every", "0"), "it must be at least 1"),
         ((photo, tmp_path / "o", "--size", "64"), "give --localize CLASS with it"),
         ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
-        ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or film"),
-        ((tmp_path / "film.mp4", tmp_path / "o"), "is no film that can be read"),
+        ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or video"),
+        ((tmp_path / "film.mp4", tmp_path / "o"), "is no video that can be read"),
         ((photo, tmp_path), "is not empty"),
     ):
         assert run(model, *arguments) == 2

@@ -85,7 +85,7 @@ def random_scenes(random, num, *, orientations=range(1, 9), endings=(".jpg", ".J
         name = f"{random.choice(['', '_DSC', 'a [1] '])}{number:03d}{random.choice(endings)}"
         label = random.choice(["cat", "dog"])
         scenes.append(
-            Scene(name, size, block, random.choice(list(orientations)), label, (f"picture {number}, with a {label}",))
+            Scene(name, size, block, random.choice(list(orientations)), label, (f"image {number}, with a {label}",))
         )
     return scenes
 

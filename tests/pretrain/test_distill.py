@@ -11,7 +11,7 @@ import torch
 
 from cluster.errors import UserError, run_command
 from pretrain.__main__ import main
-from pretrain.embed import main as embed
+from pretrain.embedding import main as embed
 from pretrain.encoders import build_encoder, save_encoder
 from pretrain.methods.distill import shared_neighbours
 from pretrain.methods.knowledge import open_knowledge, seen_part

@@ -23,7 +23,7 @@ from pretrain.data.reading.shards import Shards
 from pretrain.data.reading.stored_features import StoredFeatures, describe_features
 from pretrain.data.views.augment import normalised
 from pretrain.data.views.random_views import CentralCrop
-from pretrain.embed import check_maps, seen_by
+from pretrain.embedding import check_maps, seen_by
 from pretrain.encoders import build_encoder, save_encoder
 from pretrain.encoders.teachers import TeacherOutput, open_teacher
 from pretrain.training.features import labelled_features

@@ -64,7 +64,7 @@ def test_the_command_writes_pictures_and_a_page_that_asks_no_network(world, tmp_
     told = [str(world / "encoder"), str(world / "photos"), f"{world}/few/*.parquet", str(out), "--limit", "6"]
     assert run_command(lambda: main(["explain", *told])) == 0
     said = capsys.readouterr().out
-    assert "5 pictures explained" in said and "broken.jpg is left out: not an image" in said
+    assert "5 images explained" in said and "broken.jpg is left out: not an image" in said
     folders = sorted(path for path in out.iterdir() if path.is_dir())
     assert len(folders) == 5
     rows = {"overview", "stage3.block1", "stage3.block2", "stage3.block3", "stage4.block1"}
@@ -87,7 +87,7 @@ def test_check_explains_the_first_pictures_and_writes_nothing(world, tmp_path, c
     told = ["explain", str(world / "encoder"), str(world / "shards"), str(out), "--check"]
     assert run_command(lambda: main(told)) == 0
     said = capsys.readouterr().out
-    assert "4 of 16 pictures explained; about" in said and "nothing was written" in said
+    assert "4 of 16 images explained; about" in said and "nothing was written" in said
     assert not (tmp_path / "deep").exists()
     (tmp_path / "deep").write_text("a file where a folder is needed")
     assert run_command(lambda: main(told)) == 2

@@ -109,7 +109,7 @@ def test_a_loss_at_chance_is_told_once_the_warm_up_is_over():
     told = findings(HealthWatch(num_steps=1000, batch_size_global=64), 14 * [{"loss": 4.84}], dim=16, chance_loss=4.85)
     assert not any(told[:12])  # steps up to 100 do not count, then three lines must agree
     assert told[12] == [
-        "no learning: the loss 4.840 stands at its chance value 4.850, since step 110; "
+        "no learning: the loss 4.840 is stuck at its chance value 4.850, since step 110; "
         "another learning rate or milder crops usually help"
     ]
 

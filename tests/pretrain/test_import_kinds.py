@@ -48,7 +48,7 @@ def test_every_file_has_a_fate(tmp_path):
     put(src / "dog" / "c.heic", b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + b"\0" * 99)
     put(src / "dog" / "d.jxl", b"\xff\x0a" + b"0" * 50)
     put(src / "cat" / ".hidden.jpg", encoded(1))
-    put(src / "cat" / "notes.txt", "of no picture")
+    put(src / "cat" / "notes.txt", "of no image")
     (src / "owl").mkdir()
     (src / "cat" / "gone.png").symlink_to(tmp_path / "never")
     summary, rows, _ = imported(src, tmp_path / "out", max_set_aside=0.5)
@@ -155,7 +155,7 @@ def test_one_bad_box_costs_itself_and_all_bad_ones_the_picture(tmp_path):
     }  # fmt: skip
     assert summary["stopped"] is not None
     assert any(
-        "it would pass for a picture without any" in line["reason"]
+        "it would pass for an image without any" in line["reason"]
         for line in lines_of(tmp_path / "out", "_quarantine.jsonl")
     )
 

@@ -73,7 +73,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert run_command(lambda: main([*arguments(shards, out, steps=12, workers=2), "--check"])) == 0
     told = capsys.readouterr().out
     for words in (
-        "96 images", "6 steps of 16 images an epoch", "starts anew", "first batch of a worker: 8 images",
+        "96 images", "6 steps of 16 images an epoch", "starts from scratch", "first batch of a worker: 8 images",
         "memory of a worker: about", "time: 12 steps of", "2 workers", "nothing was started",
     ):  # fmt: skip
         assert words in told, told

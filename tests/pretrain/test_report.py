@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_page(finished):
 def test_a_finished_run_says_what_it_is_worth(finished):
     text = first_sentences(finished)
     # always naming the most frequent class gets a third
-    assert text.startswith("finished") and re.search(r"right class of [\d.]+ % of unseen images, .* gets 33\.3 %", text)
+    assert text.startswith("finished") and re.search(r"[\d.]+ % of unseen images right, .* gets 33\.3 %", text)
 
 
 def test_without_its_data_or_encoder_the_page_says_so(finished, tmp_path):
@@ -121,7 +121,7 @@ def test_an_unfinished_run_shows_the_encoder_of_its_checkpoint(finished, tmp_pat
     half = tmp_path / "half"
     subprocess.run(["cp", "-r", finished, half], check=True)
     subprocess.run(["rm", "-r", half / "encoder", half / "result.json"], check=True)
-    assert first_sentences(half).startswith("unfinished This run is not finished: it stands at step 12 of 12 (100 %).")
+    assert first_sentences(half).startswith("unfinished This run is not finished: it is at step 12 of 12 (100 %).")
     html = Path(write_report(str(half), num_images=24)).read_text()
     assert "could not be made" not in html and html.count("stage 4") >= 8
 
@@ -159,7 +159,7 @@ def test_running_and_killed_are_told_apart(finished, tmp_path):
         )
 
     mark()
-    assert first_sentences(out).startswith("running This run is not finished: it stands at step 12 of 12")
+    assert first_sentences(out).startswith("running This run is not finished: it is at step 12 of 12")
     mark(pid=dead.pid)
     assert first_sentences(out).startswith("killed This run was killed at step 12 of 12 (100 %): its process is gone")
     mark(host="another")

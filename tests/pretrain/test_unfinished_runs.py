@@ -56,7 +56,7 @@ def test_other_data_is_refused_by_name_unless_the_user_says_so(command, shards, 
         code, said = command(shards, out, **flags)
         assert code == 2 and "48 -> 58 rows; shard-00009.parquet is new" in said and "data.on_change=continue" in said
     code, said = command(shards, out, **{"data.on_change": "continue"})
-    assert code == 0 and "goes on with other data: data.url: 48 -> 58 rows" in said
+    assert code == 0 and "continues with other data: data.url: 48 -> 58 rows" in said
     result = json.loads((out / "result.json").read_text())
     assert result["data"]["train"]["rows"] == 58
     # a finished run says on which data it is finished, and that they changed since

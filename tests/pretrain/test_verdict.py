@@ -28,15 +28,15 @@ def run(status, *, lines=None, **more):
 TABLE = {
     "finished, with kNN": (
         run("finished", lines=rows(100, knn_accuracy=0.31)), 0.1,
-        ("good", "finished", r"right class of 31\.0 % .* gets 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
+        ("good", "finished", r"31\.0 % of unseen images right, .* gets 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
     ),
     "finished, with kNN before and after": (
         run("finished", lines=rows(100, knn_accuracy=0.31, knn_accuracy_untrained=0.24)), 0.1,
-        ("good", "finished", r"31\.0 % .* the weights it began with get 24\.0 % and always .* gets 10\.0 %\.", r"0\.97"),
+        ("good", "finished", r"31\.0 % .* the weights it started from get 24\.0 % and always .* gets 10\.0 %\.", r"0\.97"),
     ),
     "finished, no better than before": (
         run("finished", lines=rows(100, knn_accuracy=0.24, knn_accuracy_untrained=0.24)), None,
-        ("warn", "finished, little learnt", r"learnt little .* the weights it began with get 24\.0 %", r"0\.97"),
+        ("warn", "finished, little learnt", r"learnt little .* the weights it started from get 24\.0 %", r"0\.97"),
     ),
     "finished at chance": (
         run("finished", lines=rows(100, knn_accuracy=0.105)), 0.1,
@@ -48,13 +48,13 @@ TABLE = {
     "finished, crowded": (
         run("finished", lines=rows(40, spread=0.2)), None, ("warn", "finished", "finished", r"crowded together \(0\.20"),
     ),
-    "finished, unwell": (
-        run("finished", lines=rows(findings={"no learning": "no learning: the loss 4.1 stands at its chance value 4.1"})), None,
-        ("warn", "finished, unwell", r"something is wrong: no learning: the loss 4\.1", r"0\.97"),
+    "finished, unhealthy": (
+        run("finished", lines=rows(findings={"no learning": "no learning: the loss 4.1 is stuck at its chance value"})), None,
+        ("warn", "finished, unhealthy", r"something is wrong: no learning: the loss 4\.1", r"0\.97"),
     ),
     "collapsed and finished": (
         run("finished", lines=rows(100, findings={"collapse": COLLAPSE})), 0.1,
-        ("bad", "collapsed", r"collapsed and trained to its end all the same: all images .* 0\.004 of 1", r"0\.01.* 64"),
+        ("bad", "collapsed", r"collapsed but trained to the end: all images .* 0\.004 of 1", r"0\.01.* 64"),
     ),
     "collapsed and stopped": (
         run("stopped", lines=rows(30, findings={"collapse": COLLAPSE}), result={"reason": f"step 30: {COLLAPSE}"}), None,
@@ -71,11 +71,11 @@ TABLE = {
         ("bad", "killed", r"killed at step 30 of 100 \(30 %\).* 2\.2 minutes", r"4\.9 to 2; .* checkpoint of step 25\."),
     ),
     "killed at once": (
-        run("killed", lines=[]), None, ("bad", "killed", "killed at step 0 of 100", "no checkpoint.* anew at step 0"),
+        run("killed", lines=[]), None, ("bad", "killed", "killed at step 0 of 100", "no checkpoint.* from scratch at step 0"),
     ),
     "running": (
         run("running", lines=rows(30, knn_accuracy=0.2)), 0.1,
-        ("open", "running", r"not finished: it stands at step 30 of 100", r"So far the loss fell .* 20\.0 %"),
+        ("open", "running", r"not finished: it is at step 30 of 100", r"So far the loss fell .* 20\.0 %"),
     ),
     "unfinished, of unknown fate": (run("unfinished"), None, ("open", "unfinished", "not finished", "So far the loss fell")),
     "unfinished, empty": (
@@ -91,7 +91,7 @@ TABLE = {
     ),
     "failed": (
         run("failed", result={"reason": "worker died\nTraceback:\n  File x\nOSError: [Errno 28] No space left"}), None,
-        ("bad", "failed", r"failed at step 10 .* No space left\.", "after it is mended .*anew at step 0"),
+        ("bad", "failed", r"failed at step 10 .* No space left\.", "once that is fixed .*from scratch at step 0"),
     ),
     "a step beyond the plan": (run("killed", lines=rows(7), result={}), None, ("bad", "killed", r"\(7 %\)", "")),
 }  # fmt: skip

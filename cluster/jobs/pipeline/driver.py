@@ -223,7 +223,7 @@ class Driver:
         seconds = {name: self._records[name].seconds if name in self._records else 0.0 for name in self._stages}
         table = write_results(self._pipeline, self._status, self._reason, seconds)
         self._show(f"\n{table}")
-        self._show(f"results: {storage.join(self._pipeline.out, 'results.md')} and results.json beside it")
+        self._show(f"results: {storage.join(self._pipeline.out, 'results.md')} and results.json next to it")
         bad = [name for name, status in self._status.items() if status != Status.DONE]
         if not bad:
             return 0

@@ -32,7 +32,7 @@ class StageSettings:
     out: str | None = setting(None, help="folder of the stage; null is OUT/STAGE")
     result: str = setting("result.json", help="file in out that {STAGE.KEY} and the table of results read")
     metrics: list[str] = setting([], help="metrics for the table; empty: that of best_metric, else all")
-    baseline: str | None = setting(None, help="stage whose metrics stand beside this one's")
+    baseline: str | None = setting(None, help="stage whose metrics are shown next to this one's")
     cpus: float = setting(0.0, minimum=0, help="CPUs of the command itself on a cluster; Ray workers ask for their own")
     gpus: float = setting(0.0, minimum=0, help="GPUs of the command itself on a cluster")
 

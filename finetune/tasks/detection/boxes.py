@@ -36,7 +36,7 @@ from pretrain.data.reading.naming import named, names_in
 from pretrain.data.reading.numberings import declared_names
 from pretrain.data.reading.shards import Shards, read_in_sequence
 
-UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the picture"
+UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the image"
 UNKNOWN = "of a class that the model does not know"
 FEW = 10  # boxes
 MOST_LISTED = 200  # of the boxes that are left out
@@ -173,7 +173,7 @@ class TargetReader:
             left_out.add(UNKNOWN, f"{place}, {name_of_class(boxes.classes[index])!r}")
         for index in np.flatnonzero(outside_N & known_N).tolist():
             numbers = ", ".join(f"{number:g}" for number in boxes.xyxy_N4[index])
-            left_out.add(OUTSIDE, f"{place}, box at {numbers} of a picture of {width:g} x {height:g}")
+            left_out.add(OUTSIDE, f"{place}, box at {numbers} of an image of {width:g} x {height:g}")
         keep_N = known_N & ~outside_N
         classes_N = self.ids([value for value, kept in zip(boxes.classes, keep_N, strict=True) if kept])
         return Target(xyxy_N4[keep_N], classes_N), left_out
@@ -220,7 +220,7 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
         reasons = f" (left out: {left_out})" if left_out.counts else ""
         raise UserError(
             f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
-            f"needs pictures with boxes, and reads them as detection.box_format={column.box_format}"
+            f"needs images with boxes, and reads them as detection.box_format={column.box_format}"
         )
     return Census(column, shards.manifest, row_id, num_without, counts, left_out)
 

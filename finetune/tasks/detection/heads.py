@@ -33,7 +33,7 @@ FIRST_REACH = 2.0  # of FCOS, see there
 POOLED_SIDE = 7  # of a region of Faster R-CNN
 
 Targets = list[dict[str, Tensor]]
-"""A picture's `boxes` [N, 4] on the canvas and `labels` [N], class ids from 0."""
+"""An image's `boxes` [N, 4] on the canvas and `labels` [N], class ids from 0."""
 
 
 class Anchors(AnchorGenerator):

@@ -138,7 +138,7 @@ class ObjectDetector(Predictor):
         everything = sorted((image for of_rank, _ in parts for image in of_rank), key=lambda image: image.row_id)
         if not any(len(image.true_N4) for image in everything):
             raise UserError(
-                f"no picture of the validation data that can be decoded has a box that can be used (column {name!r}); "
+                f"no image of the validation data that can be decoded has a box that can be used (column {name!r}); "
                 "`python -m pretrain.data check` says why"
             )
         return everything, all_left_out

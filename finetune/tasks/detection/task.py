@@ -103,7 +103,7 @@ class Detection(Task):
         shapes_N2, outside = looked[0].shares_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
-                f"no picture of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
+                f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
                 f"read as {detection.box_format} in pixels (detection.box_format)"
             )
         self._check_sizes(shapes_N2, size)

@@ -130,7 +130,7 @@ class ImageSummarizer(Predictor):
         if not num_captions:
             raise UserError(
                 f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: there is nothing to "
-                "judge sentences by"
+                "evaluate sentences against"
             )
         threshold, calibrated = self.config["keyword_threshold"], {}
         if threshold is None:  # while training; a finished model knows it

@@ -46,7 +46,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
     if report["few_bits"]:
-        console.print(f"note: {report['few_bits']} 16-bit pictures use 12 bits or fewer and are scaled by these")
+        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled by these")
     for note in report["notes"]:
         console.print(f"note: {printable(note)}")
     for reason in report["passed_over"]:

@@ -75,7 +75,7 @@ def upright_boxes(
         turned = True
     elif fits_upright is None:
         raise WrongFrame(
-            f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the picture has "
+            f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the image has "
             f"{width:g} x {height:g} "
             "pixels, which is no scaled one"
         )
@@ -96,7 +96,7 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
         )
     if on_stored and is_square:
         raise WrongFrame(
-            "EXIF turns this square picture; boxes of others were drawn on pixels as stored, and nothing tells of its own"
+            "EXIF turns this square image; boxes of others were drawn on pixels as stored, and nothing tells of its own"
         )
     return bool(on_stored)
 

@@ -124,6 +124,15 @@ def add_import(commands: Any) -> None:
 
 def run_import(arguments: argparse.Namespace) -> int:
     """Packs, or looks at what would be packed; returns the exit code."""
+    summary = import_as_asked(arguments)
+    if summary is not None and summary["stopped"] is not None:
+        print(f"stopped: {summary['stopped']}", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    return 0
+
+
+def import_as_asked(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Imports as the options of the command ask for, and prints; returns the summary, None for a check."""
     from pretrain.data.packing.importing import ImportOptions, describe_import, import_images
     from pretrain.data.packing.sources import Columns
 
@@ -157,7 +166,7 @@ def run_import(arguments: argparse.Namespace) -> int:
         from pretrain.data.packing.import_check import check_import
 
         print("\n".join(check_import(arguments.src, arguments.dest, options, **more)))
-        return 0
+        return None
     try:
         with held_beside(arguments.dest):
             summary = import_images(
@@ -167,7 +176,4 @@ def run_import(arguments: argparse.Namespace) -> int:
         print("whole shards are kept; the same command continues", file=sys.stderr, flush=True)
         raise
     print(describe_import(summary, arguments.dest))
-    if summary["stopped"] is not None:
-        print(f"stopped: {summary['stopped']}", file=sys.stderr, flush=True)
-        return EXIT_STOPPED
-    return 0
+    return summary

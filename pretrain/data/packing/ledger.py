@@ -13,7 +13,7 @@ from cluster.secrets import masked
 from pretrain.data.packing.sources import Listing, Tree
 from pretrain.data.packing.sources.tree import HIDDEN, OTHER_PICTURES
 
-PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another picture, left out"
+PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another image, left out"
 READ, PASSED_OVER = "read as annotation", "passed over"
 OTHER, ARCHIVE = "file of another kind", "archive"
 MOST_ENDINGS = 12  # rows of files by their endings; the rest is one row
@@ -133,7 +133,7 @@ def make_ledger(
     }
     everywhere = {PACKED: records.packed, ASIDE: records.aside, DUPLICATE: records.duplicates}
     for kind, num in here.items():
-        ledger.add(f"picture {kind}", examples.get(kind, first), num)
+        ledger.add(f"image {kind}", examples.get(kind, first), num)
     for kind, num in everywhere.items():
         where = "sample of a tar" if listing.kind == "tar" else "picture elsewhere"
         ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
@@ -175,7 +175,7 @@ def _fates(listing: Listing, tree: Tree, urls: Container[str]) -> Iterator[tuple
         else:
             ending = posixpath.splitext(path)[1].lower()
             if ending in OTHER_PICTURES:
-                yield path, f"picture of a format that is not read ({ending})"
+                yield path, f"image of a format that is not read ({ending})"
             elif ending in ARCHIVES:
                 yield path, f"{ARCHIVE}, which is not unpacked ({ending})"
             else:

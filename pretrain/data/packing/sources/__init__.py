@@ -133,7 +133,7 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     listing.tree = listing.tree or tree
     listing.kind = kind
     if why:
-        listing.told = f"{listing.told}; told by {why}" if kind != "folder" else listing.told
+        listing.told = f"{listing.told}; recognised by {why}" if kind != "folder" else listing.told
     if not any(record.problem is None for record in listing.records):
         reasons = listing.problems or [(record.path, record.problem or "") for record in listing.records[:1]]
         first = f" (first: {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
@@ -191,7 +191,7 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
         listing.records = [replace(record, split=None) for record in listing.records if record.split == split]
         if others:
             listing.notes.append(f"{len(others)} images of other splits are left out (the source has {told})")
-            listing.account.unlisted = "picture of another split, or that no annotation names"
+            listing.account.unlisted = "image of another split, or that no annotation names"
         return
     if num_of[None]:
         outside = next(record.path for record in listing.records if record.split is None)

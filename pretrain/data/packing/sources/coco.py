@@ -204,9 +204,9 @@ def _problem(said: ImageSaid) -> str | None:
         return None
     if said.num_bad:
         return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for a picture without any"
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for an image without any"
         )
-    return f"it has crowd regions alone ({said.num_crowds}); it would pass for a picture without objects"
+    return f"it has crowd regions alone ({said.num_crowds}); it would pass for an image without objects"
 
 
 def _joined(first: Record, second: Record) -> Record:

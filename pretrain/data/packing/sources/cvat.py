@@ -66,9 +66,7 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
     if root.tag != "annotations":
         raise UserError(f"{url} is no CVAT annotation: its root is <{root.tag}>, not <annotations>")
     if root.find("track") is not None and root.find("image") is None:
-        raise UserError(
-            f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its pictures"
-        )
+        raise UserError(f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its images")
     for number, item in enumerate(root.iter("image"), 1):
         place = f"{url}: image {number}"
         try:
@@ -103,7 +101,7 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 objects=Objects(tuple(boxes), tuple(names)),
                 frame=(size[0], size[1]) if size and min(size) > 0 else None,
                 split=split_named(item.get("subset") or ""),
-                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for a picture without any"
+                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for an image without any"
                 if bad and not boxes
                 else None,
             )

@@ -174,5 +174,5 @@ class Finder:
             (self.by_other, "were found in other letters or with an ending that the name lacks"),
         ):
             if names:
-                notes.append(f"{len(names)} pictures {how} (first: {names[0]})")
+                notes.append(f"{len(names)} images {how} (first: {names[0]})")
         return notes

@@ -47,7 +47,7 @@ def folder_records(
     if layout.level is not None:
         for path in paths:
             if layout.split_of(path) is None and path.count("/") < start:
-                account.left[path] = "picture outside of the folders of the splits"
+                account.left[path] = "image outside of the folders of the splits"
     kept = [path for path in paths if path not in account.left]
     outside = [path for path in kept if "/" not in inner[path]]
     with_classes = labels == "folders"
@@ -65,7 +65,7 @@ def folder_records(
             "--labels none packs "
             "all without classes"
         )
-        account.left.update(dict.fromkeys(outside, "picture outside of the class folders"))
+        account.left.update(dict.fromkeys(outside, "image outside of the class folders"))
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = {}
     for path in sorted(kept):

@@ -43,7 +43,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
             listing.problems.append((path, f"not a LabelMe annotation: {error}"))
             listing.account.annotations += 1
             if image is not None:
-                listing.account.left[image] = "picture whose annotation cannot be read"
+                listing.account.left[image] = "image whose annotation cannot be read"
             continue
         named = content.get("imagePath")
         if isinstance(named, str) and named.strip():
@@ -61,7 +61,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         size = numbers([content.get("imageWidth"), content.get("imageHeight")], 2)
         problem = None
         if bad and not objects.bbox:
-            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for a picture without any"
+            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for an image without any"
         file = tree.pictures[image]
         listing.records.append(
             Record(
@@ -74,7 +74,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
             )
         )
     listing.records = unique(listing.records, src)
-    listing.account.unlisted = "picture without a json file"
+    listing.account.unlisted = "image without a json file"
     if unspoken := len(
         tree.pictures.keys() - {record.path for record in listing.records} - listing.account.left.keys()
     ):

@@ -126,9 +126,9 @@ def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     if not beside:
         raise UserError(f"no file in {src} with a caption, a label or a .json lies beside an image of its name")
     listing = Listing(
-        [], told=f"pictures with texts beside them: {len(files)} files (first: {files[0] if files else ''})", tree=tree
+        [], told=f"images with texts beside them: {len(files)} files (first: {files[0] if files else ''})", tree=tree
     )
-    listing.account.unlisted = "picture without a text beside it"
+    listing.account.unlisted = "image without a text beside it"
     order = sorted(tree.pictures)
     listed = [(picture, path, kind) for picture in order for path, kind in beside.get(picture, ())]
     contents = read_small(tree.files[path] for _, path, _ in listed)

@@ -78,7 +78,7 @@ def table_records(
     listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
     listing.notes += finder.notes()
     _said_of_labels(listing, [table for _, table in tables])
-    listing.account.unlisted = "picture that no row names"
+    listing.account.unlisted = "image that no row names"
     return listing
 
 
@@ -370,7 +370,7 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")
         if table.several and not table.has_real_lists:
             listing.notes.append(
-                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels a picture"
+                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels an image"
             )
         elif table.several:
             listing.notes.append(

@@ -207,7 +207,7 @@ def _take(
             return f"a second image of the sample (first: {sample.image.name})"
         return None
     if ending in OTHER_PICTURES:
-        return f"a picture of a format that is not read ({ending})"
+        return f"an image of a format that is not read ({ending})"
     said = Said()
     if not said.take(kind, b""):
         found.account.count(f"member of a kind that is not read (.{kind})", place)

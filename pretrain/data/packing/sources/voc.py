@@ -77,12 +77,12 @@ def voc_records(
             listing.problems.append((path, f"{what} of its name below {src}"))
             spoken.update(dict.fromkeys(found, path))
             for name in found:
-                listing.account.left[name] = f"one of {len(found)} pictures that {path} may mean"
+                listing.account.left[name] = f"one of {len(found)} images that {path} may mean"
             continue
         file = images[found[0]]
         problem = None
         if parsed.problems and not parsed.objects.bbox:
-            problem = f"none of its objects can be read ({parsed.problems[0]}); it would pass for a picture without any"
+            problem = f"none of its objects can be read ({parsed.problems[0]}); it would pass for an image without any"
         spoken[found[0]] = path
         listing.records.append(
             Record(
@@ -97,8 +97,8 @@ def voc_records(
         )
     listing.records = unique(listing.records, src)
     masks = [path for path in images if path not in spoken and "Segmentation" in path]
-    listing.account.left.update(dict.fromkeys(masks, "mask of a picture"))
-    listing.account.unlisted = "picture without an xml file"
+    listing.account.left.update(dict.fromkeys(masks, "mask of an image"))
+    listing.account.unlisted = "image without an xml file"
     if unspoken := sum(path not in spoken and path not in listing.account.left for path in images):
         listing.notes.append(f"{unspoken} images without an xml file are left out")
     return listing
@@ -110,7 +110,7 @@ def _spoil(listing: Listing, tree: Tree, path: str, reason: str) -> None:
     listing.account.annotations += 1
     reason = reason.removeprefix("not a VOC annotation: ")
     for image in _images_of(path, "", tree)[:1]:
-        listing.account.left[image] = f"picture whose annotation cannot be read ({reason})"
+        listing.account.left[image] = f"image whose annotation cannot be read ({reason})"
 
 
 def _images_of(annotation: str, name: str, tree: Tree) -> list[str]:

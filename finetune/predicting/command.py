@@ -1,4 +1,4 @@
-"""python -m finetune predict MODEL INPUT [INPUT ...] OUT: what a model says of pictures, data sets and films."""
+"""python -m finetune predict MODEL INPUT [INPUT ...] OUT: what a model predicts for images, data sets and videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -53,15 +53,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune predict",
-        description="Judges pictures: OUT/predictions.jsonl and OUT/predictions.parquet have a record for each.",
+        description="Predicts for images: OUT/predictions.jsonl and OUT/predictions.parquet have a record for each.",
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="image, folder, glob, Parquet shards or film; any URL"
+        "inputs", metavar="INPUT", nargs="+", help="image, folder, glob, Parquet shards or video; any URL"
     )
     parser.add_argument("out", metavar="OUT", help="folder for what comes of it, a path or any fsspec URL")
-    parser.add_argument("--draw", action="store_true", help="writes each picture with its result to OUT/drawn")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th picture or frame (default: 1)")
+    parser.add_argument("--draw", action="store_true", help="writes each image with its result to OUT/drawn")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th image or frame (default: 1)")
     parser.add_argument(
         "--frames",
         action="store_true",
@@ -71,11 +71,11 @@ def parser() -> argparse.ArgumentParser:
         "--max-megapixels",
         type=float,
         metavar="N",
-        help="larger pictures are refused (default: 100); JPEGs above 100 are decoded at a reduced size",
+        help="larger images are refused (default: 100); JPEGs above 100 are decoded at a reduced size",
     )
-    parser.add_argument("--fps", type=float, help="pictures a second, for images that are the frames of a film")
+    parser.add_argument("--fps", type=float, help="images a second, for images that are the frames of a video")
     parser.add_argument("--image-column", default="image", help="column of images in Parquet (default: image)")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures at once (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument("--overwrite", action="store_true", help="OUT may hold earlier predictions")
     alarms = parser.add_argument_group("alarms (surveillance)")
@@ -96,11 +96,11 @@ def parser() -> argparse.ArgumentParser:
         "--size",
         type=int,
         metavar="PIXELS",
-        help="short side at which a picture is looked at (default: as in training)",
+        help="short side at which an image is looked at (default: as in training)",
     )
     tracks = parser.add_argument_group("tracks (traffic)")
     tracks.add_argument(
-        "--track", action="store_true", help="links a detector's boxes over frames: OUT/tracks, MOT format and a film"
+        "--track", action="store_true", help="links a detector's boxes over frames: OUT/tracks, MOT format and a video"
     )
     tracks.add_argument(
         "--track-score", type=float, default=0.5, help="score of a box that begins a track (default: 0.5)"
@@ -112,9 +112,21 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Predicted(NamedTuple):
+    """How many images there were, and how many of them could not be decoded."""
+
+    num_images: int
+    num_bad: int
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and judges; returns the exit code."""
-    options = parser().parse_args(arguments)
+    """Reads the command line and predicts; returns the exit code."""
+    predict(parser().parse_args(arguments))
+    return 0
+
+
+def predict(options: argparse.Namespace) -> Predicted | None:
+    """Predicts as the options of the command ask for, and prints; None for a check."""
     rules = [Rule.parse(text) for text in options.alarm]
     for name in ("every", "batch_size", "size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -134,11 +146,10 @@ def main(arguments: Sequence[str]) -> int:
     followers = _followers(options, predictor, rules)
     alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
     if options.workers and (len(alarms) < len(followers) or options.every > 1):
-        raise UserError(
-            "--draw, --localize, --track and --every need the pictures in order: give them without --workers"
-        )
+        raise UserError("--draw, --localize, --track and --every need the images in order: give them without --workers")
     if options.check:
-        return _check(options, predictor, clips)
+        _check(options, predictor, clips)
+        return None
     started = time.monotonic()
     with held_folder(options.out):
         storage.write_bytes(storage.join(options.out, UNFINISHED), b"")
@@ -149,18 +160,18 @@ def main(arguments: Sequence[str]) -> int:
         storage.remove(storage.join(options.out, UNFINISHED))
     seconds = time.monotonic() - started
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
-    print(f"predict: {num_all} pictures in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
+    print(f"predict: {num_all} images in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
     if still := sum(clip.animated[0] for clip in clips):
-        print(f"predict: {still} images are animated, and only their first frame was judged; --frames takes all")
+        print(f"predict: {still} images are animated, and only their first frame was looked at; --frames takes all")
     for follower in followers:
         if isinstance(follower, AlarmFollower):
             print(f"predict: {follower.num_frames} frames over a threshold, {follower.events} events")
         if isinstance(follower, TrackFollower):
             print(f"predict: {follower.tracks} tracks")
-    print(f"predict: {options.out} holds it all")
+    print(f"predict: {options.out} has the results")
     if num_all and num_bad == num_all:
-        raise UserError(f"none of {num_all} pictures could be decoded; {options.out} says why of each")
-    return 0
+        raise UserError(f"none of {num_all} images could be decoded; {options.out} says why for each")
+    return Predicted(num_all, num_bad)
 
 
 def _here(
@@ -194,7 +205,7 @@ def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -
     return (*job_of(predictor, model, clips, out, machines, image_column=options.image_column), machines)
 
 
-def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> int:
+def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> None:
     """Judges a first batch and tells what the command would take; nothing stays behind."""
     if options.workers:
         job, manifest, machines = _job(options, predictor, clips)
@@ -211,16 +222,15 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         bad = sum(record["error"] is not None for record in records)
         known = [clip.num_items for clip in clips if clip.num_items is not None]
         total = -(-sum(known) // options.every)
-        open_end = f" and {len(clips) - len(known)} films of unknown length" if len(known) < len(clips) else ""
+        open_end = f" and {len(clips) - len(known)} videos of unknown length" if len(known) < len(clips) else ""
         lines = [
             f"{options.out} can be written",
-            f"first {len(records)} pictures: {bad} of which cannot be decoded",
-            f"{total:,} pictures{open_end} in all, about {total * seconds:.0f} s",
+            f"first {len(records)} images: {bad} of which cannot be decoded",
+            f"{total:,} images{open_end} in all, about {total * seconds:.0f} s",
             "nothing was started",
         ]
     for line in lines:
         print(f"predict: {line}")
-    return 0
 
 
 def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:

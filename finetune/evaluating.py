@@ -1,4 +1,4 @@
-"""python -m finetune evaluate MODEL DATA: judges a model by a labelled data set."""
+"""python -m finetune evaluate MODEL DATA: evaluates a model on a labelled data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from pretrain.data.reading.shards import Shards
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reads the command line, judges, prints the numbers; returns the exit code."""
+    """Reads the command line, evaluates, prints the numbers; returns the exit code."""
+    evaluate(parser().parse_args(arguments))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune evaluate", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     parser.add_argument("data", metavar="DATA", help="labelled Parquet shards, a path, glob or URL")
@@ -39,17 +45,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json beside MODEL",
+        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
     )
     parser.add_argument(
         "--image-root", metavar="FOLDER", help="where the images of DATA lie, if it holds their paths alone"
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
-        "--check", action="store_true", help="judges a first batch, tells what it would take, and starts nothing"
+        "--check", action="store_true", help="evaluates a first batch, tells what it would take, and starts nothing"
     )
-    options = parser.parse_args(arguments)
+    return parser
 
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluates as the options of the command ask for, and prints; returns all numbers and details, None for a check."""
     use_image_root(options.image_root)
     predictor = load_model(options.model)
     columns = predictor.columns
@@ -75,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         threads = options.decode_threads or torch.get_num_threads()
         if options.check:
             _check(predictor, shards, place, threads)
-            return 0
+            return None
         judgement = predictor.judge(shards, place, decode_threads=threads)
         for line in _left_out(judgement.details):
             print(line)
@@ -96,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
             whole["corruptions"] = corrupted
     if options.json is not None:
         storage.write_json(options.json, whole)
-    return 0
+    return whole
 
 
 def _left_out(details: Mapping[str, Any]) -> list[str]:
@@ -120,5 +129,7 @@ def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: i
     predictor.results(batch.arrays, batch.geometry_VB5)
     seconds = (time.monotonic() - started) / len(batch.row_ids)
     num_rows = shards.manifest.num_rows
-    print(f"evaluate: first {len(batch.row_ids)} images read and judged, {len(batch.bad_rows)} that cannot be decoded")
+    print(
+        f"evaluate: first {len(batch.row_ids)} images read and evaluated, {len(batch.bad_rows)} that cannot be decoded"
+    )
     print(f"evaluate: {num_rows:,} images in all, about {num_rows * seconds:.0f} s; nothing was started")

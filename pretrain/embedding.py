@@ -23,7 +23,7 @@ import torch
 
 from cluster import storage
 from cluster.batch.check import check_batch_job
-from cluster.batch.jobs import BatchJob, Machines, parts_of, parts_there, run_batch_job
+from cluster.batch.jobs import BatchJob, BatchResult, Machines, parts_of, parts_there, run_batch_job
 from cluster.batch.options import JobProgress, add_machine_options, machines_of, whole
 from cluster.errors import UserError
 from cluster.lease import held_folder
@@ -52,7 +52,12 @@ ROWS_FOR_COMPONENTS, ROWS_FOR_CHECK = 512, 32
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line and runs the job; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    embed(parser().parse_args(arguments))
+    return 0
+
+
+def embed(options: argparse.Namespace) -> BatchResult | None:
+    """Runs the job that the options of the command ask for; None for a check."""
     name, out = _teacher_name(options.teacher), storage.absolute(options.out)
     data = [storage.absolute(url) for url in options.data.split(",")]
     manifest = load_manifest(data, columns=[options.image_column], image_column=options.image_column)
@@ -125,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         for line in check_batch_job(job, machines, data_urls=data):
             print(f"embed: {line}")
-        return 0
+        return None
     with held_folder(out):
         return _run(
             job, machines, manifest, data, teacher, _maps_described(components, options.maps), options.rows_per_part
@@ -140,7 +145,7 @@ def _run(
     teacher: Teacher,
     maps: dict[str, Any] | None,
     rows_per_part: int,
-) -> int:
+) -> BatchResult:
     """Does what is missing of the job, and says what came of it."""
     out = job.out
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
@@ -169,7 +174,7 @@ def _run(
         f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of {result.num_parts:,} parts "
         f"made in {result.seconds:.1f} s"
     )
-    return 0
+    return result
 
 
 def _maps_described(components: MapComponents | None, cells: int) -> dict[str, Any] | None:
@@ -229,7 +234,8 @@ def _spread_images(
         yield batch.arrays[0]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pretrain embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=whole(1), help="side of the images in pixels; by default the teacher's own")
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole picture, squeezed into a square, instead of a central square; always so with --maps",
+        help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
         "--crop-share", type=_share, default=0.875, help="part of the short side that a central square has"
