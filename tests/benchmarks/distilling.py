@@ -26,17 +26,18 @@ from tests.benchmarks.cpu_time import cpu_seconds
 TEACHER = "package:efficientnet_lite0"
 SIMCLR, DISTILL = "configs/pretrain/small/simclr.yaml", "configs/pretrain/small/distill.yaml"
 TWO_VIEWS = ("views.arguments.num_views=2",)
+POOLED = ("method.arguments.map_weight=0",)
 ROWS: dict[str, tuple[str, ...]] = {
     "simclr": (),
     "distill": (),
-    "similarity": ("method.arguments.loss=similarity",),
-    "smooth_l1": ("method.arguments.loss=smooth_l1",),
-    "whitened": ("method.arguments.whitening=0.5",),
-    "batch": ("method.arguments.batch_weight=0.2",),
-    "two_views": TWO_VIEWS,
-    "contrast": (*TWO_VIEWS, "method.arguments.contrast_weight=0.2"),
-    "maps": ("method.arguments.map_weight=1",),
-    "live": (f"method.arguments.teacher={TEACHER}",),
+    "pooled": POOLED,
+    "similarity": (*POOLED, "method.arguments.loss=similarity"),
+    "smooth_l1": (*POOLED, "method.arguments.loss=smooth_l1"),
+    "whitened": (*POOLED, "method.arguments.whitening=0.5"),
+    "batch": (*POOLED, "method.arguments.batch_weight=0.2"),
+    "two_views": (*POOLED, *TWO_VIEWS),
+    "contrast": (*POOLED, *TWO_VIEWS, "method.arguments.contrast_weight=0.2"),
+    "live": (*POOLED, f"method.arguments.teacher={TEACHER}"),
 }
 SHORT, LONG = 20, 80  # steps of the two runs that tell what a step costs
 MAP_CELLS = 7
@@ -85,7 +86,7 @@ def settings_of(row: str, out: Path, shards: dict[str, Path]) -> tuple[list[str]
     settings = [config, f"data.url={shards['train']}", "cluster.workers=0", "report_images=0", *ROWS[row]]
     if row in ("simclr", "live"):
         return settings, 0.0
-    features, spent = embedded(out, shards, maps=row == "maps")
+    features, spent = embedded(out, shards, maps=row == "distill")
     return [*settings, f"method.arguments.features={features}"], spent
 
 
@@ -201,7 +202,7 @@ def show_step(out: Path, shards: dict[str, Path], turns: int) -> None:
     features, _ = embedded(out, shards, maps=False)
     both = [
         [SIMCLR],
-        [DISTILL, f"method.arguments.features={features}", *TWO_VIEWS],
+        [DISTILL, f"method.arguments.features={features}", *POOLED, *TWO_VIEWS],
     ]
     ratios = []
     for turn in range(turns):
