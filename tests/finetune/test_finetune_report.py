@@ -237,7 +237,7 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
     )
     going = RunRecord("x", run.settings, History([{"step": 4, "loss": 2.0, "accuracy": 0.25}]), status="running")
     said = verdict(going, ClassificationReport(), [])
-    assert "stands at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
+    assert "it is at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
 
 
 def test_verdicts_of_summarizers():

@@ -345,9 +345,9 @@ def test_a_detector_follows_boxes_through_a_film(detector, film, tmp_path):
     assert len(records) == 10 and {"boxes", "labels", "scores", "tracks"} <= records[0].keys()
     table = pq.read_table(out / "predictions.parquet")
     assert table["boxes"].to_pylist() == [record["boxes"] for record in records]
-    with av.open(str(out / "tracks" / "a_film.mp4")) as drawn:
+    with av.open(str(out / "tracks" / "a_video.mp4")) as drawn:
         assert sum(1 for _ in drawn.decode(video=0)) == 10
-    assert (out / "tracks" / "a_film.txt").exists() and len(list((out / "drawn").iterdir())) == 10
+    assert (out / "tracks" / "a_video.txt").exists() and len(list((out / "drawn").iterdir())) == 10
 
 
 def test_scores_of_every_kind_of_record():
