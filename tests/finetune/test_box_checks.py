@@ -50,7 +50,7 @@ def as_corners(number, box):
         (
             lambda number, box: np.add(box, [500 * (number % 3 == 0), 0, 0, 0]),
             [],
-            r"outside of the picture.*max_bad_share=0.05",
+            r"outside of the image.*max_bad_share=0.05",
         ),
         (lambda number, box: box * [1, 1, number % 3 > 0, 1], [], r"without area.*more than data.max_bad_share=0.05"),
     ],
@@ -81,6 +81,6 @@ def test_boxes_that_are_too_small_are_counted_and_said(encoder, tmp_path):
 def test_no_box_that_is_large_enough_ends_it(encoder, tmp_path):
     tiny = boxed(lambda number, box: np.array([box[0], box[1], 1.5, 1.5]))
     with pytest.raises(
-        UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the pictures"
+        UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the images"
     ):
         task_of(tmp_path, tiny).config_for(encoder, 64)

@@ -78,7 +78,7 @@ def test_animated_images_give_their_frames_where_asked_and_a_note_where_not(tmp_
     (photos / "moving.gif").write_bytes(animated(3))
     (photos / "still.png").write_bytes(encoded(5, size=(20, 16)))
     assert run_command(lambda: main(["predict", model, str(photos), str(tmp_path / "a")])) == 0
-    assert "1 images are animated, and only their first frame was judged; --frames" in capsys.readouterr().out
+    assert "1 images are animated, and only their first frame was looked at; --frames" in capsys.readouterr().out
     assert len(records(tmp_path / "a")) == 2
     assert run_command(lambda: main(["predict", model, str(photos), str(tmp_path / "b"), "--frames"])) == 0
     assert "images are animated" not in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_limit_of_pixels_and_a_reduced_size(tmp_path, capsys, monkeypatch):
     path.write_bytes(data)
     told = ["predict", model, str(path), str(tmp_path / "out"), "--max-megapixels", "0.004"]
     assert run_command(lambda: main(told)) == 2
-    assert "none of 1 pictures could be decoded" in capsys.readouterr().err
+    assert "none of 1 images could be decoded" in capsys.readouterr().err
     assert records(tmp_path / "out")[0]["error"] == "too large: 64x64 pixels"
     assert run_command(lambda: main([*told[:3], str(tmp_path / "b"), "--max-megapixels", "1"])) == 0
     assert run_command(lambda: main([*told[:3], str(tmp_path / "c"), "--max-megapixels", "0"])) == 2

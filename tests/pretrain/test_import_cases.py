@@ -134,7 +134,7 @@ def voc_beside_polygons(src):
 
 @comes_out(
     {"JPEGImages/1.png": {"objects": DOG}, "JPEGImages/2.png": None},
-    says=["picture whose annotation cannot be read"],
+    says=["image whose annotation cannot be read"],
 )
 def voc_damaged(src):
     photos(src, "JPEGImages/1.png", "JPEGImages/2.png")
@@ -235,7 +235,7 @@ def cvat_turned(src):
         "4.png": None,
         "6.png": None,
     },
-    says=["picture whose row was set aside", "line 3", "line 4", "line 5", "no UTF-8", "leads out"],
+    says=["image whose row was set aside", "line 3", "line 4", "line 5", "no UTF-8", "leads out"],
 )
 def table_of_bad_lines(src):
     photos(src, *(f"{n}.png" for n in range(9)))
@@ -306,7 +306,7 @@ def table_of_two_names(src):
 
 @comes_out(
     {"train/1.png": {"captions": ["a dog"]}, "test/2.png": None},
-    says=["test: 1, train: 1", "2 x picture that no row names"],
+    says=["test: 1, train: 1", "2 x image that no row names"],
 )
 def metadata_of_splits(src):
     for split in ("train", "test"):
@@ -350,7 +350,7 @@ def captions_beside(src):
         "_old/9.png": None,
         "dog/raw.nef": None,
     },
-    says=["owl", "(.nef)", "overview.png", "picture that is hidden", "not read: 1 x file of another kind (.json)"],
+    says=["owl", "(.nef)", "overview.png", "image that is hidden", "not read: 1 x file of another kind (.json)"],
 )
 def folders_with_strays(src):
     photos(
@@ -362,7 +362,7 @@ def folders_with_strays(src):
     (src / "owl").mkdir()
 
 
-@comes_out({"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x picture of several frames or pages"])
+@comes_out({"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x image of several frames or pages"])
 def pictures_of_several_frames(src):
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "green")]
     for name in ("1.gif", "2.tiff", "3.webp"):
@@ -372,7 +372,7 @@ def pictures_of_several_frames(src):
 
 @comes_out(
     {"1.jpg": {"objects": DOG}, "2.jpg": {"objects": DOG}, "3.jpg": {"objects": DOG}},
-    says=["2 x picture whose boxes were turned"],
+    says=["2 x image whose boxes were turned"],
 )
 def coco_with_sizes_in_part(src):
     exif = Image.Exif()

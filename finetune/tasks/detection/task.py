@@ -136,7 +136,7 @@ class Detection(Task):
             f"image_size={size} and cannot be learnt; image_size={enough} would show most of them"
         )
         if num == len(sides_N):
-            raise UserError(f"{told}, or cut the pictures into tiles")
+            raise UserError(f"{told}, or cut the images into tiles")
         self.findings["boxes_too_small_of_those_looked_at"] = num
         if told not in self.notes:
             self.notes = [*self.notes, told]

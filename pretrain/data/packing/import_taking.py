@@ -12,7 +12,7 @@ from pretrain.data.packing.packing import ShardWriter
 from pretrain.data.packing.preparing import Prepared
 from pretrain.data.packing.sources import Record
 
-LEAK = "picture of one split with the bytes of one of another"
+LEAK = "image of one split with the bytes of one of another"
 ROW_FIELDS = ("label", "labels", "objects", "captions")
 
 

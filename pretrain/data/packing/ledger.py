@@ -135,7 +135,7 @@ def make_ledger(
     for kind, num in here.items():
         ledger.add(f"image {kind}", examples.get(kind, first), num)
     for kind, num in everywhere.items():
-        where = "sample of a tar" if listing.kind == "tar" else "picture elsewhere"
+        where = "sample of a tar" if listing.kind == "tar" else "image elsewhere"
         ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
     endings = Counter(posixpath.splitext(path)[1].lower() for path, fate in files.left if fate == READ)
     named = {ending for ending, _ in endings.most_common(MOST_ENDINGS)}

@@ -18,12 +18,12 @@ from pretrain.data.packing.sources import Objects, Record
 
 MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
 
-TURNED = "picture whose boxes were turned with it, as EXIF says"
-RESIZED = "picture whose boxes were scaled to its size, which is not the recorded one"
-OUTSIDE = "box that reaches out of its picture, kept"
-ASSUMED = "picture that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
-FRAMES = "picture of several frames or pages, of which the first is read"
-FEW_BITS = "16-bit picture whose values use fewer bits, scaled by these"
+TURNED = "image whose boxes were turned with it, as EXIF says"
+RESIZED = "image whose boxes were scaled to its size, which is not the recorded one"
+OUTSIDE = "box that reaches out of its image, kept"
+ASSUMED = "image that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
+FRAMES = "image of several frames or pages, of which the first is read"
+FEW_BITS = "16-bit image whose values use fewer bits, scaled by these"
 
 
 @dataclass(frozen=True, slots=True)

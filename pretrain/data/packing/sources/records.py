@@ -84,7 +84,7 @@ class Account:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
-    unlisted: str = "picture that no annotation names"
+    unlisted: str = "image that no annotation names"
 
     def count(self, kind: str, example: str, num: int = 1, *, said: bool = False) -> None:
         """Counts things that were left out."""

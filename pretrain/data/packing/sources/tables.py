@@ -255,7 +255,7 @@ class _Table:
         except ValueError:
             return
         if path is not None:
-            listing.account.left[path] = "picture whose row was set aside"
+            listing.account.left[path] = "image whose row was set aside"
 
     def _relative(self) -> bool:
         if self.meaning is not None:

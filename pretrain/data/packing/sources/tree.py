@@ -177,7 +177,7 @@ def _why_hidden(path: str) -> str:
     *folders, name = path.split("/")
     of_system = name.startswith("._") or name in SYSTEM_FILES or any(folder in SYSTEM_FOLDERS for folder in folders)
     if name.lower().endswith(PICTURE_SUFFIXES) and not of_system:
-        return "picture that is hidden, or in a folder whose name begins with . or _"
+        return "image that is hidden, or in a folder whose name begins with . or _"
     return f"{HIDDEN}, or of the operating system"
 
 

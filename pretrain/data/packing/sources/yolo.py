@@ -100,7 +100,7 @@ def yolo_records(
         and (split_of is None or evidence.texts.get(path) is None)
     ]
     listing.account.left.update(
-        {path: "labels of a picture that is left out" for path in evidence.texts if path not in used}
+        {path: "labels of an image that is left out" for path in evidence.texts if path not in used}
     )
     listing.problems += [(path, "no image of its name") for path in lone]
     listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
@@ -165,7 +165,7 @@ class _Reader:
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for a picture without any"
+            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for an image without any"
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:

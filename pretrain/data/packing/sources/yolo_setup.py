@@ -191,7 +191,7 @@ def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict
         listing.notes.append(
             f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
         )
-        listing.account.left.update(dict.fromkeys(others, "picture of no split"))
+        listing.account.left.update(dict.fromkeys(others, "image of no split"))
     return found
 
 
