@@ -80,7 +80,5 @@ def test_boxes_that_are_too_small_are_counted_and_said(encoder, tmp_path):
 
 def test_no_box_that_is_large_enough_ends_it(encoder, tmp_path):
     tiny = boxed(lambda number, box: np.array([box[0], box[1], 1.5, 1.5]))
-    with pytest.raises(
-        UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the images"
-    ):
+    with pytest.raises(UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the images"):
         task_of(tmp_path, tiny).config_for(encoder, 64)
