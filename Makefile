@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 # a file's tests share what they set up; each process computes with one thread
 TESTERS ?= 2
+QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job pipeline_plan place settings shares) \
+	$(patsubst %,tests/pretrain/test_%.py,choosing command corruptions cuts decode exactness health labels packing pixels \
+	reporting_parts schedules_and_optimizers verdict view_sheet) \
+	$(patsubst %,tests/finetune/test_%.py,caption_metrics detection_views summarization) tests/fovea/test_console.py
 SIDE_BY_SIDE := --numprocesses $(TESTERS) --dist loadfile
 
-.PHONY: help install demo test test-all bench lint clean
+.PHONY: help install demo check test test-all bench lint clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -29,6 +33,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint      ## under a minute, for every commit: lint, types, import contracts and the tests that compute little
+	$(BIN)/python -m pytest -m "not slow and not ray" $(QUICK)
 
 test: lint       ## lint, types, import contract and the tests that a change must pass
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
