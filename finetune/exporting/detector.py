@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from finetune.exporting.batched_detector import BatchedDetector
 from finetune.tasks.detection import hard_attention, heads, pyramid
@@ -19,7 +18,7 @@ from pretrain.exporting.exported import (
     Framing,
     HuggingFace,
     model_source,
-    of_encoder,
+    of_model,
     run_beside,
 )
 
@@ -53,10 +52,6 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         sizes = np.array([picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))])
         return {**outputs, "boxes": outputs["boxes"] / sizes[:, None, [1, 0, 1, 0]]}
 
-    def tensors() -> dict[str, torch.Tensor]:
-        rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-        return of_encoder(model.encoder) | rest
-
     return Exported(
         url,
         config["task"],
@@ -76,7 +71,7 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
             modules=(pyramid, heads, hard_attention),
             config={"detector": {name: config[name] for name in HEAD}},
         ),
-        tensors,
+        lambda: of_model(model, model.encoder),
         class_names=predictor.class_names,
         facts={**facts, "head": config["head"], "strides of the pyramid": config["strides"]},
         run=run_beside(url),

@@ -20,7 +20,7 @@ from pretrain.exporting.exported import (
     Framing,
     HuggingFace,
     model_source,
-    of_encoder,
+    of_model,
     run_beside,
 )
 
@@ -44,10 +44,6 @@ def export_summarizer(url: str, predictor: ImageSummarizer, facts: dict[str, Any
     def answers_of(outputs: dict[str, np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:
         scores = torch.from_numpy(outputs["keywords"]).sigmoid().numpy()
         return {**outputs, "keywords": scores}
-
-    def tensors() -> dict[str, torch.Tensor]:
-        rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
-        return of_encoder(model.encoder) | rest
 
     own = {
         **config["head"],
@@ -77,7 +73,7 @@ def export_summarizer(url: str, predictor: ImageSummarizer, facts: dict[str, Any
             config={"summarizer": own, "keyword_threshold": config["keyword_threshold"], **ids},
             files=_tokenizer_files(predictor.tokenizer),
         ),
-        tensors,
+        lambda: of_model(model, model.encoder),
         class_names=list(config["keywords"]),
         facts={**facts, "keywords": len(config["keywords"]), "tokens": predictor.tokenizer.num_tokens},
         run=run_beside(url),

@@ -183,6 +183,12 @@ def of_encoder(encoder: Encoder) -> dict[str, Tensor]:
     return contiguous({f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()})
 
 
+def of_model(model: nn.Module, encoder: Encoder) -> dict[str, Tensor]:
+    """Those of a model by the same names, those of its encoder among them."""
+    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    return of_encoder(encoder) | rest
+
+
 def open_encoder(url: str) -> Exported:
     """An encoder folder and what is known of it. Raises UserError when it is none."""
     config = read_encoder_config(url)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pretrain.data.reading.loader import Batch, Loader, NoGoodRow, bad_rows_in_words
+from pretrain.data.reading.loader import Batch, Loader, NoGoodRow, bad_rows_in_words, put_until
 from pretrain.data.reading.shards import Shards
 from pretrain.training.contract import TrainingBatch, UnusableRows
 
@@ -91,9 +91,4 @@ class Uploader:
         return torch.as_tensor(array).to(self._device, non_blocking=True)
 
     def _put(self, item: Any) -> None:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+        put_until(self._closed, self._queue, item)

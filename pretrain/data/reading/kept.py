@@ -11,7 +11,6 @@ from pretrain.data.images.decode import BadImage
 from pretrain.data.images.pixels import open_picture
 
 GIB = 2**30
-ID_BYTES = 8
 
 
 class KeptImages:

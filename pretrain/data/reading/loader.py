@@ -192,12 +192,7 @@ class Loader:
             self._put(error)
 
     def _put(self, item: Any) -> None:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+        put_until(self._closed, self._queue, item)
 
     def _start_batch(self) -> tuple[Batch, list[Future[list[BadRow]]]]:
         order = self._order
@@ -285,6 +280,16 @@ def _tried_for(window: Rows, position: int, stand_ins: StandIns) -> Iterator[tup
 def bad_rows_in_words(bad_rows: Sequence[BadRow], shards: Shards) -> dict[str, str]:
     """Where each bad row lies -> why it could not be used."""
     return {str(shards.place(bad.row_id)): bad.reason for bad in bad_rows}
+
+
+def put_until(closed: threading.Event, items: queue.Queue[Any], item: Any) -> None:
+    """Puts an item where there is room for it; lets it fall once nobody will take it any more."""
+    while not closed.is_set():
+        try:
+            items.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return
 
 
 def filled(
