@@ -11,6 +11,7 @@ split of PHOTOS without labels:
     quarter     fresh weights, a quarter of them
     continued   from the first encoder, a quarter of them
     held        the same with `method.keep`
+    own         the same with SimCLR's loss beside distilling from the first encoder, with each weight of `--own`
 
 Printed: linear probe and 10-shot accuracy on PHOTOS (`tests.benchmarks.clothing`), kNN accuracy on the scenes' validation split
 (before: that of the first encoder), how far the weights moved, and CPU seconds of each run.
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000, help="steps of the run from scratch (default: 2000)")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of what continues (default: 1e-3)")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1], help="method.keep to try (default: 0.1)")
+    parser.add_argument("--own", type=float, nargs="*", default=[], help="weights of distilling from one's own start")
     parser.add_argument("--out", type=Path, default=Path("runs/continuing"))
     options, overrides = parser.parse_known_args(arguments)
 
@@ -63,6 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
         runs = {"scratch": (options.steps, []), "quarter": (quarter, []), "continued": (quarter, [*first, slowly])}
         for keep in options.keep:
             runs[f"held {keep:g}"] = (quarter, [*first, slowly, f"method.keep={keep}"])
+        for weight in options.own:
+            distil = {"teacher": str(learnt / "encoder"), "contrast_weight": 1.0, "image_weight": weight}
+            own = ["method.name=distill", f"method.arguments={json.dumps(distil)}", "views.arguments.num_views=2"]
+            runs[f"own {weight:g}"] = (quarter, [*first, slowly, *own])
         rows.append((seed, "first", None, None, scene_knn(learnt, first_train, first_test), None, 0.0))
         for name, (steps, more) in runs.items():
             folder = out / name.replace(" ", "")
