@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from cluster.errors import RunStopped, UserError, run_command
-from cluster.training import ray_worker
+from cluster.training import ray_private
 from cluster.training.place import Place
 from cluster.training.workers import run_workers
 
@@ -114,7 +114,7 @@ def be_preempted(place: Place, settings: Numbers) -> tuple[int, bool]:
     if place.attempt == 0:
         deadline_ms = int((time.time() + 3) * 1000)
         notice = PreemptionInfo(deadline_ms=deadline_ms, preempted_node_to_ranks={"this": [0]})
-        ray_worker._internals().preemption_context.preemption_info = notice
+        ray_private.preemption_notices().preemption_info = notice
         while not place.stop_requested():
             time.sleep(0.05)
         return place.attempt, False  # a checkpoint is written; the result of a run cut short does not count
@@ -126,7 +126,7 @@ def lose_the_controller(place: Place, settings: Numbers) -> tuple[int, tuple[str
     import ray
 
     if place.attempt == 0:
-        ray.kill(ray_worker._internals().controller_actor)
+        ray.kill(ray_private.controller())
         time.sleep(60)
     return place.attempt, place.restarts
 
