@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from cluster.errors import run_command
-from finetune.settings import FinetuneSettings
 from pretrain.training.command import Command, stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
@@ -22,6 +21,8 @@ key=value:
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
+    from finetune.settings import FinetuneSettings  # which loads torch
+
     return stage_command(arguments, USAGE, FinetuneSettings, _runner, commands=COMMANDS)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from cluster.errors import run_command
-from pretrain.papers import defaults_of
-from pretrain.settings import PretrainSettings
 from pretrain.training.command import Command, stage_command
 
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
@@ -22,6 +20,9 @@ changed as key=value. What is not said is as in the method's paper (pretrain/pap
 
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
+    from pretrain.papers import defaults_of
+    from pretrain.settings import PretrainSettings  # which loads torch
+
     return stage_command(arguments, USAGE, PretrainSettings, _runner, commands=COMMANDS, beneath=defaults_of)
 
 

@@ -89,13 +89,15 @@ def run_workers(
         check_resources(sizes[0], share.resources)
         _preflight(session, storage_url, data_urls, share.resources)
 
+        import ray.cloudpickle
+
         from cluster.training.ray_launch import Launch, launch
         from cluster.training.ray_worker import Work
 
+        call = ray.cloudpickle.dumps((function, settings))
         todo = Launch(
             work=lambda channel: Work(
-                function,
-                settings,
+                call,
                 channel,
                 num_threads=max(1, int(share.cpus)),
                 use_gpu=share.gpus > 0,
@@ -150,7 +152,7 @@ def _share_here(num_workers: int, cpus: float | None, gpus: float | None) -> Sha
 def _share_there(cpus: float | None, gpus: float | None) -> Share:
     import ray
 
-    from cluster.training.ray_session import most_it_may_become
+    from cluster.training.ray_private import most_it_may_become
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return share_on_cluster(nodes, most_it_may_become(), cpus, gpus)

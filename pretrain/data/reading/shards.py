@@ -101,8 +101,6 @@ class Shards:
         self.columns = tuple(columns)
         self.as_stored = as_stored
         self._start_of_group = manifest.start_of_group
-        # of the process; Arrow's own pool keeps what was freed, measured at 60 MiB more for the same reading
-        pa.set_memory_pool(pa.system_memory_pool())
         self._footers: OrderedDict[int, Footer] = OrderedDict()
         self._footer_bytes = 0
         self._lock = Lock()
