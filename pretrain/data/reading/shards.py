@@ -179,7 +179,7 @@ class Shards:
             footer.metadata, int(self.manifest.group_in_file[group]), self._leaf_columns(footer.schema)
         )
 
-        def read_range(start: int, stop: int) -> bytes | bytearray:
+        def read_range(start: int, stop: int) -> bytes | memoryview:
             return storage.read_range(file, start, stop, stopped=stopped)
 
         return Chunks(file.size_bytes, ranges, read_range, self._fetchers_())
