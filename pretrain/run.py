@@ -27,6 +27,7 @@ from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
 from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
+from pretrain.training.checkpoints import with_room
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
@@ -149,7 +150,8 @@ def pretrain(
     if source is not None:
         result |= {"started_from": source.described(), "moved": moved(encoder, start)}
     if run_folder is not None:
-        save_encoder(
+        save = partial(
+            save_encoder,
             encoder,
             encoder_url,
             mean=viewer.mean,
@@ -161,6 +163,7 @@ def pretrain(
             teacher=method.learns_from,
             started_from=None if source is None else source.described(),
         )
+        with_room(settings.out, save)
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)

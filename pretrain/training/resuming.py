@@ -52,7 +52,9 @@ def resume(
 
     tell_device(plan.out, f"{place.device_name}, {place.world_size} workers")
     keep = plan.training.keep_checkpoints
-    writer = CheckpointWriter(plan.out, keep=keep, troubles=run.troubles, damaged=passed_over)
+    writer = CheckpointWriter(
+        plan.out, keep=keep, troubles=run.troubles, damaged=passed_over, whole_step=progress.step or None
+    )
     last_step = run.start_at(progress.step)
     restart = run.restarts.begin(place, from_step=progress.step, last_step=last_step, passed_over=passed_over)
     progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)

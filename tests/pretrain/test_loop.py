@@ -1,12 +1,14 @@
 """The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs, damaged checkpoints."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -496,20 +498,47 @@ def test_a_run_in_an_object_store_continues_too():
         storage.remove("memory://loop-test")
 
 
-def test_a_full_disk_during_a_checkpoint_leaves_the_last_one_whole(tmp_path, monkeypatch):
+class Disk:
+    """Lets only so many bytes lie in the checkpoints of a run, as a disk of that size does."""
+
+    def __init__(self, url, monkeypatch, *, room):
+        self.folder, self.room, self.write = Path(url) / "checkpoints", room, storage.write_bytes
+        monkeypatch.setattr(storage, "write_bytes", self)
+
+    def __call__(self, url, data):
+        if url.endswith("state.pt"):
+            used = sum(file.stat().st_size for file in self.folder.rglob("state.pt"))
+            with storage.explained("write", url):
+                if used + len(data) > self.room:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(url, data)
+
+
+def size_of_state(url):
+    return next(Path(url).rglob("state.pt")).stat().st_size
+
+
+def test_on_a_full_disk_the_oldest_checkpoint_makes_room(tmp_path, monkeypatch):
+    url = str(tmp_path / "run")
+    run(url, steps=14)  # two, of steps 7 and 14
+    Disk(url, monkeypatch, room=int(2.5 * size_of_state(url)))
+    _, outcome, _ = run(url, steps=30)
+    assert outcome.status == "finished" and outcome.progress.failed_writes == 0
+    assert checkpoints.load_newest(url).progress.step == 30
+
+
+def test_where_only_one_checkpoint_fits_it_stays_and_a_finished_training_is_not_lost(tmp_path, monkeypatch):
     url = str(tmp_path / "run")
     run(url, steps=14)
-    monkeypatch.setattr(storage, "write_bytes", _disk_full)
-    with pytest.raises(UserError, match="No space left on device"):
-        run(url, steps=30)
-    monkeypatch.undo()
+    Disk(url, monkeypatch, room=int(1.5 * size_of_state(url)))
+    _, outcome, records = run(url, steps=30)
+    assert outcome.status == "finished" and outcome.progress.failed_writes == 3  # of steps 21, 28 and 30
+    said = [record["text"] for record in records if record.get("kind") == "warning"]
+    assert len(said) == 3 and all("No space left" in one and "the last whole one is of step 14" in one for one in said)
+    with pytest.raises(UserError, match="No space left on device"):  # an interrupted one has steps to lose
+        run(url, steps=40, stop_at=33)
+    assert storage.names_in(f"{url}/checkpoints") == [checkpoints.folder_name(14)]
     assert checkpoints.load_newest(url).progress.step == 14
-    shutil.rmtree(url)
-
-
-def _disk_full(url, data):
-    with storage.explained("write", url):
-        raise OSError(28, "No space left on device")
 
 
 def test_a_checkpoint_that_is_asked_for_is_written_and_training_goes_on(tmp_path):
