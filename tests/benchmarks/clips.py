@@ -4,8 +4,9 @@
     python -m tests.benchmarks.clips places ENCODER BCCD         # learns from whole patches whether a white cell is there
     python -m tests.benchmarks.clips tracks MODEL BCCD           # a detector of blood cells; BCCD holds index.jsonl
 
-Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos, in shots of one photo
-each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that moves
+Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos, in shots of one
+photo each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that
+moves
 from one photo to a second beside it, so that cells pass through it at the scale of the photos.
 """
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.hashing import uniform
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.images.pixels import Picture, buffers, open_picture
-from pretrain.data.images.rooms import Rooms
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import draw_colours
@@ -174,7 +174,7 @@ class BoxViews:
     ) -> None:
         self.spec, self.scale, self.flip_vertical, self.fill_C = spec, scale, flip_vertical, mean_colour(mean)
         self.seed, self.colours_on_host, self.channels, self.pinned = seed, colours_on_host, channels, pinned
-        self.rooms = Rooms()
+        self.buffer_pool = BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> BoxFilling:
         """Draws the windows of a batch and makes room for them."""
@@ -193,7 +193,7 @@ class BoxFilling:
         self._rows, self._changes = colours.rows(spec), colours.changes(spec)
         self.parameters = None if transform.colours_on_host else [self._rows]
         shape = (len(row_ids), transform.channels, spec.size, spec.size)
-        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned)]
+        self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned)]
         self.geometry_VB5 = np.zeros((2, len(row_ids), 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data.images.rooms import Rooms
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.views import colour_kernels as kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,15 +33,15 @@ def finish_views(
     device: torch.device,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    rooms: Rooms | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> list[Tensor]:
     """Makes float views_BCHW, normalised, on `device`, of uint8 crops [B, C, size, size], one array a view.
 
     `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing. On the CPU the views
-    lie in `rooms`.
+    lie in `buffer_pool`.
     """
     if parameters is None:
-        return [normalised(array, device, mean, std, rooms=rooms) for array in arrays]
+        return [normalised(array, device, mean, std, buffer_pool=buffer_pool) for array in arrays]
     views = []
     for array, rows in zip(arrays, parameters, strict=True):
         images = colouring(device)(_to_images(array, device), torch.as_tensor(rows).to(device, non_blocking=True))
@@ -65,17 +65,17 @@ def normalised(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     *,
-    rooms: Rooms | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> Tensor:
     """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std, on the device.
 
-    On the CPU they lie in `rooms`, for who makes one batch after another.
+    On the CPU they lie in `buffer_pool`, for who makes one batch after another.
     """
     if device.type != "cpu":
         return normalise(_to_images(array, device), mean, std)
     scale_C = 1 / (255 * np.asarray(std, np.float64))
     shift_C = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-    images_BCHW = (rooms or Rooms()).room(tuple(array.shape), np.float32)
+    images_BCHW = (buffer_pool or BufferPool()).array(tuple(array.shape), np.float32)
     kernels.scale_and_shift(
         np.ascontiguousarray(array), scale_C.astype(np.float32), shift_C.astype(np.float32), images_BCHW
     )

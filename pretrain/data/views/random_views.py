@@ -17,8 +17,8 @@ import numpy as np
 
 from pretrain.data.hashing import uniform
 from pretrain.data.images import crop_kernels
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.images.pixels import buffers, open_picture
-from pretrain.data.images.rooms import Rooms
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import Colours, draw_colours
 from pretrain.data.views.recipes import ViewSpec
@@ -91,7 +91,7 @@ class RandomViews:
     ) -> None:
         self.specs, self.seed, self.channels = list(specs), seed, channels
         self.colours_on_host, self.pinned = colours_on_host, pinned
-        self.ranges_V4, self.rooms = _ranges(specs), Rooms()
+        self.ranges_V4, self.buffer_pool = _ranges(specs), BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
         """Draws the views of a batch and makes room for them."""
@@ -111,7 +111,7 @@ class ViewFilling:
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
         self._transform, self._draws = transform, draws
         shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
-        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned) for shape in shapes]
+        self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
         self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
@@ -175,7 +175,7 @@ class CentralCrop:
     """
 
     def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
-        self.size, self.share, self.whole, self.channels, self.rooms = size, share, whole, channels, Rooms()
+        self.size, self.share, self.whole, self.channels, self.buffer_pool = size, share, whole, channels, BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -190,7 +190,7 @@ class CentralFilling:
 
     def __init__(self, transform: CentralCrop, num: int) -> None:
         self._transform = transform
-        self.arrays = [transform.rooms.room((num, transform.channels, transform.size, transform.size))]
+        self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
