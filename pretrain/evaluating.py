@@ -10,7 +10,7 @@ from cluster.training.place import Place
 from pretrain.data.reading.manifest import Manifest
 from pretrain.encoders import Encoder
 from pretrain.settings import PretrainSettings
-from pretrain.training.health import LEAST_RANK, fallen_rank
+from pretrain.training.health import MIN_RANK, fallen_rank
 from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
 from pretrain.training.recipe import num_decode_threads
 
@@ -59,7 +59,7 @@ class Evaluation:
             scores |= self._before
         if settings.rankme_images:
             scores[RANKME] = self._dimensions(encoder)
-            if scores[RANKME] < LEAST_RANK:
+            if scores[RANKME] < MIN_RANK:
                 finding = fallen_rank(scores[RANKME], self._dimensions(self._fresh()))
                 if finding is not None and self._place.rank == 0:
                     self._place.warn(f"step {step}: {finding.text}")

@@ -23,7 +23,7 @@ from cluster.storage.retrying import BUSY
 
 # a URL is used for much shorter than it is valid, for clocks differ, and keys that expire make it expire with them
 SIGNED_FOR_SECONDS, USED_FOR_SECONDS = 3600, 600
-MOST_SIGNED = 10_000
+MAX_SIGNED = 10_000
 CONDITION_FAILED, NO_SUCH_RANGE = 412, 416
 UNUSUAL_IN_A_ROW = 3  # after so many answers that s3fs had to deal with, it alone reads from that bucket
 
@@ -131,7 +131,7 @@ class S3Ranges:
             signed = self._signed.get(name)
             if signed is not None and now - signed[2] < USED_FOR_SECONDS:
                 return signed[:2]
-            if len(self._signed) >= MOST_SIGNED:
+            if len(self._signed) >= MAX_SIGNED:
                 self._signed.clear()
         parameters = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
         try:

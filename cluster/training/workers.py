@@ -150,10 +150,10 @@ def _share_here(num_workers: int, cpus: float | None, gpus: float | None) -> Sha
 def _share_there(cpus: float | None, gpus: float | None) -> Share:
     import ray
 
-    from cluster.training.ray_session import most_it_may_become
+    from cluster.training.ray_session import max_resources
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return share_on_cluster(nodes, most_it_may_become(), cpus, gpus)
+    return share_on_cluster(nodes, max_resources(), cpus, gpus)
 
 
 def _preflight(session: Session, storage_url: str, data_urls: Sequence[str], resources: dict[str, float]) -> int:

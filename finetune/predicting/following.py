@@ -163,7 +163,7 @@ class DrawFollower:
         """Draws a picture."""
         if record["error"] is not None:
             return
-        marks = drawing.marks_of(record, least_score=SHOWN_SCORE)
+        marks = drawing.marks_of(record, min_score=SHOWN_SCORE)
         picture = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
         url = storage.join(self._out, "drawn", f"{stem_of(item.source, item.index)}.jpg")
         storage.write_bytes(url, drawing.jpeg(picture))

@@ -97,7 +97,7 @@ def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in others if row.get("name") == RANDOM_WEIGHTS and row.get("metrics")), None)
 
 
-def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, least: float) -> float:
+def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, min_noise: float) -> float:
     """Half the 95 % interval of the difference of a number of two results, taken as independent: images of one set make both
     harder or easier, so the true one is rather smaller.
 
@@ -105,8 +105,8 @@ def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, lea
     """
     errors = [(of.get("standard_errors") or {}).get(name) for of in (run, other)]
     if None in errors:
-        return least
-    return max(least, Z95 * math.hypot(*map(float, errors)))  # type: ignore[arg-type]
+        return min_noise
+    return max(min_noise, Z95 * math.hypot(*map(float, errors)))  # type: ignore[arg-type]
 
 
 def standing(value: float, other: float, noise: float) -> str:

@@ -19,7 +19,7 @@ from pretrain.reporting.page import Section, Templates
 from pretrain.reporting.pictures import data_url
 from pretrain.reporting.verdict import Verdict
 
-MOST_MISTAKES, MOST_RIGHT = 12, 6
+MAX_MISTAKES, MAX_RIGHT = 12, 6
 
 
 class ClassificationReport(TaskReport):
@@ -128,7 +128,7 @@ class ClassificationReport(TaskReport):
         wrong = [index for index in range(len(sample)) if said[index] != true[index]]
         right = [index for index in range(len(sample)) if said[index] == true[index]]
         wrong.sort(key=lambda index: -sure[index])
-        some = right[:: max(1, len(right) // MOST_RIGHT)][:MOST_RIGHT]
+        some = right[:: max(1, len(right) // MAX_RIGHT)][:MAX_RIGHT]
         cards = [
             {
                 "url": data_url(sample.tiles[index]),
@@ -137,7 +137,7 @@ class ClassificationReport(TaskReport):
                 "right": said[index] == true[index],
                 "sure": round(100 * float(sure[index])),
             }
-            for index in [*wrong[:MOST_MISTAKES], *some]
+            for index in [*wrong[:MAX_MISTAKES], *some]
         ]
         lead = (
             f"Of {len(sample):,} validation images that were looked at for this page, {len(right):,} are right. First the "

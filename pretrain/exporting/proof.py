@@ -109,7 +109,7 @@ def differences(one: Answers, other: Answers) -> list[np.ndarray]:
     return [np.array([value]) for value in found]
 
 
-def largest_difference(one: Answers, other: Answers) -> float:
+def max_difference(one: Answers, other: Answers) -> float:
     """The largest of all `differences`."""
     return max((float(of_picture.max()) for of_picture in differences(one, other) if of_picture.size), default=0.0)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short, span
-from pretrain.training.health import COLLAPSES, LEAST_SPREAD
+from pretrain.training.health import COLLAPSES, MIN_SPREAD
 from pretrain.training.probes import UNTRAINED
 
 GOOD_SPREAD = 0.5
@@ -107,7 +107,7 @@ def _collapse(run: RunRecord) -> str | None:
         if kind in COLLAPSES:
             return text.partition(";")[0].removeprefix(f"{kind}: ")
     spread = run.metrics.get("spread")
-    if spread is not None and spread < LEAST_SPREAD and len(run.history.values("spread")) >= 3:
+    if spread is not None and spread < MIN_SPREAD and len(run.history.values("spread")) >= 3:
         return f"all images get nearly the same embedding (spread {short(spread)} of 1)"
     return None
 

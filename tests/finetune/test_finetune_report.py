@@ -124,7 +124,7 @@ def test_the_report_of_a_summarizer_in_a_browser(summarizer):
 
 def test_the_report_of_a_classifier_in_a_browser(classifier):
     seen = look(classifier / "report.html")
-    assert_sound(seen, least_pictures=80)
+    assert_sound(seen, min_images=80)
     for one in seen.values():
         for words in (
             "classifier report", "<i>run & report", NAMES[0], "pretrained", "random weights", "What is taken for what",
@@ -152,7 +152,7 @@ def test_one_page_joins_runs_and_says_what_is_missing(classifier, tmp_path):
     outs = [str(classifier), str(classifier / "compare" / "random"), str(tmp_path / "nowhere")]
     assert run_command(lambda: main(["report", *outs, "--out", str(target)])) == 0
     seen = look(target)
-    assert_sound(seen, least_pictures=0)
+    assert_sound(seen, min_images=0)
     text = seen[1400, "light"].text
     assert "1 of 3 runs did not work, first of all nowhere (missing)." in text
     assert "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text

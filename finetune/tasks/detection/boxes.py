@@ -39,7 +39,7 @@ from pretrain.data.reading.shards import Shards, read_in_sequence
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the image"
 UNKNOWN = "of a class that the model does not know"
 FEW = 10  # boxes
-MOST_LISTED = 200  # of the boxes that are left out
+MAX_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
 
@@ -61,13 +61,13 @@ class LeftOut:
     def add(self, reason: str, place: str) -> None:
         """Counts a box."""
         self.counts[reason] += 1
-        if len(self.places) < MOST_LISTED:
+        if len(self.places) < MAX_LISTED:
             self.places.append(f"{place}: {reason}")
 
     def merge(self, other: LeftOut) -> None:
         """Counts all of another's."""
         self.counts.update(other.counts)
-        self.places = (self.places + other.places)[:MOST_LISTED]
+        self.places = (self.places + other.places)[:MAX_LISTED]
 
     def as_json(self) -> dict[str, Any]:
         """For result.json."""
@@ -291,7 +291,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
     return Shapes(shares_N2, outside, judge.judged, judge.complaint(what, "detection.box_format"))
 
 
-def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: float) -> None:
+def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:
     """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a share of them
     (`data.max_bad_share`) cannot be used."""
     if shapes.complaint is not None:
@@ -303,9 +303,9 @@ def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: floa
         (of_pictures, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.places[:1]),
     ):
         # a few bad ones in a small data set are no sign of anything
-        if num > most_left_out * among and (num >= FEW or 2 * num > among):
+        if num > max_left_out * among and (num >= FEW or 2 * num > among):
             raise UserError(
                 f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
-                f"{''.join(place)}), more than data.max_bad_share={most_left_out:g}; they are read as "
+                f"{''.join(place)}), more than data.max_bad_share={max_left_out:g}; they are read as "
                 f"detection.box_format={census.column.box_format}, in pixels"
             )

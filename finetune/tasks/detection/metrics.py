@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-MOST_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these for smaller ones
+MAX_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these for smaller ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def _map_error(evaluation: Any, num_images: int) -> float:
             true_N[i] = len(e["gtIds"])
         classes.append((owner_D[order_D], hits_TD, true_N))
     size = sum(hits_TD.size for _, hits_TD, _ in classes)
-    num_draws = int(np.clip(MOST_RESAMPLED // max(1, size), 20, 100))
+    num_draws = int(np.clip(MAX_RESAMPLED // max(1, size), 20, 100))
     generator, found = np.random.default_rng(0), []
     for _ in range(num_draws):
         times_N = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)

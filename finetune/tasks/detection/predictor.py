@@ -74,9 +74,9 @@ class ObjectDetector(Predictor):
 
         Raises UserError that names the picture when one cannot be decoded.
         """
-        least = self.config["score_threshold"] if score_threshold is None else score_threshold
+        min_score = self.config["score_threshold"] if score_threshold is None else score_threshold
         found = super().predict(images, batch_size=batch_size)
-        return [detections.above(least) for detections in found]
+        return [detections.above(min_score) for detections in found]
 
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Detections]:
         """All that is found in each image, however unsure."""

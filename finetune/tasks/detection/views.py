@@ -22,13 +22,13 @@ from pretrain.data.images.pixels import Picture, buffers, open_picture
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import draw_colours
-from pretrain.data.views.random_views import smallest_denominator, write_crop
+from pretrain.data.views.random_views import min_denominator, write_crop
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.viewing import Viewer
 
 WINDOW = 21  # domain separation, see `pretrain.data.views.random_views.CROP`
 ACROSS, DOWN = 1, 2  # how a window is mirrored
-SMALLEST_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
+MIN_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
 
 Window = tuple[float, float, float]  # left, top and side, in pixels of the picture
 
@@ -67,7 +67,7 @@ def boxes_on_canvas(
     cut_N4 = whole_N4.clip(0, size)
     sides_N2, whole_sides_N2 = cut_N4[:, 2:] - cut_N4[:, :2], whole_N4[:, 2:] - whole_N4[:, :2]
     visible_N = sides_N2.prod(1) >= smallest_visible * whole_sides_N2.prod(1)
-    return cut_N4.astype(np.float32), visible_N & (sides_N2 >= SMALLEST_SIDE).all(1)
+    return cut_N4.astype(np.float32), visible_N & (sides_N2 >= MIN_SIDE).all(1)
 
 
 def boxes_in_picture(xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def write_window(
     """Decodes a picture and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
     size = target_CSS.shape[1]
     left, top, side = window
-    groups = picture.decode(smallest_denominator([(left, top, side, side)], [size]))
+    groups = picture.decode(min_denominator([(left, top, side, side)], [size]))
     scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
     box = left * scale_x, top * scale_y, side * scale_x, side * scale_y
     write_crop(groups, box, target_CSS, flipped=bool(mirrored & ACROSS))

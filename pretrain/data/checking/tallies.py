@@ -185,7 +185,7 @@ class BoxTally:
     def __init__(self, column: BoxColumn) -> None:
         self.column = column
         self._classes: Counter[str] = Counter()
-        self._rows = self._rows_without = self._boxes = self._degenerate = self._most = self._crowds = 0
+        self._rows = self._rows_without = self._boxes = self._degenerate = self._max_per_row = self._crowds = 0
         self._judge = BoxJudge(column.box_format)
 
     def add(self, value: Any, size: tuple[int, int] | None) -> Boxes:
@@ -195,7 +195,7 @@ class BoxTally:
         self._rows_without += not boxes
         self._boxes += len(boxes)
         self._crowds += sum(crowds_in(value, self.column))
-        self._most = max(self._most, len(boxes))
+        self._max_per_row = max(self._max_per_row, len(boxes))
         self._classes.update(map(name_of_class, boxes.classes))
         self._degenerate += int(boxes.degenerate().sum())
         if size is not None:
@@ -212,7 +212,7 @@ class BoxTally:
             "boxes": self._boxes,
             "rows_without": self._rows_without,
             "mean_per_row": round(self._boxes / self._rows, 2) if self._rows else None,
-            "most_per_row": self._most,
+            "most_per_row": self._max_per_row,
             "outside": self._judge.outside,
             "degenerate": self._degenerate,
             "crowds": self._crowds,

@@ -96,7 +96,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: float = 2.0) -> Tensor:
+def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, max_sigma: float = 2.0) -> Tensor:
     """Jitter in each sample's own order, greyscale, blur and solarize, by the rows of `Colours.rows`.
 
     All four jitters are computed at each of the four turns and the one that is due is chosen: on an accelerator that is
@@ -121,7 +121,7 @@ def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: flo
     images = torch.where(solarized & first, solarize(images), images)
     sigma = column(kernels.SIGMA)
     # a sigma near zero leaves an image as it is
-    images = torch.where(sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), most_sigma=most_sigma), images)
+    images = torch.where(sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), max_sigma=max_sigma), images)
     return torch.where(solarized & ~first, solarize(images), images)
 
 
@@ -177,9 +177,9 @@ def _value_chroma_hue(images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value[:, None], chroma[:, None], hue[:, None]
 
 
-def gaussian_blur(images_BCHW: Tensor, sigma_B111: Tensor, *, most_sigma: float) -> Tensor:
-    """Blurs each image with its own sigma in pixels, at most `most_sigma`, out to three sigmas; edges are extended."""
-    radius = min(math.ceil(3 * most_sigma), min(images_BCHW.shape[2:]) - 1)
+def gaussian_blur(images_BCHW: Tensor, sigma_B111: Tensor, *, max_sigma: float) -> Tensor:
+    """Blurs each image with its own sigma in pixels, at most `max_sigma`, out to three sigmas; edges are extended."""
+    radius = min(math.ceil(3 * max_sigma), min(images_BCHW.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images_BCHW.device)
     sigma_B1 = sigma_B111.view(-1, 1)
     kernel_BK = torch.exp(-0.5 * (offsets / sigma_B1) ** 2) * (offsets.abs() <= torch.ceil(3 * sigma_B1))

@@ -135,7 +135,7 @@ class ViewFilling:
             self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        groups = picture.decode(smallest_denominator(boxes, self._sizes))
+        groups = picture.decode(min_denominator(boxes, self._sizes))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         for view, (left, top, width, height) in enumerate(boxes):
             target = self.arrays[view][index]
@@ -161,7 +161,7 @@ def write_crop(
         crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
 
 
-def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
+def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
     spare = min([min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)])
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
@@ -199,7 +199,7 @@ class CentralFilling:
         box = (0, 0, picture.width, picture.height)
         if not transform.whole:
             box = central_box(width=picture.width, height=picture.height, share=transform.share)
-        groups = picture.decode(smallest_denominator([box], [transform.size]))
+        groups = picture.decode(min_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
