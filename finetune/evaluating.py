@@ -13,7 +13,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.training.place import Place, place_here
 from finetune.model import load_model
-from finetune.robustness import FILE, judge_corrupted
+from finetune.robustness import FILE, evaluate_corrupted
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
 from pretrain.data.reading.image_paths import use_image_root
@@ -85,15 +85,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
         if options.check:
             _check(predictor, shards, place, threads)
             return None
-        judgement = predictor.judge(shards, place, decode_threads=threads)
-        for line in _left_out(judgement.details):
+        evaluation = predictor.evaluate(shards, place, decode_threads=threads)
+        for line in _left_out(evaluation.details):
             print(line)
-        for name, value in judgement.metrics.items():
+        for name, value in evaluation.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
-        whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
+        whole = {"model": options.model, "data": options.data, "metrics": evaluation.metrics, **evaluation.details}
         if options.corruptions:
-            clean = judgement.metrics[TASKS[predictor.config["task"]].best_metric]
-            corrupted = judge_corrupted(predictor, shards, place, clean=clean, decode_threads=threads)
+            clean = evaluation.metrics[TASKS[predictor.config["task"]].best_metric]
+            corrupted = evaluate_corrupted(predictor, shards, place, clean=clean, decode_threads=threads)
             print(
                 f"{corrupted['metric'].replace('_', ' ')} {clean:.4f} as they are, {corrupted['mean']:.4f} on average over "
                 f"{len(corrupted['kinds'])} corruptions at five strengths"
@@ -121,7 +121,7 @@ def _left_out(details: Mapping[str, Any]) -> list[str]:
 
 
 def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: int) -> None:
-    """Judges a first batch and says how long all of them would take."""
+    """Evaluates a first batch and says how long all of them would take."""
     started = time.monotonic()
     batch = next(predictor.batches(shards, place, batch_size=64, decode_threads=decode_threads), None)
     if batch is None:

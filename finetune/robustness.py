@@ -15,7 +15,7 @@ from pretrain.data.views.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, Corr
 FILE = "corruptions.json"
 
 
-def judge_corrupted(
+def evaluate_corrupted(
     predictor: Predictor,
     shards: Shards,
     place: Place,
@@ -46,8 +46,8 @@ def judge_corrupted(
             kinds[kind] = []
             for strength in STRENGTHS:
                 predictor.transform = CorruptedImages(transform, kind, strength, seed=seed)
-                judgement = predictor.judge(shards, place, decode_threads=decode_threads)
-                kinds[kind].append(judgement.metrics[metric])
+                evaluation = predictor.evaluate(shards, place, decode_threads=decode_threads)
+                kinds[kind].append(evaluation.metrics[metric])
             scores = "".join(f"{score:>12.4f}" for score in kinds[kind])
             say(f"{kind:16}{scores}{statistics.mean(kinds[kind]):>8.4f}")
     finally:

@@ -23,7 +23,7 @@ from finetune.overlap import overlap
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
-from finetune.tasks.base import Judgement, Predictor, Task, common_config
+from finetune.tasks.base import Evaluation, Predictor, Task, common_config
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards
@@ -143,20 +143,20 @@ def finetune(
     model = task.training_model(source.encoder, config).to(place.device)
     viewer = task.viewer(settings, source, size, place)
 
-    # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
+    # -- train, evaluate every few epochs, keep the best -------------------------------------------------------------------
     model_url = storage.join(settings.out, "model")
     best_metric = settings.best_metric or task.best_metric
 
-    def judge(predictor: Predictor) -> Judgement:
-        return predictor.judge(validation_shards, place, decode_threads=num_decode_threads(settings.data))
+    def evaluated(predictor: Predictor) -> Evaluation:
+        return predictor.evaluate(validation_shards, place, decode_threads=num_decode_threads(settings.data))
 
     calibrated: dict[str, Any] = {}
 
     def evaluate(step: int, last: bool) -> dict[str, float]:
-        judgement = judge(task.predictor(model, config))
-        choose("best_metric", best_metric, judgement.metrics)
-        calibrated.update(judgement.calibrated)
-        return judgement.metrics
+        evaluation = evaluated(task.predictor(model, config))
+        choose("best_metric", best_metric, evaluation.metrics)
+        calibrated.update(evaluation.calibrated)
+        return evaluation.metrics
 
     def keep_best(step: int) -> None:
         if place.rank == 0:
@@ -196,20 +196,20 @@ def finetune(
             run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
-    # -- what the run leaves: the best model, judged once more as it was saved -------------------------------------------
+    # -- what the run leaves: the best model, evaluated once more as it was saved -------------------------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model
-    judgement = judge(load_model(model_url).to(place.device))
+    evaluation = evaluated(load_model(model_url).to(place.device))
     result = {
         "status": "finished",
         "task": settings.task,
         "mode": settings.mode,
         "encoder": masked_url(settings.encoder),
         "model": model_url,
-        "metrics": judgement.metrics,
+        "metrics": evaluation.metrics,
         "best_metric": best_metric,
         "best_step": progress.best_step,
         **task.findings,
-        **judgement.details,
+        **evaluation.details,
         **summary(progress, place),
     }
     if run_folder is not None:

@@ -3,7 +3,7 @@
 s3fs reads through an asynchronous client, which takes several times as long for a request and shares one thread among all of
 them; beside decoding on a rank's few cores that is felt (tests/benchmarks/streaming.py). Here the fetching threads ask by
 themselves. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing objects, options that
-change requests) is left to s3fs, so that there is one judge of what went wrong.
+change requests) is left to s3fs, so that one place decides what went wrong.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _ask(address: str, answered: threading.Event) -> None:
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
     """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
 
-    A cluster that grows by itself is judged by the most it may become.
+    A cluster that grows by itself counts as the largest that it may become.
     """
     import ray
 

@@ -51,7 +51,7 @@ class Localizer:
     """Turns class evidence into regions.
 
     The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
-    of the logits over places is what a classifier judges by (class activation maps, Zhou et al.,
+    of the logits over places is what a classifier predicts by (class activation maps, Zhou et al.,
     https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
     the evidence of a place is the mean probability of the windows it lies in: through attention every place of a map sees all
     others, so that maps alone would not tell small things from their surroundings. Regions are the connected places with at

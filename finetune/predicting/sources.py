@@ -1,4 +1,4 @@
-"""Pictures to judge, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
+"""Pictures to predict for, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng", ".avif")
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to judge.
+    """A picture to predict for.
 
     Attributes:
         source: the file it comes from.

@@ -39,10 +39,10 @@ class ClassificationReport(TaskReport):
         """That of images with several classes, where these have some."""
         return SeveralClassesReport() if "mean_average_precision" in run.metrics else self
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
         if "mean_average_precision" in run.metrics:
-            return self._judge_labels(run, others)
+            return self._verdict_on_labels(run, others)
         accuracy, num = run.metrics["accuracy"], int(run.result.get("validation_images") or 0)
         matrix = np.array(run.result.get("confusion_matrix") or [[0]])
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
@@ -61,7 +61,7 @@ class ClassificationReport(TaskReport):
         second, second_tone = worth_of_pretraining(accuracy, other, noise, num=num)
         return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
-    def _judge_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def _verdict_on_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Several classes an image: how well they are ranked beside a ranking by chance, and beside random weights."""
         score, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
         shares = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]

@@ -41,7 +41,7 @@ class DetectionReport(TaskReport):
         Score("ap_large", "AP large"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Average precision, beside random weights or the weakest class."""
         metrics, result = run.metrics, run.result
         first = (

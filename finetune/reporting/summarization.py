@@ -37,7 +37,7 @@ class SummarizationReport(TaskReport):
         Score("keyword_f1", "Keyword F1"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """CIDEr-D and keywords, beside random weights."""
         metrics, result = run.metrics, run.result
         cider = metrics["cider_d"]

@@ -28,7 +28,7 @@ PATCH = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Makes the clips, lets the model judge them, prints what is right."""
+    """Makes the clips, lets the model predict for them, prints what is right."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.clips", description=__doc__)
     parser.add_argument("what", choices=["alarms", "places", "tracks"])
     parser.add_argument("model")

@@ -116,7 +116,7 @@ def test_where_nothing_can_be_decoded_the_exit_code_says_so(model, tmp_path, cap
     assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
 
 
-def test_check_judges_a_batch_and_leaves_nothing(model, video, tmp_path, capsys):
+def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsys):
     shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
     assert run(model, shards, tmp_path / "out", "--check") == 0
     assert "first 6 images: 1 of which cannot be decoded" in capsys.readouterr().out
@@ -372,14 +372,14 @@ def test_crossing_boxes_keep_their_tracks():
 
     pytest.importorskip("trackers", reason="OpenCV in it needs libGL", exc_type=ImportError)
     tracker = Tracker(["a"], frame_rate=10, min_score=0.5)
-    judge = motmetrics.MOTAccumulator(auto_id=True)
+    accumulator = motmetrics.MOTAccumulator(auto_id=True)
     text = ""
     for step in range(40):
         truth = [(10 + 4 * step, 10, 50 + 4 * step, 60), (200 - 4 * step, 80, 240 - 4 * step, 130)]
         tracked = tracker.follow(truth, ["a", "a"], [0.9, 0.8])
         text += mot_lines(step, tracked)
-        judge.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
-    summary = motmetrics.metrics.create().compute(judge, metrics=["mota", "num_switches"])
+        accumulator.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
+    summary = motmetrics.metrics.create().compute(accumulator, metrics=["mota", "num_switches"])
     assert float(summary["mota"].iloc[0]) > 0.95 and int(summary["num_switches"].iloc[0]) == 0
     first = text.splitlines()[0].split(",")  # a track is told from its second frame on
     assert first[0] == "2" and len(first) == 10 and [float(x) for x in first[2:6]] == [14, 10, 40, 50]

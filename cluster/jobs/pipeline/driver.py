@@ -101,7 +101,7 @@ class Driver:
         if step == Next.NOTHING:
             self._status[name] = Status.DONE
             self._say(name, "is done already")
-        elif step in (Next.ATTACH, Next.JUDGE):
+        elif step in (Next.ATTACH, Next.COLLECT):
             assert record is not None
             self._status[name] = Status.RUNNING
             if step == Next.ATTACH:

@@ -1,7 +1,7 @@
 """Boxes of a data set as a detector can use them; what it cannot is left out, counted and listed.
 
 A box is left out when it is not four finite numbers, has no area, or lies outside of its picture. The picture is still
-trained on, and judged, with the boxes that are left; without any it is all background.
+trained on, and evaluated, with the boxes that are left; without any it is all background.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.geometry import BoxJudge
+from pretrain.data.images.geometry import BoxCheck
 from pretrain.data.images.pixels import open_picture
 from pretrain.data.reading.annotations import (
     BadAnnotation,
@@ -230,11 +230,11 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 
     Raises UserError for validation classes that training never shows, and where numbers have names in some files only.
     """
-    found, judged = set(train.boxes_of_class), set(validation.boxes_of_class)
+    found, validated = set(train.boxes_of_class), set(validation.boxes_of_class)
     field = train.column.class_field
     manifests = [train.manifest, validation.manifest]
     declared = {} if field is None else declared_names(manifests, train.column.column, field)
-    if never := judged - found:
+    if never := validated - found:
         names, known = (sorted(map(name_of_class, values)) for values in (never, found))
         raise UserError(
             f"the validation data has boxes of classes that the training data never shows: {', '.join(names)}; training "
@@ -267,7 +267,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
 
     The rules of what the numbers mean together are those of `pretrain.data check`.
     """
-    shapes, outside, judge = [np.zeros((0, 2))], LeftOut(), BoxJudge(column.box_format)
+    shapes, outside, box_check = [np.zeros((0, 2))], LeftOut(), BoxCheck(column.box_format)
     sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
@@ -279,7 +279,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
                 continue
             size = picture.width, picture.height
             boxes, _, _ = readable(value, column)
-            judge.add(boxes.xyxy_N4, size)
+            box_check.add(boxes.xyxy_N4, size)
             with_area_N4 = boxes.xyxy_N4[~boxes.degenerate()]
             cut_N4 = inside(with_area_N4, *size)
             outside_N = flat(cut_N4)
@@ -288,7 +288,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
     shares_N2 = np.concatenate(shapes).astype(np.float64)
-    return Shapes(shares_N2, outside, judge.judged, judge.complaint(what, "detection.box_format"))
+    return Shapes(shares_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
 
 
 def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:

@@ -54,7 +54,7 @@ class Detection(Task):
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
         detection = settings.detection
         self.settings, self.columns = detection, self.columns_of(settings)
-        self._train, judged = (
+        self._train, validation = (
             Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
             for manifest in (train, validation)
         )
@@ -64,10 +64,10 @@ class Detection(Task):
                 f"detection.largest_scale={detection.largest_scale:g}"
             )
         self._max_left_out = settings.data.max_bad_share
-        self._judged = judged
+        self._validation = validation
         of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
-            for shards in (self._train, judged)
+            for shards in (self._train, validation)
         )
         self.classes = classes_of(of_train, of_validation)
         self._reader = TargetReader(of_train.column, self.classes)
@@ -96,9 +96,9 @@ class Detection(Task):
         detection = self.settings
         looked = [
             look_at_shapes(shards, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels)
-            for shards in (self._train, self._judged)
+            for shards in (self._train, self._validation)
         ]
-        for shards, census, shapes in zip((self._train, self._judged), self._censuses, looked, strict=True):
+        for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
             check_boxes(census, shapes, shards.manifest.files[0].url, max_left_out=self._max_left_out)
         shapes_N2, outside = looked[0].shares_N2, looked[0].outside
         if not len(shapes_N2):

@@ -1,7 +1,7 @@
 """Pictures on a square canvas, and where their boxes come to lie on it.
 
 A canvas is a square window onto a picture, resampled to S pixels; what the window shows beyond the picture's edges is filled
-with the mean colour. For judging the window is the smallest that holds the whole picture (aspect ratio kept, picture in the
+with the mean colour. For evaluation the window is the smallest that holds the whole picture (aspect ratio kept, picture in the
 upper left corner); for training it is drawn: smaller (zoomed in, a crop) or larger (zoomed out), anywhere, mirrored or not.
 
 `geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the picture: the window (the fifth
@@ -119,7 +119,7 @@ def mean_colour(mean: Sequence[float]) -> np.ndarray:
 
 
 class Letterbox:
-    """Host transform of judging: whole pictures on canvases, uint8 [B, C, size, size]."""
+    """Host transform of evaluation: whole pictures on canvases, uint8 [B, C, size, size]."""
 
     def __init__(self, size: int, *, mean: Sequence[float], channels: int = 3) -> None:
         self.size, self.channels, self.fill_C = size, channels, mean_colour(mean)

@@ -41,8 +41,8 @@ MIN_SHARE_AGREED = 0.1  # of the terms; where fewer agree, captions are no versi
 MIN_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours, captions have none
 MIN_SHARE_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
-MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be judged
-NUM_JUDGED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are judged, and that contexts are told apart by
+MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
+NUM_EXAMINED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are examined, and that contexts are told apart by
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""
@@ -168,7 +168,7 @@ def mine(
         stop_words: further terms that are none.
     """
     alone = [[[word for stretch in said for word in stretch] for said in image] for image in sample.images()]
-    words = dict(islice(_frequent(alone, min_images=2).items(), NUM_JUDGED))
+    words = dict(islice(_frequent(alone, min_images=2).items(), NUM_EXAMINED))
     telling = _telling(alone, [word for word, count in words.items() if count <= max_share * len(alone)])
     phrases = phrases_in(sample, words.keys() - telling)
 
@@ -181,7 +181,7 @@ def mine(
         and is_term(term)
         and term not in left_out
         and (term in telling or term not in words)  # a rare word cannot be told, nor a phrase by its words
-    ][: max(NUM_JUDGED, num_keywords)]
+    ][: max(NUM_EXAMINED, num_keywords)]
     of_several = {term for term in candidates if term not in words and len(phrase_of(term)) > 1}
     dull = of_several - _telling(images, candidates)
     return sorted([term for term in candidates if term not in dull][:num_keywords]), phrases

@@ -223,7 +223,7 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
 def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
-    return look_at_boxes(records, src, num_threads=num_threads, option=option, judged=boxes is None)
+    return look_at_boxes(records, src, num_threads=num_threads, option=option, check_format=boxes is None)
 
 
 def journal_options(
