@@ -15,7 +15,7 @@ from cluster import storage
 from cluster.errors import UserError, choose
 from cluster.secrets import masked_url
 from cluster.settings import to_dict
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
@@ -125,7 +125,11 @@ class Parts:
 
 
 def finetune(
-    place: Place, settings: FinetuneSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+    context: RankContext,
+    settings: FinetuneSettings,
+    *,
+    parts: Parts | None = None,
+    loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
     settings.data.use_stores()
@@ -140,15 +144,15 @@ def finetune(
     config = common_config(settings, source, size, task.columns) | parts.task_config
     if settings.mode == LORA:
         config["lora"] = adapt(source.encoder, settings.lora)
-    model = task.training_model(source.encoder, config).to(place.device)
-    viewer = task.viewer(settings, source, size, place)
+    model = task.training_model(source.encoder, config).to(context.device)
+    viewer = task.viewer(settings, source, size, context)
 
     # -- train, evaluate every few epochs, keep the best -------------------------------------------------------------------
     model_url = storage.join(settings.out, "model")
     best_metric = settings.best_metric or task.best_metric
 
     def evaluated(predictor: Predictor) -> Evaluation:
-        return predictor.evaluate(validation_shards, place, decode_threads=num_decode_threads(settings.data))
+        return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
 
     calibrated: dict[str, Any] = {}
 
@@ -159,17 +163,17 @@ def finetune(
         return evaluation.metrics
 
     def keep_best(step: int) -> None:
-        if place.rank == 0:
+        if context.rank == 0:
             save_model(model_url, model, {**config, **calibrated, "step": step})
 
     run_folder = None
-    if place.rank == 0:
+    if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     feed = Feed(
         parts.order,
         manifest,
         viewer,
-        lambda images, batch: task.to_inputs(images, batch, place.device),
+        lambda images, batch: task.to_inputs(images, batch, context.device),
         columns=columns,
         also_read={"validation": validation},
     )
@@ -177,7 +181,7 @@ def finetune(
         settings,
         model,
         feed,
-        place=place,
+        context=context,
         run=run_folder,
         learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
         evaluating=Evaluating(
@@ -198,7 +202,7 @@ def finetune(
 
     # -- what the run leaves: the best model, evaluated once more as it was saved -------------------------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model
-    evaluation = evaluated(load_model(model_url).to(place.device))
+    evaluation = evaluated(load_model(model_url).to(context.device))
     result = {
         "status": "finished",
         "task": settings.task,
@@ -210,7 +214,7 @@ def finetune(
         "best_step": progress.best_step,
         **task.findings,
         **evaluation.details,
-        **summary(progress, place),
+        **summary(progress, context),
     }
     if run_folder is not None:
         same = overlap(manifest, validation, image_column=settings.data.image_column)

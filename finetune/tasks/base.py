@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from cluster.secrets import masked_url
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.reading.choosing import rows_of_each_class, share_of_rows
@@ -121,20 +121,20 @@ class Predictor(ABC):
         """What the model says of each image of a batch, given what `transform` made of it."""
 
     @abstractmethod
-    def evaluate(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Evaluation:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """Evaluates on a whole labelled data set, each image once whatever the number of ranks; the same on every rank.
 
         `shards` hold `columns`. Raises UserError when they do not fit the model.
         """
 
-    def batches(self, shards: Shards, place: Place, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
+    def batches(self, shards: Shards, context: RankContext, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
         """What `transform` makes of this rank's share of a data set, each row that can be decoded once."""
         for batch in batches_in_sequence(
             shards,
             self.transform,
             batch_size=batch_size,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=context.rank,
+            world_size=context.world_size,
             decode_threads=decode_threads,
         ):
             if len(batch.row_ids):
@@ -255,12 +255,12 @@ class Task(ABC):
         """`new_model` with what matters for training alone (label smoothing, class weights, ...)."""
         return self.new_model(encoder, config)
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
         """What makes the training images."""
         return Viewer(
             self.views(size),
             seed=settings.seed,
-            device=place.device,
+            device=context.device,
             channels=source.encoder.in_channels,
             mean=source.mean,
             std=source.std,

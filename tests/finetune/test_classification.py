@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 
 from cluster.errors import run_command
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.classification.metrics import multi_label_scores, per_label
@@ -182,9 +182,9 @@ def evaluated(model_url, data_url):
     """On a rank: the numbers of a model over a data set."""
     predictor = load_model(model_url)
     shards = Shards(load_manifest(data_url), image_column="image", columns=["label"])
-    with place_here() as here:
-        place = dataclasses.replace(here, rank=distributed.rank(), world_size=distributed.world_size())
-        evaluation = predictor.evaluate(shards, place)
+    with local_context() as here:
+        context = dataclasses.replace(here, rank=distributed.rank(), world_size=distributed.world_size())
+        evaluation = predictor.evaluate(shards, context)
     return evaluation.metrics, evaluation.details
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
@@ -408,8 +408,8 @@ def evaluated_metrics(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    with place_here() as place:
-        evaluation = model.evaluate(shards, place)
+    with local_context() as context:
+        evaluation = model.evaluate(shards, context)
     return evaluation.metrics, evaluation.details
 
 
@@ -421,8 +421,8 @@ def evaluated_on_rank(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    place = Place(rank=rank, world_size=world_size, device=torch.device("cpu"))
-    evaluation = model.evaluate(shards, place)
+    context = RankContext(rank=rank, world_size=world_size, device=torch.device("cpu"))
+    evaluation = model.evaluate(shards, context)
     return evaluation.metrics, evaluation.details
 
 

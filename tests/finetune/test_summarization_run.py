@@ -12,7 +12,7 @@ from PIL import Image
 from torch import distributed
 
 from cluster.errors import run_command
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.summarization import Summary
@@ -162,8 +162,8 @@ def evaluated_by_ranks(model_url, data_url):
     """What each rank says of the whole data set."""
     predictor = load_model(model_url)
     manifest = load_manifest(data_url, columns=["image", "captions"], image_column="image")
-    place = Place(distributed.get_rank(), distributed.get_world_size(), distributed.get_rank(), torch.device("cpu"))
-    evaluation = predictor.evaluate(Shards(manifest, image_column="image", columns=["captions"]), place)
+    context = RankContext(distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"))
+    evaluation = predictor.evaluate(Shards(manifest, image_column="image", columns=["captions"]), context)
     return evaluation.metrics, evaluation.details
 
 

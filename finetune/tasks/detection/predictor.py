@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.pictures import Picture
 from finetune.tasks.base import Evaluation, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
@@ -99,9 +99,9 @@ class ObjectDetector(Predictor):
             results.append((boxes_N4[some], classes[some], scores[some].astype(np.float32)))
         return results
 
-    def evaluate(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Evaluation:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """COCO's numbers, and those of each class."""
-        images, left_out = self.evaluated(shards, place, decode_threads=decode_threads)
+        images, left_out = self.evaluated(shards, context, decode_threads=decode_threads)
         metrics, rows, error = evaluated_scores(images, self.class_names)
         details: dict[str, Any] = {
             "validation_images": len(images),
@@ -115,7 +115,7 @@ class ObjectDetector(Predictor):
         return Evaluation(metrics, details)
 
     def evaluated(
-        self, shards: Shards, place: Place, *, decode_threads: int = 1
+        self, shards: Shards, context: RankContext, *, decode_threads: int = 1
     ) -> tuple[list[EvaluatedImage], LeftOut]:
         """All pictures of a data set with true and found boxes, by row, on every rank, whatever their number."""
         name = self.columns["objects"]
@@ -123,7 +123,7 @@ class ObjectDetector(Predictor):
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)
         images: list[EvaluatedImage] = []
         left_out = LeftOut()
-        for batch in self.batches(shards, place, batch_size=BATCH, decode_threads=decode_threads):
+        for batch in self.batches(shards, context, batch_size=BATCH, decode_threads=decode_threads):
             assert batch.geometry_VB5 is not None
             found = self.found(batch.arrays[0], batch.geometry_VB5)
             for index, row_id in enumerate(batch.row_ids.tolist()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.settings import FinetuneSettings
 from finetune.tasks.base import Task
 from finetune.tasks.detection.boxes import (
@@ -168,7 +168,7 @@ class Detection(Task):
             )
         ]
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
         """Random windows onto the pictures."""
         detection = self.settings
         return BoxViewer(
@@ -178,7 +178,7 @@ class Detection(Task):
             keep=settings.data.keep,
             keep_bytes=settings.data.keep_bytes,
             seed=settings.seed,
-            device=place.device,
+            device=context.device,
             channels=source.encoder.in_channels,
             mean=source.mean,
             std=source.std,

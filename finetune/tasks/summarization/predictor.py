@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.tasks.base import Evaluation, Predictor, TaskModel
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.keywords import KeywordReader
@@ -121,9 +121,9 @@ class ImageSummarizer(Predictor):
         beams, penalty = self.config["num_beams"], self.config["length_penalty"]
         return seen, write(model.decoder, seen.memory_BMD, num_beams=beams, penalty=penalty)
 
-    def evaluate(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Evaluation:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """Scores of keywords and sentences, each keyword's, and some sentences beside their references."""
-        evaluated = self.evaluated(shards, place, decode_threads=decode_threads)
+        evaluated = self.evaluated(shards, context, decode_threads=decode_threads)
         known = evaluated.has_keywords_N
         scores_NK, truth_NK = evaluated.scores_NK[known], evaluated.truth_NK[known]
         num_captions, without = (
@@ -154,11 +154,11 @@ class ImageSummarizer(Predictor):
         }
         return Evaluation(metrics, details, calibrated)
 
-    def evaluated(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> _Evaluated:
+    def evaluated(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> _Evaluated:
         """What the model says of a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
         parts = [_Evaluated(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
-        for batch in self.batches(shards, place, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
+        for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
             seen, written = self.summarized(batch.arrays[0])
             truth, known = self.reader.read(batch.columns, self.columns)
             parts.append(
