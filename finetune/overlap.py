@@ -11,8 +11,8 @@ from cluster import storage
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 
-MOST_ROWS = 20_000  # of either data set: to read all of a large one would hold up the start
-MOST_BYTES_HERE, MOST_BYTES_AWAY = 256 * 2**20, 32 * 2**20
+MAX_ROWS = 20_000  # of either data set: to read all of a large one would hold up the start
+MAX_BYTES_HERE, MAX_BYTES_AWAY = 256 * 2**20, 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def overlap(train: Manifest, validation: Manifest, *, image_column: str) -> Over
 
 def _digests(manifest: Manifest, image_column: str) -> Iterator[tuple[bytes, str]]:
     """Digest and place of each row that holds an image, of those that are looked at."""
-    most = MOST_BYTES_HERE if storage.is_local(manifest.files[0].url) else MOST_BYTES_AWAY
+    max_bytes = MAX_BYTES_HERE if storage.is_local(manifest.files[0].url) else MAX_BYTES_AWAY
     bytes_a_row = max(1.0, float(manifest.bytes_of_group.sum()) / max(1, manifest.num_rows))
-    shards = Shards(manifest.sample(max(1, int(min(MOST_ROWS, most / bytes_a_row)))), image_column=image_column)
+    shards = Shards(manifest.sample(max(1, int(min(MAX_ROWS, max_bytes / bytes_a_row)))), image_column=image_column)
     for rows in read_in_sequence(shards):
         for row_id, data in zip(rows.row_ids, rows.images, strict=True):
             if data is not None:

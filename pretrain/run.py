@@ -14,7 +14,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.settings import to_dict
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Source
@@ -89,7 +89,11 @@ class Parts:
 
 
 def pretrain(
-    place: Place, settings: PretrainSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+    context: RankContext,
+    settings: PretrainSettings,
+    *,
+    parts: Parts | None = None,
+    loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
     settings.data.use_stores()
@@ -98,7 +102,7 @@ def pretrain(
     viewer = Viewer(
         parts.views,
         seed=settings.seed,
-        device=place.device,
+        device=context.device,
         channels=views.channels,
         mean=views.mean,
         std=views.std,
@@ -106,11 +110,11 @@ def pretrain(
         keep_bytes=settings.data.keep_bytes,
     )
     start = {} if source is None else parameters_of(source.encoder)
-    method = parts.method.to(place.device)
+    method = parts.method.to(context.device)
     method.normalisation = viewer.mean, viewer.std
-    evaluation = Evaluation(settings, manifest, place, parts.probe, lambda: _first_weights(settings))
+    evaluation = Evaluation(settings, manifest, context, parts.probe, lambda: _first_weights(settings))
     run_folder = None
-    if place.rank == 0:
+    if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
 
     # -- train ----------------------------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def pretrain(
         settings,
         method,
         Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=parts.stored),
-        place=place,
+        context=context,
         run=run_folder,
         learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
@@ -144,7 +148,7 @@ def pretrain(
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
     encoder, encoder_url = method.exported, storage.join(settings.out, "encoder")
-    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, place)}
+    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, context)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:

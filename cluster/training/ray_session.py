@@ -210,11 +210,11 @@ def _ask(address: str, answered: threading.Event) -> None:
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
     """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
 
-    A cluster that grows by itself is judged by the most it may become.
+    A cluster that grows by itself counts as the largest that it may become.
     """
     import ray
 
-    totals = most_it_may_become()
+    totals = max_resources()
     if totals is None:
         totals = ray.cluster_resources()
         room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])
@@ -241,7 +241,7 @@ def _num_fitting(node: dict[str, float], per_worker: dict[str, float]) -> int:
     return min(fits, default=10**9)
 
 
-def most_it_may_become() -> dict[str, Any] | None:
+def max_resources() -> dict[str, Any] | None:
     """Resources of all nodes together, of a cluster that grows by itself; None of others."""
     try:
         from ray._private.state import state

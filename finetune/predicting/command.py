@@ -20,11 +20,11 @@ from cluster.lease import HELD, held_folder
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
 from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
-from finetune.predicting.judging import judged
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
+from finetune.predicting.stream import predicted
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.progress import ProgressLine
@@ -177,7 +177,7 @@ def predict(options: argparse.Namespace) -> Predicted | None:
 def _here(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
 ) -> tuple[int, int]:
-    """Judges in this process; returns the number of pictures and of bad ones."""
+    """Predicts in this process; returns the number of pictures and of bad ones."""
     more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
     num_all, num_bad = 0, 0
     total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
@@ -193,7 +193,7 @@ def _here(
 def _spread(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], alarms: list[AlarmFollower]
 ) -> tuple[int, int]:
-    """Judges on a cluster; returns the number of pictures and of bad ones."""
+    """Predicts on a cluster; returns the number of pictures and of bad ones."""
     job, manifest, machines = _job(options, predictor, clips)
     return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
 
@@ -206,7 +206,7 @@ def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -
 
 
 def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> None:
-    """Judges a first batch and tells what the command would take; nothing stays behind."""
+    """Predicts for a first batch and tells what the command would take; nothing stays behind."""
     if options.workers:
         job, manifest, machines = _job(options, predictor, clips)
         lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
@@ -216,7 +216,7 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         started = time.monotonic()
         sample = list(itertools.islice(items, options.batch_size))
         records = [
-            record for _, record in judged(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
+            record for _, record in predicted(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
         ]
         seconds = (time.monotonic() - started) / max(1, len(records))
         bad = sum(record["error"] is not None for record in records)
@@ -238,7 +238,7 @@ def _records(clip: Clip, predictor: Predictor, followers: list[Follower], option
     threads = options.decode_threads or torch.get_num_threads()
     for follower in followers:
         follower.begin(clip)
-    for item, record in judged(predictor, items, batch_size=options.batch_size, decode_threads=threads):
+    for item, record in predicted(predictor, items, batch_size=options.batch_size, decode_threads=threads):
         for follower in followers:
             follower.take(item, record)
         yield record

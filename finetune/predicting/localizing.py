@@ -51,18 +51,18 @@ class Localizer:
     """Turns class evidence into regions.
 
     The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
-    of the logits over places is what a classifier judges by (class activation maps, Zhou et al.,
+    of the logits over places is what a classifier predicts by (class activation maps, Zhou et al.,
     https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
     the evidence of a place is the mean probability of the windows it lies in: through attention every place of a map sees all
     others, so that maps alone would not tell small things from their surroundings. Regions are the connected places with at
-    least `share` of the strongest evidence; there are none where the class is less likely than `least_probability`.
+    least `share` of the strongest evidence; there are none where the class is less likely than `min_probability`.
 
     Args:
         predictor: a classifier.
         name: of the class.
         size: short side, in pixels, to which pictures are scaled; by default the model's image size. Small things in large
             pictures are found at the scale at which the model learnt them.
-        share, least_probability: see above.
+        share, min_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
     """
@@ -74,7 +74,7 @@ class Localizer:
         *,
         size: int | None = None,
         share: float = 0.5,
-        least_probability: float = 0.0,
+        min_probability: float = 0.0,
     ) -> None:
         if not isinstance(predictor, ImageClassifier):
             task = predictor.config["task"]
@@ -82,7 +82,7 @@ class Localizer:
         if predictor.channels != 3:
             raise UserError(f"--localize draws on RGB images, this model takes {predictor.channels} channels")
         choose("class", name, predictor.class_names)
-        self.predictor, self.name, self.share, self.least_probability = predictor, name, share, least_probability
+        self.predictor, self.name, self.share, self.min_probability = predictor, name, share, min_probability
         self._index = predictor.class_names.index(name)
         self._size = size or predictor.config["image_size"]
 
@@ -138,7 +138,7 @@ class Localizer:
         return total_HW / count_HW
 
     def _regions(self, heat_HW: np.ndarray, probability: float) -> list[Region]:
-        if probability < self.least_probability:
+        if probability < self.min_probability:
             return []
         found = []
         for region in regionprops(label(heat_HW >= self.share), intensity_image=heat_HW):

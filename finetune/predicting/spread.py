@@ -1,4 +1,4 @@
-"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that judge, or here.
+"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that predict, or here.
 
 OUT/parts holds a Parquet file for some hundred rows each; OUT/predictions.jsonl is written from them when all are there, with
 the same records as `predict` writes in one process.
@@ -35,8 +35,8 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Judging:
-    """Judges decoded images; sent to each process that computes, where calling it loads the model."""
+class Predicting:
+    """Predicts for decoded images; sent to each process that computes, where calling it loads the model."""
 
     model_url: str
     num_threads: int = 0  # 0: as many as torch takes
@@ -56,10 +56,10 @@ class Judging:
                 some = slice(start, start + AT_ONCE)
                 part = None if geometry is None else geometry[:, some]
                 records.extend(map(record_of, predictor.results([pixels[some].copy()], part)))
-            judged = table_of(records, schema)
+            predicted = table_of(records, schema)
             places = table.select(list(PLACE))
-            for name in judged.column_names:
-                places = places.append_column(judged.schema.field(name), judged[name])
+            for name in predicted.column_names:
+                places = places.append_column(predicted.schema.field(name), predicted[name])
             return places.replace_schema_metadata(table.schema.metadata)
 
         return compute
@@ -68,7 +68,7 @@ class Judging:
 def job_of(
     predictor: Predictor, model_url: str, clips: Sequence[Clip], out: str, machines: Machines, *, image_column: str
 ) -> tuple[BatchJob, Manifest]:
-    """The job that judges the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
+    """The job that predicts for the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
             f"--workers predicts for Parquet shards alone, and {others[0]} is none; pack it with "
@@ -86,7 +86,7 @@ def job_of(
             decode_threads=max(1, int(machines.cpus_per_reader if machines.workers else torch.get_num_threads())),
             rows_per_part=ROWS_PER_PART,
         ),
-        compute=Judging(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
+        compute=Predicting(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
         out=storage.join(out, "parts"),
         identity={
             "job": "predict",

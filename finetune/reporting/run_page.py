@@ -79,7 +79,7 @@ def comparison_of(run: RunRecord) -> list[dict[str, Any]]:
 
 def verdict(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     """The two sentences."""
-    return verdict_of(run, lambda finished: report.judge(finished, rows[1:]), so_far=report.so_far)
+    return verdict_of(run, lambda finished: report.verdict(finished, rows[1:]), so_far=report.so_far)
 
 
 def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[str, Any]]) -> Section:

@@ -29,7 +29,7 @@ class SeveralClassesReport(TaskReport):
         Score("micro_f1", "Micro F1", "over all answers"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Mean average precision beside ranking by lot, and beside random weights or the weakest class."""
         value, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
         rows = [row for row in run.result.get("per_class") or [] if row["images"]]

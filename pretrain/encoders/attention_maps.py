@@ -36,7 +36,7 @@ def attention_maps(encoder: Encoder, images_BCHW: Tensor, *, queries: str = "all
     """
     choose("queries", queries, QUERIES)
     maps = {}
-    with judging(encoder):
+    with eval_mode(encoder):
         for name, layer in encoder.look(images_BCHW).items():
             maps[name] = _received(layer, _asking(name, layer, queries))
     return maps
@@ -57,7 +57,7 @@ def attention_rollout(
     Returns None for an encoder without attention.
     """
     choose("queries", queries, QUERIES)
-    with judging(encoder):
+    with eval_mode(encoder):
         layers = encoder.look(images_BCHW)
     if not layers:
         return None
@@ -117,7 +117,7 @@ def _as_shares(weights: Tensor) -> Tensor:
 
 
 @contextmanager
-def judging(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode for a while: batch norms use their running statistics and keep them, drop path leaves nothing out."""
     was_training = module.training
     module.eval()

@@ -190,7 +190,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
         if found:
             said = exported.answers_of(found, None)
             wanted = {name: answers[name] for name in said}
-            difference = proof.largest_difference(wanted, said)
+            difference = proof.max_difference(wanted, said)
             mean = None if which == "pixels" else proof.mean_difference(wanted, said)
             lines.append(proof.check(f"answers of transformers and of Fovea to {told}", difference, bound, mean=mean))
             numbers[f"largest difference on {told}"] = difference

@@ -17,7 +17,7 @@ from pretrain.reporting.numbers import log_ticks, short, tick_texts, ticks
 
 WIDTH, HEIGHT = 300.0, 168.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 8.0, 16.0, 24.0
-MOST_POINTS, MOST_HOVERED, MOST_DOTS = 240, 48, 24
+MAX_POINTS, MAX_HOVERED, MAX_DOTS = 240, 48, 24
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def line_chart(
     parts = [_axes(frame, x_name, shares)]
     parts += [_mark(mark, frame) for mark in marks]
     for number, points in enumerate(drawn, 1):
-        parts.append(_curve(thinned(points, MOST_POINTS), frame, number, faint=smooth and len(points) > MOST_DOTS))
-        if smooth and len(points) > MOST_DOTS:
-            parts.append(_curve(thinned(running_mean(points), MOST_POINTS), frame, number))
+        parts.append(_curve(thinned(points, MAX_POINTS), frame, number, faint=smooth and len(points) > MAX_DOTS))
+        if smooth and len(points) > MAX_DOTS:
+            parts.append(_curve(thinned(running_mean(points), MAX_POINTS), frame, number))
     parts.append(_hovered([line.name for line, _ in seen], drawn, frame, x_name, text))
     return element(
         "svg", *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", class_="chart", role="img", aria_label=label,
@@ -118,13 +118,15 @@ def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
     )  # fmt: skip
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most about `most` points that keep the look of a line: the lowest and the highest of each stretch, and both ends."""
-    if len(points) <= most:
+def thinned(points: Sequence[tuple[float, float]], max_points: int) -> list[tuple[float, float]]:
+    """At most about `max_points` points that keep the look of a line: the lowest and the highest of each stretch, and both
+    ends.
+    """
+    if len(points) <= max_points:
         return list(points)
-    size = len(points) / max(1, most // 2)
+    size = len(points) / max(1, max_points // 2)
     kept = {0, len(points) - 1}
-    for stretch in range(max(1, most // 2)):
+    for stretch in range(max(1, max_points // 2)):
         part = range(int(stretch * size), min(len(points), int((stretch + 1) * size)))
         if part:
             kept.add(min(part, key=lambda index: points[index][1]))
@@ -201,7 +203,7 @@ def _curve(points: Sequence[tuple[float, float]], frame: Frame, number: int, *, 
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(places))
     parts = [element("path", d=path, class_=f"line line{number}" + (" faint" if faint else ""))]
-    if len(places) <= MOST_DOTS:
+    if len(places) <= MAX_DOTS:
         parts += [element("circle", cx=x, cy=y, r=2.4, class_=f"dot dot{number}") for x, y in places]
     return element("g", *parts)
 
@@ -228,7 +230,7 @@ def _hovered(
 ) -> Markup:
     """A strip for each of some points of the first line, which shows the values of all lines there."""
     base = drawn[0]
-    stride = max(1, math.ceil(len(base) / MOST_HOVERED))
+    stride = max(1, math.ceil(len(base) / MAX_HOVERED))
     chosen = [base[index] for index in range(len(base) - 1, -1, -stride)][::-1]
     centres = [frame.x(x) for x, _ in chosen]
     parts = []

@@ -25,8 +25,8 @@ from pretrain.reporting.samples import Sample
 
 NUM_QUERIES, NUM_NEIGHBOURS, NUM_LOOKED_AT = 12, 6, 8
 MAP_WIDTH, MAP_HEIGHT, THUMB = 1180.0, 660.0, 46.0
-MOST_CLASSES = 10
-LEAST_CELLS = 7
+MAX_CLASSES = 10
+MIN_CELLS = 7
 FINE_PIXELS = 128  # smaller images are looked at twice as large, so that maps have some cells
 
 
@@ -106,18 +106,18 @@ def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float
     return sum(same) / max(1, len(same)), guess
 
 
-def spread_queries(labels: Sequence[str] | None, num_images: int, most: int) -> list[int]:
+def spread_queries(labels: Sequence[str] | None, num_images: int, max_queries: int) -> list[int]:
     """Images to ask for: of every class in turn, or evenly spread where there are none."""
     if labels is None:
-        return np.unique(np.linspace(0, num_images - 1, min(most, num_images)).round().astype(int)).tolist()
+        return np.unique(np.linspace(0, num_images - 1, min(max_queries, num_images)).round().astype(int)).tolist()
     of_class: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
     queues = [of_class[label] for label in sorted(of_class)]
     chosen: list[int] = []
-    while len(chosen) < min(most, num_images):
+    while len(chosen) < min(max_queries, num_images):
         for queue in queues:
-            if queue and len(chosen) < most:
+            if queue and len(chosen) < max_queries:
                 chosen.append(queue.pop(0))
     return chosen
 
@@ -128,10 +128,10 @@ def map_section(embedded: Embedded) -> Section:
     names = [name for name, _ in Counter(embedded.labels or ()).most_common()]
     number = {name: index for index, name in enumerate(names)}
     numbers = [number[label] for label in embedded.labels] if embedded.labels else None
-    shown_names = names if len(names) <= MOST_CLASSES else names[: MOST_CLASSES - 1]
+    shown_names = names if len(names) <= MAX_CLASSES else names[: MAX_CLASSES - 1]
     legend = [(name, class_colour(index)) for index, name in enumerate(shown_names)]
-    if len(names) > MOST_CLASSES:
-        legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MOST_CLASSES - 1)))
+    if len(names) > MAX_CLASSES:
+        legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MAX_CLASSES - 1)))
     svg = embedding_map(embedded.sample.tiles[: len(embedded)], places, numbers, embedded.labels)
     lead = (
         f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
@@ -182,7 +182,7 @@ def attention_section(
         columns.append((stage, [overlay(square, heat) for square, heat in zip(squares, heat_BHW)]))
     maps = encoder(images)
     # the last map that has some cells: the last of all has few for small images
-    colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= LEAST_CELLS), maps[0]))
+    colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= MIN_CELLS), maps[0]))
     columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
     cards = [
         [{"title": title, "url": data_url(pictures[index], longest=176)} for title, pictures in columns]

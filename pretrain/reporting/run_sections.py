@@ -34,7 +34,7 @@ PLACED = frozenset(
         *("rankme", "bad_rows", "read_retries", "restarts", "seconds", "failed_writes"),
     ]
 )
-MOST_OWN_FIGURES, MOST_LISTED = 12, 8
+MAX_OWN_FIGURES, MAX_LISTED = 12, 8
 
 
 def speed_tiles(run: RunRecord) -> list[Tile]:
@@ -126,7 +126,7 @@ def own_figures(run: RunRecord, besides: Collection[str] = ()) -> list[Figure]:
     own = [name for name in run.history.names if name not in PLACED and name not in besides]
     return [
         figure(run, name, _words(name), smooth=True)
-        for name in own[:MOST_OWN_FIGURES]
+        for name in own[:MAX_OWN_FIGURES]
         if len(run.history.values(name)) > 1
     ]
 
@@ -153,8 +153,8 @@ def speed(run: RunRecord) -> Section:
     body = Templates().render(
         "speed.html",
         figures=figures,
-        restarts=[_restart(entry) for entry in run.restarts[-MOST_LISTED:]],
-        bad_rows=[_bad_row(row) for row in run.bad_rows[:MOST_LISTED]],
+        restarts=[_restart(entry) for entry in run.restarts[-MAX_LISTED:]],
+        bad_rows=[_bad_row(row) for row in run.bad_rows[:MAX_LISTED]],
         num_bad=_num_bad(run),
     )
     return Section("speed", "Speed and interruptions", body)

@@ -12,7 +12,7 @@ from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
 from cluster.secrets import masked
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from cluster.training.workers import check_cluster, run_workers
 from pretrain.data.reading.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
@@ -41,7 +41,7 @@ def launch(
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
-    """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
+    """Runs `function(context, settings)` on the workers that the settings ask for and returns the command's exit code.
 
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
@@ -216,16 +216,16 @@ def _check(
                 on_record=console.show,
             )
         else:
-            with place_here(console.show) as here:
+            with local_context(console.show) as here:
                 _rehearsal(here, todo)
     print(f"{title}: all is well; nothing was started")
     return 0
 
 
-def _rehearsal(place: Place, todo: tuple[Callable[..., dict[str, Any]], Any, int]) -> None:
+def _rehearsal(context: RankContext, todo: tuple[Callable[..., dict[str, Any]], Any, int]) -> None:
     # as rank 0 of as many workers as there will be: it reads and computes what one worker will
     function, settings, num_workers = todo
-    function(dataclasses.replace(place, world_size=num_workers), settings, loop=rehearse)
+    function(dataclasses.replace(context, world_size=num_workers), settings, loop=rehearse)
 
 
 def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]:

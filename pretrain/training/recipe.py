@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.loader import Batch, Loader
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.order import Order, default_num_streams
@@ -85,7 +85,7 @@ class Feed:
     wrap_source: Callable[[Source], Source] = lambda source: source
     also_read: Mapping[str, Manifest] = field(default_factory=dict)
 
-    def batches(self, data: DataSettings, place: Place) -> Callable[[int], TrainingBatches]:
+    def batches(self, data: DataSettings, context: RankContext) -> Callable[[int], TrainingBatches]:
         """Gives a rank's batches from a number of samples seen (over all ranks) on."""
         shards = Shards(self.manifest, image_column=data.image_column, columns=self.columns)
         decode_threads = num_decode_threads(data)
@@ -97,8 +97,8 @@ class Feed:
                 self.order,
                 source,
                 transform,
-                rank=place.rank,
-                world_size=place.world_size,
+                rank=context.rank,
+                world_size=context.world_size,
                 samples_seen=samples_seen,
                 decode_threads=decode_threads,
                 read_threads=data.read_threads,
@@ -107,7 +107,7 @@ class Feed:
                 kept=kept,
             )
             return TrainingBatches(
-                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), place.device
+                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), context.device
             )
 
         return batches_from
@@ -137,7 +137,7 @@ def train_by(
     module: Trainable,
     feed: Feed,
     *,
-    place: Place,
+    context: RankContext,
     run: RunFolder | None,
     learning_rate_share: Callable[[str], float] = lambda name: 1.0,
     constant_rate: tuple[str, ...] = (),
@@ -158,8 +158,10 @@ def train_by(
         compute_threads: on the CPU; 0 for as many as the worker has.
         loop: `train`, or what takes the same in its place.
     """
-    place.note(f"trains on {place.device_name}" + (f", {place.world_size} workers" if place.world_size > 1 else ""))
-    _settle(module, settings.training, place)
+    context.note(
+        f"trains on {context.device_name}" + (f", {context.world_size} workers" if context.world_size > 1 else "")
+    )
+    _settle(module, settings.training, context)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
     num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))
     mover, rates_at = _optimizer(settings, module, num_steps, steps_per_epoch, learning_rate_share, constant_rate, hold)
@@ -177,11 +179,11 @@ def train_by(
         on_collapse=on_collapse,
         max_bad_share=settings.data.max_bad_share,
         evaluating=evaluating,
-        data=feed.identities() if place.rank == 0 else {},
+        data=feed.identities() if context.rank == 0 else {},
         on_data_change=settings.data.on_change,
     )
     with exactness(training.reproducible, num_threads=compute_threads):
-        return loop(module, mover, plan, place=place, run=run, batches_from=feed.batches(settings.data, place))
+        return loop(module, mover, plan, context=context, run=run, batches_from=feed.batches(settings.data, context))
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -194,14 +196,14 @@ def compile_blocks(module: nn.Module) -> None:
                 block.compile()
 
 
-def _settle(module: Trainable, training: TrainingSettings, place: Place) -> None:
+def _settle(module: Trainable, training: TrainingSettings, context: RankContext) -> None:
     # where every rank computes the loss of the whole batch, norms in heads see all of it
-    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, place.device)
+    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, context.device)
     if num_norms:
-        place.note(f"{num_norms} batch norms use the statistics of all {place.world_size} workers")
-    if place.device.type == "cuda":
+        context.note(f"{num_norms} batch norms use the statistics of all {context.world_size} workers")
+    if context.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
-    if training.compile or (training.compile is None and place.device.type == "cuda"):
+    if training.compile or (training.compile is None and context.device.type == "cuda"):
         compile_blocks(module)
 
 
@@ -237,11 +239,11 @@ def _optimizer(
     return mover, rates_at
 
 
-def summary(progress: Progress, place: Place) -> dict[str, Any]:
+def summary(progress: Progress, context: RankContext) -> dict[str, Any]:
     """What result.json says of every run that finished."""
     return {
-        "device": place.device_name,
-        "workers": place.world_size,
+        "device": context.device_name,
+        "workers": context.world_size,
         "steps": progress.step,
         "samples_seen": progress.samples_seen,
         "seconds": progress.seconds,

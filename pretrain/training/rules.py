@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import RunStopped, UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.training.checkpoints import Progress
 from pretrain.training.plan import Plan
 from pretrain.training.stepping import Gradients
@@ -23,14 +23,14 @@ def check_finite(rule: str, step: int, gradients: Gradients, in_a_row: int) -> N
     )
 
 
-def out_of_memory(plan: Plan, place: Place, error: BaseException) -> UserError:
+def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> UserError:
     """What to do where a step does not fit: the user's to mend, and no restart would."""
-    batch, size = plan.training.batch_size_global, plan.training.batch_size_global // place.world_size
+    batch, size = plan.training.batch_size_global, plan.training.batch_size_global // context.world_size
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"a step of {size} images on each of {place.world_size} workers does not fit into the memory of {place.device_name} "
-        f"({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in pretraining, smaller "
-        "or fewer views, or more workers"
+        f"a step of {size} images on each of {context.world_size} workers does not fit into the memory of "
+        f"{context.device_name} ({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in "
+        "pretraining, smaller or fewer views, or more workers"
     )
 
 

@@ -237,7 +237,7 @@ def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -
 
 
 def finetuned(out: Path, encoder: str, data: Path, seed: int, *overrides: str) -> str:
-    """The model of a fine-tuning run, judged on `data`/validation."""
+    """The model of a fine-tuning run, evaluated on `data`/validation."""
     if not (out / "result.json").exists():
         command(
         "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.errors import run_command
 from cluster.settings import load_settings
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.encoders import build_encoder
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain
@@ -108,8 +108,8 @@ def run_worker(overrides: list[str]) -> None:
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     settings = load_settings(PretrainSettings, CONFIG, overrides, beneath=defaults_of)
-    place = Place(rank, world_size, int(os.environ["LOCAL_RANK"]), torch.device("cpu"))
-    sys.exit(run_command(lambda: pretrain(place, settings) and None))
+    context = RankContext(rank, world_size, torch.device("cpu"))
+    sys.exit(run_command(lambda: pretrain(context, settings) and None))
 
 
 # -- modelled: 64 GPUs -----------------------------------------------------------------------------------------------------

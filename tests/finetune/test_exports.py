@@ -83,13 +83,13 @@ def test_a_whole_batch_at_once_finds_what_pictures_one_by_one_find(head, tmp_pat
         found = exported.network(torch.from_numpy(arrays[0]).float() / 255, sizes)
     given = dict(zip(("boxes", "scores", "labels"), (one.numpy() for one in found), strict=True))
     answers = exported.answers_of(given, geometry)
-    assert proof.largest_difference(wanted, answers) <= 1e-4
+    assert proof.max_difference(wanted, answers) <= 1e-4
     assert ((answers["scores"] > 0).sum(1) == (wanted["scores"] > 0).sum(1)).all()
     # the comparison sees a box in another place, and another score
     moved = {**answers, "boxes": answers["boxes"] * 0.5}
-    assert proof.largest_difference(wanted, moved) > 0.1
+    assert proof.max_difference(wanted, moved) > 0.1
     surer = {**answers, "scores": answers["scores"] * 0.9}
-    assert proof.largest_difference(wanted, surer) == pytest.approx(0.1 * float(wanted["scores"].max()), rel=0.3)
+    assert proof.max_difference(wanted, surer) == pytest.approx(0.1 * float(wanted["scores"].max()), rel=0.3)
 
 
 @pytest.mark.slow
@@ -174,8 +174,8 @@ def test_what_lies_apart_is_told():
         with pytest.raises(UserError, match="nothing was written"):
             proof.check("answers", difference, 0.1)
     rows = {"tokens": np.array([[1, 5, 2, 0]])}
-    assert proof.largest_difference(rows, {"tokens": np.array([[1, 5, 2]])}) == 0
-    assert proof.largest_difference(rows, {"tokens": np.array([[1, 5, 4, 2]])}) > 0
+    assert proof.max_difference(rows, {"tokens": np.array([[1, 5, 2]])}) == 0
+    assert proof.max_difference(rows, {"tokens": np.array([[1, 5, 4, 2]])}) > 0
 
 
 def test_a_classifier_on_timms_own_network_is_timms_own(tmp_path):

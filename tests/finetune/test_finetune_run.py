@@ -90,7 +90,7 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
 
 
 @pytest.mark.ray
-def test_two_workers_judge_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
+def test_two_workers_evaluate_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
     out = tmp_path / "two"
     assert run_command(lambda: main(arguments(world, out, cluster__workers=2))) == 0
     two, one = (json.loads((Path(o) / "result.json").read_text()) for o in (out, finished))

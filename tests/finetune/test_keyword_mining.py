@@ -110,7 +110,7 @@ def test_a_longer_phrase_goes_before_a_shorter_one():
 def test_mining_is_deterministic_and_does_not_grow_beyond_its_sample():
     texts = captions_in("English", 2000)
     assert mined(texts)[0] == mined(list(texts))[0]
-    small, whole = CaptionSample(most_images=300), CaptionSample()
+    small, whole = CaptionSample(max_images=300), CaptionSample()
     for text in texts:
         small.add([text])
         whole.add([text])

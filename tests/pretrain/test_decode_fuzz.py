@@ -123,7 +123,7 @@ def look(data: bytes) -> str:
         # the size that the header tells is that of the pixels
         assert image_size(data, max_pixels=MAX_PIXELS) == (pixels.shape[1], pixels.shape[0])
         with suppress(BadImage):
-            assert decode_image(data, smallest_side=4, max_pixels=MAX_PIXELS).shape[2] == 3
+            assert decode_image(data, min_side=4, max_pixels=MAX_PIXELS).shape[2] == 3
     assert time.thread_time() - started < MAX_SECONDS
     return reason
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 
 from cluster.errors import UserError, run_command
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
 from pretrain.data.reading.decoded import columns_to_keep, units_of
 from pretrain.data.reading.manifest import Manifest, load_manifest
@@ -75,9 +75,9 @@ def test_features_of_every_row_in_order_with_what_is_kept(data, encoder, tmp_pat
     assert [row["id"] for row in found if row["features"] is None] == list(BAD)
 
     shards = Shards(load_manifest(data), image_column="image")
-    with place_here() as place:
+    with local_context() as context:
         wanted, _ = labelled_features(
-            network, shards, label_column=None, size=32, crop_share=0.875, place=place,
+            network, shards, label_column=None, size=32, crop_share=0.875, context=context,
             mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3),
         )  # fmt: skip
     features = np.array([found[number]["features"] for number in good])

@@ -16,7 +16,7 @@ from torch import nn
 
 from cluster import storage
 from cluster.errors import RunStopped, UserError
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.training import checkpoints
 from pretrain.training.contract import StepOutput, Trainable, TrainingBatch
 from pretrain.training.loop import train
@@ -76,11 +76,11 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
         if on_record is not None:
             on_record(record)
         if ask_at is not None and record.get("step") == ask_at:
-            place.request_checkpoint()
+            context.request_checkpoint()
         if stop_at is not None and record.get("step") == stop_at:
-            place.request_stop()
+            context.request_stop()
 
-    with place_here(show) as place:
+    with local_context(show) as context:
         folder = RunFolder(url)
         names = {field.name for field in dataclasses.fields(TrainingSettings)}
         settings = {"log_every_steps": 1, "checkpoint_every_steps": 7, "checkpoint_every_seconds": 600.0, **options}
@@ -91,7 +91,7 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
         )  # fmt: skip
         try:
             outcome = train(
-                module, optimizer, plan, place=place, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
+                module, optimizer, plan, context=context, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
             )
         finally:
             if close:
@@ -448,10 +448,10 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
 
     with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_share=0.05"):
         module = Toy()
-        with place_here() as place:
+        with local_context() as context:
             training = TrainingSettings(batch_size_global=8)
             plan = Plan(str(tmp_path / "rotten"), training, 30, 10, lambda step: Rates(0.1, 0.1, 0.0))
-            train(module, torch.optim.SGD(module.parameters()), plan, place=place, run=None, batches_from=Rotten)
+            train(module, torch.optim.SGD(module.parameters()), plan, context=context, run=None, batches_from=Rotten)
 
 
 def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):
@@ -463,7 +463,7 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
 
     def trained(max_bad_share, url):
         module, records = Toy(), []
-        with place_here(records.append) as place:
+        with local_context(records.append) as context:
             folder = RunFolder(str(url))
             try:
                 plan = Plan(
@@ -471,7 +471,12 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
                     max_bad_share=max_bad_share,
                 )  # fmt: skip
                 train(
-                    module, torch.optim.SGD(module.parameters()), plan, place=place, run=folder, batches_from=Clustered
+                    module,
+                    torch.optim.SGD(module.parameters()),
+                    plan,
+                    context=context,
+                    run=folder,
+                    batches_from=Clustered,
                 )
             finally:
                 folder.close()

@@ -42,10 +42,10 @@ def test_shares_differences_and_spans():
 
 @pytest.mark.parametrize("low", [0.0, -3.3, 0.00012, 5e4])
 @pytest.mark.parametrize("width", [1e-6, 0.013, 1.0, 7.7, 450, 3.2e7])
-@pytest.mark.parametrize("most", [3, 5, 8])
-def test_ticks_are_round_and_inside(low, width, most):
-    found = ticks(low, low + width, most)
-    assert 1 <= len(found) <= most
+@pytest.mark.parametrize("max_ticks", [3, 5, 8])
+def test_ticks_are_round_and_inside(low, width, max_ticks):
+    found = ticks(low, low + width, max_ticks)
+    assert 1 <= len(found) <= max_ticks
     assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in found)
     steps = {f"{b - a:.3e}" for a, b in pairwise(found)}
     assert len(steps) <= 1 and all(float(step.split("e")[0]) in (1, 2, 2.5, 5) for step in steps)

@@ -1,7 +1,7 @@
 """Boxes of a data set as a detector can use them; what it cannot is left out, counted and listed.
 
 A box is left out when it is not four finite numbers, has no area, or lies outside of its picture. The picture is still
-trained on, and judged, with the boxes that are left; without any it is all background.
+trained on, and evaluated, with the boxes that are left; without any it is all background.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.geometry import BoxJudge
+from pretrain.data.images.geometry import BoxCheck
 from pretrain.data.images.pixels import open_picture
 from pretrain.data.reading.annotations import (
     BadAnnotation,
@@ -39,7 +39,7 @@ from pretrain.data.reading.shards import Shards, read_in_sequence
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the image"
 UNKNOWN = "of a class that the model does not know"
 FEW = 10  # boxes
-MOST_LISTED = 200  # of the boxes that are left out
+MAX_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
 
@@ -61,13 +61,13 @@ class LeftOut:
     def add(self, reason: str, place: str) -> None:
         """Counts a box."""
         self.counts[reason] += 1
-        if len(self.places) < MOST_LISTED:
+        if len(self.places) < MAX_LISTED:
             self.places.append(f"{place}: {reason}")
 
     def merge(self, other: LeftOut) -> None:
         """Counts all of another's."""
         self.counts.update(other.counts)
-        self.places = (self.places + other.places)[:MOST_LISTED]
+        self.places = (self.places + other.places)[:MAX_LISTED]
 
     def as_json(self) -> dict[str, Any]:
         """For result.json."""
@@ -230,11 +230,11 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 
     Raises UserError for validation classes that training never shows, and where numbers have names in some files only.
     """
-    found, judged = set(train.boxes_of_class), set(validation.boxes_of_class)
+    found, validated = set(train.boxes_of_class), set(validation.boxes_of_class)
     field = train.column.class_field
     manifests = [train.manifest, validation.manifest]
     declared = {} if field is None else declared_names(manifests, train.column.column, field)
-    if never := judged - found:
+    if never := validated - found:
         names, known = (sorted(map(name_of_class, values)) for values in (never, found))
         raise UserError(
             f"the validation data has boxes of classes that the training data never shows: {', '.join(names)}; training "
@@ -267,7 +267,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
 
     The rules of what the numbers mean together are those of `pretrain.data check`.
     """
-    shapes, outside, judge = [np.zeros((0, 2))], LeftOut(), BoxJudge(column.box_format)
+    shapes, outside, box_check = [np.zeros((0, 2))], LeftOut(), BoxCheck(column.box_format)
     sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
@@ -279,7 +279,7 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
                 continue
             size = picture.width, picture.height
             boxes, _, _ = readable(value, column)
-            judge.add(boxes.xyxy_N4, size)
+            box_check.add(boxes.xyxy_N4, size)
             with_area_N4 = boxes.xyxy_N4[~boxes.degenerate()]
             cut_N4 = inside(with_area_N4, *size)
             outside_N = flat(cut_N4)
@@ -288,10 +288,10 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
     shares_N2 = np.concatenate(shapes).astype(np.float64)
-    return Shapes(shares_N2, outside, judge.judged, judge.complaint(what, "detection.box_format"))
+    return Shapes(shares_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
 
 
-def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: float) -> None:
+def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:
     """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a share of them
     (`data.max_bad_share`) cannot be used."""
     if shapes.complaint is not None:
@@ -303,9 +303,9 @@ def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: floa
         (of_pictures, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.places[:1]),
     ):
         # a few bad ones in a small data set are no sign of anything
-        if num > most_left_out * among and (num >= FEW or 2 * num > among):
+        if num > max_left_out * among and (num >= FEW or 2 * num > among):
             raise UserError(
                 f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
-                f"{''.join(place)}), more than data.max_bad_share={most_left_out:g}; they are read as "
+                f"{''.join(place)}), more than data.max_bad_share={max_left_out:g}; they are read as "
                 f"detection.box_format={census.column.box_format}, in pixels"
             )

@@ -27,7 +27,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from finetune.tasks.detection.pyramid import GROUPS
 
-LEAST_SCORE = 0.01  # less sure detections are not worth their place in a precision-recall curve
+MIN_SCORE = 0.01  # less sure detections are not worth their place in a precision-recall curve
 CANDIDATES = 400  # a level, before non-maximum suppression
 FIRST_REACH = 2.0  # of FCOS, see there
 POOLED_SIDE = 7  # of a region of Faster R-CNN
@@ -165,7 +165,7 @@ def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int],
         num_classes,
         anchor_generator=Anchors(strides, [[[stride, stride]] for stride in strides]),
         head=head,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
         detections_per_img=most,
     )
@@ -192,7 +192,7 @@ def retinanet(
         num_classes,
         anchor_generator=generator,
         head=head,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
         detections_per_img=most,
     )
@@ -231,7 +231,7 @@ def faster_rcnn(
         box_head=TwoMLPHead(channels * POOLED_SIDE**2, width),
         box_predictor=FastRCNNPredictor(width, num_classes + 1),
         box_batch_size_per_image=128,
-        box_score_thresh=LEAST_SCORE,
+        box_score_thresh=MIN_SCORE,
         box_detections_per_img=most,
     )
     return TwoStageHead(detector)

@@ -1,4 +1,4 @@
-"""Whole pictures for judging, and the part of one that attention dwells on."""
+"""Whole pictures for evaluation, and the part of one that attention dwells on."""
 
 from __future__ import annotations
 

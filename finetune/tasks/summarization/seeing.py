@@ -67,7 +67,7 @@ def positions(height: int, width: int, dim: int) -> Tensor:
 
 
 class KeywordHead(nn.Module):
-    """One query a keyword looks over the places and judges what it sees there.
+    """One query a keyword looks over the places and decides what it sees there.
 
     As in Query2Label (https://arxiv.org/abs/2107.10834) without its layers: queries do not see each other, so each
     keyword's map is all that its score stands on.

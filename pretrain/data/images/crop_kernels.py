@@ -24,7 +24,7 @@ _u16, _u64, _i16, _i32 = np.uint16, np.uint64, np.int16, np.int32
 
 # of weights; with 8, or 7 where some are below zero, a weighted sum of bytes fits into 16 bits
 NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14
-MOST_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
+MAX_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
 # a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at half a level
 _CUBIC_SPARE, _CUBIC_START = _i16(64), _u16(64 * 2**CUBIC_BITS + 2 ** (CUBIC_BITS - 1))
 STRIP = 112  # lines at most, in eights
@@ -282,7 +282,7 @@ def crop(
     taps = 4 if cubic else 2
     weights_x = np.empty((size, int(taps * max(1.0, width / size)) + 4), np.int16)
     weights_y = np.empty((size, int(taps * max(1.0, height / size)) + 4), np.int16)
-    wide = max(width, height) > MOST_NARROW * size
+    wide = max(width, height) > MAX_NARROW * size
     bits = WIDE_BITS if wide else CUBIC_BITS if cubic else NARROW_BITS
     _find_weights(left, width, image_width, flip, cubic, bits, starts_x, counts_x, weights_x)
     _find_weights(top, height, image_height, False, cubic, bits, starts_y, counts_y, weights_y)

@@ -44,7 +44,7 @@ __all__ = ["ImportOptions", "describe_import", "import_images"]
 
 SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import is no success
-MOST_UNREAD_IN_A_ROW = 200
+MAX_UNREAD_IN_A_ROW = 200
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -158,7 +158,7 @@ def import_images(
                 for done, (number, item) in enumerate(zip(todo, prepared, strict=True), place.records_done + 1):
                     progress.advance()
                     num_unread = num_unread + 1 if item.unread else 0
-                    if num_unread == MOST_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
+                    if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
                         raise UserError(
                             f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
                             "they can, the same command continues"
@@ -223,7 +223,7 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
 def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
-    return look_at_boxes(records, src, num_threads=num_threads, option=option, judged=boxes is None)
+    return look_at_boxes(records, src, num_threads=num_threads, option=option, check_format=boxes is None)
 
 
 def journal_options(

@@ -34,9 +34,9 @@ def balanced_rows(row_ids: np.ndarray, classes_M: np.ndarray, *, seed: int) -> n
         classes_M: their classes.
     """
     counts = np.bincount(classes_M)
-    most, own = counts.max(), counts[classes_M]
+    largest, own = counts.max(), counts[classes_M]
     position = _position_in_class(row_ids, classes_M, seed=seed)
-    return np.repeat(row_ids, most // own + (position < most % own))
+    return np.repeat(row_ids, largest // own + (position < largest % own))
 
 
 def _first_of_each(classes_N: np.ndarray, quota_of_class: np.ndarray, *, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from cluster.errors import RunStopped
 from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.reading.order import Order
-from pretrain.data.reading.reader import StreamReader, rows_ready_at_most
+from pretrain.data.reading.reader import StreamReader, max_rows_ready
 from pretrain.data.reading.shards import Rows, Shards, Source, read_in_sequence
 
 STAND_INS_TRIED = 1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
@@ -130,7 +130,7 @@ class Loader:
         self._epoch, self._step = order.epoch_and_step(samples_seen)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        ahead = ReadAhead(prefetch_bytes, most_rows=rows_ready_at_most(order))
+        ahead = ReadAhead(prefetch_bytes, max_rows=max_rows_ready(order))
         self._streams = [
             StreamReader(
                 order,

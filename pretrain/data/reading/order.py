@@ -43,9 +43,9 @@ class Segment:
     is_shared: bool = field(default=False, compare=False)
 
 
-def default_num_streams(batch_size_global: int, at_most: int = 64) -> int:
+def default_num_streams(batch_size_global: int, max_streams: int = 64) -> int:
     """The largest divisor of the global batch that is at most 64: divisible by the usual numbers of ranks."""
-    return max(n for n in range(1, min(at_most, batch_size_global) + 1) if batch_size_global % n == 0)
+    return max(n for n in range(1, min(max_streams, batch_size_global) + 1) if batch_size_global % n == 0)
 
 
 class Order:

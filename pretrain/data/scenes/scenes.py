@@ -32,8 +32,8 @@ VALIDATION_SHARE = 0.2
 SUMMARY, UNFINISHED = "demo.json", "_unfinished.json"
 MAIN_SIZE = (0.62, 0.88)  # longer side of the main object's box, as a share of the scene's side
 SMALL_SIZE = (0.26, 0.36)
-MOST_SMALL = 2
-LARGEST_SIZE = 0.9  # of anything
+MAX_SMALL = 2
+MAX_SIZE = 0.9  # of anything
 SLIM_FACTOR = 1.2  # slim things (rockets) are made longer, or nothing of them would be seen
 MAX_ROTATION_DEGREES = 14.0
 MAX_OVERLAP = 0.1  # of a small thing's box with any other box
@@ -195,7 +195,7 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
     assert main_place, "an empty scene has room for its main object"
     placed = [main_place]
     others = [kind for kind in CLASSES if kind != main]
-    for _ in range(rng.integers(MOST_SMALL + 1)):
+    for _ in range(rng.integers(MAX_SMALL + 1)):
         cutout = _one_of(cutouts_of(others[rng.integers(len(others))], held_out=held_out), rng)
         place = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
         placed += [place] if place else []
@@ -265,7 +265,7 @@ def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.
     low, high = points.min(axis=0), points.max(axis=0)
     longer = rng.uniform(*size) * SIDE
     if (high - low).min() < 0.5 * (high - low).max():
-        longer = min(longer * SLIM_FACTOR, LARGEST_SIZE * SIDE)
+        longer = min(longer * SLIM_FACTOR, MAX_SIZE * SIDE)
     scale = longer / (high - low).max()
     extent = (high - low) * scale
     for _ in range(24):

@@ -17,8 +17,8 @@ import numpy as np
 
 from pretrain.data.hashing import uniform
 from pretrain.data.images import crop_kernels
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.images.pixels import buffers, open_picture
-from pretrain.data.images.rooms import Rooms
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import Colours, draw_colours
 from pretrain.data.views.recipes import ViewSpec
@@ -91,7 +91,7 @@ class RandomViews:
     ) -> None:
         self.specs, self.seed, self.channels = list(specs), seed, channels
         self.colours_on_host, self.pinned = colours_on_host, pinned
-        self.ranges_V4, self.rooms = _ranges(specs), Rooms()
+        self.ranges_V4, self.buffer_pool = _ranges(specs), BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
         """Draws the views of a batch and makes room for them."""
@@ -111,7 +111,7 @@ class ViewFilling:
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
         self._transform, self._draws = transform, draws
         shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
-        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned) for shape in shapes]
+        self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
         self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
@@ -135,7 +135,7 @@ class ViewFilling:
             self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        groups = picture.decode(smallest_denominator(boxes, self._sizes))
+        groups = picture.decode(min_denominator(boxes, self._sizes))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         for view, (left, top, width, height) in enumerate(boxes):
             target = self.arrays[view][index]
@@ -161,7 +161,7 @@ def write_crop(
         crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
 
 
-def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
+def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
     spare = min([min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)])
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
@@ -175,7 +175,7 @@ class CentralCrop:
     """
 
     def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
-        self.size, self.share, self.whole, self.channels, self.rooms = size, share, whole, channels, Rooms()
+        self.size, self.share, self.whole, self.channels, self.buffer_pool = size, share, whole, channels, BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -190,7 +190,7 @@ class CentralFilling:
 
     def __init__(self, transform: CentralCrop, num: int) -> None:
         self._transform = transform
-        self.arrays = [transform.rooms.room((num, transform.channels, transform.size, transform.size))]
+        self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
@@ -199,7 +199,7 @@ class CentralFilling:
         box = (0, 0, picture.width, picture.height)
         if not transform.whole:
             box = central_box(width=picture.width, height=picture.height, share=transform.share)
-        groups = picture.decode(smallest_denominator([box], [transform.size]))
+        groups = picture.decode(min_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])

@@ -70,9 +70,9 @@ def _read(shards: Shards, row_id: int) -> Any:
     return piece.images[0]
 
 
-def _view(pixels_CHW: np.ndarray, largest: int) -> Image.Image:
+def _view(pixels_CHW: np.ndarray, max_side: int) -> Image.Image:
     # smaller views are drawn smaller, to the scale of the largest
-    side = max(1, round(SIDE * pixels_CHW.shape[1] / max(largest, pixels_CHW.shape[1])))
+    side = max(1, round(SIDE * pixels_CHW.shape[1] / max(max_side, pixels_CHW.shape[1])))
     filtering = Image.Resampling.NEAREST if side > pixels_CHW.shape[1] else Image.Resampling.BOX
     return Image.fromarray(shown(pixels_CHW)).resize((side, side), filtering)
 

@@ -24,7 +24,7 @@ from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
-MOST_PROBED = 20  # images, whose places tell the folder
+MAX_PROBED = 20  # images, whose places tell the folder
 
 
 def coco_records(
@@ -247,7 +247,7 @@ def _folder(src: str, names: Sequence[str]) -> str:
     places += [storage.join(base, "images", split) for base in (beside, above)]
     plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
     plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
-    tried = plain[:: max(1, len(plain) // MOST_PROBED)][:MOST_PROBED]
+    tried = plain[:: max(1, len(plain) // MAX_PROBED)][:MAX_PROBED]
     if not tried:
         return beside
     best, num_best = "", 0

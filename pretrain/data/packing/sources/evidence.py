@@ -14,7 +14,7 @@ from cluster.storage import FileInfo
 from pretrain.data.packing.sources.texts import decode_text
 from pretrain.data.packing.sources.tree import Tree, head_of, stem_of
 
-MOST_PEEKED = 40  # files of one kind
+MAX_PEEKED = 40  # files of one kind
 WHOLE_JSON_BYTES, HEAD_BYTES = 2**20, 2**18
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".caption.txt", ".cls", ".label")
@@ -41,16 +41,14 @@ class Evidence:
                 kinds[path] = "coco"
             elif self.picture_of(path) is not None:
                 beside.append(path)
-            elif len(kinds) < MOST_PEEKED:
+            elif len(kinds) < MAX_PEEKED:
                 kinds[path] = json_kind(self.tree.files[path])
             else:
                 kinds[path] = "other"
-        looks = [json_kind(self.tree.files[path]) for path in spread(beside, MOST_PEEKED)]
+        looks = [json_kind(self.tree.files[path]) for path in spread(beside, MAX_PEEKED)]
         common = max(sorted(set(looks)), key=looks.count) if looks else "other"
         single = {
-            path: look
-            for path, look in zip(spread(beside, MOST_PEEKED), looks, strict=True)
-            if look in ("coco", "list")
+            path: look for path, look in zip(spread(beside, MAX_PEEKED), looks, strict=True) if look in ("coco", "list")
         }
         return kinds | dict.fromkeys(beside, common) | single
 
@@ -65,7 +63,7 @@ class Evidence:
         peeked = 0
         for path in self.tree.with_suffix(".xml"):
             beside = stem_of(path) in self.tree.by_stem
-            if beside and peeked >= MOST_PEEKED:
+            if beside and peeked >= MAX_PEEKED:
                 kinds[path] = "voc"
                 continue
             peeked += 1
@@ -95,7 +93,7 @@ class Evidence:
     @cached_property
     def texts_are(self) -> str:
         """`boxes`, `captions`, or nothing where there are none beside pictures or all are empty."""
-        kinds = [text_kind(self.tree.files[path]) for path in spread(sorted(self.texts), MOST_PEEKED)]
+        kinds = [text_kind(self.tree.files[path]) for path in spread(sorted(self.texts), MAX_PEEKED)]
         if not kinds:
             return ""
         if any("labels" in path.split("/")[:-1] for path in self.texts):
@@ -198,9 +196,9 @@ def text_kind(file: FileInfo) -> str:
     return "boxes" if any(_NUMBERS.fullmatch(line) for line in whole) else "captions"
 
 
-def spread(items: list[str], most: int) -> list[str]:
+def spread(items: list[str], max_items: int) -> list[str]:
     """At most so many of the items, spread over all."""
-    step = max(1, -(-len(items) // most))
+    step = max(1, -(-len(items) // max_items))
     return items[::step]
 
 

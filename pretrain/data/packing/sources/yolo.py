@@ -23,7 +23,7 @@ from pretrain.data.packing.sources.texts import decode_text, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 from pretrain.data.packing.sources.yolo_setup import NAME_FILES, Setup, read_setup, split_by_lists
 
-MOST_OVER = 1.01  # a share a hair above 1 is rounding; trainers take it so
+MAX_OVER = 1.01  # a share a hair above 1 is rounding; trainers take it so
 
 
 def yolo_records(
@@ -196,7 +196,7 @@ class _Reader:
             points = values[:-1]
         else:
             raise ValueError(f"not `class cx cy w h`: {line[:60]!r}")
-        if not in_pixels and max(points) > MOST_OVER:
+        if not in_pixels and max(points) > MAX_OVER:
             self._counts["pixels"] += 1
             raise ValueError(f"numbers above 1 are pixels, not shares of the sides: {line[:60]!r}")
         if not in_pixels and min(points) < -0.01:
