@@ -284,4 +284,5 @@ def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:
         compare=[absolute_encoder(name) for name in settings.compare],
         validation_url=storage.absolute(settings.validation_url),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
     )

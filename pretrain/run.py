@@ -252,6 +252,7 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
         out=storage.absolute(settings.out),
         method=dataclasses.replace(settings.method, arguments=arguments),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
         knn=dataclasses.replace(
             settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)
         ),

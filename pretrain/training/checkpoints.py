@@ -14,6 +14,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -35,7 +36,7 @@ class Progress:
 
     `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line;
     `evaluations_since_best` are those without a better score; `data` is what the run learns from, see
-    `pretrain.training.data_identity`.
+    `pretrain.training.data_identity`; `parent` is the checkpoint of another run that this one began at, if it did.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class Progress:
     evaluations_since_best: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_name(step: int) -> str:
@@ -332,6 +334,18 @@ def read_meta(folder: str) -> Meta | None:
     if not isinstance(size, int) or not isinstance(checksum, str):
         raise Damaged(f"{META} does not describe state.pt")
     return Meta(Progress(**meta), size, checksum)
+
+
+def complete_steps(run_url: str) -> list[int]:
+    """The steps of the checkpoints that are complete, in order, without reading their states."""
+    url = storage.join(run_url, "checkpoints")
+    steps = []
+    for name in _step_folders(url):
+        with suppress(Damaged):
+            meta = read_meta(storage.join(url, name))
+            if meta is not None:
+                steps.append(meta.progress.step)
+    return steps
 
 
 def newest_progress(run_url: str) -> Progress | None:

@@ -83,9 +83,12 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
     with local_context(show) as context:
         folder = RunFolder(url)
         names = {field.name for field in dataclasses.fields(TrainingSettings)}
-        settings = {"log_every_steps": 1, "checkpoint_every_steps": 7, "checkpoint_every_seconds": 600.0, **options}
+        settings = {
+            "batch_size_global": 8, "log_every_steps": 1, "checkpoint_every_steps": 7,
+            "checkpoint_every_seconds": 600.0, **options,
+        }  # fmt: skip
         plan = Plan(
-            url, TrainingSettings(batch_size_global=8, **{name: settings[name] for name in names & settings.keys()}),
+            url, TrainingSettings(**{name: settings[name] for name in names & settings.keys()}),
             steps, 10, lambda step: Rates(0.05 * (1 - step / 100), 0.05, 0.0), seed=7,
             **{name: value for name, value in settings.items() if name not in names},
         )  # fmt: skip
@@ -501,6 +504,43 @@ def test_a_run_in_an_object_store_continues_too():
         assert continued.steps_called == 16
     finally:
         storage.remove("memory://loop-test")
+
+
+def test_a_run_goes_on_from_another_ones_checkpoint_with_settings_of_its_own(tmp_path):
+    whole, *_ = run(str(tmp_path / "whole"))
+    parent = str(tmp_path / "parent")
+    run(parent, stop_at=14)
+    before = sorted(os.listdir(f"{parent}/checkpoints"))
+    same, outcome, records = run(str(tmp_path / "same"), parent=f"{parent}@14")
+    assert_same_weights(whole, same)
+    assert outcome.progress.parent == {"run": parent, "step": 14} and outcome.progress.restarts == 0
+    assert [line["step"] for line in trace(str(tmp_path / "same"))] == list(range(15, 31))
+    assert any(f"continues at step 14 of 30 ({parent}@14)" == record.get("text") for record in records)
+    # longer, and killed on the way: its own checkpoint counts then
+    child = str(tmp_path / "longer")
+    with pytest.raises(KeyboardInterrupt):
+        run(child, steps=50, parent=parent, die_at=8 * 40)
+    longer, outcome, _ = run(child, steps=50, parent=parent)
+    assert outcome.progress.step == 50 and outcome.progress.restarts == 1
+    assert outcome.progress.parent == {"run": parent, "step": 15}
+    assert [line["step"] for line in trace(child)] == list(range(16, 51))
+    assert longer.steps_called == 50 - 35
+    assert sorted(os.listdir(f"{parent}/checkpoints")) == before
+
+
+@pytest.mark.parametrize(
+    ("at", "more", "told"),
+    [
+        ("nowhere", {}, "has no complete checkpoint; name the folder that a run left"),
+        ("parent@9", {}, "has no checkpoint of step 9; there are those of step 7, 14"),
+        ("parent", {"steps": 14}, "stands at step 14, and this run ends at step 14: no step is left"),
+        ("parent", {"batch_size_global": 4}, "whose 14 steps saw 112 images.*keep 8"),
+    ],
+)
+def test_a_parent_that_cannot_be_gone_on_from(tmp_path, at, more, told):
+    run(str(tmp_path / "parent"), steps=14)
+    with pytest.raises(UserError, match=told):
+        run(str(tmp_path / "child"), parent=str(tmp_path / at), **more)
 
 
 class Disk:
