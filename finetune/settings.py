@@ -80,7 +80,9 @@ class DetectionSettings:
         minimum=1,
         help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data",
     )
-    anchors_a_place: int = setting(3, minimum=1, help="anchors at each place of a map, fitted likewise; FCOS has none")
+    anchors_per_position: int = setting(
+        3, minimum=1, help="anchors at each position of a map, fitted likewise; FCOS has none"
+    )
     most_detections: int = setting(100, minimum=1, help="detections an image, at most")
     score_threshold: float = setting(
         0.3, minimum=0, maximum=1, help="lowest score that predict reports, unless it is given one"

@@ -77,13 +77,13 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
         logits[..., num_labels] = 0.0
         boxes = pixel_values.new_zeros(len(found), num, 4)
         for row, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
-            places = torch.arange(len(one["scores"]), device=logits.device)
+            positions = torch.arange(len(one["scores"]), device=logits.device)
             scores = one["scores"].clamp(1e-6, 1 - 1e-6)
-            logits[row, places, one["labels"]] = scores.log()
-            logits[row, places, num_labels] = (1 - scores).log()
+            logits[row, positions, one["labels"]] = scores.log()
+            logits[row, positions, num_labels] = (1 - scores).log()
             corners = one["boxes"] / corners_scale(width, height, one["boxes"])
-            boxes[row, : len(places), :2] = (corners[:, :2] + corners[:, 2:]) / 2
-            boxes[row, : len(places), 2:] = corners[:, 2:] - corners[:, :2]
+            boxes[row, : len(positions), :2] = (corners[:, :2] + corners[:, 2:]) / 2
+            boxes[row, : len(positions), 2:] = corners[:, 2:] - corners[:, :2]
         output = FoveaObjectDetectionOutput(logits=logits, pred_boxes=boxes)
         return output if return_dict is not False else output.to_tuple()
 

@@ -24,7 +24,7 @@ WINDOWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Region:
-    """A place where the class is seen.
+    """A position where the class is seen.
 
     Attributes:
         box: left, top, right and bottom in the picture's pixels.
@@ -50,12 +50,12 @@ class Localization:
 class Localizer:
     """Turns class evidence into regions.
 
-    The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
-    of the logits over places is what a classifier predicts by (class activation maps, Zhou et al.,
+    The evidence of a position is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
+    of the logits over positions is what a classifier predicts by (class activation maps, Zhou et al.,
     https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
-    the evidence of a place is the mean probability of the windows it lies in: through attention every place of a map sees all
-    others, so that maps alone would not tell small things from their surroundings. Regions are the connected places with at
-    least `share` of the strongest evidence; there are none where the class is less likely than `min_probability`.
+    the evidence of a position is the mean probability of the windows it lies in: through attention every position of a map sees
+    all others, so that maps alone would not tell small things from their surroundings. Regions are the connected positions with
+    at least `share` of the strongest evidence; there are none where the class is less likely than `min_probability`.
 
     Args:
         predictor: a classifier.
@@ -107,7 +107,7 @@ class Localizer:
     def _evidence(self, picture: Image.Image) -> tuple[np.ndarray, float]:
         model, config = cast(Classifier, self.predictor.model), self.predictor.config
         factor = self._size / min(picture.size)
-        # whole strides, so that places of the map and of the picture correspond
+        # whole strides, so that positions of the map and of the picture correspond
         stride = model.encoder.strides[-1]
         size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
         scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
@@ -132,9 +132,9 @@ class Localizer:
             logits_NK = model.position_logits(windows).mean((2, 3))
             probabilities = self.predictor.as_probabilities(logits_NK)[:, self._index].tolist()
             for (top, left), probability in zip(part, probabilities, strict=True):
-                place = np.s_[top : top + side, left : left + side]
-                total_HW[place] += probability
-                count_HW[place] += 1
+                position = np.s_[top : top + side, left : left + side]
+                total_HW[position] += probability
+                count_HW[position] += 1
         return total_HW / count_HW
 
     def _regions(self, heat_HW: np.ndarray, probability: float) -> list[Region]:

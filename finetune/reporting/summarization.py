@@ -77,7 +77,7 @@ class SummarizationReport(TaskReport):
         rows = material.sample.first[:NUM_PICTURES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright places are where it looked for a keyword."
+        lead = "What the model writes, and what people wrote. Bright positions are where it looked for a keyword."
         return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
 
 

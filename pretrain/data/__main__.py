@@ -174,7 +174,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checks as the options of the command ask for, and prints; returns the report."""
     from pretrain.data.checking.check import Asked, check, parse_rows
     from pretrain.data.checking.check_report import print_fix, print_report
-    from pretrain.data.packing.regroup import check_places, lies_in, regroup
+    from pretrain.data.packing.regroup import check_locations, lies_in, regroup
     from pretrain.data.reading.image_paths import use_image_root
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
@@ -184,7 +184,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     num_rows = parse_rows(arguments.rows)
     use_image_root(arguments.image_root)
     if arguments.fix is not None:
-        check_places(arguments.url, arguments.fix)
+        check_locations(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
             raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside of it")
     asked = Asked(

@@ -5,8 +5,8 @@ for in each step (`teacher`). Whole images: the student predicts the teacher's f
 by their angle (as in CompRess, https://arxiv.org/abs/2010.14713, and Proteus, https://arxiv.org/abs/2407.10366, the directions
 follow what features of networks need, https://arxiv.org/abs/2007.06346), and is told apart from the other images of the batch
 (contrastive representation distillation, https://arxiv.org/abs/1910.10699); or it imitates whom the teacher finds alike (SEED,
-https://arxiv.org/abs/2101.04731). Places, for detection: 1x1 convolutions of the student's last maps predict the teacher's map
-(FitNets, https://arxiv.org/abs/1412.6550), each view the part of it that it shows.
+https://arxiv.org/abs/2101.04731). Positions, for detection: 1x1 convolutions of the student's last maps predict the teacher's
+map (FitNets, https://arxiv.org/abs/1412.6550), each view the part of it that it shows.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Distill(Method):
             find its own image.
         queue_size: teacher's features of former images that `similarity` compares with, beside those of the global batch.
         student_temperature, teacher_temperature: of the two softmaxes over similarities.
-        map_weight: of the loss of places, smooth L1; needs a teacher with maps (features: `embed --maps`).
-        num_maps: how many of the student's last maps learn places.
+        map_weight: of the loss of positions, smooth L1; needs a teacher with maps (features: `embed --maps`).
+        num_maps: how many of the student's last maps learn positions.
         contrast_weight, contrast_temperature: of the decoupled loss of SimCLR between the first two views, for images of
             which the teacher knows little.
         target_dim: principal directions of the stored features that are predicted.
@@ -201,7 +201,7 @@ class Distill(Method):
             losses["contrast"] = self.criterion(first, second)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
-        # of maps alone there are none: means over places may well lie near one line while the places differ
+        # of maps alone there are none: means over positions may well lie near one line while the positions differ
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return StepOutput(loss=total, logs=logs, embeddings=embeddings)

@@ -113,7 +113,9 @@ class Pieces:
         return self.num // num_ranks
 
     def _outputs(self, encode: Encode, views: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its place in the batch sets."""
+        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its position in the batch
+        sets.
+        """
         num_here, seed = self._num_here(), torch.initial_seed()
         outputs = []
         for index in range(num_here):

@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something to see at a place of the x axis (`x`), or at a height (`y`), with its text."""
+    """Something to see at a value of the x axis (`x`), or at a height (`y`), with its text."""
 
     text: str
     x: float | None = None
@@ -101,7 +101,7 @@ def line_chart(
 
 
 def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
-    """A line of nothing but its shape, for a place of a few letters' height."""
+    """A line of nothing but its shape, for a space of a few letters' height."""
     points = _points(Line("", list(range(len(ys))), ys))
     if len(points) < 2:
         return Markup("")
@@ -200,11 +200,11 @@ def _axes(frame: Frame, x_name: str, shares: bool) -> Markup:
 
 
 def _curve(points: Sequence[tuple[float, float]], frame: Frame, number: int, *, faint: bool = False) -> Markup:
-    places = [(frame.x(x), frame.y(y)) for x, y in points]
-    path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(places))
+    points_xy = [(frame.x(x), frame.y(y)) for x, y in points]
+    path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(points_xy))
     parts = [element("path", d=path, class_=f"line line{number}" + (" faint" if faint else ""))]
-    if len(places) <= MAX_DOTS:
-        parts += [element("circle", cx=x, cy=y, r=2.4, class_=f"dot dot{number}") for x, y in places]
+    if len(points_xy) <= MAX_DOTS:
+        parts += [element("circle", cx=x, cy=y, r=2.4, class_=f"dot dot{number}") for x, y in points_xy]
     return element("g", *parts)
 
 

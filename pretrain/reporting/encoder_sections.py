@@ -124,7 +124,7 @@ def spread_queries(labels: Sequence[str] | None, num_images: int, max_queries: i
 
 def map_section(embedded: Embedded) -> Section:
     """All images of the sample on a plane on which like features lie together."""
-    places = plane(embedded.features_ND)
+    positions = plane(embedded.features_ND)
     names = [name for name, _ in Counter(embedded.labels or ()).most_common()]
     number = {name: index for index, name in enumerate(names)}
     numbers = [number[label] for label in embedded.labels] if embedded.labels else None
@@ -132,7 +132,7 @@ def map_section(embedded: Embedded) -> Section:
     legend = [(name, class_colour(index)) for index, name in enumerate(shown_names)]
     if len(names) > MAX_CLASSES:
         legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MAX_CLASSES - 1)))
-    svg = embedding_map(embedded.sample.tiles[: len(embedded)], places, numbers, embedded.labels)
+    svg = embedding_map(embedded.sample.tiles[: len(embedded)], positions, numbers, embedded.labels)
     lead = (
         f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
         "Images are drawn where there is room, dots elsewhere; distances between far groups mean little."
@@ -142,13 +142,13 @@ def map_section(embedded: Embedded) -> Section:
 
 def embedding_map(
     tiles: Sequence[np.ndarray],
-    places_N2: np.ndarray,
+    positions_N2: np.ndarray,
     numbers: Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Markup:
-    """Dots at all places and thumbnails where they do not cover each other, framed in the colour of their class."""
-    xs = THUMB / 2 + 8 + places_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
-    ys = THUMB / 2 + 8 + (1 - places_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
+    """Dots at all positions and thumbnails where they do not cover each other, framed in the colour of their class."""
+    xs = THUMB / 2 + 8 + positions_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
+    ys = THUMB / 2 + 8 + (1 - positions_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
     taken: list[tuple[float, float]] = []
     dots, thumbs = [], []
     for index, (x, y) in enumerate(zip(xs.tolist(), ys.tolist())):
@@ -190,10 +190,11 @@ def attention_section(
     ]
     with_attention = len(columns) > 2
     lead = (
-        "Bright places get most attention from all positions of the image, on average over the heads of a stage's last layer. "
+        "Bright positions get most attention from all positions of the image, on average over the heads of a stage's last "
+        "layer. "
         if with_attention
         else "This encoder has no attention over positions. "
-    ) + "In the last image, places of one colour have like features, over all images."
+    ) + "In the last image, positions of one colour have like features, over all images."
     return Section("attention", "Where it looks", Templates().render("attention.html", cards=cards), lead)
 
 

@@ -224,8 +224,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _bad_row(row: Mapping[str, Any]) -> dict[str, str]:
     file = masked(str(row.get("file", "")))
-    place = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
-    return {"file": file, "place": place, "reason": str(row.get("reason", ""))}
+    location = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
+    return {"file": file, "location": location, "reason": str(row.get("reason", ""))}
 
 
 def _value(value: Any) -> str:

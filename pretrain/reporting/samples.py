@@ -22,7 +22,7 @@ from pretrain.data.reading.shards import Shards
 from pretrain.data.views.random_views import CentralCrop
 from pretrain.data.views.view_sheet import shown
 
-# places of a data set that are looked at; in a store each may cost the transfer of a whole row group
+# positions of a data set that are looked at; in a store each may cost the transfer of a whole row group
 LOCAL_SPOTS, REMOTE_SPOTS = 64, 16
 TILE = 128  # pixels of a square to show
 NUM_IMAGES = 400  # where the settings of a run do not say how many

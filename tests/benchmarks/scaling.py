@@ -103,7 +103,7 @@ def measured(kind: str, workers: int, options: argparse.Namespace, out: Path) ->
 
 
 def run_worker(overrides: list[str]) -> None:
-    """What each process of torchrun does: a process group, a place, and the same function."""
+    """What each process of torchrun does: a process group, a context, and the same function."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()

@@ -122,7 +122,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         {"bbox": box, "category": name} for box, name in zip(objects["bbox"], objects["category"], strict=True)
     ]
     for value in (objects, as_structs):
-        target, left_out = reader.read(value, width=64, height=64, place="here")
+        target, left_out = reader.read(value, width=64, height=64, location="here")
         assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)

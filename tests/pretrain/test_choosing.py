@@ -9,7 +9,7 @@ from pretrain.data.reading.labels import ClassNames, class_counts, label_codes
 from pretrain.data.reading.loader import Loader, batches_in_sequence
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order
-from pretrain.data.reading.shards import RowPlace, Shards
+from pretrain.data.reading.shards import RowLocation, Shards
 from tests.pretrain.shards import write_shards
 
 CLASSES = np.repeat([0, 1, 2, 3], [500, 300, 190, 10])
@@ -102,7 +102,7 @@ def test_every_rank_count_reads_the_chosen_rows_once(manifest, kind):
 
     in_sequence = [list(batch.arrays[0]) for batch in batches_in_sequence(shards, Names(), batch_size=9)]
     assert [text for batch in in_sequence for text in batch] == list(map(str, rows))
-    place = RowPlace.parse(str(shards.place(len(rows) - 1)))
+    place = RowLocation.parse(str(shards.location(len(rows) - 1)))
     within = rows[-1] % 40
     assert place.file.endswith(f"shard-{rows[-1] // 40:05d}.parquet")
     assert (place.row_group, place.row) == (within // 7, within % 7)

@@ -65,16 +65,16 @@ def test_other_data_is_refused_by_name_unless_the_user_says_so(command, shards, 
     assert code == 0 and "finished already" in said and "on 58 rows" in said and "58 -> 48 rows" in said
 
 
-def test_the_same_data_at_another_place_goes_on_with_a_note(command, shards, tmp_path):
+def test_the_same_data_at_another_location_goes_on_with_a_note(command, shards, tmp_path):
     out = tmp_path / "run"
     assert command(shards, out, stop_at=2)[0] == 130
     (tmp_path / "shards").rename(tmp_path / "moved")
     code, said = command(tmp_path / "moved", out)
     assert code == 0, said
-    assert "the same data at another place (data.url: " in said and "continues at step 2 of 6" in said
+    assert "the same data at another location (data.url: " in said and "continues at step 2 of 6" in said
 
 
-def test_other_data_of_equal_rows_at_another_place_is_refused(command, shards, photos, tmp_path):
+def test_other_data_of_equal_rows_at_another_location_is_refused(command, shards, photos, tmp_path):
     out = tmp_path / "run"
     assert command(shards, out, stop_at=2)[0] == 130
     other = write_shards(tmp_path / "other", photos[::-1], rows_per_file=24)

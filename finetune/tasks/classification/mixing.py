@@ -55,7 +55,7 @@ class Mixing:
         cuts = draws[0] < 0.5 if self.mixup and self.cutmix else np.full(len(row_ids), self.cutmix > 0)
         alpha = np.where(cuts, self.cutmix, self.mixup)
         share = betaincinv(alpha, alpha, draws[1])[:, None, None]
-        # a box with 1 - share of the area around a place anywhere, cut at the borders
+        # a box with 1 - share of the area around a random point, cut at the borders
         half = np.sqrt(1 - share) / 2
         rows, columns = np.arange(height)[None, :, None] + 0.5, np.arange(width)[None, None, :] + 0.5
         in_box = (np.abs(rows / height - draws[2][:, None, None]) < half) & (

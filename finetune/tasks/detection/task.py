@@ -80,7 +80,11 @@ class Detection(Task):
         self.notes = [
             f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} {name} images "
             f"({census.num_without:,} without any)"
-            + (f"; left out: {census.left_out} (first: {census.left_out.places[0]})" if census.left_out.counts else "")
+            + (
+                f"; left out: {census.left_out} (first: {census.left_out.locations[0]})"
+                if census.left_out.counts
+                else ""
+            )
             for name, census in (("training", of_train), ("validation", of_validation))
         ]
         self.findings: dict[str, Any] = {
@@ -111,7 +115,7 @@ class Detection(Task):
         self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()
         strides = list(detection.strides) or fit_strides(np.sqrt(shapes_N2.prod(1)) * size, encoder.strides)
         check_strides(strides, encoder.strides)
-        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_a_place)
+        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_per_position)
         return self.config | {
             "strides": strides,
             "anchors": anchors,

@@ -140,7 +140,7 @@ class LetterboxFilling:
         self.geometry_VB5 = np.zeros((2, num, 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes it into place `index`. Raises BadImage."""
+        """Decodes an image and writes it into slot `index`. Raises BadImage."""
         picture = open_picture(data, channels=self._transform.channels)
         window = letterbox(picture.width, picture.height)
         target, geometry = self.arrays[0][index], self.geometry_VB5[:, index]
@@ -197,7 +197,7 @@ class BoxFilling:
         self.geometry_VB5 = np.zeros((2, len(row_ids), 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its window into place `index`. Raises BadImage."""
+        """Decodes an image and writes its window into slot `index`. Raises BadImage."""
         transform, target = self._transform, self.arrays[0][index]
         picture = open_picture(data, channels=transform.channels)
         window = jittered(picture.width, picture.height, self._windows_B3[index], transform.scale)

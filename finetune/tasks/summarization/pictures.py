@@ -39,7 +39,7 @@ class WholeFilling:
         self.geometry_VB5 = np.broadcast_to(np.array([edge, edge, 1 - edge, 1 - edge, 0], np.float32), (1, num, 5))
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes it into place `index`. Raises BadImage."""
+        """Decodes an image and writes it into slot `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
         spare = min(picture.width, picture.height) * transform.share / transform.size

@@ -97,8 +97,8 @@ def _find_weights(
     stretch = max(scale, 1.0)
     reach = 2 * stretch if cubic else stretch
     exact = np.empty(weights_NK.shape[1])
-    for place in range(num):
-        index = num - 1 - place if flip else place
+    for slot in range(num):
+        index = num - 1 - slot if flip else slot
         centre = low + (index + 0.5) * scale
         start = min(max(0, math.floor(centre - reach + 0.5)), limit - 1)
         stop = max(start + 1, min(limit, math.floor(centre + reach + 0.5)))
@@ -111,9 +111,9 @@ def _find_weights(
         for k in range(start, stop):
             reached += exact[k - start]
             upto = math.floor(reached / total * (1 << bits) + 0.5) if total > 0 else 1 << bits
-            weights_NK[place, k - start] = upto - given
+            weights_NK[slot, k - start] = upto - given
             given = upto
-        starts_N[place], counts_N[place] = start, stop - start
+        starts_N[slot], counts_N[slot] = start, stop - start
 
 
 @compiled

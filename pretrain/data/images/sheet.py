@@ -34,13 +34,13 @@ class Cell:
     Attributes:
         picture: scaled to fit `SIDE`; None for an image that cannot be decoded.
         text: its label, or why it is bad.
-        place: which row it is.
+        location: which row it is.
         boxes: (left, top, right, bottom) as shares of the image's sides, and the class name of each.
     """
 
     picture: Image.Image | None
     text: str
-    place: str
+    location: str
     boxes: Sequence[tuple[tuple[float, float, float, float], str]] = field(default=())
 
 
@@ -71,7 +71,7 @@ def draw_sheet(cells: Sequence[Cell], *, num_columns: int = COLUMNS) -> bytes:
             page.paste(_with_boxes(cell.picture, cell.boxes, box_font), inner)
         ink = INK if cell.picture is not None else BAD_INK
         draw.text((left, top + SIDE), _fitted(cell.text, font), fill=ink, font=font)
-        draw.text((left, top + SIDE + LINE_HEIGHT), _fitted(cell.place, font), fill=INK, font=font)
+        draw.text((left, top + SIDE + LINE_HEIGHT), _fitted(cell.location, font), fill=INK, font=font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG")
     return buffer.getvalue()

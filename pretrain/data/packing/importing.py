@@ -142,20 +142,20 @@ def import_images(
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
             numbers = array("q", (number for number, side in enumerate(sides) if side == split))
-            place = journal.place(split)
-            progress.start_at(place.records_done)
+            reached = journal.reached_of(split)
+            progress.start_at(reached.records_done)
             with ShardWriter(
                 storage.join(journal.folder, split) if split else journal.folder,
                 schema,
                 rows_per_group=options.rows_per_group,
                 bytes_per_group=options.bytes_per_group,
                 bytes_per_shard=options.bytes_per_shard,
-                first_shard=place.shards_done,
+                first_shard=reached.shards_done,
             ) as writer:
-                todo = numbers[place.records_done :]
+                todo = numbers[reached.records_done :]
                 prepared = prepare_all((records[number] for number in todo), options, num_threads, **preparing)
                 num_unread = 0
-                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), place.records_done + 1):
+                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), reached.records_done + 1):
                     progress.advance()
                     num_unread = num_unread + 1 if item.unread else 0
                     if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
@@ -164,7 +164,9 @@ def import_images(
                             "they can, the same command continues"
                         )
                     taking.take(item, number, writer)
-                    if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
+                    if (
+                        writer.num_shards > journal.reached_of(split).shards_done
+                    ):  # all rows up to here lie in whole shards
                         journal.reached(split, done, writer.num_shards, asdict(tally))
             journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
             num_shards += writer.num_shards

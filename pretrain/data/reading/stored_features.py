@@ -352,8 +352,8 @@ class _WithFeatures:
                 group = int(np.searchsorted(self._files.manifest.start_of_group, row_id, side="right")) - 1
                 part = self._files.manifest.files[int(self._files.manifest.file_of_group[group])].url
                 raise UserError(
-                    f"{self._shards.place(row_id)} holds another image than the one that its features in {part} were made of: "
-                    "the data was changed or its rows were put into another order; run embed again into another folder"
+                    f"{self._shards.location(row_id)} holds another image than the one that its features in {part} were made "
+                    "of: the data was changed or its rows were put into another order; run embed again into another folder"
                 )
 
 

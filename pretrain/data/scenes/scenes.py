@@ -191,14 +191,14 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
     ground_mean = rng.uniform(60, 195)
     image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, GROUND_CONTRAST, rng)
 
-    main_place = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
-    assert main_place, "an empty scene has room for its main object"
-    placed = [main_place]
+    main_placement = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
+    assert main_placement, "an empty scene has room for its main object"
+    placed = [main_placement]
     others = [kind for kind in CLASSES if kind != main]
     for _ in range(rng.integers(MAX_SMALL + 1)):
         cutout = _one_of(cutouts_of(others[rng.integers(len(others))], held_out=held_out), rng)
-        place = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
-        placed += [place] if place else []
+        placement = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
+        placed += [placement] if placement else []
 
     # the main object lies under the small ones or over them
     order = [*range(1, len(placed)), 0] if rng.random() < 0.5 else list(range(len(placed)))
@@ -219,9 +219,9 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
         alphas[position] = np.zeros((SIDE, SIDE))
         alphas[position][window] = alpha_HW
     things = []
-    for position, place in enumerate(placed):
+    for position, placement in enumerate(placed):
         visible_HW = alphas[position] >= 0.5
-        things.append(Thing(place.cutout, visible_HW, tight_box(visible_HW)))
+        things.append(Thing(placement.cutout, visible_HW, tight_box(visible_HW)))
     image_HW3 += rng.uniform(0, 5) * rng.standard_normal(image_HW3.shape, dtype=np.float32)
     return Scene(np.round(np.clip(image_HW3, 0, 255)).astype(np.uint8), background, things)
 
@@ -290,15 +290,15 @@ def _inverse(forward_33: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
 
 
-def _warp(place: Placement) -> tuple[np.ndarray, np.ndarray]:
+def _warp(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
     """A cutout as it looks in its window of the scene: colours of 0 to 255 and alpha of 0 to 1."""
-    large_enough = [level for level in place.cutout.levels if max(level.size) >= place.picture_side]
-    level = large_enough[-1] if large_enough else place.cutout.levels[0]
-    left, top, right, low = place.window
+    large_enough = [level for level in placement.cutout.levels if max(level.size) >= placement.picture_side]
+    level = large_enough[-1] if large_enough else placement.cutout.levels[0]
+    left, top, right, low = placement.window
     half_width, half_height = level.size[0] / 2, level.size[1] / 2
     to_pixels = np.array([[half_width, 0, half_width], [0, half_height, half_height], [0, 0, 1]])
     to_scene = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]])
-    mapping = to_pixels @ place.scene_to_picture_33 @ to_scene
+    mapping = to_pixels @ placement.scene_to_picture_33 @ to_scene
     # rounded, so that processors that differ in a number's last bit agree on the picture
     coefficients = np.round(mapping / mapping[2, 2], 9).ravel()[:8].tolist()
     size = (right - left, low - top)

@@ -241,7 +241,7 @@ def _streak(radius: float, sigma: float, degrees: float) -> np.ndarray:
 
 
 def _corners(down: float, right: float) -> list[tuple[int, int, float]]:
-    """The four pixels around a place, with their bilinear shares."""
+    """The four pixels around a position, with their bilinear shares."""
     return [(y, x, abs(1 - y - down) * abs(1 - x - right)) for y in (0, 1) for x in (0, 1)]
 
 

@@ -1,6 +1,6 @@
 """Views of an image: what is drawn for them, and what the host makes of them.
 
-The host decodes an image once, whatever the number of views, and resamples each random crop straight into its place in a
+The host decodes an image once, whatever the number of views, and resamples each random crop straight into its position in a
 batch of uint8. What comes after the crop runs batched on the training device (`pretrain.data.views.augment`), or in the
 same threads where that is the CPU. What is drawn is a pure function of (seed, pass over the data set, row id, view), so a
 batch's views can be drawn again at any time, on any number of ranks.
@@ -33,7 +33,7 @@ class Draws:
     """All that is random about the views of B rows.
 
     Attributes:
-        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to place a crop.
+        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to position a crop.
         colours: for each view, what is drawn for its B rows.
     """
 
@@ -105,7 +105,7 @@ class ViewFilling:
         arrays: uint8 [B, C, size, size] for each view.
         parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
         geometry_VB5: float32, where each view lies: left, top, right and bottom as shares of the image's sides, and 1 where it
-            is mirrored. Methods that compare places of one view with places of another need it.
+            is mirrored. Methods that compare positions of one view with positions of another need it.
     """
 
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
@@ -122,7 +122,7 @@ class ViewFilling:
         self.geometry_VB5[:, :, 4] = self._flipped_VB
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image once and writes its views into place `index`. Raises BadImage."""
+        """Decodes an image once and writes its views into slot `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels, fast=True)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
@@ -193,7 +193,7 @@ class CentralFilling:
         self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
+        """Decodes an image and writes its central crop into slot `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
         box = (0, 0, picture.width, picture.height)

@@ -105,7 +105,7 @@ class Account:
 
 @dataclass
 class Listing:
-    """All records of a source, and what is wrong with single annotations: (place, reason), which goes to the quarantine.
+    """All records of a source, and what is wrong with single annotations: (location, reason), which goes to the quarantine.
 
     `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
     """

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from cluster.errors import UserError
-from pretrain.data.packing.sources.evidence import Evidence, label_places
+from pretrain.data.packing.sources.evidence import Evidence, label_paths
 from pretrain.data.packing.sources.records import (
     Listing,
     Objects,
@@ -119,8 +119,8 @@ def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[
     images_of: dict[str, list[str]] = {}
     for path in images:
         label = None
-        for place in label_places(path):
-            known = tree.lower.get(f"{place}.txt".lower())
+        for candidate in label_paths(path):
+            known = tree.lower.get(f"{candidate}.txt".lower())
             if known is not None and posixpath.basename(known) not in NAME_FILES:
                 label = known
                 break
@@ -139,15 +139,15 @@ class _Reader:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def read(self, data: bytes, place: str) -> tuple[Objects, str | None]:
+    def read(self, data: bytes, location: str) -> tuple[Objects, str | None]:
         """(boxes of one file, why its picture cannot be used or None)."""
         account, problems = self._listing.account, self._listing.problems
         try:
             text, _ = decode_text(data)
         except ValueError as error:
-            problems.append((place, str(error)))
+            problems.append((location, str(error)))
             account.annotations += 1
-            return Objects((), ()), f"its labels {place} are {error}"
+            return Objects((), ()), f"its labels {location} are {error}"
         found: dict[tuple[tuple[float, float, float, float], str], None] = {}
         bad: list[str] = []
         for number, line in enumerate(text.splitlines(), 1):
@@ -157,11 +157,11 @@ class _Reader:
             try:
                 pair = self._line(line)
             except ValueError as error:
-                problems.append((f"{place}, line {number}", str(error)))
+                problems.append((f"{location}, line {number}", str(error)))
                 bad.append(str(error))
                 continue
             if pair in found:
-                self._count("line that comes twice in its file, taken once", f"{place}, line {number}")
+                self._count("line that comes twice in its file, taken once", f"{location}, line {number}")
             found[pair] = None
         problem = None
         if bad and not found:
