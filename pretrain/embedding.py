@@ -26,6 +26,7 @@ from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, BatchResult, Machines, parts_of, parts_there, run_batch_job
 from cluster.batch.options import JobProgress, add_machine_options, machines_of, whole
+from cluster.calling import refuse_old_options
 from cluster.errors import UserError
 from cluster.lease import held_folder
 from pretrain.data.reading.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
@@ -75,7 +76,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
     seen = seen_by(teacher, size)
     # a position of a map is a position of the picture only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
-    transform = CentralCrop(size, share=options.crop_share, whole=is_whole, channels=teacher.in_channels)
+    transform = CentralCrop(size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels)
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
     components = None
     if options.maps:
@@ -118,7 +119,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             "columns": keep,
             "size": size,
             "whole_image": is_whole,
-            "crop_share": None if is_whole else options.crop_share,
+            "crop_share": None if is_whole else options.crop_fraction,
             "maps": options.maps,
             "map_channels": options.map_channels if options.maps else 0,
             "map_pca": None if components is None else components.sha256,
@@ -256,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
         help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
-        "--crop-share", type=_share, default=0.875, help="part of the short side that a central square has"
+        "--crop-fraction", type=_fraction, default=0.875, help="part of the short side that a central square has"
     )
     parser.add_argument(
         "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS positions"
@@ -264,14 +265,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to")
     parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
     add_machine_options(parser)
+    refuse_old_options(parser)
     return parser
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return share
+    return fraction

@@ -22,7 +22,7 @@ NOT_THIS = -30.0  # the logit of a class that a box is not
 @dataclass
 class FoveaObjectDetectionOutput(ModelOutput):
     """As of DETR: `logits` [B, boxes, classes + 1], the last for no object, and `pred_boxes` [B, boxes, 4], centre, width and
-    height in shares of the picture's sides."""
+    height in fractions of the picture's sides."""
 
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
@@ -49,7 +49,7 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
             depth=own["depth"],
             strides=own["strides"],
             anchors=own["anchors"],
-            most=own["most"],
+            max_detections=own["max_detections"],
         )
         self.post_init()
 
@@ -89,5 +89,5 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
 
 
 def corners_scale(width: float, height: float, like: Tensor) -> Tensor:
-    """[4]: what corners are divided by to be shares."""
+    """[4]: what corners are divided by to be fractions."""
     return like.new_tensor([width, height, width, height])

@@ -28,13 +28,13 @@ class Region:
 
     Attributes:
         box: left, top, right and bottom in the picture's pixels.
-        score: the class's probability times the region's mean share of the strongest evidence, in [0, 1].
-        area_share: of the picture.
+        score: the class's probability times the region's mean fraction of the strongest evidence, in [0, 1].
+        area_fraction: of the picture.
     """
 
     box: tuple[float, float, float, float]
     score: float
-    area_share: float
+    area_fraction: float
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Localizer:
     https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
     the evidence of a position is the mean probability of the windows it lies in: through attention every position of a map sees
     all others, so that maps alone would not tell small things from their surroundings. Regions are the connected positions with
-    at least `share` of the strongest evidence; there are none where the class is less likely than `min_probability`.
+    at least `fraction` of the strongest evidence; there are none where the class is less likely than `min_probability`.
 
     Args:
         predictor: a classifier.
         name: of the class.
         size: short side, in pixels, to which pictures are scaled; by default the model's image size. Small things in large
             pictures are found at the scale at which the model learnt them.
-        share, min_probability: see above.
+        fraction, min_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
     """
@@ -73,7 +73,7 @@ class Localizer:
         name: str,
         *,
         size: int | None = None,
-        share: float = 0.5,
+        fraction: float = 0.5,
         min_probability: float = 0.0,
     ) -> None:
         if not isinstance(predictor, ImageClassifier):
@@ -82,7 +82,7 @@ class Localizer:
         if predictor.channels != 3:
             raise UserError(f"--localize draws on RGB images, this model takes {predictor.channels} channels")
         choose("class", name, predictor.class_names)
-        self.predictor, self.name, self.share, self.min_probability = predictor, name, share, min_probability
+        self.predictor, self.name, self.fraction, self.min_probability = predictor, name, fraction, min_probability
         self._index = predictor.class_names.index(name)
         self._size = size or predictor.config["image_size"]
 
@@ -141,7 +141,7 @@ class Localizer:
         if probability < self.min_probability:
             return []
         found = []
-        for region in regionprops(label(heat_HW >= self.share), intensity_image=heat_HW):
+        for region in regionprops(label(heat_HW >= self.fraction), intensity_image=heat_HW):
             top, left, bottom, right = region.bbox
             score = probability * float(region.intensity_mean)
             found.append(
@@ -159,7 +159,7 @@ def _spread(length: int, side: int) -> list[int]:
 def fields_of(localization: Localization) -> dict[str, Any]:
     """What a localization adds to a record."""
     regions = [
-        {"box": list(region.box), "score": region.score, "area_share": region.area_share}
+        {"box": list(region.box), "score": region.score, "area_share": region.area_fraction}
         for region in localization.regions
     ]
     return {"localized": localization.label, "probability": localization.probability, "regions": regions}

@@ -30,7 +30,7 @@ class SummarizationReport(TaskReport):
 
     noun = "summarizer"
     scores = (
-        Score("cider_d", "CIDEr-D", "of 10; sentences", is_share=False),
+        Score("cider_d", "CIDEr-D", "of 10; sentences", is_fraction=False),
         Score("keyword_map", "Keyword mAP", "ranking of keywords"),
         Score("bleu_4", "BLEU-4", "runs of four words"),
         Score("rouge_l", "ROUGE-L", "longest common run"),

@@ -147,7 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     demo.add_argument("--images", type=int, default=2000, metavar="N", help="how many (default: 2000)")
     demo.add_argument(
-        "--validation", type=float, default=0.2, metavar="SHARE", help="share of them that is held out (default: 0.2)"
+        "--validation",
+        type=float,
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of them that is held out (default: 0.2)",
     )
     demo.add_argument(
         "--unlabelled", type=int, default=0, metavar="N", help="further ones, of the image alone (default: 0)"
@@ -262,7 +266,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     written = write_demo(
         arguments.dest,
         num_images=arguments.images,
-        validation_share=arguments.validation,
+        validation_fraction=arguments.validation,
         num_unlabelled=arguments.unlabelled,
         seed=arguments.seed,
     )

@@ -27,7 +27,7 @@ class MapComponents:
         components_CK: float32, orthonormal columns, the one with the largest variance first.
         deviations_K: float32, along them.
         scale: of what is stored.
-        explained: share of the maps' variance that the components keep.
+        explained: fraction of the maps' variance that the components keep.
     """
 
     mean_C: np.ndarray

@@ -158,7 +158,7 @@ def _processor(exported: Exported) -> dict[str, Any]:
         # padding comes after normalisation, so that 0 is the mean colour
         whole = {"shortest_edge": framing.size, "longest_edge": framing.size}
         return {"image_processor_type": "DetrImageProcessor", "size": whole, "do_pad": True, "pad_size": side, **common}
-    scaled = max(framing.size, round(framing.size / framing.share))
+    scaled = max(framing.size, round(framing.size / framing.fraction))
     size = {"shortest_edge": scaled} if framing.kind == CENTRE else {"height": scaled, "width": scaled}
     kind = "CLIPImageProcessor"  # which scales the short side and cuts out the middle
     return {"image_processor_type": kind, "size": size, "do_center_crop": True, "crop_size": side, **common}

@@ -138,11 +138,11 @@ class _ThroughEncoder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         pieces, outputs = ctx.pieces, ctx.outputs
-        share = len(gradients[0]) // distributed.world_size()
-        start = distributed.rank() * share
-        own = [gradient[start : start + share] for gradient in gradients]
+        num_rows = len(gradients[0]) // distributed.world_size()
+        start = distributed.rank() * num_rows
+        own = [gradient[start : start + num_rows] for gradient in gradients]
         for index in range(len(outputs)):
-            pieces.take(outputs[index], [gradient[pieces.rows(share, index)] for gradient in own])
+            pieces.take(outputs[index], [gradient[pieces.rows(num_rows, index)] for gradient in own])
             outputs[index] = []  # lets its graph go
         return (None, None, None, *[None] * len(gradients))
 

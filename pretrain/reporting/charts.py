@@ -64,7 +64,7 @@ def line_chart(
     label: str,
     x_name: str = "step",
     text: Callable[[float], str] = short,
-    shares: bool = False,
+    fractions: bool = False,
     log: bool = False,
     bounds: tuple[float | None, float | None] = (None, None),
     marks: Sequence[Mark] = (),
@@ -76,7 +76,7 @@ def line_chart(
         lines: nothing is drawn for a line without points.
         label: what a screen reader says of the picture.
         text: writes a value, when it is pointed at.
-        shares: values are shares of one, and the axis counts in percent.
+        fractions: values are fractions of one, and the axis counts in percent.
         log: a logarithmic y axis, when all values are above 0.
         bounds: what the y axis must reach to at least, below and above.
         marks: restarts, chance levels and the like.
@@ -88,7 +88,7 @@ def line_chart(
         return element("p", "Nothing was logged yet.", class_="empty")
     log = log and all(y > 0 for points in drawn for _, y in points)
     frame = _frame(drawn, bounds, marks, log)
-    parts = [_axes(frame, x_name, shares)]
+    parts = [_axes(frame, x_name, fractions)]
     parts += [_mark(mark, frame) for mark in marks]
     for number, points in enumerate(drawn, 1):
         parts.append(_curve(thinned(points, MAX_POINTS), frame, number, faint=smooth and len(points) > MAX_DOTS))
@@ -179,11 +179,11 @@ def _frame(
     return Frame(x_low, x_high, low, high, log)
 
 
-def _axes(frame: Frame, x_name: str, shares: bool) -> Markup:
+def _axes(frame: Frame, x_name: str, fractions: bool) -> Markup:
     parts = []
     y_ticks = log_ticks(frame.y_low, frame.y_high) if frame.log else ticks(frame.y_low, frame.y_high)
     y_texts = (
-        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])] if shares else tick_texts(y_ticks)
+        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])] if fractions else tick_texts(y_ticks)
     )
     for value, words in zip(y_ticks, y_texts):
         y = frame.y(value)

@@ -89,5 +89,5 @@ def map_colours(map_BCHW: Tensor) -> np.ndarray:
     components = principal_components(tokens - tokens.mean(0), 3)
     components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
     low, high = np.percentile(components, [2, 98], axis=0)
-    shares: np.ndarray = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return shares.reshape(batch, height, width, 3).astype(np.float32)
+    fractions: np.ndarray = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return fractions.reshape(batch, height, width, 3).astype(np.float32)

@@ -89,9 +89,9 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
         rows.append({"url": data_url(tiles[query]), "label": labels[query] if labels else "", "found": found})
     lead = f"The nearest of {len(embedded):,} images ({embedded.source}) by the angle between features, nearest first."
     if labels is not None:
-        shares, guess = agreement(order_Nk, labels)
+        fractions, guess = agreement(order_Nk, labels)
         lead += (
-            f" Over all of them, {100 * shares:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
+            f" Over all of them, {100 * fractions:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
             f"by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
         )
     body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
@@ -99,7 +99,7 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
 
 
 def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
-    """Share of neighbours of the query's class, and what it would be if neighbours were drawn by lot."""
+    """Fraction of neighbours of the query's class, and what it would be if neighbours were drawn by lot."""
     same = [labels[index] == labels[query] for query, row in enumerate(order_Nk.tolist()) for index in row]
     counts, num = Counter(labels).values(), len(labels)
     guess = sum(count * (count - 1) for count in counts) / max(1, num * (num - 1))
@@ -209,11 +209,11 @@ def last_of_stages(encoder: Encoder, images: torch.Tensor) -> list[tuple[str, np
     return [*found, ("all layers", rolled.float().cpu().numpy())] if rolled is not None else found
 
 
-def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_share: float) -> np.ndarray:
+def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_fraction: float) -> np.ndarray:
     """uint8 [B, C, S, S]: the first images once more, twice as large where they are small."""
     from pretrain.data.views.random_views import CentralCrop
 
-    crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, share=crop_share, channels=channels)
+    crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, fraction=crop_fraction, channels=channels)
     filling, _ = filled(crop, [row.data for row in sample.first[:num]])
     return filling.arrays[0]
 

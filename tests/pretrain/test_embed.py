@@ -77,7 +77,7 @@ def test_features_of_every_row_in_order_with_what_is_kept(data, encoder, tmp_pat
     shards = Shards(load_manifest(data), image_column="image")
     with local_context() as context:
         wanted, _ = labelled_features(
-            network, shards, label_column=None, size=32, crop_share=0.875, context=context,
+            network, shards, label_column=None, size=32, crop_fraction=0.875, context=context,
             mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3),
         )  # fmt: skip
     features = np.array([found[number]["features"] for number in good])

@@ -250,13 +250,13 @@ class Shapes:
     """Boxes of a sample of pictures as these show them.
 
     Attributes:
-        shares_N2: width and height as shares of the picture's longer side, cut at its edges, float64.
+        fractions_N2: width and height as fractions of the picture's longer side, cut at its edges, float64.
         outside: boxes that lie outside of their pictures.
         num: boxes that were looked at.
         complaint: what is wrong with all of them together, and the setting that mends it; None where nothing is.
     """
 
-    shares_N2: np.ndarray
+    fractions_N2: np.ndarray
     outside: LeftOut
     num: int
     complaint: str | None
@@ -287,13 +287,13 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
                 outside.add(OUTSIDE, str(sample.location(row_id)))
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
-    shares_N2 = np.concatenate(shapes).astype(np.float64)
-    return Shapes(shares_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
+    fractions_N2 = np.concatenate(shapes).astype(np.float64)
+    return Shapes(fractions_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
 
 
 def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:
-    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a share of them
-    (`data.max_bad_share`) cannot be used."""
+    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a fraction of them
+    (`data.max_bad_fraction`) cannot be used."""
     if shapes.complaint is not None:
         raise UserError(shapes.complaint)
     num_all = census.num_boxes + sum(census.left_out.counts.values())
@@ -306,6 +306,6 @@ def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float
         if num > max_left_out * among and (num >= FEW or 2 * num > among):
             raise UserError(
                 f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
-                f"{''.join(location)}), more than data.max_bad_share={max_left_out:g}; they are read as "
+                f"{''.join(location)}), more than data.max_bad_fraction={max_left_out:g}; they are read as "
                 f"detection.box_format={census.column.box_format}, in pixels"
             )

@@ -154,7 +154,7 @@ def _in_float32(maps: list[Tensor]) -> Iterator[dict[str, Tensor]]:
         yield OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
 
 
-def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], most: int, **_: Any) -> Head:
+def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], max_detections: int, **_: Any) -> Head:
     """FCOS (https://arxiv.org/abs/1904.01355): no anchors, each position says how far the four edges are.
 
     A level is for boxes up to eight of its strides around a position, as in the paper.
@@ -169,7 +169,7 @@ def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int],
         head=head,
         score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
-        detections_per_img=most,
+        detections_per_img=max_detections,
     )
     return OneStageHead(detector)
 
@@ -181,7 +181,7 @@ def retinanet(
     depth: int,
     strides: Sequence[int],
     anchors: Sequence[Sequence[Sequence[float]]],
-    most: int,
+    max_detections: int,
 ) -> Head:
     """RetinaNet (https://arxiv.org/abs/1708.02002): focal loss over anchors."""
     generator = Anchors(strides, anchors)
@@ -196,7 +196,7 @@ def retinanet(
         head=head,
         score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
-        detections_per_img=most,
+        detections_per_img=max_detections,
     )
     return OneStageHead(detector)
 
@@ -208,7 +208,7 @@ def faster_rcnn(
     depth: int,
     strides: Sequence[int],
     anchors: Sequence[Sequence[Sequence[float]]],
-    most: int,
+    max_detections: int,
 ) -> Head:
     """Faster R-CNN (https://arxiv.org/abs/1506.01497) over a feature pyramid (https://arxiv.org/abs/1612.03144).
 
@@ -234,7 +234,7 @@ def faster_rcnn(
         box_predictor=FastRCNNPredictor(width, num_classes + 1),
         box_batch_size_per_image=128,
         box_score_thresh=MIN_SCORE,
-        box_detections_per_img=most,
+        box_detections_per_img=max_detections,
     )
     return TwoStageHead(detector)
 

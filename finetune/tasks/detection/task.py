@@ -58,12 +58,11 @@ class Detection(Task):
             Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
             for manifest in (train, validation)
         )
-        if not detection.smallest_scale <= detection.largest_scale:
+        if not detection.min_scale <= detection.max_scale:
             raise UserError(
-                f"detection.smallest_scale={detection.smallest_scale:g} is above "
-                f"detection.largest_scale={detection.largest_scale:g}"
+                f"detection.min_scale={detection.min_scale:g} is above detection.max_scale={detection.max_scale:g}"
             )
-        self._max_left_out = settings.data.max_bad_share
+        self._max_left_out = settings.data.max_bad_fraction
         self._validation = validation
         of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
@@ -104,7 +103,7 @@ class Detection(Task):
         ]
         for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
             check_boxes(census, shapes, shards.manifest.files[0].url, max_left_out=self._max_left_out)
-        shapes_N2, outside = looked[0].shares_N2, looked[0].outside
+        shapes_N2, outside = looked[0].fractions_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
                 f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
@@ -122,7 +121,7 @@ class Detection(Task):
             "head": detection.head,
             "channels": detection.channels,
             "depth": detection.depth,
-            "most": detection.most_detections,
+            "max_detections": detection.max_detections,
             "hard_attention_keys": detection.hard_attention_keys,
             "hard_attention_stages": detection.hard_attention_stages,
         }
@@ -152,7 +151,7 @@ class Detection(Task):
             make_attention_hard(
                 encoder, num_keys=config["hard_attention_keys"], num_stages=config["hard_attention_stages"]
             )
-        names = ("head", "strides", "anchors", "channels", "depth", "most", "mode")
+        names = ("head", "strides", "anchors", "channels", "depth", "max_detections", "mode")
         return Detector(encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names})
 
     def views(self, size: int) -> list[ViewSpec]:
@@ -177,7 +176,7 @@ class Detection(Task):
         detection = self.settings
         return BoxViewer(
             self.views(size)[0],
-            scale=(detection.smallest_scale, detection.largest_scale),
+            scale=(detection.min_scale, detection.max_scale),
             flip_vertical=detection.flip_vertical,
             keep=settings.data.keep,
             keep_bytes=settings.data.keep_bytes,
@@ -196,9 +195,7 @@ class Detection(Task):
             geometry_25 = batch.geometry_VB5[:, index]
             width, height = geometry_25[1, 2:4].tolist()
             target, _ = self._reader.read(value, width=width, height=height)
-            boxes_N4, keep_N = boxes_on_canvas(
-                target.xyxy_N4, geometry_25, size, smallest_visible=self.settings.smallest_visible
-            )
+            boxes_N4, keep_N = boxes_on_canvas(target.xyxy_N4, geometry_25, size, min_visible=self.settings.min_visible)
             targets.append(
                 {
                     "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),

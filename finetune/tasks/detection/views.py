@@ -51,11 +51,11 @@ def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, f
 
 
 def boxes_on_canvas(
-    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, smallest_visible: float = 0.0
+    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels of a picture, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
 
-    A box is kept when at least `smallest_visible` of its area lies on the canvas, and two pixels of either side.
+    A box is kept when at least `min_visible` of its area lies on the canvas, and two pixels of either side.
     """
     left, top, right, _, mirrored = (float(number) for number in geometry_25[0])
     scale = size / (right - left)
@@ -66,7 +66,7 @@ def boxes_on_canvas(
         whole_N4[:, [1, 3]] = size - whole_N4[:, [3, 1]]
     cut_N4 = whole_N4.clip(0, size)
     sides_N2, whole_sides_N2 = cut_N4[:, 2:] - cut_N4[:, :2], whole_N4[:, 2:] - whole_N4[:, :2]
-    visible_N = sides_N2.prod(1) >= smallest_visible * whole_sides_N2.prod(1)
+    visible_N = sides_N2.prod(1) >= min_visible * whole_sides_N2.prod(1)
     return cut_N4.astype(np.float32), visible_N & (sides_N2 >= MIN_SIDE).all(1)
 
 

@@ -335,9 +335,9 @@ class _Sample:
         width, height = look.size
         drawn = []
         if boxes is not None and self._boxes is not None:
-            shares_N4 = boxes.xyxy_N4 / np.array([width, height, width, height], dtype=np.float32)
-            for share, value in zip(shares_N4.tolist(), boxes.classes, strict=True):
-                drawn.append((tuple(share), "" if value is None else name_of_class(value)))
+            fractions_N4 = boxes.xyxy_N4 / np.array([width, height, width, height], dtype=np.float32)
+            for fraction, value in zip(fractions_N4.tolist(), boxes.classes, strict=True):
+                drawn.append((tuple(fraction), "" if value is None else name_of_class(value)))
         return Cell(look.picture, ", ".join(texts), f"row {row_id}, {width} x {height}", drawn)
 
     def _location(self, row_id: int) -> dict[str, Any]:

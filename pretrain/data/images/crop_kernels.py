@@ -35,7 +35,7 @@ def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height:
     """Crops of an image for all views: left, top, width, height in pixels, as torchvision's RandomResizedCrop finds them.
 
     `draws_VA4` are uniform in [0, 1): area, log-ratio, left and top of A attempts. `ranges_V4` are the smallest and largest
-    share of the area and log-ratio. A crop that does not fit is tried again; after the last attempt the largest central crop
+    fraction of the area and log-ratio. A crop that does not fit is tried again; after the last attempt the largest central crop
     within the ratios is taken.
     """
     for view in range(draws_VA4.shape[0]):
@@ -60,7 +60,7 @@ def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height:
 def place_crops(
     draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height: int, boxes_V4: np.ndarray, geometry_V5: np.ndarray
 ) -> None:
-    """`find_boxes`, and into the first four of `geometry_V5` left, top, right and bottom as shares of the image's sides."""
+    """`find_boxes`, and into the first four of `geometry_V5` left, top, right and bottom as fractions of the image's sides."""
     find_boxes(draws_VA4, ranges_V4, width, height, boxes_V4)
     for view in range(boxes_V4.shape[0]):
         left, top, w, h = boxes_V4[view]

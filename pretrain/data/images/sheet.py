@@ -35,7 +35,7 @@ class Cell:
         picture: scaled to fit `SIDE`; None for an image that cannot be decoded.
         text: its label, or why it is bad.
         location: which row it is.
-        boxes: (left, top, right, bottom) as shares of the image's sides, and the class name of each.
+        boxes: (left, top, right, bottom) as fractions of the image's sides, and the class name of each.
     """
 
     picture: Image.Image | None
@@ -85,9 +85,11 @@ def _with_boxes(
 ) -> Image.Image:
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
-    for shares, name in boxes:
+    for fractions, name in boxes:
         # what lies far outside is brought near, for the pen counts in 32 bits
-        x1, y1, x2, y2 = (round(min(max(share, -1.0), 2.0) * side) for share, side in zip(shares, picture.size * 2))
+        x1, y1, x2, y2 = (
+            round(min(max(fraction, -1.0), 2.0) * side) for fraction, side in zip(fractions, picture.size * 2)
+        )
         if x2 < x1 or y2 < y1:
             continue
         colour = BOX_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(BOX_COLOURS)]

@@ -115,7 +115,7 @@ class Shards:
         """Encoded bytes of an image on average; where files hold paths alone, of some of these images."""
         if image_root() is not None and (paths := self._first_paths()):
             return check_paths(paths, self.manifest.files[int(self.manifest.file_of_group[0])].url)
-        return float(self.manifest.bytes_of_group.sum() * self.manifest.share / max(1, self.manifest.num_rows))
+        return float(self.manifest.bytes_of_group.sum() * self.manifest.fraction / max(1, self.manifest.num_rows))
 
     def _first_paths(self) -> list[str | None]:
         """Paths of the first rows, where these have no bytes."""

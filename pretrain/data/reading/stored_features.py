@@ -51,7 +51,7 @@ NO_FEATURES = "no features are stored for it: embed could not decode it"
 
 @dataclass(frozen=True)
 class MapShape:
-    """Of stored maps: `channels` x `cells` x `cells`, and the share of the teacher's variance that they keep."""
+    """Of stored maps: `channels` x `cells` x `cells`, and the fraction of the teacher's variance that they keep."""
 
     channels: int
     cells: int

@@ -104,8 +104,8 @@ class ViewFilling:
     Attributes:
         arrays: uint8 [B, C, size, size] for each view.
         parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
-        geometry_VB5: float32, where each view lies: left, top, right and bottom as shares of the image's sides, and 1 where it
-            is mirrored. Methods that compare positions of one view with positions of another need it.
+        geometry_VB5: float32, where each view lies: left, top, right and bottom as fractions of the image's sides, and 1 where
+            it is mirrored. Methods that compare positions of one view with positions of another need it.
     """
 
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
@@ -170,12 +170,18 @@ def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> i
 class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
-    `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole picture
-    instead, squeezed into the square.
+    `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole
+    picture instead, squeezed into the square.
     """
 
-    def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
-        self.size, self.share, self.whole, self.channels, self.buffer_pool = size, share, whole, channels, BufferPool()
+    def __init__(self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3) -> None:
+        self.size, self.fraction, self.whole, self.channels, self.buffer_pool = (
+            size,
+            fraction,
+            whole,
+            channels,
+            BufferPool(),
+        )
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -198,14 +204,14 @@ class CentralFilling:
         picture = open_picture(data, channels=transform.channels)
         box = (0, 0, picture.width, picture.height)
         if not transform.whole:
-            box = central_box(width=picture.width, height=picture.height, share=transform.share)
+            box = central_box(width=picture.width, height=picture.height, fraction=transform.fraction)
         groups = picture.decode(min_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
 
 
-def central_box(*, width: int, height: int, share: float) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the central square whose side is `share` of the short side."""
-    side = max(1, round(min(width, height) * share))
+def central_box(*, width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the central square whose side is `fraction` of the short side."""
+    side = max(1, round(min(width, height) * fraction))
     return (width - side) // 2, (height - side) // 2, side, side

@@ -175,7 +175,7 @@ def _records(content: Content, finder: Finder, listing: Listing, *, split: str |
             path=found.path if by_path and found.path else found.name,
             objects=objects,
             captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
-            relative_boxes=content.meaning == "shares",
+            relative_boxes=content.meaning == "fractions",
             frame=frame_of(entry),
             split=split,
             problem=_problem(said),

@@ -259,7 +259,7 @@ class _Table:
 
     def _relative(self) -> bool:
         if self.meaning is not None:
-            return self.meaning == "shares"
+            return self.meaning == "fractions"
         return self.roles.boxes is not None and self.roles.boxes.is_open_images
 
     def _joined(self, earlier: Record, record: Record) -> Record | None:
