@@ -54,10 +54,10 @@ def integrated_gradients(model: nn.Module, images_BCHW: Tensor, classes_B: Tenso
     network = _Differentiable(model)
     with eval_mode(model), torch.enable_grad():
         # zero is the mean colour of the training data
-        shares_BCHW: Tensor = attr.IntegratedGradients(network).attribute(
+        fractions_BCHW: Tensor = attr.IntegratedGradients(network).attribute(
             images_BCHW.detach(), target=classes_B, n_steps=STEPS, internal_batch_size=max(STEPS, len(images_BCHW))
         )
-    return shares_BCHW.detach().sum(1).abs()
+    return fractions_BCHW.detach().sum(1).abs()
 
 
 # what a map is called -> its function

@@ -366,21 +366,21 @@ def score_rows(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_te
     mine, simclr = (last_metrics(folder) for folder in (pretrained, out / "simclr"))
     num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
 
-    def noise_of_shares(*shares: float) -> float:
-        return Z95 * math.hypot(*(math.sqrt(share * (1 - share) / num) for share in shares))
+    def noise_of_fractions(*fractions: float) -> float:
+        return Z95 * math.hypot(*(math.sqrt(fraction * (1 - fraction) / num) for fraction in fractions))
 
     rows = []
     if "knn_accuracy" in mine and "knn_accuracy_untrained" in mine:
         pair = mine["knn_accuracy"], mine["knn_accuracy_untrained"]
         beside = simclr.get("knn_accuracy") if has_teacher else None
-        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], noise_of_shares(*pair)))
+        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], noise_of_fractions(*pair)))
     for task in tasks:
         results = read_comparison(out / task.folder)
         own, random = results["pretrained"], results["random weights"]
         for key, name in task.scores:
             value, fresh = own["metrics"][key], random["metrics"][key]
             beside = results["simclr"]["metrics"][key] if "simclr" in results else None
-            min_noise = noise_of_shares(value, fresh) if key == "accuracy" else 0.0
+            min_noise = noise_of_fractions(value, fresh) if key == "accuracy" else 0.0
             rows.append(Row(task.what, name, value, beside, fresh, noise_of(key, own, random, min_noise=min_noise)))
     return rows
 

@@ -184,7 +184,7 @@ def finetune(
         feed,
         context=context,
         run=run_folder,
-        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
+        learning_rate_factor=lambda name: _layer_factor(name, source.encoder, settings),
         evaluating=Evaluating(
             evaluate,
             best_metric=best_metric,
@@ -262,7 +262,7 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith(("loss", "error"))
 
 
-def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
+def _layer_factor(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
     """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below.
 
     Adapters start from nothing on each layer, and fresh layers know nothing that could be spared: these learn at one rate.

@@ -138,7 +138,7 @@ def _of_parser(path: str, parser: argparse.ArgumentParser) -> dict[str, Words]:
             tree[path].words += action.choices
             for name, inner in action.choices.items():
                 tree |= _of_parser(f"{path} {name}".strip(), inner)
-        elif action.option_strings:
+        elif action.option_strings and action.help != argparse.SUPPRESS:
             tree[path].words.append(action.option_strings[-1])
             if action.choices:
                 tree[path].values[action.option_strings[-1]] = tuple(map(str, action.choices))

@@ -119,7 +119,7 @@ def how_to_look(settings: PretrainSettings) -> dict[str, Any]:
     """How images are looked at outside of training."""
     return {
         "size": settings.views.size,
-        "crop_share": settings.knn.crop_share,
+        "crop_fraction": settings.knn.crop_fraction,
         "decode_threads": num_decode_threads(settings.data),
         "mean": settings.views.mean,
         "std": settings.views.std,

@@ -26,7 +26,7 @@ from pretrain.encoders.sources import EncoderSource, absolute_encoder
 from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
-from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
+from pretrain.starting import fresh_encoder, layer_factor, moved, parameters_of, resolved, start_of
 from pretrain.training.checkpoints import with_room
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
@@ -124,7 +124,7 @@ def pretrain(
         Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=parts.stored),
         context=context,
         run=run_folder,
-        learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
+        learning_rate_factor=lambda name: layer_factor(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
         hold=({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
         if settings.method.keep

@@ -1,7 +1,7 @@
 """What a training function knows about where it runs: its rank, its device, and how to talk to whoever started it.
 
 `local_context()` gives a `RankContext` in this process, without Ray; `cluster.training.workers.run_workers` gives one to each
-worker. A place holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because
+worker. It holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because
 Ray's bookkeeping lags behind the storage when a worker dies.
 """
 
@@ -107,7 +107,7 @@ class RankContext:
 
 @contextmanager
 def local_context(on_record: Callable[[Record], None] | None = None) -> Iterator[RankContext]:
-    """A place in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
+    """A context in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
 
     `on_record` is called within `report`. In the main thread the first SIGINT, SIGTERM or SIGHUP asks for a stop, a second
     SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.

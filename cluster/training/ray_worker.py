@@ -1,4 +1,4 @@
-"""What runs inside each Ray Train worker: makes its Place, calls the function, tells the channel how it ended.
+"""What runs inside each Ray Train worker: makes its RankContext, calls the function, tells the channel how it ended.
 
 Two things are read from Ray Train's internals, both by `_internals`: the handle of the controller, because nothing
 public ends a run without retries from within, and the preemption notice, because the public call is a barrier.
@@ -238,7 +238,7 @@ def _internals() -> Any:
 
 
 class _Watcher:
-    """A thread that turns a word from the channel or a notice of preemption into the place's stop flag."""
+    """A thread that turns a word from the channel or a notice of preemption into the stop flag of the context."""
 
     def __init__(self, todo: Work, context: RankContext) -> None:
         self._todo = todo

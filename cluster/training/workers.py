@@ -55,7 +55,7 @@ def run_workers(
             newest checkpoint; it grows again when there is room. Empty: it waits until all its workers can be replaced.
         cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
             them). By default this machine's CPUs are shared evenly; on a cluster that is joined see `shares`.
-        gpus_per_worker: 1: the place's device is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
+        gpus_per_worker: 1: the device of a rank is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
         storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
         data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it can read this and
             write to `storage_url`, and whether it has the same packages, its GPUs and room on its disk.

@@ -3,7 +3,7 @@
 It computes what torchvision's detectors do picture by picture (`finetune.tasks.detection.heads`): candidates are the surest of
 each level, a non-maximum suppression for each class follows, and the surest that are left are given.
 
-Shapes: B images, P places of all anchors, N candidates, C classes, M detections.
+Shapes: B images, P positions of all anchors, N candidates, C classes, M detections.
 """
 
 from __future__ import annotations
@@ -99,24 +99,24 @@ class BatchedDetector(ForPixels):
         detector = head.detector
         outputs = {name: output.float() for name, output in detector.head(maps).items()}
         anchors_P4 = _anchors(detector.anchor_generator, images_BCHW, maps)
-        a_place = detector.anchor_generator.num_anchors_per_location()[0]
-        places = [one.shape[2] * one.shape[3] * a_place for one in maps]
+        per_position = detector.anchor_generator.num_anchors_per_location()[0]
+        positions = [one.shape[2] * one.shape[3] * per_position for one in maps]
         scores_BPC = outputs["cls_logits"].sigmoid()
         if isinstance(detector, FCOS):
             scores_BPC = (scores_BPC * outputs["bbox_ctrness"].sigmoid()).sqrt()
         num_classes = scores_BPC.shape[-1]
         found = []
         for scores_BpC, deltas_Bp4, anchors_p4 in zip(
-            scores_BPC.split(places, 1),
-            outputs["bbox_regression"].split(places, 1),
-            anchors_P4.split(places),
+            scores_BPC.split(positions, 1),
+            outputs["bbox_regression"].split(positions, 1),
+            anchors_P4.split(positions),
             strict=True,
         ):
             flat_Bn = scores_BpC.flatten(1)
             scores_Bn, index_Bn = flat_Bn.topk(min(detector.topk_candidates, flat_Bn.shape[1]))
-            place_Bn = index_Bn // num_classes
-            deltas_Bn4 = deltas_Bp4.gather(1, place_Bn[..., None].expand(-1, -1, 4))
-            boxes_Bn4 = _decoded(detector.box_coder, deltas_Bn4, anchors_p4[place_Bn])
+            position_Bn = index_Bn // num_classes
+            deltas_Bn4 = deltas_Bp4.gather(1, position_Bn[..., None].expand(-1, -1, 4))
+            boxes_Bn4 = _decoded(detector.box_coder, deltas_Bn4, anchors_p4[position_Bn])
             found.append((boxes_Bn4, scores_Bn, index_Bn % num_classes))
         boxes_BN4, scores_BN, labels_BN = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         boxes_BN4 = _inside(boxes_BN4, edges_B14)
@@ -201,8 +201,12 @@ def _kept(
     of_class = labels_GN[:, None] == torch.arange(num, device=labels_GN.device)[:, None]
     scores_GKN = torch.where(of_class, scores_GN[:, None], 0.0)
     chosen_S3 = torch.ops.fovea.suppressed(boxes_GN4, scores_GKN, overlap, min_score)
-    places_S = chosen_S3[:, 0] * boxes_GN4.shape[1] + chosen_S3[:, 2]
-    kept = torch.zeros_like(scores_GN).flatten().scatter(0, places_S, torch.ones_like(places_S, dtype=scores_GN.dtype))
+    positions_S = chosen_S3[:, 0] * boxes_GN4.shape[1] + chosen_S3[:, 2]
+    kept = (
+        torch.zeros_like(scores_GN)
+        .flatten()
+        .scatter(0, positions_S, torch.ones_like(positions_S, dtype=scores_GN.dtype))
+    )
     return kept.view(scores_GN.shape) > 0
 
 

@@ -26,7 +26,7 @@ class Rule:
             name, threshold = "", -1.0
         if not name or not 0 <= threshold <= 1:
             raise UserError(
-                f"--alarm {text!r} is not possible: write CLASS>SHARE with a share from 0 to 1, like person>0.9"
+                f"--alarm {text!r} is not possible: write CLASS>FRACTION with a fraction from 0 to 1, like person>0.9"
             )
         return cls(name, threshold)
 

@@ -15,6 +15,7 @@ from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, Machines
 from cluster.batch.options import add_machine_options, machines_of
+from cluster.calling import refuse_old_options
 from cluster.errors import UserError
 from cluster.lease import HELD, held_folder
 from finetune.model import load_model
@@ -83,14 +84,17 @@ def parser() -> argparse.ArgumentParser:
         "--alarm",
         action="append",
         default=[],
-        metavar="CLASS>SHARE",
+        metavar="CLASS>FRACTION",
         help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
     )
     alarms.add_argument("--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)")
     places = parser.add_argument_group("places (medical images)")
     places.add_argument("--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps")
     places.add_argument(
-        "--region-share", type=float, default=0.5, help="share of the strongest evidence in a region (default: 0.5)"
+        "--region-fraction",
+        type=float,
+        default=0.5,
+        help="fraction of the strongest evidence in a region (default: 0.5)",
     )
     places.add_argument(
         "--size",
@@ -109,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
         "a cluster (Parquet shards only)", "continues where it was cut off; OUT/parts has the results as Parquet"
     )
     add_machine_options(cluster)
+    refuse_old_options(parser)
     return parser
 
 
@@ -254,7 +259,7 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
         if rule.name not in known:
             raise UserError(f"--alarm {rule.name!r}: the model does not know it (known: {', '.join(known[:20])})")
     if options.localize:
-        localizer = Localizer(predictor, options.localize, size=options.size, share=options.region_share)
+        localizer = Localizer(predictor, options.localize, size=options.size, fraction=options.region_fraction)
         followers.append(LocalizeFollower(options.out, localizer))
     if options.track:
         if predictor.config["task"] != "detection":

@@ -93,7 +93,7 @@ class Clip:
         for rows in read_in_sequence(shards):
             for row_id, image in zip(rows.row_ids, rows.images, strict=True):
                 if row_id % every == 0:
-                    yield Item(shards.place(row_id).file, row_id, None, image)
+                    yield Item(shards.location(row_id).file, row_id, None, image)
 
 
 def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bool = False) -> list[Clip]:

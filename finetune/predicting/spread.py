@@ -26,7 +26,7 @@ from finetune.predicting.following import AlarmFollower
 from finetune.predicting.records import PREDICTIONS, arrow_schema, record_of, records_in, table_of
 from finetune.predicting.sources import Clip
 from finetune.tasks.base import Predictor
-from pretrain.data.reading.decoded import PLACE, DecodedRows, geometry_of, pixels_of, units_of
+from pretrain.data.reading.decoded import LOCATION, DecodedRows, geometry_of, pixels_of, units_of
 from pretrain.data.reading.manifest import Manifest, load_manifest
 
 # fewer than for embedding: Ray's private object store takes a few tables of canvases of 640 pixels
@@ -57,10 +57,10 @@ class Predicting:
                 part = None if geometry is None else geometry[:, some]
                 records.extend(map(record_of, predictor.results([pixels[some].copy()], part)))
             predicted = table_of(records, schema)
-            places = table.select(list(PLACE))
+            locations = table.select(list(LOCATION))
             for name in predicted.column_names:
-                places = places.append_column(predicted.schema.field(name), predicted[name])
-            return places.replace_schema_metadata(table.schema.metadata)
+                locations = locations.append_column(predicted.schema.field(name), predicted[name])
+            return locations.replace_schema_metadata(table.schema.metadata)
 
         return compute
 
@@ -145,7 +145,7 @@ def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[
         rows = [(row, None) for row in records_in(table)] + [(note, note["reason"]) for note in notes]
         found = []
         for row, reason in rows:
-            url, group, number = (row.pop(name) for name in PLACE)
+            url, group, number = (row.pop(name) for name in LOCATION)
             row.pop("reason", None)
             index = starts[url, group] + number
             found.append({"source": url, "index": index, "seconds": None, "error": reason, **row})

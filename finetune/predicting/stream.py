@@ -44,13 +44,13 @@ def predicted(
                 geometry = None if filling.geometry_VB5 is None else filling.geometry_VB5[:, good]
                 results = iter(predictor.results([array[good] for array in filling.arrays], geometry))
             for item, error in zip(some, errors, strict=True):
-                place = {
+                origin = {
                     "source": masked_url(item.source),
                     "index": item.index,
                     "seconds": item.seconds,
                     "error": error,
                 }
-                yield item, place if error is not None else place | record_of(next(results))
+                yield item, origin if error is not None else origin | record_of(next(results))
 
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:

@@ -23,16 +23,16 @@ Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribu
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of a model. `is_share`: between 0 and 1, shown in percent."""
+    """A metric of a model. `is_fraction`: between 0 and 1, shown in percent."""
 
     name: str
     title: str
     note: str = ""
-    is_share: bool = True
+    is_fraction: bool = True
 
     def text(self, value: float | None) -> str:
         """The number for people."""
-        return percent(value) if self.is_share else short(value)
+        return percent(value) if self.is_fraction else short(value)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def worth_of_pretraining(
         value, other: of the model and of the same network from random weights.
         noise: half the 95 % interval of their difference.
         num: images that they were evaluated on.
-        unit: what is counted; None for shares of one.
+        unit: what is counted; None for fractions of one.
     """
     show = percent if unit is None else short
     size = points(abs(value - other)).lstrip("+") if unit is None else f"{short(abs(value - other))} in {unit}"

@@ -16,7 +16,7 @@ MAX_IN_MATRIX = 20
 def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
     """Counts by true and said class; of very many classes those with most mistakes."""
     wrong = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype))
-    lead = "Rows are true classes, columns what the model says; the darker, the larger the share of the row."
+    lead = "Rows are true classes, columns what the model says; the darker, the larger the fraction of the row."
     chosen = list(range(len(names)))
     if len(names) > MAX_IN_MATRIX:
         chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MAX_IN_MATRIX].tolist())

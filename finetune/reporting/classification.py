@@ -64,10 +64,10 @@ class ClassificationReport(TaskReport):
     def _verdict_on_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Several classes an image: how well they are ranked beside a ranking by chance, and beside random weights."""
         score, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
-        shares = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
-        chance, reach = sum(shares) / max(1, len(shares)), margin(score, num)
+        fractions = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
+        chance, reach = sum(fractions) / max(1, len(fractions)), margin(score, num)
         first = (
-            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(shares)} "
+            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(fractions)} "
             f"classes and {num:,} validation images, where chance gets {percent(chance)}."
         )
         tone = "good" if score - reach > chance else "warn"

@@ -30,7 +30,7 @@ class SummarizationReport(TaskReport):
 
     noun = "summarizer"
     scores = (
-        Score("cider_d", "CIDEr-D", "of 10; sentences", is_share=False),
+        Score("cider_d", "CIDEr-D", "of 10; sentences", is_fraction=False),
         Score("keyword_map", "Keyword mAP", "ranking of keywords"),
         Score("bleu_4", "BLEU-4", "runs of four words"),
         Score("rouge_l", "ROUGE-L", "longest common run"),
@@ -77,7 +77,7 @@ class SummarizationReport(TaskReport):
         rows = material.sample.first[:NUM_PICTURES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright places are where it looked for a keyword."
+        lead = "What the model writes, and what people wrote. Bright positions are where it looked for a keyword."
         return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
 
 

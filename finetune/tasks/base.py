@@ -28,7 +28,7 @@ from cluster.secrets import masked_url
 from cluster.training.rank_context import RankContext
 from finetune.pictures import Picture, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
-from pretrain.data.reading.choosing import rows_of_each_class, share_of_rows
+from pretrain.data.reading.choosing import fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
@@ -114,7 +114,7 @@ class Predictor(ABC):
 
     def host_transform(self) -> HostTransform:
         """What the host makes of an encoded image: the central square, unless a task needs another."""
-        return CentralCrop(self.config["image_size"], share=self.config["crop_share"], channels=self.channels)
+        return CentralCrop(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
 
     @abstractmethod
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
@@ -222,7 +222,7 @@ class Task(ABC):
         if not cls.has_few_labels(settings):
             return None
         if not settings.labels_per_class:
-            return share_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
+            return fraction_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
         if settings.label_fraction < 1:
             raise UserError("label_fraction and labels_per_class say two things; give one of them")
         if classes_N is None:
@@ -281,7 +281,7 @@ def common_config(
             settings.encoder
         ),  # which whoever loads adapters gives again where a secret was in it
         "image_size": size,
-        "crop_share": settings.crop_share,
+        "crop_fraction": settings.crop_fraction,
         "mean": list(source.mean),
         "std": list(source.std),
         "image_column": settings.data.image_column,

@@ -54,7 +54,7 @@ def _first_pictures(url: str, image_column: str, channels: int) -> list[bytes]:
 
 
 def _drawn(number: int, channels: int) -> bytes:
-    """A picture of soft shapes, the same at every call: without edges, whose place by a pixel would count for much."""
+    """A picture of soft shapes, the same at every call: without edges, whose position by a pixel would count for much."""
     width, height = _SIZES[number % len(_SIZES)]
     width, height = width + 2 * (number // len(_SIZES)), height + number // len(_SIZES)
     coarse_HWC = np.stack(

@@ -71,7 +71,7 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
             "mean": list(exported.mean),
             "std": list(exported.std),
             "interpolation": "bilinear",
-            "crop_pct": exported.framing.share,
+            "crop_pct": exported.framing.fraction,
             "crop_mode": "center",
             "classifier": "head",
             "first_conv": None,

@@ -14,6 +14,7 @@ import yaml
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.renamed import with_new_names
 from pretrain.training import run_folder
 from pretrain.training.restarts import RESTARTS
 
@@ -134,7 +135,7 @@ def read_run(url: str, *, now: float | None = None) -> RunRecord:
     silent = _silent_seconds(url, now or time.time())
     return RunRecord(
         url=url,
-        settings=settings if isinstance(settings, dict) else {},
+        settings=with_new_names(settings) if isinstance(settings, dict) else {},
         history=History([row for row in history.rows if isinstance(row.get("step"), int)]),
         result=result,
         status=_status(url, result, history, silent),

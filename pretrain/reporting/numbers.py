@@ -31,22 +31,22 @@ def _minus(text: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share of one in percent."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction of one in percent."""
+    return "–" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f} %"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """A difference of two fractions in percentage points, with its sign."""
     return _minus(f"{100 * difference:+.1f} points")
 
 
-def margin(share: float, num: int) -> float:
-    """Half the width of the 95 % interval of a share seen on so many images (Wilson's)."""
+def margin(fraction: float, num: int) -> float:
+    """Half the width of the 95 % interval of a fraction seen on so many images (Wilson's)."""
     if num <= 0:
         return math.nan
     z = 1.96
-    return z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    return z / (1 + z * z / num) * math.sqrt(fraction * (1 - fraction) / num + z * z / (4 * num * num))
 
 
 def span(seconds: float) -> str:

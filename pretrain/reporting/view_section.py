@@ -40,7 +40,7 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
         for number, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
             if len(views) == MAX_VIEWS:
                 break
-            left, top, right, bottom = (100 * float(share) for share in filling.geometry_VB5[number, 0, :4])
+            left, top, right, bottom = (100 * float(fraction) for fraction in filling.geometry_VB5[number, 0, :4])
             colour = (pass_number if len(passes) > 1 else number) % 2 + 1
             boxes.append(
                 {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}", "height": f"{bottom - top:.1f}",

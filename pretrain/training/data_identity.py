@@ -1,7 +1,7 @@
 """What a run learns from, by content, so that data that changed under an unfinished run is seen.
 
 Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in which they are
-read; not by their names, so that the same data is the same at another place. Small files are read whole. A change of a few
+read; not by their names, so that the same data is the same at another location. Small files are read whole. A change of a few
 bytes within a large file, with its size and rows as they were, is not found.
 """
 

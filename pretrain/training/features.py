@@ -25,7 +25,7 @@ def labelled_features(
     *,
     label_column: str | None,
     size: int,
-    crop_share: float,
+    crop_fraction: float,
     context: RankContext,
     batch_size: int = 256,
     decode_threads: int = 1,
@@ -42,7 +42,7 @@ def labelled_features(
     labels: list[Any] = []
     for batch in batches_in_sequence(
         shards,
-        CentralCrop(size, share=crop_share, channels=encoder.in_channels),
+        CentralCrop(size, fraction=crop_fraction, channels=encoder.in_channels),
         batch_size=batch_size,
         rank=context.rank,
         world_size=context.world_size,

@@ -29,7 +29,7 @@ def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
     """Health of the embeddings of two views of the same images; NaN where numbers that are not finite leave none.
 
     - `spread`: see there.
-    - `effective_rank`: RankMe, exp of the entropy of the singular values' shares (https://arxiv.org/abs/2210.02885); from 1
+    - `effective_rank`: RankMe, exp of the entropy of the singular values' fractions (https://arxiv.org/abs/2210.02885); from 1
       to min(B, D).
     - `alignment`: mean squared distance of the two views, 0 to 4, lower is closer; `uniformity`: log of the mean Gaussian
       potential of pairs, 0 when collapsed, lower is more even (https://arxiv.org/abs/2005.10242).
@@ -49,12 +49,14 @@ def effective_rank(embeddings_BD: Tensor) -> float:
     embeddings = embeddings_BD.double()
     if not torch.isfinite(embeddings).all():
         return math.nan  # for which there is no decomposition
-    embeddings = embeddings / embeddings.abs().max().clamp_min(1e-300)  # shares do not change, and squares stay finite
+    embeddings = embeddings / embeddings.abs().max().clamp_min(
+        1e-300
+    )  # fractions do not change, and squares stay finite
     # singular values by the eigenvalues of the smaller product: a ninth of the time at 1024 x 4096, and equal to 1e-6
     smaller = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
-    shares = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
-    shares = shares / shares.sum().clamp_min(1e-12) + 1e-12
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    fractions = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
+    fractions = fractions / fractions.sum().clamp_min(1e-12) + 1e-12
+    return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
 @torch.no_grad()

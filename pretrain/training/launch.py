@@ -145,7 +145,7 @@ class _Before:
         ]
         if not self.data_changes:
             moved = cluster.settings.differences(old, settings, ignored=UNSEEN)
-            self.changed += [f"the same data at another place ({one})" for one in moved if one not in self.changed]
+            self.changed += [f"the same data at another location ({one})" for one in moved if one not in self.changed]
 
     @property
     def data_changes(self) -> list[str]:

@@ -65,12 +65,15 @@ class Logbook:
         self._context.beat(progress.step)
         if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
             self._context.note(f"recovered within {seconds:.1f} s")
-        if (unusable := too_many_bad(progress, plan.max_bad_share, batch * plan.steps_per_epoch)) is not None:
+        if (unusable := too_many_bad(progress, plan.max_bad_fraction, batch * plan.steps_per_epoch)) is not None:
             self._gather_bad_rows()
             raise RunStopped(unusable)
-        if "bad rows" not in self._warned and (unusable := too_many_bad(progress, plan.max_bad_share, 0)) is not None:
+        if (
+            "bad rows" not in self._warned
+            and (unusable := too_many_bad(progress, plan.max_bad_fraction, 0)) is not None
+        ):
             self._warned.add("bad rows")
-            rule = "the run stops when they are more than that share of all rows"
+            rule = "the run stops when they are more than that fraction of all rows"
             self._context.warn(f"step {progress.step}: {unusable}; {rule}")
 
     def tell_troubles(self) -> None:

@@ -43,7 +43,7 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
         # where few rows of a file are taken, a window spans as much of the files as it would with all of them: what is read
         # for it stays bounded, and row groups, which hold few of its rows then, are shuffled anyway
-        window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.share))),
+        window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.fraction))),
         seed=seed,
         source_of_group=manifest.source_of_group,
         weights=data.weights or None,
@@ -53,7 +53,7 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
 def describe_data(manifest: Manifest, order: Order) -> str:
     """What will be read, in a line."""
     files, rows = len(manifest.files), manifest.num_rows
-    size = int(manifest.bytes_of_group.sum() * manifest.share)
+    size = int(manifest.bytes_of_group.sum() * manifest.fraction)
     chosen = " chosen" if manifest.choice is not None else ""
     return (
         f"{rows:,}{chosen} images ({size / 2**20:,.1f} MiB) in {files:,} file{'s'[: files != 1]}; "
@@ -139,7 +139,7 @@ def train_by(
     *,
     context: RankContext,
     run: RunFolder | None,
-    learning_rate_share: Callable[[str], float] = lambda name: 1.0,
+    learning_rate_factor: Callable[[str], float] = lambda name: 1.0,
     constant_rate: tuple[str, ...] = (),
     hold: tuple[Mapping[str, Tensor], float] | None = None,
     on_collapse: str = "warn",
@@ -151,7 +151,7 @@ def train_by(
     """Trains `module` on `feed` by the settings that both stages share.
 
     Args:
-        learning_rate_share: of a parameter, by its name.
+        learning_rate_factor: of a parameter, by its name.
         constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
         hold: weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`).
         evaluate_every_epochs: takes the place of `evaluating.every_steps`; 0: after the last step only.
@@ -164,7 +164,9 @@ def train_by(
     _settle(module, settings.training, context)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
     num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))
-    mover, rates_at = _optimizer(settings, module, num_steps, steps_per_epoch, learning_rate_share, constant_rate, hold)
+    mover, rates_at = _optimizer(
+        settings, module, num_steps, steps_per_epoch, learning_rate_factor, constant_rate, hold
+    )
     if evaluating is not None and evaluate_every_epochs:
         # a small share of an epoch is no less often than each step
         every = max(1, round(evaluate_every_epochs * steps_per_epoch))
@@ -177,7 +179,7 @@ def train_by(
         rates_at,
         seed=settings.seed,
         on_collapse=on_collapse,
-        max_bad_share=settings.data.max_bad_share,
+        max_bad_fraction=settings.data.max_bad_fraction,
         evaluating=evaluating,
         data=feed.identities() if context.rank == 0 else {},
         on_data_change=settings.data.on_change,
@@ -212,7 +214,7 @@ def _optimizer(
     module: Trainable,
     num_steps: int,
     steps_per_epoch: int,
-    learning_rate_share: Callable[[str], float],
+    learning_rate_factor: Callable[[str], float],
     constant_rate: tuple[str, ...],
     hold: tuple[Mapping[str, Tensor], float] | None,
 ) -> tuple[Optimizer, Callable[[int], Rates]]:
@@ -224,14 +226,14 @@ def _optimizer(
 
     def rates_at(step: int) -> Rates:
         learning_rate, constant = (
-            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=final)
-            for final in (chosen.final_share, 1.0)
+            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_fraction=final)
+            for final in (chosen.final_fraction, 1.0)
         )
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
     groups = parameter_groups(
-        module, weight_decay=first_decay, learning_rate_share=learning_rate_share, constant_rate=constant_rate
+        module, weight_decay=first_decay, learning_rate_factor=learning_rate_factor, constant_rate=constant_rate
     )
     mover = build_optimizer(chosen.name, groups, learning_rate=peak, momentum=chosen.momentum)
     if hold is not None:

@@ -34,16 +34,16 @@ def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> Use
     )
 
 
-def too_many_bad(progress: Progress, max_share: float, rows_per_epoch: int) -> str | None:
+def too_many_bad(progress: Progress, max_fraction: float, rows_per_epoch: int) -> str | None:
     """In words that more rows are bad than may be, None where they are not.
 
-    They often lie together, so a share means little before all rows were seen: until then it is that of an epoch's rows.
+    They often lie together, so a fraction means little before all rows were seen: until then it is that of an epoch's rows.
     Ten are always allowed.
     """
-    if progress.bad_row_count <= max(10, max_share * max(progress.samples_seen, rows_per_epoch)):
+    if progress.bad_row_count <= max(10, max_fraction * max(progress.samples_seen, rows_per_epoch)):
         return None
     some = "; ".join(f"{where}: {reason}" for where, reason in list(progress.bad_rows.items())[:3])
     return (
         f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
-        f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
+        f"data.max_bad_fraction={max_fraction:g} allows ({some}); `python -m pretrain.data check` lists them"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
-from pretrain.data.reading.shards import RowPlace
+from pretrain.data.reading.shards import RowLocation
 from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
 
@@ -148,8 +148,8 @@ class RunFolder:
 
     def write_bad_rows(self, rows: dict[str, str]) -> None:
         """Writes bad_rows.jsonl as a whole: where each row that could not be used lies, and why."""
-        listed = sorted((RowPlace.parse(place), reason) for place, reason in rows.items())
-        lines = [json.dumps({**asdict(place), "reason": reason}) + "\n" for place, reason in listed]
+        listed = sorted((RowLocation.parse(location), reason) for location, reason in rows.items())
+        lines = [json.dumps({**asdict(location), "reason": reason}) + "\n" for location, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
     def close(self, *, finished: bool = True) -> None:
@@ -274,7 +274,7 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
 def check_is_no_file(run_url: str) -> None:
     """Raises UserError when a file lies in the place of OUT."""
     if storage.is_local(run_url) and storage.local_path(run_url).is_file():
-        raise UserError(f"{run_url} is a file; out must be a folder, or a place where there is none yet")
+        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is none yet")
 
 
 def check_claim(run_url: str, refused: Sequence[str]) -> None:

@@ -36,7 +36,9 @@ class DataSettings:
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
     )
     shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
-    max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    max_bad_fraction: float = setting(
+        0.05, minimum=0, maximum=1, help="fraction of undecodable rows that stops the run"
+    )
     max_megapixels: float = setting(
         100.0, above=0, help="larger images are bad rows; JPEGs above 100 are decoded at a reduced size"
     )
@@ -107,7 +109,9 @@ class OptimizerSettings:
     final_weight_decay: float | None = setting(
         None, minimum=0, help="weight decay at the last step, reached by half a cosine; null: as at the first"
     )
-    final_share: float = setting(0.0, minimum=0, maximum=1, help="share of the peak learning rate at the last step")
+    final_fraction: float = setting(
+        0.0, minimum=0, maximum=1, help="fraction of the peak learning rate at the last step"
+    )
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ UNSEEN = (
 )
 FREE_TO_CHANGE = (  # of the others it is said when they differ
     *UNSEEN,
-    "data.max_bad_share",
+    "data.max_bad_fraction",
     "training.on_nonfinite",
     "training.log_every_steps",
     "training.compile",

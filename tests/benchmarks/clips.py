@@ -125,9 +125,9 @@ def places(options: argparse.Namespace) -> None:
     run = options.out / "places-run"
     command(
         "finetune", "configs/finetune/classification.yaml", f"encoder={options.model}", f"data.url={data / 'train'}",
-        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_share=1.0", "compare=[]",
+        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_fraction=1.0", "compare=[]",
         f"training.steps={options.steps}", "training.batch_size_global=32", "cluster.workers=0", "layer_decay=1.0",
-        "classification.smallest_crop=0.6",
+        "classification.min_crop=0.6",
     )  # fmt: skip
     photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"]
     folder = options.out / "places-photos"
@@ -170,14 +170,14 @@ def _cut_patches(bccd: Path, split: str, folder: Path, seed: int) -> None:
         cells = [box["xyxy"] for box in entry["boxes"] if box["cls"] == "WBC"]
         for number in range(24):
             left, top = (int(generator.integers(0, side - PATCH)) for side in PHOTO)
-            shares = [_share_inside(cell, (left, top, left + PATCH, top + PATCH)) for cell in cells]
+            shares = [_fraction_inside(cell, (left, top, left + PATCH, top + PATCH)) for cell in cells]
             name = "white" if any(share > 0.8 for share in shares) else "none" if max(shares, default=0) < 0.1 else ""
             if name and (name == "white" or generator.random() < 0.15):
                 patch = image.crop((left, top, left + PATCH, top + PATCH)).resize((96, 96), Image.Resampling.BOX)
                 patch.save(folder / name / f"{Path(entry['path']).stem}-{number}.png")
 
 
-def _share_inside(box: list[float], window: tuple[int, int, int, int]) -> float:
+def _fraction_inside(box: list[float], window: tuple[int, int, int, int]) -> float:
     width = min(box[2], window[2]) - max(box[0], window[0])
     height = min(box[3], window[3]) - max(box[1], window[1])
     return max(0.0, width) * max(0.0, height) / max(1.0, (box[2] - box[0]) * (box[3] - box[1]))
@@ -235,7 +235,7 @@ def _visible(boxes: list[list[float]], left: int) -> list[tuple[int, list[float]
     return [
         (number, np.clip(np.subtract(box, (left, 0) * 2), 0, PHOTO * 2).tolist())
         for number, box in enumerate(boxes)
-        if _share_inside(box, window) > 0.5
+        if _fraction_inside(box, window) > 0.5
     ]
 
 

@@ -99,7 +99,7 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
                 Shards(manifest, image_column="image", columns=["label"]),
                 label_column="label",
                 size=config.input_size,
-                crop_share=1.0,
+                crop_fraction=1.0,
                 context=context,
                 decode_threads=2,
             )

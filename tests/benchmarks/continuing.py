@@ -108,7 +108,7 @@ def scene_knn(run_folder: Path, train: Path, test: Path) -> float:
 
     url = str(run_folder / "encoder")
     config = read_encoder_config(url)
-    how = {"size": config.input_size, "crop_share": 1.0, "decode_threads": 2, "mean": config.mean, "std": config.std}
+    how = {"size": config.input_size, "crop_fraction": 1.0, "decode_threads": 2, "mean": config.mean, "std": config.std}
     probe = LabelProbe(str(train), str(test), image_column="image", label_column="label", neighbours=20, **how)
     with local_context() as context:
         return probe(load_encoder(url).eval().to(context.device), context, linear=False)["knn_accuracy"]

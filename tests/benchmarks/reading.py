@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pretrain.data.reading.loader import Batch, Loader, fill_places
+from pretrain.data.reading.loader import Batch, Loader, fill_slots
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order, default_num_streams
 from pretrain.data.reading.shards import Shards
@@ -131,7 +131,7 @@ def decoded(images: list[bytes], threads: int) -> tuple[float, float]:
                 places = [(rows, position) for position in ids]
                 ahead.append(
                     [
-                        pool.submit(fill_places, filling, batch, first, places[first : first + share])
+                        pool.submit(fill_slots, filling, batch, first, places[first : first + share])
                         for first in range(0, len(part), share)
                     ]
                 )

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             "evaluate_every_epochs=0",
             "optimizer.learning_rate=2.4e-2",
             "summarization.num_maps=3",
-            "summarization.smallest_crop=1.0",
+            "summarization.min_crop=1.0",
             "summarization.dropout=0.0",
             "summarization.keyword_min_images=3",
         )

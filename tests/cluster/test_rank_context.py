@@ -1,4 +1,4 @@
-"""A place in this process, and signals."""
+"""A context in this process, and signals."""
 
 from __future__ import annotations
 

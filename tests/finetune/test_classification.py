@@ -105,7 +105,7 @@ def test_mixtures_are_a_pure_function_of_pairs(mixup, cutmix):
     pairs = mixed.view(32, 2, 3, 24, 20)
     torch.testing.assert_close(pairs.sum(1), images.view(32, 2, 3, 24, 20).sum(1))
     torch.testing.assert_close(shares.sum(1), torch.ones(64))
-    own = mixing.own_shares(passes[::2], rows[::2], 24, 20)
+    own = mixing.own_fractions(passes[::2], rows[::2], 24, 20)
     told = own.mean((1, 2))
     differing = (ids[::2] != ids[1::2]).numpy()
     assert shares[::2][differing, ids[::2][differing]].numpy() == pytest.approx(told[differing], abs=1e-6)

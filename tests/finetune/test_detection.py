@@ -122,7 +122,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         {"bbox": box, "category": name} for box, name in zip(objects["bbox"], objects["category"], strict=True)
     ]
     for value in (objects, as_structs):
-        target, left_out = reader.read(value, width=64, height=64, place="here")
+        target, left_out = reader.read(value, width=64, height=64, location="here")
         assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
@@ -143,7 +143,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the image"),
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
-        (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
+        (None, {"detection.min_scale": 3}, "it is more than detection.max_scale=2"),
         (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
     ],
 )  # fmt: skip
@@ -202,7 +202,14 @@ def detector(encoder, head, **more):
     torch.manual_seed(0)
     strides = [8, 16]
     anchors = [[[10.0, 12.0], [16.0, 12.0]], [[30.0, 30.0], [40.0, 24.0]]]
-    arguments = {"num_classes": 2, "channels": 32, "depth": 1, "most": 20, "strides": strides, "anchors": anchors}
+    arguments = {
+        "num_classes": 2,
+        "channels": 32,
+        "depth": 1,
+        "max_detections": 20,
+        "strides": strides,
+        "anchors": anchors,
+    }
     return Detector(encoder, head=head, **{**arguments, **more})
 
 

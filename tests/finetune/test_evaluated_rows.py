@@ -52,7 +52,7 @@ def test_boxes_of_classes_that_a_detector_does_not_know_are_left_out():
         "bbox": [[1.0, 1.0, 5.0, 5.0], [2.0, 2.0, 5.0, 5.0], [50.0, 2.0, 5.0, 5.0]],
         "category": ["b", "zebra", "a"],
     }
-    target, left_out = reader.read(value, width=20, height=20, place="row 3")
+    target, left_out = reader.read(value, width=20, height=20, location="row 3")
     assert target.classes_N.tolist() == [1] and target.xyxy_N4.tolist() == [[1.0, 1.0, 6.0, 6.0]]
     assert left_out.counts[UNKNOWN] == 1 and sum(left_out.counts.values()) == 2
 

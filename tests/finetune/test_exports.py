@@ -22,7 +22,7 @@ from pretrain.exporting.exported import SIZES, sizes_on_canvas
 from tests.finetune.test_export_model import a_model
 
 COMMON = {
-    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
+    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
     "image_column": "image",
 }  # fmt: skip
 HEADS = ("fcos", "retinanet", "faster_rcnn")
@@ -36,7 +36,7 @@ def a_detector(folder, head):
     config = {
         **COMMON, "task": "detection", "encoder": encoder.spec, "columns": {"objects": "objects"}, "box_format": "xywh",
         "class_names": ["a", "b", "c"], "class_values": ["a", "b", "c"], "score_threshold": 0.3, "strides": [4, 8, 16],
-        "anchors": anchors, "head": head, "channels": 32, "depth": 1, "most": 100, "hard_attention_keys": 0,
+        "anchors": anchors, "head": head, "channels": 32, "depth": 1, "max_detections": 100, "hard_attention_keys": 0,
         "hard_attention_stages": 1,
     }  # fmt: skip
     model = Detection.new_model(encoder, config).eval()
@@ -59,7 +59,7 @@ def a_summarizer(folder):
         **COMMON, "task": "summarization", "encoder": encoder.spec, "columns": {"captions": "captions"},
         "keywords": ["cat", "chair", "mèo"], "keyword_names": None, "tokenizer": tokenizer.to_json(), "mean_tokens": 6.0,
         "head": {"width": 32, "depth": 1, "num_heads": 2, "num_maps": 2, "num_fed": 2, "max_tokens": 8}, "num_beams": 2,
-        "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_share": 0.6,
+        "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_fraction": 0.6,
     }  # fmt: skip
     model = Summarization.new_model(encoder, config).eval()
     with torch.no_grad():

@@ -89,7 +89,7 @@ def summarizer(world, tmp_path_factory):
         "compare": "[]",
         "summarization.width": 32,
         "summarization.keyword_threshold": 0.05,
-        "summarization.keyword_max_share": 0.6,
+        "summarization.keyword_max_fraction": 0.6,
         "cluster.workers": 0,
         "report_images": 12,
     }

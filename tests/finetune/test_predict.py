@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import av
 import numpy as np
@@ -51,7 +52,7 @@ def model(tmp_path_factory):
     encoder = build_encoder("convattn_nano", stem_stride=1).eval()
     config = {
         "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 48,
-        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
+        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
         "class_names": NAMES, "class_values": NAMES,
     }  # fmt: skip
     classifier = Classification.new_model(encoder, config)
@@ -222,8 +223,8 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     (tmp_path / "video.mp4").write_bytes(b"no video at all")
     for arguments, words in (
         ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
-        ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>SHARE"),
-        ((photo, tmp_path / "o", "--alarm", "light>7"), "a share from 0 to 1"),
+        ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>FRACTION"),
+        ((photo, tmp_path / "o", "--alarm", "light>7"), "a fraction from 0 to 1"),
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
         ((photo, tmp_path / "o", "--track"), "this model is for classification"),
         ((photo, tmp_path / "o", "--every", "0"), "it must be at least 1"),
@@ -328,13 +329,24 @@ def detector(tmp_path_factory):
     encoder = build_encoder("convattn_nano", stem_stride=4).eval()
     config = {
         "task": "detection", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 96,
-        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
+        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
         "class_names": ["cat", "dog"], "class_values": ["cat", "dog"],
         "box_format": "xyxy", "score_threshold": 0.0, "strides": [8, 16], "anchors": [[[16, 16]], [[32, 32]]],
-        "head": "fcos", "channels": 32, "depth": 1, "most": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
+        "head": "fcos", "channels": 32, "depth": 1, "max_detections": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
     }  # fmt: skip
     save_model(url, Detection.new_model(encoder, config), config)
     return url
+
+
+def test_a_model_whose_config_has_former_names_predicts_the_same(detector, tmp_path):
+    former = tmp_path / "model"
+    shutil.copytree(detector, former)
+    config = json.loads((former / "config.json").read_text())
+    config["most"], config["crop_share"] = config.pop("max_detections"), config.pop("crop_fraction")
+    (former / "config.json").write_text(json.dumps(config))
+    image = picture(True)
+    (found,), (wanted,) = load_model(str(former)).predict(image), load_model(detector).predict(image)
+    assert len(found.scores) == 10 and torch.equal(torch.as_tensor(found.boxes), torch.as_tensor(wanted.boxes))
 
 
 def test_a_detector_follows_boxes_through_a_video(detector, video, tmp_path):
@@ -356,7 +368,7 @@ def test_scores_of_every_kind_of_record():
     assert score_of({"keywords": [{"text": "cat", "score": 0.7}]}, "cat") == 0.7
     assert score_of({"labels": [], "scores": []}, "cat") == 0.0
     assert clock(3723.0456) == "01:02:03.046"
-    with pytest.raises(UserError, match="write CLASS>SHARE"):
+    with pytest.raises(UserError, match="write CLASS>FRACTION"):
         Rule.parse("cat=0.5")
     assert Rule.parse("a > b>0.25") == Rule("a > b", 0.25)
 

@@ -70,7 +70,7 @@ def arguments(world, out, **more):
         "optimizer.learning_rate": 0.05,
         "summarization.width": 64,
         "summarization.num_maps": 2,
-        "summarization.keyword_max_share": 0.6,
+        "summarization.keyword_max_fraction": 0.6,
         "cluster.workers": 0,
         "cluster.cpus_per_worker": 1,
         **more,

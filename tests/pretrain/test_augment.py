@@ -212,7 +212,7 @@ def test_boxes_of_extreme_images_fit(width, height):
     for crops in draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4:
         left, top, right, bottom = corners(find_boxes([spec], crops, width=width, height=height))[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, share=0.875)]))[0]
+    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, fraction=0.875)]))[0]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 

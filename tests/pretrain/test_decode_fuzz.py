@@ -133,13 +133,13 @@ def test_seeds_are_good():
     assert [look(data) for data in SEEDS] == [""] * len(SEEDS)
 
 
-SHARE = st.floats(0, 1, exclude_max=True)
+FRACTION = st.floats(0, 1, exclude_max=True)
 
 
 @settings(max_examples=600, deadline=None)
 @given(
     data=st.sampled_from(SEEDS),
-    changes=st.lists(st.tuples(st.sampled_from(CHANGES), SHARE, SHARE), min_size=1, max_size=6),
+    changes=st.lists(st.tuples(st.sampled_from(CHANGES), FRACTION, FRACTION), min_size=1, max_size=6),
     other=st.sampled_from(SEEDS),
 )
 def test_changed_files(data, changes, other):

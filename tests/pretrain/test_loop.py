@@ -449,7 +449,7 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
             batch = super().__next__()
             return TrainingBatch(batch.inputs, {f"row {self.position + i}": "empty" for i in range(4)})
 
-    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_share=0.05"):
+    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_fraction=0.05"):
         module = Toy()
         with local_context() as context:
             training = TrainingSettings(batch_size_global=8)
@@ -464,14 +464,14 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
             bad = {f"f.parquet: row group 0, row {self.position + i}": "empty" for i in range(8)}
             return TrainingBatch(batch.inputs, bad if self.position % 4000 in range(9, 25) else {})
 
-    def trained(max_bad_share, url):
+    def trained(max_bad_fraction, url):
         module, records = Toy(), []
         with local_context(records.append) as context:
             folder = RunFolder(str(url))
             try:
                 plan = Plan(
                     str(url), TrainingSettings(batch_size_global=8), 30, 500, lambda step: Rates(0.01, 0.1, 0.0),
-                    max_bad_share=max_bad_share,
+                    max_bad_fraction=max_bad_fraction,
                 )  # fmt: skip
                 train(
                     module,
@@ -486,7 +486,7 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
         return [record["text"] for record in records if record.get("kind") == "warning"]
 
     (warning,) = trained(0.01, tmp_path / "run")  # 16 of the first 24, and of 4,000
-    assert "16 of 24 rows could not be used, more than data.max_bad_share=0.01" in warning
+    assert "16 of 24 rows could not be used, more than data.max_bad_fraction=0.01" in warning
     with pytest.raises(RunStopped, match="16 of 24 rows could not be used"):
         trained(0.002, tmp_path / "stopped")
     for name in ("run", "stopped"):

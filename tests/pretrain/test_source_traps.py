@@ -309,7 +309,7 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
     table = json_lines(tmp_path / "src" / "t.jsonl", *({"path": path, **row} for path, row in rows.items()))
     write(table, table.read_bytes() + b'\n{"path": "gone.png"}')
     dest = tmp_path / "out"
-    import_images(str(table), str(dest), ImportOptions(validation_share=0.4), show_progress=False)
+    import_images(str(table), str(dest), ImportOptions(validation_fraction=0.4), show_progress=False)
     assert sorted(path.name for path in dest.iterdir()) == ["_import.json", "_quarantine.jsonl", "train", "validation"]
 
     opened = datasets.load_dataset(str(dest), cache_dir=str(tmp_path / "hf"))  # the folder alone, with its splits

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-# what `COCOeval.summarize` puts at these places of its stats
+# what `COCOeval.summarize` puts at these positions of its stats
 NAMES = {
     "map": 0,
     "ap50": 1,
@@ -67,7 +67,7 @@ def evaluated_scores(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    numbers = {name: float(evaluation.stats[place]) for name, place in NAMES.items()}
+    numbers = {name: float(evaluation.stats[index]) for name, index in NAMES.items()}
     # [overlaps, recalls, classes, sizes, detections an image]; -1 where a class has no box
     precision_TRC = evaluation.eval["precision"][:, :, :, 0, -1]
     boxes = np.bincount(np.concatenate([image.true_classes_N for image in images]), minlength=len(class_names))
@@ -123,8 +123,8 @@ def _average_precision(times_D: np.ndarray, hits_TD: np.ndarray, num_true: float
     best_TD = np.maximum.accumulate((right_TD / all_D)[:, ::-1], axis=1)[:, ::-1]
     total = 0.0
     for recall_D, best_D in zip(right_TD / num_true, best_TD, strict=True):
-        places_R = np.searchsorted(recall_D, recalls_R, side="left")
-        total += float(np.append(best_D, 0.0)[places_R].mean())
+        positions_R = np.searchsorted(recall_D, recalls_R, side="left")
+        total += float(np.append(best_D, 0.0)[positions_R].mean())
     return total / len(hits_TD)
 
 

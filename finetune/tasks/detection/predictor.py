@@ -129,7 +129,7 @@ class ObjectDetector(Predictor):
             for index, row_id in enumerate(batch.row_ids.tolist()):
                 width, height = (int(side) for side in batch.geometry_VB5[1, index, 2:4])
                 value = batch.columns[name][index]
-                target, bad = reader.read(value, width=width, height=height, place=str(shards.place(row_id)))
+                target, bad = reader.read(value, width=width, height=height, location=str(shards.location(row_id)))
                 left_out.merge(bad)
                 true = target.xyxy_N4, target.classes_N
                 images.append(EvaluatedImage(row_id, width, height, *true, *found[index]))

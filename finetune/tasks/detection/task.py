@@ -58,12 +58,11 @@ class Detection(Task):
             Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
             for manifest in (train, validation)
         )
-        if not detection.smallest_scale <= detection.largest_scale:
+        if not detection.min_scale <= detection.max_scale:
             raise UserError(
-                f"detection.smallest_scale={detection.smallest_scale:g} is above "
-                f"detection.largest_scale={detection.largest_scale:g}"
+                f"detection.min_scale={detection.min_scale:g} is above detection.max_scale={detection.max_scale:g}"
             )
-        self._max_left_out = settings.data.max_bad_share
+        self._max_left_out = settings.data.max_bad_fraction
         of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
             for shards in (self._train, self._validation)
@@ -79,7 +78,11 @@ class Detection(Task):
         self.notes = [
             f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} {name} images "
             f"({census.num_without:,} without any)"
-            + (f"; left out: {census.left_out} (first: {census.left_out.places[0]})" if census.left_out.counts else "")
+            + (
+                f"; left out: {census.left_out} (first: {census.left_out.locations[0]})"
+                if census.left_out.counts
+                else ""
+            )
             for name, census in (("training", of_train), ("validation", of_validation))
         ]
         self.findings: dict[str, Any] = {
@@ -99,7 +102,7 @@ class Detection(Task):
         ]
         for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
             check_boxes(census, shapes, shards.manifest.files[0].url, max_left_out=self._max_left_out)
-        shapes_N2, outside = looked[0].shares_N2, looked[0].outside
+        shapes_N2, outside = looked[0].fractions_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
                 f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
@@ -110,14 +113,14 @@ class Detection(Task):
         self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()
         strides = list(detection.strides) or fit_strides(np.sqrt(shapes_N2.prod(1)) * size, encoder.strides)
         check_strides(strides, encoder.strides)
-        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_a_place)
+        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_per_position)
         return self.config | {
             "strides": strides,
             "anchors": anchors,
             "head": detection.head,
             "channels": detection.channels,
             "depth": detection.depth,
-            "most": detection.most_detections,
+            "max_detections": detection.max_detections,
             "hard_attention_keys": detection.hard_attention_keys,
             "hard_attention_stages": detection.hard_attention_stages,
         }
@@ -147,7 +150,7 @@ class Detection(Task):
             make_attention_hard(
                 encoder, num_keys=config["hard_attention_keys"], num_stages=config["hard_attention_stages"]
             )
-        names = ("head", "strides", "anchors", "channels", "depth", "most", "mode")
+        names = ("head", "strides", "anchors", "channels", "depth", "max_detections", "mode")
         return Detector(encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names})
 
     def views(self, size: int) -> list[ViewSpec]:
@@ -172,7 +175,7 @@ class Detection(Task):
         detection = self.settings
         return BoxViewer(
             self.views(size)[0],
-            scale=(detection.smallest_scale, detection.largest_scale),
+            scale=(detection.min_scale, detection.max_scale),
             flip_vertical=detection.flip_vertical,
             keep=settings.data.keep,
             keep_bytes=settings.data.keep_bytes,
@@ -191,9 +194,7 @@ class Detection(Task):
             geometry_25 = batch.geometry_VB5[:, index]
             width, height = geometry_25[1, 2:4].tolist()
             target, _ = self._reader.read(value, width=width, height=height)
-            boxes_N4, keep_N = boxes_on_canvas(
-                target.xyxy_N4, geometry_25, size, smallest_visible=self.settings.smallest_visible
-            )
+            boxes_N4, keep_N = boxes_on_canvas(target.xyxy_N4, geometry_25, size, min_visible=self.settings.min_visible)
             targets.append(
                 {
                     "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),

@@ -51,11 +51,11 @@ def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, f
 
 
 def boxes_on_canvas(
-    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, smallest_visible: float = 0.0
+    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels of a picture, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
 
-    A box is kept when at least `smallest_visible` of its area lies on the canvas, and two pixels of either side.
+    A box is kept when at least `min_visible` of its area lies on the canvas, and two pixels of either side.
     """
     left, top, right, _, mirrored = (float(number) for number in geometry_25[0])
     scale = size / (right - left)
@@ -66,7 +66,7 @@ def boxes_on_canvas(
         whole_N4[:, [1, 3]] = size - whole_N4[:, [3, 1]]
     cut_N4 = whole_N4.clip(0, size)
     sides_N2, whole_sides_N2 = cut_N4[:, 2:] - cut_N4[:, :2], whole_N4[:, 2:] - whole_N4[:, :2]
-    visible_N = sides_N2.prod(1) >= smallest_visible * whole_sides_N2.prod(1)
+    visible_N = sides_N2.prod(1) >= min_visible * whole_sides_N2.prod(1)
     return cut_N4.astype(np.float32), visible_N & (sides_N2 >= MIN_SIDE).all(1)
 
 
@@ -140,7 +140,7 @@ class LetterboxFilling:
         self.geometry_VB5 = np.zeros((2, num, 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes it into place `index`. Raises BadImage."""
+        """Decodes an image and writes it into slot `index`. Raises BadImage."""
         picture = open_picture(data, channels=self._transform.channels)
         window = letterbox(picture.width, picture.height)
         target, geometry = self.arrays[0][index], self.geometry_VB5[:, index]
@@ -197,7 +197,7 @@ class BoxFilling:
         self.geometry_VB5 = np.zeros((2, len(row_ids), 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its window into place `index`. Raises BadImage."""
+        """Decodes an image and writes its window into slot `index`. Raises BadImage."""
         transform, target = self._transform, self.arrays[0][index]
         picture = open_picture(data, channels=transform.channels)
         window = jittered(picture.width, picture.height, self._windows_B3[index], transform.scale)

@@ -33,13 +33,15 @@ MAX_IMAGES = 20_000  # studied at most, evenly over the data; numbers of images 
 MIN_PAIRS = 5  # fewer occurrences say nothing
 # normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of grammar it is more
 MIN_ASSOCIATION, MIN_WITH_GRAMMAR = 0.65, 0.75
-MIN_BOUND = 0.7  # share of the rarer word's occurrences that are beside the other; words combine freely, halves do not
+MIN_BOUND = (
+    0.7  # fraction of the rarer word's occurrences that are beside the other; words combine freely, halves do not
+)
 MIN_LIKELIHOOD_RATIO = 24.0  # chi-square of one degree of freedom at 1e-6: millions of pairs are tested
 # -- terms that say something
 MIN_AGREEMENT = 0.2  # Cohen's kappa; up to it agreement is called slight
-MIN_SHARE_AGREED = 0.1  # of the terms; where fewer agree, captions are no versions of each other
+MIN_FRACTION_AGREED = 0.1  # of the terms; where fewer agree, captions are no versions of each other
 MIN_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours, captions have none
-MIN_SHARE_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
+MIN_FRACTION_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
 MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
 NUM_EXAMINED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are examined, and that contexts are told apart by
@@ -156,7 +158,7 @@ def _likelihood_ratio(both: int, one: int, other: int, num_all: int) -> float:
 
 
 def mine(
-    sample: CaptionSample, *, num_keywords: int, min_images: int, max_share: float, stop_words: Sequence[str] = ()
+    sample: CaptionSample, *, num_keywords: int, min_images: int, max_fraction: float, stop_words: Sequence[str] = ()
 ) -> tuple[list[str], Phrases]:
     """The keywords, sorted, and the phrases by which captions are read for them.
 
@@ -164,12 +166,12 @@ def mine(
         sample: of the captions.
         num_keywords: at most, the most frequent ones.
         min_images: that a keyword occurs in.
-        max_share: of the images that have a caption; terms in more of them say nothing.
+        max_fraction: of the images that have a caption; terms in more of them say nothing.
         stop_words: further terms that are none.
     """
     alone = [[[word for stretch in said for word in stretch] for said in image] for image in sample.images()]
     words = dict(islice(_frequent(alone, min_images=2).items(), NUM_EXAMINED))
-    telling = _telling(alone, [word for word, count in words.items() if count <= max_share * len(alone)])
+    telling = _telling(alone, [word for word, count in words.items() if count <= max_fraction * len(alone)])
     phrases = phrases_in(sample, words.keys() - telling)
 
     images = [[phrases.terms_in(said) for said in image] for image in sample.images()]
@@ -177,7 +179,7 @@ def mine(
     candidates = [
         term
         for term, count in _frequent(images, min_images=min_images / sample.scale).items()
-        if count <= max_share * len(images)
+        if count <= max_fraction * len(images)
         and is_term(term)
         and term not in left_out
         and (term in telling or term not in words)  # a rare word cannot be told, nor a phrase by its words
@@ -204,7 +206,7 @@ def _telling(images: Images, candidates: Sequence[str]) -> set[str]:
     """The candidates that say something of their image, and those of which that cannot be told."""
     agreed = _agreed(images, candidates)
     # captions in several languages, or of one thing each, do not agree whatever they say
-    return agreed if len(agreed) >= MIN_SHARE_AGREED * len(candidates) else _topical(images, candidates)
+    return agreed if len(agreed) >= MIN_FRACTION_AGREED * len(candidates) else _topical(images, candidates)
 
 
 def _agreed(images: Images, candidates: Sequence[str]) -> set[str]:
@@ -234,7 +236,7 @@ def _topical(images: Images, candidates: Sequence[str]) -> set[str]:
     told = divergences(images, candidates)
     known = [nats for nats in told.values() if nats is not None]
     topic = float(np.quantile(known, 0.75)) if known else 0.0
-    min_information = MIN_SHARE_OF_TOPIC * topic if topic >= MIN_TOPIC else -math.inf
+    min_information = MIN_FRACTION_OF_TOPIC * topic if topic >= MIN_TOPIC else -math.inf
     return {term for term, nats in told.items() if nats is None or nats > min_information}
 
 

@@ -81,7 +81,7 @@ class ImageSummarizer(Predictor):
 
     def host_transform(self) -> WholePicture:
         """The whole picture, stretched to a square."""
-        return WholePicture(self.config["image_size"], share=self.config["crop_share"], channels=self.channels)
+        return WholePicture(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
 
     @torch.no_grad()
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Summary]:
@@ -100,12 +100,12 @@ class ImageSummarizer(Predictor):
     def _summary(self, scores_K: np.ndarray, maps_KHW: np.ndarray, written: Written, frame: Box) -> Summary:
         order = np.argsort(-scores_K, kind="stable")
         sure = [int(index) for index in order if scores_K[index] >= self.config["keyword_threshold"]]
-        thumbnail, share = None, self.config["thumbnail_share"]
-        if share and len(order):
+        thumbnail, fraction = None, self.config["thumbnail_fraction"]
+        if fraction and len(order):
             # without a sure keyword the likeliest one says where to look
             looked_at = sure or [int(order[0])]
             heat_HW = np.einsum("k,khw->hw", scores_K[looked_at], maps_KHW[looked_at])
-            thumbnail = inside_of(dwelling_box(heat_HW, share), frame)
+            thumbnail = inside_of(dwelling_box(heat_HW, fraction), frame)
         return Summary(
             keywords=[Keyword(self.reader.keywords[k], float(scores_K[k]), maps_KHW[k]) for k in sure],
             sentence=self.tokenizer.text(written.ids),

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 Size = tuple[float, float]  # width, height
 
 NUM_FOR_HINT = 20  # boxes, before anything is said about corners and sizes
-WRONG_SHARE, RIGHT_SHARE = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
+WRONG_FRACTION, RIGHT_FRACTION = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
 
 
 class WrongFrame(Exception):
@@ -45,10 +45,10 @@ def upright_boxes(
     """Boxes in pixels of the upright picture.
 
     Args:
-        boxes: in pixels of the image they were drawn on, or in shares of its sides.
+        boxes: in pixels of the image they were drawn on, or in fractions of its sides.
         frame: of the file.
         drawn_on: (width, height) that the source records for the image; None where it does not.
-        relative: the boxes are shares. These are taken as those of the upright picture where no size is recorded, as the
+        relative: the boxes are fractions. These are taken as those of the upright picture where no size is recorded, as the
             trainers that read such files have it; boxes in pixels as well, unless the other pictures say otherwise.
         on_stored: whether the other pictures of the set say that boxes were drawn on the pixels as stored (True), on upright
             pictures (False), or nothing (None).
@@ -193,12 +193,12 @@ class BoxCheck:
             self.whole_numbers += int((numbers_N4 == np.round(numbers_N4)).all(axis=1).sum())
 
     @property
-    def look_like_shares(self) -> bool:
-        """Whether nearly all boxes lie within a pixel or two of the corner: shares of the sides."""
+    def look_like_fractions(self) -> bool:
+        """Whether nearly all boxes lie within a pixel or two of the corner: fractions of the sides."""
         if not self.num_boxes:
             return False
         if self.num_boxes >= NUM_FOR_HINT:
-            return self.within_two > (1 - RIGHT_SHARE) * self.num_boxes
+            return self.within_two > (1 - RIGHT_FRACTION) * self.num_boxes
         return self.within_one == self.num_boxes and self.whole_numbers < self.num_boxes
 
     @property
@@ -206,15 +206,15 @@ class BoxCheck:
         """The other reading, where boxes fit their pictures by it and not as they are read; else None."""
         if self.num_boxes < NUM_FOR_HINT:
             return None
-        if self.misfits > WRONG_SHARE * self.num_boxes and self.misfits_other < RIGHT_SHARE * self.num_boxes:
+        if self.misfits > WRONG_FRACTION * self.num_boxes and self.misfits_other < RIGHT_FRACTION * self.num_boxes:
             return {"xywh": "xyxy", "xyxy": "xywh"}[self.read_as]
         return None
 
     def complaint(self, what: str, option: str = "") -> str | None:
         """What is wrong with the boxes of `what`, and the option or setting that mends it; None where nothing is."""
-        if self.look_like_shares:
-            reads = "; --boxes shares reads them" if option == "--boxes" else "; they must be in pixels"
-            return f"{what} look like shares of the image's sides{reads}"
+        if self.look_like_fractions:
+            reads = "; --boxes fractions reads them" if option == "--boxes" else "; they must be in pixels"
+            return f"{what} look like fractions of the image's sides{reads}"
         if (other := self.better_read_as) is not None:
             try_it = f"; try {option}{'=' if '.' in option else ' '}{other}" if option else ""
             return (

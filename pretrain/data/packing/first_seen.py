@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 FIRST_SLOTS = 2**12
-MAX_FULL = 0.6  # share of the slots; above it there are twice as many
+MAX_FULL = 0.6  # fraction of the slots; above it there are twice as many
 
 
 class FirstSeen:

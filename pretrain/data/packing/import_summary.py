@@ -88,7 +88,7 @@ def summary_of(
 
 
 def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fraction: float) -> str | None:
-    """What to do where too large a share of the images or annotations was set aside; None where it was not."""
+    """What to do where too large a fraction of the images or annotations was set aside; None where it was not."""
     num_annotations = max(listing.account.annotations, len(listing.problems))
     for num, among, what in (
         (tally.aside, len(records), "images"),
@@ -98,7 +98,7 @@ def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fra
             return (
                 f"{num} of {among} {what} were set aside, more than the fraction of {max_fraction:g} that --max-set-aside "
                 f"allows; {QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
-                "share; the shards "
+                "fraction; the shards "
                 "are kept for a look"
             )
     return None
@@ -115,8 +115,8 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
     ]
     if summary["bytes_before_scaling"]:
-        share = 1 - summary["bytes"] / summary["bytes_before_scaling"]
-        lines.append(f"  scaling down saved {share:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
+        fraction = 1 - summary["bytes"] / summary["bytes_before_scaling"]
+        lines.append(f"  scaling down saved {fraction:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
     if summary["classes"] is not None:

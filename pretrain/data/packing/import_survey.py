@@ -28,7 +28,7 @@ def look_at_boxes(
         option: that says what numbers mean; None where the kind of source has none.
         check_format: False where the user has said what numbers mean.
 
-    Raises UserError where nearly all boxes are shares of the sides, or corners in place of sizes.
+    Raises UserError where nearly all boxes are fractions of the sides, or corners in place of sizes.
     """
     with_boxes = (record for record in records if record.objects and record.objects.bbox and record.problem is None)
     sample = list(islice((record for record in with_boxes if not record.relative_boxes), SAMPLE))

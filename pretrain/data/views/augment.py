@@ -153,7 +153,7 @@ def adjust_saturation(images_BCHW: Tensor, factor_B111: Tensor) -> Tensor:
 
 
 def adjust_hue(images_BCHW: Tensor, shift_B111: Tensor) -> Tensor:
-    """Turns the colour circle by a share of a full turn, in [-0.5, 0.5], value and saturation kept (HSV)."""
+    """Turns the colour circle by a fraction of a full turn, in [-0.5, 0.5], value and saturation kept (HSV)."""
     value, chroma, hue = _value_chroma_hue(images_BCHW)
     hue = hue + 6 * shift_B111
     # each channel of HSV -> RGB is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6

@@ -1,6 +1,6 @@
 """Views of an image: what is drawn for them, and what the host makes of them.
 
-The host decodes an image once, whatever the number of views, and resamples each random crop straight into its place in a
+The host decodes an image once, whatever the number of views, and resamples each random crop straight into its position in a
 batch of uint8. What comes after the crop runs batched on the training device (`pretrain.data.views.augment`), or in the
 same threads where that is the CPU. What is drawn is a pure function of (seed, pass over the data set, row id, view), so a
 batch's views can be drawn again at any time, on any number of ranks.
@@ -33,7 +33,7 @@ class Draws:
     """All that is random about the views of B rows.
 
     Attributes:
-        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to place a crop.
+        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to position a crop.
         colours: for each view, what is drawn for its B rows.
     """
 
@@ -104,8 +104,8 @@ class ViewFilling:
     Attributes:
         arrays: uint8 [B, C, size, size] for each view.
         parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
-        geometry_VB5: float32, where each view lies: left, top, right and bottom as shares of the image's sides, and 1 where it
-            is mirrored. Methods that compare places of one view with places of another need it.
+        geometry_VB5: float32, where each view lies: left, top, right and bottom as fractions of the image's sides, and 1 where
+            it is mirrored. Methods that compare positions of one view with positions of another need it.
     """
 
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
@@ -122,7 +122,7 @@ class ViewFilling:
         self.geometry_VB5[:, :, 4] = self._flipped_VB
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image once and writes its views into place `index`. Raises BadImage."""
+        """Decodes an image once and writes its views into slot `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels, fast=True)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
@@ -170,12 +170,18 @@ def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> i
 class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
-    `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole picture
-    instead, squeezed into the square.
+    `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole
+    picture instead, squeezed into the square.
     """
 
-    def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
-        self.size, self.share, self.whole, self.channels, self.buffer_pool = size, share, whole, channels, BufferPool()
+    def __init__(self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3) -> None:
+        self.size, self.fraction, self.whole, self.channels, self.buffer_pool = (
+            size,
+            fraction,
+            whole,
+            channels,
+            BufferPool(),
+        )
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -193,19 +199,19 @@ class CentralFilling:
         self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
+        """Decodes an image and writes its central crop into slot `index`. Raises BadImage."""
         transform = self._transform
         picture = open_picture(data, channels=transform.channels)
         box = (0, 0, picture.width, picture.height)
         if not transform.whole:
-            box = central_box(width=picture.width, height=picture.height, share=transform.share)
+            box = central_box(width=picture.width, height=picture.height, fraction=transform.fraction)
         groups = picture.decode(min_denominator([box], [transform.size]))
         scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
 
 
-def central_box(*, width: int, height: int, share: float) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the central square whose side is `share` of the short side."""
-    side = max(1, round(min(width, height) * share))
+def central_box(*, width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the central square whose side is `fraction` of the short side."""
+    side = max(1, round(min(width, height) * fraction))
     return (width - side) // 2, (height - side) // 2, side, side

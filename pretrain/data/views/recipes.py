@@ -23,7 +23,7 @@ class ViewSpec:
 
     Args:
         size: side of the square view in pixels.
-        crop_scale: smallest and largest share of the image's area that a crop may take.
+        crop_scale: smallest and largest fraction of the image's area that a crop may take.
         crop_ratio: smallest and largest ratio of a crop's width to its height.
         flip: probability of a horizontal flip.
         jitter: probability of colour jitter as a whole.

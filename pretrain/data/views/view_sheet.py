@@ -54,7 +54,8 @@ def write_view_sheet(
         pixels_CHW = as_channels(open_picture(images[index], channels=channels).decode(1), channels)
         num_drawn += 1
         crops = [
-            (tuple(places[:4]), str(view)) for view, places in enumerate(filling.geometry_VB5[:, index].tolist(), 1)
+            (tuple(positions[:4]), str(view))
+            for view, positions in enumerate(filling.geometry_VB5[:, index].tolist(), 1)
         ]
         cells.append(Cell(thumbnail(shown(pixels_CHW)), "with its crops", f"row {row_id}", crops))
         for view, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):

@@ -79,13 +79,15 @@ class Evidence:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """path of a text file -> the picture it stands for, in YOLO's places: beside it, or in labels/ for images/."""
+        """path of a text file -> the picture it stands for, in YOLO's usual paths: beside it, or in labels/ for images/."""
         found: dict[str, str] = {}
         if not self.tree.with_suffix(".txt"):
             return found
         for picture in self.tree.pictures:
-            for place in label_places(picture):
-                if (path := self.tree.lower.get(f"{place}.txt".lower())) and posixpath.basename(path) not in NAME_FILES:
+            for candidate in label_paths(picture):
+                if (path := self.tree.lower.get(f"{candidate}.txt".lower())) and posixpath.basename(
+                    path
+                ) not in NAME_FILES:
                     found.setdefault(path, picture)
                     break
         return found
@@ -142,19 +144,19 @@ class Evidence:
         return None
 
 
-def label_places(picture: str) -> list[str]:
+def label_paths(picture: str) -> list[str]:
     """Where the labels of a picture may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
     beside it, or in a folder labels/ within its own, next to its own, or with the same folders below it."""
     *folders, name = posixpath.splitext(picture)[0].split("/")
     lower = [folder.lower() for folder in folders]
-    places = ["/".join([*folders, name])]
+    paths = ["/".join([*folders, name])]
     if "images" in lower:
         index = len(lower) - 1 - lower[::-1].index("images")
-        places.insert(0, "/".join([*folders[:index], "labels", *folders[index + 1 :], name]))
+        paths.insert(0, "/".join([*folders[:index], "labels", *folders[index + 1 :], name]))
     elif folders:
         others = ([*folders, "labels"], [*folders[:-1], "labels"], ["labels", *folders])
-        places += ["/".join([*other, name]) for other in others]
-    return places
+        paths += ["/".join([*other, name]) for other in others]
+    return paths
 
 
 def json_kind(file: FileInfo) -> str:
