@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from types import FrameType, TracebackType
 
 from cluster.process import set_up_process
+from cluster.renamed import VALUES, is_now_called
 from cluster.secrets import masked
 
 EXIT_FAILED = 1
@@ -67,6 +68,8 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns `name` when it is one of `known`; raises UserError that lists them otherwise."""
     names = sorted(known)
     if name not in names:
+        if VALUES.get(name) in names:
+            raise UserError(f"{kind} {is_now_called(repr(name), repr(VALUES[name]))}")
         raise UserError(f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
     return name
 

@@ -119,9 +119,9 @@ def _composed(text: str, where: str) -> Node | None:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        location = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         hint = "; YAML is indented by spaces, not by tabs" if "\\t" in str(error.problem) else ""
-        raise UserError(f"{where}{place} cannot be read as YAML: {error.problem or error.context}{hint}") from error
+        raise UserError(f"{where}{location} cannot be read as YAML: {error.problem or error.context}{hint}") from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         column = error.position - text.rfind("\n", 0, error.position)

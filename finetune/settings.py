@@ -36,7 +36,7 @@ class ClassificationSettings:
         help="for rare classes: their images weigh more in the loss, or come as often as those of the largest class",
     )
     mixup: float = setting(
-        0.0, minimum=0, help="mixes pairs of images by shares from Beta(x, x); 0 is off, 0.2 to 0.8 usual"
+        0.0, minimum=0, help="mixes pairs of images by fractions from Beta(x, x); 0 is off, 0.2 to 0.8 usual"
     )
     cutmix: float = setting(
         0.0, minimum=0, help="puts a box of one image into another, its area from Beta(x, x); 1 is usual"
@@ -47,10 +47,12 @@ class ClassificationSettings:
         maximum=1,
         help="probability from which a class counts as present (several classes an image)",
     )
-    smallest_crop: float = setting(
-        0.35, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
+    min_crop: float = setting(
+        0.35, minimum=0.01, maximum=1, help="smallest fraction of an image's area that a training crop takes"
     )
-    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="share of the target spread over all classes")
+    label_smoothing: float = setting(
+        0.0, minimum=0, maximum=0.99, help="fraction of the target spread over all classes"
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class LoraSettings:
 
     rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
     alpha: float | None = setting(None, above=0, help="the update is scaled by alpha / rank; null: by 1")
-    dropout: float = setting(0.0, minimum=0, maximum=0.99, help="share of the adapters' inputs that is left out")
+    dropout: float = setting(0.0, minimum=0, maximum=0.99, help="fraction of the adapters' inputs that is left out")
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,19 @@ class DetectionSettings:
         minimum=1,
         help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data",
     )
-    anchors_a_place: int = setting(3, minimum=1, help="anchors at each place of a map, fitted likewise; FCOS has none")
-    most_detections: int = setting(100, minimum=1, help="detections an image, at most")
+    anchors_per_position: int = setting(
+        3, minimum=1, help="anchors at each position of a map, fitted likewise; FCOS has none"
+    )
+    max_detections: int = setting(100, minimum=1, help="detections an image, at most")
     score_threshold: float = setting(
         0.3, minimum=0, maximum=1, help="lowest score that predict reports, unless it is given one"
     )
-    smallest_scale: float = setting(
+    min_scale: float = setting(
         0.5, minimum=0.05, help="smallest size of a training image on its canvas; 1 is just all of it, less zooms out"
     )
-    largest_scale: float = setting(2.0, minimum=0.05, help="largest size of it; more than 1 zooms in, which crops")
-    smallest_visible: float = setting(
-        0.3, minimum=0, maximum=1, help="share of a box's area that a crop must show, or the box is not trained on"
+    max_scale: float = setting(2.0, minimum=0.05, help="largest size of it; more than 1 zooms in, which crops")
+    min_visible: float = setting(
+        0.3, minimum=0, maximum=1, help="fraction of a box's area that a crop must show, or the box is not trained on"
     )
     flip: float = setting(0.5, minimum=0, maximum=1, help="probability of mirroring left and right")
     flip_vertical: float = setting(0.0, minimum=0, maximum=1, help="probability of mirroring top and bottom")
@@ -107,10 +111,10 @@ class DetectionSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.smallest_scale > self.largest_scale:
+        if self.min_scale > self.max_scale:
             raise UserError(
-                f"detection.smallest_scale={self.smallest_scale:g} is not possible: it is more than "
-                f"detection.largest_scale={self.largest_scale:g}"
+                f"detection.min_scale={self.min_scale:g} is not possible: it is more than "
+                f"detection.max_scale={self.max_scale:g}"
             )
 
 
@@ -124,8 +128,8 @@ class SummarizationSettings:
     )
     num_keywords: int = setting(256, minimum=0, help="keywords at most, the most frequent ones")
     keyword_min_images: int = setting(10, minimum=1, help="training images that a keyword occurs in at least")
-    keyword_max_share: float = setting(
-        0.25, minimum=0, maximum=1, help="mined terms in more than this share of the images are dropped"
+    keyword_max_fraction: float = setting(
+        0.25, minimum=0, maximum=1, help="mined terms in more than this fraction of the images are dropped"
     )
     stop_words: list[str] = setting(
         [],
@@ -148,15 +152,18 @@ class SummarizationSettings:
     )
     num_fed: int = setting(8, minimum=0, help="most likely keywords that the decoder is given")
     dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
-    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="share of a token's target spread over all")
+    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="fraction of a token's target spread over all")
     num_beams: int = setting(3, minimum=1, help="beams of the search; 1 is greedy")
     length_penalty: float = setting(0.6, minimum=0, help="of the search; 0 prefers short sentences, 1 long ones")
-    smallest_crop: float = setting(
-        0.8, minimum=0.01, maximum=1, help="smallest share of an image's area that a training crop takes"
+    min_crop: float = setting(
+        0.8, minimum=0.01, maximum=1, help="smallest fraction of an image's area that a training crop takes"
     )
     flip: bool = setting(False, help="mirror half of the images; captions must then not mention left or right")
-    thumbnail_share: float = setting(
-        0.6, minimum=0, maximum=1, help="share of the keywords' attention that the thumbnail holds; 0 for no thumbnail"
+    thumbnail_fraction: float = setting(
+        0.6,
+        minimum=0,
+        maximum=1,
+        help="fraction of the keywords' attention that the thumbnail holds; 0 for no thumbnail",
     )
 
     def __post_init__(self) -> None:
@@ -195,7 +202,7 @@ class FinetuneSettings:
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is evaluated on")
     image_size: int | None = setting(None, minimum=8, help="side of an image in pixels; null takes the encoder's")
-    crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that evaluation sees")
+    crop_fraction: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that evaluation sees")
     layer_decay: float | None = setting(
         None,
         minimum=0.01,
@@ -210,7 +217,7 @@ class FinetuneSettings:
         1.0,
         minimum=1e-6,
         maximum=1,
-        help="share of the labels to learn from, the same of each class; a smaller is part of it",
+        help="fraction of the labels to learn from, the same of each class; a smaller is part of it",
     )
     labels_per_class: int = setting(0, minimum=0, help="labels of each class to learn from; 0 for all")
     best_metric: str | None = setting(None, help="the number that decides which model is kept; null: the task's own")

@@ -36,7 +36,7 @@ from pretrain.reporting.encoder_sections import (
 from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Page, Section, Templates, Tile
-from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_share
+from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_fraction
 from pretrain.reporting.start_section import moved_tiles, start_section
 from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.reporting.view_section import view_section
@@ -129,7 +129,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
             image_column=settings.data.image_column,
             columns=[label_column] if label_column else [],
             size=settings.views.size,
-            crop_share=settings.knn.crop_share,
+            crop_fraction=settings.knn.crop_fraction,
             channels=settings.views.channels,
             num_images=num_images,
             deadline=time.monotonic() + seconds / 2,
@@ -155,7 +155,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         )
     except Exception as error:
         return [*sections, *(missing(id, title, error) for id, title in PICTURES[1:])]
-    how = {"size": settings.views.size, "crop_share": settings.knn.crop_share}
+    how = {"size": settings.views.size, "crop_fraction": settings.knn.crop_fraction}
     makers = (
         lambda: neighbour_section(embedded),
         lambda: map_section(embedded),
@@ -246,7 +246,7 @@ def _chance(run: RunRecord) -> float | None:
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
     with suppress(Exception):  # the data may be gone, and then nobody knows
         if url and column and run.history.values("knn_accuracy"):
-            return majority_share(str(url), str(column))
+            return majority_fraction(str(url), str(column))
     return None
 
 

@@ -60,7 +60,7 @@ class MethodSettings:
         0.0,
         minimum=0,
         maximum=1,
-        help="share of the way back to the weights of encoder.url that a step takes at the peak learning rate, against "
+        help="fraction of the way back to the weights of encoder.url that a step takes at the peak learning rate, against "
         "forgetting; 0.01 to 0.1 is usual, 0 is off",
     )
     on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
@@ -101,7 +101,7 @@ class KnnSettings:
     )
     neighbours: int = setting(20, minimum=1, help="neighbours that vote")
     linear: bool = setting(True, help="a linear probe on the same features, too")
-    crop_share: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
+    crop_fraction: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
 
 
 @dataclass(frozen=True)

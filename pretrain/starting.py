@@ -95,8 +95,8 @@ def fresh_encoder(settings: PretrainSettings) -> Encoder:
     )
 
 
-def layer_share(parameter_name: str, encoder: Encoder, decay: float) -> float:
-    """A parameter's share of the learning rate: 1 for heads and the last layer, `decay` less with each layer below it.
+def layer_factor(parameter_name: str, encoder: Encoder, decay: float) -> float:
+    """A parameter's fraction of the learning rate: 1 for heads and the last layer, `decay` less with each layer below it.
 
     Layer-wise learning-rate decay, ELECTRA, https://arxiv.org/abs/2003.10555, and BEiT.
     """

@@ -76,11 +76,11 @@ def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=Non
     return seen
 
 
-def assert_sound(seen, *, least_pictures):
+def assert_sound(seen, *, min_images):
     """No word in the console, nothing asked of any network, all pictures there, no script, nothing wider than the screen."""
     for place, one in seen.items():
         assert one.console == [] and one.requests == [] and one.scripts == 0, place
-        assert one.failed_pictures == [] and one.num_pictures >= least_pictures, place
+        assert one.failed_pictures == [] and one.num_pictures >= min_images, place
         assert one.overflow <= 0, place
     for width in {width for width, _ in seen}:
         backgrounds = {scheme: one.background for (at, scheme), one in seen.items() if at == width}

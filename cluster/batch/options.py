@@ -47,12 +47,12 @@ def machines_of(options: argparse.Namespace, *, has_gpu: bool) -> Machines:
     )
 
 
-def whole(least: int) -> Callable[[str], int]:
+def whole(minimum: int) -> Callable[[str], int]:
     """Reads a whole number that is large enough."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum} up")
         return int(text)
 
     return read

@@ -3,7 +3,7 @@
 s3fs reads through an asynchronous client in Python, of which all threads of a process share one; beside decoding on a rank's
 few cores that is felt (tests/benchmarks/range_reads.py, tests/benchmarks/streaming.py). obstore has the keys and options of
 the file system that s3fs opened. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing
-objects, options that change requests) is left to s3fs, so that there is one judge of what went wrong.
+objects, options that change requests) is left to s3fs, so that one place decides what went wrong.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class S3Ranges:
             if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.netloc):
                 return None
             authorities = session.get_config_variable("ca_bundle")
-            options = {
+            options: dict[str, Any] = {
                 "config": {"endpoint": client.meta.endpoint_url, "region": _region(client.meta.region_name)},
                 "client_options": {
                     "allow_http": address.scheme == "http",

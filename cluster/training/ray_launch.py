@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import storage
 from cluster.errors import StoreUnavailable, UserError, WorkerFailed
 from cluster.training.channel import Channel, Listener, Outcome
-from cluster.training.place import Record, stop_signals
+from cluster.training.rank_context import Record, stop_signals
 from cluster.training.ray_private import LeanPrivateTrainer, LeanTrainer, SteppedScaling, is_head
 from cluster.training.ray_session import Session
 from cluster.training.ray_worker import Work, WorkerError, work

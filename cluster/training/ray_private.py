@@ -30,7 +30,7 @@ try:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     _printer = ray_worker.print_to_stdstream
-    _most_resources = state.get_max_resources_from_cluster_config
+    _max_resources = state.get_max_resources_from_cluster_config
     # a method that overrides nothing would never be called
     _HOOKS = (
         DataParallelTrainer._create_default_callbacks,
@@ -68,9 +68,9 @@ def ask_head(address: str) -> None:
     GcsClient(address=address)
 
 
-def most_it_may_become() -> dict[str, Any] | None:
+def max_resources() -> dict[str, Any] | None:
     """Resources of all nodes together, of a cluster that grows by itself; None of others."""
-    return _most_resources() or None
+    return _max_resources() or None
 
 
 def is_head(node: dict[str, Any]) -> bool:
@@ -145,9 +145,9 @@ class SteppedScaling(ElasticScalingPolicy):
         return NoopDecision()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return largest_size(self._sizes, super()._count_possible_workers(reserved_resources))
+        return max_size(self._sizes, super()._count_possible_workers(reserved_resources))
 
 
-def largest_size(sizes: Sequence[int], room: int) -> int:
+def max_size(sizes: Sequence[int], room: int) -> int:
     """The largest of the possible numbers of workers that fits, or 0 (below every smallest number, so Ray waits)."""
     return max((size for size in sizes if size <= room), default=0)

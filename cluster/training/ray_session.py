@@ -192,13 +192,13 @@ def _ask(address: str, answered: threading.Event) -> None:
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
     """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
 
-    A cluster that grows by itself is judged by the most it may become.
+    A cluster that grows by itself counts as the largest that it may become.
     """
     import ray
 
-    from cluster.training.ray_private import most_it_may_become
+    from cluster.training.ray_private import max_resources
 
-    totals = most_it_may_become()
+    totals = max_resources()
     if totals is None:
         totals = ray.cluster_resources()
         room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])

@@ -1,4 +1,4 @@
-"""What runs inside each Ray Train worker: makes its Place, calls the function, tells the channel how it ended.
+"""What runs inside each Ray Train worker: makes its RankContext, calls the function, tells the channel how it ended.
 
 torch is imported by the ranks only: the driver and Ray's controller load this module too, and start sooner without it.
 """
@@ -27,7 +27,7 @@ import ray.train.collective
 from cluster.errors import RunStopped, StoreUnavailable, UserError
 from cluster.process import set_up_process
 from cluster.training.channel import SEND_TIMEOUT_SECONDS, Beginning, Failure, Sender
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from cluster.training.ray_private import controller, preemption_notices
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ def work(config: dict[str, Any]) -> bytes | None:
     """The function that Ray Train calls on each rank. Rank 0 returns the training function's result, pickled."""
     set_up_process()
     todo: Work = config["work"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    train_context = ray.train.get_context()
+    rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
     began = time.monotonic()
     device = _set_up_device(todo)  # first: NCCL takes the device that is set
     beginning = _join_group(todo, rank, world_size, device)
@@ -72,7 +72,7 @@ def work(config: dict[str, Any]) -> bytes | None:
     sender = None
     if rank == 0:
         sender = Sender(lambda records, position: _tell(todo.channel.send.remote(records, position)))
-    place = Place(
+    context = RankContext(
         rank=rank,
         world_size=world_size,
         device=device,
@@ -83,14 +83,14 @@ def work(config: dict[str, Any]) -> bytes | None:
         began=began,
     )
     if sender is not None:
-        place._send, place._beat = sender.send, sender.beat
-    watcher = _Watcher(todo, place)
+        context._send, context._beat = sender.send, sender.beat
+    watcher = _Watcher(todo, context)
     if rank == 0:
         known = beginning.num_asked
-        threading.Thread(target=_pass_on_asking, args=(todo.channel, place, known), daemon=True).start()
+        threading.Thread(target=_pass_on_asking, args=(todo.channel, context, known), daemon=True).start()
     try:
         function, settings = ray.cloudpickle.loads(todo.call)
-        result = function(place, settings)
+        result = function(context, settings)
         pickled = ray.cloudpickle.dumps(result) if rank == 0 else None
     except BaseException as error:
         if sender is not None:
@@ -184,11 +184,11 @@ def _report_failure(channel: Any, error: BaseException, rank: int, world_size: i
         logger.debug("the channel did not take a failure: %r", lost)
 
 
-def _pass_on_asking(channel: Any, place: Place, known: int) -> None:
+def _pass_on_asking(channel: Any, context: RankContext, known: int) -> None:
     try:
         while True:
             known = ray.get(channel.wait_for_asking.remote(known))
-            place.request_checkpoint()
+            context.request_checkpoint()
     except Exception as error:
         logger.debug("nobody can ask for checkpoints any more: %r", error)
 
@@ -225,11 +225,11 @@ def abort_controller() -> None:
 
 
 class _Watcher:
-    """A thread that turns a word from the channel or a notice of preemption into the place's stop flag."""
+    """A thread that turns a word from the channel or a notice of preemption into the stop flag of the context."""
 
-    def __init__(self, todo: Work, place: Place) -> None:
+    def __init__(self, todo: Work, context: RankContext) -> None:
         self._todo = todo
-        self._place = place
+        self._context = context
         self._deadline: float | None = None  # of the preemption, in time.time() seconds
         self._asked = threading.Event()  # a person asked, so that the run ends here
         threading.Thread(target=self._run, name="stop-watcher", daemon=True).start()
@@ -250,7 +250,7 @@ class _Watcher:
     def _run(self) -> None:
         try:
             self._wait("stop")
-            if self._place.rank == 0:
+            if self._context.rank == 0:
                 self._wait("abort")
                 abort_controller()
         except Exception as error:  # the driver or the channel is gone: nobody can ask any more
@@ -264,7 +264,7 @@ class _Watcher:
             if ready:
                 ray.get(said)
                 self._asked.set()
-                self._place.request_stop()
+                self._context.request_stop()
                 return
             self._look_for_preemption()
 
@@ -273,4 +273,4 @@ class _Watcher:
         if notice is not None and self._deadline is None:
             known = notice.deadline_ms / 1000 if notice.deadline_ms else None
             self._deadline = known or time.time() + PREEMPTION_UNKNOWN_DEADLINE_SECONDS
-            self._place.request_stop()
+            self._context.request_stop()

@@ -23,7 +23,16 @@ from pretrain.exporting.exported import (
 )
 
 MODELING = "modeling_fovea_detection"
-HEAD = ("head", "strides", "anchors", "channels", "depth", "most", "hard_attention_keys", "hard_attention_stages")
+HEAD = (
+    "head",
+    "strides",
+    "anchors",
+    "channels",
+    "depth",
+    "max_detections",
+    "hard_attention_keys",
+    "hard_attention_stages",
+)
 
 
 def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) -> Exported:
@@ -36,9 +45,9 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         sizes = [picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(arrays[0]))]
         found = model.detect(predictor.images(arrays[0]), sizes)
         answers = {
-            "boxes": np.zeros((len(found), config["most"], 4)),
-            "scores": np.zeros((len(found), config["most"])),
-            "labels": np.full((len(found), config["most"]), -1),
+            "boxes": np.zeros((len(found), config["max_detections"], 4)),
+            "scores": np.zeros((len(found), config["max_detections"])),
+            "labels": np.full((len(found), config["max_detections"]), -1),
         }
         for row, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
             num = len(one["scores"])
@@ -47,7 +56,7 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         return answers
 
     def answers_of(outputs: dict[str, np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:
-        if geometry_VB5 is None:  # by transformers, in shares already
+        if geometry_VB5 is None:  # by transformers, in fractions already
             return outputs
         sizes = np.array([picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))])
         return {**outputs, "boxes": outputs["boxes"] / sizes[:, None, [1, 0, 1, 0]]}

@@ -45,7 +45,7 @@ def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> I
     return page
 
 
-def marks_of(record: dict[str, Any], *, least_score: float = 0.0) -> list[Mark]:
+def marks_of(record: dict[str, Any], *, min_score: float = 0.0) -> list[Mark]:
     """The boxes of a detector's record, or the regions of a localization, of at least a score (to two places)."""
     if record.get("regions") is not None:
         found = [(region["box"], record["localized"], region["score"]) for region in record["regions"]]
@@ -53,7 +53,7 @@ def marks_of(record: dict[str, Any], *, least_score: float = 0.0) -> list[Mark]:
         found = list(zip(record["boxes"], record["labels"], record["scores"], strict=True))
     else:
         return []
-    return [Mark(box, name, f"{score:.2f}") for box, name, score in found if round(score, 2) >= least_score]
+    return [Mark(box, name, f"{score:.2f}") for box, name, score in found if round(score, 2) >= min_score]
 
 
 def words_of(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn pictures and films."""
+"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn pictures and videos."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from cluster import storage
 from finetune.predicting import drawing
 from finetune.predicting.alarms import Alarms, Event, Rule, event_record
-from finetune.predicting.films import FilmWriter
 from finetune.predicting.localizing import Localizer, fields_of, heat_png
 from finetune.predicting.sources import Clip, Item, frame_rate
 from finetune.predicting.tracking import Tracker, mot_lines
+from finetune.predicting.videos import VideoWriter
 from pretrain.data.images.heat_maps import overlay
 
 DEFAULT_FPS = 25.0
@@ -51,7 +51,7 @@ class AlarmFollower:
         self.num_frames, self.events = 0, 0
 
     def begin(self, clip: Clip) -> None:
-        """A film or folder begins: events do not reach over its borders."""
+        """A video or folder begins: events do not reach over its borders."""
         self._alarms = [Alarms(rule, gap_seconds=self._gap) for rule in self._rules]
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
@@ -122,8 +122,8 @@ class TrackFollower:
         self._tracker = Tracker(self.labels, frame_rate=rate, min_score=self.min_score)
         self._name, self._lines, self._seen = stem_of(clip.name), [], set[int]()
         self._folder = tempfile.TemporaryDirectory(prefix="fovea-tracks-")
-        self._film = Path(self._folder.name) / "film.mp4"
-        self._writer = FilmWriter(self._film, frame_rate=rate)
+        self._video = Path(self._folder.name) / "video.mp4"
+        self._writer = VideoWriter(self._video, frame_rate=rate)
         self._writer.__enter__()
         self._frame = 0
 
@@ -140,12 +140,12 @@ class TrackFollower:
             self._writer.write(np.asarray(drawing.draw(item.pixels(), marks)))
 
     def end(self) -> None:
-        """Writes the clip's tracks and film."""
+        """Writes the clip's tracks and video."""
         self._writer.__exit__(None, None, None)
         text = "".join(self._lines)
         storage.write_bytes(storage.join(self.out, "tracks", f"{self._name}.txt"), text.encode())
-        if self._film.exists():
-            storage.upload(self._film, storage.join(self.out, "tracks", f"{self._name}.mp4"))
+        if self._video.exists():
+            storage.upload(self._video, storage.join(self.out, "tracks", f"{self._name}.mp4"))
         self._folder.cleanup()
         self.tracks += len(self._seen)
 
@@ -163,7 +163,7 @@ class DrawFollower:
         """Draws a picture."""
         if record["error"] is not None:
             return
-        marks = drawing.marks_of(record, least_score=SHOWN_SCORE)
+        marks = drawing.marks_of(record, min_score=SHOWN_SCORE)
         picture = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
         url = storage.join(self._out, "drawn", f"{stem_of(item.source, item.index)}.jpg")
         storage.write_bytes(url, drawing.jpeg(picture))

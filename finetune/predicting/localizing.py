@@ -24,17 +24,17 @@ WINDOWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Region:
-    """A place where the class is seen.
+    """A position where the class is seen.
 
     Attributes:
         box: left, top, right and bottom in the picture's pixels.
-        score: the class's probability times the region's mean share of the strongest evidence, in [0, 1].
-        area_share: of the picture.
+        score: the class's probability times the region's mean fraction of the strongest evidence, in [0, 1].
+        area_fraction: of the picture.
     """
 
     box: tuple[float, float, float, float]
     score: float
-    area_share: float
+    area_fraction: float
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Localization:
 class Localizer:
     """Turns class evidence into regions.
 
-    The evidence of a place is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
-    of the logits over places is what a classifier judges by (class activation maps, Zhou et al.,
+    The evidence of a position is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
+    of the logits over positions is what a classifier predicts by (class activation maps, Zhou et al.,
     https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
-    the evidence of a place is the mean probability of the windows it lies in: through attention every place of a map sees all
-    others, so that maps alone would not tell small things from their surroundings. Regions are the connected places with at
-    least `share` of the strongest evidence; there are none where the class is less likely than `least_probability`.
+    the evidence of a position is the mean probability of the windows it lies in: through attention every position of a map sees
+    all others, so that maps alone would not tell small things from their surroundings. Regions are the connected positions with
+    at least `fraction` of the strongest evidence; there are none where the class is less likely than `min_probability`.
 
     Args:
         predictor: a classifier.
         name: of the class.
         size: short side, in pixels, to which pictures are scaled; by default the model's image size. Small things in large
             pictures are found at the scale at which the model learnt them.
-        share, least_probability: see above.
+        fraction, min_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
     """
@@ -73,8 +73,8 @@ class Localizer:
         name: str,
         *,
         size: int | None = None,
-        share: float = 0.5,
-        least_probability: float = 0.0,
+        fraction: float = 0.5,
+        min_probability: float = 0.0,
     ) -> None:
         if not isinstance(predictor, ImageClassifier):
             task = predictor.config["task"]
@@ -82,7 +82,7 @@ class Localizer:
         if predictor.channels != 3:
             raise UserError(f"--localize draws on RGB images, this model takes {predictor.channels} channels")
         choose("class", name, predictor.class_names)
-        self.predictor, self.name, self.share, self.least_probability = predictor, name, share, least_probability
+        self.predictor, self.name, self.fraction, self.min_probability = predictor, name, fraction, min_probability
         self._index = predictor.class_names.index(name)
         self._size = size or predictor.config["image_size"]
 
@@ -107,7 +107,7 @@ class Localizer:
     def _evidence(self, picture: Image.Image) -> tuple[np.ndarray, float]:
         model, config = cast(Classifier, self.predictor.model), self.predictor.config
         factor = self._size / min(picture.size)
-        # whole strides, so that places of the map and of the picture correspond
+        # whole strides, so that positions of the map and of the picture correspond
         stride = model.encoder.strides[-1]
         size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
         scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
@@ -132,16 +132,16 @@ class Localizer:
             logits_NK = model.position_logits(windows).mean((2, 3))
             probabilities = self.predictor.as_probabilities(logits_NK)[:, self._index].tolist()
             for (top, left), probability in zip(part, probabilities, strict=True):
-                place = np.s_[top : top + side, left : left + side]
-                total_HW[place] += probability
-                count_HW[place] += 1
+                position = np.s_[top : top + side, left : left + side]
+                total_HW[position] += probability
+                count_HW[position] += 1
         return total_HW / count_HW
 
     def _regions(self, heat_HW: np.ndarray, probability: float) -> list[Region]:
-        if probability < self.least_probability:
+        if probability < self.min_probability:
             return []
         found = []
-        for region in regionprops(label(heat_HW >= self.share), intensity_image=heat_HW):
+        for region in regionprops(label(heat_HW >= self.fraction), intensity_image=heat_HW):
             top, left, bottom, right = region.bbox
             score = probability * float(region.intensity_mean)
             found.append(
@@ -159,7 +159,7 @@ def _spread(length: int, side: int) -> list[int]:
 def fields_of(localization: Localization) -> dict[str, Any]:
     """What a localization adds to a record."""
     regions = [
-        {"box": list(region.box), "score": region.score, "area_share": region.area_share}
+        {"box": list(region.box), "score": region.score, "area_share": region.area_fraction}
         for region in localization.regions
     ]
     return {"localized": localization.label, "probability": localization.probability, "regions": regions}

@@ -105,7 +105,7 @@ def records_in(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-PLACE = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
+ORIGIN = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
 
 
 class RecordWriter:
@@ -117,7 +117,7 @@ class RecordWriter:
 
     def __init__(self, out: str, result_type: type, more: pa.Schema | None = None) -> None:
         self._out = out
-        self.schema = pa.schema([*PLACE, *arrow_schema(result_type), *(more or [])])
+        self.schema = pa.schema([*ORIGIN, *arrow_schema(result_type), *(more or [])])
         self._rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:

@@ -10,17 +10,17 @@ import numpy as np
 from finetune.reporting.base import PACKAGE
 from pretrain.reporting.page import Section, Templates
 
-MOST_IN_MATRIX = 20
+MAX_IN_MATRIX = 20
 
 
 def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
     """Counts by true and said class; of very many classes those with most mistakes."""
     wrong = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype))
-    lead = "Rows are true classes, columns what the model says; the darker, the larger the share of the row."
+    lead = "Rows are true classes, columns what the model says; the darker, the larger the fraction of the row."
     chosen = list(range(len(names)))
-    if len(names) > MOST_IN_MATRIX:
-        chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MOST_IN_MATRIX].tolist())
-        lead += f" The {MOST_IN_MATRIX} of {len(names)} classes with most mistakes are shown."
+    if len(names) > MAX_IN_MATRIX:
+        chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MAX_IN_MATRIX].tolist())
+        lead += f" The {MAX_IN_MATRIX} of {len(names)} classes with most mistakes are shown."
     totals = matrix_CC.sum(1)
     rows = [
         {

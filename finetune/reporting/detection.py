@@ -22,9 +22,9 @@ from pretrain.reporting.pictures import class_colour, data_url
 from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES, LONGEST, MOST_TRUE, MOST_FOUND = 12, 420, 40, 12
-LEAST_AP50 = 0.05  # half overlap below this is as good as nothing
-LEAST_NOISE = 0.01  # differences below a point are none, however many images there are
+NUM_PICTURES, LONGEST, MAX_TRUE, MAX_FOUND = 12, 420, 40, 12
+MIN_AP50 = 0.05  # half overlap below this is as good as nothing
+MIN_NOISE = 0.01  # differences below a point are none, however many images there are
 
 
 class DetectionReport(TaskReport):
@@ -41,7 +41,7 @@ class DetectionReport(TaskReport):
         Score("ap_large", "AP large"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Average precision, beside random weights or the weakest class."""
         metrics, result = run.metrics, run.result
         first = (
@@ -49,12 +49,12 @@ class DetectionReport(TaskReport):
             f"{percent(metrics['map'])}) on {int(result.get('validation_boxes') or 0):,} boxes in "
             f"{int(result.get('validation_images') or 0):,} validation images."
         )
-        found = metrics["ap50"] >= LEAST_AP50
+        found = metrics["ap50"] >= MIN_AP50
         word, tone = ("finished", "good") if found else ("finished, little found", "warn")
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["map"])
-            noise = noise_of("map", result, baseline, least=LEAST_NOISE)
+            noise = noise_of("map", result, baseline, min_noise=MIN_NOISE)
             num = int(result.get("validation_images") or 0)
             second, second_tone = worth_of_pretraining(metrics["map"], other, noise, num=num)
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
@@ -91,9 +91,9 @@ class DetectionReport(TaskReport):
         ]
         lead = (
             f"Solid boxes are what the detector finds (from a score of {predictor.config['score_threshold']:g} on), dashed "
-            f"ones are the truth, in the colour of the class. The {MOST_FOUND} surest are drawn; point at a box to read it."
+            f"ones are the truth, in the colour of the class. The {MAX_FOUND} surest are drawn; point at a box to read it."
         )
-        legend = list(colours.items())[:MOST_TRUE]
+        legend = list(colours.items())[:MAX_TRUE]
         body = Templates(PACKAGE).render("detections.html", cards=cards, legend=legend)
         return Section("predictions", "Predictions", body, lead)
 
@@ -121,10 +121,10 @@ def _card(
     ]  # surest first
     return {
         "url": data_url(pixels_HW3, longest=LONGEST),
-        "boxes": true[:MOST_TRUE] + said[:MOST_FOUND][::-1],  # the surest is drawn last, over the others
+        "boxes": true[:MAX_TRUE] + said[:MAX_FOUND][::-1],  # the surest is drawn last, over the others
         "num_true": len(true),
         "num_found": len(said),
-        "all_drawn": len(true) <= MOST_TRUE and len(said) <= MOST_FOUND,
+        "all_drawn": len(true) <= MAX_TRUE and len(said) <= MAX_FOUND,
         "ratio": f"{width} / {height}",
     }
 

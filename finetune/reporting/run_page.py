@@ -42,7 +42,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
         given = run.setting("report_images")
         num_images = NUM_IMAGES if given is None else int(given)
     rows = comparison_of(run)
-    scores = [(score.name, score.title, score.note) for score in report.scores if score.is_share]
+    scores = [(score.name, score.title, score.note) for score in report.scores if score.is_fraction]
     sections: list[Section] = [
         *([results_section(run, report, rows)] if run.result.get("metrics") else []),
         *report.numbers(run),
@@ -79,7 +79,7 @@ def comparison_of(run: RunRecord) -> list[dict[str, Any]]:
 
 def verdict(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[str, Any]]) -> Verdict:
     """The two sentences."""
-    return verdict_of(run, lambda finished: report.judge(finished, rows[1:]), so_far=report.so_far)
+    return verdict_of(run, lambda finished: report.verdict(finished, rows[1:]), so_far=report.so_far)
 
 
 def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[str, Any]]) -> Section:
@@ -87,7 +87,7 @@ def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[s
     metrics = run.result["metrics"]
     shown = [score for score in report.scores if score.name in metrics]
     known = {score.name for score in shown}
-    shown += [Score(name, name.replace("_", " "), is_share=False) for name in metrics if name not in known]
+    shown += [Score(name, name.replace("_", " "), is_fraction=False) for name in metrics if name not in known]
     best, *more = shown
     table = result_rows(run, best, more, rows)
     lead = "On the validation data, the model of the best evaluation."
@@ -134,7 +134,7 @@ def pictures(run: RunRecord, report: TaskReport, *, num_images: int, seconds: fl
     encoder, config = material.predictor.model.encoder, material.predictor.config
     look = {"mean": config["mean"], "std": config["std"]}
     sections = [attempted(id, title, make) for id, title, make in report.pictures(material)]
-    how = {"size": config["image_size"], "crop_share": config["crop_share"]}
+    how = {"size": config["image_size"], "crop_fraction": config["crop_fraction"]}
 
     def embedded() -> Embedded:
         if not computed:
@@ -165,7 +165,7 @@ def _material(run: RunRecord, *, num_images: int, deadline: float) -> Material:
         image_column=config["image_column"],
         columns=sorted(set(predictor.columns.values())),
         size=config["image_size"],
-        crop_share=config["crop_share"],
+        crop_fraction=config["crop_fraction"],
         channels=predictor.channels,
         num_images=num_images,
         deadline=time.monotonic() + (deadline - time.monotonic()) / 2,

@@ -29,7 +29,7 @@ class SeveralClassesReport(TaskReport):
         Score("micro_f1", "Micro F1", "over all answers"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Mean average precision beside ranking by lot, and beside random weights or the weakest class."""
         value, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
         rows = [row for row in run.result.get("per_class") or [] if row["images"]]
@@ -42,7 +42,9 @@ class SeveralClassesReport(TaskReport):
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
-            noise = math.hypot(margin(value, num), margin(other, num))  # as of shares: a mean over classes moves less
+            noise = math.hypot(
+                margin(value, num), margin(other, num)
+            )  # as of fractions: a mean over classes moves less
             second, second_tone = worth_of_pretraining(value, other, noise, num=num)
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
         if not rows:

@@ -147,7 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     demo.add_argument("--images", type=int, default=2000, metavar="N", help="how many (default: 2000)")
     demo.add_argument(
-        "--validation", type=float, default=0.2, metavar="SHARE", help="share of them that is held out (default: 0.2)"
+        "--validation",
+        type=float,
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of them that is held out (default: 0.2)",
     )
     demo.add_argument(
         "--unlabelled", type=int, default=0, metavar="N", help="further ones, of the image alone (default: 0)"
@@ -174,7 +178,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checks as the options of the command ask for, and prints; returns the report."""
     from pretrain.data.checking.check import Asked, check, parse_rows
     from pretrain.data.checking.check_report import print_fix, print_report
-    from pretrain.data.packing.regroup import check_places, lies_in, regroup
+    from pretrain.data.packing.regroup import check_locations, lies_in, regroup
     from pretrain.data.reading.image_paths import use_image_root
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
@@ -184,7 +188,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     num_rows = parse_rows(arguments.rows)
     use_image_root(arguments.image_root)
     if arguments.fix is not None:
-        check_places(arguments.url, arguments.fix)
+        check_locations(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
             raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside of it")
     asked = Asked(
@@ -262,7 +266,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     written = write_demo(
         arguments.dest,
         num_images=arguments.images,
-        validation_share=arguments.validation,
+        validation_fraction=arguments.validation,
         num_unlabelled=arguments.unlabelled,
         seed=arguments.seed,
     )

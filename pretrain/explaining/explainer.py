@@ -20,7 +20,7 @@ from pretrain.data.reading.picking import NamedPicture, pick_pictures
 from pretrain.data.views.augment import normalise
 from pretrain.data.views.view_sheet import shown
 from pretrain.encoders import Encoder, load_encoder, read_encoder_config
-from pretrain.encoders.attention_maps import attention_maps, attention_rollout, judging
+from pretrain.encoders.attention_maps import attention_maps, attention_rollout, eval_mode
 from pretrain.explaining.components import as_colours
 from pretrain.explaining.panels import Row, panel_rows
 
@@ -138,7 +138,7 @@ class Explainer:
         try:
             attention = attention_maps(self.encoder, images, queries=self.queries)
             rollout = attention_rollout(self.encoder, images, queries=self.queries)
-            with judging(self.encoder), torch.no_grad():
+            with eval_mode(self.encoder), torch.no_grad():
                 maps = self.encoder(images)
         except (AssertionError, RuntimeError) as error:
             height, width = images.shape[2:]

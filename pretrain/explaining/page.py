@@ -28,7 +28,7 @@ img { display: block; max-width: 100%; }
 """
 LEGEND = (
     "Maps run from the lowest value (dark) to the highest (yellow) of each map by itself; <em>peak n x even</em> says how many "
-    "times more the strongest place gets than it would without any preference: near 1 the colours mean nothing. "
+    "times more the strongest position gets than it would without any preference: near 1 the colours mean nothing. "
     "Rollout follows attention through all layers and leaves out what convolutions mix. Colours of features are the first "
     "three principal components over all images of this page: equal colours, equal features."
 )

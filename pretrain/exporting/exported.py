@@ -18,13 +18,13 @@ from pretrain.data.views.random_views import CentralCrop
 from pretrain.encoders import Encoder, load_encoder, pooled, read_encoder_config
 from pretrain.training.run_folder import RESULT, SETTINGS
 
-DEFAULT_SIZE, DEFAULT_SHARE = 224, 0.875
+DEFAULT_SIZE, DEFAULT_FRACTION = 224, 0.875
 SIZES = "picture_sizes"  # what networks for letterboxed pictures take beside the images, see `sizes_on_canvas`
 CENTRE, STRETCH, LETTERBOX = "centre", "stretch", "letterbox"
 
 Answers = dict[str, np.ndarray]
-"""What a network says of B pictures, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in shares of the picture's
-sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
+"""What a network says of B pictures, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
+picture's sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Framing:
     """How a picture becomes an image of the network: `centre` (its central square), `stretch` (all of it, made square) or
     `letterbox` (all of it, in the upper left corner of a square, filled with the mean colour).
 
-    `share` is the part of the short side (of both sides, with `stretch`) that is kept.
+    `fraction` is the part of the short side (of both sides, with `stretch`) that is kept.
     """
 
     kind: str
     size: int
-    share: float = 1.0
+    fraction: float = 1.0
 
     def described(self) -> dict[str, Any]:
         """In words of other programs, JSON."""
-        scaled = max(self.size, round(self.size / self.share))
+        scaled = max(self.size, round(self.size / self.fraction))
         steps: dict[str, list[str]] = {
             CENTRE: [f"scale the short side to {scaled} (bilinear, antialiased)", f"cut the central {self.size} x {self.size}"],
             STRETCH: [f"scale to {scaled} x {scaled} (bilinear, antialiased)", f"cut the central {self.size} x {self.size}"],
@@ -74,7 +74,7 @@ class Framing:
         return {
             "framing": self.kind,
             "size": self.size,
-            "share": self.share,
+            "share": self.fraction,
             "steps": [*steps[self.kind], "divide by 255"],
         }
 
@@ -218,9 +218,9 @@ def open_encoder(url: str) -> Exported:
         encoder,
         config.mean,
         config.std,
-        Framing(CENTRE, size, DEFAULT_SHARE),
+        Framing(CENTRE, size, DEFAULT_FRACTION),
         network,
-        CentralCrop(size, share=DEFAULT_SHARE, channels=encoder.in_channels),
+        CentralCrop(size, fraction=DEFAULT_FRACTION, channels=encoder.in_channels),
         answer,
         lambda outputs, geometry: {"features": outputs["features"]},
         HuggingFace("AutoModel", "FoveaModel", MODELING, model_source("pretrain.exporting", MODELING)),

@@ -55,7 +55,7 @@ COPIED: tuple[ModuleType, ...] = (
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
 # of probabilities and scores, and of features in their own length: the largest difference to the same pixels; pictures are
-# scaled by the folder's processor, which rounds places to whole pixels, and have a bound of their own
+# scaled by the folder's processor, which rounds positions to whole pixels, and have a bound of their own
 SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
 
@@ -158,7 +158,7 @@ def _processor(exported: Exported) -> dict[str, Any]:
         # padding comes after normalisation, so that 0 is the mean colour
         whole = {"shortest_edge": framing.size, "longest_edge": framing.size}
         return {"image_processor_type": "DetrImageProcessor", "size": whole, "do_pad": True, "pad_size": side, **common}
-    scaled = max(framing.size, round(framing.size / framing.share))
+    scaled = max(framing.size, round(framing.size / framing.fraction))
     size = {"shortest_edge": scaled} if framing.kind == CENTRE else {"height": scaled, "width": scaled}
     kind = "CLIPImageProcessor"  # which scales the short side and cuts out the middle
     return {"image_processor_type": kind, "size": size, "do_center_crop": True, "crop_size": side, **common}
@@ -190,7 +190,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
         if found:
             said = exported.answers_of(found, None)
             wanted = {name: answers[name] for name in said}
-            difference = proof.largest_difference(wanted, said)
+            difference = proof.max_difference(wanted, said)
             mean = None if which == "pixels" else proof.mean_difference(wanted, said)
             lines.append(proof.check(f"answers of transformers and of Fovea to {told}", difference, bound, mean=mean))
             numbers[f"largest difference on {told}"] = difference

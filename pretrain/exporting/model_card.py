@@ -119,8 +119,8 @@ def _limits(exported: Exported, result: Mapping[str, Any]) -> str:
             "calibrated unless the calibration error above says so."
         )
     if images and exported.kind == "classification":
-        share = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
-        lines.append(f"With {images:,} validation images an accuracy is known to about {share:.0%} at best.")
+        fraction = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
+        lines.append(f"With {images:,} validation images an accuracy is known to about {fraction:.0%} at best.")
     lines += [
         f"It was trained at {exported.size} pixels; much larger or smaller images, and other kinds of images than its "
         "training data, were not measured.",

@@ -95,7 +95,7 @@ def _proven(
             inputs[SIZES] = sizes_on_canvas(here, exported.size)
         parts.append(exported.answers_of(dict(zip(names, session.run(None, inputs), strict=True)), here))
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    difference = proof.largest_difference(exported.answer(arrays, geometry), found)
+    difference = proof.max_difference(exported.answer(arrays, geometry), found)
     say(proof.check(f"answers of onnxruntime and of Fovea to {what}", difference, exported.onnx_bound))
     return {"largest difference": max([difference, *differences.values()])}
 

@@ -54,7 +54,7 @@ def _first_pictures(url: str, image_column: str, channels: int) -> list[bytes]:
 
 
 def _drawn(number: int, channels: int) -> bytes:
-    """A picture of soft shapes, the same at every call: without edges, whose place by a pixel would count for much."""
+    """A picture of soft shapes, the same at every call: without edges, whose position by a pixel would count for much."""
     width, height = _SIZES[number % len(_SIZES)]
     width, height = width + 2 * (number // len(_SIZES)), height + number // len(_SIZES)
     coarse_HWC = np.stack(
@@ -109,7 +109,7 @@ def differences(one: Answers, other: Answers) -> list[np.ndarray]:
     return [np.array([value]) for value in found]
 
 
-def largest_difference(one: Answers, other: Answers) -> float:
+def max_difference(one: Answers, other: Answers) -> float:
     """The largest of all `differences`."""
     return max((float(of_picture.max()) for of_picture in differences(one, other) if of_picture.size), default=0.0)
 
@@ -153,8 +153,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 def check(what: str, difference: float, bound: float, *, mean: float | None = None) -> str:
     """The line that an export prints of a comparison. Raises UserError when the difference (with `mean`, that) is above the
     bound."""
-    judged = difference if mean is None else mean
+    compared = difference if mean is None else mean
     told = f"{difference:.2g}" if mean is None else f"{difference:.2g}, on average {mean:.2g}"
-    if not judged <= bound:
+    if not compared <= bound:
         raise UserError(f"{what} differ by {told}, more than {bound:g}: nothing was written")
     return f"{what}: largest difference {told} (allowed: {bound:g})"

@@ -71,7 +71,7 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
             "mean": list(exported.mean),
             "std": list(exported.std),
             "interpolation": "bilinear",
-            "crop_pct": exported.framing.share,
+            "crop_pct": exported.framing.fraction,
             "crop_mode": "center",
             "classifier": "head",
             "first_conv": None,
@@ -122,7 +122,7 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
             else {"features": pooled(_maps(said, exported)).numpy()}
         )
         given_answers = exported.answers_of(outputs, None)
-        difference = proof.largest_difference(answers, given_answers)
+        difference = proof.max_difference(answers, given_answers)
         on_average = None if told == "the same pixels" else proof.mean_difference(answers, given_answers)
         lines.append(proof.check(f"answers of timm and of Fovea to {told}", difference, bound, mean=on_average))
         numbers[f"largest difference on {told}"] = difference

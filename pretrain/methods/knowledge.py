@@ -98,7 +98,7 @@ class StoredKnowledge(Knowledge):
         if with_maps and not described.images.get("whole_image"):
             raise UserError(
                 f"method.arguments.map_weight needs maps of whole images, and those in {url} are of central crops; make them "
-                "without --crop-share"
+                "without --crop-fraction"
             )
         self.described = described.teacher
         self.features_url, self.columns = url, [FEATURES, MAPS] if with_maps else [FEATURES]
@@ -265,7 +265,7 @@ def seen_part(map_BCHW: Tensor, geometry_B5: Tensor, shape: Shape) -> Tensor:
     """The part of a map of whole images that a view shows, in height x width cells of the view.
 
     Args:
-        geometry_B5: left, top, right and bottom of the view as shares of the image's sides, and 1 where it is mirrored.
+        geometry_B5: left, top, right and bottom of the view as fractions of the image's sides, and 1 where it is mirrored.
     """
     height, width = (side * SAMPLES_A_CELL for side in shape)
     left, top, right, bottom, mirrored = (column[:, None] for column in geometry_B5.T)

@@ -34,7 +34,7 @@ PLACED = frozenset(
         *("rankme", "bad_rows", "read_retries", "restarts", "seconds", "failed_writes"),
     ]
 )
-MOST_OWN_FIGURES, MOST_LISTED = 12, 8
+MAX_OWN_FIGURES, MAX_LISTED = 12, 8
 
 
 def speed_tiles(run: RunRecord) -> list[Tile]:
@@ -63,7 +63,7 @@ def curves(
     levels: Mapping[str, Sequence[Mark]] | None = None,
     more: Sequence[Figure] = (),
 ) -> Section:
-    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are shares of one.
+    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are fractions of one.
 
     `levels` are horizontal marks of a score, by its name; `more` charts come last.
     """
@@ -73,7 +73,7 @@ def curves(
             name,
             words,
             note=note,
-            shares=True,
+            fractions=True,
             text=percent,
             bounds=(0.0, None),
             marks=(levels or {}).get(name, ()),
@@ -126,13 +126,13 @@ def own_figures(run: RunRecord, besides: Collection[str] = ()) -> list[Figure]:
     own = [name for name in run.history.names if name not in PLACED and name not in besides]
     return [
         figure(run, name, _words(name), smooth=True)
-        for name in own[:MOST_OWN_FIGURES]
+        for name in own[:MAX_OWN_FIGURES]
         if len(run.history.values(name)) > 1
     ]
 
 
 def speed(run: RunRecord) -> Section:
-    """Throughput, the share of time waited for data, bad rows and restarts."""
+    """Throughput, the fraction of time waited for data, bad rows and restarts."""
     retries = run.history.last("read_retries")
     figures = [
         figure(run, "images_per_second", "Images a second", bounds=(0.0, None)),
@@ -140,9 +140,9 @@ def speed(run: RunRecord) -> Section:
             run,
             "data_wait_fraction",
             "Time spent waiting for data",
-            shares=True,
+            fractions=True,
             bounds=(0.0, 1.0),
-            text=lambda share: percent(share, 0),
+            text=lambda fraction: percent(fraction, 0),
             note="near 0 the network takes the time; near 100 % reading does",
         ),
     ]
@@ -153,8 +153,8 @@ def speed(run: RunRecord) -> Section:
     body = Templates().render(
         "speed.html",
         figures=figures,
-        restarts=[_restart(entry) for entry in run.restarts[-MOST_LISTED:]],
-        bad_rows=[_bad_row(row) for row in run.bad_rows[:MOST_LISTED]],
+        restarts=[_restart(entry) for entry in run.restarts[-MAX_LISTED:]],
+        bad_rows=[_bad_row(row) for row in run.bad_rows[:MAX_LISTED]],
         num_bad=_num_bad(run),
     )
     return Section("speed", "Speed and interruptions", body)
@@ -185,7 +185,7 @@ def figure(
     *,
     text: Callable[[float], str] = short,
     note: str = "",
-    shares: bool = False,
+    fractions: bool = False,
     log: bool = False,
     smooth: bool = False,
     bounds: tuple[float | None, float | None] = (None, None),
@@ -198,7 +198,7 @@ def figure(
         [Line(title, steps, values)],
         label=f"{title} over steps",
         text=text,
-        shares=shares,
+        fractions=fractions,
         log=log,
         smooth=smooth,
         bounds=bounds,
@@ -224,8 +224,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _bad_row(row: Mapping[str, Any]) -> dict[str, str]:
     file = masked(str(row.get("file", "")))
-    place = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
-    return {"file": file, "place": place, "reason": str(row.get("reason", ""))}
+    location = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
+    return {"file": file, "location": location, "reason": str(row.get("reason", ""))}
 
 
 def _value(value: Any) -> str:

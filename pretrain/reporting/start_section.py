@@ -21,8 +21,8 @@ def start_section(run: RunRecord) -> Section | None:
     if not isinstance(start, dict):
         return None
     layers = [
-        ("stem" if number == 0 else f"layer {number}", "–" if share is None else percent(share))
-        for number, share in enumerate(moved.get("by_layer") or [])
+        ("stem" if number == 0 else f"layer {number}", "–" if fraction is None else percent(fraction))
+        for number, fraction in enumerate(moved.get("by_layer") or [])
     ]
     rows = [
         ("weights", masked(str(start.get("name")))),

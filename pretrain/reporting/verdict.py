@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short, span
-from pretrain.training.health import COLLAPSES, LEAST_SPREAD
+from pretrain.training.health import COLLAPSES, MIN_SPREAD
 from pretrain.training.probes import UNTRAINED
 
 GOOD_SPREAD = 0.5
@@ -29,13 +29,13 @@ class Verdict:
     second: str
 
 
-Judge = Callable[[RunRecord], Verdict]
+VerdictOn = Callable[[RunRecord], Verdict]
 InWords = Callable[[Mapping[str, float]], str | None]
 
 
-def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
-    """The verdict on a run: `judge` says what a finished and healthy one is worth, `so_far` what the newest numbers of one that
-    goes on say; the rest is the same for all runs."""
+def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Verdict:
+    """The verdict on a run: `of_finished` says what a finished and healthy one is worth, `so_far` what the newest numbers of
+    one that goes on say; the rest is the same for all runs."""
     if run.status == "failed":
         return Verdict(
             "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "once that is fixed")
@@ -57,7 +57,7 @@ def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
     if run.status in ("running", "unfinished"):
         first = f"This run is not finished: it is {_where(run)}."
         return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far))
-    return judge(run)
+    return of_finished(run)
 
 
 def reason(run: RunRecord) -> str:
@@ -73,7 +73,7 @@ def reason(run: RunRecord) -> str:
 def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdict:
     """Of a pretraining run. `chance`: the kNN accuracy of always naming the most frequent class, where it is known."""
 
-    def judge(run: RunRecord) -> Verdict:
+    def of_finished(run: RunRecord) -> Verdict:
         findings, metrics = run.history.findings, run.metrics
         knn, health = metrics.get("knn_accuracy"), _health(metrics)
         if findings:
@@ -99,7 +99,7 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
         knn = metrics.get("knn_accuracy")
         return None if knn is None else f"a vote of nearest neighbours gets {percent(knn)} of unseen images right"
 
-    return verdict_of(run, judge, so_far=so_far)
+    return verdict_of(run, of_finished, so_far=so_far)
 
 
 def _collapse(run: RunRecord) -> str | None:
@@ -107,7 +107,7 @@ def _collapse(run: RunRecord) -> str | None:
         if kind in COLLAPSES:
             return text.partition(";")[0].removeprefix(f"{kind}: ")
     spread = run.metrics.get("spread")
-    if spread is not None and spread < LEAST_SPREAD and len(run.history.values("spread")) >= 3:
+    if spread is not None and spread < MIN_SPREAD and len(run.history.values("spread")) >= 3:
         return f"all images get nearly the same embedding (spread {short(spread)} of 1)"
     return None
 

@@ -14,7 +14,7 @@ from pretrain.reporting.page import Section, Templates
 from pretrain.reporting.pictures import data_url
 from pretrain.reporting.samples import Row
 
-NUM_IMAGES, MOST_VIEWS = 6, 8
+NUM_IMAGES, MAX_VIEWS = 6, 8
 
 
 def view_section(rows: Sequence[Row], specs: Sequence[ViewSpec], *, seed: int, channels: int) -> Section:
@@ -38,9 +38,9 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
         filling, _ = filled(transform, [row.data], row_ids=[row.row_id], passes=[pass_number])
         assert filling.geometry_VB5 is not None
         for number, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
-            if len(views) == MOST_VIEWS:
+            if len(views) == MAX_VIEWS:
                 break
-            left, top, right, bottom = (100 * float(share) for share in filling.geometry_VB5[number, 0, :4])
+            left, top, right, bottom = (100 * float(fraction) for fraction in filling.geometry_VB5[number, 0, :4])
             colour = (pass_number if len(passes) > 1 else number) % 2 + 1
             boxes.append(
                 {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}", "height": f"{bottom - top:.1f}",

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
-from pretrain.data.reading.shards import RowPlace
+from pretrain.data.reading.shards import RowLocation
 from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
 
@@ -53,10 +53,10 @@ class RunFolder:
         self._waiting = b""  # lines that are not in the file yet
         self._size = 0  # of the file, in whole lines
 
-    def start_at(self, step: int) -> int | None:
+    def start_at(self, step: int, *, first_step: int = 0) -> int | None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
 
-        Returns the last step that was logged before, None when this is the first start.
+        Returns the last step that was logged before, None when this is the first start, which is at `first_step`.
         """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
@@ -78,7 +78,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
+        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step > first_step else None
         self._trackers = Trackers(
             self._tracking,
             url=self.url,
@@ -148,8 +148,8 @@ class RunFolder:
 
     def write_bad_rows(self, rows: dict[str, str]) -> None:
         """Writes bad_rows.jsonl as a whole: where each row that could not be used lies, and why."""
-        listed = sorted((RowPlace.parse(place), reason) for place, reason in rows.items())
-        lines = [json.dumps({**asdict(place), "reason": reason}) + "\n" for place, reason in listed]
+        listed = sorted((RowLocation.parse(location), reason) for location, reason in rows.items())
+        lines = [json.dumps({**asdict(location), "reason": reason}) + "\n" for location, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
     def close(self, *, finished: bool = True) -> None:
@@ -274,7 +274,7 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
 def check_is_no_file(run_url: str) -> None:
     """Raises UserError when a file lies in the place of OUT."""
     if storage.is_local(run_url) and storage.local_path(run_url).is_file():
-        raise UserError(f"{run_url} is a file; out must be a folder, or a place where there is none yet")
+        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is none yet")
 
 
 def check_claim(run_url: str, refused: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.reading.image_paths import use_image_root
+from pretrain.training import parent
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 
@@ -35,7 +36,9 @@ class DataSettings:
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
     )
     shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
-    max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    max_bad_fraction: float = setting(
+        0.05, minimum=0, maximum=1, help="fraction of undecodable rows that stops the run"
+    )
     max_megapixels: float = setting(
         100.0, above=0, help="larger images are bad rows; JPEGs above 100 are decoded at a reduced size"
     )
@@ -106,7 +109,9 @@ class OptimizerSettings:
     final_weight_decay: float | None = setting(
         None, minimum=0, help="weight decay at the last step, reached by half a cosine; null: as at the first"
     )
-    final_share: float = setting(0.0, minimum=0, maximum=1, help="share of the peak learning rate at the last step")
+    final_fraction: float = setting(
+        0.0, minimum=0, maximum=1, help="fraction of the peak learning rate at the last step"
+    )
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,20 @@ class TrainingSettings:
     checkpoint_every_seconds: float = setting(
         300.0, minimum=0, help="seconds after which a checkpoint is written anyway"
     )
+    parent: str | None = setting(
+        None,
+        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its own (learning rate, "
+        "length, ...)",
+    )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
     def __post_init__(self) -> None:
         if self.epochs == 0 and self.steps is None:
             raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
+
+    def with_absolute_parent(self) -> TrainingSettings:
+        """The same with a local path made absolute: workers may run in another folder."""
+        return dataclasses.replace(self, parent=parent.absolute(self.parent))
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,7 @@ UNSEEN = (
 )
 FREE_TO_CHANGE = (  # of the others it is said when they differ
     *UNSEEN,
-    "data.max_bad_share",
+    "data.max_bad_fraction",
     "training.on_nonfinite",
     "training.log_every_steps",
     "training.compile",

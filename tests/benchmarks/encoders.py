@@ -115,7 +115,7 @@ def _in_a_process(photos: Path, settings: list[str]) -> dict[str, float]:
 def trained(overrides: list[str]) -> dict[str, float]:
     """Seconds of CPU of a step, and the scores, of one run in this process."""
     from cluster.settings import load_settings
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings
@@ -130,8 +130,8 @@ def trained(overrides: list[str]) -> dict[str, float]:
         settings = load_settings(
             PretrainSettings, "configs/pretrain/small/simclr.yaml", [*overrides, f"out={out}/run"], beneath=defaults_of
         )
-        with place_here(read) as place:
-            metrics = pretrain(place, settings)["metrics"]
+        with local_context(read) as context:
+            metrics = pretrain(context, settings)["metrics"]
     lines = readings[: REHEARSAL // LINE]  # the last line of a long run comes after its evaluation
     (first, cpu), (last, end) = lines[len(lines) // 2], lines[-1]
     return {

@@ -60,7 +60,7 @@ def speed(folder: Path, num: int, repeats: int) -> None:
     for repeat in range(repeats):
         rates["decoding alone"].append(num / seconds_of(decode))
         for name, share in (("import", 0.0), ("import with a split", 0.2)):
-            dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_share=share)
+            dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_fraction=share)
             rates[name].append(
                 num / seconds_of(lambda: import_images(str(folder / "src"), dest, choice, show_progress=False))  # noqa: B023
             )
@@ -103,7 +103,7 @@ def child(src: str, dest: str) -> None:
     """Imports in this process and prints its peak resident memory in MiB."""
     from pretrain.data.packing.importing import ImportOptions, import_images
 
-    import_images(src, dest, ImportOptions(validation_share=0.5), show_progress=False)
+    import_images(src, dest, ImportOptions(validation_fraction=0.5), show_progress=False)
     # not getrusage, whose maximum a process inherits from the one that started it
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     print(int(line.split()[1]) / 2**10)

@@ -44,7 +44,7 @@ from pretrain.encoders import Encoder, build_encoder, load_encoder, read_encoder
 from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 
 NUM_SCENES, DEMO_STEPS = 2000, 450
-BCCD_SIZE, TILE, CROP_SHARE = (320, 240), 96, 0.875
+BCCD_SIZE, TILE, CROP_FRACTION = (320, 240), 96, 0.875
 MAP_SIZE = (256, 192)  # at which a cell is about as large as in a tile that is cropped and scaled to 64 pixels
 NUM_CHOOSING = 100  # training images on which a head is chosen
 
@@ -237,11 +237,11 @@ def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -
 
 
 def finetuned(out: Path, encoder: str, data: Path, seed: int, *overrides: str) -> str:
-    """The model of a fine-tuning run, judged on `data`/validation."""
+    """The model of a fine-tuning run, evaluated on `data`/validation."""
     if not (out / "result.json").exists():
         command(
         "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",
-        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_share={CROP_SHARE}", *overrides,
+        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_fraction={CROP_FRACTION}", *overrides,
     )  # fmt: skip
     accuracy = json.loads((out / "result.json").read_text())["metrics"]["accuracy"]
     print(f"{out}: accuracy {accuracy:.1%}", flush=True)

@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
     """Seconds of a step after the first few, by the clock and of CPU, and the peak of memory."""
     from cluster.settings import load_settings
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings
@@ -114,8 +114,8 @@ def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
         def read(record: dict[str, Any]) -> None:
             readings[record.get("step", 0)] = time.perf_counter(), cpu_seconds()
 
-        with place_here(read) as place:
-            pretrain(place, settings)
+        with local_context(read) as context:
+            pretrain(context, settings)
     (clock, cpu), (end_clock, end_cpu) = readings[skip], readings[skip + steps]
     return {"seconds": (end_clock - clock) / steps, "cpu_seconds": (end_cpu - cpu) / steps, "mib": _peak_mib()}
 

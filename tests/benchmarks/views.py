@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.images.pixels import open_picture
-from pretrain.data.images.rooms import Rooms
 from pretrain.data.packing.importing import import_images
 from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
@@ -42,7 +42,7 @@ from pretrain.data.views.augment import finish_views
 from pretrain.data.views.random_views import RandomViews, write_crop
 from pretrain.data.views.recipes import recipe_views
 
-BATCH, CPU, FLOATS = 32, torch.device("cpu"), Rooms()
+BATCH, CPU, FLOATS = 32, torch.device("cpu"), BufferPool()
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -111,7 +111,7 @@ def made(images: list[bytes], recipe: str, *, colours: bool, finish: bool) -> No
         for index, row in enumerate(rows):
             filling.fill(index, images[row])
         if finish:
-            finish_views(filling.arrays, filling.parameters, device=CPU, rooms=FLOATS)
+            finish_views(filling.arrays, filling.parameters, device=CPU, buffer_pool=FLOATS)
 
 
 @functools.cache
@@ -178,7 +178,7 @@ def loaded(order: Order, shards: Shards, threads: int, colours: bool) -> tuple[f
         wall, cpu = time.perf_counter(), time.process_time()
         for batch in itertools.islice(loader, num_batches):
             if colours:
-                finish_views(batch.arrays, batch.parameters, device=CPU, rooms=FLOATS)
+                finish_views(batch.arrays, batch.parameters, device=CPU, buffer_pool=FLOATS)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return num_batches * BATCH / wall, cpu / (num_batches * BATCH) * 1e3
 

@@ -275,7 +275,7 @@ def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(where, request
 
 @pytest.mark.slow
 def test_the_demo_killed_at_random_comes_to_the_same_table(here):
-    """Real stages: a data set, an encoder, a classifier beside one from random weights, a judgement."""
+    """Real stages: a data set, an encoder, a classifier beside one from random weights, an evaluation."""
     demo = OmegaConf.load("configs/pipelines/demo.yaml")
     for name in ("detection", "summarization", "report"):  # more of the same, for minutes
         del demo.stages[name]

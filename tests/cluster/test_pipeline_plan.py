@@ -85,8 +85,8 @@ def record(status, *, command=("run",), made_from=None):
         (record(F), None, True, Next.START),
         (record(R), job(RUNNING), True, Next.ATTACH),
         (record(R), job(PENDING), False, Next.ATTACH),
-        (record(R), job(SUCCEEDED, 0), True, Next.JUDGE),  # it ended while no driver looked
-        (record(R), job(FAILED, 7), True, Next.JUDGE),
+        (record(R), job(SUCCEEDED, 0), True, Next.COLLECT),  # it ended while no driver looked
+        (record(R), job(FAILED, 7), True, Next.COLLECT),
         (record(R), None, True, Next.START),  # the cluster is another one, or the driver died before it submitted
         (record(R, command=("other",)), job(RUNNING), True, Next.REFUSE_OTHER),
         (record(R, command=("other",)), job(FAILED, 2), True, Next.START),

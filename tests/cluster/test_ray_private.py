@@ -12,7 +12,7 @@ import pytest
 from ray.train import ScalingConfig
 
 from cluster.training import ray_private
-from cluster.training.ray_private import SteppedScaling, largest_size
+from cluster.training.ray_private import SteppedScaling, max_size
 
 GUARDED = Path("cluster/training/ray_private.py")
 SOURCES = sorted(
@@ -112,7 +112,7 @@ def test_the_versions_known_to_work_are_those_that_are_installed() -> None:
     ("sizes", "room", "size"), [([2, 4, 8], 8, 8), ([2, 4, 8], 7, 4), ([2, 4, 8], 3, 2), ([2, 4, 8], 1, 0), ([], 3, 0)]
 )
 def test_the_largest_possible_size_that_fits(sizes: list[int], room: int, size: int) -> None:
-    assert largest_size(sizes, room) == size
+    assert max_size(sizes, room) == size
 
 
 def test_nodes_hold_whole_workers_and_the_rest_is_left() -> None:

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
 from finetune.tasks.detection.hard_attention import make_attention_hard
 from finetune.tasks.detection.heads import HEADS, Anchors
-from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
+from finetune.tasks.detection.metrics import EvaluatedImage, coco_scores, evaluated_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.pyramid import Pyramid
 from pretrain.data.reading.labels import ClassNames
@@ -104,8 +104,8 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
     assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the image": 1}
     good = sum(len(picture(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
     assert result["training_boxes"] == good + 1  # that outside of its picture is known once the picture is opened
-    judged = result["validation_boxes_left_out"]
-    assert judged["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
+    evaluated = result["validation_boxes_left_out"]
+    assert evaluated["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
     assert result["validation_images"] == 20
     assert run_command(lambda: main([*arguments(world, finished.parent / "other"), "--check"])) == 0
     told = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         {"bbox": box, "category": name} for box, name in zip(objects["bbox"], objects["category"], strict=True)
     ]
     for value in (objects, as_structs):
-        target, left_out = reader.read(value, width=64, height=64, place="here")
+        target, left_out = reader.read(value, width=64, height=64, location="here")
         assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
@@ -143,7 +143,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the image"),
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
-        (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
+        (None, {"detection.min_scale": 3}, "it is more than detection.max_scale=2"),
         (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
     ],
 )  # fmt: skip
@@ -202,7 +202,14 @@ def detector(encoder, head, **more):
     torch.manual_seed(0)
     strides = [8, 16]
     anchors = [[[10.0, 12.0], [16.0, 12.0]], [[30.0, 30.0], [40.0, 24.0]]]
-    arguments = {"num_classes": 2, "channels": 32, "depth": 1, "most": 20, "strides": strides, "anchors": anchors}
+    arguments = {
+        "num_classes": 2,
+        "channels": 32,
+        "depth": 1,
+        "max_detections": 20,
+        "strides": strides,
+        "anchors": anchors,
+    }
     return Detector(encoder, head=head, **{**arguments, **more})
 
 
@@ -317,7 +324,7 @@ def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
 
 
 def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, capsys):
-    """The same model's predictions, written as COCO json by hand, judged by pycocotools alone."""
+    """The same model's predictions, written as COCO json by hand, evaluated by pycocotools alone."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -363,26 +370,26 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     assert np.mean(of_class) == pytest.approx(stats[0], abs=1e-9)
 
 
-def judged_image(row_id, true, found, *, classes=None, scores=None):
+def evaluated_image(row_id, true, found, *, classes=None, scores=None):
     true, found = np.array(true, np.float32).reshape(-1, 4), np.array(found, np.float32).reshape(-1, 4)
     labels = np.zeros(len(true), np.int64), np.zeros(len(found), np.int64) if classes is None else np.array(classes)
     certain = np.linspace(0.9, 0.1, len(found), dtype=np.float32) if scores is None else np.array(scores, np.float32)
-    return JudgedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
+    return EvaluatedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
 
 
 def test_numbers_of_cases_worked_by_hand():
     box = [10, 10, 50, 50]
-    exact, _ = coco_scores([judged_image(0, [box], [box])], ["a", "b"])
+    exact, _ = coco_scores([evaluated_image(0, [box], [box])], ["a", "b"])
     for name in ("map", "ap50", "ap_medium", "recall"):
         assert exact[name] == pytest.approx(1.0)
-    shifted, rows = coco_scores([judged_image(0, [box], [[10, 10, 50, 40]])], ["a", "b"])  # overlap 0.75
+    shifted, rows = coco_scores([evaluated_image(0, [box], [[10, 10, 50, 40]])], ["a", "b"])  # overlap 0.75
     assert shifted["ap75"] == pytest.approx(1.0) and shifted["map"] == pytest.approx(0.6)
     assert rows[0]["ap"] == pytest.approx(0.6) and rows[1]["ap"] is None and rows[1]["boxes"] == 0
-    nothing, _ = coco_scores([judged_image(0, [box], [])], ["a"])
+    nothing, _ = coco_scores([evaluated_image(0, [box], [])], ["a"])
     assert nothing["map"] == 0
     # a surer wrong one halves the precision; an empty picture's does too
-    wrong, _ = coco_scores([judged_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
-    empty, _ = coco_scores([judged_image(0, [box], [box], scores=[0.5]), judged_image(1, [], [box])], ["a"])
+    wrong, _ = coco_scores([evaluated_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
+    empty, _ = coco_scores([evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"])
     assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
 
 
@@ -396,44 +403,44 @@ def test_error_of_map_is_how_far_it_moves_over_other_sets_of_images():
             [55, 55, 90 - generator.integers(0, 20), 90],
             [0, 0, 9, 9],
         ]
-        images.append(judged_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
-    _, _, error = judged_scores(images, ["a", "b"])
+        images.append(evaluated_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
+    _, _, error = evaluated_scores(images, ["a", "b"])
     redrawn = [coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"] for _ in range(60)]
     assert 0.7 < error / np.std(redrawn, ddof=1) < 1.4
     # images that are all alike leave nothing to chance
-    assert judged_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
+    assert evaluated_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
 
 
-def judged_metrics(model_url, data_url):
+def evaluated_metrics(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    with place_here() as place:
-        judgement = model.judge(shards, place)
-    return judgement.metrics, judgement.details
+    with local_context() as context:
+        evaluation = model.evaluate(shards, context)
+    return evaluation.metrics, evaluation.details
 
 
-def judged_on_rank(model_url, data_url):
-    """The judgement of a rank, and its number."""
+def evaluated_on_rank(model_url, data_url):
+    """The evaluation of a rank, and its number."""
     from torch import distributed
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    place = Place(rank=rank, world_size=world_size, device=torch.device("cpu"))
-    judgement = model.judge(shards, place)
-    return judgement.metrics, judgement.details
+    context = RankContext(rank=rank, world_size=world_size, device=torch.device("cpu"))
+    evaluation = model.evaluate(shards, context)
+    return evaluation.metrics, evaluation.details
 
 
 @pytest.mark.slow
-def test_two_ranks_judge_as_one(world, finished):
+def test_two_ranks_evaluate_as_one(world, finished):
     url, data = str(finished / "model"), str(world / "validation")
-    alone = judged_metrics(url, data)
-    for judged in run_on_ranks(judged_on_rank, 2, url, data):
-        assert judged[0] == pytest.approx(alone[0], abs=1e-9)
-        assert judged[1]["validation_images"] == alone[1]["validation_images"] == 20
-        assert judged[1]["validation_boxes_left_out"] == alone[1]["validation_boxes_left_out"]
+    alone = evaluated_metrics(url, data)
+    for evaluated in run_on_ranks(evaluated_on_rank, 2, url, data):
+        assert evaluated[0] == pytest.approx(alone[0], abs=1e-9)
+        assert evaluated[1]["validation_images"] == alone[1]["validation_images"] == 20
+        assert evaluated[1]["validation_boxes_left_out"] == alone[1]["validation_boxes_left_out"]
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_boxes_follow_zooms_crops_and_flips():
     filling = filled(views(), 200, marked())
     kinds, checked = set(), 0
     for canvas, geometry in zip(filling.arrays[0], filling.geometry_VB5.swapaxes(0, 1), strict=True):
-        boxes, keep = boxes_on_canvas(BOX, geometry, 64, smallest_visible=0.3)
+        boxes, keep = boxes_on_canvas(BOX, geometry, 64, min_visible=0.3)
         side = geometry[0, 2] - geometry[0, 0]
         kinds.add((int(geometry[0, 4]), side > 120))
         if keep[0]:
@@ -79,9 +79,9 @@ def test_what_lies_beyond_the_picture_has_the_mean_colour():
 def test_a_box_that_is_mostly_cut_off_is_dropped():
     geometry = np.zeros((2, 5), np.float32)
     geometry[0, :4], geometry[1, 2:4] = (60, 0, 140, 80), (120, 80)
-    boxes, keep = boxes_on_canvas(BOX, geometry, 80, smallest_visible=0.3)
+    boxes, keep = boxes_on_canvas(BOX, geometry, 80, min_visible=0.3)
     assert boxes[0].tolist() == [0, 10, 10, 40] and not keep[0]  # a quarter of it is seen
-    assert boxes_on_canvas(BOX, geometry, 80, smallest_visible=0.2)[1][0]
+    assert boxes_on_canvas(BOX, geometry, 80, min_visible=0.2)[1][0]
     geometry[0, :4] = (69.5, 0, 149.5, 80)
     assert not boxes_on_canvas(BOX, geometry, 80)[1][0]  # half a pixel
 

@@ -89,7 +89,7 @@ def summarizer(world, tmp_path_factory):
         "compare": "[]",
         "summarization.width": 32,
         "summarization.keyword_threshold": 0.05,
-        "summarization.keyword_max_share": 0.6,
+        "summarization.keyword_max_fraction": 0.6,
         "cluster.workers": 0,
         "report_images": 12,
     }
@@ -124,7 +124,7 @@ def test_the_report_of_a_summarizer_in_a_browser(summarizer):
 
 def test_the_report_of_a_classifier_in_a_browser(classifier):
     seen = look(classifier / "report.html")
-    assert_sound(seen, least_pictures=80)
+    assert_sound(seen, min_images=80)
     for one in seen.values():
         for words in (
             "classifier report", "<i>run & report", NAMES[0], "pretrained", "random weights", "What is taken for what",
@@ -152,7 +152,7 @@ def test_one_page_joins_runs_and_says_what_is_missing(classifier, tmp_path):
     outs = [str(classifier), str(classifier / "compare" / "random"), str(tmp_path / "nowhere")]
     assert run_command(lambda: main(["report", *outs, "--out", str(target)])) == 0
     seen = look(target)
-    assert_sound(seen, least_pictures=0)
+    assert_sound(seen, min_images=0)
     text = seen[1400, "light"].text
     assert "1 of 3 runs did not work, first of all nowhere (missing)." in text
     assert "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text
@@ -202,7 +202,7 @@ def others(accuracy):
     ],
 )  # fmt: skip
 def test_verdicts_of_classifiers(run, rows, tone, first, second):
-    said = ClassificationReport().judge(run, rows)
+    said = ClassificationReport().verdict(run, rows)
     assert said.tone == tone and re.search(first, said.first) and re.search(second, said.second), said
 
 
@@ -213,24 +213,24 @@ def test_verdicts_of_classifiers_of_several_classes():
     ]
     run = record({"mean_average_precision": 0.6}, validation_images=100, per_class=rows)
     report = ClassificationReport().of(run)
-    said = report.judge(run, [])
+    said = report.verdict(run, [])
     assert "60.0 % over 2 classes of 100" in said.first and "by lot gets 20.0 %" in said.first and said.tone == "good"
     assert f"“{EVIL}” with 40.0 %" in said.second
-    said = report.judge(run, [{"name": "random weights", "metrics": {"mean_average_precision": 0.595}}])
+    said = report.verdict(run, [{"name": "random weights", "metrics": {"mean_average_precision": 0.595}}])
     assert said.tone == "warn" and "no difference beyond noise" in said.second
 
 
 def test_verdicts_of_detectors_and_of_runs_that_go_on():
     rows = [{"class": "a", "boxes": 9, "ap50": 0.9, "ap": 0.5}, {"class": "b", "boxes": 9, "ap50": 0.1, "ap": 0.0}]
     run = record({"map": 0.3, "ap50": 0.5}, validation_boxes=18, validation_images=4, per_class=rows)
-    said = DetectionReport().judge(run, [])
+    said = DetectionReport().verdict(run, [])
     assert "50.0 % at half overlap (mAP 30.0 %) on 18 boxes in 4" in said.first and "“b” worst (10.0 %" in said.second
-    said = DetectionReport().judge(run, [{"name": "random weights", "metrics": {"map": 0.1}}])
+    said = DetectionReport().verdict(run, [{"name": "random weights", "metrics": {"map": 0.1}}])
     assert said.tone == "good" and "worth +20.0 points" in said.second
     # four images tell little, and the run says so itself
     told = record({"map": 0.3, "ap50": 0.5}, validation_images=4, standard_errors={"map": 0.09})
     other = {"name": "random weights", "metrics": {"map": 0.1}, "standard_errors": {"map": 0.08}}
-    said = DetectionReport().judge(told, [other])
+    said = DetectionReport().verdict(told, [other])
     assert (
         said.tone == "warn"
         and "no difference beyond noise, +20.0 points is within what 4 images can tell (± 23.6)" in said.second
@@ -243,7 +243,7 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
 def test_verdicts_of_summarizers():
     metrics = {"cider_d": 0.8, "keyword_map": 0.31, "bleu_4": 0.2, "rouge_l": 0.4}
     run = record(metrics, validation_images=9, validation_captions=45)
-    said = SummarizationReport().judge(run, [])
+    said = SummarizationReport().verdict(run, [])
     assert (
         "CIDEr-D of 0.8 (of 10) against 45 captions of 9" in said.first
         and "31.0 %" in said.first
@@ -254,7 +254,7 @@ def test_verdicts_of_summarizers():
         (0.79, "warn", "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)"),
         (0.9, "warn", "did not help"),
     ):
-        said = SummarizationReport().judge(run, [{"name": "random weights", "metrics": {"cider_d": other}}])
+        said = SummarizationReport().verdict(run, [{"name": "random weights", "metrics": {"cider_d": other}}])
         assert said.tone == tone and words in said.second
 
 

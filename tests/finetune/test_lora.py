@@ -71,7 +71,7 @@ def test_adapters_learn_alone_and_merge_into_the_same_network(name, arguments, s
     assert changed == set(layers_to_adapt(build_encoder(name, **arguments)))
 
 
-def test_the_folder_holds_adapters_and_head_and_predicts_as_judged(world, adapted):
+def test_the_folder_holds_adapters_and_head_and_predicts_as_evaluated(world, adapted):
     result = json.loads((adapted / "result.json").read_text())
     config = json.loads((adapted / "model" / "config.json").read_text())
     tensors = safetensors.torch.load_file(adapted / "model" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Inputs of `predict` that are not one upright picture each: turned films, animated images, several data sets, huge photos."""
+"""Inputs of `predict` that are not one upright picture each: turned videos, animated images, several data sets, huge photos."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def usual_limit():
     set_max_pixels(None)
 
 
-def test_a_film_of_a_phone_that_is_held_upright_is_upright(tmp_path):
+def test_a_video_of_a_phone_that_is_held_upright_is_upright(tmp_path):
     still = np.zeros((48, 96, 3), np.uint8)
     still[:, :48] = 255  # coded lying: bright at the left
     for rotation in (0, 90, 180, -90):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import distributed
 
 from cluster.errors import run_command
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.summarization import Summary
@@ -70,7 +70,7 @@ def arguments(world, out, **more):
         "optimizer.learning_rate": 0.05,
         "summarization.width": 64,
         "summarization.num_maps": 2,
-        "summarization.keyword_max_share": 0.6,
+        "summarization.keyword_max_fraction": 0.6,
         "cluster.workers": 0,
         "cluster.cpus_per_worker": 1,
         **more,
@@ -158,19 +158,19 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
     assert results[1]["restarts"] == 1
 
 
-def judged_by_ranks(model_url, data_url):
+def evaluated_by_ranks(model_url, data_url):
     """What each rank says of the whole data set."""
     predictor = load_model(model_url)
     manifest = load_manifest(data_url, columns=["image", "captions"], image_column="image")
-    place = Place(distributed.get_rank(), distributed.get_world_size(), distributed.get_rank(), torch.device("cpu"))
-    judgement = predictor.judge(Shards(manifest, image_column="image", columns=["captions"]), place)
-    return judgement.metrics, judgement.details
+    context = RankContext(distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"))
+    evaluation = predictor.evaluate(Shards(manifest, image_column="image", columns=["captions"]), context)
+    return evaluation.metrics, evaluation.details
 
 
 @pytest.mark.slow
-def test_two_ranks_judge_as_one(world, finished):
+def test_two_ranks_evaluate_as_one(world, finished):
     result = json.loads((finished / "result.json").read_text())
-    for metrics, details in run_on_ranks(judged_by_ranks, 2, str(finished / "model"), str(world / "validation")):
+    for metrics, details in run_on_ranks(evaluated_by_ranks, 2, str(finished / "model"), str(world / "validation")):
         assert metrics == pytest.approx(result["metrics"], abs=1e-6)
         for name in ("examples", "validation_images", "validation_captions", "validation_images_without_captions"):
             assert details[name] == result[name]

@@ -45,7 +45,7 @@ def test_blur_equals_a_gaussian_convolution():
     from scipy.ndimage import gaussian_filter1d
 
     sigmas = torch.tensor([0.1, 0.7, 1.4, 2.0])
-    ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), most_sigma=2.0).numpy()
+    ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), max_sigma=2.0).numpy()
     for image, blurred, sigma in zip(IMAGES[:4].numpy(), ours, sigmas.tolist()):
         wanted = gaussian_filter1d(gaussian_filter1d(image, sigma, 1, mode="nearest", truncate=6 / sigma), sigma, 2,
                                    mode="nearest", truncate=6 / sigma)  # fmt: skip
@@ -63,7 +63,7 @@ def by_torchvision(image, colours, index, spec):
     steps = [
         lambda x: tv.solarize(x, 0.5) if colours.solarized[index] else x,
         lambda x: (
-            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), most_sigma=2.0)[0]
+            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), max_sigma=2.0)[0]
             if colours.blurred[index]
             else x
         ),
@@ -212,7 +212,7 @@ def test_boxes_of_extreme_images_fit(width, height):
     for crops in draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4:
         left, top, right, bottom = corners(find_boxes([spec], crops, width=width, height=height))[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, share=0.875)]))[0]
+    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, fraction=0.875)]))[0]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 

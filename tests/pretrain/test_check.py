@@ -268,7 +268,7 @@ def test_boxes_of_another_format_are_noticed(tmp_path, box_format, other):
 def test_boxes_in_shares_of_the_image_are_noticed(tmp_path):
     objects = [{"bbox": [[0.1, 0.2, 0.5, 0.5]] * 3, "category": ["a"] * 3}] * 10
     url = write_shards(tmp_path / "data", [encoded(n, size=(100, 100)) for n in range(10)], objects=objects)
-    assert "look like shares" in check(url)["boxes"]["advice"][0]
+    assert "look like fractions" in check(url)["boxes"]["advice"][0]
 
 
 def test_text_that_could_harm(tmp_path):

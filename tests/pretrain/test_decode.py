@@ -169,7 +169,7 @@ def test_pixels_without_an_agreed_range_are_refused(mode):
 def test_a_jpeg_may_come_smaller_but_never_below_the_smallest_side():
     big = picture().resize((640, 400))
     data = encoded(big, "JPEG", quality=95, exif=orientation_exif(6))
-    assert [decode_image(data, smallest_side=side).shape[:2] for side in (1, 50, 51, 101, 200, 201, 999)] == [
+    assert [decode_image(data, min_side=side).shape[:2] for side in (1, 50, 51, 101, 200, 201, 999)] == [
         (80, 50),
         (80, 50),
         (160, 100),
@@ -178,7 +178,7 @@ def test_a_jpeg_may_come_smaller_but_never_below_the_smallest_side():
         (640, 400),
         (640, 400),
     ]
-    assert decode_image(encoded(big, "PNG"), smallest_side=10).shape == (400, 640, 3)
+    assert decode_image(encoded(big, "PNG"), min_side=10).shape == (400, 640, 3)
 
 
 def huge_png(width, height):

@@ -276,7 +276,7 @@ def test_the_layout_of_the_shards(tmp_path):
 
 
 def test_scenes_without_labels_are_others_and_hold_nothing_but_images(tmp_path):
-    write_demo(str(tmp_path / "demo"), num_images=20, validation_share=0.5, num_unlabelled=30, seed=5)
+    write_demo(str(tmp_path / "demo"), num_images=20, validation_fraction=0.5, num_unlabelled=30, seed=5)
     (file,) = (tmp_path / "demo" / "unlabelled").glob("*.parquet")
     assert pq.read_schema(file).names == ["image"]
     rows = pq.read_table(file).to_pylist()
@@ -299,8 +299,8 @@ def test_what_it_refuses(tmp_path):
     with pytest.raises(UserError, match="num_images is 19, but a demo needs at least 20"):
         write_demo(str(tmp_path / "demo"), num_images=19)
     for share in (0.0, 1.0):
-        with pytest.raises(UserError, match=f"validation_share is {share:g}, but both splits need a scene"):
-            write_demo(str(tmp_path / "demo"), num_images=20, validation_share=share)
+        with pytest.raises(UserError, match=f"validation_fraction is {share:g}, but both splits need a scene"):
+            write_demo(str(tmp_path / "demo"), num_images=20, validation_fraction=share)
     with pytest.raises(UserError, match="num_unlabelled is -1"):
         write_demo(str(tmp_path / "demo"), num_unlabelled=-1)
     with pytest.raises(UserError, match="seed is -1"):

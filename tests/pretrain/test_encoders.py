@@ -137,7 +137,7 @@ def test_layers_cover_every_parameter_and_rise(name):
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_drop_path_and_norms_train_and_judge(norm):
+def test_drop_path_and_norms_train_and_evaluate(norm):
     encoder = build_encoder("convattn_nano", stem_stride=2, norm=norm, drop_path=0.5)
     images = torch.randn(4, 3, 32, 32)
     assert not torch.equal(encoder(images)[-1], encoder(images)[-1])

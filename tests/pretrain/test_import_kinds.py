@@ -191,7 +191,7 @@ def test_corners_and_shares_are_refused_with_the_option_that_reads_them(tmp_path
     tree = json.loads(file.read_text())
     for option, change in (
         ("xyxy", lambda x, y, w, h: [x, y, x + w, y + h]),
-        ("shares", lambda x, y, w, h: [x / 100, y / 80, w / 100, h / 80]),
+        ("fractions", lambda x, y, w, h: [x / 100, y / 80, w / 100, h / 80]),
     ):
         changed = [{**one, "bbox": change(*one["bbox"])} for one in tree["annotations"]]
         other = put(tmp_path / "src" / f"{option}.json", json.dumps({**tree, "annotations": changed}))
@@ -338,7 +338,7 @@ def test_equal_pictures_are_on_one_side(tmp_path):
     for number in range(30):
         for copy in "ab":
             put(tmp_path / "src" / f"{copy}{number}.png", encoded(number))
-    summary, rows, splits = imported(tmp_path / "src", tmp_path / "out", options={"validation_share": 0.3})
+    summary, rows, splits = imported(tmp_path / "src", tmp_path / "out", options={"validation_fraction": 0.3})
     sides = [{rows[path]["image"]["bytes"] for path in splits[split]} for split in ("train", "validation")]
     assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30
     assert any("bytes of one in the other split" in note for note in summary["notes"])

@@ -169,7 +169,7 @@ def mixture(tmp_path, seed):
         WRITERS[other](src / "other", random_scenes(chance, 3), how)
         asked = {"boxes_csv": "table", "hf_folder": "table", "hf_parquet": "table"}.get(kind, kind)
     spoil(src, scenes, chance)
-    options = ImportOptions(short_side=chance.choice([0, 0, 80]), validation_share=chance.choice([0, 0, 0.3]))
+    options = ImportOptions(short_side=chance.choice([0, 0, 80]), validation_fraction=chance.choice([0, 0, 0.3]))
     try:
         summary, rows = imported(src, tmp_path / f"out {seed}", options=options, kind=asked)
     except UserError as error:  # one line that says what to do

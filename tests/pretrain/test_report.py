@@ -67,7 +67,7 @@ def test_the_report_of_a_run_in_a_browser(finished):
     path = finished / "report.html"
     seen = look(path)
     # views 6 x 5, neighbours 12 x 7, attention 8 x 5 and thumbnails of the map
-    assert_sound(seen, least_pictures=150)
+    assert_sound(seen, min_images=150)
     for one in seen.values():
         for words in (
             "pretraining report", "finished", "Loss", "Learning rate", "kNN accuracy", "Spread of embeddings",

@@ -29,7 +29,7 @@ class Next(StrEnum):
 
     START = "start"  # a job
     ATTACH = "attach"  # to the job that runs
-    JUDGE = "judge"  # the job that ended meanwhile
+    COLLECT = "collect"  # the job that ended meanwhile
     NOTHING = "nothing"  # it is done
     REFUSE_OTHER = "refuse: its job runs with another command"
     REFUSE_OLD = "refuse: it was made from an earlier run of a stage before it"
@@ -126,7 +126,7 @@ def resumed(
     if record.status == Status.RUNNING and job is not None:
         if not job.over:
             return Next.ATTACH if same else Next.REFUSE_OTHER
-        return Next.JUDGE if same else Next.START
+        return Next.COLLECT if same else Next.START
     return Next.START
 
 

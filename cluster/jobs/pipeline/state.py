@@ -21,7 +21,7 @@ class State:
         self.url = storage.join(out, STATE_FOLDER)
 
     def token(self) -> str:
-        """What tells the jobs of this pipeline from those of others, and of earlier ones in the same place."""
+        """What tells the jobs of this pipeline from those of others, and of earlier ones in the same folder."""
         url = storage.join(self.url, IDENTITY)
         if not storage.exists(url):
             storage.write_json(url, {"version": VERSION, "token": randomness.token_hex(3)})

@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.pictures import Picture
-from finetune.tasks.base import Judgement, Predictor
+from finetune.tasks.base import Evaluation, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
-from finetune.tasks.detection.metrics import JudgedImage, judged_scores
+from finetune.tasks.detection.metrics import EvaluatedImage, evaluated_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
 from pretrain.data.reading.labels import ClassNames
@@ -54,7 +54,7 @@ class Detections:
 
 
 class ObjectDetector(Predictor):
-    """A detector with all it needs to judge pictures. Pictures of any size and shape are seen whole."""
+    """A detector with all it needs to predict for pictures. Pictures of any size and shape are seen whole."""
 
     result_type = Detections
 
@@ -74,9 +74,9 @@ class ObjectDetector(Predictor):
 
         Raises UserError that names the picture when one cannot be decoded.
         """
-        least = self.config["score_threshold"] if score_threshold is None else score_threshold
+        min_score = self.config["score_threshold"] if score_threshold is None else score_threshold
         found = super().predict(images, batch_size=batch_size)
-        return [detections.above(least) for detections in found]
+        return [detections.above(min_score) for detections in found]
 
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Detections]:
         """All that is found in each image, however unsure."""
@@ -99,10 +99,10 @@ class ObjectDetector(Predictor):
             results.append((boxes_N4[some], classes[some], scores[some].astype(np.float32)))
         return results
 
-    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """COCO's numbers, and those of each class."""
-        images, left_out = self.judged(shards, place, decode_threads=decode_threads)
-        metrics, rows, error = judged_scores(images, self.class_names)
+        images, left_out = self.evaluated(shards, context, decode_threads=decode_threads)
+        metrics, rows, error = evaluated_scores(images, self.class_names)
         details: dict[str, Any] = {
             "validation_images": len(images),
             "validation_boxes": sum(len(image.true_N4) for image in images),
@@ -112,25 +112,27 @@ class ObjectDetector(Predictor):
         }
         if left_out.counts:
             details["validation_boxes_left_out"] = left_out.as_json()
-        return Judgement(metrics, details)
+        return Evaluation(metrics, details)
 
-    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[list[JudgedImage], LeftOut]:
+    def evaluated(
+        self, shards: Shards, context: RankContext, *, decode_threads: int = 1
+    ) -> tuple[list[EvaluatedImage], LeftOut]:
         """All pictures of a data set with true and found boxes, by row, on every rank, whatever their number."""
         name = self.columns["objects"]
         classes = ClassNames(tuple(self.config["class_values"]), self.class_names)
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)
-        images: list[JudgedImage] = []
+        images: list[EvaluatedImage] = []
         left_out = LeftOut()
-        for batch in self.batches(shards, place, batch_size=BATCH, decode_threads=decode_threads):
+        for batch in self.batches(shards, context, batch_size=BATCH, decode_threads=decode_threads):
             assert batch.geometry_VB5 is not None
             found = self.found(batch.arrays[0], batch.geometry_VB5)
             for index, row_id in enumerate(batch.row_ids.tolist()):
                 width, height = (int(side) for side in batch.geometry_VB5[1, index, 2:4])
                 value = batch.columns[name][index]
-                target, bad = reader.read(value, width=width, height=height, place=str(shards.place(row_id)))
+                target, bad = reader.read(value, width=width, height=height, location=str(shards.location(row_id)))
                 left_out.merge(bad)
                 true = target.xyxy_N4, target.classes_N
-                images.append(JudgedImage(row_id, width, height, *true, *found[index]))
+                images.append(EvaluatedImage(row_id, width, height, *true, *found[index]))
         parts = gathered_objects((images, left_out))
         all_left_out = LeftOut()
         for _, of_rank in parts:

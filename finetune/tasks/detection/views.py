@@ -1,7 +1,7 @@
 """Pictures on a square canvas, and where their boxes come to lie on it.
 
 A canvas is a square window onto a picture, resampled to S pixels; what the window shows beyond the picture's edges is filled
-with the mean colour. For judging the window is the smallest that holds the whole picture (aspect ratio kept, picture in the
+with the mean colour. For evaluation the window is the smallest that holds the whole picture (aspect ratio kept, picture in the
 upper left corner); for training it is drawn: smaller (zoomed in, a crop) or larger (zoomed out), anywhere, mirrored or not.
 
 `geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the picture: the window (the fifth
@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.hashing import uniform
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.images.pixels import Picture, buffers, open_picture
-from pretrain.data.images.rooms import Rooms
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import draw_colours
-from pretrain.data.views.random_views import smallest_denominator, write_crop
+from pretrain.data.views.random_views import min_denominator, write_crop
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.viewing import Viewer
 
 WINDOW = 21  # domain separation, see `pretrain.data.views.random_views.CROP`
 ACROSS, DOWN = 1, 2  # how a window is mirrored
-SMALLEST_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
+MIN_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
 
 Window = tuple[float, float, float]  # left, top and side, in pixels of the picture
 
@@ -51,11 +51,11 @@ def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, f
 
 
 def boxes_on_canvas(
-    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, smallest_visible: float = 0.0
+    xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in pixels of a picture, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
 
-    A box is kept when at least `smallest_visible` of its area lies on the canvas, and two pixels of either side.
+    A box is kept when at least `min_visible` of its area lies on the canvas, and two pixels of either side.
     """
     left, top, right, _, mirrored = (float(number) for number in geometry_25[0])
     scale = size / (right - left)
@@ -66,8 +66,8 @@ def boxes_on_canvas(
         whole_N4[:, [1, 3]] = size - whole_N4[:, [3, 1]]
     cut_N4 = whole_N4.clip(0, size)
     sides_N2, whole_sides_N2 = cut_N4[:, 2:] - cut_N4[:, :2], whole_N4[:, 2:] - whole_N4[:, :2]
-    visible_N = sides_N2.prod(1) >= smallest_visible * whole_sides_N2.prod(1)
-    return cut_N4.astype(np.float32), visible_N & (sides_N2 >= SMALLEST_SIDE).all(1)
+    visible_N = sides_N2.prod(1) >= min_visible * whole_sides_N2.prod(1)
+    return cut_N4.astype(np.float32), visible_N & (sides_N2 >= MIN_SIDE).all(1)
 
 
 def boxes_in_picture(xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def write_window(
     """Decodes a picture and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
     size = target_CSS.shape[1]
     left, top, side = window
-    groups = picture.decode(smallest_denominator([(left, top, side, side)], [size]))
+    groups = picture.decode(min_denominator([(left, top, side, side)], [size]))
     scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
     box = left * scale_x, top * scale_y, side * scale_x, side * scale_y
     write_crop(groups, box, target_CSS, flipped=bool(mirrored & ACROSS))
@@ -119,7 +119,7 @@ def mean_colour(mean: Sequence[float]) -> np.ndarray:
 
 
 class Letterbox:
-    """Host transform of judging: whole pictures on canvases, uint8 [B, C, size, size]."""
+    """Host transform of evaluation: whole pictures on canvases, uint8 [B, C, size, size]."""
 
     def __init__(self, size: int, *, mean: Sequence[float], channels: int = 3) -> None:
         self.size, self.channels, self.fill_C = size, channels, mean_colour(mean)
@@ -140,7 +140,7 @@ class LetterboxFilling:
         self.geometry_VB5 = np.zeros((2, num, 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes it into place `index`. Raises BadImage."""
+        """Decodes an image and writes it into slot `index`. Raises BadImage."""
         picture = open_picture(data, channels=self._transform.channels)
         window = letterbox(picture.width, picture.height)
         target, geometry = self.arrays[0][index], self.geometry_VB5[:, index]
@@ -174,7 +174,7 @@ class BoxViews:
     ) -> None:
         self.spec, self.scale, self.flip_vertical, self.fill_C = spec, scale, flip_vertical, mean_colour(mean)
         self.seed, self.colours_on_host, self.channels, self.pinned = seed, colours_on_host, channels, pinned
-        self.rooms = Rooms()
+        self.buffer_pool = BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> BoxFilling:
         """Draws the windows of a batch and makes room for them."""
@@ -193,11 +193,11 @@ class BoxFilling:
         self._rows, self._changes = colours.rows(spec), colours.changes(spec)
         self.parameters = None if transform.colours_on_host else [self._rows]
         shape = (len(row_ids), transform.channels, spec.size, spec.size)
-        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned)]
+        self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned)]
         self.geometry_VB5 = np.zeros((2, len(row_ids), 5), np.float32)
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its window into place `index`. Raises BadImage."""
+        """Decodes an image and writes its window into slot `index`. Raises BadImage."""
         transform, target = self._transform, self.arrays[0][index]
         picture = open_picture(data, channels=transform.channels)
         window = jittered(picture.width, picture.height, self._windows_B3[index], transform.scale)

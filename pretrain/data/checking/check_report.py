@@ -86,16 +86,16 @@ def printable(text: str) -> str:
 def _print_rows(console: Console, what: str, rows: list[dict[str, Any]], num: int) -> None:
     console.print(what)
     for row in rows:
-        parts = [_place_in_words(row)]
+        parts = [_location_in_words(row)]
         if "column" in row:
             parts.append(printable(row["column"]))
-        reason = printable(row["reason"]) if "reason" in row else f"same as {_place_in_words(row['same_as'])}"
+        reason = printable(row["reason"]) if "reason" in row else f"same as {_location_in_words(row['same_as'])}"
         console.print(f"  {', '.join(parts)}: {reason}")
     if num > len(rows):
         console.print(f"  ... and {num - len(rows)} more")
 
 
-def _place_in_words(row: Mapping[str, Any]) -> str:
+def _location_in_words(row: Mapping[str, Any]) -> str:
     return f"{printable(row['file'])} row group {row['row_group']} row {row['row']}"
 
 

@@ -26,9 +26,11 @@ INFERNO_N3 = np.array(
 
 def heat_colours(heat_HW: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] of numbers in [0, 1], from black over red to light yellow; what lies outside is cut off."""
-    places = np.linspace(0, 1, len(INFERNO_N3))
+    positions = np.linspace(0, 1, len(INFERNO_N3))
     heat_HW = np.nan_to_num(np.asarray(heat_HW, np.float32))
-    return np.stack([np.interp(heat_HW, places, channel) for channel in INFERNO_N3.T], axis=-1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(heat_HW, positions, channel) for channel in INFERNO_N3.T], axis=-1).round().astype(np.uint8)
+    )
 
 
 def enlarged(heat_HW: np.ndarray, size_HW: tuple[int, int]) -> np.ndarray:

@@ -30,8 +30,8 @@ from pretrain.data.images.image_headers import exif_orientation
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
 KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
-LEAST_FAST_SIDE = 256  # pixels, see `open_picture`
-_MOST_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
+MIN_FAST_SIDE = 256  # pixels, see `open_picture`
+_MAX_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
 # JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components, start of scan
 _APP1, _SEQUENTIAL, _SCAN = 0xE1, (0xC0, 0xC1), 0xDA
@@ -111,7 +111,7 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
                 min_height=rows if denominator > 1 else 0,
                 min_width=columns if denominator > 1 else 0,
                 min_factor=max(1, denominator),
-                fastupsample=fast and min(width, height) >= LEAST_FAST_SIDE,
+                fastupsample=fast and min(width, height) >= MIN_FAST_SIDE,
                 buffer=buffers.bytes(rows * columns * num_bytes),
             )
         except ValueError:
@@ -127,7 +127,7 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
 def _headers(encoded: bytes) -> tuple[int, bool]:
     """EXIF orientation of a JPEG, and whether its pixels may come in several scans; reads no further than its first scan."""
     orientation, num_components, position = 0, 0, 2
-    for _ in range(_MOST_MARKERS):
+    for _ in range(_MAX_MARKERS):
         if position + 4 > len(encoded) or encoded[position] != 0xFF:
             break
         marker = encoded[position + 1]

@@ -34,13 +34,13 @@ class Cell:
     Attributes:
         picture: scaled to fit `SIDE`; None for an image that cannot be decoded.
         text: its label, or why it is bad.
-        place: which row it is.
-        boxes: (left, top, right, bottom) as shares of the image's sides, and the class name of each.
+        location: which row it is.
+        boxes: (left, top, right, bottom) as fractions of the image's sides, and the class name of each.
     """
 
     picture: Image.Image | None
     text: str
-    place: str
+    location: str
     boxes: Sequence[tuple[tuple[float, float, float, float], str]] = field(default=())
 
 
@@ -71,7 +71,7 @@ def draw_sheet(cells: Sequence[Cell], *, num_columns: int = COLUMNS) -> bytes:
             page.paste(_with_boxes(cell.picture, cell.boxes, box_font), inner)
         ink = INK if cell.picture is not None else BAD_INK
         draw.text((left, top + SIDE), _fitted(cell.text, font), fill=ink, font=font)
-        draw.text((left, top + SIDE + LINE_HEIGHT), _fitted(cell.place, font), fill=INK, font=font)
+        draw.text((left, top + SIDE + LINE_HEIGHT), _fitted(cell.location, font), fill=INK, font=font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG")
     return buffer.getvalue()
@@ -85,9 +85,11 @@ def _with_boxes(
 ) -> Image.Image:
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
-    for shares, name in boxes:
+    for fractions, name in boxes:
         # what lies far outside is brought near, for the pen counts in 32 bits
-        x1, y1, x2, y2 = (round(min(max(share, -1.0), 2.0) * side) for share, side in zip(shares, picture.size * 2))
+        x1, y1, x2, y2 = (
+            round(min(max(fraction, -1.0), 2.0) * side) for fraction, side in zip(fractions, picture.size * 2)
+        )
         if x2 < x1 or y2 < y1:
             continue
         colour = BOX_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(BOX_COLOURS)]

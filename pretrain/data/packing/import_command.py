@@ -58,9 +58,9 @@ def add_import(commands: Any) -> None:
     )
     pack.add_argument(
         "--boxes",
-        metavar="xywh|xyxy|cxcywh|shares",
+        metavar="xywh|xyxy|cxcywh|fractions",
         help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; corners; centre and "
-        "size, all in pixels; or shares of the sides (default: what the kind of source has)",
+        "size, all in pixels; or fractions of the sides (default: what the kind of source has)",
     )
     pack.add_argument(
         "--split",
@@ -71,8 +71,8 @@ def add_import(commands: Any) -> None:
         "--max-set-aside",
         type=float,
         default=0.05,
-        metavar="SHARE",
-        help="share of images or annotations that may be set aside before the import ends with exit code 3 (default: 0.05)",
+        metavar="FRACTION",
+        help="fraction of images or annotations that may be set aside before the import ends with exit code 3 (default: 0.05)",
     )
     for name in ("path", "label", "caption"):
         pack.add_argument(
@@ -89,8 +89,8 @@ def add_import(commands: Any) -> None:
         "--validation",
         type=float,
         default=0.0,
-        metavar="SHARE",
-        help="share of the images that goes to DEST/validation, the rest to DEST/train (default: 0, no split)",
+        metavar="FRACTION",
+        help="fraction of the images that goes to DEST/validation, the rest to DEST/train (default: 0, no split)",
     )
     pack.add_argument("--drop-duplicates", action="store_true", help="keep only the first of images with equal bytes")
     pack.add_argument(
@@ -139,7 +139,7 @@ def import_as_asked(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers must be at least 1, not {arguments.workers}")
     options = ImportOptions(
-        validation_share=arguments.validation,
+        validation_fraction=arguments.validation,
         seed=arguments.seed,
         drop_duplicates=arguments.drop_duplicates,
         short_side=arguments.short_side,

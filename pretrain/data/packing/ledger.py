@@ -16,7 +16,7 @@ from pretrain.data.packing.sources.tree import HIDDEN, OTHER_PICTURES
 PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another image, left out"
 READ, PASSED_OVER = "read as annotation", "passed over"
 OTHER, ARCHIVE = "file of another kind", "archive"
-MOST_ENDINGS = 12  # rows of files by their endings; the rest is one row
+MAX_ENDINGS = 12  # rows of files by their endings; the rest is one row
 ARCHIVES = (".zip", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2", ".tar")
 
 
@@ -138,7 +138,7 @@ def make_ledger(
         where = "sample of a tar" if listing.kind == "tar" else "image elsewhere"
         ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
     endings = Counter(posixpath.splitext(path)[1].lower() for path, fate in files.left if fate == READ)
-    named = {ending for ending, _ in endings.most_common(MOST_ENDINGS)}
+    named = {ending for ending, _ in endings.most_common(MAX_ENDINGS)}
     for path, fate in files.left:
         if fate == READ:
             ending = posixpath.splitext(path)[1].lower()

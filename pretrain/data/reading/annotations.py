@@ -272,7 +272,7 @@ def value_of(scalar: pa.Scalar) -> Any:
 
 
 def class_type_at(schema: pa.Schema, *path: str) -> pa.DataType | None:
-    """The type of classes at a place such as ("objects", "category"), without lists around them; None where nothing is."""
+    """The type of classes at a location such as ("objects", "category"), without lists around them; None where nothing is."""
     kind: pa.DataType | None = schema.field(path[0]).type if path[0] in schema.names else None
     for name in path[1:]:
         while kind is not None and is_list_type(kind):

@@ -32,7 +32,7 @@ class _OfFile:
 
 
 def names_by_file(manifest: Manifest, *path: str) -> list[tuple[str, tuple[str, ...] | None]]:
-    """(URL, class names or None) of each file with rows, for a place such as ("label",) or ("objects", "category")."""
+    """(URL, class names or None) of each file with rows, for a location such as ("label",) or ("objects", "category")."""
     return [(file.url, file.names) for file in _by_file(manifest, path)]
 
 

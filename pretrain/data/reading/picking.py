@@ -39,8 +39,8 @@ def pick_pictures(sources: str | Sequence[str], *, limit: int = 16, image_column
     pictures = []
     for index in chosen:
         number = int(np.searchsorted(ends, index, side="right"))
-        part, place = parts[number], index - (int(ends[number - 1]) if number else 0)
-        pictures.append(_row(part, place) if isinstance(part, Shards) else _file(part[place]))
+        part, position = parts[number], index - (int(ends[number - 1]) if number else 0)
+        pictures.append(_row(part, position) if isinstance(part, Shards) else _file(part[position]))
     return pictures
 
 

@@ -58,7 +58,7 @@ class StreamReader:
         self._rows_begun, self._bytes_begun = 0, 0  # of the windows in `_begun`; counted, because asked for very often
         self._lock, self._is_reading, self._closed = Lock(), False, False
         self._window, self._position = Rows([], [], [], {}), 0
-        self._ahead = ahead or ReadAhead(most_rows=rows_ready_at_most(order))
+        self._ahead = ahead or ReadAhead(max_rows=max_rows_ready(order))
         self._ahead.add(self)
 
     def take(self, num: int) -> list[tuple[Rows, int]]:
@@ -200,7 +200,7 @@ class _SegmentRows:
         return _taken(whole, range(num)) if self._rest is not None else whole
 
 
-def rows_ready_at_most(order: Order) -> int:
+def max_rows_ready(order: Order) -> int:
     """Rows that a stream keeps ready: those of one window, and of some steps where windows are small."""
     return max(order.window_rows_per_stream, HORIZON_STEPS * order.rows_per_step_and_stream)
 

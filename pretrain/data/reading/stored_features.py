@@ -51,7 +51,7 @@ NO_FEATURES = "no features are stored for it: embed could not decode it"
 
 @dataclass(frozen=True)
 class MapShape:
-    """Of stored maps: `channels` x `cells` x `cells`, and the share of the teacher's variance that they keep."""
+    """Of stored maps: `channels` x `cells` x `cells`, and the fraction of the teacher's variance that they keep."""
 
     channels: int
     cells: int
@@ -352,8 +352,8 @@ class _WithFeatures:
                 group = int(np.searchsorted(self._files.manifest.start_of_group, row_id, side="right")) - 1
                 part = self._files.manifest.files[int(self._files.manifest.file_of_group[group])].url
                 raise UserError(
-                    f"{self._shards.place(row_id)} holds another image than the one that its features in {part} were made of: "
-                    "the data was changed or its rows were put into another order; run embed again into another folder"
+                    f"{self._shards.location(row_id)} holds another image than the one that its features in {part} were made "
+                    "of: the data was changed or its rows were put into another order; run embed again into another folder"
                 )
 
 

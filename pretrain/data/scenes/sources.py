@@ -24,7 +24,7 @@ CLASSES = ("cat", "coin", "cup", "digit", "face", "flower", "horse", "motorcycle
 SILHOUETTES = ("digit", "horse")  # known by outline alone; a scene fills them with a texture
 
 FULL_SIDE = 144  # pixels of a cutout's longer side: twice what the largest main object needs
-HELD_OUT_SHARE = 0.25  # of coins, faces and handwriting, seen in validation only
+HELD_OUT_FRACTION = 0.25  # of coins, faces and handwriting, seen in validation only
 NUM_FACES = 100  # lfw_subset holds 100 faces, then 100 pictures that are none
 
 Points = Sequence[tuple[float, float]]
@@ -230,7 +230,7 @@ def cutouts_of(kind: str, *, held_out: bool) -> list[Cutout]:
     cutouts = all_cutouts()[kind]
     if len(cutouts) < 4:
         return cutouts
-    num_training = round(len(cutouts) * (1 - HELD_OUT_SHARE))
+    num_training = round(len(cutouts) * (1 - HELD_OUT_FRACTION))
     return cutouts[num_training:] if held_out else cutouts[:num_training]
 
 

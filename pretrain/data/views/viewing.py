@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.data.images.rooms import Rooms
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.reading.kept import GIB, KeptImages
 from pretrain.data.reading.loader import Batch, HostTransform
 from pretrain.data.views.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
@@ -44,7 +44,7 @@ class Viewer:
         self.specs, self.seed, self.device, self.channels = list(specs), seed, device, channels
         self.mean, self.std = tuple(mean or default_mean(channels)), tuple(std or default_std(channels))
         self._keep, self._keep_bytes = keep, keep_bytes
-        self._rooms = Rooms()
+        self._buffer_pool = BufferPool()
 
     def host_transform(self) -> HostTransform:
         """What the host makes of encoded images."""
@@ -63,7 +63,12 @@ class Viewer:
     def finish(self, batch: Batch) -> list[Tensor]:
         """Float views_BCHW of a batch, normalised, on the device."""
         return finish_views(
-            batch.arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std, rooms=self._rooms
+            batch.arrays,
+            batch.parameters,
+            device=self.device,
+            mean=self.mean,
+            std=self.std,
+            buffer_pool=self._buffer_pool,
         )
 
 

@@ -56,13 +56,13 @@ class Content:
         """The file names that stand in it."""
         return [name for image in self.images if isinstance(image, dict) and (name := name_of(image))]
 
-    def _take(self, place: str, annotation: Any, ids: Counter[str | None]) -> None:
+    def _take(self, location: str, annotation: Any, ids: Counter[str | None]) -> None:
         if not isinstance(annotation, dict):
-            self.problems.append((place, "not an object"))
+            self.problems.append((location, "not an object"))
             return
         key = id_key(annotation.get("image_id"))
         if key is None or key not in ids:
-            self.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
+            self.problems.append((location, f"image_id {annotation.get('image_id')!r} is not in `images`"))
             return
         image = self.of[key]
         said = "caption" in annotation
@@ -72,7 +72,7 @@ class Content:
             image.captions += captions
             self.num_blank += not captions and not num_bad
             if num_bad:
-                self.problems.append((place, f"caption {str(annotation['caption'])[:60]!r} is no text"))
+                self.problems.append((location, f"caption {str(annotation['caption'])[:60]!r} is no text"))
         has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
         if said and not has_box and "category_id" not in annotation:
             return
@@ -92,7 +92,7 @@ class Content:
             self.has_boxes = True
             image.boxes.append((box, category))
             return
-        self.problems.append((place, reason))
+        self.problems.append((location, reason))
         image.num_bad += 1
         image.first_bad = image.first_bad or reason
 

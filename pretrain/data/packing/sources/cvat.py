@@ -68,16 +68,16 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
     if root.find("track") is not None and root.find("image") is None:
         raise UserError(f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its images")
     for number, item in enumerate(root.iter("image"), 1):
-        place = f"{url}: image {number}"
+        location = f"{url}: image {number}"
         try:
             found = finder.find(item.get("name"), "name")
         except ValueError as error:
-            listing.problems.append((place, str(error)))
+            listing.problems.append((location, str(error)))
             continue
         boxes, names, bad = [], [], []
         for shape in item:
             if shape.tag in ("tag", "points", "skeleton", "cuboid"):
-                listing.account.count(f"shape without a box (<{shape.tag}>)", place)
+                listing.account.count(f"shape without a box (<{shape.tag}>)", location)
                 continue
             if shape.tag not in SHAPES:
                 continue
@@ -86,11 +86,11 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
             box = _box(shape)
             if not label or box is None:
                 reason = f"<{shape.tag}> of {found.name} has no label or no numbers"
-                listing.problems.append((place, reason))
+                listing.problems.append((location, reason))
                 bad.append(reason)
                 continue
             if shape.get("rotation") not in (None, "0", "0.0", "0.00"):
-                listing.account.count(f"turned <{shape.tag}>, of which the upright box around it is taken", place)
+                listing.account.count(f"turned <{shape.tag}>, of which the upright box around it is taken", location)
             boxes.append(box)
             names.append(label)
         size = numbers([item.get("width"), item.get("height")], 2)

@@ -55,7 +55,7 @@ class Finder:
     by_other: list[str] = field(default_factory=list)
 
     def find(self, name: Any, what: str = "the path", *, under: str = "") -> Found:
-        """The picture of this name; one that is not there is given the place where it should be.
+        """The picture of this name; one that is not there is given the path where it should be.
 
         Args:
             name: as the annotation has it.

@@ -13,7 +13,7 @@ from pretrain.data.packing.sources.texts import clean, shown
 from pretrain.data.packing.sources.tree import OTHER_PICTURES, PICTURE_SUFFIXES, Tree, read_tree
 
 LABELS = ("auto", "folders", "none")
-MOST_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
+MAX_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
 
 
 def folder_records(
@@ -51,7 +51,7 @@ def folder_records(
     kept = [path for path in paths if path not in account.left]
     outside = [path for path in kept if "/" not in inner[path]]
     with_classes = labels == "folders"
-    if labels == "auto" and len(outside) < MOST_STRAYS * len(kept):
+    if labels == "auto" and len(outside) < MAX_STRAYS * len(kept):
         folders = {posixpath.dirname(inner[path]) for path in kept if "/" in inner[path]}
         with_classes = len(folders) >= 2 and not any("/" in folder for folder in folders)
     if with_classes and outside and labels == "folders":

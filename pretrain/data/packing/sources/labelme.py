@@ -83,7 +83,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     return listing
 
 
-def _objects(shapes: list[Any], place: str, listing: Listing) -> tuple[Objects, list[str]]:
+def _objects(shapes: list[Any], location: str, listing: Listing) -> tuple[Objects, list[str]]:
     boxes, names, bad = [], [], []
     for index, shape in enumerate(shapes):
         listing.account.annotations += 1
@@ -96,11 +96,11 @@ def _objects(shapes: list[Any], place: str, listing: Listing) -> tuple[Objects, 
             box = _box(shape)
         except ValueError as error:
             reason = f"shapes[{index}] {error}"
-            listing.problems.append((place, reason))
+            listing.problems.append((location, reason))
             bad.append(reason)
             continue
         if box is None:
-            listing.account.count(f"shape without a box ({shape.get('shape_type')})", f"{place}: shapes[{index}]")
+            listing.account.count(f"shape without a box ({shape.get('shape_type')})", f"{location}: shapes[{index}]")
             continue
         boxes.append(box)
         names.append(name)

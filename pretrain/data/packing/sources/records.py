@@ -20,7 +20,7 @@ MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
 # of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a long list
 PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
-BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "shares")  # values of --boxes
+BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "fractions")  # values of --boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Record:
         path: names it in the shards; unique within a source.
         size_bytes: of the encoded image where the listing tells it, else 0.
         label, labels, objects, captions: what is known of it; None where the source does not say such things.
-        relative_boxes: the boxes are shares of the image's sides in place of pixels.
+        relative_boxes: the boxes are fractions of the image's sides in place of pixels.
         frame: (width, height) of the image that the boxes were drawn on, as the source records it; None where it does not.
         split: `train`, `validation` or `test` where the source says so.
         problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would
@@ -105,7 +105,7 @@ class Account:
 
 @dataclass
 class Listing:
-    """All records of a source, and what is wrong with single annotations: (place, reason), which goes to the quarantine.
+    """All records of a source, and what is wrong with single annotations: (location, reason), which goes to the quarantine.
 
     `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
     """
@@ -230,7 +230,7 @@ def objects_of(value: Any, meaning: str = "xywh") -> Objects | None:
 
 
 def as_sizes(numbers: Iterable[float], meaning: str) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; shares stay shares."""
+    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; fractions stay fractions."""
     a, b, c, d = numbers
     if meaning == "xyxy":
         return a, b, c - a, d - b

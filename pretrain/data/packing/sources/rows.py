@@ -20,7 +20,7 @@ from pretrain.data.packing.sources.texts import clean, has_bad_bytes
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_FIELD_CHARACTERS = 2**24
-MOST_LINES = 200  # of a row; a quote that stays open for more is one that somebody forgot to close
+MAX_LINES = 200  # of a row; a quote that stays open for more is one that somebody forgot to close
 DELIMITERS = ",;\t|"
 
 
@@ -169,7 +169,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        if self.num == MOST_LINES:
+        if self.num == MAX_LINES:
             raise csv.Error("a quote is not closed")
         line = self._text.readline()
         if not line:

@@ -50,10 +50,10 @@ def names_images(tree: Tree, path: str) -> bool:
             value = row[column]
             value = value.get("path") if isinstance(value, dict) else value
             try:
-                place = finder.find(value, column)
+                location = finder.find(value, column)
             except ValueError:
                 continue
-            num_found += place.path is not None or "://" in place.url
+            num_found += location.path is not None or "://" in location.url
             if num >= 20:
                 break
         return num_found * 2 >= num > 0

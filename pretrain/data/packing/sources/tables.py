@@ -178,11 +178,11 @@ class _Table:
         class_names = read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
         num_rows = num_repeated = num_short = 0
         for line, row in self.rows:
-            place = f"{self.src}, line {line}"
+            location = f"{self.src}, line {line}"
             num_rows += 1
             account.annotations += 1
             if isinstance(row, BadLine):
-                listing.problems.append((place, row.reason))
+                listing.problems.append((location, row.reason))
                 self._leave_out(row.cells, finder, listing, under)
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
@@ -191,12 +191,12 @@ class _Table:
                 value = row.get(roles.path)
                 if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
                     value = value.get("path")
-                place_of = finder.find(value, f"column {roles.path!r}", under=under)
+                image = finder.find(value, f"column {roles.path!r}", under=under)
                 objects = (
                     objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
                 )
             except ValueError as error:
-                listing.problems.append((place, str(error)))
+                listing.problems.append((location, str(error)))
                 self._leave_out([row.get(name) for name in self.rows.columns], finder, listing, under)
                 continue
             frame = None
@@ -204,17 +204,17 @@ class _Table:
                 try:
                     objects, frame = roles.boxes.read(row, self.meaning, class_names)
                 except ValueError as error:
-                    listing.problems.append((place, str(error)))
+                    listing.problems.append((location, str(error)))
                     objects, bad = Objects((), ()), str(error)
             label, labels = (None, None) if roles.boxes is not None else self._labels(row)
-            captions = self._captions(row, place, listing)
+            captions = self._captions(row, location, listing)
             mine = split
             if roles.split is not None:
                 mine = split_named(str(row.get(roles.split)))
-            key = mine, place_of.url
+            key = mine, image.url
             record = Record(
-                place_of.url,
-                place_of.path if by_path and place_of.path else place_of.name,
+                image.url,
+                image.path if by_path and image.path else image.name,
                 label=label,
                 labels=labels,
                 objects=objects,
@@ -231,7 +231,7 @@ class _Table:
             num_repeated += 1
             joined = self._joined(earlier, record)
             if joined is None:
-                listing.problems.append((place, f"{record.path} has other labels or objects further up"))
+                listing.problems.append((location, f"{record.path} has other labels or objects further up"))
             else:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
@@ -259,7 +259,7 @@ class _Table:
 
     def _relative(self) -> bool:
         if self.meaning is not None:
-            return self.meaning == "shares"
+            return self.meaning == "fractions"
         return self.roles.boxes is not None and self.roles.boxes.is_open_images
 
     def _joined(self, earlier: Record, record: Record) -> Record | None:
@@ -314,10 +314,10 @@ class _Table:
             words = str("" if value is None else value).replace("|", ",").split(",")
         return tuple(dict.fromkeys(name for word in words if (name := label_of(word)) is not None))
 
-    def _captions(self, row: dict[str, Any], place: str, listing: Listing) -> tuple[str, ...] | None:
+    def _captions(self, row: dict[str, Any], location: str, listing: Listing) -> tuple[str, ...] | None:
         roles = self.roles
         if roles.conversation is not None:
-            return _answers(row.get(roles.conversation), place, listing)
+            return _answers(row.get(roles.conversation), location, listing)
         if not roles.captions:
             return None
         texts: list[str] = []
@@ -329,14 +329,14 @@ class _Table:
                 value = json_cell(value)
             found, bad = captions_in(value)
             if bad:
-                listing.problems.append((place, f"column {name!r} holds {str(value)[:60]!r}, which is no caption"))
+                listing.problems.append((location, f"column {name!r} holds {str(value)[:60]!r}, which is no caption"))
             elif not found and name in row:
-                listing.account.count("blank caption, left out", place)
+                listing.account.count("blank caption, left out", location)
             texts += found
         return tuple(dict.fromkeys(texts))
 
 
-def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
+def _answers(value: Any, location: str, listing: Listing) -> tuple[str, ...]:
     """The caption in a conversation of one question and answer, as LLaVA's pretraining lists have them."""
     turns = value if isinstance(value, list) else []
     answers = [
@@ -344,7 +344,7 @@ def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
     ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
-    listing.account.count("conversation of several turns, whose texts are not read", place, said=True)
+    listing.account.count("conversation of several turns, whose texts are not read", location, said=True)
     listing.notes[:] = dict.fromkeys(
         [*listing.notes, "conversations of several turns are no captions and are not read"]
     )

@@ -140,12 +140,12 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
         try:
             with tarfile.open(fileobj=source, mode="r:") as members:
                 for member in members:
-                    place = f"{name}/{member.name}"
+                    location = f"{name}/{member.name}"
                     if member.isfile():
-                        if reason := _take(samples, members, member, tar.size_bytes, found, place):
-                            found.problems.append((place, reason))
+                        if reason := _take(samples, members, member, tar.size_bytes, found, location):
+                            found.problems.append((location, reason))
                     elif not member.isdir():
-                        found.account.count("link or device in a tar, never followed", place)
+                        found.account.count("link or device in a tar, never followed", location)
         except TAR_ERRORS as error:
             raise UserError(
                 f"{tar.url} is no plain tar, or it is damaged ({error}); unpack compressed tars first"
@@ -182,13 +182,13 @@ def _take(
     member: tarfile.TarInfo,
     tar_bytes: int,
     found: _Scanned,
-    place: str,
+    location: str,
 ) -> str | None:
     """Adds one member to its sample, or says why not. The stem goes to the first dot of the name, the rest is its kind."""
     folder, slash, name = member.name.rpartition("/")
     stem, _, kind = name.partition(".")
     if not stem or not kind:
-        found.account.count("member that is hidden or has no ending, not read", place)
+        found.account.count("member that is hidden or has no ending, not read", location)
         return None
     kind = kind.lower()
     ending = f".{kind.rpartition('.')[2]}"
@@ -210,7 +210,7 @@ def _take(
         return f"an image of a format that is not read ({ending})"
     said = Said()
     if not said.take(kind, b""):
-        found.account.count(f"member of a kind that is not read (.{kind})", place)
+        found.account.count(f"member of a kind that is not read (.{kind})", location)
         return None
     sample = samples.setdefault(key, _Sample())
     found.account.annotations += 1

@@ -175,8 +175,8 @@ def id_key(value: Any) -> str | None:
     return text or None
 
 
-def shown(words: Iterable[Any], most: int = 5) -> str:
+def shown(words: Iterable[Any], max_words: int = 5) -> str:
     """The first few of many words, and how many more there are."""
     listed: Sequence[Any] = list(words)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(map(str, listed[:most])) + more
+    more = f" and {len(listed) - max_words} more" if len(listed) > max_words else ""
+    return ", ".join(map(str, listed[:max_words])) + more

@@ -91,7 +91,7 @@ def voc_records(
                 file.size_bytes,
                 objects=parsed.objects,
                 frame=parsed.frame,
-                relative_boxes=boxes == "shares",
+                relative_boxes=boxes == "fractions",
                 problem=problem,
             )
         )

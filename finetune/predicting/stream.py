@@ -1,4 +1,4 @@
-"""From pictures to records, batch by batch: threads decode and crop, the model judges, what is bad is said."""
+"""From pictures to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.loader import fill_one
 
 
-def judged(
+def predicted(
     predictor: Predictor, items: Iterable[Item], *, batch_size: int, decode_threads: int
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     """Each picture with its record, in order; one that cannot be decoded has the reason under `error` and no result.
 
-    The next batch is read and decoded while the model judges this one.
+    The next batch is read and decoded while the model works on this one.
     """
     source = iter(items)
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
@@ -44,13 +44,13 @@ def judged(
                 geometry = None if filling.geometry_VB5 is None else filling.geometry_VB5[:, good]
                 results = iter(predictor.results([array[good] for array in filling.arrays], geometry))
             for item, error in zip(some, errors, strict=True):
-                place = {
+                origin = {
                     "source": masked_url(item.source),
                     "index": item.index,
                     "seconds": item.seconds,
                     "error": error,
                 }
-                yield item, place if error is not None else place | record_of(next(results))
+                yield item, origin if error is not None else origin | record_of(next(results))
 
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:
