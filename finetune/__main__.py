@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
+from cluster.command_line import Command
 from cluster.errors import run_command
-from pretrain.training.command import Command, stage_command
+from pretrain.training.command import stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
@@ -33,52 +34,20 @@ def _runner() -> Callable[..., int]:
     return partial(run, report=write_report)
 
 
-def _evaluate(arguments: Sequence[str]) -> int:
-    from finetune.evaluating import main
-
-    return main(arguments)
-
-
-def _explain(arguments: Sequence[str]) -> int:
-    from finetune.explain import main
-
-    return main(arguments)
-
-
-def _predict(arguments: Sequence[str]) -> int:
-    from finetune.predicting.command import main
-
-    return main(arguments)
-
-
-def _report(arguments: Sequence[str]) -> int:
-    from finetune.reporting.command import main
-
-    return main(arguments)
-
-
-def _merge(arguments: Sequence[str]) -> int:
-    from finetune.merging import main
-
-    return main(arguments)
-
-
-def _export(arguments: Sequence[str]) -> int:
-    from finetune.exporting.command import main
-
-    return main(arguments)
-
-
-# name -> what it is for, and what runs; a function of its own keeps the imports of the others away
 COMMANDS: dict[str, Command] = {
-    "evaluate": Command("MODEL DATA: evaluates a model on a labelled data set", _evaluate),
-    "export": Command("MODEL OUT: a folder for ONNX, timm or Hugging Face, with a model card", _export),
-    "explain": Command("MODEL IMAGES OUT: draws the evidence for each class, attention and features", _explain),
-    "predict": Command(
-        "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks", _predict
+    "evaluate": Command("MODEL DATA: evaluates a model on a labelled data set", "finetune.evaluating"),
+    "export": Command(
+        "MODEL OUT: a folder for ONNX, timm or Hugging Face, with a model card", "finetune.exporting.command"
     ),
-    "report": Command("OUT ...: writes report.html of a run, or one page of several", _report),
-    "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", _merge),
+    "explain": Command(
+        "MODEL IMAGES OUT: draws the evidence for each class, attention and features", "finetune.explain"
+    ),
+    "predict": Command(
+        "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks",
+        "finetune.predicting.command",
+    ),
+    "report": Command("OUT ...: writes report.html of a run, or one page of several", "finetune.reporting.command"),
+    "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", "finetune.merging"),
 }
 
 

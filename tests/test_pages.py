@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.__main__ import _parser as cluster_parser
-from cluster.calling import parser_of, short_names
+from cluster.__main__ import parser as cluster_parser
+from cluster.calling import short_names
 from cluster.settings import described, load_settings
 from finetune.__main__ import COMMANDS as FINETUNE
 from finetune.api import FinetuneKeywords
@@ -81,11 +81,11 @@ def check_module(module, words):
     if module in ("pretrain", "finetune"):
         commands, schema = {"pretrain": (PRETRAIN, PretrainSettings), "finetune": (FINETUNE, FinetuneSettings)}[module]
         if words[0] in commands:
-            parser_of(commands[words[0]].main).parse_args(words[1:])
+            commands[words[0]].parser().parse_args(words[1:])
         else:
             load_settings(schema, words[0], [word for word in words[1:] if word != "--check"])
     elif module == "pretrain.data":
-        _, rest = parser_of(import_module("pretrain.data.__main__").main).parse_known_args(words)
+        _, rest = import_module("pretrain.data.__main__").parser().parse_known_args(words)
         assert all("=" in word and word[0] != "-" for word in rest), rest
     elif module == "cluster":
         cut = words.index("--") if "--" in words else len(words)
@@ -94,7 +94,7 @@ def check_module(module, words):
         if words[cut + 1 :]:
             check_command(words[cut + 1 :])
     else:
-        parser_of(import_module(module).main).parse_args(words)
+        import_module(module).parser().parse_args(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -165,7 +165,7 @@ class _Before:
         """Of a finished run, that it is finished, on which data, and whether that is another now."""
         train = self._known.get("train", {})
         on = f" on {train['rows']:,} rows, data {train['fingerprint'][:12]}" if train else ""
-        done = f"{self._result.get('seconds', 0):.0f} s of training{on}"
+        done = f"{duration(self._result.get('seconds', 0))} of training{on}"
         lines = [f"{self._out} is finished already ({done}); nothing to do"]
         for change in self.data_changes:
             lines.append(f"its data changed since ({change}); to learn from what is there now, choose another out")

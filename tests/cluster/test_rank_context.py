@@ -93,4 +93,11 @@ def test_a_record_is_what_it_was_when_reported() -> None:
 
 
 def test_durations_are_read_at_a_glance():
-    assert [duration(seconds) for seconds in (3.4, 185, 12000)] == ["3 s", "3:05 min", "3:20 h"]
+    assert [duration(seconds) for seconds in (3, 3.4, 42.4, 185, 12000, 2e5)] == [
+        "3 s",
+        "3.4 s",
+        "42 s",
+        "3:05 min",
+        "3:20 h",
+        "2.3 days",
+    ]
