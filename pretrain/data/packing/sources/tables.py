@@ -191,7 +191,7 @@ class _Table:
                 value = row.get(roles.path)
                 if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
                     value = value.get("path")
-                found = finder.find(value, f"column {roles.path!r}", under=under)
+                image = finder.find(value, f"column {roles.path!r}", under=under)
                 objects = (
                     objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
                 )
@@ -211,10 +211,10 @@ class _Table:
             mine = split
             if roles.split is not None:
                 mine = split_named(str(row.get(roles.split)))
-            key = mine, found.url
+            key = mine, image.url
             record = Record(
-                found.url,
-                found.path if by_path and found.path else found.name,
+                image.url,
+                image.path if by_path and image.path else image.name,
                 label=label,
                 labels=labels,
                 objects=objects,
