@@ -1,4 +1,4 @@
-"""How far a long command is: moving lines on a terminal, one line that changes in a notebook, plain lines now and then elsewhere."""
+"""How far a long command is: moving lines on a terminal, one line that changes in a notebook, now and then a line elsewhere."""
 
 from __future__ import annotations
 
