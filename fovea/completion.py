@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from cluster.command_line import CommandLine
-from cluster.settings import described
+from cluster.schemas import described
 from fovea.__main__ import COMMANDS
 
 # the words behind a command, and those behind an option or `key=`; both shells read this alike

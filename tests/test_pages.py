@@ -14,7 +14,8 @@ import pytest
 
 from cluster.__main__ import parser as cluster_parser
 from cluster.calling import short_names
-from cluster.settings import described, load_settings
+from cluster.schemas import described
+from cluster.settings import load_settings
 from finetune.__main__ import COMMANDS as FINETUNE
 from finetune.api import FinetuneKeywords
 from finetune.settings import FinetuneSettings

@@ -72,7 +72,7 @@ class S3Ranges:
         """With the options of a file system of s3fs; None where obstore has no such options, or there are no keys."""
         if getattr(fs, "s3_additional_kwargs", None) or getattr(fs, "req_kw", None) or "verify" in fs.client_kwargs:
             return None
-        if set(fs.config_kwargs) - {"max_pool_connections", "retries", "signature_version"}:
+        if set(fs.config_kwargs) - {"max_pool_connections", "retries"}:
             return None
         try:
             from obstore.store import S3Store

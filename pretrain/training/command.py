@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cluster.command_line import Command, as_settings
-from cluster.settings import describe, load_settings
+from cluster.schemas import describe
+from cluster.settings import load_settings
 
 Schema = TypeVar("Schema")
 CHECK = "--check"

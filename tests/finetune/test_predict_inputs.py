@@ -13,7 +13,8 @@ from cluster.lease import HELD, held_folder
 from finetune.__main__ import main
 from finetune.predicting.sources import find_clips
 from pretrain.data.images import decode, pixels
-from pretrain.data.images.decode import BadImage, animation, decode_image, num_frames, set_max_pixels
+from pretrain.data.images.decode import BadImage, decode_image, set_max_pixels
+from pretrain.data.images.frames import animation, num_frames
 from tests.finetune.test_export_model import a_model
 from tests.pretrain.shards import encoded, photo, write_shards
 
