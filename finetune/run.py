@@ -29,6 +29,7 @@ from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
+from pretrain.training.checkpoints import with_room
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
@@ -164,7 +165,7 @@ def finetune(
 
     def keep_best(step: int) -> None:
         if context.rank == 0:
-            save_model(model_url, model, {**config, **calibrated, "step": step})
+            with_room(settings.out, partial(save_model, model_url, model, {**config, **calibrated, "step": step}))
 
     run_folder = None
     if context.rank == 0:
@@ -283,4 +284,5 @@ def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:
         compare=[absolute_encoder(name) for name in settings.compare],
         validation_url=storage.absolute(settings.validation_url),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
     )

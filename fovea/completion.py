@@ -70,7 +70,8 @@ _fovea() {{
   compadd -- ${{found:#*=}}
   _files
 }}
-compdef _fovea fovea
+# zsh takes this file for the function of its name, and calls it when a key is pressed for the first time
+if [[ $funcstack[1] == _fovea ]]; then _fovea "$@"; else compdef _fovea fovea; fi
 """
 
 

@@ -27,6 +27,7 @@ from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
 from pretrain.starting import fresh_encoder, layer_factor, moved, parameters_of, resolved, start_of
+from pretrain.training.checkpoints import with_room
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
@@ -153,7 +154,8 @@ def pretrain(
     if source is not None:
         result |= {"started_from": source.described(), "moved": moved(encoder, start)}
     if run_folder is not None:
-        save_encoder(
+        save = partial(
+            save_encoder,
             encoder,
             encoder_url,
             mean=viewer.mean,
@@ -165,6 +167,7 @@ def pretrain(
             teacher=method.learns_from,
             started_from=None if source is None else source.described(),
         )
+        with_room(settings.out, save)
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)
@@ -249,6 +252,7 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
         out=storage.absolute(settings.out),
         method=dataclasses.replace(settings.method, arguments=arguments),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
         knn=dataclasses.replace(
             settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)
         ),

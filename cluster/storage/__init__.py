@@ -7,6 +7,7 @@ upload is complete. What a store fails to do for a moment is tried again (`clust
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -115,6 +116,15 @@ def write_bytes(url: str, data: bytes) -> None:
             fs.pipe_file(path, data)
 
     tried("write", url, write)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a write failed because its storage, or the user's part of it, has no room left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def write_json(url: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole
 from pretrain.training.data_identity import URLS, Identity, check_same, identity_of
 from pretrain.training.data_identity import differences as data_differences
+from pretrain.training.parent import chosen_step
 from pretrain.training.rehearsal import rehearse
 from pretrain.training.settings import FREE_TO_CHANGE, UNSEEN, ClusterSettings
 from pretrain.training.tracking import check_tracking
@@ -26,7 +27,7 @@ from pretrain.training.tracking import check_tracking
 LENGTH = ("training.epochs", "training.steps")
 LONGER = (
     "its learning rate follows a schedule that ends where the run does, so the steps taken would have been others; "
-    "to train longer, begin another out with the weights that this one left"
+    "to train longer, go on in another out from this run's checkpoint by training.parent"
 )
 
 
@@ -73,6 +74,7 @@ def launch(
             write_report(report, out)
         return 0
     before.check_data()
+    before.check_parent(settings.training.parent)
     for line in before.changed:
         print(f"{title}: continues with {line}", flush=True)
     with run_folder.as_it_was_if_nothing_happens(out):
@@ -154,6 +156,11 @@ class _Before:
         """Raises UserError for data that changed under an unfinished run and may not."""
         check_same(self._known, self._identity, on_change=self._on_change, out=self._out)
 
+    def check_parent(self, parent: str | None) -> None:
+        """Raises UserError where the run would begin at a checkpoint that is not there."""
+        if self.progress is None and parent is not None:
+            chosen_step(parent)
+
     def end_in_words(self) -> list[str]:
         """Of a finished run, that it is finished, on which data, and whether that is another now."""
         train = self._known.get("train", {})
@@ -185,6 +192,7 @@ def _check(
         run_folder.check_claim(settings.out, before.refused)
         if not before.is_finished:
             before.check_data()
+            before.check_parent(settings.training.parent)
         num_nodes = check_cluster(
             num_workers=fewest_workers,
             cpus_per_worker=cluster_settings.cpus_per_worker,

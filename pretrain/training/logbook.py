@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from cluster import storage
-from cluster.errors import RunStopped
+from cluster.errors import RunStopped, UserError
 from cluster.training.rank_context import RankContext
 from pretrain.training import health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
@@ -209,9 +209,13 @@ class Logbook:
             self._run.sync()
 
     def finish(self) -> None:
-        """Raises what went wrong with the last checkpoint."""
+        """Raises what went wrong with the last checkpoint, unless the disk was full after the last step: the model may fit."""
         if self._writer is not None:
-            self._writer.wait()
+            try:
+                self._writer.wait()
+            except UserError as error:
+                if not (self.over and storage.is_full(error)):
+                    raise
         self.progress.seconds = self.clock.total()
 
 

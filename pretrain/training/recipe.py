@@ -256,4 +256,5 @@ def summary(progress: Progress, context: RankContext) -> dict[str, Any]:
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
         "data": summary_of(progress.data),
+        **({"parent": progress.parent} if progress.parent else {}),
     }

@@ -11,6 +11,7 @@ from pretrain.training.checkpoints import Checkpoint, CheckpointWriter, CutOff, 
 from pretrain.training.contract import Trainable
 from pretrain.training.data_identity import check_same
 from pretrain.training.distributed import from_rank_0
+from pretrain.training.parent import begin, chosen_step
 from pretrain.training.plan import Plan
 from pretrain.training.run_folder import RunFolder, tell_device
 
@@ -39,21 +40,28 @@ def resume(
                 f"rank {context.rank} does not see the checkpoint of step {step} in {plan.out}; "
                 "with workers on several machines, out must be a storage that all of them reach"
             )
+    whole_step = step
+    parent, on_change, of = plan.training.parent, plan.on_data_change, plan.out
+    if checkpoint is None and parent is not None:
+        step = from_rank_0(chosen_step(parent) if context.rank == 0 else None)
+        batch = plan.training.batch_size_global
+        checkpoint = begin(parent, step, num_steps=plan.num_steps, batch_size_global=batch)
+        on_change, of = "continue", parent
     progress = Progress()
     if checkpoint is not None:
         checkpoints.restore(checkpoint, module, optimizer)
         progress = checkpoint.progress
-        for change in check_same(progress.data, plan.data, on_change=plan.on_data_change, out=plan.out):
+        for change in check_same(progress.data, plan.data, on_change=on_change, out=plan.out):
             context.warn(f"continues with other data: {change}")
-        context.note(f"continues at step {progress.step} of {plan.num_steps} ({plan.out})")
+        context.note(f"continues at step {progress.step} of {plan.num_steps} ({of})")
     progress.data = dict(plan.data or progress.data)
     if run is None:
         return progress, None
 
     tell_device(plan.out, f"{context.device_name}, {context.world_size} workers")
     keep = plan.training.keep_checkpoints
-    writer = CheckpointWriter(plan.out, keep=keep, troubles=run.troubles, damaged=passed_over)
-    last_step = run.start_at(progress.step)
+    writer = CheckpointWriter(plan.out, keep=keep, troubles=run.troubles, damaged=passed_over, whole_step=whole_step)
+    last_step = run.start_at(progress.step, first_step=progress.step if whole_step is None else 0)
     restart = run.restarts.begin(context, from_step=progress.step, last_step=last_step, passed_over=passed_over)
     progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
     if restart is not None:

@@ -53,10 +53,10 @@ class RunFolder:
         self._waiting = b""  # lines that are not in the file yet
         self._size = 0  # of the file, in whole lines
 
-    def start_at(self, step: int) -> int | None:
+    def start_at(self, step: int, *, first_step: int = 0) -> int | None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
 
-        Returns the last step that was logged before, None when this is the first start.
+        Returns the last step that was logged before, None when this is the first start, which is at `first_step`.
         """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
@@ -78,7 +78,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
+        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step > first_step else None
         self._trackers = Trackers(
             self._tracking,
             url=self.url,

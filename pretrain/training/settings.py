@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.reading.image_paths import use_image_root
+from pretrain.training import parent
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 
@@ -135,11 +136,20 @@ class TrainingSettings:
     checkpoint_every_seconds: float = setting(
         300.0, minimum=0, help="seconds after which a checkpoint is written anyway"
     )
+    parent: str | None = setting(
+        None,
+        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its own (learning rate, "
+        "length, ...)",
+    )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
     def __post_init__(self) -> None:
         if self.epochs == 0 and self.steps is None:
             raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
+
+    def with_absolute_parent(self) -> TrainingSettings:
+        """The same with a local path made absolute: workers may run in another folder."""
+        return dataclasses.replace(self, parent=parent.absolute(self.parent))
 
 
 @dataclass(frozen=True)

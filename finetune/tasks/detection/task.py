@@ -54,7 +54,7 @@ class Detection(Task):
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
         detection = settings.detection
         self.settings, self.columns = detection, self.columns_of(settings)
-        self._train, validation = (
+        self._train, self._validation = (
             Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
             for manifest in (train, validation)
         )
@@ -63,10 +63,9 @@ class Detection(Task):
                 f"detection.min_scale={detection.min_scale:g} is above detection.max_scale={detection.max_scale:g}"
             )
         self._max_left_out = settings.data.max_bad_fraction
-        self._validation = validation
         of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
-            for shards in (self._train, validation)
+            for shards in (self._train, self._validation)
         )
         self.classes = classes_of(of_train, of_validation)
         self._reader = TargetReader(of_train.column, self.classes)
