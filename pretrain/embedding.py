@@ -74,7 +74,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
     teacher = open_teacher(name)
     size = options.size or teacher.input_size
     seen = seen_by(teacher, size)
-    # a position of a map is a position of the picture only where the teacher sees all of it
+    # a position of a map is a position of the image only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
     transform = CentralCrop(size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels)
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))

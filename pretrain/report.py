@@ -47,7 +47,7 @@ from pretrain.training.probes import UNTRAINED
 
 REPORT = "report.html"
 SECONDS = 20.0
-PICTURES = (
+IMAGES = (
     ("views", "Views"),
     ("neighbours", "Nearest neighbours"),
     ("map", "Map of embeddings"),
@@ -102,7 +102,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
         start_section(run),
-        *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
+        *(_images(run, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.speed(run),
         run_sections.settings(run, "pretrain"),
     ]
@@ -118,7 +118,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     )
 
 
-def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
+def _images(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
     """Views, neighbours, map and attention; what the data or the encoder do not allow says so."""
     deadline = time.monotonic() + seconds
     try:
@@ -137,7 +137,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         if not len(sample):
             raise UserError(f"no image of {url} can be decoded")
     except Exception as error:  # whatever it is, the rest of the page stands
-        return [missing(id, title, error) for id, title in PICTURES]
+        return [missing(id, title, error) for id, title in IMAGES]
     channels = settings.views.channels
     views = partial(view_section, sample.first, seed=settings.seed, channels=channels)
     sections = [attempted("views", "Views", lambda: views(specs=views_of(settings)))]
@@ -154,14 +154,14 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
             source=masked(url if isinstance(url, str) else ", ".join(url)),
         )
     except Exception as error:
-        return [*sections, *(missing(id, title, error) for id, title in PICTURES[1:])]
+        return [*sections, *(missing(id, title, error) for id, title in IMAGES[1:])]
     how = {"size": settings.views.size, "crop_fraction": settings.knn.crop_fraction}
     makers = (
         lambda: neighbour_section(embedded),
         lambda: map_section(embedded),
         lambda: attention_section(encoder, sample, how=how, **look),
     )
-    sections += [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+    sections += [attempted(id, title, make) for (id, title), make in zip(IMAGES[1:], makers, strict=True)]
     if name := _teacher_of(run, settings):
         later = max(deadline, time.monotonic() + seconds / 4)
         beside = attempted(

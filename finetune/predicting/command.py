@@ -182,7 +182,7 @@ def predict(options: argparse.Namespace) -> Predicted | None:
 def _here(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
 ) -> tuple[int, int]:
-    """Predicts in this process; returns the number of pictures and of bad ones."""
+    """Predicts in this process; returns the number of images and of bad ones."""
     more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
     num_all, num_bad = 0, 0
     total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
@@ -198,7 +198,7 @@ def _here(
 def _spread(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], alarms: list[AlarmFollower]
 ) -> tuple[int, int]:
-    """Predicts on a cluster; returns the number of pictures and of bad ones."""
+    """Predicts on a cluster; returns the number of images and of bad ones."""
     job, manifest, machines = _job(options, predictor, clips)
     return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
 

@@ -37,7 +37,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures are made of: the finished model, and a sample of the data that it is evaluated on."""
+    """What the sections with images are made of: the finished model, and a sample of the data that it is evaluated on."""
 
     run: RunRecord
     predictor: Predictor
@@ -69,7 +69,7 @@ class TaskReport(ABC):
         """Sections that result.json alone is enough for."""
 
     @abstractmethod
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """(id, title, function that makes the section) of what needs the model and images."""
 
     def labels(self, material: Material) -> list[str] | None:

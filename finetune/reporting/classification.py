@@ -16,7 +16,7 @@ from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
 MAX_MISTAKES, MAX_RIGHT = 12, 6
@@ -111,7 +111,7 @@ class ClassificationReport(TaskReport):
         lists = values if predictor.multi_label else [[value] for value in values]
         return [[names.get(value, str(value)) for value in of_image] for of_image in lists]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """The surest mistakes, and some that are right."""
         return [("predictions", "Predictions", partial(self._predictions, material))]
 

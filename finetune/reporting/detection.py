@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from finetune.pictures import encoded
+from finetune.image_inputs import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of
 from finetune.tasks.detection.predictor import Detections, ObjectDetector
@@ -18,11 +18,11 @@ from pretrain.data.reading.manifest import load_manifest
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.page_images import class_colour, data_url
 from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES, LONGEST, MAX_TRUE, MAX_FOUND = 12, 420, 40, 12
+NUM_IMAGES, LONGEST, MAX_TRUE, MAX_FOUND = 12, 420, 40, 12
 MIN_AP50 = 0.05  # half overlap below this is as good as nothing
 MIN_NOISE = 0.01  # differences below a point are none, however many images there are
 
@@ -76,13 +76,13 @@ class DetectionReport(TaskReport):
         body = Templates(PACKAGE).render("detected_classes.html", rows=rows)
         return [Section("classes", "Classes", body, "Average precision of each class; the weakest come first.")]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Boxes drawn with the truth."""
         return [("predictions", "Predictions", partial(self._predictions, material))]
 
     def _predictions(self, material: Material) -> Section:
         predictor = cast(ObjectDetector, material.predictor)
-        rows = material.sample.first[:NUM_PICTURES]
+        rows = material.sample.first[:NUM_IMAGES]
         found = predictor.predict([row.data for row in rows])
         reader = _reader(material, predictor)
         colours = {name: class_colour(number) for number, name in enumerate(predictor.class_names)}

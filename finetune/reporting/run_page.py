@@ -27,7 +27,7 @@ from pretrain.reporting.page import Page, Section, Templates
 from pretrain.reporting.samples import NUM_IMAGES, draw_sample
 from pretrain.reporting.verdict import Verdict, verdict_of
 
-SHARED_PICTURES = (
+SHARED_SECTIONS = (
     ("attention", "Where it looks"),
     ("neighbours", "Nearest neighbours"),
     ("map", "Map of embeddings"),
@@ -47,7 +47,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
         *([results_section(run, report, rows)] if run.result.get("metrics") else []),
         *report.numbers(run),
         *robustness_section(run.url, report.scores[0]),
-        *(pictures(run, report, num_images=num_images, seconds=seconds) if num_images else []),
+        *(image_sections(run, report, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.curves(run, scores=scores, more=run_sections.own_figures(run, [name for name, _, _ in scores])),
         run_sections.speed(run),
         run_sections.settings(run, "finetune"),
@@ -124,16 +124,16 @@ def _row(row: Mapping[str, Any], best: Score, more: Sequence[Score], *, own: boo
     }
 
 
-def pictures(run: RunRecord, report: TaskReport, *, num_images: int, seconds: float) -> list[Section]:
+def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, seconds: float) -> list[Section]:
     """What the task shows of its model, where it looks, neighbours and the map; what cannot be made says why."""
     deadline = time.monotonic() + seconds
     try:
         material = _material(run, num_images=num_images, deadline=deadline)
     except Exception as error:  # whatever it is, the rest of the page stands
-        return [missing("pictures", "Pictures", error)]
+        return [missing("images", "Images", error)]
     encoder, config = material.predictor.model.encoder, material.predictor.config
     look = {"mean": config["mean"], "std": config["std"]}
-    sections = [attempted(id, title, make) for id, title, make in report.pictures(material)]
+    sections = [attempted(id, title, make) for id, title, make in report.image_sections(material)]
     how = {"size": config["image_size"], "crop_fraction": config["crop_fraction"]}
 
     def embedded() -> Embedded:
@@ -150,7 +150,7 @@ def pictures(run: RunRecord, report: TaskReport, *, num_images: int, seconds: fl
         lambda: neighbour_section(embedded()),
         lambda: map_section(embedded()),
     ]
-    return sections + [attempted(id, title, make) for (id, title), make in zip(SHARED_PICTURES, makers, strict=True)]
+    return sections + [attempted(id, title, make) for (id, title), make in zip(SHARED_SECTIONS, makers, strict=True)]
 
 
 def _material(run: RunRecord, *, num_images: int, deadline: float) -> Material:

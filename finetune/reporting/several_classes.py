@@ -12,10 +12,10 @@ from finetune.reporting.classes import classes_section
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES = 18
+NUM_IMAGES = 18
 NOISE = 0.01  # above a ranking by lot
 
 
@@ -58,13 +58,13 @@ class SeveralClassesReport(TaskReport):
         rows = run.result.get("per_class") or []
         return [classes_section(rows)] if rows else []
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Some images with what is said of them."""
         return [("predictions", "Predictions", partial(_predictions, material))]
 
 
 def _predictions(material: Material) -> Section:
-    predictor, rows = material.predictor, material.sample.first[:NUM_PICTURES]
+    predictor, rows = material.predictor, material.sample.first[:NUM_IMAGES]
     names = dict(zip(predictor.config["class_values"], predictor.names, strict=True))
     cards = []
     for row, tile, said in zip(

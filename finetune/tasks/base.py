@@ -2,7 +2,7 @@
 
 - `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives while training.
 - `TaskModel` is the network: `forward(inputs) -> StepOutput`.
-- `Predictor` is a finished model with all it needs to predict for pictures and evaluate whole data sets; it is made of a model
+- `Predictor` is a finished model with all it needs to predict for images and evaluate whole data sets; it is made of a model
   folder alone.
 
 `config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds (class names,
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cluster.errors import UserError
 from cluster.secrets import masked_url
 from cluster.training.rank_context import RankContext
-from finetune.pictures import Picture, encoded, listed, name_of
+from finetune.image_inputs import ImageInput, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.reading.choosing import fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
@@ -90,7 +90,7 @@ class TaskModel(Trainable):
 
 
 class Predictor(ABC):
-    """A model with all it needs to predict for pictures. Made by `finetune.model.load_model`.
+    """A model with all it needs to predict for images. Made by `finetune.model.load_model`.
 
     `result_type` is the dataclass of what `results` gives.
     """
@@ -154,16 +154,16 @@ class Predictor(ABC):
         """uint8 [B, C, H, W] -> normalised images on the model's device."""
         return normalised(array, self.device, self.config["mean"], self.config["std"])
 
-    def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Any]:
-        """Predicts for pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 64) -> list[Any]:
+        """Predicts for images: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
 
-        Raises UserError that names the picture when one cannot be decoded.
+        Raises UserError that names the image when one cannot be decoded.
         """
-        pictures = listed(images)
+        given = listed(images)
         results: list[Any] = []
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            filling, bad = filled(self.transform, [encoded(picture, self.channels) for picture in some])
+        for start in range(0, len(given), batch_size):
+            some = given[start : start + batch_size]
+            filling, bad = filled(self.transform, [encoded(image, self.channels) for image in some])
             for index, reason in bad.items():
                 raise UserError(f"{name_of(some[index], start + index)}: {reason}")
             results.extend(self.results(filling.arrays, filling.geometry_VB5))

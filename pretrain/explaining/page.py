@@ -35,7 +35,7 @@ LEGEND = (
 
 
 def write_explanations(out: str, explanations: Sequence[Explanation], *, title: str) -> str:
-    """Writes a folder of PNGs for each picture (a strip a row) and the page; returns the page's URL.
+    """Writes a folder of PNGs for each image (a strip a row) and the page; returns the page's URL.
 
     Raises UserError when `out` cannot be written.
     """
@@ -83,4 +83,4 @@ def _encoded(pixels_HW3: np.ndarray, kind: str) -> bytes:
 
 def _file_name(text: str) -> str:
     """Letters, digits, dots and dashes of a text that may hold anything."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("..", "-")).strip("-.")[:60] or "picture"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("..", "-")).strip("-.")[:60] or "image"

@@ -54,7 +54,7 @@ COPIED: tuple[ModuleType, ...] = (
 )
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
-# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; pictures are
+# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; images are
 # scaled by the folder's processor, which rounds positions to whole pixels, and have a bound of their own
 SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
@@ -94,11 +94,11 @@ def answers(inputs, processor=None, sizes=None):
 kept, processor = {}, None
 if "no_processor" not in given:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    paths = sorted(glob.glob(inputs.removesuffix("inputs.npz") + "picture*.png"))
+    paths = sorted(glob.glob(inputs.removesuffix("inputs.npz") + "image*.png"))
     each = [processor(images=Image.open(path), return_tensors="pt") for path in paths]
     inputs_of_all = {key: torch.cat([one[key] for one in each]) for key in each[0] if key in ("pixel_values", "pixel_mask")}
     ones = [(1.0, 1.0)] * len(paths)
-    kept |= {"picture_" + key: value for key, value in answers(inputs_of_all, processor, ones).items()}
+    kept |= {"image_" + key: value for key, value in answers(inputs_of_all, processor, ones).items()}
 if auto == "AutoModelForObjectDetection" and processor is None:
     processor = transformers.DetrImageProcessor()
 pixels = {key: torch.from_numpy(given[key]) for key in ("pixel_values", "picture_sizes") if key in given}
@@ -171,8 +171,8 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("a Hugging Face folder is checked by transformers itself: pip install fovea[huggingface]")
-    pictures, what = proof.proof_pictures(exported)
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
     pixels_BCHW = (arrays[0] / np.float32(255) - _column(exported.mean)) / _column(exported.std)
     inputs = {"pixel_values": pixels_BCHW.astype(np.float32)}
@@ -181,11 +181,11 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     with_processor = "preprocessor_config.json" in files
     if not with_processor:
         inputs["no_processor"] = np.zeros(0)
-    given = _by_a_stranger(exported, files, inputs, pictures)
+    given = _by_a_stranger(exported, files, inputs, images)
     numbers, lines = {}, []
-    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("picture", what, exported.pictures_bound)):
+    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("image", what, exported.images_bound)):
         found = {key.removeprefix(f"{which}_"): value for key, value in given.items() if key.startswith(f"{which}_")}
-        if which == "picture":
+        if which == "image":
             found.pop("tokens", None)  # a sentence is another as soon as one word is, which a shift of a pixel may tip
         if found:
             said = exported.answers_of(found, None)
@@ -202,7 +202,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
 
 
 def _by_a_stranger(
-    exported: Exported, files: Mapping[str, bytes], inputs: Mapping[str, np.ndarray], pictures: list[bytes]
+    exported: Exported, files: Mapping[str, bytes], inputs: Mapping[str, np.ndarray], images: list[bytes]
 ) -> dict[str, np.ndarray]:
     """What the folder answers in a process of its own, without Fovea, the hub or the user's caches."""
     with tempfile.TemporaryDirectory(prefix="fovea-export-") as name:
@@ -213,10 +213,10 @@ def _by_a_stranger(
             (folder / file).write_bytes(content)
         np.savez(root / "inputs.npz", **inputs)  # type: ignore[arg-type]
         if "no_processor" not in inputs:
-            for number, picture in enumerate(pictures):
-                image = decode_upright(picture)
+            for number, image in enumerate(images):
+                decoded = decode_upright(image)
                 grey = exported.encoder.in_channels == 1
-                (image.convert("L") if grey else image).save(root / f"picture{number:02}.png")
+                (decoded.convert("L") if grey else decoded).save(root / f"image{number:02}.png")
         apart = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules"), "TOKENIZERS_PARALLELISM": "false"}
         arguments = [str(folder), exported.hugging_face.auto, str(root / "inputs.npz"), str(root / "given.npz")]
         done = subprocess.run(

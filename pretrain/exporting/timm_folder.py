@@ -85,7 +85,7 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
 
 
 def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], dict[str, float]]:
-    """Loads the folder as its users do and compares the answers, to the same pixels and to pictures that timm's transforms
+    """Loads the folder as its users do and compares the answers, to the same pixels and to images that timm's transforms
     make. Raises UserError when they are too far apart."""
     import timm
     from timm.data.config import resolve_data_config
@@ -101,8 +101,8 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, **more).eval()
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"timm cannot load what was exported: {first_line(error)}; nothing was written") from error
-    pictures, what = proof.proof_pictures(exported)
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (exported.mean, exported.std))
     given = {"the same pixels": ((torch.from_numpy(arrays[0]).float() / 255 - mean) / std, SAME_PIXELS)}
@@ -110,8 +110,8 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         config = {**json.loads(files["config.json"])["pretrained_cfg"]}
         transform = create_transform(**resolve_data_config(pretrained_cfg=config))
         mode = "L" if exported.encoder.in_channels == 1 else "RGB"
-        seen = [transform(decode_upright(picture).convert(mode)) for picture in pictures]
-        given[what] = torch.stack(seen), exported.pictures_bound
+        seen = [transform(decode_upright(image).convert(mode)) for image in images]
+        given[what] = torch.stack(seen), exported.images_bound
     lines, numbers = [], {}
     for told, (images_BCHW, bound) in given.items():
         with torch.no_grad():

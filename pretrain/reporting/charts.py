@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where numbers lie in the picture."""
+    """Where numbers lie in the image."""
 
     x_low: float
     x_high: float
@@ -74,7 +74,7 @@ def line_chart(
 
     Args:
         lines: nothing is drawn for a line without points.
-        label: what a screen reader says of the picture.
+        label: what a screen reader says of the image.
         text: writes a value, when it is pointed at.
         fractions: values are fractions of one, and the axis counts in percent.
         log: a logarithmic y axis, when all values are above 0.

@@ -20,7 +20,7 @@ from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 from pretrain.reporting.elements import element
 from pretrain.reporting.embeddings import map_colours, neighbours, plane
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.page_images import class_colour, data_url
 from pretrain.reporting.samples import Sample
 
 NUM_QUERIES, NUM_NEIGHBOURS, NUM_LOOKED_AT = 12, 6, 8
@@ -185,7 +185,7 @@ def attention_section(
     colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= MIN_CELLS), maps[0]))
     columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
     cards = [
-        [{"title": title, "url": data_url(pictures[index], longest=176)} for title, pictures in columns]
+        [{"title": title, "url": data_url(tiles[index], longest=176)} for title, tiles in columns]
         for index in range(len(squares))
     ]
     with_attention = len(columns) > 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.reading.loader import filled
 from pretrain.data.views.random_views import RandomViews
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.view_sheet import shown
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.samples import Row
 
 NUM_IMAGES, MAX_VIEWS = 6, 8
@@ -54,5 +54,5 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
                     "colour": colour,
                 }
             )
-    pixels = shown(as_channels(open_picture(row.data, channels=channels).decode(1), channels))
+    pixels = shown(as_channels(open_image(row.data, channels=channels).decode(1), channels))
     return {"url": data_url(pixels, longest=200), "boxes": boxes, "views": views}

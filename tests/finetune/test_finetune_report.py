@@ -19,7 +19,7 @@ from finetune.reporting.run_page import verdict
 from finetune.reporting.summarization import SummarizationReport
 from pretrain.reporting.folder import History, RunRecord
 from tests.browser import assert_sound, look
-from tests.finetune.shapes import write_pictures
+from tests.finetune.shapes import write_images
 from tests.finetune.stripes import NAMES, arguments, stripes
 from tests.pretrain.shards import write_shards
 
@@ -43,8 +43,8 @@ def detector(world, tmp_path_factory):
     def renamed(number, objects):
         return objects | {"category": [EVIL if name == "disc" else name for name in objects["category"]]}
 
-    write_pictures(folder / "train", range(24), change=renamed)
-    write_pictures(folder / "validation", range(100, 112), change=renamed)
+    write_images(folder / "train", range(24), change=renamed)
+    write_images(folder / "validation", range(100, 112), change=renamed)
     settings = {
         "encoder": world / "encoder",
         "data.url": folder / "train",
@@ -115,7 +115,7 @@ def test_the_report_of_a_classifier_of_several_classes(world, tmp_path):
 def test_the_report_of_a_summarizer_in_a_browser(summarizer):
     seen = look(summarizer / "report.html", schemes=("dark",))
     for one in seen.values():
-        assert one.console == [] and one.requests == [] and one.failed_pictures == [] and one.overflow <= 0
+        assert one.console == [] and one.requests == [] and one.failed_images == [] and one.overflow <= 0
         assert f"{EVIL} stripes {NAMES[0]}" in one.text and "lines of light" in one.text and "CIDEr-D" in one.text
         assert "could not be made" not in one.text and "24 captions of 12 validation images" in one.text
     html = (summarizer / "report.html").read_text()
@@ -139,7 +139,7 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
 def test_the_report_of_a_detector_in_a_browser(detector):
     seen = look(detector / "report.html", schemes=("light",))
     for one in seen.values():
-        assert one.console == [] and one.requests == [] and one.failed_pictures == [] and one.overflow <= 0
+        assert one.console == [] and one.requests == [] and one.failed_images == [] and one.overflow <= 0
         assert EVIL in one.text and "detector report" in one.text and "12 validation images" in one.text
         assert "could not be made" not in one.text
     html = (detector / "report.html").read_text()

@@ -187,7 +187,7 @@ def test_tars(tmp_path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
             for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
-                info = tarfile.TarInfo(name)  # to a picture outside, which must not be read either
+                info = tarfile.TarInfo(name)  # to an image outside, which must not be read either
                 info.type, info.linkname = kind, str(tmp_path / "secret.png")
                 tar.addfile(info)
     rows = packed(tmp_path / "src", tmp_path / "out")

@@ -150,7 +150,7 @@ def test_timms_folders_and_files_are_starts_for_both_stages(kind, of_timm, shard
     assert source.mean == ((0.4,) * 3 if kind == 0 else (0.485, 0.456, 0.406))  # a file says nothing: timm's own
     fresh = open_encoder(f"random:{name}", "", {})
     assert fresh.encoder.channels == encoder.channels and fresh.mean == (0.485, 0.456, 0.406)
-    assert fresh.image_size == source.image_size  # so that comparisons see the same pictures
+    assert fresh.image_size == source.image_size  # so that comparisons see the same images
     more = {"encoder.name": "null"}
     assert run(shards, tmp_path / "run", name, steps=2, **more) == 0
     result = result_of(tmp_path / "run")

@@ -31,9 +31,9 @@ NUM_IMAGES = 96
 
 @pytest.fixture(scope="module")
 def images():
-    pictures = [photo(number) for number in range(NUM_IMAGES)]
-    pictures[5], pictures[40] = b"nothing", None
-    return pictures
+    images = [photo(number) for number in range(NUM_IMAGES)]
+    images[5], images[40] = b"nothing", None
+    return images
 
 
 @pytest.fixture(scope="module")

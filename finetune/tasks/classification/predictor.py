@@ -39,7 +39,7 @@ class Classification:
 
 
 class ImageClassifier(Predictor):
-    """A classifier with all it needs to predict for pictures."""
+    """A classifier with all it needs to predict for images."""
 
     result_type = Classification
 

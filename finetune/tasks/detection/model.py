@@ -71,6 +71,6 @@ class Detector(TaskModel):
     @torch.no_grad()
     def detect(self, images_BCHW: Tensor, sizes: Sequence[tuple[float, float]]) -> list[dict[str, Tensor]]:
         """Of each image `boxes` [N, 4] in pixels of the canvas, `scores` and `labels`; `sizes` are the height and width of the
-        picture on it, in its upper left corner."""
+        image on it, in its upper left corner."""
         images = ImageList(images_BCHW, list(sizes))
         return self.head.detections(images, self.pyramid(self.maps(images_BCHW)))

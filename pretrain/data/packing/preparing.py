@@ -107,7 +107,7 @@ def as_jpeg(path: str, same_stem: Container[str]) -> str:
 
 
 def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: dict[str, int]) -> Objects | None:
-    """The objects in pixels of the upright picture. Raises WrongFrame."""
+    """The objects in pixels of the upright image. Raises WrongFrame."""
     if record.objects is None or not record.objects.bbox:
         return record.objects
     frame = Frame(decoded.stored_size, decoded.orientation)

@@ -94,7 +94,7 @@ def _named_part(folder: str, names: Sequence[str]) -> Tree:
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
     """The images of several files: of one for each split, and of files that say other things of the same images."""
-    layout = layout_of(tree.pictures)
+    layout = layout_of(tree.images)
     listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
     for path in files:

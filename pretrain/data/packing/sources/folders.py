@@ -10,7 +10,8 @@ from cluster.errors import UserError, choose
 from pretrain.data.packing.sources.records import Listing, Record
 from pretrain.data.packing.sources.splits import layout_of
 from pretrain.data.packing.sources.texts import clean, shown
-from pretrain.data.packing.sources.tree import OTHER_PICTURES, PICTURE_SUFFIXES, Tree, read_tree
+from pretrain.data.packing.sources.tree import OTHER_IMAGES, Tree, read_tree
+from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 LABELS = ("auto", "folders", "none")
 MAX_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
@@ -36,7 +37,7 @@ def folder_records(
     if tree is None:
         check_folder(src)
         tree = read_tree(src, leave_out=leave_out)
-    paths = list(tree.pictures)
+    paths = list(tree.images)
     if not paths:
         raise UserError(why_no_images(src, tree))
     layout = layout_of(paths)
@@ -71,7 +72,7 @@ def folder_records(
     for path in sorted(kept):
         if path in account.left:
             continue
-        file, label = tree.pictures[path], None
+        file, label = tree.images[path], None
         if with_classes:
             folder = posixpath.basename(posixpath.dirname(path))
             label = clean(folder) or folder
@@ -120,8 +121,8 @@ def why_no_images(src: str, tree: Tree) -> str:
             f"(data.url={src}), "
             f"or write it with small row groups: python -m pretrain.data check {src} --fix DEST"
         )
-    known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_PICTURES]
-    looked = f"no images in {src} or its sub-folders (looked for {', '.join(PICTURE_SUFFIXES[:12])}, ...)"
+    known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_IMAGES]
+    looked = f"no images in {src} or its sub-folders (looked for {', '.join(IMAGE_SUFFIXES[:12])}, ...)"
     if known:
         return f"{looked}; it holds {', '.join(known)}, which cannot be decoded: save them as JPEG, PNG or WebP"
     held = ", ".join(f"{num} {ending or 'without an ending'}" for ending, num in endings.most_common(5))

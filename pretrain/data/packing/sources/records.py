@@ -67,7 +67,7 @@ class Record:
 
 @dataclass
 class Account:
-    """What became of the files of a source that are no packed pictures, and of all that lies in annotation files.
+    """What became of the files of a source that are no packed images, and of all that lies in annotation files.
 
     Attributes:
         read: paths of files that were read as annotation.
@@ -75,7 +75,7 @@ class Account:
         annotations: how many boxes, captions, labels and rows the source holds, good or bad.
         counts, examples: of things that are no files: what was left out and why.
         said: those of `counts` that a note of their own speaks of, or that lose nothing.
-        unlisted: what a picture is that no record names.
+        unlisted: what an image is that no record names.
     """
 
     read: set[str] = field(default_factory=set)

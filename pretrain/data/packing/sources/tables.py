@@ -68,7 +68,7 @@ def table_records(
     finder = Finder(tree, outside=(images,) if images else ())
     listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
     found: dict[tuple[str | None, str], Record] = {}
-    layout = layout_of(tree.pictures) if len(tables) > 1 or "/" in tables[0][0] else None
+    layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
     for name, table in tables:
         split = None if layout is None else layout.split_of(name) or split_in_name(name)
         folder = posixpath.dirname(name)
@@ -247,7 +247,7 @@ class _Table:
             )
 
     def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
-        """Says of the picture of a row that cannot be read why it is not packed."""
+        """Says of the image of a row that cannot be read why it is not packed."""
         index = self.rows.columns.index(self.roles.path)
         value = cells[index] if index < len(cells) else None
         try:

@@ -62,7 +62,7 @@ def yolo_records(
     listing = Listing([], notes=setup.notes, tree=tree)
     listing.account.read.update(path for path in setup.read if path in tree.files)
     split_of = split_by_lists(src, tree, setup, listing)
-    images = {path: file for path, file in tree.pictures.items() if split_of is None or path in split_of}
+    images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
     label_of, shared = _labels(images, tree, listing)
     if not any(label_of.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
@@ -142,7 +142,7 @@ class _Reader:
         self._first: dict[str, str] = {}
 
     def read(self, data: bytes, location: str) -> tuple[Objects, str | None]:
-        """(boxes of one file, why its picture cannot be used or None)."""
+        """(boxes of one file, why its image cannot be used or None)."""
         account, problems = self._listing.account, self._listing.problems
         try:
             text, _ = decode_text(data)
