@@ -85,8 +85,8 @@ def check_free(url: str, folder: str) -> None:
     if mark is not None and is_held(mark):
         since = datetime.fromtimestamp(float(mark["started_at"]), UTC).isoformat(sep=" ", timespec="seconds")
         raise InUse(
-            f"{folder} is in use: process {mark['pid']} on {mark['host']} runs there since {since}; wait for its end, "
-            "end it, or choose another out"
+            f"{folder} is in use: process {mark['pid']} on {mark['host']} has been running there since {since}; wait until it "
+            "ends, stop it, or choose another out"
         )
 
 

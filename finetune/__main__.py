@@ -77,7 +77,7 @@ COMMANDS: dict[str, Command] = {
         "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks", _predict
     ),
     "report": Command("OUT ...: writes report.html of a run, or one page of several", _report),
-    "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", _merge),
+    "merge": Command("MODEL DEST: merges adapters and their encoder into a stand-alone model", _merge),
 }
 
 

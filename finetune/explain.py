@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         default=[],
         dest="classes",
         metavar="NAME",
-        help="of this class, not of the likeliest",
+        help="of this class instead of the most likely one",
     )
     return run_explain(
         parser.parse_args(arguments),

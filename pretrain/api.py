@@ -195,7 +195,8 @@ def import_images(src: Path, dest: Path, **options: Any) -> Imported:
 
     Raises:
         UserError: something that the caller can mend.
-        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are kept for a look.
+        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are kept so that you can
+            look at them.
     """
     from pretrain.data import __main__ as commands
     from pretrain.data.packing.import_command import import_as_asked

@@ -8,7 +8,7 @@ decoded have null for features and are listed in bad_rows.jsonl. features.json, 
 are of. The same command again continues where it was cut off. A run reads them in step with the images:
     method.arguments.features=OUT.
 
-With --workers it runs on Ray: on a Ray of its own, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
+With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
 decode on nodes that --reader-label chooses, for the workers that have the GPUs.
 """
 
@@ -257,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
         help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
-        "--crop-fraction", type=_fraction, default=0.875, help="part of the short side that a central square has"
+        "--crop-fraction", type=_fraction, default=0.875, help="fraction of the short side that the central square has"
     )
     parser.add_argument(
         "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS positions"

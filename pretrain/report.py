@@ -80,7 +80,7 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     """
     run = read_run(out)
     if "task" in run.settings:
-        raise UserError(f"{run.url} is a run of fine-tuning; its report is written by: python -m finetune report {out}")
+        raise UserError(f"{run.url} is a fine-tuning run; its report is written by: python -m finetune report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
     return url
@@ -97,7 +97,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     began = "start" if "started_from" in run.result else "untrained"
     marks += [] if untrained is None else [Mark(f"{began} {percent(untrained)}", y=untrained)]
     levels = {"knn_accuracy": marks} if marks else {}
-    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
+    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run does not learn from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
@@ -235,7 +235,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
         return load_encoder(url).to(device).eval()
     checkpoint = checkpoints.load_newest(run.url)
     if checkpoint is None:
-        raise UserError("the run has left neither an encoder nor a checkpoint yet")
+        raise UserError("the run has neither an encoder nor a checkpoint yet")
     method = method_of(settings)
     method.load_state_dict(checkpoint.state["module"])
     return method.exported.to(device).eval()

@@ -211,7 +211,7 @@ def _summary(error: BaseException) -> str:
     text = f"{type(error).__name__}: {first_line}"
     if isinstance(error, RuntimeError):  # torch has no classes for these
         if re.search(r"timed?.?out|timeout", text, re.IGNORECASE):
-            return f"waited for another worker in vain ({text})"
+            return f"gave up waiting for another worker ({text})"
         if re.search(r"connection (reset|closed|refused)|broken pipe|remote process", text, re.IGNORECASE):
             return "lost its connection to another worker, whose process or node is gone"
     return text

@@ -149,7 +149,7 @@ def open_video(url: str) -> Any:
         if not container.streams.video:
             raise UserError(f"{url} holds no video stream")
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{url} is no video that can be read: {error}") from error
+        raise UserError(f"{url} cannot be read as a video: {error}") from error
     return container
 
 

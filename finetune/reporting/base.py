@@ -132,7 +132,7 @@ def worth_of_pretraining(
     reached = f"the same network from random weights reaches {show(other)}"
     stands = standing(value, other, noise)
     if stands == AHEAD:
-        return f"Pretraining is worth {'+' if unit is None else ''}{size}: {reached}.", "good"
+        return f"Pretraining gains {'+' if unit is None else ''}{size}: {reached}.", "good"
     if stands == BEHIND:
         return f"Pretraining did not help here: {reached}, which is {size} better.", "warn"
     reach = f"{100 * noise:.1f}" if unit is None else short(noise, 2)

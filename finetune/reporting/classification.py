@@ -28,11 +28,11 @@ class ClassificationReport(TaskReport):
     noun = "classifier"
     scores = (
         Score("accuracy", "Accuracy", "right class first"),
-        Score("top5_accuracy", "Top-5 accuracy", "right class among five"),
+        Score("top5_accuracy", "Top-5 accuracy", "right class among the top five"),
         Score("mean_average_precision", "Mean average precision", "how well each class is ranked"),
         Score("macro_f1", "Macro F1", "mean over classes"),
         Score("micro_f1", "Micro F1", "over all answers"),
-        Score("calibration_error", "Calibration error", "0: as sure as right"),
+        Score("calibration_error", "Calibration error", "0: exactly as confident as accurate"),
     )
 
     def of(self, run: RunRecord) -> TaskReport:
@@ -91,7 +91,7 @@ class ClassificationReport(TaskReport):
         )
 
     def numbers(self, run: RunRecord) -> list[Section]:
-        """What is taken for what (where an image shows one class), and precision and recall of each class."""
+        """Which classes are confused (where an image shows one class), and precision and recall of each class."""
         matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
         per_class = run.result.get("per_class") or []
         sections = [confusion_section(np.array(matrix), names)] if matrix and names else []
@@ -140,7 +140,7 @@ class ClassificationReport(TaskReport):
             for index in [*wrong[:MAX_MISTAKES], *some]
         ]
         lead = (
-            f"Of {len(sample):,} validation images that were looked at for this page, {len(right):,} are right. First the "
-            "mistakes that it was surest of: many are worth a look at the label. Then some that are right."
+            f"Of {len(sample):,} validation images sampled for this page, {len(right):,} are right. "
+            "The most confident mistakes come first: check their labels, too. Then come some correct predictions."
         )
         return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)

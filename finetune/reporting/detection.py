@@ -34,7 +34,7 @@ class DetectionReport(TaskReport):
     scores = (
         Score("map", "mAP", "overlaps 0.5 to 0.95"),
         Score("ap50", "AP at 0.5", "half overlap"),
-        Score("recall", "Recall", "100 boxes an image"),
+        Score("recall", "Recall", "100 boxes per image"),
         Score("ap75", "AP at 0.75"),
         Score("ap_small", "AP small"),
         Score("ap_medium", "AP medium"),
@@ -45,7 +45,7 @@ class DetectionReport(TaskReport):
         """Average precision, beside random weights or the weakest class."""
         metrics, result = run.metrics, run.result
         first = (
-            f"The detector reaches an average precision of {percent(metrics['ap50'])} at half overlap (mAP "
+            f"The detector reaches an average precision of {percent(metrics['ap50'])} at an overlap of one half (mAP "
             f"{percent(metrics['map'])}) on {int(result.get('validation_boxes') or 0):,} boxes in "
             f"{int(result.get('validation_images') or 0):,} validation images."
         )
@@ -62,7 +62,7 @@ class DetectionReport(TaskReport):
         if not rows:
             return Verdict(word, tone, first, "No class has boxes to look at one by one (0).")
         weakest, best = min(rows, key=lambda row: row["ap50"]), max(rows, key=lambda row: row["ap50"])
-        second = f"It finds “{best['class']}” best ({percent(best['ap50'])} at half overlap)"
+        second = f"It finds “{best['class']}” best ({percent(best['ap50'])} at an overlap of one half)"
         if weakest is not best:
             second += f" and “{weakest['class']}” worst ({percent(weakest['ap50'])})"
         return Verdict(word, tone, first, f"{second}.")
@@ -74,7 +74,7 @@ class DetectionReport(TaskReport):
             return []
         rows.sort(key=lambda row: (row["ap50"] or 0.0, row["class"]))
         body = Templates(PACKAGE).render("detected_classes.html", rows=rows)
-        return [Section("classes", "Classes", body, "Average precision of each class; the weakest come first.")]
+        return [Section("classes", "Classes", body, "Average precision of each class; weakest first.")]
 
     def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Boxes drawn with the truth."""
@@ -90,8 +90,9 @@ class DetectionReport(TaskReport):
             _card(row, detections, reader, predictor, colours) for row, detections in zip(rows, found, strict=True)
         ]
         lead = (
-            f"Solid boxes are what the detector finds (from a score of {predictor.config['score_threshold']:g} on), dashed "
-            f"ones are the truth, in the colour of the class. The {MAX_FOUND} surest are drawn; point at a box to read it."
+            f"Solid boxes are detections (score at least {predictor.config['score_threshold']:g}), dashed "
+            f"boxes are the truth, in the colour of the class. The {MAX_FOUND} most confident are drawn; hover over a box to "
+            "read it."
         )
         legend = list(colours.items())[:MAX_TRUE]
         body = Templates(PACKAGE).render("detections.html", cards=cards, legend=legend)

@@ -65,10 +65,10 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
 
 
 def report_of(run: RunRecord) -> TaskReport:
-    """The report of a run's task. Raises UserError when it is no run of fine-tuning."""
+    """The report of a run's task. Raises UserError when it is not a fine-tuning run."""
     task = run.setting("task")
     if task is None:
-        raise UserError(f"{run.url} is no run of fine-tuning; `python -m pretrain report {run.url}` shows it")
+        raise UserError(f"{run.url} is not a fine-tuning run; `python -m pretrain report {run.url}` shows it")
     return TASK_REPORTS[choose("task", str(task), TASK_REPORTS)].of(run)
 
 
@@ -92,7 +92,7 @@ def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[s
     table = result_rows(run, best, more, rows)
     lead = "On the validation data, the model of the best evaluation."
     if len(table) > 1:
-        lead += " The others are the same training from another start."
+        lead += " The other rows are the same training from other weights."
     body = Templates(PACKAGE).render("results.html", rows=table, best=best, more=more)
     return Section("results", "Results", body, lead)
 
@@ -156,7 +156,7 @@ def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, secon
 def _material(run: RunRecord, *, num_images: int, deadline: float) -> Material:
     url = storage.join(run.url, "model")
     if not storage.exists(storage.join(url, "config.json")):
-        raise UserError("the run has left no model yet")
+        raise UserError("the run has no model yet")
     predictor = load_model(url)
     predictor.to("cuda" if torch.cuda.is_available() else "cpu")
     config = predictor.config

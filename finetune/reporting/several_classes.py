@@ -16,7 +16,7 @@ from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
 NUM_IMAGES = 18
-NOISE = 0.01  # above a ranking by lot
+NOISE = 0.01  # above a random ranking
 
 
 class SeveralClassesReport(TaskReport):
@@ -30,15 +30,15 @@ class SeveralClassesReport(TaskReport):
     )
 
     def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
-        """Mean average precision beside ranking by lot, and beside random weights or the weakest class."""
+        """Mean average precision beside a random ranking, and beside random weights or the weakest class."""
         value, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
         rows = [row for row in run.result.get("per_class") or [] if row["images"]]
         lot = sum(row["images"] for row in rows) / max(1, num * len(rows))
         first = (
             f"The classifier ranks images by class with a mean average precision of {percent(value)} over {len(rows)} classes "
-            f"of {num:,} validation images, where a ranking by lot gets {percent(lot)}."
+            f"of {num:,} validation images, where a random ranking gets {percent(lot)}."
         )
-        word, tone = ("finished", "good") if value > lot + NOISE else ("finished, no better than by lot", "warn")
+        word, tone = ("finished", "good") if value > lot + NOISE else ("finished, no better than chance", "warn")
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
@@ -80,6 +80,6 @@ def _predictions(material: Material) -> Section:
                 "sure": round(100 * said.score),
             }
         )
-    lead = "Predictions for some validation images, with the score of the most likely class, and the truth."
+    lead = "Predictions for some validation images, with the score of the most likely class, and the true classes."
     body = Templates(PACKAGE).render("predictions.html", cards=cards)
     return Section("predictions", "Predictions", body, lead)

@@ -62,9 +62,7 @@ class SummarizationReport(TaskReport):
         if not rows:
             return []
         rows.sort(key=lambda row: (-row["images"], row["keyword"]))
-        lead = (
-            f"How well images with a keyword are ranked before those without; the {min(40, len(rows))} most frequent."
-        )
+        lead = f"How well images with a keyword are ranked above those without; the {min(40, len(rows))} most frequent."
         body = Templates(PACKAGE).render("keywords.html", rows=rows[:40])
         return [Section("keywords", "Keywords", body, lead)]
 
@@ -77,7 +75,7 @@ class SummarizationReport(TaskReport):
         rows = material.sample.first[:NUM_IMAGES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright positions are where it looked for a keyword."
+        lead = "What the model writes, and what people wrote. Bright areas show where it looked for a keyword."
         return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
 
 

@@ -224,7 +224,7 @@ class Task(ABC):
         if not settings.labels_per_class:
             return fraction_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
         if settings.label_fraction < 1:
-            raise UserError("label_fraction and labels_per_class say two things; give one of them")
+            raise UserError("label_fraction and labels_per_class contradict each other; give only one")
         if classes_N is None:
             raise UserError("labels_per_class needs one class an image; label_fraction works for every task")
         return rows_of_each_class(classes_N, settings.labels_per_class, seed=settings.seed)

@@ -177,6 +177,6 @@ def check_is_start(name: str) -> None:
     """Raises UserError for a name of fresh weights, from which nothing is started."""
     if name.partition(":")[0] == RANDOM:
         raise UserError(
-            f"encoder.url={name} names no weights; give a saved encoder, timm:NAME, timm:NAME@FILE or timm:local-dir:FOLDER, "
-            "or leave it out and name the network by encoder.name"
+            f"encoder.url={name} does not name weights; give a saved encoder, timm:NAME, timm:NAME@FILE or "
+            "timm:local-dir:FOLDER, or leave it out and name the network by encoder.name"
         )

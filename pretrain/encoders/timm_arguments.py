@@ -59,7 +59,7 @@ def check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         if key not in ARCHITECTURE:
             raise UserError(
-                f"{name}: {key!r} is no argument of a network's architecture{nearest(key, ARCHITECTURE)} "
+                f"{name}: {key!r} is not an argument of a network's architecture{nearest(key, ARCHITECTURE)} "
                 "(allowed are those of timm's networks that shape it: img_size, drop_path_rate, out_indices, ...)"
             )
         if not _is_plain(value):

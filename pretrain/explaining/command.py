@@ -38,7 +38,7 @@ def explain_parser(prog: str, network: str, description: str) -> argparse.Argume
         "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
     )
     parser.add_argument("out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL")
-    parser.add_argument("--limit", type=int, default=16, help="images, spread evenly over all there are (16)")
+    parser.add_argument("--limit", type=int, default=16, help="number of images, spread evenly over all (16)")
     parser.add_argument("--size", type=int, default=None, help="short side in pixels; by default that of training")
     parser.add_argument(
         "--square", action="store_true", help="the central square, for networks that take no other shape"
@@ -46,7 +46,7 @@ def explain_parser(prog: str, network: str, description: str) -> argparse.Argume
     parser.add_argument(
         "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
     )
-    parser.add_argument("--image-column", default="image", help="of Parquet files (image)")
+    parser.add_argument("--image-column", default="image", help="column of images in Parquet files (image)")
     parser.add_argument("--check", action="store_true", help="explains the first images and writes nothing")
     return parser
 

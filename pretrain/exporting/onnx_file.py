@@ -69,9 +69,9 @@ def _why_fixed(exported: Exported, stride: int) -> str | None:
     if exported.framing.kind != CENTRE:
         return f"a {exported.kind} model sees images on canvases of this size"
     if exported.size % stride:
-        return f"it was trained at this size, which is no multiple of its largest stride ({stride})"
+        return f"it was trained at this size, which is not a multiple of its largest stride ({stride})"
     if exported.fixed_size:
-        return "its head lays the last map flat"
+        return "its head flattens the last map"
     if any(isinstance(part, AttentionOverMaps) and part.max_keys for part in exported.encoder.modules()):
         return "its attention pools keys by the size of the map (max_keys); max_keys=0 would free it"
     return None

@@ -40,8 +40,8 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
     Raises UserError for what is neither an encoder nor a classifier, and where timm cannot compute what Fovea computes.
     """
     if exported.kind not in ("encoder", "classification") or exported.fixed_size:
-        what = "classifiers that lay the last map flat" if exported.fixed_size else f"{exported.kind} models"
-        raise UserError(f"timm has no place for {what}; --format huggingface takes them")
+        what = "classifiers that flatten the last map" if exported.fixed_size else f"{exported.kind} models"
+        raise UserError(f"timm cannot hold {what}; --format huggingface takes them")
     spec = exported.encoder.spec
     arguments = {key: value for key, value in spec["arguments"].items() if key != "in_channels"}
     own, head = not spec["name"].startswith("timm:"), exported.head
@@ -187,6 +187,8 @@ def _filled(exported: Exported, whole: nn.Module) -> dict[str, Tensor]:
         # feature extraction joins the names of what it took out of a list: stages_0.blocks -> stages.0.blocks
         target = inner if inner in tensors else re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", inner)
         if target not in tensors or tensors[target].shape != tensor.shape:
-            raise UserError(f"{spec['name']} cannot be exported for timm: its {key} has no place in the whole network")
+            raise UserError(
+                f"{spec['name']} cannot be exported for timm: its {key} does not exist in the whole network"
+            )
         tensors[target] = tensor.detach().cpu().contiguous().clone()
     return tensors

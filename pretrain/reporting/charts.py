@@ -85,7 +85,7 @@ def line_chart(
     seen = [(line, points) for line in lines if (points := _points(line))]
     drawn = [points for _, points in seen]
     if not drawn:
-        return element("p", "Nothing was logged yet.", class_="empty")
+        return element("p", "Nothing has been logged yet.", class_="empty")
     log = log and all(y > 0 for points in drawn for _, y in points)
     frame = _frame(drawn, bounds, marks, log)
     parts = [_axes(frame, x_name, fractions)]

@@ -128,7 +128,7 @@ def read_run(url: str, *, now: float | None = None) -> RunRecord:
     settings_url = storage.join(url, run_folder.SETTINGS)
     if not storage.exists(settings_url):
         there = ", ".join(storage.names_in(url)[:6]) or "nothing"
-        raise UserError(f"{url} is no run folder: it holds no {run_folder.SETTINGS} (there: {there})")
+        raise UserError(f"{url} is not a run folder: it holds no {run_folder.SETTINGS} (there: {there})")
     settings = yaml.safe_load(storage.read_bytes(settings_url))
     history = History(_lines(storage.join(url, run_folder.METRICS), MAX_ROWS))
     result = run_folder.read_result(url) or {}

@@ -23,8 +23,8 @@ def view_section(rows: Sequence[Row], specs: Sequence[ViewSpec], *, seed: int, c
     cards = [_card(row, specs, passes, seed=seed, channels=channels) for row in rows[:NUM_IMAGES]]
     words = " and second" if len(passes) == 2 else ""
     lead = (
-        f"What the method is given of an image in the first{words} epoch: crops as they are framed in it, changed in colour. "
-        "It learns by finding out what stays the same."
+        f"What the method sees of an image in the first{words} epoch: crops, framed in the image, with changed colours. "
+        "It learns from what stays the same."
     )
     return Section("views", "Views", Templates().render("views.html", cards=cards), lead)
 

@@ -19,7 +19,7 @@ def check_finite(rule: str, step: int, gradients: Gradients, in_a_row: int) -> N
     raise RunStopped(
         f"step {step}: the loss ({gradients.loss:g}) or the gradient (norm {gradients.norm:g}) is not finite{many}; the "
         f"parameters were not changed by it. A lower learning rate (now {gradients.learning_rate:g}), a longer warm-up or "
-        "training.clip_gradient=1 usually helps; the last checkpoint is from before"
+        "training.clip_gradient=1 usually helps; the last checkpoint is from before it"
     )
 
 

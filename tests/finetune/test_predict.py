@@ -129,7 +129,7 @@ def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsy
     for impossible, words in {
         ("--track",): "--track links boxes",
         ("--localize", "zebra"): "zebra",
-        ("--alarm", "zebra>0.5"): "the model does not know it",
+        ("--alarm", "zebra>0.5"): "not a class of the model",
         ("--draw", "--workers", 1): "give them without --workers",
     }.items():
         assert run(model, shards, tmp_path / "out", "--check", *impossible) == 2
@@ -222,7 +222,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "video.mp4").write_bytes(b"no video at all")
     for arguments, words in (
-        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
+        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "not a class of the model (known: <i>dark</i>, light)"),
         ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>FRACTION"),
         ((photo, tmp_path / "o", "--alarm", "light>7"), "a fraction from 0 to 1"),
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
@@ -231,7 +231,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
         ((photo, tmp_path / "o", "--size", "64"), "give --localize CLASS with it"),
         ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
         ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or video"),
-        ((tmp_path / "video.mp4", tmp_path / "o"), "is no video that can be read"),
+        ((tmp_path / "video.mp4", tmp_path / "o"), "cannot be read as a video"),
         ((photo, tmp_path), "is not empty"),
     ):
         assert run(model, *arguments) == 2

@@ -306,7 +306,7 @@ def table_of_two_names(src):
 
 @comes_out(
     {"train/1.png": {"captions": ["a dog"]}, "test/2.png": None},
-    says=["test: 1, train: 1", "2 x image that no row names"],
+    says=["test: 1, train: 1", "2 x image not named in any row"],
 )
 def metadata_of_splits(src):
     for split in ("train", "test"):

@@ -228,14 +228,14 @@ def test_kinds_are_told_by_their_look(tmp_path):
     ("name", "content", "message"),
     [
         ("a.json", "[1, 2", "is not valid JSON"),
-        ("a.json", "[]", "is no COCO json"),
+        ("a.json", "[]", "is not a COCO json"),
         ("a.json", b"\xff\xfe", "is not UTF-8"),
         ("a.json", '{"images": [{"id": 1, "file_name": "gone.png"}]}', "--images FOLDER"),
         ("a.json", '{"images": [], "categories": [{"id": 1}]}', r"categories\[0\] needs"),
         ("a.csv", "colour,size\nred,3\n", "no column of paths"),
         ("a.csv", "", "has no rows"),
         ("a.jsonl", "[1]\nnope\n", "has no rows"),
-        ("a.tar", b"hello" * 300, "is no plain tar"),
+        ("a.tar", b"hello" * 300, "is not a plain tar"),
     ],
 )
 def test_sources_that_cannot_be_read(tmp_path, name, content, message):

@@ -27,7 +27,7 @@ class Detector(TaskModel):
         anchors: for each stride the width and height of its anchors in pixels; FCOS has none.
         channels: of the pyramid and the head; a multiple of 32.
         depth: convolutions of the head before the last ones.
-        max_detections: detections an image, at most.
+        max_detections: maximum detections per image.
         mode: with `linear` the encoder stays as it is, and pyramid and head learn.
 
     Raises UserError for an unknown head or channels that cannot be.

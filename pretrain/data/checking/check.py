@@ -128,7 +128,7 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         )
         notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
     for name in read_footer(manifest.files[0]).folder_columns:
-        notes.append(f"column {name!r} stands in the names of the folders ({name}=...) and is read from there")
+        notes.append(f"column {name!r} is read from the names of the folders ({name}=...)")
     locations: list[tuple[str, ...]] = [(column.column,) for column in columns.classes]
     if columns.boxes is not None and columns.boxes.class_field is not None:
         locations.append((columns.boxes.column, columns.boxes.class_field))
@@ -136,7 +136,7 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         try:
             declared_names([manifest], *location)
         except UserError as error:
-            notes.append(f"training refuses this: {error}")
+            notes.append(f"training will refuse this: {error}")
         if numbered_differently(manifest, *location):
             notes.append(
                 f"files number the classes of {'.'.join(location)!r} differently; they are read by their names"
@@ -155,8 +155,8 @@ def _describe_groups(manifest: Manifest) -> dict[str, Any]:
     advice = []
     if rows.max() > MAX_GROUP_ROWS or sizes.max() > MAX_GROUP_BYTES:
         advice.append(
-            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB mix badly and need memory; write them "
-            "with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
+            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB shuffle badly and need memory; write "
+            "them with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
         )
     if len(rows) < 8 and manifest.num_rows > MAX_GROUP_ROWS:
         advice.append(

@@ -77,7 +77,7 @@ def upright_boxes(
         raise WrongFrame(
             f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the image has "
             f"{width:g} x {height:g} "
-            "pixels, which is no scaled one"
+            "pixels, which is not the same shape scaled"
         )
     scale = fits_stored if turned else fits_upright
     assert scale is not None
@@ -90,13 +90,13 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
     is_square = frame.orientation >= 5
     if on_stored is None and not is_square:
         raise WrongFrame(
-            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source tells whether its boxes "
-            "were turned as "
-            "well"
+            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its boxes were rotated "
+            "too"
         )
     if on_stored and is_square:
         raise WrongFrame(
-            "EXIF turns this square image; boxes of others were drawn on pixels as stored, and nothing tells of its own"
+            "EXIF turns this square image; boxes of others were drawn on the pixels as stored, and nothing says whether its "
+            "own were"
         )
     return bool(on_stored)
 

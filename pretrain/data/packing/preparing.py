@@ -18,12 +18,12 @@ from pretrain.data.packing.sources import Objects, Record
 
 MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
 
-TURNED = "image whose boxes were turned with it, as EXIF says"
+TURNED = "image whose boxes were rotated with it, as EXIF says"
 RESIZED = "image whose boxes were scaled to its size, which is not the recorded one"
-OUTSIDE = "box that reaches out of its image, kept"
-ASSUMED = "image that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
+OUTSIDE = "box that reaches beyond its image, kept"
+ASSUMED = "image that EXIF rotates, whose boxes are taken as those of the upright image; no size is recorded with them"
 FRAMES = "image of several frames or pages, of which the first is read"
-FEW_BITS = "16-bit image whose values use fewer bits, scaled by these"
+FEW_BITS = "16-bit image whose values use fewer bits, scaled to those"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,8 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
         raw_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in given])
         if not beyond(raw_N4, decoded.stored_size).any():
             raise WrongFrame(
-                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as it is stored; "
-                "record width and "
-                "height with it, or turn them"
+                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as stored; record width and "
+                "height with it, or rotate them"
             )
     if outside:
         facts[OUTSIDE] = outside

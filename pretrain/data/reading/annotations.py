@@ -332,7 +332,7 @@ def _is_number(kind: pa.DataType | None) -> bool:
 def _list_at(objects: dict[str, Any], field: str | None) -> list[Any]:
     values = objects.get(field) if field is not None else None
     if values is not None and not isinstance(values, list):
-        raise BadAnnotation(f"{field} is no list")
+        raise BadAnnotation(f"{field} is not a list")
     return values or []
 
 

@@ -109,8 +109,8 @@ def describe_features(url: str) -> Description:
         if "job.json" in there:
             raise UserError(f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again")
         raise UserError(
-            f"{url} is no folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make one "
-            "with: python -m pretrain embed TEACHER DATA OUT"
+            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make "
+            "one with: python -m pretrain embed TEACHER DATA OUT"
         )
     text = storage.read_bytes(description_url)
     try:

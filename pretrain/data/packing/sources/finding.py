@@ -68,15 +68,15 @@ class Finder:
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)  # ids that are numbers: 17 of 17.jpg
             if self._other(name, under) is None:
-                raise ValueError(f"{what} holds no path but {name}")
+                raise ValueError(f"{what} holds no path, but {name}")
         if not isinstance(name, str) or not name.strip() or set(name) & set("\0\n\r"):
-            raise ValueError(f"{what} holds no path but {name!r}")
+            raise ValueError(f"{what} holds no path, but {name!r}")
         name = name.strip()
         if len(name) > MAX_PATH:
             raise ValueError(f"{what} holds a path of {len(name)} characters")
         scheme, is_url, _ = name.partition("://")
         if "::" in name or (is_url and scheme.lower() not in PROTOCOLS):
-            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is no URL of {', '.join(PROTOCOLS)}")
+            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is not a URL of {', '.join(PROTOCOLS)}")
         if is_url and scheme.lower() != "file":
             return Found(name, masked(name), None)  # the name goes into the shards, where no key belongs
         if is_url:
@@ -170,9 +170,9 @@ class Finder:
         """What should be said of names that were not taken as they stand."""
         notes = []
         for names, how in (
-            (self.shortened, "lie elsewhere than their paths say and were found by the end of these"),
-            (self.backslashes, "have backslashes in their paths, which were read as slashes"),
-            (self.by_other, "were found in other letters or with an ending that the name lacks"),
+            (self.shortened, "are not where their paths say and were found by the end of the path"),
+            (self.backslashes, "have backslashes in their paths, read as slashes"),
+            (self.by_other, "were found with other capitals or with an ending that the name lacks"),
         ):
             if names:
                 notes.append(f"{len(names)} images {how} (first: {names[0]})")

@@ -61,7 +61,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         size = numbers([content.get("imageWidth"), content.get("imageHeight")], 2)
         problem = None
         if bad and not objects.bbox:
-            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for an image without any"
+            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image without any"
         file = tree.images[image]
         listing.records.append(
             Record(

@@ -56,11 +56,9 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
         del found["sidecar"]  # a json of COCO may have the name of an image
     if len(found) > 1:
         ways = "; ".join(f"--kind {kind}: {why}" for kind, why in found.items())
-        raise UserError(
-            f"{src} can be read in {len(found)} ways, and which is meant is not for a program to say: {ways}"
-        )
+        raise UserError(f"{src} can be read in {len(found)} ways, and a program cannot tell which is meant: {ways}")
     if not found:
-        return "folder", "images, and no annotation that is known"
+        return "folder", "images, and no known annotation"
     kind, why = next(iter(found.items()))
     if (
         kind == "table"
@@ -68,7 +66,7 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
         and has_class_folders(tree)
     ):
         raise UserError(
-            f"{src} can be read in 2 ways, and which is meant is not for a program to say: --kind table: {why}; "
+            f"{src} can be read in 2 ways, and a program cannot tell which is meant: --kind table: {why}; "
             "--kind folder: its images lie in class folders"
         )
     return kind, why

@@ -66,14 +66,14 @@ class Said:
         self.captions = self.captions or []
         self.num_blank += not texts and not bad
         if bad:
-            self.problems.append(f"{str(value)[:60]!r} is no caption")
+            self.problems.append(f"{str(value)[:60]!r} is not a caption")
         self.captions += [text for text in texts if text not in self.captions]
 
     def _take_json(self, kind: str, text: str) -> None:
         try:
             tree: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self.problems.append(f"no JSON that can be used: {error}")
+            self.problems.append(f"not usable as JSON: {error}")
             return
         if isinstance(tree, list | str) and kind != "json":
             tree = {kind.partition(".")[0]: tree}
@@ -83,7 +83,7 @@ class Said:
             objects = objects_of(tree.get("objects"))
             self.objects = objects if objects is not None else self.objects
         except ValueError as error:
-            self.problems.append(f"no JSON that can be used: {error}")
+            self.problems.append(f"not usable as JSON: {error}")
             self.bad_boxes = True
         label = next((tree[key] for key in LABEL_KEYS if isinstance(tree.get(key), int | str)), None)
         if label is not None and self.label is None:

@@ -30,7 +30,7 @@ def tables_in(src: str, tree: Tree) -> list[str]:
         splits = [split_in_name(path) or layout_of(tree.images).split_of(path) for path in candidates]
         folders = [posixpath.dirname(path) for path in candidates]
         if len({*splits}) < len(splits) and len({*folders}) < len(folders):
-            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one that is meant")
+            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one you mean")
     return candidates
 
 

@@ -149,7 +149,7 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
                         found.account.count("link or device in a tar, never followed", location)
         except TAR_ERRORS as error:
             raise UserError(
-                f"{tar.url} is no plain tar, or it is damaged ({error}); unpack compressed tars first"
+                f"{tar.url} is not a plain tar, or it is damaged ({error}); unpack compressed tars first"
             ) from error
     with_captions = any(sample.said.captions is not None for sample in samples.values())
     for key, sample in samples.items():

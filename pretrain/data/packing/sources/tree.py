@@ -136,7 +136,7 @@ def _local(root: str, leave_out: str) -> Tree:
         try:
             entries = list(os.scandir(f"{prefix}/{folder}" if folder else root))
         except PermissionError:
-            tree.left[folder] = "a folder that may not be read"
+            tree.left[folder] = "a folder without read permission"
             continue
         folders.append(folder)
         for entry in entries:
@@ -163,7 +163,7 @@ def _local(root: str, leave_out: str) -> Tree:
             elif entry.is_dir():
                 tree.left[path] = "a link to a folder; it is not followed"
             else:
-                tree.left[path] = "a link that leads nowhere" if entry.is_symlink() else "no file but a device"
+                tree.left[path] = "a broken link" if entry.is_symlink() else "a device, not a file"
     tree.empty_folders = sorted(_empty(folders, num_in))
     return tree
 

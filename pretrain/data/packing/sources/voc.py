@@ -82,7 +82,7 @@ def voc_records(
         file = images[found[0]]
         problem = None
         if parsed.problems and not parsed.objects.bbox:
-            problem = f"none of its objects can be read ({parsed.problems[0]}); it would pass for an image without any"
+            problem = f"none of its objects can be read ({parsed.problems[0]}); it would look like an image without any"
         spoken[found[0]] = path
         listing.records.append(
             Record(
