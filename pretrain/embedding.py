@@ -153,7 +153,7 @@ def _run(
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
-        storage.remove(description_url)  # so that nobody takes a folder for finished that lacks parts
+        storage.remove(description_url)  # so that a folder that lacks parts does not look finished
     result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
 
     # -- what is said of it -------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def _teacher_name(name: str) -> str:
 
 
 def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
-    """What a teacher says of a blank image. Raises UserError where it does not take images of this size."""
+    """A teacher's features of a blank image. Raises UserError where it does not take images of this size."""
     with torch.no_grad():
         try:
             output: TeacherOutput = teacher.network(torch.zeros(1, teacher.in_channels, size, size))

@@ -27,7 +27,7 @@ class Evaluation:
         probe: of `label_probe`.
         first_weights: gives the encoder as the run began with it: without its scores others say little.
 
-    Raises UserError for a best metric that nobody measures.
+    Raises UserError for a best metric that is not measured.
     """
 
     def __init__(

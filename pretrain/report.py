@@ -244,7 +244,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
 def _chance(run: RunRecord) -> float | None:
     """What always naming the most frequent class of the kNN's test data would get; None when it cannot be known."""
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
-    with suppress(Exception):  # the data may be gone, and then nobody knows
+    with suppress(Exception):  # the data may be gone, and then it is unknown
         if url and column and run.history.values("knn_accuracy"):
             return majority_fraction(str(url), str(column))
     return None

@@ -140,5 +140,5 @@ class PretrainSettings:
 
     @staticmethod
     def defaults_beneath(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the method's paper says, for what nobody says otherwise."""
+        """The settings of the method's paper, beneath everything that is set."""
         return defaults_of(given)

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail. What a user can mend is a UserError.
+"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail. A user's mistake is a UserError.
 
 Whoever reaches the dashboard reads the commands and runtime environments of all jobs, so what holds a secret is refused.
 """

@@ -55,7 +55,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself. `errors` are its own words for what it cannot do."""
+    """What a node reports about itself. `errors` are its own words for what it cannot do."""
 
     name: str
     versions: Mapping[str, str | None]
@@ -64,7 +64,7 @@ class NodeReport:
     disk_free_gib: float
     disk: str
     errors: tuple[str, ...] = ()
-    gpu_words: str = ""  # what torch was built for, and what it says of the driver
+    gpu_words: str = ""  # what torch was built for, and what it reports about the driver
 
 
 def check_nodes(

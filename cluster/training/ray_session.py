@@ -133,7 +133,7 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: 
 
 @contextmanager
 def _quiet_raylet() -> Iterator[None]:
-    """Keeps Ray's errors about its processes out of the terminal: what matters of them is told by `run_workers`.
+    """Keeps Ray's errors about its processes out of the terminal: what matters is reported by `run_workers`.
 
     `log_to_driver=False` does not cover them, and nothing public does; in a Ray without the function they are printed.
     """

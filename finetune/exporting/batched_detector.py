@@ -177,7 +177,7 @@ def _anchors(generator: Callable[..., list[Tensor]], images_BCHW: Tensor, maps: 
 
 
 def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
-    """Boxes [B, N, 4] of what a head says of anchors."""
+    """Boxes [B, N, 4] from a head's outputs for anchors."""
     if hasattr(coder, "decode_single"):
         return coder.decode_single(deltas_BN4.reshape(-1, 4), anchors_BN4.reshape(-1, 4)).view(deltas_BN4.shape)
     decoded: Tensor = coder.decode(deltas_BN4, anchors_BN4)

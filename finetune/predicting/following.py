@@ -151,7 +151,7 @@ class TrackFollower:
 
 
 class DrawFollower:
-    """Writes each image with what the model says of it to drawn/."""
+    """Writes each image with its prediction drawn in to drawn/."""
 
     def __init__(self, out: str) -> None:
         self._out = out

@@ -46,7 +46,7 @@ class Material:
 
 
 class TaskReport(ABC):
-    """What a task says of its runs.
+    """What a task says about its runs.
 
     Attributes:
         noun: what its model is called.

@@ -43,8 +43,8 @@ from pretrain.training.contract import StepOutput, Trainable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports, `calibrated` what was
-    fitted to it and replaces these keys of the model's config."""
+    """What evaluating a model on a data set gives: `metrics` are numbers, `details` JSON for result.json and reports,
+    `calibrated` what was fitted to it and replaces these keys of the model's config."""
 
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
-        """What the model says of each image of a batch, given what `transform` made of it."""
+        """The predictions for each image of a batch, given what `transform` made of it."""
 
     @abstractmethod
     def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
@@ -279,7 +279,7 @@ def common_config(
         "encoder": source.encoder.spec,
         "encoder_url": masked_url(
             settings.encoder
-        ),  # which whoever loads adapters gives again where a secret was in it
+        ),  # which the user gives again when loading adapters, where a secret was in it
         "image_size": size,
         "crop_fraction": settings.crop_fraction,
         "mean": list(source.mean),

@@ -145,7 +145,7 @@ def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: s
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder folder says of its encoder. Unknown is None or empty."""
+    """What an encoder folder says about its encoder. Unknown is None or empty."""
 
     name: str
     arguments: dict[str, Any]
@@ -181,7 +181,7 @@ def save_encoder(
 
     `teacher` and `started_from` describe the networks that it learnt from and began with: `name`, `weights_sha256` and
     `licence` at least, JSON.
-    `code_version` is that of the installed package when it is not given (`name+commit`, where somebody knows better).
+    `code_version` is that of the installed package when it is not given (`name+commit`, where more is known).
     """
     config = {
         "format_version": FORMAT_VERSION,

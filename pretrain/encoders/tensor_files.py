@@ -1,4 +1,4 @@
-"""Files of tensors at any URL, of whoever wrote them: safetensors, or torch's own without anything but tensors in it."""
+"""Files of tensors at any URL, from any source: safetensors, or torch's own with nothing but tensors in it."""
 
 from __future__ import annotations
 

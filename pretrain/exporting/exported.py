@@ -23,7 +23,7 @@ SIZES = "picture_sizes"  # what networks for letterboxed images take beside them
 CENTRE, STRETCH, LETTERBOX = "centre", "stretch", "letterbox"
 
 Answers = dict[str, np.ndarray]
-"""What a network says of B images, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
+"""A network's answers for B images, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
 image's sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
 
 
@@ -88,7 +88,7 @@ class Exported:
         network: from images with values in [0, 1] to the outputs of its `output_names`, for ONNX; None where there is no such
             export.
         transform: what Fovea makes of an image.
-        answer: what Fovea says of batches that `transform` made.
+        answer: Fovea's answers for batches that `transform` made.
         answers_of: the same of what another program computes: the outputs of `network` by name with the geometry of the batch,
             or, with no geometry, what transformers gives.
         hugging_face: what transformers needs; its weights are `tensors`.
@@ -130,7 +130,7 @@ class Exported:
 class ForPixels(nn.Module):
     """A network whose images have values in [0, 1]: it normalises them itself. `forward` gives `output_names`.
 
-    `optional` are further inputs [1, ...] with what they are where nobody gives them; given, they have a row for each image.
+    `optional` are further inputs [1, ...] with their default values; given, they have a row for each image.
     """
 
     output_names: Sequence[str]

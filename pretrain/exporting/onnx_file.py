@@ -128,7 +128,7 @@ def _export(network: ForPixels, size: int, channels: int, stride: int | None) ->
 
 
 def _with_optional(data: bytes, network: ForPixels) -> bytes:
-    """Gives optional inputs the values that they have where nobody gives them, and as many rows as there are images."""
+    """Gives optional inputs their default values, and as many rows as there are images."""
     if not network.optional:
         return data
     import onnx

@@ -74,7 +74,7 @@ def line_chart(
 
     Args:
         lines: nothing is drawn for a line without points.
-        label: what a screen reader says of the image.
+        label: what a screen reader says about the chart.
         text: writes a value, when it is pointed at.
         fractions: values are fractions of one, and the axis counts in percent.
         log: a logarithmic y axis, when all values are above 0.

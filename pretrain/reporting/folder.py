@@ -75,7 +75,7 @@ class RunRecord:
         history: of its numbers.
         result: of result.json; empty while there is none.
         status: `finished`, `running`, `killed` (it left no result and its process is gone, or has been silent for long),
-            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where nobody knows.
+            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where it is unknown.
         silent_seconds: since something was last written, None when that is not known.
         checkpoint_step: of the newest complete checkpoint.
         bad_rows: the first of bad_rows.jsonl.

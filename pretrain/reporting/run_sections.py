@@ -95,7 +95,7 @@ def curves(
 
 
 def health(run: RunRecord) -> Section | None:
-    """The spread and rank of the embeddings, and what the method says of itself; None where it is not logged."""
+    """The spread and rank of the embeddings, and the method's own numbers; None where they are not logged."""
     size = run.setting("training", "batch_size_global")
     most = f"dimensions in use, at most the smaller of batch{f' ({size})' if size else ''} and width"
     figures = [

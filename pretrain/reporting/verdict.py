@@ -19,7 +19,7 @@ class Verdict:
 
     Attributes:
         word: one or two words for the badge.
-        tone: `good`, `warn`, `bad` or `open` (nobody knows yet).
+        tone: `good`, `warn`, `bad` or `open` (not known yet).
         first, second: the sentences.
     """
 
@@ -86,7 +86,7 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
             beside = [f"the weights it started from reach {percent(untrained)}"] if untrained is not None else []
             beside += [f"always guessing the most frequent class reaches {percent(chance)}"] if chance else []
             where = f", where {' and '.join(beside)}" if beside else ""
-            seen = f"its nearest neighbours classify {percent(knn)} of unseen images correctly{where}"
+            seen = f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly{where}"
             if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
                     "finished, little learnt", "warn", f"The encoder learnt little about the classes: {seen}.", health
@@ -99,7 +99,11 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
 
     def so_far(metrics: Mapping[str, float]) -> str | None:
         knn = metrics.get("knn_accuracy")
-        return None if knn is None else f"its nearest neighbours classify {percent(knn)} of unseen images correctly"
+        return (
+            None
+            if knn is None
+            else f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly"
+        )
 
     return verdict_of(run, of_finished, so_far=so_far)
 

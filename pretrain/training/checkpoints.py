@@ -301,7 +301,7 @@ class Meta:
 
 
 def read_meta(folder: str) -> Meta | None:
-    """What a checkpoint's folder says of it; None where the file is missing.
+    """What a checkpoint's folder says about it; None where the file is missing.
 
     Raises Damaged where it says nothing that could be, and UserError where another version of the program wrote it.
     """
@@ -351,7 +351,7 @@ def complete_steps(run_url: str) -> list[int]:
 
 
 def newest_progress(run_url: str) -> Progress | None:
-    """What the newest checkpoint that can be read says of the run, without reading its state; None when there is none."""
+    """What the newest readable checkpoint says about the run, without reading its state; None when there is none."""
     url = storage.join(run_url, "checkpoints")
     for name in reversed(_step_folders(url)):
         try:

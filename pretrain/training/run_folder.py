@@ -90,7 +90,7 @@ class RunFolder:
         return last_step
 
     def _begin(self, path: Path, found: bytes, kept: bytes) -> None:
-        """Opens metrics.jsonl behind `kept`, so that whoever is killed meanwhile leaves what was found or what is kept."""
+        """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile leaves what was found or what is kept."""
         if self._staging is None and found.startswith(kept):  # the usual case, which needs no room on a full disk
             self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
             self._metrics.truncate(len(kept))

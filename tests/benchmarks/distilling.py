@@ -95,7 +95,7 @@ def cost_of(row: str, out: Path, shards: dict[str, Path], overrides: list[str]) 
     told = out / f"cost-{row}.json"
     if not told.exists():
         settings, _ = settings_of(row, out, shards)
-        # the views' loops are compiled by the first run on a machine, which is nobody's training
+        # the views' loops are compiled by the first run on a machine, which is not part of the training
         command("pretrain", *settings, f"out={out / f'cost-{row}-first'}", "training.steps=2", *overrides)
         spent = []
         for steps in (SHORT, LONG):

@@ -133,7 +133,7 @@ def resumed(
 def verdict(job: JobState | None, *, retries_left: int) -> tuple[Status, str]:
     """What a stage is after its job came to an end, and why; WAITING is to be started again.
 
-    A command that ended by itself has said its word. One that was killed, interrupted or lost with its node has not.
+    A command that ended by itself is not repeated; one that was killed, interrupted or lost with its node is.
     """
     if job is not None and job.status == SUCCEEDED:
         return Status.DONE, ""

@@ -43,7 +43,7 @@ class Keyword:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What a summarizer says of an image.
+    """What a summarizer predicts for an image.
 
     Attributes:
         keywords: those it is sure enough of, the surest first.
@@ -60,7 +60,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """What the model says of images and what is true of them, N of them with K keywords, in the data's order."""
+    """Predictions and truth for N images with K keywords, in the data's order."""
 
     scores_NK: np.ndarray
     truth_NK: np.ndarray
@@ -155,7 +155,7 @@ class ImageSummarizer(Predictor):
         return Evaluation(metrics, details, calibrated)
 
     def evaluated(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> _Evaluated:
-        """What the model says of a whole data set, on every rank, whatever their number."""
+        """Predictions for a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
         parts = [_Evaluated(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
         for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):

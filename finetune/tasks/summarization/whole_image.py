@@ -1,4 +1,4 @@
-"""Whole images for evaluation, and the part of one that attention dwells on."""
+"""Whole images for evaluation, and the part of one that most attention falls on."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class Decoded:
 
 
 def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> Decoded:
-    """`decode_image` with what the file says of how the image lies in it. Raises BadImage."""
+    """`decode_image`, and how the image is stored in the file. Raises BadImage."""
     with _only_bad_image():
         image, orientation = _open(bytes(data), max_pixels)
         size, turned = _as_stored(image, orientation)

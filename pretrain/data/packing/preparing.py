@@ -31,7 +31,8 @@ class Prepared:
     """A record with what is to be stored, or with `data` None and the reason in `notes`.
 
     `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as they were read.
-    `unread`: its bytes did not come, so nobody knows whether it is good. `facts`: how often what should be said of it was seen.
+    `unread`: its bytes could not be read, so it is unknown whether it is good. `facts`: how often something worth reporting was
+    seen.
     """
 
     record: Record

@@ -1,4 +1,4 @@
-"""Boxes, captions and class values as Parquet columns hold them, whoever wrote the file.
+"""Boxes, captions and class values as Parquet columns hold them, whatever program wrote the file.
 
 A column is looked at once, in the schema (`find_*`), and then read row by row (`read_*`). The values are those of
 `to_pylist`, with names in place of numbers that stand for names (`pretrain.data.reading.naming`); what a row may not hold

@@ -60,7 +60,7 @@ class MapShape:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a folder of features says of itself.
+    """What a folder of features says about itself.
 
     Attributes:
         url: of the folder.
@@ -150,7 +150,7 @@ class StoredFeatures:
         dim: of pooled features that is needed, if any is.
 
     Attributes:
-        described: what the folder says of itself.
+        described: what the folder says about itself.
         start_of_group: of the data set, see `Manifest`.
         layout: of the features.
 

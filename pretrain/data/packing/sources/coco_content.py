@@ -1,4 +1,4 @@
-"""A COCO json as Python objects: its images by id, with what its annotations say of each."""
+"""A COCO json as Python objects: its images by id, with what its annotations say about each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.data.packing.sources.texts import captions_in, clean, id_key
 
 @dataclass
 class ImageSaid:
-    """What a file says of one image."""
+    """What a file says about one image."""
 
     boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """The image that an annotation names: by a path or one URL, as people and programs write them.
 
-What stands in an annotation file is data of somebody else. It may name a file that lies below the source, by a relative or an
+What an annotation file holds is untrusted data. It may name a file that lies below the source, by a relative or an
 absolute path, or one object of a named kind of store; it may not make fsspec chain file systems, nor lead out of the folder.
 """
 

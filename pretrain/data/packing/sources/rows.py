@@ -20,7 +20,7 @@ from pretrain.data.packing.sources.texts import clean, has_bad_bytes
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_FIELD_CHARACTERS = 2**24
-MAX_LINES = 200  # of a row; a quote that stays open for more is one that somebody forgot to close
+MAX_LINES = 200  # of a row; a quote that stays open for longer was probably never closed
 DELIMITERS = ",;\t|"
 
 
@@ -37,7 +37,7 @@ class Rows:
 
     Attributes:
         src: the table's URL.
-        columns: the names of its columns, as they stand there but for blanks around them.
+        columns: the names of its columns, as they are there, without blanks around them.
         nested: whether cells may be lists and objects, as in JSON.
         has_header: False where the first line of a CSV is a row like the others.
         notes: what should be said of the file as a whole.

@@ -28,7 +28,7 @@ JSON_KINDS = ("json", "labels.json", "caption.json", "captions.json", "label.jso
 
 @dataclass
 class Said:
-    """What the files beside one image say of it."""
+    """What the files beside one image say about it."""
 
     label: str | None = None
     labels: tuple[str, ...] | None = None

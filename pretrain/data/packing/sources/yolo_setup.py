@@ -25,7 +25,7 @@ _SPLIT_KEYS = (("train", TRAIN), ("val", VALIDATION), ("valid", VALIDATION), ("v
 
 @dataclass
 class Setup:
-    """What data.yaml, obj.data, classes.txt and the like say of a set.
+    """What data.yaml, obj.data, classes.txt and the like say about a set.
 
     Attributes:
         names: class names by number; None where no file has any.
