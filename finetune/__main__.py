@@ -12,8 +12,8 @@ from pretrain.training.command import Command, stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
-Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be given or changed as
-key=value:
+Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be
+given or changed as key=value:
 
   python -m finetune configs/finetune/classification.yaml encoder=runs/first/encoder data.url=my/train \
       validation_url=my/validation out=runs/classifier

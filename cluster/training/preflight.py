@@ -219,7 +219,8 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     import torch
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
-words = f"torch {torch.__version__}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone")
+built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
+words = f"torch {torch.__version__}, built for {built_for}"
 words += "".join(f"; {str(one.message).splitlines()[0]}" for one in said if "CUDA" in str(one.message))
 print(json.dumps([num, words]))
 """

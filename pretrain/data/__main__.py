@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos my/shards                      class folders give the labels
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
-  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
+  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in small row groups
   python -m pretrain.data views my/shards --recipe dino                   a sheet of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 

@@ -18,11 +18,12 @@ PAGE = "index.html"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --page: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #aaa; --page: #161616; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 1.5rem auto; max-width: 75rem;
-  padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
 h2 { overflow-wrap: anywhere; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; }
-figcaption { font-size: .8rem; max-width: 10rem; overflow-wrap: anywhere; } figcaption span { color: var(--soft); }
+figcaption { font-size: .8rem; max-width: 10rem; overflow-wrap: anywhere; }
+figcaption span { color: var(--soft); }
 img { display: block; max-width: 100%; }
 @media print { section { break-inside: avoid-page; } }
 """

@@ -68,7 +68,8 @@ import numpy as np, torch, transformers
 from PIL import Image
 folder, auto, inputs, output = sys.argv[1:]
 transformers.logging.set_verbosity_error()
-model, loading = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+how = {"trust_remote_code": True, "output_loading_info": True}
+model, loading = getattr(transformers, auto).from_pretrained(folder, **how)
 wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
 assert not wrong, wrong
 model.eval()
@@ -78,8 +79,10 @@ def plain(value):
 def answers(inputs, processor=None, sizes=None):
     with torch.no_grad():
         if auto == "AutoModelForObjectDetection":
-            found = processor.post_process_object_detection(model(**inputs), threshold=0.0, target_sizes=sizes)
-            return {key: np.stack([plain(one[key]) for one in found]) for key in ("boxes", "scores", "labels")}
+            how = {"threshold": 0.0, "target_sizes": sizes}
+            found = processor.post_process_object_detection(model(**inputs), **how)
+            names = ("boxes", "scores", "labels")
+            return {key: np.stack([plain(one[key]) for one in found]) for key in names}
         said = model(**inputs)
     if auto == "AutoModel":
         return {"features": plain(said.pooler_output)}
@@ -96,13 +99,15 @@ if "no_processor" not in given:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     paths = sorted(glob.glob(inputs.removesuffix("inputs.npz") + "image*.png"))
     each = [processor(images=Image.open(path), return_tensors="pt") for path in paths]
-    inputs_of_all = {key: torch.cat([one[key] for one in each]) for key in each[0] if key in ("pixel_values", "pixel_mask")}
+    taken = [key for key in each[0] if key in ("pixel_values", "pixel_mask")]
+    inputs_of_all = {key: torch.cat([one[key] for one in each]) for key in taken}
     ones = [(1.0, 1.0)] * len(paths)
     kept |= {"image_" + key: value for key, value in answers(inputs_of_all, processor, ones).items()}
 if auto == "AutoModelForObjectDetection" and processor is None:
     processor = transformers.DetrImageProcessor()
 pixels = {key: torch.from_numpy(given[key]) for key in ("pixel_values", "picture_sizes") if key in given}
-kept |= {"pixels_" + key: value for key, value in answers(pixels, processor, [(1.0, 1.0)] * len(given["pixel_values"])).items()}
+ones = [(1.0, 1.0)] * len(given["pixel_values"])
+kept |= {"pixels_" + key: value for key, value in answers(pixels, processor, ones).items()}
 np.savez(output, **kept)
 """
 

@@ -32,7 +32,8 @@ logits = model(**processor(images=image, return_tensors="pt")).logits"""),
     "detection": ("Detector", "object-detection", """
 outputs = model(**processor(images=image, return_tensors="pt"))
 # boxes in pixels, labels (model.config.id2label) and scores
-processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[(image.height, image.width)])"""),
+sizes = [(image.height, image.width)]
+processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=sizes)"""),
     "summarization": ("Summarizer", "image-to-text", """
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 inputs = processor(images=image, return_tensors="pt")

@@ -1,6 +1,7 @@
 """What a teacher's knowledge is worth: distillation beside SimCLR at equal CPU time, the teacher's pass counted in.
 
-    python -m tests.benchmarks.distilling PHOTOS [--seeds 0 1 2] [--rows simclr distill ...] [--cpu-seconds 500]
+    python -m tests.benchmarks.distilling PHOTOS [--seeds 0 1 2] [--rows simclr distill ...]
+        [--cpu-seconds 500]
         [--out runs/distilling] [--finetune] [--step] [key=value ...]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Each row pretrains `convattn_nano` at 64 pixels on

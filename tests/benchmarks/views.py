@@ -97,9 +97,11 @@ def compare(images: list[bytes], repeats: int) -> None:
     print()
     for name in theirs:
         host, whole = medians[f"{name}: host part"], medians[f"{name}: finished"]
-        print(f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
-              f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
-              f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly")  # fmt: skip
+        print(
+            f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
+            f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
+            f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly"
+        )
 
 
 def made(images: list[bytes], recipe: str, *, colours: bool, finish: bool) -> None:
@@ -136,11 +138,15 @@ def pipeline(paths: list[Path], images: list[bytes]) -> None:
             rate, cpu = loaded(order, shards, threads, colours)
             rates[threads, colours] = cpu
             what = "finished on the CPU" if colours else "uint8 for an accelerator"
-            print(f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: {rate:.0f} images/s, "
-                  f"{1000 / cpu:.0f} images/s a core")  # fmt: skip
+            print(
+                f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: {rate:.0f} images/s, "
+                f"{1000 / cpu:.0f} images/s a core"
+            )
     step = training_step()
-    print(f"a step of convattn_small (SimCLR, 224 pixels, one thread) is {step:.0f} ms of CPU an image; "
-          f"finished views are {rates[1, True] / (step + rates[1, True]):.2%} of both")  # fmt: skip
+    print(
+        f"a step of convattn_small (SimCLR, 224 pixels, one thread) is {step:.0f} ms of CPU an image; "
+        f"finished views are {rates[1, True] / (step + rates[1, True]):.2%} of both"
+    )
 
 
 def scaling(images: list[bytes]) -> None:

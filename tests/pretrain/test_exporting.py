@@ -31,7 +31,8 @@ processor = AutoImageProcessor.from_pretrained(folder)
 assert tuple(processor.image_mean) and processor.size["shortest_edge"] >= processor.crop_size["height"] > 0
 with torch.no_grad():
     given = model.eval()(torch.from_numpy(np.load(inputs)))
-kept = {"logits": given.logits, "labels": np.array(list(model.config.id2label.values()))} if "logits" in given else {
+labels = list((model.config.id2label or {}).values())
+kept = {"logits": given.logits, "labels": np.array(labels)} if "logits" in given else {
     "pooled": given.pooler_output, **{f"map{i}": m for i, m in enumerate(given.hidden_states)}}
 np.savez(output, **{key: np.asarray(value) for key, value in kept.items()})
 """

@@ -377,7 +377,9 @@ def test_any_voc(tmp_path, objects, encoding):
     write(tmp_path / "a.png", encoded(0))
     keys = ("xmin", "ymin", "xmax", "ymax", "zmax")
     inner = "".join(
-        f"<object><name>{name}</name><bndbox>{''.join(f'<{k}>{v}</{k}>' for k, v in zip(keys, box))}</bndbox></object>"
+        f"<object><name>{name}</name><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box))
+        + "</bndbox></object>"
         for name, box in objects
     )
     head = f'<?xml version="1.0" encoding="{encoding}"?>' if encoding else ""
