@@ -133,7 +133,7 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: 
 
 @contextmanager
 def _quiet_raylet() -> Iterator[None]:
-    """Keeps Ray's errors about its processes out of the terminal: what matters of them is told by `run_workers`.
+    """Keeps Ray's errors about its processes out of the terminal: what matters is reported by `run_workers`.
 
     `log_to_driver=False` does not cover them, and nothing public does; in a Ray without the function they are printed.
     """
@@ -174,7 +174,7 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not host or not port.isdigit():
         return
-    way_out = "give another cluster.address, or take RAY_ADDRESS away for a Ray of its own"
+    way_out = "give another cluster.address, or unset RAY_ADDRESS to use a Ray of its own"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=connect_seconds).close()
     except (OSError, OverflowError) as error:

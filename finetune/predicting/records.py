@@ -111,7 +111,7 @@ ORIGIN = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", 
 class RecordWriter:
     """Writes OUT/predictions.jsonl and OUT/predictions.parquet. Use as a context manager; OUT may be any fsspec URL.
 
-    A record has `source`, `index`, `seconds`, `error` (of a picture that cannot be decoded) and the result's own fields.
+    A record has `source`, `index`, `seconds`, `error` (of an image that cannot be decoded) and the result's own fields.
     Both files appear when all is written.
     """
 

@@ -1,4 +1,4 @@
-"""From pictures to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
+"""From images to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pretrain.data.reading.loader import fill_one
 def predicted(
     predictor: Predictor, items: Iterable[Item], *, batch_size: int, decode_threads: int
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Each picture with its record, in order; one that cannot be decoded has the reason under `error` and no result.
+    """Each image with its record, in order; one that cannot be decoded has the reason under `error` and no result.
 
     The next batch is read and decoded while the model works on this one.
     """
@@ -54,7 +54,7 @@ def predicted(
 
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:
-    """Why a picture cannot be used, or None."""
+    """Why an image cannot be used, or None."""
     try:
         fill_one(filling, index, item.data if item.data is None else item.encoded(channels))
     except BadImage as error:

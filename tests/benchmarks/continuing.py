@@ -1,6 +1,7 @@
 """What going on from an encoder of other photos is worth, and what it forgets with and without `method.keep`.
 
-    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000] [--keep 0.1] [--rate 1e-3]
+    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000]
+        [--keep 0.1] [--rate 1e-3]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class (../shared/data/clothing_cc0). The first data are the
 demo's scenes, with labels for kNN. The first encoder is that of a finished `make demo`, which learnt from a teacher; without

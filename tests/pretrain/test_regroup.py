@@ -227,7 +227,7 @@ def test_the_command(tmp_path, capsys):
         (["--drop-bad"], "--drop-bad and --drop-duplicates need --fix DEST"),
         (["--sheet", "sheet.jpg"], "name a file that ends in .png"),
         (["--fix", url], "lie in each other"),
-        (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside of it"),
+        (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside it"),
         (["--label-column", "lable"], "no column 'lable'"),
         (["--rows", "0"], "--rows must be"),
     ]:

@@ -184,5 +184,5 @@ def test_a_fault_in_the_report_does_not_fail_the_run(shards, tmp_path, capsys, m
 
 def test_the_command_refuses_what_is_no_run_folder(tmp_path):
     assert run_command(lambda: main(["report", str(tmp_path)])) == 2
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(str(tmp_path))

@@ -114,7 +114,7 @@ class Driver:
             )
         elif step == Next.REFUSE_OLD:
             self._fail(
-                name, f"it was made from an earlier run of a stage before it; remove {stage.out} to make it again"
+                name, f"it was made from an earlier run of a stage it depends on; remove {stage.out} to make it again"
             )
         else:
             self._start(stage, command, made_from, record)
