@@ -119,7 +119,11 @@ def add_settings(parser: argparse.ArgumentParser, schema: type) -> None:
         default = one.default.removeprefix("= ")
         about = f"{one.help} (default: {default})" if default != "None" else one.help
         parser.add_argument(
-            _option(one.key), dest=one.key, metavar="VALUE", choices=one.choices or None, help=about.replace("%", "%%")
+            option_of(one.key),
+            dest=one.key,
+            metavar="VALUE",
+            choices=one.choices or None,
+            help=about.replace("%", "%%"),
         )
 
 
@@ -129,7 +133,8 @@ def settings_given(options: argparse.Namespace, schema: type[Schema]) -> Schema:
     return load_settings(schema, None, [f"{key}={value}" for key, value in given.items() if value is not None])
 
 
-def _option(key: str) -> str:
+def option_of(key: str) -> str:
+    """The option of a setting: `--max-images` of `max_images`."""
     return "--" + key.replace("_", "-")
 
 

@@ -98,7 +98,7 @@ def token_of(settings: ServeSettings) -> tuple[str | None, bool]:
         try:
             given = Path(where).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"token_file={where} cannot be read: {error}") from error
+            raise UserError(f"the token cannot be read from the file {where}: {error}") from error
     if given is None:
         return (None, False) if is_loopback(settings.host) else (secrets.token_urlsafe(32), True)
     if len(given) < SHORTEST_TOKEN or not given.isascii() or not given.isprintable() or " " in given:

@@ -24,7 +24,7 @@ class ServeSettings:
     cpus_per_replica: int | None = setting(
         None, minimum=1, help="CPUs of each, and the threads that decode; null: this machine's shared evenly"
     )
-    gpus_per_replica: float | None = setting(
+    gpus_per_replica: int | None = setting(
         None, minimum=0, maximum=1, help="GPUs of each, 0 or 1; null: 1 where there is one"
     )
     address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.serving [--size 128] [--encoder convattn_nano] [--replicas 2] [--images 1024]
 
 A classifier with random weights and photo-like JPEGs of 640 x 480 pixels. `predict` judges a folder of them in this process;
-clients in a process of their own post the same files, one a request, with a token. CPU seconds stand beside the clock: on a machine that does
-other work too they say more. Those of serving are of the command, its replicas and its Ray, without the clients.
+clients in a process of their own post the same files, one a request, with a token. CPU seconds stand beside the clock: on a
+machine that does other work too they say more. Those of serving are of the command, its replicas and its Ray, without the
+clients.
 """
 
 from __future__ import annotations
