@@ -22,7 +22,6 @@ ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 OBJECT_STORE_BYTES = 512 * 2**20  # of a private Ray; what is larger than 100 KB passes through it
-STARTING_SECONDS = 600.0  # that a replica may take to load what it holds
 ATTEMPTS = 2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
 
 
@@ -112,7 +111,7 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
 
     from cluster.serving.replica import BATCHES_AT_ONCE, Replica
 
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name=DEPLOYMENT,
         num_replicas=service.num_replicas,
@@ -141,12 +140,15 @@ class Replicas:
     async def ask(self, items: Sequence[Any]) -> list[Answer]:
         """The answer to each item, in order; where its replica died, of another one. Raises Unanswered."""
         from ray.exceptions import RayActorError
+        from ray.serve.exceptions import RayServeException
 
         for _ in range(ATTEMPTS):
             try:
                 return [Answer(*one) for one in await self._handle.ask.remote(list(items))]
             except RayActorError:
                 continue
+            except RayServeException as error:  # no replica can be started any more
+                raise Unanswered(f"no replica is available: {type(error).__name__}") from error
         raise Unanswered(f"{ATTEMPTS} replicas died with this request in their hands")
 
     async def num_ready(self) -> int:
@@ -157,5 +159,5 @@ class Replicas:
         from ray import serve
 
         application = serve.status().applications.get(self._name)
-        states = application.deployments[DEPLOYMENT].replica_states if application is not None else {}
+        states: dict[Any, int] = {} if application is None else dict(application.deployments[DEPLOYMENT].replica_states)
         return int(states.get("RUNNING", 0))

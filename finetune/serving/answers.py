@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,10 @@ def answer_type(result_type: type) -> type[BaseModel]:
     }
     # one that cannot be used has none of the result's fields
     result = {name: (kind | None, None) for name, kind in _fields(result_type).items()}
-    record = create_model("Record", **place, **result)
-    return create_model("Answer", records=(list[record], ...))  # type: ignore[valid-type]
+    fields: dict[str, Any] = place | result
+    record: Any = create_model("Record", **fields)
+    answer: type[BaseModel] = create_model("Answer", records=(list[record], ...))
+    return answer
 
 
 def _fields(kind: type) -> dict[str, Any]:
@@ -63,16 +64,17 @@ def _json_type(hint: Any, axes: int = 1) -> Any:
     """The type of `record_of` a value: an array is a list for each of its axes, a dataclass an object."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return reduce(
-            lambda one, other: one | other, [None if part is type(None) else _json_type(part) for part in inner]
-        )
+        return typing.Union[tuple(_json_type(part) for part in inner)]  # noqa: UP007 - of a list that is not known before
     if origin in (list, tuple):
-        return list[_json_type(inner[0])]  # type: ignore[misc]
+        return types.GenericAlias(list, (_json_type(inner[0]),))
     if origin is dict:
-        return dict[str, _json_type(inner[1])]  # type: ignore[misc]
+        return types.GenericAlias(dict, (str, _json_type(inner[1])))
     if hint is np.ndarray:
-        return reduce(lambda kind, _: list[kind], range(axes), float)  # type: ignore[valid-type]
+        kind: Any = float
+        for _ in range(axes):
+            kind = types.GenericAlias(list, (kind,))
+        return kind
     if dataclasses.is_dataclass(hint):
-        fields = {name: (kind, ...) for name, kind in _fields(typing.cast(type, hint)).items()}
-        return create_model(typing.cast(type, hint).__name__, **typing.cast(Any, fields))
+        fields: dict[str, Any] = {name: (kind, ...) for name, kind in _fields(typing.cast(type, hint)).items()}
+        return create_model(typing.cast(type, hint).__name__, **fields)
     return hint

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -49,7 +48,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Failure, "description": HTTPStatus(code).phrase}
     for code in (400, 401, 408, 413, 415, 500, 503, 504)
 }
-logger = logging.getLogger("fovea.serving")
 
 
 class Refused(Exception):
@@ -158,8 +156,8 @@ def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_t
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        more = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status)
-        return JSONResponse({"error": printable(str(error))}, error.status, more)
+        more = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}, 503: {"retry-after": "1"}}
+        return JSONResponse({"error": printable(str(error))}, error.status, more.get(error.status))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:

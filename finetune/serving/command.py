@@ -19,6 +19,7 @@ from finetune.serving.settings import ServeSettings
 
 TOKEN_VARIABLE = "FOVEA_SERVE_TOKEN"  # noqa: S105 - its name
 SHORTEST_TOKEN = 16
+BACKLOG = 2048
 DESCRIPTION = """Answers images by HTTP with the records that `predict` writes, until it is ended (Ctrl-C, SIGTERM).
 
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
@@ -58,7 +59,7 @@ def serve(model_url: str, settings: ServeSettings) -> None:
     from finetune.serving.judge import Judge, with_threshold
 
     token, made = token_of(settings)
-    with listening(settings.host, settings.port) as listener:
+    with bound(settings.host, settings.port) as listener:
         # what is wrong with a model is said here, and not by a replica
         predictor = with_threshold(load_model(model_url), settings.threshold)
         judge = Judge(
@@ -83,6 +84,7 @@ def serve(model_url: str, settings: ServeSettings) -> None:
                 running, predictor.config, predictor.names, predictor.result_type, settings,
                 channels=predictor.channels, token=token,
             )  # fmt: skip
+            start_listening(listener)
             if made:
                 print(f"serve: clients must send this token, which is not shown again: {token}", flush=True)
             print(f"serve: {url_of(listener)} answers; Ctrl-C ends it", flush=True)
@@ -116,8 +118,8 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address. Raises UserError where that cannot be."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address and lets nobody in yet. Raises UserError where that cannot be."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -128,13 +130,25 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
-        listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise UserError(
-            f"cannot listen on port {port} of {host}: {error.strerror}; give another port, or port 0 for a free one"
-        ) from error
+        raise _taken(host, port, error) from error
     return listener
+
+
+def start_listening(listener: socket.socket) -> None:
+    """Lets clients in. Raises UserError where another server took the port meanwhile."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _taken(host, port, error) from error
+
+
+def _taken(host: str, port: int, error: OSError) -> UserError:
+    return UserError(
+        f"cannot listen on port {port} of {host}: {error.strerror}; give another port, or port 0 for a free one"
+    )
 
 
 def url_of(listener: socket.socket) -> str:

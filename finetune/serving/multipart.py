@@ -26,7 +26,7 @@ def files_of(content_type: str, body: bytes, *, most: int) -> list[File]:
     _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), most + 2)
     if not parts:
         raise ValueError("the boundary of multipart/form-data does not occur in the body")
-    files = []
+    files: list[File] = []
     for part in parts[: most + 1]:
         if part.startswith(b"--"):  # the last boundary
             return files

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options_of.add_argument("--encoder", default="convattn_nano")
     options_of.add_argument("--images", type=int, default=1024, help="that predict judges")
     options_of.add_argument("--seconds", type=float, default=10.0, help="of each load")
-    options_of.add_argument("--rounds", type=int, default=2, help="of predict and 32 clients in turn")
+    options_of.add_argument("--rounds", type=int, default=3, help="of predict and 32 clients in turn")
     options_of.add_argument("--replicas", type=int, default=2)
     options = options_of.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
@@ -61,12 +61,16 @@ def main(arguments: list[str] | None = None) -> None:
         with served(model, "--replicas", str(options.replicas)) as (process, address):
             measure_load(process, address, folder / "photos", 32, 2.0)  # to warm up
             measure_predict(model, folder / "photos", folder / "warm")
+            at_rest(process, 5.0)
+            ratios = []
             for turn in range(options.rounds):
                 predicted = measure_predict(model, folder / "many", folder / f"out{turn}")
                 busy = measure_load(process, address, folder / "photos", 32, options.seconds)
+                ratios.append([mine / its for mine, its in zip(busy, predicted, strict=True)])
                 print(
-                    f"  32 clients / predict: {busy[0] / predicted[0]:.2f} by the clock, {busy[1] / predicted[1]:.2f} by CPU"
+                    f"  32 clients / predict: {ratios[-1][0]:.2f} by the clock, {ratios[-1][1]:.2f} by CPU", flush=True
                 )
+            print("  median of {}: {:.2f} and {:.2f}".format(len(ratios), *np.median(ratios, axis=0)))
             for clients in (8, 1):
                 measure_load(process, address, folder / "photos", clients, options.seconds)
             bad_inputs(process, address)
@@ -152,6 +156,15 @@ def measure_load(
         flush=True,
     )
     return answered / seen["seconds"], answered / cpu
+
+
+def at_rest(process: subprocess.Popen[str], seconds: float) -> None:
+    """What the command and its Ray take when nobody asks."""
+    before = cpu_of(process)
+    time.sleep(seconds)
+    print(
+        f"at rest {1000 * (cpu_of(process) - before) / seconds:.0f} ms of CPU a second, load {os.getloadavg()[0]:.1f}"
+    )
 
 
 def clients_saw(address: str, folder: Path, clients: int, seconds: float) -> Any:
