@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from cluster.errors import EXIT_INTERRUPTED, UserError, nearest, printable
+from cluster.renamed import OPTIONS, is_now_called
 from cluster.secrets import masked
 from cluster.settings import described, load_settings
 
@@ -83,9 +84,15 @@ def options_of(
 
     Raises UserError for a keyword that is no option, and for what the command line would refuse.
     """
-    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if action.option_strings and action.dest != "help" and action.option_strings[0] not in OPTIONS
+    }
     words = []
     for name, value in given.items():
+        if (new := OPTIONS.get("--" + name.replace("_", "-"))) is not None and _keyword(new) in actions:
+            raise UserError(f"{function}(): {is_now_called(name, _keyword(new))}")
         if name not in actions:
             raise UserError(f"{function}() takes no {name!r}{nearest(name, actions)} (known: {', '.join(actions)})")
         action = actions[name]
@@ -136,6 +143,23 @@ def settings_given(options: argparse.Namespace, schema: type[Schema]) -> Schema:
 def option_of(key: str) -> str:
     """The option of a setting: `--max-images` of `max_images`."""
     return "--" + key.replace("_", "-")
+
+
+def refuse_old_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the former names of a parser's options, unseen in --help, each of which is refused with the new name."""
+    for old, new in OPTIONS.items():
+        if new in parser._option_string_actions:
+            parser.add_argument(old, action=_Renamed, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+class _Renamed(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        old = self.option_strings[0]
+        parser.error(is_now_called(old, OPTIONS[old]))
+
+
+def _keyword(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def parser_of(main: Callable[[list[str]], object]) -> argparse.ArgumentParser:

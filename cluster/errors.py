@@ -1,6 +1,6 @@
-"""One kind of exception for what a user can mend, and the exit codes of every command.
+"""One kind of exception for what a user can fix, and the exit codes of every command.
 
-Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can mend
+Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can fix
 (one clear line, no traceback); 3 the run stopped itself by a rule (collapse, non-finite loss, too many bad rows);
 130 interrupted, and the same command continues.
 """
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType, TracebackType
 
+from cluster.renamed import VALUES, is_now_called
 from cluster.secrets import masked
 
 EXIT_FAILED = 1
@@ -27,7 +28,7 @@ LINES = "\n\t"  # what a traceback is made of
 
 
 class UserError(Exception):
-    """Something the user can mend: names the file, key or row, the value seen and what would be right."""
+    """Something the user can fix: names the file, key or row, the value seen and what would be right."""
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows of it: the line that helps, and not where in our files it was raised."""
@@ -66,6 +67,8 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns `name` when it is one of `known`; raises UserError that lists them otherwise."""
     names = sorted(known)
     if name not in names:
+        if VALUES.get(name) in names:
+            raise UserError(f"{kind} {is_now_called(repr(name), repr(VALUES[name]))}")
         raise UserError(f"unknown {kind} {name!r}{nearest(name, names)} (known: {', '.join(names)})")
     return name
 
@@ -79,7 +82,7 @@ def _interrupted_by_signals() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # those that somebody else handles, or ignores, are left to them
+    # signals that somebody else handles or ignores are left alone
     taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, interrupt)

@@ -28,11 +28,13 @@ from omegaconf.errors import (
 )
 
 from cluster.errors import UserError, nearest
+from cluster.renamed import is_now_called, old_names, with_new_names
 from cluster.secrets import masked_tree
 from cluster.typed_yaml import kind_of, read_mapping, read_override
 
 Schema = TypeVar("Schema")
 REQUIRED = MISSING
+OF_A_RUN = "settings.yaml"  # how runs call the file that they write their settings to
 CONFIGS, SHARED = "configs", "share/fovea"  # the wheel puts configs/ into the latter of an environment
 
 
@@ -83,6 +85,8 @@ def load_settings(
     file = None if config is None else _read_yaml(config, schema)
     changes = [_read(override, schema) for override in overrides]
     changes += [_Change(key, f"{key}={masked_tree(value, key)!r}", value) for key, value in _flat(values, schema)]
+    for change in changes:
+        _refuse_old_names(change.nested(), schema, change.said)
     tree = _layers(schema, {}, config, file, changes, told)
     beneath = beneath or getattr(schema, "defaults_beneath", None)
     if beneath is not None:
@@ -97,13 +101,17 @@ class _Change(NamedTuple):
     said: str
     value: Any
 
-    def tree(self) -> Any:
-        """The value beneath its key. Raises UserError for what no setting can hold."""
+    def nested(self) -> dict[str, Any]:
+        """The value beneath its key."""
         nested = self.value
         for name in reversed(self.key.split(".")):
             nested = {name: nested}
+        return typing.cast(dict[str, Any], nested)
+
+    def tree(self) -> Any:
+        """The same for OmegaConf. Raises UserError for what no setting can hold."""
         try:
-            return OmegaConf.create(nested)
+            return OmegaConf.create(self.nested())
         except OmegaConfBaseException as error:
             raise UserError(f"cannot read the value in {self.said!r}: {_first_line(error)}") from error
 
@@ -227,7 +235,10 @@ def _read_yaml(path: str, schema: type) -> Any:
     if "=" in path and not Path(path).exists():
         raise UserError(f"the first argument is the settings file, but {path!r} looks like an override")
     try:
-        tree = OmegaConf.create(read_mapping(shipped(path).read_text(encoding="utf-8-sig"), schema, where=path))
+        found = read_mapping(shipped(path).read_text(encoding="utf-8-sig"), schema, where=path)
+        if Path(path).name == OF_A_RUN:
+            found = with_new_names(found, _keys_of(schema))
+        tree = OmegaConf.create(found)
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
         raise UserError(
@@ -238,6 +249,7 @@ def _read_yaml(path: str, schema: type) -> Any:
         raise UserError(f"the settings file {path} is a folder; give a .yaml file") from error
     except (UnicodeDecodeError, OmegaConfBaseException, OSError, ValueError) as error:
         raise UserError(f"the settings file {path} cannot be read as YAML: {_first_line(error)}") from error
+    _refuse_old_names(found, schema, path)
     return tree
 
 
@@ -276,6 +288,15 @@ def _fields_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses
         yield name, field
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _fields_of(hints[field.name], prefix=name + ".")
+
+
+def _keys_of(schema: Any) -> set[str]:
+    return {name for name, _ in _fields_of(schema)}
+
+
+def _refuse_old_names(settings: Mapping[str, Any], schema: type, where: str) -> None:
+    for old, new in old_names(settings, _keys_of(schema)):
+        raise UserError(f"{where}: the setting {is_now_called(old, new)}")
 
 
 def _check_values(settings: Any, prefix: str, where: str = "") -> None:
@@ -347,7 +368,8 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
 
     `ignored` holds keys, or prefixes that end in a dot, which may differ.
     """
-    old = flattened(masked_tree(OmegaConf.to_container(OmegaConf.create(old_yaml))))
+    before = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(old_yaml)))
+    old = flattened(masked_tree(with_new_names(before, _keys_of(type(settings)))))
     new = flattened(to_dict(settings))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"

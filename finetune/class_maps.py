@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pretrain.encoders import Encoder
-from pretrain.encoders.attention_maps import judging
+from pretrain.encoders.attention_maps import eval_mode
 
 STEPS = 32  # of the integral
 
@@ -35,7 +35,7 @@ def grad_cam(model: nn.Module, images_BCHW: Tensor, classes_B: Tensor) -> Tensor
     """
     attr = _captum()
     network = _Differentiable(model)
-    with judging(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         # a frozen encoder's maps have a gradient only by way of the images
         images = images_BCHW.detach().clone().requires_grad_()
         heat_B1HW: Tensor = attr.LayerGradCam(network, network.last_map).attribute(
@@ -52,12 +52,12 @@ def integrated_gradients(model: nn.Module, images_BCHW: Tensor, classes_B: Tenso
     """
     attr = _captum()
     network = _Differentiable(model)
-    with judging(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         # zero is the mean colour of the training data
-        shares_BCHW: Tensor = attr.IntegratedGradients(network).attribute(
+        fractions_BCHW: Tensor = attr.IntegratedGradients(network).attribute(
             images_BCHW.detach(), target=classes_B, n_steps=STEPS, internal_batch_size=max(STEPS, len(images_BCHW))
         )
-    return shares_BCHW.detach().sum(1).abs()
+    return fractions_BCHW.detach().sum(1).abs()
 
 
 # what a map is called -> its function

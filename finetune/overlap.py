@@ -11,8 +11,8 @@ from cluster import storage
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 
-MOST_ROWS = 20_000  # of either data set: to read all of a large one would hold up the start
-MOST_BYTES_HERE, MOST_BYTES_AWAY = 256 * 2**20, 32 * 2**20
+MAX_ROWS = 20_000  # of either data set: to read all of a large one would hold up the start
+MAX_BYTES_HERE, MAX_BYTES_AWAY = 256 * 2**20, 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Overlap:
     def __str__(self) -> str:
         return (
             f"{self.num:,} of {self.num_validation:,} validation rows that were looked at are equal to training rows "
-            f"({self.num_train:,} looked at; first: {self.first}); the model has seen them, and its scores will be too good"
+            f"({self.num_train:,} looked at; first: {self.first}); the model has seen them, so its scores will be too high"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -44,17 +44,17 @@ def overlap(train: Manifest, validation: Manifest, *, image_column: str) -> Over
     if key not in _found:
         known = {digest for digest, _ in _digests(train, image_column)}
         looked = list(_digests(validation, image_column))
-        same = [place for digest, place in looked if digest in known]
+        same = [location for digest, location in looked if digest in known]
         _found[key] = Overlap(len(same), len(looked), len(known), same[0] if same else "")
     return _found[key]
 
 
 def _digests(manifest: Manifest, image_column: str) -> Iterator[tuple[bytes, str]]:
-    """Digest and place of each row that holds an image, of those that are looked at."""
-    most = MOST_BYTES_HERE if storage.is_local(manifest.files[0].url) else MOST_BYTES_AWAY
+    """Digest and location of each row that holds an image, of those that are looked at."""
+    max_bytes = MAX_BYTES_HERE if storage.is_local(manifest.files[0].url) else MAX_BYTES_AWAY
     bytes_a_row = max(1.0, float(manifest.bytes_of_group.sum()) / max(1, manifest.num_rows))
-    shards = Shards(manifest.sample(max(1, int(min(MOST_ROWS, most / bytes_a_row)))), image_column=image_column)
+    shards = Shards(manifest.sample(max(1, int(min(MAX_ROWS, max_bytes / bytes_a_row)))), image_column=image_column)
     for rows in read_in_sequence(shards):
         for row_id, data in zip(rows.row_ids, rows.images, strict=True):
             if data is not None:
-                yield hashlib.blake2b(data, digest_size=16).digest(), str(shards.place(row_id))
+                yield hashlib.blake2b(data, digest_size=16).digest(), str(shards.location(row_id))

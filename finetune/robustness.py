@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
 from pretrain.data.reading.shards import Shards
@@ -15,10 +15,10 @@ from pretrain.data.views.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, Corr
 FILE = "corruptions.json"
 
 
-def judge_corrupted(
+def evaluate_corrupted(
     predictor: Predictor,
     shards: Shards,
-    place: Place,
+    context: RankContext,
     *,
     clean: float,
     decode_threads: int = 1,
@@ -46,8 +46,8 @@ def judge_corrupted(
             kinds[kind] = []
             for strength in STRENGTHS:
                 predictor.transform = CorruptedImages(transform, kind, strength, seed=seed)
-                judgement = predictor.judge(shards, place, decode_threads=decode_threads)
-                kinds[kind].append(judgement.metrics[metric])
+                evaluation = predictor.evaluate(shards, context, decode_threads=decode_threads)
+                kinds[kind].append(evaluation.metrics[metric])
             scores = "".join(f"{score:>12.4f}" for score in kinds[kind])
             say(f"{kind:16}{scores}{statistics.mean(kinds[kind]):>8.4f}")
     finally:

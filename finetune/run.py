@@ -15,7 +15,7 @@ from cluster import storage
 from cluster.errors import UserError, choose
 from cluster.secrets import masked_url
 from cluster.settings import to_dict
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
 from finetune.model import load_model, save_model
@@ -23,12 +23,13 @@ from finetune.overlap import overlap
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
-from finetune.tasks.base import Judgement, Predictor, Task, common_config
+from finetune.tasks.base import Evaluation, Predictor, Task, common_config
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
+from pretrain.training.checkpoints import with_room
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
@@ -125,7 +126,11 @@ class Parts:
 
 
 def finetune(
-    place: Place, settings: FinetuneSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+    context: RankContext,
+    settings: FinetuneSettings,
+    *,
+    parts: Parts | None = None,
+    loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
     settings.data.use_stores()
@@ -140,36 +145,36 @@ def finetune(
     config = common_config(settings, source, size, task.columns) | parts.task_config
     if settings.mode == LORA:
         config["lora"] = adapt(source.encoder, settings.lora)
-    model = task.training_model(source.encoder, config).to(place.device)
-    viewer = task.viewer(settings, source, size, place)
+    model = task.training_model(source.encoder, config).to(context.device)
+    viewer = task.viewer(settings, source, size, context)
 
-    # -- train, judge every few epochs, keep the best -------------------------------------------------------------------
+    # -- train, evaluate every few epochs, keep the best -------------------------------------------------------------------
     model_url = storage.join(settings.out, "model")
     best_metric = settings.best_metric or task.best_metric
 
-    def judge(predictor: Predictor) -> Judgement:
-        return predictor.judge(validation_shards, place, decode_threads=num_decode_threads(settings.data))
+    def evaluated(predictor: Predictor) -> Evaluation:
+        return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
 
     calibrated: dict[str, Any] = {}
 
     def evaluate(step: int, last: bool) -> dict[str, float]:
-        judgement = judge(task.predictor(model, config))
-        choose("best_metric", best_metric, judgement.metrics)
-        calibrated.update(judgement.calibrated)
-        return judgement.metrics
+        evaluation = evaluated(task.predictor(model, config))
+        choose("best_metric", best_metric, evaluation.metrics)
+        calibrated.update(evaluation.calibrated)
+        return evaluation.metrics
 
     def keep_best(step: int) -> None:
-        if place.rank == 0:
-            save_model(model_url, model, {**config, **calibrated, "step": step})
+        if context.rank == 0:
+            with_room(settings.out, partial(save_model, model_url, model, {**config, **calibrated, "step": step}))
 
     run_folder = None
-    if place.rank == 0:
+    if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     feed = Feed(
         parts.order,
         manifest,
         viewer,
-        lambda images, batch: task.to_inputs(images, batch, place.device),
+        lambda images, batch: task.to_inputs(images, batch, context.device),
         columns=columns,
         also_read={"validation": validation},
     )
@@ -177,9 +182,9 @@ def finetune(
         settings,
         model,
         feed,
-        place=place,
+        context=context,
         run=run_folder,
-        learning_rate_share=lambda name: _layer_share(name, source.encoder, settings),
+        learning_rate_factor=lambda name: _layer_factor(name, source.encoder, settings),
         evaluating=Evaluating(
             evaluate,
             best_metric=best_metric,
@@ -196,21 +201,21 @@ def finetune(
             run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
-    # -- what the run leaves: the best model, judged once more as it was saved -------------------------------------------
+    # -- what the run leaves: the best model, evaluated once more as it was saved -------------------------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model
-    judgement = judge(load_model(model_url).to(place.device))
+    evaluation = evaluated(load_model(model_url).to(context.device))
     result = {
         "status": "finished",
         "task": settings.task,
         "mode": settings.mode,
         "encoder": masked_url(settings.encoder),
         "model": model_url,
-        "metrics": judgement.metrics,
+        "metrics": evaluation.metrics,
         "best_metric": best_metric,
         "best_step": progress.best_step,
         **task.findings,
-        **judgement.details,
-        **summary(progress, place),
+        **evaluation.details,
+        **summary(progress, context),
     }
     if run_folder is not None:
         same = overlap(manifest, validation, image_column=settings.data.image_column)
@@ -257,7 +262,7 @@ def lower_is_better(metric: str) -> bool:
     return metric.endswith(("loss", "error"))
 
 
-def _layer_share(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
+def _layer_factor(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
     """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below.
 
     Adapters start from nothing on each layer, and fresh layers know nothing that could be spared: these learn at one rate.
@@ -279,4 +284,5 @@ def _with_absolute_urls(settings: FinetuneSettings) -> FinetuneSettings:
         compare=[absolute_encoder(name) for name in settings.compare],
         validation_url=storage.absolute(settings.validation_url),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
     )

@@ -70,7 +70,8 @@ _fovea() {{
   compadd -- ${{found:#*=}}
   _files
 }}
-compdef _fovea fovea
+# zsh takes this file for the function of its name, and calls it when a key is pressed for the first time
+if [[ $funcstack[1] == _fovea ]]; then _fovea "$@"; else compdef _fovea fovea; fi
 """
 
 
@@ -138,7 +139,7 @@ def _of_parser(path: str, parser: argparse.ArgumentParser) -> dict[str, Words]:
             tree[path].words += action.choices
             for name, inner in action.choices.items():
                 tree |= _of_parser(f"{path} {name}".strip(), inner)
-        elif action.option_strings:
+        elif action.option_strings and action.help != argparse.SUPPRESS:
             tree[path].words.append(action.option_strings[-1])
             if action.choices:
                 tree[path].values[action.option_strings[-1]] = tuple(map(str, action.choices))

@@ -2,12 +2,13 @@
 
 TEACHER is the folder of a saved encoder or whatever else `pretrain.encoders.teachers` opens. OUT gets a Parquet file for some
 hundred rows each, a row for every row of the data in its order: `features` (pooled, fixed_size_list<halffloat>), `maps` when
-asked for (the last map at CELLS x CELLS places, reduced to few channels by the PCA in map_pca.safetensors), a checksum of the
-image, where each row lay (`file`, `row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be decoded
-have null for features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they are of.
-The same command again continues where it was cut off. A run reads them in step with the images: method.arguments.features=OUT.
+asked for (the last map at CELLS x CELLS positions, reduced to few channels by the PCA in map_pca.safetensors), a checksum of
+the image, where each row lay (`file`, `row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be
+decoded have null for features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they
+are of. The same command again continues where it was cut off. A run reads them in step with the images:
+    method.arguments.features=OUT.
 
-With --workers it runs on Ray: on a Ray of its own, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
+With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
 decode on nodes that --reader-label chooses, for the workers that have the GPUs.
 """
 
@@ -25,6 +26,7 @@ from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, BatchResult, Machines, parts_of, parts_there, run_batch_job
 from cluster.batch.options import JobProgress, add_machine_options, machines_of, whole
+from cluster.calling import refuse_old_options
 from cluster.errors import UserError
 from cluster.lease import held_folder
 from pretrain.data.reading.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
@@ -72,9 +74,9 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
     teacher = open_teacher(name)
     size = options.size or teacher.input_size
     seen = seen_by(teacher, size)
-    # a place of a map is a place of the picture only where the teacher sees all of it
+    # a position of a map is a position of the image only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
-    transform = CentralCrop(size, share=options.crop_share, whole=is_whole, channels=teacher.in_channels)
+    transform = CentralCrop(size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels)
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
     components = None
     if options.maps:
@@ -117,7 +119,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             "columns": keep,
             "size": size,
             "whole_image": is_whole,
-            "crop_share": None if is_whole else options.crop_share,
+            "crop_share": None if is_whole else options.crop_fraction,
             "maps": options.maps,
             "map_channels": options.map_channels if options.maps else 0,
             "map_pca": None if components is None else components.sha256,
@@ -151,7 +153,7 @@ def _run(
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
-        storage.remove(description_url)  # so that nobody takes a folder for finished that lacks parts
+        storage.remove(description_url)  # so that a folder that lacks parts does not look finished
     result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
 
     # -- what is said of it -------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def _teacher_name(name: str) -> str:
 
 
 def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
-    """What a teacher says of a blank image. Raises UserError where it does not take images of this size."""
+    """A teacher's features of a blank image. Raises UserError where it does not take images of this size."""
     with torch.no_grad():
         try:
             output: TeacherOutput = teacher.network(torch.zeros(1, teacher.in_channels, size, size))
@@ -211,12 +213,12 @@ def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, cha
             f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
         )
     last = seen.maps[-1]
-    places = min(last.shape[2:])
-    if cells > places:
-        larger = -(-cells * size // places)
+    positions = min(last.shape[2:])
+    if cells > positions:
+        larger = -(-cells * size // positions)
         raise UserError(
-            f"--maps {cells}: the last map of {teacher.name} has {last.shape[2]} x {last.shape[3]} places at {size} pixels; "
-            f"ask for at most {places}, or for larger images, such as --size {larger}"
+            f"--maps {cells}: the last map of {teacher.name} has {last.shape[2]} x {last.shape[3]} positions at {size} pixels; "
+            f"ask for at most {positions}, or for larger images, such as --size {larger}"
         )
     if channels > last.shape[1]:
         raise UserError(f"--map-channels {channels}: the last map of {teacher.name} has only {last.shape[1]} channels")
@@ -255,22 +257,23 @@ def parser() -> argparse.ArgumentParser:
         help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
-        "--crop-share", type=_share, default=0.875, help="part of the short side that a central square has"
+        "--crop-fraction", type=_fraction, default=0.875, help="fraction of the short side that the central square has"
     )
     parser.add_argument(
-        "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS places"
+        "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS positions"
     )
     parser.add_argument("--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to")
     parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
     add_machine_options(parser)
+    refuse_old_options(parser)
     return parser
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return share
+    return fraction

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import UserError, choose
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest
 from pretrain.encoders import Encoder
 from pretrain.settings import PretrainSettings
-from pretrain.training.health import LEAST_RANK, fallen_rank
+from pretrain.training.health import MIN_RANK, fallen_rank
 from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
 from pretrain.training.recipe import num_decode_threads
 
@@ -23,22 +23,22 @@ class Evaluation:
     Args:
         settings: of the run.
         manifest: of the images that RankMe looks at.
-        place: where the run computes; all ranks compute together.
+        context: where the run computes; all ranks compute together.
         probe: of `label_probe`.
         first_weights: gives the encoder as the run began with it: without its scores others say little.
 
-    Raises UserError for a best metric that nobody measures.
+    Raises UserError for a best metric that is not measured.
     """
 
     def __init__(
         self,
         settings: PretrainSettings,
         manifest: Manifest,
-        place: Place,
+        context: RankContext,
         probe: LabelProbe | None,
         first_weights: Callable[[], Encoder],
     ) -> None:
-        self._settings, self._manifest, self._place, self._first_weights = settings, manifest, place, first_weights
+        self._settings, self._manifest, self._context, self._first_weights = settings, manifest, context, first_weights
         self._probe = probe
         self._before: dict[str, float] | None = None
         self.best_metric = best_metric(settings)
@@ -52,27 +52,27 @@ class Evaluation:
         """The scores of the encoder, and those of the first weights by names that end in `untrained`."""
         settings, scores = self._settings, {}
         if self._probe is not None:
-            scores = self._probe(encoder, self._place, linear=settings.knn.linear)
+            scores = self._probe(encoder, self._context, linear=settings.knn.linear)
             if self._before is None:
-                before = self._probe(self._fresh(), self._place, linear=settings.knn.linear)
+                before = self._probe(self._fresh(), self._context, linear=settings.knn.linear)
                 self._before = {f"{name}_{UNTRAINED}": score for name, score in before.items()}
             scores |= self._before
         if settings.rankme_images:
             scores[RANKME] = self._dimensions(encoder)
-            if scores[RANKME] < LEAST_RANK:
+            if scores[RANKME] < MIN_RANK:
                 finding = fallen_rank(scores[RANKME], self._dimensions(self._fresh()))
-                if finding is not None and self._place.rank == 0:
-                    self._place.warn(f"step {step}: {finding.text}")
+                if finding is not None and self._context.rank == 0:
+                    self._context.warn(f"step {step}: {finding.text}")
         return scores
 
     def _fresh(self) -> Encoder:
-        return self._first_weights().to(self._place.device)
+        return self._first_weights().to(self._context.device)
 
     def _dimensions(self, encoder: Encoder) -> float:
         return rankme(
             encoder,
             self._manifest,
-            self._place,
+            self._context,
             num_images=self._settings.rankme_images,
             image_column=self._settings.data.image_column,
             **how_to_look(self._settings),
@@ -89,11 +89,11 @@ def best_metric(settings: PretrainSettings) -> str | None:
         return choose("best_metric", settings.best_metric, measured)
     if not measured and (settings.patience or settings.best_metric is not None):
         raise UserError(
-            f"patience={settings.patience} needs something to go by: knn.train_url and knn.test_url, or rankme_images above 0"
+            f"patience={settings.patience} needs a metric: knn.train_url and knn.test_url, or rankme_images above 0"
         )
     if settings.patience and not settings.knn.every_epochs:
         raise UserError(
-            f"patience={settings.patience} counts evaluations, and knn.every_epochs=0 has one at the end only"
+            f"patience={settings.patience} counts evaluations, but knn.every_epochs=0 evaluates only at the end"
         )
     return measured[0] if measured else None
 
@@ -119,7 +119,7 @@ def how_to_look(settings: PretrainSettings) -> dict[str, Any]:
     """How images are looked at outside of training."""
     return {
         "size": settings.views.size,
-        "crop_share": settings.knn.crop_share,
+        "crop_fraction": settings.knn.crop_fraction,
         "decode_threads": num_decode_threads(settings.data),
         "mean": settings.views.mean,
         "std": settings.views.std,

@@ -11,7 +11,7 @@ from typing import Any
 
 PAPERS: dict[str, dict[str, dict[str, Any]]] = {
     "barlow_twins": {  # 2103.03230, section 2.2
-        "optimizer": {"name": "lars", "learning_rate": 0.2, "weight_decay": 1.5e-6, "final_share": 0.001},
+        "optimizer": {"name": "lars", "learning_rate": 0.2, "weight_decay": 1.5e-6, "final_fraction": 0.001},
         "training": {"batch_size_global": 2048, "epochs": 1000.0, "warmup_epochs": 10.0},
     },
     "byol": {  # 2006.07733, section 3.3
@@ -28,7 +28,7 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate": 5e-4,
             "weight_decay": 0.04,
             "final_weight_decay": 0.4,
-            "final_share": 0.002,
+            "final_fraction": 0.002,
         },
         "training": {"batch_size_global": 1024, "epochs": 100.0, "warmup_epochs": 10.0, "clip_gradient": 3.0},
     },
@@ -37,7 +37,7 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"batch_size_global": 1024, "epochs": 100.0, "warmup_epochs": 5.0},
     },
     "lejepa": {  # 2511.08544, section 6
-        "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "final_share": 0.001},
+        "optimizer": {"name": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05, "final_fraction": 0.001},
         "training": {"batch_size_global": 256, "epochs": 100.0, "warmup_epochs": 10.0},
     },
     "moco": {  # 2003.04297, table 1, and 1911.05722, section 3.3
@@ -57,11 +57,11 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"batch_size_global": 512, "epochs": 100.0, "warmup_epochs": 0.0},
     },
     "swav": {  # 2006.09882, appendix A.1
-        "optimizer": {"name": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "final_share": 0.001},
+        "optimizer": {"name": "lars", "learning_rate": 0.3, "weight_decay": 1e-6, "final_fraction": 0.001},
         "training": {"batch_size_global": 4096, "epochs": 800.0, "warmup_epochs": 10.0},
     },
     "vicreg": {  # 2105.04906, section 4.2
-        "optimizer": {"name": "lars", "learning_rate": 0.2, "weight_decay": 1e-6, "final_share": 0.01},
+        "optimizer": {"name": "lars", "learning_rate": 0.2, "weight_decay": 1e-6, "final_fraction": 0.01},
         "training": {"batch_size_global": 2048, "epochs": 1000.0, "warmup_epochs": 10.0},
     },
 }

@@ -36,7 +36,7 @@ from pretrain.reporting.encoder_sections import (
 from pretrain.reporting.folder import RunRecord, read_run
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Page, Section, Templates, Tile
-from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_share
+from pretrain.reporting.samples import NUM_IMAGES, draw_sample, majority_fraction
 from pretrain.reporting.start_section import moved_tiles, start_section
 from pretrain.reporting.verdict import pretraining_verdict
 from pretrain.reporting.view_section import view_section
@@ -47,7 +47,7 @@ from pretrain.training.probes import UNTRAINED
 
 REPORT = "report.html"
 SECONDS = 20.0
-PICTURES = (
+IMAGES = (
     ("views", "Views"),
     ("neighbours", "Nearest neighbours"),
     ("map", "Map of embeddings"),
@@ -80,7 +80,7 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     """
     run = read_run(out)
     if "task" in run.settings:
-        raise UserError(f"{run.url} is a run of fine-tuning; its report is written by: python -m finetune report {out}")
+        raise UserError(f"{run.url} is a fine-tuning run; its report is written by: python -m finetune report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
     return url
@@ -97,12 +97,12 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     began = "start" if "started_from" in run.result else "untrained"
     marks += [] if untrained is None else [Mark(f"{began} {percent(untrained)}", y=untrained)]
     levels = {"knn_accuracy": marks} if marks else {}
-    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
+    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run does not learn from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
         start_section(run),
-        *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
+        *(_images(run, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.speed(run),
         run_sections.settings(run, "pretrain"),
     ]
@@ -118,7 +118,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     )
 
 
-def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
+def _images(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
     """Views, neighbours, map and attention; what the data or the encoder do not allow says so."""
     deadline = time.monotonic() + seconds
     try:
@@ -129,7 +129,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
             image_column=settings.data.image_column,
             columns=[label_column] if label_column else [],
             size=settings.views.size,
-            crop_share=settings.knn.crop_share,
+            crop_fraction=settings.knn.crop_fraction,
             channels=settings.views.channels,
             num_images=num_images,
             deadline=time.monotonic() + seconds / 2,
@@ -137,7 +137,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         if not len(sample):
             raise UserError(f"no image of {url} can be decoded")
     except Exception as error:  # whatever it is, the rest of the page stands
-        return [missing(id, title, error) for id, title in PICTURES]
+        return [missing(id, title, error) for id, title in IMAGES]
     channels = settings.views.channels
     views = partial(view_section, sample.first, seed=settings.seed, channels=channels)
     sections = [attempted("views", "Views", lambda: views(specs=views_of(settings)))]
@@ -154,14 +154,14 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
             source=masked(url if isinstance(url, str) else ", ".join(url)),
         )
     except Exception as error:
-        return [*sections, *(missing(id, title, error) for id, title in PICTURES[1:])]
-    how = {"size": settings.views.size, "crop_share": settings.knn.crop_share}
+        return [*sections, *(missing(id, title, error) for id, title in IMAGES[1:])]
+    how = {"size": settings.views.size, "crop_fraction": settings.knn.crop_fraction}
     makers = (
         lambda: neighbour_section(embedded),
         lambda: map_section(embedded),
         lambda: attention_section(encoder, sample, how=how, **look),
     )
-    sections += [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+    sections += [attempted(id, title, make) for (id, title), make in zip(IMAGES[1:], makers, strict=True)]
     if name := _teacher_of(run, settings):
         later = max(deadline, time.monotonic() + seconds / 4)
         beside = attempted(
@@ -235,7 +235,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
         return load_encoder(url).to(device).eval()
     checkpoint = checkpoints.load_newest(run.url)
     if checkpoint is None:
-        raise UserError("the run has left neither an encoder nor a checkpoint yet")
+        raise UserError("the run has neither an encoder nor a checkpoint yet")
     method = method_of(settings)
     method.load_state_dict(checkpoint.state["module"])
     return method.exported.to(device).eval()
@@ -244,9 +244,9 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
 def _chance(run: RunRecord) -> float | None:
     """What always naming the most frequent class of the kNN's test data would get; None when it cannot be known."""
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
-    with suppress(Exception):  # the data may be gone, and then nobody knows
+    with suppress(Exception):  # the data may be gone, and then it is unknown
         if url and column and run.history.values("knn_accuracy"):
-            return majority_share(str(url), str(column))
+            return majority_fraction(str(url), str(column))
     return None
 
 

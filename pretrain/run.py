@@ -14,7 +14,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.settings import to_dict
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Source
@@ -26,7 +26,8 @@ from pretrain.encoders.sources import EncoderSource, absolute_encoder
 from pretrain.evaluating import Evaluation, best_metric, label_probe
 from pretrain.methods import Method, build_method, method_views
 from pretrain.settings import PretrainSettings
-from pretrain.starting import fresh_encoder, layer_share, moved, parameters_of, resolved, start_of
+from pretrain.starting import fresh_encoder, layer_factor, moved, parameters_of, resolved, start_of
+from pretrain.training.checkpoints import with_room
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
@@ -88,7 +89,11 @@ class Parts:
 
 
 def pretrain(
-    place: Place, settings: PretrainSettings, *, parts: Parts | None = None, loop: Callable[..., Outcome] = train
+    context: RankContext,
+    settings: PretrainSettings,
+    *,
+    parts: Parts | None = None,
+    loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
     settings.data.use_stores()
@@ -97,7 +102,7 @@ def pretrain(
     viewer = Viewer(
         parts.views,
         seed=settings.seed,
-        device=place.device,
+        device=context.device,
         channels=views.channels,
         mean=views.mean,
         std=views.std,
@@ -105,11 +110,11 @@ def pretrain(
         keep_bytes=settings.data.keep_bytes,
     )
     start = {} if source is None else parameters_of(source.encoder)
-    method = parts.method.to(place.device)
+    method = parts.method.to(context.device)
     method.normalisation = viewer.mean, viewer.std
-    evaluation = Evaluation(settings, manifest, place, parts.probe, lambda: _first_weights(settings))
+    evaluation = Evaluation(settings, manifest, context, parts.probe, lambda: _first_weights(settings))
     run_folder = None
-    if place.rank == 0:
+    if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
 
     # -- train ----------------------------------------------------------------------------------------------------------
@@ -117,9 +122,9 @@ def pretrain(
         settings,
         method,
         Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=parts.stored),
-        place=place,
+        context=context,
         run=run_folder,
-        learning_rate_share=lambda name: layer_share(name, method.encoder, settings.encoder.layer_decay),
+        learning_rate_factor=lambda name: layer_factor(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
         hold=({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
         if settings.method.keep
@@ -143,13 +148,14 @@ def pretrain(
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
     encoder, encoder_url = method.exported, storage.join(settings.out, "encoder")
-    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, place)}
+    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, context)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:
         result |= {"started_from": source.described(), "moved": moved(encoder, start)}
     if run_folder is not None:
-        save_encoder(
+        save = partial(
+            save_encoder,
             encoder,
             encoder_url,
             mean=viewer.mean,
@@ -161,6 +167,7 @@ def pretrain(
             teacher=method.learns_from,
             started_from=None if source is None else source.described(),
         )
+        with_room(settings.out, save)
         run_folder.write_bad_rows(progress.bad_rows)
         run_folder.close()
         write_result(settings.out, result)
@@ -245,6 +252,7 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
         out=storage.absolute(settings.out),
         method=dataclasses.replace(settings.method, arguments=arguments),
         data=settings.data.with_absolute_urls(),
+        training=settings.training.with_absolute_parent(),
         knn=dataclasses.replace(
             settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)
         ),

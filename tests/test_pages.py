@@ -159,6 +159,33 @@ def test_links_lead_somewhere(page):
             )
 
 
+def section(page, anchor):
+    """The text of a page below one heading and above the next; all of it without an anchor."""
+    text = page.read_text()
+    if not anchor:
+        return text
+    parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-"): at for at, one in enumerate(parts) if at % 2}
+    return parts[headings[anchor] + 1]
+
+
+QUESTIONS = Path("docs/questions.md")
+ANSWERS = re.findall(r"^\| (.+\?.*?) \| \[.+\]\((.+)\) \| `(.+)` \|$", QUESTIONS.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("question", "where", "word"), ANSWERS, ids=[question for question, *_ in ANSWERS])
+def test_the_answer_to_a_usual_question_stands_where_the_list_says(question, where, word):
+    path, _, anchor = where.partition("#")
+    assert word in section(QUESTIONS.parent / path, anchor)
+    assert (
+        f"]({path.removeprefix('../').removesuffix('README.md')}" in README.read_text()
+    )  # a click from the front page
+
+
+def test_the_list_of_questions_is_read():
+    assert len(ANSWERS) == QUESTIONS.read_text().count("\n| ") - 1 > 10  # less the heading
+
+
 def test_the_front_page_is_short():
     assert len(README.read_text().splitlines()) <= 120
 

@@ -37,7 +37,7 @@ ENDS = {
     -signal.SIGINT,
     -signal.SIGHUP,
 }  # before its handlers stand, it dies
-MOST_STARTS = 6
+MAX_STARTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_command_that_was_cut_off_ends_as_if_it_was_not(kind, world, tmp_path)
             said, _ = process.communicate(timeout=300)
         assert process.returncode in ENDS and "Traceback" not in said, f"{with_time}: {process.returncode}\n{said}"
         if process.returncode:
-            for _ in range(MOST_STARTS):
+            for _ in range(MAX_STARTS):
                 again = start(command(kind, world, out))
                 said, _ = again.communicate(timeout=900)
                 if again.returncode == 0:

@@ -79,7 +79,7 @@ def test_the_edges_of_every_number(schema: type, name: str, kind: str, field: da
 
 # their edges contradict the defaults of other settings
 CROSSED = {
-    (FinetuneSettings, "detection.largest_scale"),
+    (FinetuneSettings, "detection.max_scale"),
     (FinetuneSettings, "training.epochs"),
     (PretrainSettings, "training.epochs"),
 }

@@ -35,11 +35,11 @@ def test_the_report_of_a_run_on_real_photos(tmp_path):
     ]  # fmt: skip
     assert run_command(lambda: main(options)) == 0
     seen = look(tmp_path / "run" / "report.html", screenshots=screenshots("photos"))
-    assert_sound(seen, least_pictures=200)
+    assert_sound(seen, min_images=200)
     for one in seen.values():
         assert "outwear" in one.text and "could not be made" not in one.text
-        assert "of unseen images, where the weights it started from get " in one.text
-        assert "always guessing the most frequent class gets 23.8 %" in one.text
+        assert "of unseen images, where the weights it started from reach " in one.text
+        assert "always guessing the most frequent class reaches 23.8 %" in one.text
 
 
 def test_the_reports_of_the_demo(tmp_path, monkeypatch):
@@ -49,5 +49,5 @@ def test_the_reports_of_the_demo(tmp_path, monkeypatch):
     assert {page.parent.name for page in pages} >= {"pretrain"} and len(pages) >= 2
     for page in pages:
         seen = look(page, screenshots=screenshots("-".join(page.relative_to(tmp_path).parts[:-1]) or "all"))
-        assert_sound(seen, least_pictures=0)
+        assert_sound(seen, min_images=0)
         assert all("could not be made" not in one.text for one in seen.values())

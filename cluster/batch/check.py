@@ -41,7 +41,7 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     started = time.monotonic()
     table = next(iter(job.prepare()(job.units[0].task)), None)
     if table is None:
-        raise UserError(f"the first rows of {', '.join(data_urls)} are none that can be used; see pretrain.data check")
+        raise UserError(f"none of the first rows of {', '.join(data_urls)} can be used; see pretrain.data check")
     prepared = time.monotonic()
     compute(table)
     read, computed = prepared - started, time.monotonic() - prepared

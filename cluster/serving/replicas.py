@@ -26,7 +26,7 @@ ATTEMPTS = 2  # an item whose replica died is asked once more; what kills every 
 
 
 class Answer(NamedTuple):
-    """What an item was answered, and how many items were judged together with it, itself included."""
+    """What an item was answered, and how many items were in its batch."""
 
     value: Any
     batch_size: int
@@ -116,7 +116,7 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
         name=DEPLOYMENT,
         num_replicas=service.num_replicas,
         ray_actor_options={"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)},
-        # a batch more than it judges, so that the next is complete when one is done
+        # a batch more than it computes, so that the next is complete when one is done
         max_ongoing_requests=(BATCHES_AT_ONCE + 1) * service.max_batch_size,
         health_check_period_s=2,  # how soon a dead replica is started again
         graceful_shutdown_timeout_s=10,

@@ -7,6 +7,7 @@ upload is complete. What a store fails to do for a moment is tried again (`clust
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -90,7 +91,7 @@ def is_folder(url: str) -> bool:
 def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bool = False) -> bytes:
     """The whole content of a file. Raises UserError when it is missing or may not be read.
 
-    `from_data`: the URL stands in somebody's data, so that redirects of web servers are looked at before they are followed.
+    `from_data`: the URL comes from data, so redirects of web servers are checked before they are followed.
     """
     return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience, guarded=from_data)
 
@@ -115,6 +116,15 @@ def write_bytes(url: str, data: bytes) -> None:
             fs.pipe_file(path, data)
 
     tried("write", url, write)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a write failed because its storage, or the user's part of it, has no room left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def write_json(url: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 CONNECT_SECONDS, SILENT_SECONDS = 10, 30
 WAIT_FOR_ALL_BYTES = 2**16
-MOST_IDLE = 64
+MAX_IDLE = 64
 
 
 class Connections:
@@ -46,7 +46,7 @@ class Connections:
             raise _plain(error) from None
         if not answer.will_close:
             with self._lock:
-                if len(self._idle) < MOST_IDLE:
+                if len(self._idle) < MAX_IDLE:
                     self._idle.append(connection)
                     return answer.status, body
         connection.close()

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"FOVEA-R1"
 HEADER_BYTES = len(MAGIC) + 4
-# room is made down to this share of the limit, and looked for whenever a process wrote that share of it: the ranks of a
+# room is made down to this fraction of the limit, and looked for whenever a process wrote that fraction of it: the ranks of a
 # node, which do not count each other's writes in between, together stay below the limit
-KEPT_SHARE, LOOK_SHARE = 0.9, 1 / 128
+KEPT_FRACTION, LOOK_FRACTION = 0.9, 1 / 128
 ABANDONED_SECONDS = 3600  # a temporary file of this age was left by a process that died
 
 
@@ -73,7 +73,7 @@ class RangeCache:
     def put(self, url: str, size_bytes: int, version: str, start: int, data: bytes | bytearray) -> None:
         """Keeps a range, and makes room when the folder is full. A disk that fails costs the cache, not the run."""
         path = self._path(url, size_bytes, version, start, start + len(data))
-        if len(data) > self._limit * LOOK_SHARE * 8:
+        if len(data) > self._limit * LOOK_FRACTION * 8:
             return  # would push out all others
         temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
         try:
@@ -91,7 +91,7 @@ class RangeCache:
             return
         with self._lock:
             self._unseen += HEADER_BYTES + len(data)
-            if self._unseen < self._limit * LOOK_SHARE:
+            if self._unseen < self._limit * LOOK_FRACTION:
                 return
             self._unseen = 0
         self.make_room()
@@ -108,7 +108,7 @@ class RangeCache:
                         path.unlink()
                     else:
                         files.append((stat.st_mtime_ns, stat.st_size, path))
-            excess = sum(size for _, size, _ in files) - self._limit * KEPT_SHARE
+            excess = sum(size for _, size, _ in files) - self._limit * KEPT_FRACTION
             for _, size, path in sorted(files):
                 if excess <= 0:
                     break

@@ -3,7 +3,7 @@
 s3fs reads through an asynchronous client, which takes several times as long for a request and shares one thread among all of
 them; beside decoding on a rank's few cores that is felt (tests/benchmarks/streaming.py). Here the fetching threads ask by
 themselves. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing objects, options that
-change requests) is left to s3fs, so that there is one judge of what went wrong.
+change requests) is left to s3fs, so that one place decides what went wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.storage.retrying import BUSY
 
 # a URL is used for much shorter than it is valid, for clocks differ, and keys that expire make it expire with them
 SIGNED_FOR_SECONDS, USED_FOR_SECONDS = 3600, 600
-MOST_SIGNED = 10_000
+MAX_SIGNED = 10_000
 CONDITION_FAILED, NO_SUCH_RANGE = 412, 416
 UNUSUAL_IN_A_ROW = 3  # after so many answers that s3fs had to deal with, it alone reads from that bucket
 
@@ -131,7 +131,7 @@ class S3Ranges:
             signed = self._signed.get(name)
             if signed is not None and now - signed[2] < USED_FOR_SECONDS:
                 return signed[:2]
-            if len(self._signed) >= MOST_SIGNED:
+            if len(self._signed) >= MAX_SIGNED:
                 self._signed.clear()
         parameters = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
         try:

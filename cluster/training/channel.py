@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.training.place import Record
+from cluster.training.rank_context import Record
 
 logger = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself. `errors` are its own words for what it cannot do."""
+    """What a node reports about itself. `errors` are its own words for what it cannot do."""
 
     name: str
     versions: Mapping[str, str | None]
@@ -64,7 +64,7 @@ class NodeReport:
     disk_free_gib: float
     disk: str
     errors: tuple[str, ...] = ()
-    gpu_words: str = ""  # what torch was built for, and what it says of the driver
+    gpu_words: str = ""  # what torch was built for, and what it reports about the driver
 
 
 def check_nodes(
@@ -219,7 +219,8 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     import torch
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
-words = f"torch {torch.__version__}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone")
+built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
+words = f"torch {torch.__version__}, built for {built_for}"
 words += "".join(f"; {str(one.message).splitlines()[0]}" for one in said if "CUDA" in str(one.message))
 print(json.dumps([num, words]))
 """

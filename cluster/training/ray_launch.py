@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster import storage
 from cluster.errors import StoreUnavailable, UserError, WorkerFailed
 from cluster.training.channel import Channel, Listener, Outcome
-from cluster.training.place import Record, stop_signals
+from cluster.training.rank_context import Record, stop_signals
 from cluster.training.ray_scaling import SteppedScaling
 from cluster.training.ray_session import Session
 from cluster.training.ray_worker import Work, WorkerError, work
@@ -121,7 +121,7 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
                 if listener.lost:  # nobody could say any more how the run goes, and each attempt would fail for it
                     aborted.set()
                     raise WorkerFailed(
-                        "Ray's head lost what driver and workers speak through; the same command continues"
+                        "Ray's head lost the channel between driver and workers; the same command continues"
                     )
         with suppress(ray.exceptions.RayError):
             ray.get(channel.close.remote(), timeout=CHANNEL_TIMEOUT_SECONDS)

@@ -41,9 +41,9 @@ class SteppedScaling(ElasticScalingPolicy):
         return NoopDecision()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return largest_size(self._sizes, super()._count_possible_workers(reserved_resources))
+        return max_size(self._sizes, super()._count_possible_workers(reserved_resources))
 
 
-def largest_size(sizes: Sequence[int], room: int) -> int:
+def max_size(sizes: Sequence[int], room: int) -> int:
     """The largest of the possible numbers of workers that fits, or 0 (below every smallest number, so Ray waits)."""
     return max((size for size in sizes if size <= room), default=0)

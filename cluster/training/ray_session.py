@@ -133,7 +133,7 @@ def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: 
 
 @contextmanager
 def _quiet_raylet() -> Iterator[None]:
-    """Keeps Ray's errors about its processes out of the terminal: what matters of them is told by `run_workers`.
+    """Keeps Ray's errors about its processes out of the terminal: what matters is reported by `run_workers`.
 
     `log_to_driver=False` does not cover them, and nothing public does; in a Ray without the function they are printed.
     """
@@ -174,7 +174,7 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not host or not port.isdigit():
         return
-    way_out = "give another cluster.address, or take RAY_ADDRESS away for a Ray of its own"
+    way_out = "give another cluster.address, or unset RAY_ADDRESS to use a Ray of its own"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=connect_seconds).close()
     except (OSError, OverflowError) as error:
@@ -210,11 +210,11 @@ def _ask(address: str, answered: threading.Event) -> None:
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
     """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
 
-    A cluster that grows by itself is judged by the most it may become.
+    A cluster that grows by itself counts as the largest that it may become.
     """
     import ray
 
-    totals = most_it_may_become()
+    totals = max_resources()
     if totals is None:
         totals = ray.cluster_resources()
         room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])
@@ -241,7 +241,7 @@ def _num_fitting(node: dict[str, float], per_worker: dict[str, float]) -> int:
     return min(fits, default=10**9)
 
 
-def most_it_may_become() -> dict[str, Any] | None:
+def max_resources() -> dict[str, Any] | None:
     """Resources of all nodes together, of a cluster that grows by itself; None of others."""
     try:
         from ray._private.state import state

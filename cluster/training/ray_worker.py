@@ -1,4 +1,4 @@
-"""What runs inside each Ray Train worker: makes its Place, calls the function, tells the channel how it ended.
+"""What runs inside each Ray Train worker: makes its RankContext, calls the function, tells the channel how it ended.
 
 Two things are read from Ray Train's internals, both by `_internals`: the handle of the controller, because nothing
 public ends a run without retries from within, and the preemption notice, because the public call is a barrier.
@@ -31,7 +31,7 @@ import ray.train.collective
 
 from cluster.errors import RunStopped, StoreUnavailable, UserError
 from cluster.training.channel import SEND_TIMEOUT_SECONDS, Beginning, Failure, Sender
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ IDLE_NODE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE of Ray
 class Work:
     """What each worker is sent: the function, its settings, the channel's handle, and the CPU threads of torch."""
 
-    function: Callable[[Place, Any], Any]
+    function: Callable[[RankContext, Any], Any]
     settings: Any
     channel: Any
     num_threads: int
@@ -65,8 +65,8 @@ class WorkerError(Exception):
 def work(config: dict[str, Any]) -> bytes | None:
     """The function that Ray Train calls on each rank. Rank 0 returns the training function's result, pickled."""
     todo: Work = config["work"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    train_context = ray.train.get_context()
+    rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
     began = time.monotonic()
     device = _set_up_device(todo)  # first: NCCL takes the device that is set
     beginning = _join_group(todo, rank, world_size, device)
@@ -75,7 +75,7 @@ def work(config: dict[str, Any]) -> bytes | None:
     sender = None
     if rank == 0:
         sender = Sender(lambda records, position: _tell(todo.channel.send.remote(records, position)))
-    place = Place(
+    context = RankContext(
         rank=rank,
         world_size=world_size,
         device=device,
@@ -86,13 +86,13 @@ def work(config: dict[str, Any]) -> bytes | None:
         began=began,
     )
     if sender is not None:
-        place._send, place._beat = sender.send, sender.beat
-    watcher = _Watcher(todo, place)
+        context._send, context._beat = sender.send, sender.beat
+    watcher = _Watcher(todo, context)
     if rank == 0:
         known = beginning.num_asked
-        threading.Thread(target=_pass_on_asking, args=(todo.channel, place, known), daemon=True).start()
+        threading.Thread(target=_pass_on_asking, args=(todo.channel, context, known), daemon=True).start()
     try:
-        result = todo.function(place, todo.settings)
+        result = todo.function(context, todo.settings)
         pickled = ray.cloudpickle.dumps(result) if rank == 0 else None
     except BaseException as error:
         if sender is not None:
@@ -151,7 +151,7 @@ def _join_group(todo: Work, rank: int, world_size: int, device: Any) -> Beginnin
 
 
 def _lost_nodes() -> dict[str, str]:
-    """The nodes that died so far, but for idle ones that the autoscaler took: id -> address."""
+    """The nodes that died so far, except idle ones that the autoscaler took: id -> address."""
     return {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
@@ -186,13 +186,13 @@ def _report_failure(channel: Any, error: BaseException, rank: int, world_size: i
         logger.debug("the channel did not take a failure: %r", lost)
 
 
-def _pass_on_asking(channel: Any, place: Place, known: int) -> None:
+def _pass_on_asking(channel: Any, context: RankContext, known: int) -> None:
     try:
         while True:
             known = ray.get(channel.wait_for_asking.remote(known))
-            place.request_checkpoint()
+            context.request_checkpoint()
     except Exception as error:
-        logger.debug("nobody can ask for checkpoints any more: %r", error)
+        logger.debug("checkpoints can no longer be requested: %r", error)
 
 
 def _pickled(error: BaseException) -> bytes:
@@ -211,7 +211,7 @@ def _summary(error: BaseException) -> str:
     text = f"{type(error).__name__}: {first_line}"
     if isinstance(error, RuntimeError):  # torch has no classes for these
         if re.search(r"timed?.?out|timeout", text, re.IGNORECASE):
-            return f"waited for another worker in vain ({text})"
+            return f"gave up waiting for another worker ({text})"
         if re.search(r"connection (reset|closed|refused)|broken pipe|remote process", text, re.IGNORECASE):
             return "lost its connection to another worker, whose process or node is gone"
     return text
@@ -238,11 +238,11 @@ def _internals() -> Any:
 
 
 class _Watcher:
-    """A thread that turns a word from the channel or a notice of preemption into the place's stop flag."""
+    """A thread that turns a word from the channel or a notice of preemption into the stop flag of the context."""
 
-    def __init__(self, todo: Work, place: Place) -> None:
+    def __init__(self, todo: Work, context: RankContext) -> None:
         self._todo = todo
-        self._place = place
+        self._context = context
         self._deadline: float | None = None  # of the preemption, in time.time() seconds
         self._asked = threading.Event()  # a person asked, so that the run ends here
         threading.Thread(target=self._run, name="stop-watcher", daemon=True).start()
@@ -263,10 +263,10 @@ class _Watcher:
     def _run(self) -> None:
         try:
             self._wait("stop")
-            if self._place.rank == 0:
+            if self._context.rank == 0:
                 self._wait("abort")
                 abort_controller()
-        except Exception as error:  # the driver or the channel is gone: nobody can ask any more
+        except Exception as error:  # the driver or the channel is gone: no more requests will come
             logger.debug("the stop watcher ended: %r", error)
 
     def _wait(self, word: str) -> None:
@@ -277,7 +277,7 @@ class _Watcher:
             if ready:
                 ray.get(said)
                 self._asked.set()
-                self._place.request_stop()
+                self._context.request_stop()
                 return
             self._look_for_preemption()
 
@@ -286,4 +286,4 @@ class _Watcher:
         if notice is not None and self._deadline is None:
             known = notice.deadline_ms / 1000 if notice.deadline_ms else None
             self._deadline = known or time.time() + PREEMPTION_UNKNOWN_DEADLINE_SECONDS
-            self._place.request_stop()
+            self._context.request_stop()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from cluster.errors import UserError, WorkerFailed
-from cluster.training.place import Place, Record, place_here
+from cluster.training.rank_context import RankContext, Record, local_context
 from cluster.training.shares import Share, check_gpus, share_here, share_on_cluster
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ RESIZE_EVERY_SECONDS = 60.0
 
 
 def run_workers(
-    function: Callable[[Place, Settings], Result],
+    function: Callable[[RankContext, Settings], Result],
     settings: Settings,
     *,
     num_workers: int,
@@ -43,7 +43,7 @@ def run_workers(
     process_group_timeout_seconds: float = PROCESS_GROUP_TIMEOUT_SECONDS,
     resize_every_seconds: float = RESIZE_EVERY_SECONDS,
 ) -> Result:
-    """Calls `function(place, settings)` on each worker and returns what rank 0's call returned.
+    """Calls `function(context, settings)` on each worker and returns what rank 0's call returned.
 
     Args:
         function: A function of a module that workers can import. It may be called again after a failure, and then finds
@@ -55,7 +55,7 @@ def run_workers(
             newest checkpoint; it grows again when there is room. Empty: it waits until all its workers can be replaced.
         cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
             them). By default this machine's CPUs are shared evenly; on a cluster that is joined see `shares`.
-        gpus_per_worker: 1: the place's device is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
+        gpus_per_worker: 1: the device of a rank is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
         storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
         data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it can read this and
             write to `storage_url`, and whether it has the same packages, its GPUs and room on its disk.
@@ -71,8 +71,8 @@ def run_workers(
     """
     _check(num_workers, cpus_per_worker, gpus_per_worker, max_failures)
     if num_workers == 0:  # in this process
-        with _num_threads(cpus_per_worker), place_here(on_record) as place:
-            return function(place, settings)
+        with _num_threads(cpus_per_worker), local_context(on_record) as context:
+            return function(context, settings)
 
     if storage_url.startswith("memory:"):
         raise UserError(f"{storage_url} is in the memory of one process; workers need a folder that all can reach")
@@ -152,10 +152,10 @@ def share_there_of(cpus: float | None, gpus: float | None) -> Share:
     """What each worker gets of the cluster that this process has joined."""
     import ray
 
-    from cluster.training.ray_session import most_it_may_become
+    from cluster.training.ray_session import max_resources
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return share_on_cluster(nodes, most_it_may_become(), cpus, gpus)
+    return share_on_cluster(nodes, max_resources(), cpus, gpus)
 
 
 def _preflight(session: Session, storage_url: str, data_urls: Sequence[str], resources: dict[str, float]) -> int:

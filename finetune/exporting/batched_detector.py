@@ -1,9 +1,9 @@
-"""Detection of a whole batch at once, without loops over pictures or numbers of boxes that the data decides, as ONNX wants it.
+"""Detection of a whole batch at once, without loops over images or numbers of boxes that the data decides, as ONNX wants it.
 
-It computes what torchvision's detectors do picture by picture (`finetune.tasks.detection.heads`): candidates are the surest of
+It computes what torchvision's detectors do image by image (`finetune.tasks.detection.heads`): candidates are the surest of
 each level, a non-maximum suppression for each class follows, and the surest that are left are given.
 
-Shapes: B images, P places of all anchors, N candidates, C classes, M detections.
+Shapes: B images, P positions of all anchors, N candidates, C classes, M detections.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms, roi_align
 
-from finetune.tasks.detection.heads import LEAST_SCORE, OneStageHead
+from finetune.tasks.detection.heads import MIN_SCORE, OneStageHead
 from finetune.tasks.detection.model import Detector
 from pretrain.exporting.exported import SIZES, ForPixels
 
-LEAST_REGION, LEAST_BOX = 1e-3, 1e-2  # pixels of a side, as in torchvision
+MIN_REGION, MIN_BOX = 1e-3, 1e-2  # pixels of a side, as in torchvision
 ALL = 2**63 - 1  # boxes of a class
 
 
 @torch.library.custom_op(
     "fovea::suppressed",
     mutates_args=(),
-    schema="(Tensor boxes_GN4, Tensor scores_GKN, float overlap, float least) -> Tensor",
+    schema="(Tensor boxes_GN4, Tensor scores_GKN, float overlap, float min_score) -> Tensor",
 )
-def suppressed(boxes_GN4: Tensor, scores_GKN: Tensor, overlap: float, least: float) -> Tensor:
+def suppressed(boxes_GN4: Tensor, scores_GKN: Tensor, overlap: float, min_score: float) -> Tensor:
     """int64 [selected, 3]: group, class and number of the boxes that non-maximum suppression keeps, by classes in groups;
-    those of a score of at most `least` count for nothing."""
+    those of a score of at most `min_score` count for nothing."""
     kept = [torch.zeros(0, 3, dtype=torch.int64)]
     for group, (boxes_N4, scores_KN) in enumerate(zip(boxes_GN4, scores_GKN, strict=True)):
         for number, scores_N in enumerate(scores_KN):
-            some = torch.where(scores_N > least)[0]
+            some = torch.where(scores_N > min_score)[0]
             own = some[nms(boxes_N4[some], scores_N[some], overlap)]
             kept.append(torch.stack([torch.full_like(own, group), torch.full_like(own, number), own], 1))
     return torch.cat(kept)
 
 
 @suppressed.register_fake
-def _(boxes_GN4: Tensor, scores_GKN: Tensor, overlap: float, least: float) -> Tensor:
+def _(boxes_GN4: Tensor, scores_GKN: Tensor, overlap: float, min_score: float) -> Tensor:
     return boxes_GN4.new_empty((torch.library.get_ctx().new_dynamic_size(), 3), dtype=torch.int64)
 
 
@@ -62,22 +62,24 @@ class BatchedDetector(ForPixels):
         super().__init__(mean, std)
         self.model = model
         head: Any = model.head
-        self.most: int = (head.detector if isinstance(head, OneStageHead) else head.roi_heads).detections_per_img
+        self.max_detections: int = (
+            head.detector if isinstance(head, OneStageHead) else head.roi_heads
+        ).detections_per_img
         self.optional = {SIZES: torch.tensor([[float(size), float(size)]])}
 
     def translations(self) -> dict[Any, Any]:
         """Non-maximum suppression in ONNX's own words."""
         from onnxscript import opset18 as op
 
-        def translated(boxes, scores, overlap: float, least: float):  # type: ignore[no-untyped-def]
-            return op.NonMaxSuppression(boxes, scores, ALL, overlap, least)  # type: ignore[arg-type]
+        def translated(boxes, scores, overlap: float, min_score: float):  # type: ignore[no-untyped-def]
+            return op.NonMaxSuppression(boxes, scores, ALL, overlap, min_score)  # type: ignore[arg-type]
 
         return {torch.ops.fovea.suppressed.default: translated}
 
     def forward(self, images_BCHW: Tensor, picture_sizes_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`boxes` [B, M, 4] in pixels of the canvas, `scores` [B, M] and `labels` [B, M], surest first; a score of 0 is no box.
 
-        `picture_sizes_B2` are height and width of the pictures, in the upper left corners of their canvases.
+        `picture_sizes_B2` are height and width of the images, in the upper left corners of their canvases.
         """
         images_BCHW = self.normalised(images_BCHW)
         maps = self.model.pyramid(self.model.encoder(images_BCHW))
@@ -85,7 +87,7 @@ class BatchedDetector(ForPixels):
         head = self.model.head
         find = self._one_stage if isinstance(head, OneStageHead) else self._two_stages
         boxes_BN4, scores_BN, labels_BN = find(head, images_BCHW, maps, edges_B4[:, None])
-        scores_BM, best_BM = scores_BN.topk(min(self.most, scores_BN.shape[1]))
+        scores_BM, best_BM = scores_BN.topk(min(self.max_detections, scores_BN.shape[1]))
         some_BM = scores_BM > 0
         boxes_BM4 = boxes_BN4.gather(1, best_BM[..., None].expand(-1, -1, 4)) * some_BM[..., None]
         return boxes_BM4, scores_BM, torch.where(some_BM, labels_BN.gather(1, best_BM), -1)
@@ -97,28 +99,28 @@ class BatchedDetector(ForPixels):
         detector = head.detector
         outputs = {name: output.float() for name, output in detector.head(maps).items()}
         anchors_P4 = _anchors(detector.anchor_generator, images_BCHW, maps)
-        a_place = detector.anchor_generator.num_anchors_per_location()[0]
-        places = [one.shape[2] * one.shape[3] * a_place for one in maps]
+        per_position = detector.anchor_generator.num_anchors_per_location()[0]
+        positions = [one.shape[2] * one.shape[3] * per_position for one in maps]
         scores_BPC = outputs["cls_logits"].sigmoid()
         if isinstance(detector, FCOS):
             scores_BPC = (scores_BPC * outputs["bbox_ctrness"].sigmoid()).sqrt()
         num_classes = scores_BPC.shape[-1]
         found = []
         for scores_BpC, deltas_Bp4, anchors_p4 in zip(
-            scores_BPC.split(places, 1),
-            outputs["bbox_regression"].split(places, 1),
-            anchors_P4.split(places),
+            scores_BPC.split(positions, 1),
+            outputs["bbox_regression"].split(positions, 1),
+            anchors_P4.split(positions),
             strict=True,
         ):
             flat_Bn = scores_BpC.flatten(1)
             scores_Bn, index_Bn = flat_Bn.topk(min(detector.topk_candidates, flat_Bn.shape[1]))
-            place_Bn = index_Bn // num_classes
-            deltas_Bn4 = deltas_Bp4.gather(1, place_Bn[..., None].expand(-1, -1, 4))
-            boxes_Bn4 = _decoded(detector.box_coder, deltas_Bn4, anchors_p4[place_Bn])
+            position_Bn = index_Bn // num_classes
+            deltas_Bn4 = deltas_Bp4.gather(1, position_Bn[..., None].expand(-1, -1, 4))
+            boxes_Bn4 = _decoded(detector.box_coder, deltas_Bn4, anchors_p4[position_Bn])
             found.append((boxes_Bn4, scores_Bn, index_Bn % num_classes))
         boxes_BN4, scores_BN, labels_BN = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         boxes_BN4 = _inside(boxes_BN4, edges_B14)
-        kept_BN = _kept(boxes_BN4, scores_BN, labels_BN, num_classes, detector.nms_thresh, LEAST_SCORE)
+        kept_BN = _kept(boxes_BN4, scores_BN, labels_BN, num_classes, detector.nms_thresh, MIN_SCORE)
         return boxes_BN4, torch.where(kept_BN, scores_BN, 0.0), labels_BN
 
     def _two_stages(
@@ -135,13 +137,13 @@ class BatchedDetector(ForPixels):
         boxes = roi.box_coder.decode_single(deltas, regions_BN4.reshape(-1, 4))
         boxes_BNC4 = boxes.view(num_batch, num_regions, num_classes, 4)[:, :, 1:]
         boxes_BNC4 = _inside(boxes_BNC4, edges_B14[:, None])
-        scores_BNC = scores_BNC * _large(boxes_BNC4, LEAST_BOX)
-        # each class of each picture is a group of its own
+        scores_BNC = scores_BNC * _large(boxes_BNC4, MIN_BOX)
+        # each class of each image is a group of its own
         grouped = (
             boxes_BNC4.transpose(1, 2).reshape(-1, num_regions, 4),
             scores_BNC.transpose(1, 2).reshape(-1, num_regions),
         )
-        kept = _kept(*grouped, torch.zeros_like(grouped[1], dtype=torch.int64), 1, roi.nms_thresh, LEAST_SCORE)
+        kept = _kept(*grouped, torch.zeros_like(grouped[1], dtype=torch.int64), 1, roi.nms_thresh, MIN_SCORE)
         scores_BF = torch.where(kept, grouped[1], 0.0).view(num_batch, -1)
         labels_F = torch.arange(num_classes - 1, device=logits.device).repeat_interleave(num_regions)
         return grouped[0].view(num_batch, -1, 4), scores_BF, labels_F.expand(num_batch, -1)
@@ -163,7 +165,7 @@ class BatchedDetector(ForPixels):
             found.append((boxes_Bn4, score_Bn.sigmoid(), torch.full_like(index_Bn, level)))
         boxes_BN4, scores_BN, levels_BN = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         boxes_BN4 = _inside(boxes_BN4, edges_B14)
-        scores_BN = scores_BN * _large(boxes_BN4, LEAST_REGION)
+        scores_BN = scores_BN * _large(boxes_BN4, MIN_REGION)
         kept_BN = _kept(boxes_BN4, scores_BN, levels_BN, len(maps), rpn.nms_thresh, 0.0)
         scores_BN, best_BN = torch.where(kept_BN, scores_BN, 0.0).topk(min(rpn.post_nms_top_n(), scores_BN.shape[1]))
         return boxes_BN4.gather(1, best_BN[..., None].expand(-1, -1, 4)), scores_BN > 0
@@ -175,7 +177,7 @@ def _anchors(generator: Callable[..., list[Tensor]], images_BCHW: Tensor, maps: 
 
 
 def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
-    """Boxes [B, N, 4] of what a head says of anchors."""
+    """Boxes [B, N, 4] from a head's outputs for anchors."""
     if hasattr(coder, "decode_single"):
         return coder.decode_single(deltas_BN4.reshape(-1, 4), anchors_BN4.reshape(-1, 4)).view(deltas_BN4.shape)
     decoded: Tensor = coder.decode(deltas_BN4, anchors_BN4)
@@ -183,22 +185,28 @@ def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
 
 
 def _inside(boxes: Tensor, edges: Tensor) -> Tensor:
-    """Boxes cut at the edges of their pictures."""
+    """Boxes cut at the edges of their images."""
     return torch.minimum(boxes.clamp(min=0), edges)
 
 
-def _large(boxes: Tensor, least: float) -> Tensor:
+def _large(boxes: Tensor, min_side: float) -> Tensor:
     """1 for boxes both of whose sides are so long, else 0."""
-    return ((boxes[..., 2:] - boxes[..., :2]) >= least).all(-1).to(boxes.dtype)
+    return ((boxes[..., 2:] - boxes[..., :2]) >= min_side).all(-1).to(boxes.dtype)
 
 
-def _kept(boxes_GN4: Tensor, scores_GN: Tensor, labels_GN: Tensor, num: int, overlap: float, least: float) -> Tensor:
+def _kept(
+    boxes_GN4: Tensor, scores_GN: Tensor, labels_GN: Tensor, num: int, overlap: float, min_score: float
+) -> Tensor:
     """bool [G, N]: what non-maximum suppression keeps of each of `num` classes."""
     of_class = labels_GN[:, None] == torch.arange(num, device=labels_GN.device)[:, None]
     scores_GKN = torch.where(of_class, scores_GN[:, None], 0.0)
-    chosen_S3 = torch.ops.fovea.suppressed(boxes_GN4, scores_GKN, overlap, least)
-    places_S = chosen_S3[:, 0] * boxes_GN4.shape[1] + chosen_S3[:, 2]
-    kept = torch.zeros_like(scores_GN).flatten().scatter(0, places_S, torch.ones_like(places_S, dtype=scores_GN.dtype))
+    chosen_S3 = torch.ops.fovea.suppressed(boxes_GN4, scores_GKN, overlap, min_score)
+    positions_S = chosen_S3[:, 0] * boxes_GN4.shape[1] + chosen_S3[:, 2]
+    kept = (
+        torch.zeros_like(scores_GN)
+        .flatten()
+        .scatter(0, positions_S, torch.ones_like(positions_S, dtype=scores_GN.dtype))
+    )
     return kept.view(scores_GN.shape) > 0
 
 

@@ -61,7 +61,7 @@ def export_classifier(url: str, predictor: ImageClassifier, facts: dict[str, Any
         model.encoder.eval(),
         mean,
         std,
-        Framing(CENTRE, size, config["crop_share"]),
+        Framing(CENTRE, size, config["crop_fraction"]),
         Logits(model, mean, std).eval(),
         predictor.transform,
         answer,

@@ -37,7 +37,7 @@ def open_model(url: str) -> Exported:
         "arguments": config["encoder"]["arguments"],
         "started from": config.get("encoder_url"),
         "mode": config["mode"],
-        "crop share": config["crop_share"],
+        "crop fraction": config["crop_fraction"],
         "Fovea": config.get("code_version"),
     }
     return KINDS[choose("task", config["task"], KINDS)](url, predictor, facts)

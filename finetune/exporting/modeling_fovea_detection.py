@@ -22,7 +22,7 @@ NOT_THIS = -30.0  # the logit of a class that a box is not
 @dataclass
 class FoveaObjectDetectionOutput(ModelOutput):
     """As of DETR: `logits` [B, boxes, classes + 1], the last for no object, and `pred_boxes` [B, boxes, 4], centre, width and
-    height in shares of the picture's sides."""
+    height in fractions of the image's sides."""
 
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
@@ -49,7 +49,7 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
             depth=own["depth"],
             strides=own["strides"],
             anchors=own["anchors"],
-            most=own["most"],
+            max_detections=own["max_detections"],
         )
         self.post_init()
 
@@ -62,9 +62,9 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> Any:
-        """What is found on canvases [B, C, S, S] with pictures in their upper left corners.
+        """What is found on canvases [B, C, S, S] with images in their upper left corners.
 
-        `pixel_mask` [B, S, S] is 1 on the picture, as the image processor gives it; `picture_sizes` [B, 2], height and
+        `pixel_mask` [B, S, S] is 1 on the image, as the image processor gives it; `picture_sizes` [B, 2], height and
         width, say the same more exactly.
         """
         if picture_sizes is None and pixel_mask is not None:
@@ -77,17 +77,17 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
         logits[..., num_labels] = 0.0
         boxes = pixel_values.new_zeros(len(found), num, 4)
         for row, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
-            places = torch.arange(len(one["scores"]), device=logits.device)
+            positions = torch.arange(len(one["scores"]), device=logits.device)
             scores = one["scores"].clamp(1e-6, 1 - 1e-6)
-            logits[row, places, one["labels"]] = scores.log()
-            logits[row, places, num_labels] = (1 - scores).log()
+            logits[row, positions, one["labels"]] = scores.log()
+            logits[row, positions, num_labels] = (1 - scores).log()
             corners = one["boxes"] / corners_scale(width, height, one["boxes"])
-            boxes[row, : len(places), :2] = (corners[:, :2] + corners[:, 2:]) / 2
-            boxes[row, : len(places), 2:] = corners[:, 2:] - corners[:, :2]
+            boxes[row, : len(positions), :2] = (corners[:, :2] + corners[:, 2:]) / 2
+            boxes[row, : len(positions), 2:] = corners[:, 2:] - corners[:, :2]
         output = FoveaObjectDetectionOutput(logits=logits, pred_boxes=boxes)
         return output if return_dict is not False else output.to_tuple()
 
 
 def corners_scale(width: float, height: float, like: Tensor) -> Tensor:
-    """[4]: what corners are divided by to be shares."""
+    """[4]: what corners are divided by to be fractions."""
     return like.new_tensor([width, height, width, height])

@@ -20,7 +20,7 @@ OF_GENERATION = ("num_beams", "length_penalty")
 
 @dataclass
 class FoveaSummaryOutput(ModelOutput):
-    """`keyword_logits` [B, keywords] (names in `config.id2label`), where each keyword looks, [B, keywords, places], and with
+    """`keyword_logits` [B, keywords] (names in `config.id2label`), where each keyword looks, [B, keywords, positions], and with
     `decoder_input_ids` the scores of the next token, `logits` [B, length, tokens]."""
 
     keyword_logits: Tensor | None = None

@@ -59,7 +59,7 @@ def export_summarizer(url: str, predictor: ImageSummarizer, facts: dict[str, Any
         model.encoder.eval(),
         mean,
         std,
-        Framing(STRETCH, size, config["crop_share"]),
+        Framing(STRETCH, size, config["crop_fraction"]),
         None,
         predictor.transform,
         answer,

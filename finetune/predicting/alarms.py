@@ -1,4 +1,4 @@
-"""Alarms over a film: frames whose class is surer than a threshold, and the events that neighbouring frames make up."""
+"""Alarms over a video: frames whose class is surer than a threshold, and the events that neighbouring frames make up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rule:
             name, threshold = "", -1.0
         if not name or not 0 <= threshold <= 1:
             raise UserError(
-                f"--alarm {text!r} is not possible: write CLASS>SHARE with a share from 0 to 1, like person>0.9"
+                f"--alarm {text!r} is not possible: write CLASS>FRACTION with a fraction from 0 to 1, like person>0.9"
             )
         return cls(name, threshold)
 
@@ -91,7 +91,7 @@ class Alarms:
         return {**alarm, "alarm": self.rule.name, "score": score}, ended
 
     def close(self) -> Event | None:
-        """The event that is still open, at the end of a film."""
+        """The event that is still open, at the end of a video."""
         ended, self._open = self._open, None
         return ended
 
@@ -99,7 +99,7 @@ class Alarms:
         now = self._open
         assert now is not None
         if seconds is None or now.end_seconds is None:
-            # images of a folder are one film: their sources differ
+            # images of a folder are one video: their sources differ
             return index - now.last_index <= 1 + self._gap_frames
         return seconds - now.end_seconds <= self._gap_seconds
 

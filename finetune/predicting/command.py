@@ -15,16 +15,17 @@ from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, Machines
 from cluster.batch.options import add_machine_options, machines_of
+from cluster.calling import refuse_old_options
 from cluster.errors import UserError
 from cluster.lease import HELD, held_folder
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
 from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
-from finetune.predicting.judging import judged
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
+from finetune.predicting.stream import predicted
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.progress import ProgressLine
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="image, folder, glob, Parquet shards or video; any URL"
     )
-    parser.add_argument("out", metavar="OUT", help="folder for what comes of it, a path or any fsspec URL")
+    parser.add_argument("out", metavar="OUT", help="folder for the results, a path or any fsspec URL")
     parser.add_argument("--draw", action="store_true", help="writes each image with its result to OUT/drawn")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th image or frame (default: 1)")
     parser.add_argument(
@@ -83,14 +84,17 @@ def parser() -> argparse.ArgumentParser:
         "--alarm",
         action="append",
         default=[],
-        metavar="CLASS>SHARE",
+        metavar="CLASS>FRACTION",
         help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
     )
     alarms.add_argument("--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)")
     places = parser.add_argument_group("places (medical images)")
     places.add_argument("--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps")
     places.add_argument(
-        "--region-share", type=float, default=0.5, help="share of the strongest evidence in a region (default: 0.5)"
+        "--region-fraction",
+        type=float,
+        default=0.5,
+        help="fraction of the strongest evidence in a region (default: 0.5)",
     )
     places.add_argument(
         "--size",
@@ -109,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
         "a cluster (Parquet shards only)", "continues where it was cut off; OUT/parts has the results as Parquet"
     )
     add_machine_options(cluster)
+    refuse_old_options(parser)
     return parser
 
 
@@ -170,14 +175,14 @@ def predict(options: argparse.Namespace) -> Predicted | None:
             print(f"predict: {follower.tracks} tracks")
     print(f"predict: {options.out} has the results")
     if num_all and num_bad == num_all:
-        raise UserError(f"none of {num_all} images could be decoded; {options.out} says why for each")
+        raise UserError(f"none of {num_all} images could be decoded; {options.out} gives the reason for each")
     return Predicted(num_all, num_bad)
 
 
 def _here(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
 ) -> tuple[int, int]:
-    """Judges in this process; returns the number of pictures and of bad ones."""
+    """Predicts in this process; returns the number of images and of bad ones."""
     more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
     num_all, num_bad = 0, 0
     total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
@@ -193,7 +198,7 @@ def _here(
 def _spread(
     options: argparse.Namespace, predictor: Predictor, clips: list[Clip], alarms: list[AlarmFollower]
 ) -> tuple[int, int]:
-    """Judges on a cluster; returns the number of pictures and of bad ones."""
+    """Predicts on a cluster; returns the number of images and of bad ones."""
     job, manifest, machines = _job(options, predictor, clips)
     return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
 
@@ -206,7 +211,7 @@ def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -
 
 
 def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> None:
-    """Judges a first batch and tells what the command would take; nothing stays behind."""
+    """Predicts for a first batch and tells what the command would take; nothing stays behind."""
     if options.workers:
         job, manifest, machines = _job(options, predictor, clips)
         lines = check_batch_job(job, machines, data_urls=[file.url for file in manifest.files])
@@ -216,7 +221,7 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         started = time.monotonic()
         sample = list(itertools.islice(items, options.batch_size))
         records = [
-            record for _, record in judged(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
+            record for _, record in predicted(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
         ]
         seconds = (time.monotonic() - started) / max(1, len(records))
         bad = sum(record["error"] is not None for record in records)
@@ -238,7 +243,7 @@ def _records(clip: Clip, predictor: Predictor, followers: list[Follower], option
     threads = options.decode_threads or torch.get_num_threads()
     for follower in followers:
         follower.begin(clip)
-    for item, record in judged(predictor, items, batch_size=options.batch_size, decode_threads=threads):
+    for item, record in predicted(predictor, items, batch_size=options.batch_size, decode_threads=threads):
         for follower in followers:
             follower.take(item, record)
         yield record
@@ -252,9 +257,9 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
     known = predictor.names
     for rule in rules:
         if rule.name not in known:
-            raise UserError(f"--alarm {rule.name!r}: the model does not know it (known: {', '.join(known[:20])})")
+            raise UserError(f"--alarm {rule.name!r}: not a class of the model (known: {', '.join(known[:20])})")
     if options.localize:
-        localizer = Localizer(predictor, options.localize, size=options.size, share=options.region_share)
+        localizer = Localizer(predictor, options.localize, size=options.size, fraction=options.region_fraction)
         followers.append(LocalizeFollower(options.out, localizer))
     if options.track:
         if predictor.config["task"] != "detection":

@@ -1,4 +1,4 @@
-"""Results drawn on pictures: boxes, and a line of words under the picture."""
+"""Results drawn on images: boxes, and a line of words under the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
 
 def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> Image.Image:
-    """A picture with marks in it, and words under it."""
+    """An image with marks in it, and words under it."""
     image = Image.fromarray(pixels_HW3)
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(11, min(image.size) // 24))
@@ -45,7 +45,7 @@ def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> I
     return page
 
 
-def marks_of(record: dict[str, Any], *, least_score: float = 0.0) -> list[Mark]:
+def marks_of(record: dict[str, Any], *, min_score: float = 0.0) -> list[Mark]:
     """The boxes of a detector's record, or the regions of a localization, of at least a score (to two places)."""
     if record.get("regions") is not None:
         found = [(region["box"], record["localized"], region["score"]) for region in record["regions"]]
@@ -53,7 +53,7 @@ def marks_of(record: dict[str, Any], *, least_score: float = 0.0) -> list[Mark]:
         found = list(zip(record["boxes"], record["labels"], record["scores"], strict=True))
     else:
         return []
-    return [Mark(box, name, f"{score:.2f}") for box, name, score in found if round(score, 2) >= least_score]
+    return [Mark(box, name, f"{score:.2f}") for box, name, score in found if round(score, 2) >= min_score]
 
 
 def words_of(record: dict[str, Any]) -> str:
@@ -64,7 +64,7 @@ def words_of(record: dict[str, Any]) -> str:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """A picture as JPEG."""
+    """An image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

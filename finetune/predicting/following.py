@@ -1,4 +1,4 @@
-"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn pictures and films."""
+"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn images and videos."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from cluster import storage
 from finetune.predicting import drawing
 from finetune.predicting.alarms import Alarms, Event, Rule, event_record
-from finetune.predicting.films import FilmWriter
 from finetune.predicting.localizing import Localizer, fields_of, heat_png
 from finetune.predicting.sources import Clip, Item, frame_rate
 from finetune.predicting.tracking import Tracker, mot_lines
+from finetune.predicting.videos import VideoWriter
 from pretrain.data.images.heat_maps import overlay
 
 DEFAULT_FPS = 25.0
@@ -35,7 +35,7 @@ class Follower(Protocol):
 
 
 def stem_of(source: str, index: int | None = None) -> str:
-    """A file name for what comes of a picture, whatever its own name holds."""
+    """A file name for what comes of an image, whatever its own name holds."""
     name = source.rstrip("/").rpartition("/")[2]
     stem = re.sub(r"[^\w.-]+", "_", name.rpartition(".")[0] or name)[-60:]
     return stem if index is None else f"{index:06d}-{stem}"
@@ -51,7 +51,7 @@ class AlarmFollower:
         self.num_frames, self.events = 0, 0
 
     def begin(self, clip: Clip) -> None:
-        """A film or folder begins: events do not reach over its borders."""
+        """A video or folder begins: events do not reach over its borders."""
         self._alarms = [Alarms(rule, gap_seconds=self._gap) for rule in self._rules]
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class AlarmFollower:
         self.see(record)
 
     def see(self, record: dict[str, Any]) -> None:
-        """Looks at the record of a frame; the picture is not needed."""
+        """Looks at the record of a frame; the image is not needed."""
         for alarms in self._alarms:
             alarm, event = alarms.look(record)
             self._add(event)
@@ -81,7 +81,7 @@ class AlarmFollower:
 
 
 class LocalizeFollower:
-    """Adds where a class is seen to each record, and writes the heat map and the map over the picture."""
+    """Adds where a class is seen to each record, and writes the heat map and the map over the image."""
 
     def __init__(self, out: str, localizer: Localizer) -> None:
         self._out, self._localizer = out, localizer
@@ -98,8 +98,8 @@ class LocalizeFollower:
         record |= fields_of(localization)
         name = stem_of(item.source, item.index)
         storage.write_bytes(storage.join(self._out, "maps", f"{name}.png"), heat_png(localization.heat_HW))
-        picture = drawing.draw(overlay(pixels, localization.heat_HW), drawing.marks_of(record))
-        storage.write_bytes(storage.join(self._out, "maps", f"{name}.jpg"), drawing.jpeg(picture))
+        image = drawing.draw(overlay(pixels, localization.heat_HW), drawing.marks_of(record))
+        storage.write_bytes(storage.join(self._out, "maps", f"{name}.jpg"), drawing.jpeg(image))
 
     def end(self) -> None:
         """Nothing is left to do."""
@@ -122,8 +122,8 @@ class TrackFollower:
         self._tracker = Tracker(self.labels, frame_rate=rate, min_score=self.min_score)
         self._name, self._lines, self._seen = stem_of(clip.name), [], set[int]()
         self._folder = tempfile.TemporaryDirectory(prefix="fovea-tracks-")
-        self._film = Path(self._folder.name) / "film.mp4"
-        self._writer = FilmWriter(self._film, frame_rate=rate)
+        self._video = Path(self._folder.name) / "video.mp4"
+        self._writer = VideoWriter(self._video, frame_rate=rate)
         self._writer.__enter__()
         self._frame = 0
 
@@ -140,18 +140,18 @@ class TrackFollower:
             self._writer.write(np.asarray(drawing.draw(item.pixels(), marks)))
 
     def end(self) -> None:
-        """Writes the clip's tracks and film."""
+        """Writes the clip's tracks and video."""
         self._writer.__exit__(None, None, None)
         text = "".join(self._lines)
         storage.write_bytes(storage.join(self.out, "tracks", f"{self._name}.txt"), text.encode())
-        if self._film.exists():
-            storage.upload(self._film, storage.join(self.out, "tracks", f"{self._name}.mp4"))
+        if self._video.exists():
+            storage.upload(self._video, storage.join(self.out, "tracks", f"{self._name}.mp4"))
         self._folder.cleanup()
         self.tracks += len(self._seen)
 
 
 class DrawFollower:
-    """Writes each picture with what the model says of it to drawn/."""
+    """Writes each image with its prediction drawn in to drawn/."""
 
     def __init__(self, out: str) -> None:
         self._out = out
@@ -160,13 +160,13 @@ class DrawFollower:
         """Nothing to prepare."""
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
-        """Draws a picture."""
+        """Draws an image."""
         if record["error"] is not None:
             return
-        marks = drawing.marks_of(record, least_score=SHOWN_SCORE)
-        picture = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
+        marks = drawing.marks_of(record, min_score=SHOWN_SCORE)
+        image = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
         url = storage.join(self._out, "drawn", f"{stem_of(item.source, item.index)}.jpg")
-        storage.write_bytes(url, drawing.jpeg(picture))
+        storage.write_bytes(url, drawing.jpeg(image))
 
     def end(self) -> None:
         """Nothing is left to do."""

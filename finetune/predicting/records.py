@@ -112,19 +112,19 @@ def records_in(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-PLACE = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
+ORIGIN = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
 
 
 class RecordWriter:
     """Writes OUT/predictions.jsonl and OUT/predictions.parquet. Use as a context manager; OUT may be any fsspec URL.
 
-    A record has `source`, `index`, `seconds`, `error` (of a picture that cannot be decoded) and the result's own fields.
+    A record has `source`, `index`, `seconds`, `error` (of an image that cannot be decoded) and the result's own fields.
     Both files appear when all is written.
     """
 
     def __init__(self, out: str, result_type: type, more: pa.Schema | None = None) -> None:
         self._out = out
-        self.schema = pa.schema([*PLACE, *arrow_schema(result_type), *(more or [])])
+        self.schema = pa.schema([*ORIGIN, *arrow_schema(result_type), *(more or [])])
         self._rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:

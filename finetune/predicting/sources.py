@@ -1,4 +1,4 @@
-"""Pictures to judge, one after the other: image files, folders, globs, Parquet shards, and the frames of films."""
+"""Images to predict for, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster import storage
 from cluster.errors import UserError
-from finetune.pictures import encoded, pixels_of
+from finetune.image_inputs import encoded, pixels_of
 from pretrain.data.images.decode import animation, num_frames
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
@@ -23,13 +23,13 @@ ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng", ".avif")
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to judge.
+    """An image to predict for.
 
     Attributes:
         source: the file it comes from.
-        index: its number in the input: of an image among the images, the frame of a film or an animated image, the row of the
+        index: its number in the input: of an image among the images, the frame of a video or an animated image, the row of the
             data set.
-        seconds: since the film's start; None where there is no time.
+        seconds: since the video's start; None where there is no time.
         data: an encoded image, or the pixels uint8 [H, W, 3] of a frame; None where a row holds no image.
     """
 
@@ -49,13 +49,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures that belong together: a film, a data set, or the images that an input names, in order.
+    """Images that belong together: a video, a data set, or the images that an input names, in order.
 
     Attributes:
         name: of the input.
         kind: `images`, `animation`, `parquet` or `video`.
         urls: of its files.
-        num_items: of its pictures, where that is known beforehand.
+        num_items: of its images, where that is known beforehand.
         animated: how many images of which only the first frame was taken, in a list of one.
     """
 
@@ -66,9 +66,9 @@ class Clip:
     animated: list[int] = field(default_factory=lambda: [0], compare=False)
 
     def items(self, *, image_column: str = "image", fps: float | None = None, every: int = 1) -> Iterator[Item]:
-        """Its pictures in order, every so many of them.
+        """Its images in order, every so many of them.
 
-        `fps` gives images a time. Raises UserError for a film that cannot be opened; a damaged end of one is left out.
+        `fps` gives images a time. Raises UserError for a video that cannot be opened; a damaged end of one is left out.
         """
         if self.kind == "images":
             for index, url in enumerate(self.urls[::every]):
@@ -93,20 +93,20 @@ class Clip:
         for rows in read_in_sequence(shards):
             for row_id, image in zip(rows.row_ids, rows.images, strict=True):
                 if row_id % every == 0:
-                    yield Item(shards.place(row_id).file, row_id, None, image)
+                    yield Item(shards.location(row_id).file, row_id, None, image)
 
 
 def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bool = False) -> list[Clip]:
     """What the inputs name: files, folders, globs, data sets, in any store. With `frames` each animated image is a clip.
 
-    Raises UserError for an input that names no picture.
+    Raises UserError for an input that names no image.
     """
     clips: list[Clip] = []
     for given in inputs:
         files = [file.url for file in storage.find_files(given, "")]
         images = tuple(url for url in files if url.lower().endswith(IMAGE_SUFFIXES))
         shards = tuple(url for url in files if url.lower().endswith(PARQUET))
-        films = [url for url in files if url.lower().endswith(VIDEO_SUFFIXES)]
+        videos = [url for url in files if url.lower().endswith(VIDEO_SUFFIXES)]
         moving = {url: num for url in images if frames and (num := _num_animated(url)) > 1}
         images = tuple(url for url in images if url not in moving)
         clips.extend(Clip(url, "animation", (url,), num) for url, num in moving.items())
@@ -115,8 +115,8 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bo
         if shards:
             manifest = load_manifest(list(shards), columns=[image_column], image_column=image_column)
             clips.append(Clip(given, "parquet", shards, manifest.num_rows))
-        clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in films)
-        if not (images or shards or films or moving):
+        clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in videos)
+        if not (images or shards or videos or moving):
             if not files:
                 raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or videos")
             raise UserError(
@@ -137,46 +137,46 @@ def load_av() -> Any:
         import av
     except ImportError as error:
         raise UserError("videos need the package av: pip install 'fovea[video]'") from error
-    av.logging.set_level(av.logging.PANIC)  # what is wrong with a film is said by us
+    av.logging.set_level(av.logging.PANIC)  # what is wrong with a video is said by us
     return av
 
 
-def open_film(url: str) -> Any:
-    """A film as PyAV opens it. Raises UserError for what is none."""
+def open_video(url: str) -> Any:
+    """A video as PyAV opens it. Raises UserError for what is none."""
     av = load_av()
     try:
         container = av.open(storage.local_path(url) if storage.is_local(url) else io.BytesIO(storage.read_bytes(url)))
         if not container.streams.video:
             raise UserError(f"{url} holds no video stream")
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{url} is no video that can be read: {error}") from error
+        raise UserError(f"{url} cannot be read as a video: {error}") from error
     return container
 
 
 def _num_frames(url: str) -> int | None:
-    with open_film(url) as container:
+    with open_video(url) as container:
         return int(container.streams.video[0].frames) or None
 
 
 def frame_rate(url: str) -> float:
-    """Frames of a film a second; 25 where it does not say."""
-    with open_film(url) as container:
+    """Frames of a video a second; 25 where it does not say."""
+    with open_video(url) as container:
         rate = container.streams.video[0].average_rate
     return float(rate) if rate else 25.0
 
 
 def _frames(url: str, every: int) -> Iterator[Item]:
     av = load_av()
-    with open_film(url) as container:
+    with open_video(url) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
             for index, frame in enumerate(container.decode(stream)):
                 if index % every == 0:
                     seconds = float(frame.time) if frame.time is not None else None
-                    # a phone that is held upright films lying down and says so
+                    # a phone that is held upright records lying down and says so
                     turns = round(getattr(frame, "rotation", 0) / 90) % 4
                     pixels_HW3 = frame.to_ndarray(format="rgb24")
                     yield Item(url, index, seconds, np.ascontiguousarray(np.rot90(pixels_HW3, turns)))
-        except av.FFmpegError:  # a film that was cut off: what came before counts
+        except av.FFmpegError:  # a video that was cut off: what came before counts
             return

@@ -1,4 +1,4 @@
-"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that judge, or here.
+"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that predict, or here.
 
 OUT/parts holds a Parquet file for some hundred rows each; OUT/predictions.jsonl is written from them when all are there, with
 the same records as `predict` writes in one process.
@@ -26,7 +26,7 @@ from finetune.predicting.following import AlarmFollower
 from finetune.predicting.records import PREDICTIONS, arrow_schema, record_of, records_in, table_of
 from finetune.predicting.sources import Clip
 from finetune.tasks.base import Predictor
-from pretrain.data.reading.decoded import PLACE, DecodedRows, geometry_of, pixels_of, units_of
+from pretrain.data.reading.decoded import LOCATION, DecodedRows, geometry_of, pixels_of, units_of
 from pretrain.data.reading.manifest import Manifest, load_manifest
 
 # fewer than for embedding: Ray's private object store takes a few tables of canvases of 640 pixels
@@ -35,8 +35,8 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Judging:
-    """Judges decoded images; sent to each process that computes, where calling it loads the model."""
+class Predicting:
+    """Predicts for decoded images; sent to each process that computes, where calling it loads the model."""
 
     model_url: str
     num_threads: int = 0  # 0: as many as torch takes
@@ -56,11 +56,11 @@ class Judging:
                 some = slice(start, start + AT_ONCE)
                 part = None if geometry is None else geometry[:, some]
                 records.extend(map(record_of, predictor.results([pixels[some].copy()], part)))
-            judged = table_of(records, schema)
-            places = table.select(list(PLACE))
-            for name in judged.column_names:
-                places = places.append_column(judged.schema.field(name), judged[name])
-            return places.replace_schema_metadata(table.schema.metadata)
+            predicted = table_of(records, schema)
+            locations = table.select(list(LOCATION))
+            for name in predicted.column_names:
+                locations = locations.append_column(predicted.schema.field(name), predicted[name])
+            return locations.replace_schema_metadata(table.schema.metadata)
 
         return compute
 
@@ -68,7 +68,7 @@ class Judging:
 def job_of(
     predictor: Predictor, model_url: str, clips: Sequence[Clip], out: str, machines: Machines, *, image_column: str
 ) -> tuple[BatchJob, Manifest]:
-    """The job that judges the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
+    """The job that predicts for the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
             f"--workers predicts for Parquet shards alone, and {others[0]} is none; pack it with "
@@ -86,7 +86,7 @@ def job_of(
             decode_threads=max(1, int(machines.cpus_per_reader if machines.workers else torch.get_num_threads())),
             rows_per_part=ROWS_PER_PART,
         ),
-        compute=Judging(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
+        compute=Predicting(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
         out=storage.join(out, "parts"),
         identity={
             "job": "predict",
@@ -145,7 +145,7 @@ def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[
         rows = [(row, None) for row in records_in(table)] + [(note, note["reason"]) for note in notes]
         found = []
         for row, reason in rows:
-            url, group, number = (row.pop(name) for name in PLACE)
+            url, group, number = (row.pop(name) for name in LOCATION)
             row.pop("reason", None)
             index = starts[url, group] + number
             found.append({"source": url, "index": index, "seconds": None, "error": reason, **row})

@@ -1,4 +1,4 @@
-"""Detections linked over the frames of a film, by ByteTrack (https://arxiv.org/abs/2110.06864) of Roboflow's `trackers`."""
+"""Detections linked over the frames of a video, by ByteTrack (https://arxiv.org/abs/2110.06864) of Roboflow's `trackers`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tracked:
 
 
 class Tracker:
-    """Links the boxes of one film, frame after frame.
+    """Links the boxes of one video, frame after frame.
 
     Args:
         labels: names of all classes.
@@ -53,7 +53,7 @@ class Tracker:
         self._detections: Any = supervision.Detections
         self._tracker: Any = trackers.ByteTrackTracker(
             frame_rate=frame_rate,
-            # the library counts its patience in frames of a film of 30 a second, and scales it
+            # the library counts its patience in frames of a video of 30 a second, and scales it
             lost_track_buffer=max(1, round(30 * patience_seconds)),
             track_activation_threshold=min_score,
             high_conf_det_threshold=min_score,

@@ -23,21 +23,21 @@ Z95 = 1.96  # standard errors to either side that hold 95 % of a normal distribu
 
 @dataclass(frozen=True)
 class Score:
-    """A number that a model is judged by. `is_share`: between 0 and 1, shown in percent."""
+    """A metric of a model. `is_fraction`: between 0 and 1, shown in percent."""
 
     name: str
     title: str
     note: str = ""
-    is_share: bool = True
+    is_fraction: bool = True
 
     def text(self, value: float | None) -> str:
         """The number for people."""
-        return percent(value) if self.is_share else short(value)
+        return percent(value) if self.is_fraction else short(value)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures are made of: the finished model, and a sample of the data that it is judged by."""
+    """What the sections with images are made of: the finished model, and a sample of the data that it is evaluated on."""
 
     run: RunRecord
     predictor: Predictor
@@ -46,11 +46,11 @@ class Material:
 
 
 class TaskReport(ABC):
-    """What a task says of its runs.
+    """What a task says about its runs.
 
     Attributes:
         noun: what its model is called.
-        scores: the numbers that it is judged by, the deciding one first.
+        scores: its metrics, the deciding one first.
     """
 
     noun: str
@@ -61,7 +61,7 @@ class TaskReport(ABC):
         return self
 
     @abstractmethod
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """The verdict on a finished run; `others` are the rows of comparison.json but its own."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class TaskReport(ABC):
         """Sections that result.json alone is enough for."""
 
     @abstractmethod
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """(id, title, function that makes the section) of what needs the model and images."""
 
     def labels(self, material: Material) -> list[str] | None:
@@ -97,7 +97,7 @@ def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in others if row.get("name") == RANDOM_WEIGHTS and row.get("metrics")), None)
 
 
-def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, least: float) -> float:
+def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, min_noise: float) -> float:
     """Half the 95 % interval of the difference of a number of two results, taken as independent: images of one set make both
     harder or easier, so the true one is rather smaller.
 
@@ -105,8 +105,8 @@ def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, lea
     """
     errors = [(of.get("standard_errors") or {}).get(name) for of in (run, other)]
     if None in errors:
-        return least
-    return max(least, Z95 * math.hypot(*map(float, errors)))  # type: ignore[arg-type]
+        return min_noise
+    return max(min_noise, Z95 * math.hypot(*map(float, errors)))  # type: ignore[arg-type]
 
 
 def standing(value: float, other: float, noise: float) -> str:
@@ -124,15 +124,15 @@ def worth_of_pretraining(
     Args:
         value, other: of the model and of the same network from random weights.
         noise: half the 95 % interval of their difference.
-        num: images that they were judged by.
-        unit: what is counted; None for shares of one.
+        num: images that they were evaluated on.
+        unit: what is counted; None for fractions of one.
     """
     show = percent if unit is None else short
     size = points(abs(value - other)).lstrip("+") if unit is None else f"{short(abs(value - other))} in {unit}"
     reached = f"the same network from random weights reaches {show(other)}"
     stands = standing(value, other, noise)
     if stands == AHEAD:
-        return f"Pretraining is worth {'+' if unit is None else ''}{size}: {reached}.", "good"
+        return f"Pretraining gains {'+' if unit is None else ''}{size}: {reached}.", "good"
     if stands == BEHIND:
         return f"Pretraining did not help here: {reached}, which is {size} better.", "warn"
     reach = f"{100 * noise:.1f}" if unit is None else short(noise, 2)

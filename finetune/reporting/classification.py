@@ -16,10 +16,10 @@ from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
-MOST_MISTAKES, MOST_RIGHT = 12, 6
+MAX_MISTAKES, MAX_RIGHT = 12, 6
 
 
 class ClassificationReport(TaskReport):
@@ -28,21 +28,21 @@ class ClassificationReport(TaskReport):
     noun = "classifier"
     scores = (
         Score("accuracy", "Accuracy", "right class first"),
-        Score("top5_accuracy", "Top-5 accuracy", "right class among five"),
+        Score("top5_accuracy", "Top-5 accuracy", "right class among the top five"),
         Score("mean_average_precision", "Mean average precision", "how well each class is ranked"),
         Score("macro_f1", "Macro F1", "mean over classes"),
         Score("micro_f1", "Micro F1", "over all answers"),
-        Score("calibration_error", "Calibration error", "0: as sure as right"),
+        Score("calibration_error", "Calibration error", "0: exactly as confident as accurate"),
     )
 
     def of(self, run: RunRecord) -> TaskReport:
         """That of images with several classes, where these have some."""
         return SeveralClassesReport() if "mean_average_precision" in run.metrics else self
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
         if "mean_average_precision" in run.metrics:
-            return self._judge_labels(run, others)
+            return self._verdict_on_labels(run, others)
         accuracy, num = run.metrics["accuracy"], int(run.result.get("validation_images") or 0)
         matrix = np.array(run.result.get("confusion_matrix") or [[0]])
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
@@ -61,13 +61,13 @@ class ClassificationReport(TaskReport):
         second, second_tone = worth_of_pretraining(accuracy, other, noise, num=num)
         return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
-    def _judge_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def _verdict_on_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Several classes an image: how well they are ranked beside a ranking by chance, and beside random weights."""
         score, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
-        shares = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
-        chance, reach = sum(shares) / max(1, len(shares)), margin(score, num)
+        fractions = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
+        chance, reach = sum(fractions) / max(1, len(fractions)), margin(score, num)
         first = (
-            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(shares)} "
+            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(fractions)} "
             f"classes and {num:,} validation images, where chance gets {percent(chance)}."
         )
         tone = "good" if score - reach > chance else "warn"
@@ -91,7 +91,7 @@ class ClassificationReport(TaskReport):
         )
 
     def numbers(self, run: RunRecord) -> list[Section]:
-        """What is taken for what (where an image shows one class), and precision and recall of each class."""
+        """Which classes are confused (where an image shows one class), and precision and recall of each class."""
         matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
         per_class = run.result.get("per_class") or []
         sections = [confusion_section(np.array(matrix), names)] if matrix and names else []
@@ -111,7 +111,7 @@ class ClassificationReport(TaskReport):
         lists = values if predictor.multi_label else [[value] for value in values]
         return [[names.get(value, str(value)) for value in of_image] for of_image in lists]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """The surest mistakes, and some that are right."""
         return [("predictions", "Predictions", partial(self._predictions, material))]
 
@@ -128,7 +128,7 @@ class ClassificationReport(TaskReport):
         wrong = [index for index in range(len(sample)) if said[index] != true[index]]
         right = [index for index in range(len(sample)) if said[index] == true[index]]
         wrong.sort(key=lambda index: -sure[index])
-        some = right[:: max(1, len(right) // MOST_RIGHT)][:MOST_RIGHT]
+        some = right[:: max(1, len(right) // MAX_RIGHT)][:MAX_RIGHT]
         cards = [
             {
                 "url": data_url(sample.tiles[index]),
@@ -137,10 +137,10 @@ class ClassificationReport(TaskReport):
                 "right": said[index] == true[index],
                 "sure": round(100 * float(sure[index])),
             }
-            for index in [*wrong[:MOST_MISTAKES], *some]
+            for index in [*wrong[:MAX_MISTAKES], *some]
         ]
         lead = (
-            f"Of {len(sample):,} validation images that were looked at for this page, {len(right):,} are right. First the "
-            "mistakes that it was surest of: many are worth a look at the label. Then some that are right."
+            f"Of {len(sample):,} validation images sampled for this page, {len(right):,} are right. "
+            "The most confident mistakes come first: check their labels, too. Then come some correct predictions."
         )
         return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)

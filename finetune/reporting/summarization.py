@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-from finetune.pictures import encoded
+from finetune.image_inputs import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
@@ -16,13 +16,13 @@ from pretrain.data.reading.loader import filled
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES, LONGEST, MOST_KEYWORDS, MOST_REFERENCES, MOST_CHARACTERS = 12, 260, 4, 5, 300
-LEAST_CIDER = 0.1  # below this sentences say nothing of their images
-LEAST_NOISE = 0.02  # differences below this are none, however many images there are
+NUM_IMAGES, LONGEST, MAX_KEYWORDS, MAX_REFERENCES, MAX_CHARACTERS = 12, 260, 4, 5, 300
+MIN_CIDER = 0.1  # below this sentences say nothing of their images
+MIN_NOISE = 0.02  # differences below this are none, however many images there are
 
 
 class SummarizationReport(TaskReport):
@@ -30,14 +30,14 @@ class SummarizationReport(TaskReport):
 
     noun = "summarizer"
     scores = (
-        Score("cider_d", "CIDEr-D", "of 10; sentences", is_share=False),
+        Score("cider_d", "CIDEr-D", "of 10; sentences", is_fraction=False),
         Score("keyword_map", "Keyword mAP", "ranking of keywords"),
         Score("bleu_4", "BLEU-4", "runs of four words"),
         Score("rouge_l", "ROUGE-L", "longest common run"),
         Score("keyword_f1", "Keyword F1"),
     )
 
-    def judge(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
+    def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """CIDEr-D and keywords, beside random weights."""
         metrics, result = run.metrics, run.result
         cider = metrics["cider_d"]
@@ -46,13 +46,13 @@ class SummarizationReport(TaskReport):
             f"The summarizer's sentences reach a CIDEr-D of {short(cider)} (of 10) against {captions:,} captions of {images:,} "
             f"validation images, and its keywords a mean average precision of {percent(metrics.get('keyword_map'))}."
         )
-        word, tone = ("finished", "good") if cider >= LEAST_CIDER else ("finished, says little", "warn")
+        word, tone = ("finished", "good") if cider >= MIN_CIDER else ("finished, says little", "warn")
         baseline = random_row(others)
         if baseline is None:
             second = f"BLEU-4 is {percent(metrics.get('bleu_4'))} and ROUGE-L {percent(metrics.get('rouge_l'))}."
             return Verdict(word, tone, first, second)
         other = float(baseline["metrics"]["cider_d"])
-        noise = noise_of("cider_d", result, baseline, least=LEAST_NOISE)
+        noise = noise_of("cider_d", result, baseline, min_noise=MIN_NOISE)
         second, second_tone = worth_of_pretraining(cider, other, noise, num=images, unit="CIDEr-D")
         return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
@@ -62,22 +62,20 @@ class SummarizationReport(TaskReport):
         if not rows:
             return []
         rows.sort(key=lambda row: (-row["images"], row["keyword"]))
-        lead = (
-            f"How well images with a keyword are ranked before those without; the {min(40, len(rows))} most frequent."
-        )
+        lead = f"How well images with a keyword are ranked above those without; the {min(40, len(rows))} most frequent."
         body = Templates(PACKAGE).render("keywords.html", rows=rows[:40])
         return [Section("keywords", "Keywords", body, lead)]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Sentences beside references, with the map of each keyword."""
         return [("predictions", "Sentences", partial(self._predictions, material))]
 
     def _predictions(self, material: Material) -> Section:
         predictor = cast(ImageSummarizer, material.predictor)
-        rows = material.sample.first[:NUM_PICTURES]
+        rows = material.sample.first[:NUM_IMAGES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright places are where it looked for a keyword."
+        lead = "What the model writes, and what people wrote. Bright areas show where it looked for a keyword."
         return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
 
 
@@ -95,13 +93,13 @@ def _card(row: Row, summary: Summary, predictor: ImageSummarizer) -> dict[str, A
     return {
         "url": data_url(pixels_HW3, longest=LONGEST),
         "sentence": summary.sentence,
-        "references": [text[:MOST_CHARACTERS] for text in captions[:MOST_REFERENCES]],
+        "references": [text[:MAX_CHARACTERS] for text in captions[:MAX_REFERENCES]],
         "keywords": [
             {
                 "text": keyword.text,
                 "score": f"{100 * keyword.score:.0f} %",
                 "url": data_url(overlay(seen, keyword.map_HW), longest=130),
             }
-            for keyword in summary.keywords[:MOST_KEYWORDS]
+            for keyword in summary.keywords[:MAX_KEYWORDS]
         ],
     }

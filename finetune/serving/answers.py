@@ -40,7 +40,7 @@ class Health(BaseModel):
 
 def answer_type(result_type: type) -> type[BaseModel]:
     """The type of an answer: `records`, in the order of the images, of a task's results."""
-    place: dict[str, Any] = {
+    origin: dict[str, Any] = {
         "source": (str, Field(description="name of the image's file or field; `body` of a body that is the image")),
         "index": (int, Field(description="number of the image in the request")),
         "seconds": (float | None, None),
@@ -48,7 +48,7 @@ def answer_type(result_type: type) -> type[BaseModel]:
     }
     # one that cannot be used has none of the result's fields
     result = {name: (kind | None, None) for name, kind in _fields(result_type).items()}
-    fields: dict[str, Any] = place | result
+    fields: dict[str, Any] = origin | result
     record: Any = create_model("Record", **fields)
     answer: type[BaseModel] = create_model("Answer", records=(list[record], ...))
     return answer

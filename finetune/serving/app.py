@@ -34,7 +34,7 @@ from finetune.serving.multipart import files_of
 from finetune.serving.settings import ServeSettings
 
 MEGA = 1_000_000
-LARGEST_BATCH = "x-batch-size"  # header: images in the largest batch that a request's images were judged in
+LARGEST_BATCH = "x-batch-size"  # header: images in the largest batch that a request's images were in
 BODIES = {
     "image/*": {"schema": {"type": "string", "format": "binary"}},
     "multipart/form-data": {
@@ -61,14 +61,14 @@ class Refused(Exception):
 class Room:
     """Requests in hand, and the bytes that they may take: more than this are refused, so that memory stays bounded."""
 
-    def __init__(self, requests: int, size: float) -> None:
-        self._most, self._size = requests, size
+    def __init__(self, max_requests: int, max_bytes: float) -> None:
+        self._max_requests, self._max_bytes = max_requests, max_bytes
         self._requests, self._taken = 0, 0.0
 
     @contextmanager
     def taken(self, size: float) -> Iterator[None]:
-        """Takes a request's place. Raises Refused where there is none."""
-        if self._requests >= self._most or (self._requests and self._taken + size > self._size):
+        """Takes what a request needs. Raises Refused where there is not so much."""
+        if self._requests >= self._max_requests or (self._requests and self._taken + size > self._max_bytes):
             raise Refused(503, f"{self._requests} requests are in hand already; come again in a second")
         self._requests, self._taken = self._requests + 1, self._taken + size
         try:
@@ -195,16 +195,16 @@ async def read_body(request: Request, limit: float, megabytes: float) -> bytes:
     return bytes(body)
 
 
-def images_of(content_type: str, body: bytes, most: int) -> list[Item]:
+def images_of(content_type: str, body: bytes, max_images: int) -> list[Item]:
     """The images of a request. Raises Refused."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         try:
-            files = files_of(content_type, body, most=most)
+            files = files_of(content_type, body, max_files=max_images)
         except ValueError as error:
             raise Refused(400, str(error)) from None
-        if len(files) > most:
-            raise Refused(413, f"more than {most} images; send them in several requests")
+        if len(files) > max_images:
+            raise Refused(413, f"more than {max_images} images; send them in several requests")
         items = [Item(file.name, index, None, file.data) for index, file in enumerate(files)]
     elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
         items = [Item("body", 0, None, body)] if body else []

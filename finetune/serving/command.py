@@ -56,13 +56,13 @@ def serve(model_url: str, settings: ServeSettings) -> None:
     except ImportError as error:
         raise UserError(f"serving needs Ray Serve: pip install 'fovea[serve]' ({error})") from error
     from finetune.model import load_model
-    from finetune.serving.judge import Judge, with_threshold
+    from finetune.serving.served_model import ServedModel, with_threshold
 
     token, made = token_of(settings)
     with bound(settings.host, settings.port) as listener:
         # what is wrong with a model is said here, and not by a replica
         predictor = with_threshold(load_model(model_url), settings.threshold)
-        judge = Judge(
+        model = ServedModel(
             storage.absolute(model_url),
             int(settings.max_megapixels * MEGA),
             settings.cpus_per_replica or 0,
@@ -70,7 +70,7 @@ def serve(model_url: str, settings: ServeSettings) -> None:
             settings.top_k,
         )
         service = Service(
-            judge,
+            model,
             settings.replicas,
             settings.cpus_per_replica,
             settings.gpus_per_replica,

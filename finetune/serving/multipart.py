@@ -14,8 +14,8 @@ class File(NamedTuple):
     data: bytes
 
 
-def files_of(content_type: str, body: bytes, *, most: int) -> list[File]:
-    """The parts of a body, in order; a part more than `most` where there are more, unread.
+def files_of(content_type: str, body: bytes, *, max_files: int) -> list[File]:
+    """The parts of a body, in order; one more than `max_files` where there are more, unread.
 
     Raises ValueError, with a reason in a line, for what is not multipart/form-data.
     """
@@ -23,18 +23,18 @@ def files_of(content_type: str, body: bytes, *, most: int) -> list[File]:
     if not isinstance(boundary, str) or not 0 < len(boundary) <= 70 or not boundary.isascii():
         raise ValueError("multipart/form-data without a boundary of at most 70 characters")
     # a boundary stands at the start of a line, whose end belongs to it
-    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), most + 2)
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("ascii"), max_files + 2)
     if not parts:
         raise ValueError("the boundary of multipart/form-data does not occur in the body")
     files: list[File] = []
-    for part in parts[: most + 1]:
+    for part in parts[: max_files + 1]:
         if part.startswith(b"--"):  # the last boundary
             return files
         head, blank, data = part.partition(b"\r\n\r\n")
         if not blank:
             raise ValueError("a part of multipart/form-data is cut off")
         files.append(File(_name(head), data))
-    if len(files) <= most:
+    if len(files) <= max_files:
         raise ValueError("multipart/form-data is cut off: its last boundary is missing")
     return files
 

@@ -28,7 +28,7 @@ class ServeSettings:
         None, minimum=0, maximum=1, help="GPUs of each, 0 or 1; null: 1 where there is one"
     )
     address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")
-    batch_size: int = setting(32, minimum=1, help="images that are judged at once, at most")
+    batch_size: int = setting(32, minimum=1, help="images in a batch, at most")
     batch_wait_seconds: float = setting(
         0.005, minimum=0, maximum=10, help="how long a batch that is not full waits for more images"
     )

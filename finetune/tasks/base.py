@@ -2,7 +2,8 @@
 
 - `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives while training.
 - `TaskModel` is the network: `forward(inputs) -> StepOutput`.
-- `Predictor` is a finished model with all it needs to judge pictures and whole data sets; it is made of a model folder alone.
+- `Predictor` is a finished model with all it needs to predict for images and evaluate whole data sets; it is made of a model
+  folder alone.
 
 `config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds (class names,
 keywords, the arguments of its head). `Task.new_model(encoder, config)` makes the same network while training and when a folder
@@ -24,10 +25,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError
 from cluster.secrets import masked_url
-from cluster.training.place import Place
-from finetune.pictures import Picture, encoded, listed, name_of
+from cluster.training.rank_context import RankContext
+from finetune.image_inputs import ImageInput, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
-from pretrain.data.reading.choosing import rows_of_each_class, share_of_rows
+from pretrain.data.reading.choosing import fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
@@ -41,9 +42,9 @@ from pretrain.training.contract import StepOutput, Trainable
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports, `calibrated` what was
-    fitted to it and replaces these keys of the model's config."""
+class Evaluation:
+    """What evaluating a model on a data set gives: `metrics` are numbers, `details` JSON for result.json and reports,
+    `calibrated` what was fitted to it and replaces these keys of the model's config."""
 
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class TaskModel(Trainable):
         return self.mode == "linear"
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen encoder stays as it is judged, and with `lora` so do its batch norms: their statistics are
+        """Training mode; a frozen encoder stays as it is evaluated, and with `lora` so do its batch norms: their statistics are
         not kept with the adapters."""
         super().train(mode)
         if self.frozen:
@@ -89,7 +90,7 @@ class TaskModel(Trainable):
 
 
 class Predictor(ABC):
-    """A model with all it needs to judge pictures. Made by `finetune.model.load_model`.
+    """A model with all it needs to predict for images. Made by `finetune.model.load_model`.
 
     `result_type` is the dataclass of what `results` gives.
     """
@@ -108,32 +109,32 @@ class Predictor(ABC):
 
     @property
     def columns(self) -> dict[str, str]:
-        """What `judge` reads beside the image -> the column's name."""
+        """What `evaluate` reads beside the image -> the column's name."""
         return dict(self.config["columns"])
 
     def host_transform(self) -> HostTransform:
         """What the host makes of an encoded image: the central square, unless a task needs another."""
-        return CentralCrop(self.config["image_size"], share=self.config["crop_share"], channels=self.channels)
+        return CentralCrop(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
 
     @abstractmethod
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
-        """What the model says of each image of a batch, given what `transform` made of it."""
+        """The predictions for each image of a batch, given what `transform` made of it."""
 
     @abstractmethod
-    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
-        """Judges a whole labelled data set, each image once whatever the number of ranks; the same on every rank.
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
+        """Evaluates on a whole labelled data set, each image once whatever the number of ranks; the same on every rank.
 
         `shards` hold `columns`. Raises UserError when they do not fit the model.
         """
 
-    def batches(self, shards: Shards, place: Place, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
+    def batches(self, shards: Shards, context: RankContext, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
         """What `transform` makes of this rank's share of a data set, each row that can be decoded once."""
         for batch in batches_in_sequence(
             shards,
             self.transform,
             batch_size=batch_size,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=context.rank,
+            world_size=context.world_size,
             decode_threads=decode_threads,
         ):
             if len(batch.row_ids):
@@ -153,16 +154,16 @@ class Predictor(ABC):
         """uint8 [B, C, H, W] -> normalised images on the model's device."""
         return normalised(array, self.device, self.config["mean"], self.config["std"])
 
-    def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Any]:
-        """Judges pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 64) -> list[Any]:
+        """Predicts for images: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
 
-        Raises UserError that names the picture when one cannot be decoded.
+        Raises UserError that names the image when one cannot be decoded.
         """
-        pictures = listed(images)
+        given = listed(images)
         results: list[Any] = []
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            filling, bad = filled(self.transform, [encoded(picture, self.channels) for picture in some])
+        for start in range(0, len(given), batch_size):
+            some = given[start : start + batch_size]
+            filling, bad = filled(self.transform, [encoded(image, self.channels) for image in some])
             for index, reason in bad.items():
                 raise UserError(f"{name_of(some[index], start + index)}: {reason}")
             results.extend(self.results(filling.arrays, filling.geometry_VB5))
@@ -173,8 +174,8 @@ class Task(ABC):
     """A task while its model is trained.
 
     Attributes:
-        best_metric: of `Judgement.metrics`; the model with the best is kept, unless the settings name another.
-        metric_names: of `Judgement.metrics`, where they are known before; empty where they are not.
+        best_metric: of `Evaluation.metrics`; the model with the best is kept, unless the settings name another.
+        metric_names: of `Evaluation.metrics`, where they are known before; empty where they are not.
         predictor: its `Predictor`.
         layer_decay: unless the settings say another; below 1 what is pretrained moves less than what is random would, so a
             comparison is fair to it only where it need not move far.
@@ -200,7 +201,7 @@ class Task(ABC):
 
     @staticmethod
     def usable_rows(columns: Mapping[str, str], manifest: Manifest) -> np.ndarray | None:
-        """int64, sorted: the rows that can be learnt from and judged by; None for all. The others are counted."""
+        """int64, sorted: the rows that can be learnt from and evaluated on; None for all. The others are counted."""
         return None
 
     @classmethod
@@ -221,9 +222,9 @@ class Task(ABC):
         if not cls.has_few_labels(settings):
             return None
         if not settings.labels_per_class:
-            return share_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
+            return fraction_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
         if settings.label_fraction < 1:
-            raise UserError("label_fraction and labels_per_class say two things; give one of them")
+            raise UserError("label_fraction and labels_per_class contradict each other; give only one")
         if classes_N is None:
             raise UserError("labels_per_class needs one class an image; label_fraction works for every task")
         return rows_of_each_class(classes_N, settings.labels_per_class, seed=settings.seed)
@@ -254,12 +255,12 @@ class Task(ABC):
         """`new_model` with what matters for training alone (label smoothing, class weights, ...)."""
         return self.new_model(encoder, config)
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
         """What makes the training images."""
         return Viewer(
             self.views(size),
             seed=settings.seed,
-            device=place.device,
+            device=context.device,
             channels=source.encoder.in_channels,
             mean=source.mean,
             std=source.std,
@@ -278,9 +279,9 @@ def common_config(
         "encoder": source.encoder.spec,
         "encoder_url": masked_url(
             settings.encoder
-        ),  # which whoever loads adapters gives again where a secret was in it
+        ),  # which the user gives again when loading adapters, where a secret was in it
         "image_size": size,
-        "crop_share": settings.crop_share,
+        "crop_fraction": settings.crop_fraction,
         "mean": list(source.mean),
         "std": list(source.std),
         "image_column": settings.data.image_column,

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos my/shards                      class folders give the labels
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
-  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
+  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in small row groups
   python -m pretrain.data views my/shards --recipe dino                   a sheet of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     look = commands.add_parser(
         "check",
-        help="say what is in a data set, and put its row groups right",
+        help="describe a data set, and fix its row groups",
         description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
         "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption\n"
         "are looked at when their types fit, and boxes under any name; name others with the options.",
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--image-root",
         metavar="FOLDER",
-        help="where images lie of which the files hold the paths alone, as data.image_root",
+        help="folder of the images where the files hold only their paths, as data.image_root",
     )
     look.add_argument(
         "--label-column",
@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="with --fix: of images that are equal byte for byte keep the first; what is left out is in DEST/_dropped.jsonl",
+        help="with --fix: keep only the first of images that are equal byte for byte; what is left out is listed in "
+        "DEST/_dropped.jsonl",
     )
     look.set_defaults(handler=_check)
 
@@ -147,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     demo.add_argument("--images", type=int, default=2000, metavar="N", help="how many (default: 2000)")
     demo.add_argument(
-        "--validation", type=float, default=0.2, metavar="SHARE", help="share of them that is held out (default: 0.2)"
+        "--validation",
+        type=float,
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of them that is held out (default: 0.2)",
     )
     demo.add_argument(
         "--unlabelled", type=int, default=0, metavar="N", help="further ones, of the image alone (default: 0)"
@@ -174,7 +179,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checks as the options of the command ask for, and prints; returns the report."""
     from pretrain.data.checking.check import Asked, check, parse_rows
     from pretrain.data.checking.check_report import print_fix, print_report
-    from pretrain.data.packing.regroup import check_places, lies_in, regroup
+    from pretrain.data.packing.regroup import check_locations, lies_in, regroup
     from pretrain.data.reading.image_paths import use_image_root
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates):
@@ -184,9 +189,9 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     num_rows = parse_rows(arguments.rows)
     use_image_root(arguments.image_root)
     if arguments.fix is not None:
-        check_places(arguments.url, arguments.fix)
+        check_locations(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
-            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside of it")
+            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside it")
     asked = Asked(
         tuple(arguments.label_column), arguments.objects_column, arguments.caption_column, arguments.box_format
     )
@@ -262,7 +267,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     written = write_demo(
         arguments.dest,
         num_images=arguments.images,
-        validation_share=arguments.validation,
+        validation_fraction=arguments.validation,
         num_unlabelled=arguments.unlabelled,
         seed=arguments.seed,
     )

@@ -36,7 +36,7 @@ def attention_maps(encoder: Encoder, images_BCHW: Tensor, *, queries: str = "all
     """
     choose("queries", queries, QUERIES)
     maps = {}
-    with judging(encoder):
+    with eval_mode(encoder):
         for name, layer in encoder.look(images_BCHW).items():
             maps[name] = _received(layer, _asking(name, layer, queries))
     return maps
@@ -57,7 +57,7 @@ def attention_rollout(
     Returns None for an encoder without attention.
     """
     choose("queries", queries, QUERIES)
-    with judging(encoder):
+    with eval_mode(encoder):
         layers = encoder.look(images_BCHW)
     if not layers:
         return None
@@ -75,7 +75,7 @@ def attention_rollout(
     assert rolled_BQN is not None
     height, width = next(iter(layers.values())).queries_HW
     asked_BN = rolled_BQN[:, _asking(*last, queries)].mean(1)[:, -height * width :]
-    return _as_shares(asked_BN).unflatten(1, (height, width))
+    return _as_fractions(asked_BN).unflatten(1, (height, width))
 
 
 def _asking(name: str, layer: Attention, queries: str) -> slice:
@@ -90,7 +90,7 @@ def _asking(name: str, layer: Attention, queries: str) -> slice:
 def _received(layer: Attention, asking: slice) -> Tensor:
     """[B, heads, H, W] on the map of queries: the mean over the rows `asking`, without what goes to extra tokens."""
     received_BhQ = _onto_positions(layer, asking)[:, :, :, layer.num_extra :].mean(2)
-    return _as_shares(received_BhQ).unflatten(2, layer.queries_HW)
+    return _as_fractions(received_BhQ).unflatten(2, layer.queries_HW)
 
 
 def _onto_positions(layer: Attention, asking: slice = slice(None)) -> Tensor:
@@ -112,12 +112,12 @@ def _ratio(finer_HW: tuple[int, int], coarser_HW: tuple[int, int]) -> tuple[int,
     return -(-finer_HW[0] // coarser_HW[0]), -(-finer_HW[1] // coarser_HW[1])
 
 
-def _as_shares(weights: Tensor) -> Tensor:
+def _as_fractions(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
 @contextmanager
-def judging(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode for a while: batch norms use their running statistics and keep them, drop path leaves nothing out."""
     was_training = module.training
     module.eval()

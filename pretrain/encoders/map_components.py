@@ -17,7 +17,7 @@ from pretrain.data.reading.feature_statistics import Moments, principal, tensors
 
 @dataclass(frozen=True, eq=False)
 class MapComponents:
-    """Principal components of the places of a map.
+    """Principal components of the positions of a map.
 
     Stored maps are `(map - mean) @ components / scale`: the numbers of all channels together have a deviation of 1, those of
     channel k one of `deviations[k] / scale`.
@@ -27,7 +27,7 @@ class MapComponents:
         components_CK: float32, orthonormal columns, the one with the largest variance first.
         deviations_K: float32, along them.
         scale: of what is stored.
-        explained: share of the maps' variance that the components keep.
+        explained: fraction of the maps' variance that the components keep.
     """
 
     mean_C: np.ndarray
@@ -75,12 +75,12 @@ class MapComponents:
         mean_C, components_CK = (
             torch.from_numpy(array).to(maps_BCHW.device) for array in (self.mean_C, self.components_CK)
         )
-        places_BHWC = maps_BCHW.float().permute(0, 2, 3, 1) - mean_C
-        return (places_BHWC @ components_CK / self.scale).permute(0, 3, 1, 2)
+        positions_BHWC = maps_BCHW.float().permute(0, 2, 3, 1) - mean_C
+        return (positions_BHWC @ components_CK / self.scale).permute(0, 3, 1, 2)
 
 
 def at_cells(maps_BCHW: Tensor, cells: int) -> Tensor:
-    """Maps resampled to [B, C, cells, cells] by averaging over the places of each cell."""
+    """Maps resampled to [B, C, cells, cells] by averaging over the positions of each cell."""
     return F.adaptive_avg_pool2d(maps_BCHW.float(), cells)
 
 

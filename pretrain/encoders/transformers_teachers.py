@@ -245,7 +245,7 @@ def _tensors(url: str) -> dict[str, Tensor]:
         try:
             tensors |= safetensors.torch.load(storage.read_bytes(storage.join(url, file)))
         except safetensors.SafetensorError as error:
-            raise UserError(f"{storage.join(url, file)} is no valid safetensors file: {error}") from error
+            raise UserError(f"{storage.join(url, file)} is not a valid safetensors file: {error}") from error
     return tensors
 
 
@@ -261,12 +261,12 @@ def _preprocessing(url: str) -> tuple[tuple[float, ...], tuple[float, ...], int]
     else:
         raise UserError(f"{url} holds no {PREPROCESSOR}, which says mean, std and size of the images")
     if not isinstance(said, dict):
-        raise UserError(f"{where} says nothing of images")
+        raise UserError(f"{where} says nothing about images")
     size: Any = said.get("crop_size") if said.get("do_center_crop") and said.get("crop_size") else said.get("size")
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"{where} names no size of images (size is {said.get('size')!r})")
+        raise UserError(f"{where} gives no image size (size is {said.get('size')!r})")
     if said.get("do_normalize") is False:
         return (0.0,) * 3, (1.0,) * 3, size
     mean: Any

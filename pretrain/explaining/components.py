@@ -22,9 +22,9 @@ def as_colours(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     scores_NK = features_NC @ vectors_C3
     low, high = np.percentile(scores_NK, [2, 98], axis=0)
     flat = high - low <= 1e-9 * max(1.0, float(np.abs(scores_NK).max()))
-    shares_NK = np.where(flat, 0.5, (scores_NK - low) / np.where(flat, 1.0, high - low)).clip(0, 1)
+    fractions_NK = np.where(flat, 0.5, (scores_NK - low) / np.where(flat, 1.0, high - low)).clip(0, 1)
     colours_N3 = np.full((len(features_NC), 3), 128, np.uint8)
-    colours_N3[:, : shares_NK.shape[1]] = np.round(shares_NK * 255)
+    colours_N3[:, : fractions_NK.shape[1]] = np.round(fractions_NK * 255)
     sizes = [features.shape[1:] for features in maps]
     parts = np.split(colours_N3, np.cumsum([height * width for height, width in sizes])[:-1])
     return [part.reshape(*size, 3) for part, size in zip(parts, sizes, strict=True)]

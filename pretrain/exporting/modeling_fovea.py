@@ -79,8 +79,8 @@ class FoveaForImageClassification(FoveaPreTrainedModel):
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
         self.encoder = rebuild_encoder(config.encoder, config.arguments, where="config.json")
-        places = config.grid[0] * config.grid[1] if config.grid else 1
-        features = self.encoder.channels[-1] * places
+        positions = config.grid[0] * config.grid[1] if config.grid else 1
+        features = self.encoder.channels[-1] * positions
         self.norm = nn.BatchNorm1d(features, affine=False) if config.normalised_features else nn.Identity()
         self.head = nn.Linear(features, int(config.num_labels or 0))
         self.post_init()

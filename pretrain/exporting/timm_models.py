@@ -73,10 +73,10 @@ class TimmModel(nn.Module):
     ) -> Any:
         """The maps of `indices` (the last few where it is a number), and the last map before them unless told otherwise."""
         maps = self.encoder(x)
-        places = range(len(maps))
+        numbers = range(len(maps))
         if indices is not None:
-            places = range(len(maps))[-indices:] if isinstance(indices, int) else indices  # type: ignore[assignment]
-        chosen = [maps[place] for place in places]
+            numbers = range(len(maps))[-indices:] if isinstance(indices, int) else indices  # type: ignore[assignment]
+        chosen = [maps[number] for number in numbers]
         return chosen if intermediates_only else (maps[-1], chosen)
 
 

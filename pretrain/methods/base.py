@@ -135,7 +135,7 @@ class Method(Trainable):
             indices = [index for index, view in enumerate(views) if view.shape[1:] == size]
             together = self.last_maps(torch.cat([views[index] for index in indices]), num, encoder)
             levels = [level.split(len(views[indices[0]])) for level in together]
-            maps.update((index, [level[place] for level in levels]) for place, index in enumerate(indices))
+            maps.update((index, [level[position] for level in levels]) for position, index in enumerate(indices))
         return [maps[index] for index in range(len(views))]
 
 

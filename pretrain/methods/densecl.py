@@ -1,7 +1,7 @@
-"""DenseCL: MoCo v2 for whole images and, beside it, for each place in them; made for detection.
+"""DenseCL: MoCo v2 for whole images and, beside it, for each position in them; made for detection.
 
-Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, https://arxiv.org/abs/2011.09157. A place of
-one view corresponds to the place of the other view whose encoder features are most alike.
+Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, https://arxiv.org/abs/2011.09157. A position of
+one view corresponds to the position of the other view whose encoder features are most alike.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class DenseCL(Method):
 
     Args:
         encoder: to be trained.
-        dense_weight: of the loss of places, lambda; the loss of whole images has 1 - lambda.
+        dense_weight: of the loss of positions, lambda; the loss of whole images has 1 - lambda.
         temperature: of the softmax over similarities.
-        queue_size: keys that repel, of whole images and of places.
+        queue_size: keys that repel, of whole images and of positions.
         momentum: of the key encoder.
         hidden_dim, projection_dim: of the projection heads.
     """
@@ -67,20 +67,20 @@ class DenseCL(Method):
         self.dense_weight, self.momentum, self.queue_size = dense_weight, momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Loss of whole images and of their places. At chance it is log(queue_size + 1)."""
+        """Loss of whole images and of their positions. At chance it is log(queue_size + 1)."""
         query_BNC = self.maps(views[:1])[0].flatten(2).mT
         query, dense_query = self.projector(query_BNC.mean(1)), self.dense_projector(query_BNC)
         with torch.no_grad():
             key_BNC = self.maps(views[1:], self.key_encoder)[0].flatten(2).mT
             key, dense_key = self.key_projector(key_BNC.mean(1)), self.key_dense_projector(key_BNC)
-            # queries' places look for theirs among the keys' by what both encoders see
+            # queries' positions look for theirs among the keys' by what both encoders see
             matched = select_most_similar(query_BNC, key_BNC, dense_key)
         dense_loss = self._dense_loss(dense_query, matched, dense_key)
         loss = (1 - self.dense_weight) * self.criterion(query, key) + self.dense_weight * dense_loss
         return StepOutput(loss=loss, embeddings=(query.detach(), key), chance_loss=math.log(self.queue_size + 1))
 
     def _dense_loss(self, query_BND: Tensor, matched_BND: Tensor, key_BND: Tensor) -> Tensor:
-        """Queries against their places' keys and the queue, which takes in the mean key of each image."""
+        """Queries against their positions' keys and the queue, which takes in the mean key of each image."""
         bank = self.dense_criterion.memory_bank
         query, positive = F.normalize(query_BND, dim=-1), F.normalize(matched_BND, dim=-1)
         _, negatives_DK = bank(F.normalize(key_BND.mean(1), dim=-1), update=query.requires_grad)

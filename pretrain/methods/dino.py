@@ -1,4 +1,4 @@
-"""DINO: a student sees small and large crops and agrees with what a slowly moving teacher says of the large ones.
+"""DINO: a student sees small and large crops and agrees with the outputs of a slowly moving teacher for the large ones.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294, algorithm 1. The
 teacher's outputs are centred and sharpened, which keeps them from being the same for all images. The teacher is exported.
@@ -27,10 +27,10 @@ class DINO(Method):
         encoder: to be trained.
         output_dim: of the heads; 65536 in the paper, 2048 and more do for small data.
         student_temperature, teacher_temperature: the lower, the sharper.
-        warmup_teacher_temperature, warmup_share: where the teacher's starts, and the share of the run in which it rises.
+        warmup_teacher_temperature, warmup_fraction: where the teacher's starts, and the fraction of the run in which it rises.
         momentum: of the teacher at the start; it rises to 1.
         center_momentum: of the mean output that is taken off the teacher's; 1 switches centring off.
-        frozen_until: share of the run in which the last layer is kept as it is.
+        frozen_until: fraction of the run in which the last layer is kept as it is.
         norm_last_layer: keep the last layer's rows at unit length, which is more stable.
         num_global_views: views, the first ones, that the teacher sees.
         hidden_dim, bottleneck_dim: of the heads.
@@ -47,7 +47,7 @@ class DINO(Method):
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.07,
         warmup_teacher_temperature: float = 0.04,
-        warmup_share: float = 0.3,
+        warmup_fraction: float = 0.3,
         momentum: float = 0.996,
         center_momentum: float = 0.9,
         frozen_until: float = 0.01,
@@ -73,7 +73,7 @@ class DINO(Method):
         self.share: Tensor
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
         self.temperatures = warmup_teacher_temperature, teacher_temperature
-        self.warmup_share, self.momentum, self.frozen_until = warmup_share, momentum, frozen_until
+        self.warmup_fraction, self.momentum, self.frozen_until = warmup_fraction, momentum, frozen_until
         self.num_global_views, self.output_dim = num_global_views, output_dim
 
     @property
@@ -83,10 +83,10 @@ class DINO(Method):
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Mean cross-entropy of teacher and student over pairs of views. At chance it is log(output_dim)."""
-        share = float(self.share)
+        fraction = float(self.share)
         features = self.features(views)
         frozen = {}
-        if share < self.frozen_until:
+        if fraction < self.frozen_until:
             # gradients of zero rather than none, so that one rank and many do the same
             last_layer = {f"last_layer.{name}": p for name, p in self.head.last_layer.named_parameters()}
             frozen = {name: p.detach() + 0 * p for name, p in last_layer.items()}
@@ -95,7 +95,9 @@ class DINO(Method):
             seen = self.features(views[: self.num_global_views], self.teacher)
             teacher = [self.teacher_head(view) for view in seen]
         start, end = self.temperatures
-        temperature = end if share >= self.warmup_share else start + (end - start) * share / self.warmup_share
+        temperature = (
+            end if fraction >= self.warmup_fraction else start + (end - start) * fraction / self.warmup_fraction
+        )
         with torch.no_grad():
             assigned = torch.softmax((teacher[0] - self.criterion.center[0]) / temperature, dim=1)
         return StepOutput(

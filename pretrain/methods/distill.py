@@ -1,12 +1,12 @@
-"""Distillation: an encoder learns to say of random crops what a frozen teacher says of images, without labels.
+"""Distillation: an encoder learns to give for random crops what a frozen teacher gives for the images, without labels.
 
 What the teacher says is stored beside the rows by `python -m pretrain embed` (`features`), so it is computed once, or asked
 for in each step (`teacher`). Whole images: the student predicts the teacher's features, principal directions partly whitened,
 by their angle (as in CompRess, https://arxiv.org/abs/2010.14713, and Proteus, https://arxiv.org/abs/2407.10366, the directions
 follow what features of networks need, https://arxiv.org/abs/2007.06346), and is told apart from the other images of the batch
 (contrastive representation distillation, https://arxiv.org/abs/1910.10699); or it imitates whom the teacher finds alike (SEED,
-https://arxiv.org/abs/2101.04731). Places, for detection: 1x1 convolutions of the student's last maps predict the teacher's map
-(FitNets, https://arxiv.org/abs/1412.6550), each view the part of it that it shows.
+https://arxiv.org/abs/2101.04731). Positions, for detection: 1x1 convolutions of the student's last maps predict the teacher's
+map (FitNets, https://arxiv.org/abs/1412.6550), each view the part of it that it shows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIXING = 7  # domain separation: no other draw shares a hash with it
 
 
 class DistillInputs(NamedTuple):
-    """A batch: the student's views, and what the teacher says of them."""
+    """A batch: the student's views, and the teacher's features of them."""
 
     views: list[Tensor]
     said: Said
@@ -56,14 +56,14 @@ class Distill(Method):
             find its own image.
         queue_size: teacher's features of former images that `similarity` compares with, beside those of the global batch.
         student_temperature, teacher_temperature: of the two softmaxes over similarities.
-        map_weight: of the loss of places, smooth L1; needs a teacher with maps (features: `embed --maps`).
-        num_maps: how many of the student's last maps learn places.
+        map_weight: of the loss of positions, smooth L1; needs a teacher with maps (features: `embed --maps`).
+        num_maps: how many of the student's last maps learn positions.
         contrast_weight, contrast_temperature: of the decoupled loss of SimCLR between the first two views, for images of
             which the teacher knows little.
         target_dim: principal directions of the stored features that are predicted.
         whitening: power of each direction's standard deviation by which it is divided: 0 leaves the features as they are,
             1 makes all directions alike.
-        mixing: share of the images that are mixed with the next one of the batch, their teacher's features likewise (mixup,
+        mixing: fraction of the images that are mixed with the next one of the batch, their teacher's features likewise (mixup,
             https://arxiv.org/abs/1710.09412, which distillation gains from: https://arxiv.org/abs/2106.05237); not for maps.
         hidden_dim: of the heads.
     """
@@ -156,14 +156,14 @@ class Distill(Method):
         self._last: tuple[Tensor, Tensor] | None = None  # predictions and targets of the step before, for `health`
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
-        """Views of the student, and what the teacher says of them."""
+        """Views of the student, and the teacher's features of them."""
         mine, said = self.knowledge.of(views, batch, self.normalisation)
         if self.weights["contrast"] and len(mine) < 2:
             raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")
         if self.mixing and self.training:
-            shares_B = mixing_shares(batch.passes, batch.row_ids, self.mixing).to(mine[0])
-            mine = [mixed(view, shares_B) for view in mine]
-            said = said._replace(pooled=[mixed(pooled_BD, shares_B.to(pooled_BD)) for pooled_BD in said.pooled])
+            fractions_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing).to(mine[0])
+            mine = [mixed(view, fractions_B) for view in mine]
+            said = said._replace(pooled=[mixed(pooled_BD, fractions_B.to(pooled_BD)) for pooled_BD in said.pooled])
         return DistillInputs(mine, said)
 
     def forward(self, inputs: DistillInputs) -> StepOutput:
@@ -201,13 +201,13 @@ class Distill(Method):
             losses["contrast"] = self.criterion(first, second)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
-        # of maps alone there are none: means over places may well lie near one line while the places differ
+        # of maps alone there are none: means over positions may well lie near one line while the positions differ
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return StepOutput(loss=total, logs=logs, embeddings=embeddings)
 
     def health(self) -> dict[str, float]:
-        """Which share of an image's nearest in the batch are also the teacher's nearest."""
+        """Which fraction of an image's nearest in the batch are also the teacher's nearest."""
         if self._last is None:
             return {}
         mine, theirs = self._last
@@ -245,18 +245,18 @@ class Distill(Method):
         self.queue_filled.add_(len(new)).clamp_(max=len(self.queue))
 
 
-def mixing_shares(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
+def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
     """How much of itself each row keeps, float32 [B] of 0.5 to 1; a pure function of rows and passes, whatever the ranks."""
     drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
     return torch.from_numpy(np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32))
 
 
-def mixed(tensor: Tensor, shares_B: Tensor) -> Tensor:
+def mixed(tensor: Tensor, fractions_B: Tensor) -> Tensor:
     """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's; an odd last is alone."""
     partners = torch.arange(len(tensor), device=tensor.device) ^ 1
     partners = torch.where(partners < len(tensor), partners, partners ^ 1)
-    shares = shares_B.view(-1, *[1] * (tensor.ndim - 1))
-    return shares * tensor + (1 - shares) * tensor[partners]
+    fractions = fractions_B.view(-1, *[1] * (tensor.ndim - 1))
+    return fractions * tensor + (1 - fractions) * tensor[partners]
 
 
 def _mean(values: Any) -> Tensor:
@@ -265,7 +265,7 @@ def _mean(values: Any) -> Tensor:
 
 @torch.no_grad()
 def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Share of the targets' variance that predictions explain at their best common length, 0 to 1.
+    """Fraction of the targets' variance that predictions explain at their best common length, 0 to 1.
 
     Both have length 1 and the targets are centred, so it is the square of the mean cosine; 0 where that is negative.
     """
@@ -274,7 +274,9 @@ def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Share of the variance of maps that predictions explain (R squared), at most 1; 0 is what each channel's mean explains."""
+    """Fraction of the variance of maps that predictions explain (R squared), at most 1; 0 is what each channel's mean
+    explains.
+    """
     left = (predicted_BCHW - target_BCHW).square().sum()
     whole = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().sum()
     return 1 - left / whole.clamp_min(1e-12)
@@ -282,7 +284,7 @@ def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shared_neighbours(mine_BC: Tensor, theirs_BK: Tensor, num: int = NUM_NEIGHBOURS) -> float:
-    """Mean share of each row's nearest rows by one features that are so by the other, too; from 0 to 1."""
+    """Mean fraction of each row's nearest rows by one features that are so by the other, too; from 0 to 1."""
     num = min(num, len(mine_BC) - 1)
     if num < 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""What a teacher says of the images of a batch: read from stored features, or asked for in each step."""
+"""A teacher's features of the images of a batch: read from storage, or computed in each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLES_A_CELL = 2  # of a stored map, along each side of a student's cell: its 
 
 
 class Said(NamedTuple):
-    """What a teacher says of the images of a batch. What is stored or seen once an image has one entry, else one a view.
+    """A teacher's features of the images of a batch. What is stored or seen once an image has one entry, else one a view.
 
     Attributes:
         pooled: features [B, D] each.
@@ -68,7 +68,7 @@ class Knowledge(nn.Module):
     columns: Sequence[str] = ()
 
     def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
-        """The views that the student sees, and what the teacher says of them, which are normalised so."""
+        """The views that the student sees, normalised, and the teacher's features of them."""
         raise NotImplementedError
 
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
@@ -98,7 +98,7 @@ class StoredKnowledge(Knowledge):
         if with_maps and not described.images.get("whole_image"):
             raise UserError(
                 f"method.arguments.map_weight needs maps of whole images, and those in {url} are of central crops; make them "
-                "without --crop-share"
+                "without --crop-fraction"
             )
         self.described = described.teacher
         self.features_url, self.columns = url, [FEATURES, MAPS] if with_maps else [FEATURES]
@@ -265,7 +265,7 @@ def seen_part(map_BCHW: Tensor, geometry_B5: Tensor, shape: Shape) -> Tensor:
     """The part of a map of whole images that a view shows, in height x width cells of the view.
 
     Args:
-        geometry_B5: left, top, right and bottom of the view as shares of the image's sides, and 1 where it is mirrored.
+        geometry_B5: left, top, right and bottom of the view as fractions of the image's sides, and 1 where it is mirrored.
     """
     height, width = (side * SAMPLES_A_CELL for side in shape)
     left, top, right, bottom, mirrored = (column[:, None] for column in geometry_B5.T)

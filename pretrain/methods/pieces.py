@@ -113,7 +113,9 @@ class Pieces:
         return self.num // num_ranks
 
     def _outputs(self, encode: Encode, views: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its place in the batch sets."""
+        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its position in the batch
+        sets.
+        """
         num_here, seed = self._num_here(), torch.initial_seed()
         outputs = []
         for index in range(num_here):
@@ -136,11 +138,11 @@ class _ThroughEncoder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
         pieces, outputs = ctx.pieces, ctx.outputs
-        share = len(gradients[0]) // distributed.world_size()
-        start = distributed.rank() * share
-        own = [gradient[start : start + share] for gradient in gradients]
+        num_rows = len(gradients[0]) // distributed.world_size()
+        start = distributed.rank() * num_rows
+        own = [gradient[start : start + num_rows] for gradient in gradients]
         for index in range(len(outputs)):
-            pieces.take(outputs[index], [gradient[pieces.rows(share, index)] for gradient in own])
+            pieces.take(outputs[index], [gradient[pieces.rows(num_rows, index)] for gradient in own])
             outputs[index] = []  # lets its graph go
         return (None, None, None, *[None] * len(gradients))
 

@@ -30,7 +30,7 @@ class SwAV(Method):
         temperature: of the predictions.
         epsilon, sinkhorn_iterations: sharpness of the assignments, and how well they are balanced.
         queue_size: earlier images that assignments are balanced over too; 0 for batches of some hundred and more.
-        queue_from, frozen_until: shares of the run at which the queue starts and the prototypes are let go.
+        queue_from, frozen_until: fractions of the run at which the queue starts and the prototypes are let go.
         num_global_views: views, the first ones, that are assigned to prototypes.
         hidden_dim, projection_dim: of the projection head.
     """

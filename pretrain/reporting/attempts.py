@@ -11,7 +11,7 @@ from cluster.secrets import masked
 from pretrain.reporting.elements import element
 from pretrain.reporting.page import Section
 
-MOST_CHARACTERS = 400
+MAX_CHARACTERS = 400
 
 
 def attempted(id: str, title: str, make: Callable[[], Section]) -> Section:
@@ -27,7 +27,7 @@ def missing(id: str, title: str, error: Exception) -> Section:
     text = printable(masked(str(error).strip() or type(error).__name__))
     if not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}"
-    return Section(id, title, _apology(text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"))
+    return Section(id, title, _apology(text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"))
 
 
 def _apology(text: str) -> Markup:

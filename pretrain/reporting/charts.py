@@ -17,7 +17,7 @@ from pretrain.reporting.numbers import log_ticks, short, tick_texts, ticks
 
 WIDTH, HEIGHT = 300.0, 168.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 8.0, 16.0, 24.0
-MOST_POINTS, MOST_HOVERED, MOST_DOTS = 240, 48, 24
+MAX_POINTS, MAX_HOVERED, MAX_DOTS = 240, 48, 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something to see at a place of the x axis (`x`), or at a height (`y`), with its text."""
+    """Something to see at a value of the x axis (`x`), or at a height (`y`), with its text."""
 
     text: str
     x: float | None = None
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where numbers lie in the picture."""
+    """Where numbers lie in the image."""
 
     x_low: float
     x_high: float
@@ -64,7 +64,7 @@ def line_chart(
     label: str,
     x_name: str = "step",
     text: Callable[[float], str] = short,
-    shares: bool = False,
+    fractions: bool = False,
     log: bool = False,
     bounds: tuple[float | None, float | None] = (None, None),
     marks: Sequence[Mark] = (),
@@ -74,9 +74,9 @@ def line_chart(
 
     Args:
         lines: nothing is drawn for a line without points.
-        label: what a screen reader says of the picture.
+        label: what a screen reader says about the chart.
         text: writes a value, when it is pointed at.
-        shares: values are shares of one, and the axis counts in percent.
+        fractions: values are fractions of one, and the axis counts in percent.
         log: a logarithmic y axis, when all values are above 0.
         bounds: what the y axis must reach to at least, below and above.
         marks: restarts, chance levels and the like.
@@ -85,15 +85,15 @@ def line_chart(
     seen = [(line, points) for line in lines if (points := _points(line))]
     drawn = [points for _, points in seen]
     if not drawn:
-        return element("p", "Nothing was logged yet.", class_="empty")
+        return element("p", "Nothing has been logged yet.", class_="empty")
     log = log and all(y > 0 for points in drawn for _, y in points)
     frame = _frame(drawn, bounds, marks, log)
-    parts = [_axes(frame, x_name, shares)]
+    parts = [_axes(frame, x_name, fractions)]
     parts += [_mark(mark, frame) for mark in marks]
     for number, points in enumerate(drawn, 1):
-        parts.append(_curve(thinned(points, MOST_POINTS), frame, number, faint=smooth and len(points) > MOST_DOTS))
-        if smooth and len(points) > MOST_DOTS:
-            parts.append(_curve(thinned(running_mean(points), MOST_POINTS), frame, number))
+        parts.append(_curve(thinned(points, MAX_POINTS), frame, number, faint=smooth and len(points) > MAX_DOTS))
+        if smooth and len(points) > MAX_DOTS:
+            parts.append(_curve(thinned(running_mean(points), MAX_POINTS), frame, number))
     parts.append(_hovered([line.name for line, _ in seen], drawn, frame, x_name, text))
     return element(
         "svg", *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", class_="chart", role="img", aria_label=label,
@@ -101,7 +101,7 @@ def line_chart(
 
 
 def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
-    """A line of nothing but its shape, for a place of a few letters' height."""
+    """A line of nothing but its shape, for a space of a few letters' height."""
     points = _points(Line("", list(range(len(ys))), ys))
     if len(points) < 2:
         return Markup("")
@@ -118,13 +118,15 @@ def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
     )  # fmt: skip
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most about `most` points that keep the look of a line: the lowest and the highest of each stretch, and both ends."""
-    if len(points) <= most:
+def thinned(points: Sequence[tuple[float, float]], max_points: int) -> list[tuple[float, float]]:
+    """At most about `max_points` points that keep the look of a line: the lowest and the highest of each stretch, and both
+    ends.
+    """
+    if len(points) <= max_points:
         return list(points)
-    size = len(points) / max(1, most // 2)
+    size = len(points) / max(1, max_points // 2)
     kept = {0, len(points) - 1}
-    for stretch in range(max(1, most // 2)):
+    for stretch in range(max(1, max_points // 2)):
         part = range(int(stretch * size), min(len(points), int((stretch + 1) * size)))
         if part:
             kept.add(min(part, key=lambda index: points[index][1]))
@@ -177,11 +179,11 @@ def _frame(
     return Frame(x_low, x_high, low, high, log)
 
 
-def _axes(frame: Frame, x_name: str, shares: bool) -> Markup:
+def _axes(frame: Frame, x_name: str, fractions: bool) -> Markup:
     parts = []
     y_ticks = log_ticks(frame.y_low, frame.y_high) if frame.log else ticks(frame.y_low, frame.y_high)
     y_texts = (
-        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])] if shares else tick_texts(y_ticks)
+        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])] if fractions else tick_texts(y_ticks)
     )
     for value, words in zip(y_ticks, y_texts):
         y = frame.y(value)
@@ -198,11 +200,11 @@ def _axes(frame: Frame, x_name: str, shares: bool) -> Markup:
 
 
 def _curve(points: Sequence[tuple[float, float]], frame: Frame, number: int, *, faint: bool = False) -> Markup:
-    places = [(frame.x(x), frame.y(y)) for x, y in points]
-    path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(places))
+    points_xy = [(frame.x(x), frame.y(y)) for x, y in points]
+    path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(points_xy))
     parts = [element("path", d=path, class_=f"line line{number}" + (" faint" if faint else ""))]
-    if len(places) <= MOST_DOTS:
-        parts += [element("circle", cx=x, cy=y, r=2.4, class_=f"dot dot{number}") for x, y in places]
+    if len(points_xy) <= MAX_DOTS:
+        parts += [element("circle", cx=x, cy=y, r=2.4, class_=f"dot dot{number}") for x, y in points_xy]
     return element("g", *parts)
 
 
@@ -228,7 +230,7 @@ def _hovered(
 ) -> Markup:
     """A strip for each of some points of the first line, which shows the values of all lines there."""
     base = drawn[0]
-    stride = max(1, math.ceil(len(base) / MOST_HOVERED))
+    stride = max(1, math.ceil(len(base) / MAX_HOVERED))
     chosen = [base[index] for index in range(len(base) - 1, -1, -stride)][::-1]
     centres = [frame.x(x) for x, _ in chosen]
     parts = []

@@ -14,7 +14,7 @@ from pretrain.data.views.augment import normalised
 from pretrain.encoders import Encoder, pooled
 
 BATCH = 16  # small, so that a deadline is kept by large encoders on a CPU too
-LEAST_FOR_PLANE, PERPLEXITY, MOST_DIMENSIONS, MOST_ITERATIONS = 12, 30.0, 50, 500
+MIN_FOR_PLANE, PERPLEXITY, MAX_DIMENSIONS, MAX_ITERATIONS = 12, 30.0, 50, 500
 # One thread is enough for some hundred images, and on a busy machine many that wait for each other take a minute.
 
 
@@ -44,34 +44,36 @@ def neighbours(features_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def plane(features_ND: np.ndarray) -> np.ndarray:
-    """Places [N, 2] in the unit square, near for images that are near: t-SNE of the leading principal components.
+    """Positions [N, 2] in the unit square, near for images that are near: t-SNE of the leading principal components.
 
     t-SNE: van der Maaten and Hinton, https://www.jmlr.org/papers/v9/vandermaaten08a.html. The same features give the same
-    places. For fewer than twelve images it is the principal components themselves.
+    positions. For fewer than twelve images it is the principal components themselves.
     """
     centred = features_ND - features_ND.mean(0)
     scale = float(np.abs(centred).max())
-    components = principal_components(centred / scale if scale > 0 else centred, MOST_DIMENSIONS)
-    if len(features_ND) < LEAST_FOR_PLANE or not np.ptp(components) > 0:
-        places = np.pad(components, ((0, 0), (0, 2)))[:, :2]
+    components = principal_components(centred / scale if scale > 0 else centred, MAX_DIMENSIONS)
+    if len(features_ND) < MIN_FOR_PLANE or not np.ptp(components) > 0:
+        positions = np.pad(components, ((0, 0), (0, 2)))[:, :2]
     else:
         from sklearn.manifold import TSNE  # takes a second to import
 
         perplexity = min(PERPLEXITY, (len(features_ND) - 1) / 3)
         with threadpool_limits(1):
-            places = TSNE(perplexity=perplexity, init="pca", max_iter=MOST_ITERATIONS, random_state=0).fit_transform(
+            positions = TSNE(perplexity=perplexity, init="pca", max_iter=MAX_ITERATIONS, random_state=0).fit_transform(
                 components
             )
     # by ranges that leave out the farthest: one stray image must not press all others together
-    low, high = np.percentile(places, [1, 99], axis=0)
-    return np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
+    low, high = np.percentile(positions, [1, 99], axis=0)
+    return np.clip((positions - low) / np.maximum(high - low, 1e-12), 0, 1)
 
 
-def principal_components(centred_ND: np.ndarray, most: int) -> np.ndarray:
-    """Coordinates along the axes of largest variance, [N, at most `most`]; signs are fixed by the largest coordinate."""
+def principal_components(centred_ND: np.ndarray, max_components: int) -> np.ndarray:
+    """Coordinates along the axes of largest variance, [N, at most `max_components`]; signs are fixed by the largest
+    coordinate.
+    """
     with threadpool_limits(1):
         left, sizes, _ = np.linalg.svd(centred_ND.astype(np.float64), full_matrices=False)
-    coordinates = (left * sizes)[:, :most]
+    coordinates = (left * sizes)[:, :max_components]
     signs = np.sign(coordinates[np.abs(coordinates).argmax(0), np.arange(coordinates.shape[1])])
     turned: np.ndarray = coordinates * np.where(signs == 0, 1.0, signs)
     return turned.astype(np.float32)
@@ -87,5 +89,5 @@ def map_colours(map_BCHW: Tensor) -> np.ndarray:
     components = principal_components(tokens - tokens.mean(0), 3)
     components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
     low, high = np.percentile(components, [2, 98], axis=0)
-    shares: np.ndarray = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return shares.reshape(batch, height, width, 3).astype(np.float32)
+    fractions: np.ndarray = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return fractions.reshape(batch, height, width, 3).astype(np.float32)

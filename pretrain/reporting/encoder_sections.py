@@ -20,13 +20,13 @@ from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 from pretrain.reporting.elements import element
 from pretrain.reporting.embeddings import map_colours, neighbours, plane
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.page_images import class_colour, data_url
 from pretrain.reporting.samples import Sample
 
 NUM_QUERIES, NUM_NEIGHBOURS, NUM_LOOKED_AT = 12, 6, 8
 MAP_WIDTH, MAP_HEIGHT, THUMB = 1180.0, 660.0, 46.0
-MOST_CLASSES = 10
-LEAST_CELLS = 7
+MAX_CLASSES = 10
+MIN_CELLS = 7
 FINE_PIXELS = 128  # smaller images are looked at twice as large, so that maps have some cells
 
 
@@ -66,8 +66,8 @@ def teacher_section(student: Embedded, teacher: Embedded, name: str) -> Section:
     shared = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
     chance = mine.shape[1] / max(1, num - 1)
     words = (
-        f" These are those of the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} nearest are also the "
-        f"teacher's; by chance it would be {100 * chance:.0f} %."
+        f" These are the neighbours according to the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} "
+        f"nearest are also the teacher's; by chance it would be {100 * chance:.0f} %."
     )
     return _neighbours(teacher, "teacher", "The teacher's nearest neighbours", words)
 
@@ -89,9 +89,9 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
         rows.append({"url": data_url(tiles[query]), "label": labels[query] if labels else "", "found": found})
     lead = f"The nearest of {len(embedded):,} images ({embedded.source}) by the angle between features, nearest first."
     if labels is not None:
-        shares, guess = agreement(order_Nk, labels)
+        fractions, guess = agreement(order_Nk, labels)
         lead += (
-            f" Over all of them, {100 * shares:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
+            f" Over all of them, {100 * fractions:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
             f"by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
         )
     body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
@@ -99,56 +99,56 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
 
 
 def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
-    """Share of neighbours of the query's class, and what it would be if neighbours were drawn by lot."""
+    """Fraction of neighbours of the query's class, and what it would be for random neighbours."""
     same = [labels[index] == labels[query] for query, row in enumerate(order_Nk.tolist()) for index in row]
     counts, num = Counter(labels).values(), len(labels)
     guess = sum(count * (count - 1) for count in counts) / max(1, num * (num - 1))
     return sum(same) / max(1, len(same)), guess
 
 
-def spread_queries(labels: Sequence[str] | None, num_images: int, most: int) -> list[int]:
+def spread_queries(labels: Sequence[str] | None, num_images: int, max_queries: int) -> list[int]:
     """Images to ask for: of every class in turn, or evenly spread where there are none."""
     if labels is None:
-        return np.unique(np.linspace(0, num_images - 1, min(most, num_images)).round().astype(int)).tolist()
+        return np.unique(np.linspace(0, num_images - 1, min(max_queries, num_images)).round().astype(int)).tolist()
     of_class: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
     queues = [of_class[label] for label in sorted(of_class)]
     chosen: list[int] = []
-    while len(chosen) < min(most, num_images):
+    while len(chosen) < min(max_queries, num_images):
         for queue in queues:
-            if queue and len(chosen) < most:
+            if queue and len(chosen) < max_queries:
                 chosen.append(queue.pop(0))
     return chosen
 
 
 def map_section(embedded: Embedded) -> Section:
     """All images of the sample on a plane on which like features lie together."""
-    places = plane(embedded.features_ND)
+    positions = plane(embedded.features_ND)
     names = [name for name, _ in Counter(embedded.labels or ()).most_common()]
     number = {name: index for index, name in enumerate(names)}
     numbers = [number[label] for label in embedded.labels] if embedded.labels else None
-    shown_names = names if len(names) <= MOST_CLASSES else names[: MOST_CLASSES - 1]
+    shown_names = names if len(names) <= MAX_CLASSES else names[: MAX_CLASSES - 1]
     legend = [(name, class_colour(index)) for index, name in enumerate(shown_names)]
-    if len(names) > MOST_CLASSES:
-        legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MOST_CLASSES - 1)))
-    svg = embedding_map(embedded.sample.tiles[: len(embedded)], places, numbers, embedded.labels)
+    if len(names) > MAX_CLASSES:
+        legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MAX_CLASSES - 1)))
+    svg = embedding_map(embedded.sample.tiles[: len(embedded)], positions, numbers, embedded.labels)
     lead = (
-        f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
-        "Images are drawn where there is room, dots elsewhere; distances between far groups mean little."
+        f"{len(embedded):,} images ({embedded.source}); images that are close look similar to the encoder (t-SNE of their "
+        "features). Images are drawn where there is room, dots elsewhere; distances between distant groups mean little."
     )
     return Section("map", "Map of embeddings", Templates().render("map.html", svg=svg, legend=legend), lead)
 
 
 def embedding_map(
     tiles: Sequence[np.ndarray],
-    places_N2: np.ndarray,
+    positions_N2: np.ndarray,
     numbers: Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Markup:
-    """Dots at all places and thumbnails where they do not cover each other, framed in the colour of their class."""
-    xs = THUMB / 2 + 8 + places_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
-    ys = THUMB / 2 + 8 + (1 - places_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
+    """Dots at all positions and thumbnails where they do not cover each other, framed in the colour of their class."""
+    xs = THUMB / 2 + 8 + positions_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
+    ys = THUMB / 2 + 8 + (1 - positions_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
     taken: list[tuple[float, float]] = []
     dots, thumbs = [], []
     for index, (x, y) in enumerate(zip(xs.tolist(), ys.tolist())):
@@ -182,18 +182,18 @@ def attention_section(
         columns.append((stage, [overlay(square, heat) for square, heat in zip(squares, heat_BHW)]))
     maps = encoder(images)
     # the last map that has some cells: the last of all has few for small images
-    colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= LEAST_CELLS), maps[0]))
+    colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= MIN_CELLS), maps[0]))
     columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
     cards = [
-        [{"title": title, "url": data_url(pictures[index], longest=176)} for title, pictures in columns]
+        [{"title": title, "url": data_url(tiles[index], longest=176)} for title, tiles in columns]
         for index in range(len(squares))
     ]
     with_attention = len(columns) > 2
     lead = (
-        "Bright places get most attention from all positions of the image, on average over the heads of a stage's last layer. "
+        "Bright areas get the most attention from the whole image, averaged over the heads of a stage's last layer. "
         if with_attention
-        else "This encoder has no attention over positions. "
-    ) + "In the last image, places of one colour have like features, over all images."
+        else "This encoder has no attention layers. "
+    ) + "In the last image, areas of the same colour have similar features, in all images."
     return Section("attention", "Where it looks", Templates().render("attention.html", cards=cards), lead)
 
 
@@ -208,11 +208,11 @@ def last_of_stages(encoder: Encoder, images: torch.Tensor) -> list[tuple[str, np
     return [*found, ("all layers", rolled.float().cpu().numpy())] if rolled is not None else found
 
 
-def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_share: float) -> np.ndarray:
+def looked_at(sample: Sample, *, num: int, channels: int, size: int, crop_fraction: float) -> np.ndarray:
     """uint8 [B, C, S, S]: the first images once more, twice as large where they are small."""
     from pretrain.data.views.random_views import CentralCrop
 
-    crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, share=crop_share, channels=channels)
+    crop = CentralCrop(size if size >= FINE_PIXELS else 2 * size, fraction=crop_fraction, channels=channels)
     filling, _ = filled(crop, [row.data for row in sample.first[:num]])
     return filling.arrays[0]
 

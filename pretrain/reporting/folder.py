@@ -14,12 +14,13 @@ import yaml
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.renamed import with_new_names
 from pretrain.training import run_folder
 from pretrain.training.restarts import RESTARTS
 
-MOST_ROWS, MOST_BAD_ROWS = 20_000, 200
+MAX_ROWS, MAX_BAD_ROWS = 20_000, 200
 # without a word for this long, and for this many times as long as it usually takes from line to line, a run is given up
-LEAST_SILENCE_SECONDS, SILENCE_LINES = 300.0, 20
+MIN_SILENCE_SECONDS, SILENCE_LINES = 300.0, 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class RunRecord:
         history: of its numbers.
         result: of result.json; empty while there is none.
         status: `finished`, `running`, `killed` (it left no result and its process is gone, or has been silent for long),
-            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where nobody knows.
+            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where it is unknown.
         silent_seconds: since something was last written, None when that is not known.
         checkpoint_step: of the newest complete checkpoint.
         bad_rows: the first of bad_rows.jsonl.
@@ -127,21 +128,21 @@ def read_run(url: str, *, now: float | None = None) -> RunRecord:
     settings_url = storage.join(url, run_folder.SETTINGS)
     if not storage.exists(settings_url):
         there = ", ".join(storage.names_in(url)[:6]) or "nothing"
-        raise UserError(f"{url} is no run folder: it holds no {run_folder.SETTINGS} (there: {there})")
+        raise UserError(f"{url} is not a run folder: it holds no {run_folder.SETTINGS} (there: {there})")
     settings = yaml.safe_load(storage.read_bytes(settings_url))
-    history = History(_lines(storage.join(url, run_folder.METRICS), MOST_ROWS))
+    history = History(_lines(storage.join(url, run_folder.METRICS), MAX_ROWS))
     result = run_folder.read_result(url) or {}
     silent = _silent_seconds(url, now or time.time())
     return RunRecord(
         url=url,
-        settings=settings if isinstance(settings, dict) else {},
+        settings=with_new_names(settings) if isinstance(settings, dict) else {},
         history=History([row for row in history.rows if isinstance(row.get("step"), int)]),
         result=result,
         status=_status(url, result, history, silent),
         silent_seconds=silent,
         checkpoint_step=_checkpoint_step(url),
-        bad_rows=_lines(storage.join(url, run_folder.BAD_ROWS), MOST_BAD_ROWS, thin=False),
-        restarts=_lines(storage.join(url, RESTARTS), MOST_BAD_ROWS, thin=False),
+        bad_rows=_lines(storage.join(url, run_folder.BAD_ROWS), MAX_BAD_ROWS, thin=False),
+        restarts=_lines(storage.join(url, RESTARTS), MAX_BAD_ROWS, thin=False),
     )
 
 
@@ -156,7 +157,7 @@ def _status(url: str, result: Mapping[str, Any], history: History, silent: float
         return "killed"
     seconds, lines = history.last("seconds"), len(history.rows)
     usual = seconds / lines if seconds and lines else 0.0
-    if silent is not None and silent > max(LEAST_SILENCE_SECONDS, SILENCE_LINES * usual):
+    if silent is not None and silent > max(MIN_SILENCE_SECONDS, SILENCE_LINES * usual):
         return "killed"
     return "running"
 
@@ -187,10 +188,10 @@ def _checkpoint_step(url: str) -> int | None:
     return None
 
 
-def _lines(url: str, most: int, *, thin: bool = True) -> list[dict[str, Any]]:
+def _lines(url: str, max_lines: int, *, thin: bool = True) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a line that was cut off is passed over.
 
-    Of more than `most` every second is dropped, again and again, but for those with a number that few lines have; without
+    Of more than `max_lines` every second is dropped, again and again, but for those with a number that few lines have; without
     `thin` the first are kept.
     """
     if not storage.exists(url):
@@ -204,7 +205,7 @@ def _lines(url: str, most: int, *, thin: bool = True) -> list[dict[str, Any]]:
                 continue
             if not isinstance(row, dict):
                 continue
-            if len(rows) >= most:
+            if len(rows) >= max_lines:
                 if not thin:
                     break
                 usual = len(rows[0])

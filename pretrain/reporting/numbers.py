@@ -31,22 +31,22 @@ def _minus(text: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share of one in percent."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction of one in percent."""
+    return "–" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f} %"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """A difference of two fractions in percentage points, with its sign."""
     return _minus(f"{100 * difference:+.1f} points")
 
 
-def margin(share: float, num: int) -> float:
-    """Half the width of the 95 % interval of a share seen on so many images (Wilson's)."""
+def margin(fraction: float, num: int) -> float:
+    """Half the width of the 95 % interval of a fraction seen on so many images (Wilson's)."""
     if num <= 0:
         return math.nan
     z = 1.96
-    return z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    return z / (1 + z * z / num) * math.sqrt(fraction * (1 - fraction) / num + z * z / (4 * num * num))
 
 
 def span(seconds: float) -> str:
@@ -57,25 +57,25 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two ends, at most `most` and at least two; steps are 1, 2, 2.5 or 5 times a power of ten."""
+def ticks(low: float, high: float, max_ticks: int = 5) -> list[float]:
+    """Round numbers between two ends, at most `max_ticks` and at least two; steps are 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
-    raw = (high - low) / max(1, most - 1)
+    raw = (high - low) / max(1, max_ticks - 1)
     power = 10 ** math.floor(math.log10(raw))
     for step in (power * factor for factor in (1, 2, 2.5, 5, 10, 20, 25, 50)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 <= most:
+        if last - first + 1 <= max_ticks:
             return [number * step for number in range(first, last + 1)]
     raise AssertionError("a step of fifty times the wanted one is too coarse for any axis")
 
 
-def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
+def log_ticks(low: float, high: float, max_ticks: int = 5) -> list[float]:
     """Powers of ten between two ends above 0, every second or third of them when they are many."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    stride = max(1, math.ceil((last - first + 1) / most))
+    stride = max(1, math.ceil((last - first + 1) / max_ticks))
     found = [10.0**power for power in range(first, last + 1, stride)]
-    return found if len(found) >= 2 else ticks(low, high, most)
+    return found if len(found) >= 2 else ticks(low, high, max_ticks)
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:

@@ -34,7 +34,7 @@ PLACED = frozenset(
         *("rankme", "bad_rows", "read_retries", "restarts", "seconds", "failed_writes"),
     ]
 )
-MOST_OWN_FIGURES, MOST_LISTED = 12, 8
+MAX_OWN_FIGURES, MAX_LISTED = 12, 8
 
 
 def speed_tiles(run: RunRecord) -> list[Tile]:
@@ -63,7 +63,7 @@ def curves(
     levels: Mapping[str, Sequence[Mark]] | None = None,
     more: Sequence[Figure] = (),
 ) -> Section:
-    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are shares of one.
+    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are fractions of one.
 
     `levels` are horizontal marks of a score, by its name; `more` charts come last.
     """
@@ -73,7 +73,7 @@ def curves(
             name,
             words,
             note=note,
-            shares=True,
+            fractions=True,
             text=percent,
             bounds=(0.0, None),
             marks=(levels or {}).get(name, ()),
@@ -95,12 +95,12 @@ def curves(
 
 
 def health(run: RunRecord) -> Section | None:
-    """The spread and rank of the embeddings, and what the method says of itself; None where it is not logged."""
+    """The spread and rank of the embeddings, and the method's own numbers; None where they are not logged."""
     size = run.setting("training", "batch_size_global")
     most = f"dimensions in use, at most the smaller of batch{f' ({size})' if size else ''} and width"
     figures = [
         figure(
-            run, "spread", "Spread of embeddings", bounds=(0.0, 1.0), note="1 fills the sphere, 0: all are one point"
+            run, "spread", "Spread of embeddings", bounds=(0.0, 1.0), note="1 fills the sphere; at 0 all are one point"
         ),
         figure(run, "effective_rank", "Effective rank", bounds=(0.0, None), smooth=True, note=most),
         figure(
@@ -116,7 +116,7 @@ def health(run: RunRecord) -> Section | None:
     if not run.history.values("spread"):
         return None
     figures += own_figures(run)
-    lead = "Numbers that need no label: whether images are still told apart, and by how many dimensions."
+    lead = "Numbers that need no labels: whether images are still told apart, and in how many dimensions."
     drawn = [made for made in figures if made.value != "–"]
     return Section("health", "Health", Templates().render("charts.html", figures=drawn), lead)
 
@@ -126,13 +126,13 @@ def own_figures(run: RunRecord, besides: Collection[str] = ()) -> list[Figure]:
     own = [name for name in run.history.names if name not in PLACED and name not in besides]
     return [
         figure(run, name, _words(name), smooth=True)
-        for name in own[:MOST_OWN_FIGURES]
+        for name in own[:MAX_OWN_FIGURES]
         if len(run.history.values(name)) > 1
     ]
 
 
 def speed(run: RunRecord) -> Section:
-    """Throughput, the share of time waited for data, bad rows and restarts."""
+    """Throughput, the fraction of time waited for data, bad rows and restarts."""
     retries = run.history.last("read_retries")
     figures = [
         figure(run, "images_per_second", "Images a second", bounds=(0.0, None)),
@@ -140,21 +140,21 @@ def speed(run: RunRecord) -> Section:
             run,
             "data_wait_fraction",
             "Time spent waiting for data",
-            shares=True,
+            fractions=True,
             bounds=(0.0, 1.0),
-            text=lambda share: percent(share, 0),
-            note="near 0 the network takes the time; near 100 % reading does",
+            text=lambda fraction: percent(fraction, 0),
+            note="near 0 % the network takes the time, near 100 % reading does",
         ),
     ]
     if _num_bad(run):
-        figures.append(figure(run, "bad_rows", "Bad rows met so far", bounds=(0.0, None)))
+        figures.append(figure(run, "bad_rows", "Bad rows so far", bounds=(0.0, None)))
     if retries:
-        figures.append(figure(run, "read_retries", "Reads tried again", bounds=(0.0, None)))
+        figures.append(figure(run, "read_retries", "Retried reads", bounds=(0.0, None)))
     body = Templates().render(
         "speed.html",
         figures=figures,
-        restarts=[_restart(entry) for entry in run.restarts[-MOST_LISTED:]],
-        bad_rows=[_bad_row(row) for row in run.bad_rows[:MOST_LISTED]],
+        restarts=[_restart(entry) for entry in run.restarts[-MAX_LISTED:]],
+        bad_rows=[_bad_row(row) for row in run.bad_rows[:MAX_LISTED]],
         num_bad=_num_bad(run),
     )
     return Section("speed", "Speed and interruptions", body)
@@ -185,7 +185,7 @@ def figure(
     *,
     text: Callable[[float], str] = short,
     note: str = "",
-    shares: bool = False,
+    fractions: bool = False,
     log: bool = False,
     smooth: bool = False,
     bounds: tuple[float | None, float | None] = (None, None),
@@ -198,7 +198,7 @@ def figure(
         [Line(title, steps, values)],
         label=f"{title} over steps",
         text=text,
-        shares=shares,
+        fractions=fractions,
         log=log,
         smooth=smooth,
         bounds=bounds,
@@ -224,8 +224,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _bad_row(row: Mapping[str, Any]) -> dict[str, str]:
     file = masked(str(row.get("file", "")))
-    place = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
-    return {"file": file, "place": place, "reason": str(row.get("reason", ""))}
+    location = f"{file.rpartition('/')[2]}, row group {row.get('row_group')}, row {row.get('row')}"
+    return {"file": file, "location": location, "reason": str(row.get("reason", ""))}
 
 
 def _value(value: Any) -> str:
@@ -245,9 +245,9 @@ def _value(value: Any) -> str:
 def _restarts_in_words(run: RunRecord) -> str:
     restarts = _restart_steps(run)
     if not restarts:
-        return "Each point is a line of the log. Point at a chart, or touch it, to read its values."
+        return "Each point is a line of the log. Hover over a chart, or touch it, to read its values."
     steps = ", ".join(f"{step:,}" for step in restarts[:8])
-    return f"Dashed lines stand where the run was cut off and went on from a checkpoint (step {steps})."
+    return f"Dashed lines mark where the run was cut off and continued from a checkpoint (step {steps})."
 
 
 def _restart_steps(run: RunRecord) -> list[int]:
@@ -258,7 +258,7 @@ def _restart(entry: Mapping[str, Any]) -> dict[str, str]:
     lost, seconds = entry.get("lost_steps"), entry.get("seconds_to_recover")
     parts = [f"from step {entry.get('from_step')}"]
     if lost:
-        parts.append(f"{lost} step{'s'[: lost != 1]} done again")
+        parts.append(f"{lost} step{'s'[: lost != 1]} repeated")
     if isinstance(seconds, int | float):
         parts.append(f"{duration(seconds)} to recover")
     return {"why": masked(str(entry.get("why", ""))), "when": str(entry.get("when", "")), "what": ", ".join(parts)}

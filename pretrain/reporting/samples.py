@@ -22,7 +22,7 @@ from pretrain.data.reading.shards import Shards
 from pretrain.data.views.random_views import CentralCrop
 from pretrain.data.views.view_sheet import shown
 
-# places of a data set that are looked at; in a store each may cost the transfer of a whole row group
+# positions of a data set that are looked at; in a store each may cost the transfer of a whole row group
 LOCAL_SPOTS, REMOTE_SPOTS = 64, 16
 TILE = 128  # pixels of a square to show
 NUM_IMAGES = 400  # where the settings of a run do not say how many
@@ -68,7 +68,7 @@ def draw_sample(
     image_column: str,
     columns: Sequence[str] = (),
     size: int,
-    crop_share: float,
+    crop_fraction: float,
     channels: int = 3,
     num_images: int,
     deadline: float,
@@ -76,7 +76,7 @@ def draw_sample(
     """Reads and decodes images; those that cannot be decoded are left out.
 
     Args:
-        size, crop_share, channels: of the squares, see `CentralCrop`.
+        size, crop_fraction, channels: of the squares, see `CentralCrop`.
         num_images: at most so many.
         deadline: of `time.monotonic()`, after which no more is read; what was read by then is enough.
 
@@ -84,8 +84,8 @@ def draw_sample(
     """
     manifest = load_manifest(urls, columns=[image_column, *columns], image_column=image_column)
     shards = Shards(manifest, image_column=image_column, columns=columns)
-    crop = CentralCrop(size, share=crop_share, channels=channels)
-    tile = CentralCrop(TILE, share=crop_share, channels=channels)
+    crop = CentralCrop(size, fraction=crop_fraction, channels=channels)
+    tile = CentralCrop(TILE, fraction=crop_fraction, channels=channels)
 
     def decoded(row: Row) -> tuple[Row, np.ndarray, np.ndarray] | None:
         squares = []
@@ -173,8 +173,8 @@ def _in_chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield chunk
 
 
-def majority_share(url: str, column: str) -> float:
-    """Share of the most frequent label of a data set among its labelled rows: what always naming it would get right.
+def majority_fraction(url: str, column: str) -> float:
+    """Fraction of the most frequent label of a data set among its labelled rows: what always naming it would get right.
 
     Raises UserError when the data set cannot be read.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short, span
-from pretrain.training.health import COLLAPSES, LEAST_SPREAD
+from pretrain.training.health import COLLAPSES, MIN_SPREAD
 from pretrain.training.probes import UNTRAINED
 
 GOOD_SPREAD = 0.5
@@ -19,7 +19,7 @@ class Verdict:
 
     Attributes:
         word: one or two words for the badge.
-        tone: `good`, `warn`, `bad` or `open` (nobody knows yet).
+        tone: `good`, `warn`, `bad` or `open` (not known yet).
         first, second: the sentences.
     """
 
@@ -29,13 +29,13 @@ class Verdict:
     second: str
 
 
-Judge = Callable[[RunRecord], Verdict]
+VerdictOn = Callable[[RunRecord], Verdict]
 InWords = Callable[[Mapping[str, float]], str | None]
 
 
-def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
-    """The verdict on a run: `judge` says what a finished and healthy one is worth, `so_far` what the newest numbers of one that
-    goes on say; the rest is the same for all runs."""
+def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Verdict:
+    """The verdict on a run: `of_finished` says what a finished and healthy one is worth, `so_far` what the newest numbers of
+    one that goes on say; the rest is the same for all runs."""
     if run.status == "failed":
         return Verdict(
             "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "once that is fixed")
@@ -45,7 +45,9 @@ def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
         first = f"This run collapsed {kept_on}: {collapsed}."
         return Verdict("collapsed", "bad", first, _after_collapse(run))
     if run.status == "stopped":
-        return Verdict("stopped", "bad", f"This run stopped itself {_where(run)}: {reason(run)}.", _what_is_left(run))
+        return Verdict(
+            "stopped", "bad", f"This run was stopped by a rule {_where(run)}: {reason(run)}.", _what_is_left(run)
+        )
     if run.status == "killed":
         silence = (
             f", and it has written nothing for {span(run.silent_seconds)}" if run.silent_seconds is not None else ""
@@ -57,7 +59,7 @@ def verdict_of(run: RunRecord, judge: Judge, *, so_far: InWords) -> Verdict:
     if run.status in ("running", "unfinished"):
         first = f"This run is not finished: it is {_where(run)}."
         return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far))
-    return judge(run)
+    return of_finished(run)
 
 
 def reason(run: RunRecord) -> str:
@@ -73,7 +75,7 @@ def reason(run: RunRecord) -> str:
 def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdict:
     """Of a pretraining run. `chance`: the kNN accuracy of always naming the most frequent class, where it is known."""
 
-    def judge(run: RunRecord) -> Verdict:
+    def of_finished(run: RunRecord) -> Verdict:
         findings, metrics = run.history.findings, run.metrics
         knn, health = metrics.get("knn_accuracy"), _health(metrics)
         if findings:
@@ -81,15 +83,15 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
             return Verdict("finished, unhealthy", "warn", f"This run finished, but something is wrong: {text}.", health)
         if knn is not None:
             untrained = metrics.get(f"knn_accuracy_{UNTRAINED}")
-            beside = [f"the weights it started from get {percent(untrained)}"] if untrained is not None else []
-            beside += [f"always guessing the most frequent class gets {percent(chance)}"] if chance else []
+            beside = [f"the weights it started from reach {percent(untrained)}"] if untrained is not None else []
+            beside += [f"always guessing the most frequent class reaches {percent(chance)}"] if chance else []
             where = f", where {' and '.join(beside)}" if beside else ""
-            seen = f"a vote of nearest neighbours gets {percent(knn)} of unseen images right{where}"
+            seen = f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly{where}"
             if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
-                    "finished, little learnt", "warn", f"The encoder learnt little about classes: {seen}.", health
+                    "finished, little learnt", "warn", f"The encoder learnt little about the classes: {seen}.", health
                 )
-            return Verdict("finished", "good", f"The encoder learnt without labels: {seen}.", health)
+            return Verdict("finished", "good", f"Pretraining worked: {seen}.", health)
         loss = f"This run finished, and {_loss(run) or 'its loss was not logged'}."
         spread = metrics.get("spread")
         tone = "good" if spread is None or spread >= GOOD_SPREAD else "warn"
@@ -97,9 +99,13 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
 
     def so_far(metrics: Mapping[str, float]) -> str | None:
         knn = metrics.get("knn_accuracy")
-        return None if knn is None else f"a vote of nearest neighbours gets {percent(knn)} of unseen images right"
+        return (
+            None
+            if knn is None
+            else f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly"
+        )
 
-    return verdict_of(run, judge, so_far=so_far)
+    return verdict_of(run, of_finished, so_far=so_far)
 
 
 def _collapse(run: RunRecord) -> str | None:
@@ -107,7 +113,7 @@ def _collapse(run: RunRecord) -> str | None:
         if kind in COLLAPSES:
             return text.partition(";")[0].removeprefix(f"{kind}: ")
     spread = run.metrics.get("spread")
-    if spread is not None and spread < LEAST_SPREAD and len(run.history.values("spread")) >= 3:
+    if spread is not None and spread < MIN_SPREAD and len(run.history.values("spread")) >= 3:
         return f"all images get nearly the same embedding (spread {short(spread)} of 1)"
     return None
 
@@ -118,7 +124,7 @@ def _after_collapse(run: RunRecord) -> str:
     batch = run.setting("training", "batch_size_global")
     larger = f" than {batch}" if isinstance(batch, int) else ""
     return (
-        f"Its encoder tells images apart no better than chance and should not be used; a lower rate{now}, a longer warm-up or "
+        f"Its encoder cannot tell images apart and should not be used; a lower rate{now}, a longer warm-up or "
         f"a larger batch{larger} usually helps."
     )
 
@@ -127,8 +133,8 @@ def _health(metrics: Mapping[str, float]) -> str:
     spread, rank = metrics.get("spread"), metrics.get("rankme", metrics.get("effective_rank"))
     parts = []
     if spread is not None:
-        words = "are well spread" if spread >= GOOD_SPREAD else "are crowded together"
-        parts.append(f"embeddings {words} ({spread:.2f}, where 1 fills the sphere and 0 is collapsed)")
+        words = "are well spread" if spread >= GOOD_SPREAD else "are close together"
+        parts.append(f"embeddings {words} ({spread:.2f}; 1 fills the sphere, 0 is collapsed)")
     if rank is not None:
         parts.append(
             f"they use about {rank:.0f} dimensions" if parts else f"embeddings use about {rank:.0f} dimensions"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.reading.loader import filled
 from pretrain.data.views.random_views import RandomViews
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.view_sheet import shown
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.samples import Row
 
-NUM_IMAGES, MOST_VIEWS = 6, 8
+NUM_IMAGES, MAX_VIEWS = 6, 8
 
 
 def view_section(rows: Sequence[Row], specs: Sequence[ViewSpec], *, seed: int, channels: int) -> Section:
@@ -23,8 +23,8 @@ def view_section(rows: Sequence[Row], specs: Sequence[ViewSpec], *, seed: int, c
     cards = [_card(row, specs, passes, seed=seed, channels=channels) for row in rows[:NUM_IMAGES]]
     words = " and second" if len(passes) == 2 else ""
     lead = (
-        f"What the method is given of an image in the first{words} epoch: crops as they are framed in it, changed in colour. "
-        "It learns by finding out what stays the same."
+        f"What the method sees of an image in the first{words} epoch: crops, framed in the image, with changed colours. "
+        "It learns from what stays the same."
     )
     return Section("views", "Views", Templates().render("views.html", cards=cards), lead)
 
@@ -38,9 +38,9 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
         filling, _ = filled(transform, [row.data], row_ids=[row.row_id], passes=[pass_number])
         assert filling.geometry_VB5 is not None
         for number, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
-            if len(views) == MOST_VIEWS:
+            if len(views) == MAX_VIEWS:
                 break
-            left, top, right, bottom = (100 * float(share) for share in filling.geometry_VB5[number, 0, :4])
+            left, top, right, bottom = (100 * float(fraction) for fraction in filling.geometry_VB5[number, 0, :4])
             colour = (pass_number if len(passes) > 1 else number) % 2 + 1
             boxes.append(
                 {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}", "height": f"{bottom - top:.1f}",
@@ -54,5 +54,5 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
                     "colour": colour,
                 }
             )
-    pixels = shown(as_channels(open_picture(row.data, channels=channels).decode(1), channels))
+    pixels = shown(as_channels(open_image(row.data, channels=channels).decode(1), channels))
     return {"url": data_url(pixels, longest=200), "boxes": boxes, "views": views}

@@ -23,7 +23,7 @@ def hold_on(
     Args:
         optimizer: over `module`'s parameters, with their learning rates in its groups.
         start: by the names of `module`'s parameters; those it lacks are free.
-        strength: the share of the way back that a step takes at the peak rate, 0 to 1. Weights then come as far from their
+        strength: the fraction of the way back that a step takes at the peak rate, 0 to 1. Weights then come as far from their
             start as about 1 / strength steps in one direction lead.
         peak_rate: the highest learning rate of the run.
     """

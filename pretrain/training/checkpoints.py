@@ -14,6 +14,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -35,7 +36,7 @@ class Progress:
 
     `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line;
     `evaluations_since_best` are those without a better score; `data` is what the run learns from, see
-    `pretrain.training.data_identity`.
+    `pretrain.training.data_identity`; `parent` is the checkpoint of another run that this one began at, if it did.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class Progress:
     evaluations_since_best: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_name(step: int) -> str:
@@ -64,22 +66,30 @@ def folder_name(step: int) -> str:
 class CheckpointWriter:
     """Writes checkpoints in a thread of its own and keeps the newest `keep`. Only rank 0 has one.
 
-    A write that fails, however often the storage was asked, is told in `troubles` and ends nothing: the checkpoint before
-    is whole, and the next will be tried. Only `wait`, at the end of a run, raises what went wrong in the last one.
+    Where the storage is full, older checkpoints make room, all but the newest whole one. A write that fails nevertheless is
+    told in `troubles` and ends nothing: the checkpoint before is whole, and the next will be tried. Only `wait`, at the end
+    of a run, raises what went wrong in the last one.
 
-    `damaged` names folders that are not whole, whatever they look like: they are not kept in the place of whole ones.
+    `damaged` names folders that are not whole, whatever they look like: they are not kept in the place of whole ones;
+    `whole_step` is the step of the newest whole one that is there.
     """
 
     def __init__(
-        self, run_url: str, *, keep: int, troubles: deque[str] | None = None, damaged: Iterable[str] = ()
+        self,
+        run_url: str,
+        *,
+        keep: int,
+        troubles: deque[str] | None = None,
+        damaged: Iterable[str] = (),
+        whole_step: int | None = None,
     ) -> None:
-        self._url, self._keep = storage.join(run_url, "checkpoints"), keep
+        self._run_url, self._url, self._keep = run_url, storage.join(run_url, "checkpoints"), keep
         self._troubles: deque[str] = deque() if troubles is None else troubles
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._damaged = set(damaged)
         self._step = 0  # of the write under way, or the last one
-        self._whole_step: int | None = None
+        self._whole_step = whole_step
 
     @property
     def failed(self) -> bool:
@@ -127,21 +137,32 @@ class CheckpointWriter:
 
     def _write(self, state: dict[str, Any], meta: dict[str, Any], first: Callable[[], None]) -> None:
         step = meta["step"]
+        folder = storage.join(self._url, folder_name(step))
+
+        def write() -> None:
+            try:
+                storage.write_bytes(storage.join(folder, "state.pt"), data)
+                storage.write_json(storage.join(folder, META), meta)
+            except UserError as error:
+                if storage.is_full(error):
+                    storage.remove(folder)
+                raise
+
         try:
             first()
             buffer = io.BytesIO()
             torch.save(state, buffer)
             data = buffer.getvalue()
             meta |= {"state_bytes": len(data), "state_sha256": hashlib.sha256(data).hexdigest()}
-            folder = storage.join(self._url, folder_name(step))
-            storage.write_bytes(storage.join(folder, "state.pt"), data)
-            storage.write_json(storage.join(folder, META), meta)
+            with_room(self._run_url, write)
             self._error, self._whole_step = None, step
             self._damaged.discard(folder_name(step))
         except BaseException as error:
             self._error = error
             whole = (
-                "no whole one yet" if self._whole_step is None else f"the last whole one is of step {self._whole_step}"
+                "no complete one yet"
+                if self._whole_step is None
+                else f"the last complete one is of step {self._whole_step}"
             )
             self._troubles.append(f"the checkpoint of step {step} could not be written ({error}); {whole}")
             return
@@ -161,6 +182,29 @@ class CheckpointWriter:
                 whole += 1
             else:
                 storage.remove(folder)
+
+
+def with_room(run_url: str, write: Callable[[], None]) -> None:
+    """Calls `write`; where the storage is full, removes the run's oldest checkpoint and tries again.
+
+    The newest whole one stays. Raises the UserError of `write` when no older one is left to go.
+    """
+    while True:
+        try:
+            return write()
+        except UserError as error:
+            if not (storage.is_full(error) and _oldest_goes(storage.join(run_url, "checkpoints"))):
+                raise
+
+
+def _oldest_goes(url: str) -> bool:
+    """Removes the oldest checkpoint before the newest whole one; False when there is none."""
+    folders = [storage.join(url, name) for name in _step_folders(url)]
+    whole = [at for at, folder in enumerate(folders) if storage.exists(storage.join(folder, META))]
+    if not whole or whole[-1] == 0:
+        return False
+    storage.remove(folders[0])
+    return True
 
 
 def _on_host(value: Any) -> Any:
@@ -225,8 +269,8 @@ def find_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | Cut
     if len(wrong) > len(cut_off):
         listed = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
         raise UserError(
-            f"none of the checkpoints in {url} is whole ({listed}); put a whole copy of one back, or remove {url} to start at "
-            "step 0"
+            f"none of the checkpoints in {url} is complete ({listed}); put a complete copy of one back, or remove {url} to "
+            "start at step 0"
         )
     return CutOff(tuple(cut_off))
 
@@ -257,7 +301,7 @@ class Meta:
 
 
 def read_meta(folder: str) -> Meta | None:
-    """What a checkpoint's folder says of it; None where the file is missing.
+    """What a checkpoint's folder says about it; None where the file is missing.
 
     Raises Damaged where it says nothing that could be, and UserError where another version of the program wrote it.
     """
@@ -269,7 +313,7 @@ def read_meta(folder: str) -> Meta | None:
     except ValueError as error:
         raise Damaged(f"{META} is not valid JSON") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("format_version"), int):
-        raise Damaged(f"{META} is no description of a checkpoint")
+        raise Damaged(f"{META} is not the description of a checkpoint")
     version = meta.pop("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
@@ -283,7 +327,7 @@ def read_meta(folder: str) -> Meta | None:
     optional = ("best_score", "best_step")
     for name, value in meta.items():
         if name not in kinds:
-            raise Damaged(f"{META} holds {name!r}, which no checkpoint has")
+            raise Damaged(f"{META} holds {name!r}, which checkpoints do not have")
         kind = (int, float) if kinds[name] is float else kinds[name]
         if isinstance(value, bool) or not (isinstance(value, kind) or (value is None and name in optional)):
             raise Damaged(f"{META} says {name}={str(value)[:40]!r}")
@@ -294,8 +338,20 @@ def read_meta(folder: str) -> Meta | None:
     return Meta(Progress(**meta), size, checksum)
 
 
+def complete_steps(run_url: str) -> list[int]:
+    """The steps of the checkpoints that are complete, in order, without reading their states."""
+    url = storage.join(run_url, "checkpoints")
+    steps = []
+    for name in _step_folders(url):
+        with suppress(Damaged):
+            meta = read_meta(storage.join(url, name))
+            if meta is not None:
+                steps.append(meta.progress.step)
+    return steps
+
+
 def newest_progress(run_url: str) -> Progress | None:
-    """What the newest checkpoint that can be read says of the run, without reading its state; None when there is none."""
+    """What the newest readable checkpoint says about the run, without reading its state; None when there is none."""
     url = storage.join(run_url, "checkpoints")
     for name in reversed(_step_folders(url)):
         try:

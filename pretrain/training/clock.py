@@ -27,7 +27,7 @@ class Clock:
         return self._before + time.perf_counter() - self._start
 
     def rates(self) -> dict[str, float]:
-        """Images a second and share of time spent waiting for data since the last call, evaluation left out."""
+        """Images a second and fraction of time spent waiting for data since the last call, evaluation left out."""
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_since, 1e-9)
         rates = {"images_per_second": self._samples / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}

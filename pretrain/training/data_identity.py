@@ -1,7 +1,7 @@
 """What a run learns from, by content, so that data that changed under an unfinished run is seen.
 
 Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in which they are
-read; not by their names, so that the same data is the same at another place. Small files are read whole. A change of a few
+read; not by their names, so that the same data is the same at another location. Small files are read whole. A change of a few
 bytes within a large file, with its size and rows as they were, is not found.
 """
 
@@ -21,8 +21,8 @@ from cluster.storage import FileInfo
 from pretrain.data.reading.manifest import LOCAL_THREADS, REMOTE_THREADS, Manifest
 
 WHOLE_BYTES, BLOCK_BYTES, NUM_BLOCKS = 2**20, 2**14, 4
-MOST_FILES_READ = 256  # spread over the data set; of the others sizes and rows count
-MOST_FILES_LISTED = 10_000  # beyond which a checkpoint holds no list of them
+MAX_FILES_READ = 256  # spread over the data set; of the others sizes and rows count
+MAX_FILES_LISTED = 10_000  # beyond which a checkpoint holds no list of them
 
 Identity = dict[str, Any]
 URLS = {"train": "data.url", "validation": "validation_url"}  # part of the data -> the setting that names it
@@ -58,8 +58,8 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change
     changed = differences(old, new)
     if changed and on_change != "continue":
         raise UserError(
-            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data back, start anew in "
-            "another out, or go on with what is there now by data.on_change=continue"
+            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data back, start again in "
+            "another out, or go on with what is there now with data.on_change=continue"
         )
     return changed
 
@@ -67,7 +67,7 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change
 def _of_manifest(manifest: Manifest) -> Identity:
     files = manifest.files
     rows = manifest.rows_of_group if manifest.all_rows_of_group is None else manifest.all_rows_of_group
-    read = set(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES_READ)).astype(int).tolist())
+    read = set(np.linspace(0, len(files) - 1, min(len(files), MAX_FILES_READ)).astype(int).tolist())
     threads = LOCAL_THREADS if storage.is_local(files[0].url) else REMOTE_THREADS
     with ThreadPoolExecutor(threads, thread_name_prefix="identity") as pool:
         jobs = {index: pool.submit(_digest, files[index]) for index in sorted(read)}
@@ -85,7 +85,7 @@ def _of_manifest(manifest: Manifest) -> Identity:
         "fingerprint": whole.hexdigest(),
         "rows": int(rows.sum()),
         "num_files": len(files),
-        "files": listed if len(listed) <= MOST_FILES_LISTED else [],
+        "files": listed if len(listed) <= MAX_FILES_LISTED else [],
     }
 
 
@@ -111,6 +111,6 @@ def _difference(old: Mapping[str, Any], new: Identity) -> str:
             return f"{rows}; {before[number][0]} is missing"
         if before[number][2] != now[number][2]:
             (old_name, old_rows, _), (name, new_rows, _) = before[number], now[number]
-            what = name if name == old_name else f"{name} in the place of {old_name}"
+            what = name if name == old_name else f"{name} instead of {old_name}"
             return f"{rows}; the first file that differs is {what} ({old_rows} -> {new_rows} rows)"
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.loader import batches_in_sequence
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.augment import normalised
@@ -25,8 +25,8 @@ def labelled_features(
     *,
     label_column: str | None,
     size: int,
-    crop_share: float,
-    place: Place,
+    crop_fraction: float,
+    context: RankContext,
     batch_size: int = 256,
     decode_threads: int = 1,
     mean: Sequence[float] | None = None,
@@ -42,10 +42,10 @@ def labelled_features(
     labels: list[Any] = []
     for batch in batches_in_sequence(
         shards,
-        CentralCrop(size, share=crop_share, channels=encoder.in_channels),
+        CentralCrop(size, fraction=crop_fraction, channels=encoder.in_channels),
         batch_size=batch_size,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=context.rank,
+        world_size=context.world_size,
         decode_threads=decode_threads,
     ):
         keep = list(range(len(batch.row_ids)))
@@ -54,7 +54,7 @@ def labelled_features(
             keep = [index for index in keep if column[index] is not None]
             labels.extend(column[index] for index in keep)
         if keep:
-            images = normalised(batch.arrays[0][keep], place.device, mean, std)
+            images = normalised(batch.arrays[0][keep], context.device, mean, std)
             features.append(pooled(encoder(images)).float().cpu().numpy())
     own = np.concatenate(features) if features else np.zeros((0, encoder.channels[-1]), np.float32)
     parts = gathered_objects((own, labels))

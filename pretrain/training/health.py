@@ -29,7 +29,7 @@ def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
     """Health of the embeddings of two views of the same images; NaN where numbers that are not finite leave none.
 
     - `spread`: see there.
-    - `effective_rank`: RankMe, exp of the entropy of the singular values' shares (https://arxiv.org/abs/2210.02885); from 1
+    - `effective_rank`: RankMe, exp of the entropy of the singular values' fractions (https://arxiv.org/abs/2210.02885); from 1
       to min(B, D).
     - `alignment`: mean squared distance of the two views, 0 to 4, lower is closer; `uniformity`: log of the mean Gaussian
       potential of pairs, 0 when collapsed, lower is more even (https://arxiv.org/abs/2005.10242).
@@ -49,12 +49,14 @@ def effective_rank(embeddings_BD: Tensor) -> float:
     embeddings = embeddings_BD.double()
     if not torch.isfinite(embeddings).all():
         return math.nan  # for which there is no decomposition
-    embeddings = embeddings / embeddings.abs().max().clamp_min(1e-300)  # shares do not change, and squares stay finite
+    embeddings = embeddings / embeddings.abs().max().clamp_min(
+        1e-300
+    )  # fractions do not change, and squares stay finite
     # singular values by the eigenvalues of the smaller product: a ninth of the time at 1024 x 4096, and equal to 1e-6
     smaller = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
-    shares = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
-    shares = shares / shares.sum().clamp_min(1e-12) + 1e-12
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    fractions = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
+    fractions = fractions / fractions.sum().clamp_min(1e-12) + 1e-12
+    return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
 @torch.no_grad()
@@ -86,7 +88,7 @@ def fallen_rank(trained: float, untrained: float) -> Finding | None:
     Methods watch the embeddings of their heads, which batch normalisation and losses on the embeddings' distribution
     (LeJEPA's) keep spread while the features below them collapse.
     """
-    if not trained < min(LEAST_RANK, 0.5 * untrained):  # NaN is told elsewhere
+    if not trained < min(MIN_RANK, 0.5 * untrained):  # NaN is told elsewhere
         return None
     return Finding(
         "collapse",
@@ -98,14 +100,14 @@ def fallen_rank(trained: float, untrained: float) -> Finding | None:
 # lines of the log in a row that must show a thing before it is told; fresh networks look bad for a while
 PATIENCE = 3
 # ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam without its predictor falls to 4 to 5
-LEAST_SPREAD, LEAST_RANK, LEAST_INFORMATION, LEAST_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
+MIN_SPREAD, MIN_RANK, MIN_INFORMATION, MIN_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
 # a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
-LEAST_OUTPUTS = 4.0
+MIN_OUTPUTS = 4.0
 # students that learn explain 2 % and more after a quarter of 500 steps, 5 % after a tenth of thousands; random weights 0
-LEAST_EXPLAINED = 0.01
+MIN_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
-NEAR_CHANCE, LEAST_STEPS = 1.05, 50
+NEAR_CHANCE, MIN_STEPS = 1.05, 50
 
 
 class HealthWatch:
@@ -139,7 +141,7 @@ class HealthWatch:
     ) -> Iterator[tuple[str, str, str]]:
         size = min(self._batch_size, dim)
         embeddings, rank = numbers.get("spread", 1.0), numbers.get("effective_rank", math.inf)
-        if embeddings < LEAST_SPREAD or rank < min(LEAST_RANK, 0.1 * size):
+        if embeddings < MIN_SPREAD or rank < min(MIN_RANK, 0.1 * size):
             yield (
                 "collapse",
                 f"all images get nearly the same embedding (spread {embeddings:.3f} of 1, effective rank {rank:.1f} of {size})",
@@ -149,41 +151,42 @@ class HealthWatch:
         if math.isfinite(loss):
             self._losses.append(loss)
         # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start above chance
-        late = step > max(LEAST_STEPS, self._num_steps // 10)
+        late = step > max(MIN_STEPS, self._num_steps // 10)
         if chance_loss is not None and late and loss > 0.99 * max(chance_loss, before):
             near = loss < NEAR_CHANCE * chance_loss
             yield (
                 "no learning",
                 f"the loss {loss:.3f} is stuck at its chance value {chance_loss:.3f}"
                 if near
-                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of a network that knows nothing",
+                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of an untrained network",
                 "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
             )
         explained = max(
             (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers), default=1.0
         )
-        if step > self._num_steps // 3 and explained < LEAST_EXPLAINED:
+        if step > self._num_steps // 3 and explained < MIN_EXPLAINED:
             yield (
                 "no learning",
-                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, as a constant would",
-                "another learning rate, milder crops or a teacher that knows such images usually help",
+                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, no more than a constant "
+                "would",
+                "another learning rate, milder crops or a teacher that knows images like these usually help",
             )
         information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
-        if information < LEAST_INFORMATION or in_use < LEAST_OUTPUTS:
+        if information < MIN_INFORMATION or in_use < MIN_OUTPUTS:
             alike = f"the assignment carries {information:.4f} nats about an image"
             few = f"{in_use:.1f} outputs are in use"
             yield (
                 "collapse of assignments",
-                f"all images are assigned alike ({alike if information < LEAST_INFORMATION else few})",
+                f"all images get the same assignment ({alike if information < MIN_INFORMATION else few})",
                 "centring, a lower teacher temperature or a lower learning rate usually helps",
             )
-        if numbers.get("queue_spread", 1.0) < LEAST_SPREAD:
+        if numbers.get("queue_spread", 1.0) < MIN_SPREAD:
             yield (
                 "dead queue",
                 f"all keys in the queue are nearly the same (spread {numbers['queue_spread']:.3f} of 1)",
                 "a lower learning rate or a higher temperature usually helps",
             )
-        if numbers.get("teacher_distance", math.inf) < LEAST_DISTANCE:
+        if numbers.get("teacher_distance", math.inf) < MIN_DISTANCE:
             yield (
                 "idle teacher",
                 f"teacher and student are equal (parameters differ by {numbers['teacher_distance']:.1e} of their norm)",

@@ -34,6 +34,6 @@ def knn_predict(
 def knn_accuracy(
     bank_ND: Tensor, bank_labels_N: Tensor, queries_QD: Tensor, query_labels_Q: Tensor, *, num_classes: int, k: int = 20
 ) -> float:
-    """Share of queries in [0, 1] whose weighted neighbours vote for the right class."""
+    """Fraction of queries in [0, 1] whose weighted neighbours vote for the right class."""
     predictions = knn_predict(bank_ND, bank_labels_N, queries_QD, num_classes=num_classes, k=k)
     return float((predictions == query_labels_Q).float().mean())

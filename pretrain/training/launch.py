@@ -12,13 +12,14 @@ from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
 from cluster.secrets import masked
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from cluster.training.workers import check_cluster, run_workers
 from pretrain.data.reading.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole
 from pretrain.training.data_identity import URLS, Identity, check_same, identity_of
 from pretrain.training.data_identity import differences as data_differences
+from pretrain.training.parent import chosen_step
 from pretrain.training.rehearsal import rehearse
 from pretrain.training.settings import FREE_TO_CHANGE, UNSEEN, ClusterSettings
 from pretrain.training.tracking import check_tracking
@@ -26,7 +27,7 @@ from pretrain.training.tracking import check_tracking
 LENGTH = ("training.epochs", "training.steps")
 LONGER = (
     "its learning rate follows a schedule that ends where the run does, so the steps taken would have been others; "
-    "to train longer, begin another out with the weights that this one left"
+    "to train longer, go on in another out from this run's checkpoint by training.parent"
 )
 
 
@@ -41,7 +42,7 @@ def launch(
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
-    """Runs `function(place, settings)` on the workers that the settings ask for and returns the command's exit code.
+    """Runs `function(context, settings)` on the workers that the settings ask for and returns the command's exit code.
 
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
@@ -69,10 +70,11 @@ def launch(
         for line in before.end_in_words():
             print(f"{title}: {line}", flush=True)
         if report is not None and not storage.exists(storage.join(out, run_folder.REPORT)):
-            print(f"{title}: its report is missing and is written now", flush=True)
+            print(f"{title}: its report was missing and is written now", flush=True)
             write_report(report, out)
         return 0
     before.check_data()
+    before.check_parent(settings.training.parent)
     for line in before.changed:
         print(f"{title}: continues with {line}", flush=True)
     with run_folder.as_it_was_if_nothing_happens(out):
@@ -143,7 +145,7 @@ class _Before:
         ]
         if not self.data_changes:
             moved = cluster.settings.differences(old, settings, ignored=UNSEEN)
-            self.changed += [f"the same data at another place ({one})" for one in moved if one not in self.changed]
+            self.changed += [f"the same data at another location ({one})" for one in moved if one not in self.changed]
 
     @property
     def data_changes(self) -> list[str]:
@@ -153,6 +155,11 @@ class _Before:
     def check_data(self) -> None:
         """Raises UserError for data that changed under an unfinished run and may not."""
         check_same(self._known, self._identity, on_change=self._on_change, out=self._out)
+
+    def check_parent(self, parent: str | None) -> None:
+        """Raises UserError where the run would begin at a checkpoint that is not there."""
+        if self.progress is None and parent is not None:
+            chosen_step(parent)
 
     def end_in_words(self) -> list[str]:
         """Of a finished run, that it is finished, on which data, and whether that is another now."""
@@ -185,6 +192,7 @@ def _check(
         run_folder.check_claim(settings.out, before.refused)
         if not before.is_finished:
             before.check_data()
+            before.check_parent(settings.training.parent)
         num_nodes = check_cluster(
             num_workers=fewest_workers,
             cpus_per_worker=cluster_settings.cpus_per_worker,
@@ -216,16 +224,16 @@ def _check(
                 on_record=console.show,
             )
         else:
-            with place_here(console.show) as here:
+            with local_context(console.show) as here:
                 _rehearsal(here, todo)
-    print(f"{title}: all is well; nothing was started")
+    print(f"{title}: everything is fine; nothing was started")
     return 0
 
 
-def _rehearsal(place: Place, todo: tuple[Callable[..., dict[str, Any]], Any, int]) -> None:
+def _rehearsal(context: RankContext, todo: tuple[Callable[..., dict[str, Any]], Any, int]) -> None:
     # as rank 0 of as many workers as there will be: it reads and computes what one worker will
     function, settings, num_workers = todo
-    function(dataclasses.replace(place, world_size=num_workers), settings, loop=rehearse)
+    function(dataclasses.replace(context, world_size=num_workers), settings, loop=rehearse)
 
 
 def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]:
@@ -233,6 +241,6 @@ def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]
     if settings.min_workers > settings.workers:
         raise UserError(
             f"cluster.min_workers={settings.min_workers} is more than cluster.workers={settings.workers}; "
-            "workers is the most that a run takes"
+            "workers is the maximum that a run takes"
         )
     return [size for size in world_sizes if 0 < settings.min_workers <= size < settings.workers]

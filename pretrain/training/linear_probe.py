@@ -14,7 +14,7 @@ HELD_OUT = 5  # one of so many training rows chooses the penalty
 def linear_accuracy(
     train_ND: Tensor, train_labels_N: Tensor, test_QD: Tensor, test_labels_Q: Tensor, *, num_classes: int
 ) -> float:
-    """Share of test rows in [0, 1] that a logistic regression on the training rows classifies rightly.
+    """Fraction of test rows in [0, 1] that a logistic regression on the training rows classifies rightly.
 
     Features are standardised by the training rows. The penalty is the one that does best on every fifth training row,
     held out; the test rows choose nothing. The same numbers give the same result: all is full-batch L-BFGS from zero.

@@ -9,8 +9,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from cluster import storage
-from cluster.errors import RunStopped
-from cluster.training.place import Place
+from cluster.errors import RunStopped, UserError
+from cluster.training.rank_context import RankContext
 from pretrain.training import health
 from pretrain.training.checkpoints import CheckpointWriter, Progress
 from pretrain.training.clock import Clock
@@ -33,11 +33,11 @@ class Logbook:
         optimizer: Optimizer,
         progress: Progress,
         plan: Plan,
-        place: Place,
+        context: RankContext,
         run: RunFolder | None,
         writer: CheckpointWriter | None,
     ) -> None:
-        self._module, self._optimizer, self._plan, self._place = module, optimizer, plan, place
+        self._module, self._optimizer, self._plan, self._context = module, optimizer, plan, context
         self._run, self._writer = run, writer
         self.progress, self.clock = progress, Clock(progress.seconds)
         batch = plan.training.batch_size_global
@@ -62,22 +62,25 @@ class Logbook:
         progress.samples_seen += batch
         progress.bad_row_count += num_bad_rows
         self.clock.count(batch)
-        self._place.beat(progress.step)
+        self._context.beat(progress.step)
         if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
-            self._place.note(f"recovered within {seconds:.1f} s")
-        if (unusable := too_many_bad(progress, plan.max_bad_share, batch * plan.steps_per_epoch)) is not None:
+            self._context.note(f"recovered within {seconds:.1f} s")
+        if (unusable := too_many_bad(progress, plan.max_bad_fraction, batch * plan.steps_per_epoch)) is not None:
             self._gather_bad_rows()
             raise RunStopped(unusable)
-        if "bad rows" not in self._warned and (unusable := too_many_bad(progress, plan.max_bad_share, 0)) is not None:
+        if (
+            "bad rows" not in self._warned
+            and (unusable := too_many_bad(progress, plan.max_bad_fraction, 0)) is not None
+        ):
             self._warned.add("bad rows")
-            rule = "the run stops when they are more than that share of all rows"
-            self._place.warn(f"step {progress.step}: {unusable}; {rule}")
+            rule = "the run stops when they are more than that fraction of all rows"
+            self._context.warn(f"step {progress.step}: {unusable}; {rule}")
 
     def tell_troubles(self) -> None:
         """Says what could not be written since the last call."""
         while self._run is not None and self._run.troubles:
             self.progress.failed_writes += 1
-            self._place.warn(self._run.troubles.popleft())
+            self._context.warn(self._run.troubles.popleft())
 
     def evaluate_when_due(self) -> dict[str, float]:
         """The numbers of an evaluation after this step; empty where none is due."""
@@ -97,10 +100,10 @@ class Logbook:
                 progress.metrics[name] = number
             else:  # neither JSON nor a report can hold it, and the former one is out of date
                 progress.metrics.pop(name, None)
-                self._place.warn(f"step {progress.step}: {name} is {number}")
+                self._context.warn(f"step {progress.step}: {name} is {number}")
         if self._out_of_patience and progress.step < num_steps:
             many = evaluating.patience
-            self._place.note(f"stops at step {progress.step} of {num_steps}: {many} evaluations without a better one")
+            self._context.note(f"stops at step {progress.step} of {num_steps}: {many} evaluations without a better one")
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
@@ -120,7 +123,8 @@ class Logbook:
                 evaluating.keep_best(progress.step)
 
     def log_when_due(self, gradients: Gradients, exchange: GradientExchange, numbers: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and what it says of the run's health. Raises RunStopped on collapse where the plan says so.
+        """A line of metrics.jsonl, and what it says about the run's health. Raises RunStopped on collapse where the plan says
+        so.
 
         `numbers` are those of an evaluation, which are logged whenever there are any.
         """
@@ -136,12 +140,12 @@ class Logbook:
             record["findings"] = {finding.kind: finding.text for finding in findings}
         if self._run is not None:
             self._run.log(record)
-        self._place.report({"kind": "progress", "num_steps": self._plan.num_steps, **_finite_only(record)})
+        self._context.report({"kind": "progress", "num_steps": self._plan.num_steps, **_finite_only(record)})
         for finding in findings:
             if self._plan.on_collapse == "stop" and finding.kind in health.COLLAPSES:
                 raise RunStopped(f"step {progress.step}: {finding.text}")
             if finding.kind not in self._warned:
-                self._place.warn(f"step {progress.step}: {finding.text}")
+                self._context.warn(f"step {progress.step}: {finding.text}")
             self._warned.add(finding.kind)
 
     def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
@@ -177,8 +181,8 @@ class Logbook:
         seconds = self._plan.training.checkpoint_every_seconds
         if failed:
             seconds = min(seconds, FAILED_CHECKPOINT_SECONDS)
-        asked = self._place.checkpoint_requested()
-        return self._place.rank == 0 and (asked or time.monotonic() - self._checkpointed_at > seconds)
+        asked = self._context.checkpoint_requested()
+        return self._context.rank == 0 and (asked or time.monotonic() - self._checkpointed_at > seconds)
 
     def write_checkpoint_when_due(self, *, asked: bool, stops: bool) -> None:
         """A checkpoint, after the last step, at a stop, when a rank has asked, and every so many steps."""
@@ -206,9 +210,13 @@ class Logbook:
             self._run.sync()
 
     def finish(self) -> None:
-        """Raises what went wrong with the last checkpoint."""
+        """Raises what went wrong with the last checkpoint, unless the disk was full after the last step: the model may fit."""
         if self._writer is not None:
-            self._writer.wait()
+            try:
+                self._writer.wait()
+            except UserError as error:
+                if not (self.over and storage.is_full(error)):
+                    raise
         self.progress.seconds = self.clock.total()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable, UnusableRows
 from pretrain.training.distributed import equalise, summed
@@ -37,7 +37,7 @@ def train(
     optimizer: Optimizer,
     plan: Plan,
     *,
-    place: Place,
+    context: RankContext,
     run: RunFolder | None,
     batches_from: Callable[[int], Batches],
 ) -> Outcome:
@@ -51,9 +51,9 @@ def train(
     is kept.
     """
     equalise(module)
-    progress, writer = resume(module, optimizer, plan, place, run)
-    stepper = Stepper(module, optimizer, plan, place.device)
-    book = Logbook(module, optimizer, progress, plan, place, run, writer)
+    progress, writer = resume(module, optimizer, plan, context, run)
+    stepper = Stepper(module, optimizer, plan, context.device)
+    book = Logbook(module, optimizer, progress, plan, context, run, writer)
     status, skipped_in_a_row = "finished", 0
     module.train()
     batches = batches_from(progress.samples_seen)
@@ -69,11 +69,11 @@ def train(
                 [
                     gradients.loss * stepper.exchange.loss_weight,
                     not gradients.sound,
-                    place.stop_requested(),
+                    context.stop_requested(),
                     book.wants_checkpoint(),
                     len(batch.bad_rows),
                 ],
-                place.device,
+                context.device,
             )
 
             # -- the optimizer moves on sound gradients only --------------------------------------------------------------
@@ -81,7 +81,7 @@ def train(
                 skipped_in_a_row += 1
                 progress.skipped_steps += 1
                 check_finite(plan.training.on_nonfinite, progress.step, gradients, skipped_in_a_row)
-                place.warn(f"step {progress.step} skipped: loss or gradient is not finite")
+                context.warn(f"step {progress.step} skipped: loss or gradient is not finite")
             else:
                 skipped_in_a_row = 0
                 progress.loss_sum += loss
@@ -99,7 +99,7 @@ def train(
             if stops:
                 break
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(plan, place, error) from error
+        raise out_of_memory(plan, context, error) from error
     except UnusableRows as error:
         progress.bad_rows.update(error.bad_rows)
         raise

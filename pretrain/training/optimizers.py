@@ -18,26 +18,30 @@ def parameter_groups(
     module: nn.Module,
     *,
     weight_decay: float,
-    learning_rate_share: Callable[[str], float] = lambda name: 1.0,
+    learning_rate_factor: Callable[[str], float] = lambda name: 1.0,
     constant_rate: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group.
 
     Biases and the gains of norms (fewer than two axes) are not decayed, as all published recipes have it.
-    `learning_rate_share` maps a parameter's name to its share of the learning rate (layer-wise decay); parameters whose
+    `learning_rate_factor` maps a parameter's name to its fraction of the learning rate (layer-wise decay); parameters whose
     names start with one of `constant_rate` keep the peak rate after the warm-up. Groups say so, for `set_rates`.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        share, is_matrix, is_constant = learning_rate_share(name), parameter.ndim >= 2, name.startswith(constant_rate)
+        fraction, is_matrix, is_constant = (
+            learning_rate_factor(name),
+            parameter.ndim >= 2,
+            name.startswith(constant_rate),
+        )
         group = groups.setdefault(
-            (share, is_matrix, is_constant),
+            (fraction, is_matrix, is_constant),
             {
                 "params": [],
                 "names": [],
-                "learning_rate_share": share,
+                "learning_rate_share": fraction,  # the name that checkpoints know
                 "is_constant": is_constant,
                 "is_decayed": is_matrix,
                 "weight_decay": weight_decay if is_matrix else 0.0,

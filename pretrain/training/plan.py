@@ -42,7 +42,7 @@ class Plan:
         rates_at: learning rates and weight decay of a step.
         seed: of what random layers draw.
         on_collapse: `warn` or `stop`.
-        max_bad_share: of the rows of an epoch, and later of all that were seen: the run stops when more are bad.
+        max_bad_fraction: of the rows of an epoch, and later of all that were seen: the run stops when more are bad.
         evaluating: None for nothing.
         data: what is learnt from, on rank 0; with other data than before a run goes on where `on_data_change` is `continue`.
     """
@@ -54,7 +54,7 @@ class Plan:
     rates_at: Callable[[int], Rates]
     seed: int = 0
     on_collapse: str = "warn"
-    max_bad_share: float = 0.05
+    max_bad_fraction: float = 0.05
     evaluating: Evaluating | None = None
     data: Mapping[str, Identity] = field(default_factory=dict)
     on_data_change: str = "refuse"

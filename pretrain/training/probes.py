@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
@@ -43,20 +43,20 @@ class LabelProbe:
             self._shards.append(Shards(manifest, image_column=image_column, columns=[label_column]))
         self._label_column, self._neighbours, self._how = label_column, neighbours, how
 
-    def __call__(self, encoder: Encoder, place: Place, *, linear: bool) -> dict[str, float]:
+    def __call__(self, encoder: Encoder, context: RankContext, *, linear: bool) -> dict[str, float]:
         """`knn_accuracy` and, if wanted, `linear_accuracy`, in [0, 1]; the same on every rank."""
         (train, train_labels), (test, test_labels) = (
-            labelled_features(encoder, shards, label_column=self._label_column, place=place, **self._how)
+            labelled_features(encoder, shards, label_column=self._label_column, context=context, **self._how)
             for shards in self._shards
         )
         if not len(train) or not len(test):
             raise UserError(f"no row of the kNN data has a label in column {self._label_column!r}")
         classes = sorted({*train_labels, *test_labels}, key=str)
         given = [
-            torch.from_numpy(train).to(place.device),
-            class_ids(train_labels, classes).to(place.device),
-            torch.from_numpy(test).to(place.device),
-            class_ids(test_labels, classes).to(place.device),
+            torch.from_numpy(train).to(context.device),
+            class_ids(train_labels, classes).to(context.device),
+            torch.from_numpy(test).to(context.device),
+            class_ids(test_labels, classes).to(context.device),
         ]
         scores = {"knn_accuracy": knn_accuracy(*given, num_classes=len(classes), k=self._neighbours)}
         if linear:
@@ -65,7 +65,7 @@ class LabelProbe:
 
 
 def rankme(
-    encoder: Encoder, manifest: Manifest, place: Place, *, num_images: int, image_column: str, **how: Any
+    encoder: Encoder, manifest: Manifest, context: RankContext, *, num_images: int, image_column: str, **how: Any
 ) -> float:
     """RankMe of an encoder's pooled features of so many images: how many dimensions they use, from 1 to D.
 
@@ -74,6 +74,6 @@ def rankme(
     every rank; `how` goes to `labelled_features`.
     """
     shards = Shards(manifest.sample(num_images), image_column=image_column)
-    features, _ = labelled_features(encoder, shards, label_column=None, place=place, **how)
+    features, _ = labelled_features(encoder, shards, label_column=None, context=context, **how)
     chosen = np.linspace(0, len(features) - 1, min(num_images, len(features))).astype(np.int64)
     return effective_rank(torch.from_numpy(features[chosen])) if len(chosen) else 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.loader import Batch, Loader
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.order import Order, default_num_streams
@@ -43,7 +43,7 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
         # where few rows of a file are taken, a window spans as much of the files as it would with all of them: what is read
         # for it stays bounded, and row groups, which hold few of its rows then, are shuffled anyway
-        window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.share))),
+        window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.fraction))),
         seed=seed,
         source_of_group=manifest.source_of_group,
         weights=data.weights or None,
@@ -53,7 +53,7 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
 def describe_data(manifest: Manifest, order: Order) -> str:
     """What will be read, in a line."""
     files, rows = len(manifest.files), manifest.num_rows
-    size = int(manifest.bytes_of_group.sum() * manifest.share)
+    size = int(manifest.bytes_of_group.sum() * manifest.fraction)
     chosen = " chosen" if manifest.choice is not None else ""
     return (
         f"{rows:,}{chosen} images ({size / 2**20:,.1f} MiB) in {files:,} file{'s'[: files != 1]}; "
@@ -85,7 +85,7 @@ class Feed:
     wrap_source: Callable[[Source], Source] = lambda source: source
     also_read: Mapping[str, Manifest] = field(default_factory=dict)
 
-    def batches(self, data: DataSettings, place: Place) -> Callable[[int], TrainingBatches]:
+    def batches(self, data: DataSettings, context: RankContext) -> Callable[[int], TrainingBatches]:
         """Gives a rank's batches from a number of samples seen (over all ranks) on."""
         shards = Shards(self.manifest, image_column=data.image_column, columns=self.columns)
         decode_threads = num_decode_threads(data)
@@ -97,8 +97,8 @@ class Feed:
                 self.order,
                 source,
                 transform,
-                rank=place.rank,
-                world_size=place.world_size,
+                rank=context.rank,
+                world_size=context.world_size,
                 samples_seen=samples_seen,
                 decode_threads=decode_threads,
                 read_threads=data.read_threads,
@@ -107,7 +107,7 @@ class Feed:
                 kept=kept,
             )
             return TrainingBatches(
-                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), place.device
+                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), context.device
             )
 
         return batches_from
@@ -137,9 +137,9 @@ def train_by(
     module: Trainable,
     feed: Feed,
     *,
-    place: Place,
+    context: RankContext,
     run: RunFolder | None,
-    learning_rate_share: Callable[[str], float] = lambda name: 1.0,
+    learning_rate_factor: Callable[[str], float] = lambda name: 1.0,
     constant_rate: tuple[str, ...] = (),
     hold: tuple[Mapping[str, Tensor], float] | None = None,
     on_collapse: str = "warn",
@@ -151,18 +151,22 @@ def train_by(
     """Trains `module` on `feed` by the settings that both stages share.
 
     Args:
-        learning_rate_share: of a parameter, by its name.
+        learning_rate_factor: of a parameter, by its name.
         constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
         hold: weights by the names of parameters, and how strongly they are held on to (`anchoring.hold_on`).
         evaluate_every_epochs: takes the place of `evaluating.every_steps`; 0: after the last step only.
         compute_threads: on the CPU; 0 for as many as the worker has.
         loop: `train`, or what takes the same in its place.
     """
-    place.note(f"trains on {place.device_name}" + (f", {place.world_size} workers" if place.world_size > 1 else ""))
-    _settle(module, settings.training, place)
+    context.note(
+        f"trains on {context.device_name}" + (f", {context.world_size} workers" if context.world_size > 1 else "")
+    )
+    _settle(module, settings.training, context)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
     num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))
-    mover, rates_at = _optimizer(settings, module, num_steps, steps_per_epoch, learning_rate_share, constant_rate, hold)
+    mover, rates_at = _optimizer(
+        settings, module, num_steps, steps_per_epoch, learning_rate_factor, constant_rate, hold
+    )
     if evaluating is not None and evaluate_every_epochs:
         # a small share of an epoch is no less often than each step
         every = max(1, round(evaluate_every_epochs * steps_per_epoch))
@@ -175,13 +179,13 @@ def train_by(
         rates_at,
         seed=settings.seed,
         on_collapse=on_collapse,
-        max_bad_share=settings.data.max_bad_share,
+        max_bad_fraction=settings.data.max_bad_fraction,
         evaluating=evaluating,
-        data=feed.identities() if place.rank == 0 else {},
+        data=feed.identities() if context.rank == 0 else {},
         on_data_change=settings.data.on_change,
     )
     with exactness(training.reproducible, num_threads=compute_threads):
-        return loop(module, mover, plan, place=place, run=run, batches_from=feed.batches(settings.data, place))
+        return loop(module, mover, plan, context=context, run=run, batches_from=feed.batches(settings.data, context))
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -194,14 +198,14 @@ def compile_blocks(module: nn.Module) -> None:
                 block.compile()
 
 
-def _settle(module: Trainable, training: TrainingSettings, place: Place) -> None:
+def _settle(module: Trainable, training: TrainingSettings, context: RankContext) -> None:
     # where every rank computes the loss of the whole batch, norms in heads see all of it
-    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, place.device)
+    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, context.device)
     if num_norms:
-        place.note(f"{num_norms} batch norms use the statistics of all {place.world_size} workers")
-    if place.device.type == "cuda":
+        context.note(f"{num_norms} batch norms use the statistics of all {context.world_size} workers")
+    if context.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
-    if training.compile or (training.compile is None and place.device.type == "cuda"):
+    if training.compile or (training.compile is None and context.device.type == "cuda"):
         compile_blocks(module)
 
 
@@ -210,7 +214,7 @@ def _optimizer(
     module: Trainable,
     num_steps: int,
     steps_per_epoch: int,
-    learning_rate_share: Callable[[str], float],
+    learning_rate_factor: Callable[[str], float],
     constant_rate: tuple[str, ...],
     hold: tuple[Mapping[str, Tensor], float] | None,
 ) -> tuple[Optimizer, Callable[[int], Rates]]:
@@ -222,14 +226,14 @@ def _optimizer(
 
     def rates_at(step: int) -> Rates:
         learning_rate, constant = (
-            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_share=final)
-            for final in (chosen.final_share, 1.0)
+            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_fraction=final)
+            for final in (chosen.final_fraction, 1.0)
         )
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
     groups = parameter_groups(
-        module, weight_decay=first_decay, learning_rate_share=learning_rate_share, constant_rate=constant_rate
+        module, weight_decay=first_decay, learning_rate_factor=learning_rate_factor, constant_rate=constant_rate
     )
     mover = build_optimizer(chosen.name, groups, learning_rate=peak, momentum=chosen.momentum)
     if hold is not None:
@@ -237,11 +241,11 @@ def _optimizer(
     return mover, rates_at
 
 
-def summary(progress: Progress, place: Place) -> dict[str, Any]:
-    """What result.json says of every run that finished."""
+def summary(progress: Progress, context: RankContext) -> dict[str, Any]:
+    """What result.json holds for every finished run."""
     return {
-        "device": place.device_name,
-        "workers": place.world_size,
+        "device": context.device_name,
+        "workers": context.world_size,
         "steps": progress.step,
         "samples_seen": progress.samples_seen,
         "seconds": progress.seconds,
@@ -252,4 +256,5 @@ def summary(progress: Progress, place: Place) -> dict[str, Any]:
         "skipped_steps": progress.skipped_steps,
         "bad_rows": progress.bad_row_count,
         "data": summary_of(progress.data),
+        **({"parent": progress.parent} if progress.parent else {}),
     }

@@ -1,4 +1,4 @@
-"""What `--check` does in place of training: a first batch, a few steps that are thrown away, and what they foretell."""
+"""What `--check` does in place of training: a first batch, a few steps that are thrown away, and an estimate from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.training.memory import GIB, peak_bytes
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable
 from pretrain.training.loop import Outcome
@@ -28,18 +28,18 @@ def rehearse(
     optimizer: Optimizer,
     plan: Plan,
     *,
-    place: Place,
+    context: RankContext,
     run: RunFolder | None,
     batches_from: Callable[[int], Batches],
 ) -> Outcome:
     """Takes what `pretrain.training.loop.train` takes, and reports how long a run would take and what memory it needs.
 
-    The steps are those of training. Nothing is written, and no other worker is spoken to: `place` may be rank 0 of several
+    The steps are those of training. Nothing is written, and no other worker is contacted: `context` may be rank 0 of several
     that are not there. The steps run on this machine, so the estimate holds for workers like it.
 
     Raises UserError when a batch does not fit into memory.
     """
-    device, num_workers = place.device, place.world_size
+    device, num_workers = context.device, context.world_size
     share, num_steps = plan.training.batch_size_global // num_workers, plan.num_steps
     started = time.monotonic()
     batches = batches_from(0)
@@ -47,7 +47,7 @@ def rehearse(
         batch = next(batches)
         first_batch_seconds = time.monotonic() - started
         bad = f", {len(batch.bad_rows)} bad rows replaced" if batch.bad_rows else ""
-        place.note(f"first batch of a worker: {share} images read and decoded in {first_batch_seconds:.1f} s{bad}")
+        context.note(f"first batch of a worker: {share} images read and decoded in {first_batch_seconds:.1f} s{bad}")
         module.train()
         stepper = Stepper(module, optimizer, plan, device)
         step_seconds, wait_seconds = [], []
@@ -60,15 +60,15 @@ def rehearse(
             step_seconds.append(stepped - begun)
             wait_seconds.append(time.monotonic() - stepped)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise out_of_memory(plan, place, error) from error
+        raise out_of_memory(plan, context, error) from error
     finally:
         batches.close()
-    place.note(f"memory of a worker: {_memory(device)}")
+    context.note(f"memory of a worker: {_memory(device)}")
     if not gradients.sound:
         raise UserError(f"the loss of the first steps is {gradients.loss}: choose a lower optimizer.learning_rate")
     step, wait = min(step_seconds[1:]), min(wait_seconds[1:])
     workers = f"{num_workers} workers" if num_workers > 1 else "1 worker"
-    place.note(
+    context.note(
         f"time: {num_steps} steps of {step + wait:.2f} s ({wait / (step + wait):.0%} of it waiting for data) are about "
         f"{duration(num_steps * (step + wait))} with {workers} like this machine",
     )

@@ -1,6 +1,6 @@
 """Every restart of a run, explained: OUT/restarts.jsonl, and the same list in result.json.
 
-A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or somebody gave the
+A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or a user gave the
 command again. The list is a file of its own, because a checkpoint is older than the restart that it is read for: of two
 deaths between two checkpoints, both are to be counted.
 """
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster import storage
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 
 RESTARTS = "restarts.jsonl"
 AGAIN = "the command was given again"
@@ -44,7 +44,7 @@ class Restart:
     passed_over: dict[str, str] = field(default_factory=dict)
 
     def as_entry(self) -> dict[str, Any]:
-        """It as plain values; what was not passed over is not spoken of."""
+        """As plain values; what was not passed over is left out."""
         return {name: value for name, value in asdict(self).items() if name != "passed_over" or value}
 
 
@@ -59,7 +59,7 @@ class RestartLog:
         self.entries: list[dict[str, Any]] = []
 
     def begin(
-        self, place: Place, *, from_step: int, last_step: int | None, passed_over: dict[str, str] | None = None
+        self, context: RankContext, *, from_step: int, last_step: int | None, passed_over: dict[str, str] | None = None
     ) -> Restart | None:
         """Adds and writes down this attempt's restart if it is one.
 
@@ -68,17 +68,17 @@ class RestartLog:
         """
         content = storage.read_bytes(self._url) if storage.exists(self._url) else b""
         self.entries = [entry for line in content.splitlines() if (entry := _entry(line)) is not None]
-        if place.attempt == 0 and last_step is None:
+        if context.attempt == 0 and last_step is None:
             return None
-        reached = max(from_step, last_step or 0, place.position_before or 0)
-        self._began = place.began - place.silent_seconds
+        reached = max(from_step, last_step or 0, context.position_before or 0)
+        self._began = context.began - context.silent_seconds
         self._running = Restart(
-            why=place.restarts[-1] if place.attempt else AGAIN,
+            why=context.restarts[-1] if context.attempt else AGAIN,
             when=datetime.now(UTC).isoformat(timespec="seconds"),
             from_step=from_step,
             lost_steps=reached - from_step,
             seconds_to_recover=None,
-            workers=place.world_size,
+            workers=context.world_size,
             passed_over=passed_over or {},
         )
         self.entries.append(self._running.as_entry())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import RunStopped, UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.training.checkpoints import Progress
 from pretrain.training.plan import Plan
 from pretrain.training.stepping import Gradients
@@ -19,31 +19,31 @@ def check_finite(rule: str, step: int, gradients: Gradients, in_a_row: int) -> N
     raise RunStopped(
         f"step {step}: the loss ({gradients.loss:g}) or the gradient (norm {gradients.norm:g}) is not finite{many}; the "
         f"parameters were not changed by it. A lower learning rate (now {gradients.learning_rate:g}), a longer warm-up or "
-        "training.clip_gradient=1 usually helps; the last checkpoint is from before"
+        "training.clip_gradient=1 usually helps; the last checkpoint is from before it"
     )
 
 
-def out_of_memory(plan: Plan, place: Place, error: BaseException) -> UserError:
-    """What to do where a step does not fit: the user's to mend, and no restart would."""
-    batch, size = plan.training.batch_size_global, plan.training.batch_size_global // place.world_size
+def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> UserError:
+    """What to do where a step does not fit: the user must change something, a restart would not help."""
+    batch, size = plan.training.batch_size_global, plan.training.batch_size_global // context.world_size
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f"a step of {size} images on each of {place.world_size} workers does not fit into the memory of {place.device_name} "
-        f"({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in pretraining, smaller "
-        "or fewer views, or more workers"
+        f"a step of {size} images on each of {context.world_size} workers does not fit into the memory of "
+        f"{context.device_name} ({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in "
+        "pretraining, smaller or fewer views, or more workers"
     )
 
 
-def too_many_bad(progress: Progress, max_share: float, rows_per_epoch: int) -> str | None:
+def too_many_bad(progress: Progress, max_fraction: float, rows_per_epoch: int) -> str | None:
     """In words that more rows are bad than may be, None where they are not.
 
-    They often lie together, so a share means little before all rows were seen: until then it is that of an epoch's rows.
+    They often lie together, so a fraction means little before all rows were seen: until then it is that of an epoch's rows.
     Ten are always allowed.
     """
-    if progress.bad_row_count <= max(10, max_share * max(progress.samples_seen, rows_per_epoch)):
+    if progress.bad_row_count <= max(10, max_fraction * max(progress.samples_seen, rows_per_epoch)):
         return None
     some = "; ".join(f"{where}: {reason}" for where, reason in list(progress.bad_rows.items())[:3])
     return (
         f"{progress.bad_row_count} of {progress.samples_seen} rows could not be used, more than "
-        f"data.max_bad_share={max_share:g} allows ({some}); `python -m pretrain.data check` lists them"
+        f"data.max_bad_fraction={max_fraction:g} allows ({some}); `python -m pretrain.data check` lists them"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
-from pretrain.data.reading.shards import RowPlace
+from pretrain.data.reading.shards import RowLocation
 from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
 
@@ -53,10 +53,10 @@ class RunFolder:
         self._waiting = b""  # lines that are not in the file yet
         self._size = 0  # of the file, in whole lines
 
-    def start_at(self, step: int) -> int | None:
+    def start_at(self, step: int, *, first_step: int = 0) -> int | None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
 
-        Returns the last step that was logged before, None when this is the first start.
+        Returns the last step that was logged before, None when this is the first start, which is at `first_step`.
         """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
@@ -78,7 +78,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
         self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step else None
+        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step > first_step else None
         self._trackers = Trackers(
             self._tracking,
             url=self.url,
@@ -90,7 +90,7 @@ class RunFolder:
         return last_step
 
     def _begin(self, path: Path, found: bytes, kept: bytes) -> None:
-        """Opens metrics.jsonl behind `kept`, so that whoever is killed meanwhile leaves what was found or what is kept."""
+        """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile leaves what was found or what is kept."""
         if self._staging is None and found.startswith(kept):  # the usual case, which needs no room on a full disk
             self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
             self._metrics.truncate(len(kept))
@@ -119,7 +119,7 @@ class RunFolder:
                 written = self._metrics.write(self._waiting)
                 self._size, self._waiting = self._size + written, self._waiting[written:]
         except OSError as error:
-            self.troubles.append(f"{METRICS} could not be written ({error}); its lines wait in memory")
+            self.troubles.append(f"{METRICS} could not be written ({error}); its lines are kept in memory")
 
     def _to_tensorboard(self, action: Callable[[Any], object]) -> None:
         if self._tensorboard is not None:
@@ -127,7 +127,7 @@ class RunFolder:
                 action(self._tensorboard)
             except Exception as error:  # its writer is a thread of its own, which hands on whatever ended it
                 self._tensorboard = None
-                self.troubles.append(f"no more is written for TensorBoard until the next start ({error})")
+                self.troubles.append(f"nothing more is written for TensorBoard until the next start ({error})")
 
     def _take_troubles(self) -> None:
         if self._trackers is not None:
@@ -148,8 +148,8 @@ class RunFolder:
 
     def write_bad_rows(self, rows: dict[str, str]) -> None:
         """Writes bad_rows.jsonl as a whole: where each row that could not be used lies, and why."""
-        listed = sorted((RowPlace.parse(place), reason) for place, reason in rows.items())
-        lines = [json.dumps({**asdict(place), "reason": reason}) + "\n" for place, reason in listed]
+        listed = sorted((RowLocation.parse(location), reason) for location, reason in rows.items())
+        lines = [json.dumps({**asdict(location), "reason": reason}) + "\n" for location, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
 
     def close(self, *, finished: bool = True) -> None:
@@ -274,7 +274,7 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
 def check_is_no_file(run_url: str) -> None:
     """Raises UserError when a file lies in the place of OUT."""
     if storage.is_local(run_url) and storage.local_path(run_url).is_file():
-        raise UserError(f"{run_url} is a file; out must be a folder, or a place where there is none yet")
+        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is nothing yet")
 
 
 def check_claim(run_url: str, refused: Sequence[str]) -> None:
@@ -295,6 +295,6 @@ def check_claim(run_url: str, refused: Sequence[str]) -> None:
         others = [name for name in storage.names_in(run_url) if not name.startswith(".")]
         if others:
             raise UserError(
-                f"{run_url} is not empty and is no run folder (there: {', '.join(others[:5])}); choose another out"
+                f"{run_url} is not empty and is not a run folder (there: {', '.join(others[:5])}); choose another out"
             )
     storage.check_writable(run_url)

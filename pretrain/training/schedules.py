@@ -25,13 +25,13 @@ def half_cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def warmup_cosine(step: int, *, num_steps: int, num_warmup_steps: int, final_share: float = 0.0) -> float:
-    """The share of the peak learning rate at a step: a linear rise, then half a cosine down to `final_share`.
+def warmup_cosine(step: int, *, num_steps: int, num_warmup_steps: int, final_fraction: float = 0.0) -> float:
+    """The fraction of the peak learning rate at a step: a linear rise, then half a cosine down to `final_fraction`.
 
     The rise ends at 1 on step `num_warmup_steps`, and its first step is above 0 so that no step is wasted. The last step
-    (`num_steps` - 1) is the last before `final_share` would be reached.
+    (`num_steps` - 1) is the last before `final_fraction` would be reached.
     """
     if step < num_warmup_steps:
         return (step + 1) / (num_warmup_steps + 1)
     progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
-    return half_cosine(1.0, final_share, progress)
+    return half_cosine(1.0, final_fraction, progress)

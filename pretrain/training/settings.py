@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.settings import setting
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.data.reading.image_paths import use_image_root
+from pretrain.training import parent
 from pretrain.training.optimizers import OPTIMIZERS
 from pretrain.training.schedules import SCALINGS
 
@@ -35,7 +36,9 @@ class DataSettings:
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
     )
     shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
-    max_bad_share: float = setting(0.05, minimum=0, maximum=1, help="share of undecodable rows that stops the run")
+    max_bad_fraction: float = setting(
+        0.05, minimum=0, maximum=1, help="fraction of undecodable rows that stops the run"
+    )
     max_megapixels: float = setting(
         100.0, above=0, help="larger images are bad rows; JPEGs above 100 are decoded at a reduced size"
     )
@@ -104,9 +107,11 @@ class OptimizerSettings:
         0.05, minimum=0, help="weight decay of matrices and kernels (not of biases and norms)"
     )
     final_weight_decay: float | None = setting(
-        None, minimum=0, help="weight decay at the last step, reached by half a cosine; null: as at the first"
+        None, minimum=0, help="weight decay at the last step, reached along half a cosine; null: constant"
     )
-    final_share: float = setting(0.0, minimum=0, maximum=1, help="share of the peak learning rate at the last step")
+    final_fraction: float = setting(
+        0.0, minimum=0, maximum=1, help="fraction of the peak learning rate at the last step"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,9 @@ class TrainingSettings:
 
     batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
     epochs: float = setting(100.0, minimum=0, help="passes over the data")
-    steps: int | None = setting(None, minimum=1, help="steps instead of epochs; null: as many as the epochs have")
+    steps: int | None = setting(
+        None, minimum=1, help="number of steps, instead of epochs; null: as many as the epochs have"
+    )
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
         "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
@@ -124,18 +131,27 @@ class TrainingSettings:
         True, help="the same seed gives the same numbers bit for bit; false: faster kernels on CUDA that may not"
     )
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
-    clip_gradient: float = setting(0.0, minimum=0, help="largest norm of the gradient; 0 does not clip")
+    clip_gradient: float = setting(0.0, minimum=0, help="maximum norm of the gradient; 0 does not clip")
     on_nonfinite: str = setting("stop", choices=["stop", "skip"], help="what to do at a non-finite loss or gradient")
     log_every_steps: int = setting(20, minimum=1, help="steps between two lines of metrics.jsonl")
     checkpoint_every_steps: int = setting(1000, minimum=1, help="steps between two checkpoints")
     checkpoint_every_seconds: float = setting(
         300.0, minimum=0, help="seconds after which a checkpoint is written anyway"
     )
+    parent: str | None = setting(
+        None,
+        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its own (learning rate, "
+        "length, ...)",
+    )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
     def __post_init__(self) -> None:
         if self.epochs == 0 and self.steps is None:
             raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
+
+    def with_absolute_parent(self) -> TrainingSettings:
+        """The same with a local path made absolute: workers may run in another folder."""
+        return dataclasses.replace(self, parent=parent.absolute(self.parent))
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,9 @@ class ClusterSettings:
 
     workers: int = setting(1, minimum=0, help="Ray workers; 0 runs in this process without Ray")
     min_workers: int = setting(
-        0, minimum=0, help="fewest workers to go on with when machines are lost (grows again); 0: waits for `workers`"
+        0,
+        minimum=0,
+        help="minimum workers to go on with when machines are lost (it grows again later); 0: waits for `workers`",
     )
     cpus_per_worker: float | None = setting(
         None,
@@ -159,10 +177,10 @@ class ClusterSettings:
     )
     max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
     hang_seconds: float = setting(
-        600.0, minimum=1, help="seconds that workers wait for one that hangs before all are started again"
+        600.0, minimum=1, help="seconds that workers wait for one that hangs before all are restarted"
     )
-    resize_seconds: float = setting(60.0, minimum=1, help="seconds between two looks whether a shrunk run can grow")
-    address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")
+    resize_seconds: float = setting(60.0, minimum=1, help="seconds between checks whether a shrunk run can grow again")
+    address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a private Ray")
 
 
 @dataclass(frozen=True)
@@ -199,7 +217,7 @@ UNSEEN = (
 )
 FREE_TO_CHANGE = (  # of the others it is said when they differ
     *UNSEEN,
-    "data.max_bad_share",
+    "data.max_bad_fraction",
     "training.on_nonfinite",
     "training.log_every_steps",
     "training.compile",

@@ -1,11 +1,15 @@
 """Alarms, places and tracks on clips made from real photos, with known truth: precision and recall, and MOTA.
 
-    python -m tests.benchmarks.clips alarms MODEL PHOTOS         # a classifier of the clothing photos; PHOTOS holds test/CLASS
-    python -m tests.benchmarks.clips places ENCODER BCCD         # learns from whole patches whether a white cell is there
-    python -m tests.benchmarks.clips tracks MODEL BCCD           # a detector of blood cells; BCCD holds index.jsonl
+    # a classifier of the clothing photos; PHOTOS holds test/CLASS
+    python -m tests.benchmarks.clips alarms MODEL PHOTOS
+    # learns from whole patches whether a white cell is there
+    python -m tests.benchmarks.clips places ENCODER BCCD
+    # a detector of blood cells; BCCD holds index.jsonl
+    python -m tests.benchmarks.clips tracks MODEL BCCD
 
-Everything goes through `python -m finetune predict`. A clip for alarms is a film of slowly moving photos, in shots of one photo
-each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that moves
+Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos, in shots of one
+photo each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that
+moves
 from one photo to a second beside it, so that cells pass through it at the scale of the photos.
 """
 
@@ -27,7 +31,7 @@ PATCH = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Makes the clips, lets the model judge them, prints what is right."""
+    """Makes the clips, lets the model predict for them, prints what is right."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.clips", description=__doc__)
     parser.add_argument("what", choices=["alarms", "places", "tracks"])
     parser.add_argument("model")
@@ -58,16 +62,16 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def alarms(options: argparse.Namespace) -> None:
-    """Which frames and events of a film show a class."""
-    from finetune.predicting.films import FilmWriter
+    """Which frames and events of a video show a class."""
+    from finetune.predicting.videos import VideoWriter
 
     generator = np.random.default_rng(options.seed)
     photos = sorted((options.photos / "test").glob("*/*.jpg"))
     wanted = [path for path in photos if path.parent.name == options.clothing_class]
     others = [path for path in photos if path.parent.name != options.clothing_class]
     options.out.mkdir(parents=True, exist_ok=True)
-    film, truth = options.out / "alarms.mp4", []
-    with FilmWriter(film, frame_rate=FPS) as writer:
+    video, truth = options.out / "alarms.mp4", []
+    with VideoWriter(video, frame_rate=FPS) as writer:
         for _ in range(options.shots):
             shows = bool(generator.random() < 0.25)
             path = generator.choice(wanted if shows else others)  # type: ignore[arg-type]
@@ -81,7 +85,7 @@ def alarms(options: argparse.Namespace) -> None:
                 truth.append(shows)
     out = options.out / "alarms"
     rule = f"{options.clothing_class}>{options.threshold}"
-    command("finetune", "predict", options.model, film, out, "--alarm", rule, "--alarm-gap", 0.5, "--overwrite")
+    command("finetune", "predict", options.model, video, out, "--alarm", rule, "--alarm-gap", 0.5, "--overwrite")
     told = lines(out / "alarms.jsonl")
     said = np.zeros(len(truth), bool)
     said[[line["index"] for line in told if line["kind"] == "frame"]] = True
@@ -124,9 +128,9 @@ def places(options: argparse.Namespace) -> None:
     run = options.out / "places-run"
     command(
         "finetune", "configs/finetune/classification.yaml", f"encoder={options.model}", f"data.url={data / 'train'}",
-        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_share=1.0", "compare=[]",
+        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_fraction=1.0", "compare=[]",
         f"training.steps={options.steps}", "training.batch_size_global=32", "cluster.workers=0", "layer_decay=1.0",
-        "classification.smallest_crop=0.6",
+        "classification.min_crop=0.6",
     )  # fmt: skip
     photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"]
     folder = options.out / "places-photos"
@@ -169,14 +173,14 @@ def _cut_patches(bccd: Path, split: str, folder: Path, seed: int) -> None:
         cells = [box["xyxy"] for box in entry["boxes"] if box["cls"] == "WBC"]
         for number in range(24):
             left, top = (int(generator.integers(0, side - PATCH)) for side in PHOTO)
-            shares = [_share_inside(cell, (left, top, left + PATCH, top + PATCH)) for cell in cells]
+            shares = [_fraction_inside(cell, (left, top, left + PATCH, top + PATCH)) for cell in cells]
             name = "white" if any(share > 0.8 for share in shares) else "none" if max(shares, default=0) < 0.1 else ""
             if name and (name == "white" or generator.random() < 0.15):
                 patch = image.crop((left, top, left + PATCH, top + PATCH)).resize((96, 96), Image.Resampling.BOX)
                 patch.save(folder / name / f"{Path(entry['path']).stem}-{number}.png")
 
 
-def _share_inside(box: list[float], window: tuple[int, int, int, int]) -> float:
+def _fraction_inside(box: list[float], window: tuple[int, int, int, int]) -> float:
     width = min(box[2], window[2]) - max(box[0], window[0])
     height = min(box[3], window[3]) - max(box[1], window[1])
     return max(0.0, width) * max(0.0, height) / max(1.0, (box[2] - box[0]) * (box[3] - box[1]))
@@ -189,14 +193,14 @@ def tracks(options: argparse.Namespace) -> None:
     """Cells that pass through a moving window, followed; MOTA and identity switches by motmetrics."""
     import motmetrics
 
-    from finetune.predicting.films import FilmWriter
+    from finetune.predicting.videos import VideoWriter
 
     photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"][: 2 * options.clips]
     options.out.mkdir(parents=True, exist_ok=True)
     accumulators, names = [], []
     for pair in zip(photos[::2], photos[1::2], strict=True):
         name = Path(pair[0]["path"]).stem
-        film, truth = options.out / f"{name}.mp4", []
+        video, truth = options.out / f"{name}.mp4", []
         pixels = np.concatenate(
             [np.asarray(Image.open(options.photos / entry["path"]).convert("RGB")) for entry in pair], axis=1
         )
@@ -205,7 +209,7 @@ def tracks(options: argparse.Namespace) -> None:
             for number, entry in enumerate(pair)
             for box in entry["boxes"]
         ]
-        with FilmWriter(film, frame_rate=10) as writer:
+        with VideoWriter(video, frame_rate=10) as writer:
             for left in np.linspace(0, PHOTO[0], FRAMES).round().astype(int).tolist():
                 writer.write(pixels[:, left : left + PHOTO[0]])
                 truth.append(_visible(boxes, left))
@@ -214,7 +218,7 @@ def tracks(options: argparse.Namespace) -> None:
             "finetune",
             "predict",
             options.model,
-            film,
+            video,
             out,
             "--track",
             "--track-score",
@@ -234,7 +238,7 @@ def _visible(boxes: list[list[float]], left: int) -> list[tuple[int, list[float]
     return [
         (number, np.clip(np.subtract(box, (left, 0) * 2), 0, PHOTO * 2).tolist())
         for number, box in enumerate(boxes)
-        if _share_inside(box, window) > 0.5
+        if _fraction_inside(box, window) > 0.5
     ]
 
 

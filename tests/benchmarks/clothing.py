@@ -81,7 +81,7 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
     """Test accuracy in [0, 1] of the linear probe and of the 10-shot probe."""
     import torch
 
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.data.reading.manifest import load_manifest
     from pretrain.data.reading.shards import Shards
     from pretrain.encoders import build_encoder, load_encoder, read_encoder_config
@@ -91,16 +91,16 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
     config = read_encoder_config(encoder_url)
     encoder = build_encoder(config.name, **config.arguments) if random else load_encoder(encoder_url)
     features, labels = {}, {}
-    with place_here() as place:
+    with local_context() as context:
         for split, folder in shards.items():
             manifest = load_manifest(str(folder), columns=["image", "label"])
             features[split], labels[split] = labelled_features(
-                encoder.eval().to(place.device),
+                encoder.eval().to(context.device),
                 Shards(manifest, image_column="image", columns=["label"]),
                 label_column="label",
                 size=config.input_size,
-                crop_share=1.0,
-                place=place,
+                crop_fraction=1.0,
+                context=context,
                 decode_threads=2,
             )
     classes = sorted(set(labels["train"]))

@@ -1,6 +1,7 @@
 """What going on from an encoder of other photos is worth, and what it forgets with and without `method.keep`.
 
-    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000] [--keep 0.1] [--rate 1e-3]
+    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000]
+        [--keep 0.1] [--rate 1e-3]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class (../shared/data/clothing_cc0). The first data are the
 demo's scenes, with labels for kNN. The first encoder is that of a finished `make demo`, which learnt from a teacher; without
@@ -102,16 +103,16 @@ def run(out: Path, data: Path, seed: int, steps: int, *more: str) -> tuple[dict[
 
 def scene_knn(run_folder: Path, train: Path, test: Path) -> float:
     """kNN accuracy on the first data of the encoder that a run left, in [0, 1]."""
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.encoders import load_encoder, read_encoder_config
     from pretrain.training.probes import LabelProbe
 
     url = str(run_folder / "encoder")
     config = read_encoder_config(url)
-    how = {"size": config.input_size, "crop_share": 1.0, "decode_threads": 2, "mean": config.mean, "std": config.std}
+    how = {"size": config.input_size, "crop_fraction": 1.0, "decode_threads": 2, "mean": config.mean, "std": config.std}
     probe = LabelProbe(str(train), str(test), image_column="image", label_column="label", neighbours=20, **how)
-    with place_here() as place:
-        return probe(load_encoder(url).eval().to(place.device), place, linear=False)["knn_accuracy"]
+    with local_context() as context:
+        return probe(load_encoder(url).eval().to(context.device), context, linear=False)["knn_accuracy"]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Detection on blood-cell images: mAP and AP50 of FCOS and Faster R-CNN, from a pretrained encoder and from random weights.
 
-    python -m tests.benchmarks.detection BCCD CLOTHING [--heads fcos faster_rcnn] [--seeds 0] [--out runs/detection]
+    python -m tests.benchmarks.detection BCCD CLOTHING [--heads fcos faster_rcnn] [--seeds 0]
+        [--out runs/detection]
 
 BCCD is a folder with `index.jsonl`: a line an image with `path`, `split` (train, val, test) and `boxes` (`cls`, `xyxy`).
 CLOTHING is a folder of photos without labels. The encoder is pretrained by `configs/pretrain/small/simclr.yaml` on BCCD's train
 images, without their boxes, and the photos; detectors are trained by `configs/finetune/detection_small.yaml` on the train
-images and their boxes, the best on the validation images is kept and judged once on the test images. The same command again
+images and their boxes, the best on the validation images is kept and evaluated once on the test images. The same command again
 continues what was cut off, and repeats nothing that is done.
 """
 
@@ -26,7 +27,7 @@ HEAD_SETTINGS = {"fcos": (), "faster_rcnn": ("detection.depth=1",), "retinanet":
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Packs, pretrains, trains, judges and prints the table."""
+    """Packs, pretrains, trains, evaluates and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.detection", description=__doc__)
     parser.add_argument("bccd", type=Path)
     parser.add_argument("clothing", type=Path)
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
                     *HEAD_SETTINGS[head],
                     *overrides,
                 )
-                rows.append((head, start, seed, *judged(out, data / "test")))
+                rows.append((head, start, seed, *evaluated(out, data / "test")))
     print(f"\n{'head':12} {'weights':10} {'seed':>4}  {'validation':^20}  {'test':^20}  {'seconds':>7}")
     print(f"{'':28}  {'mAP':>6} {'AP50':>6} {'AP75':>6}  {'mAP':>6} {'AP50':>6} {'AP75':>6}")
     for head, start, seed, result, test in rows:
@@ -100,7 +101,7 @@ def pack(bccd: Path, clothing: Path | None, data: Path) -> None:
         )
 
 
-def judged(out: Path, test: Path) -> tuple[dict[str, Any], dict[str, float]]:
+def evaluated(out: Path, test: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """What the run found on the validation images, and its best model on the test images."""
     result = json.loads((out / "result.json").read_text())
     file = out / "test.json"

@@ -1,6 +1,7 @@
 """Encoder bake-off: the same method and views for the same training time, then kNN and a linear probe.
 
-    python -m tests.benchmarks.encoders PHOTOS [key=value ...] [--seconds 120] [--seeds 0] [--jobs 1] [--only NAME ...]
+    python -m tests.benchmarks.encoders PHOTOS [key=value ...] [--seconds 120] [--seeds 0] [--jobs 1]
+        [--only NAME ...]
 
 PHOTOS holds `train` and `test`, each with a folder a class. Every run is `configs/pretrain/small/simclr.yaml` in a process of
 its own with one thread, with the encoder exchanged; a first run of some steps measures the seconds of CPU of a step, and the
@@ -115,7 +116,7 @@ def _in_a_process(photos: Path, settings: list[str]) -> dict[str, float]:
 def trained(overrides: list[str]) -> dict[str, float]:
     """Seconds of CPU of a step, and the scores, of one run in this process."""
     from cluster.settings import load_settings
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings
@@ -130,8 +131,8 @@ def trained(overrides: list[str]) -> dict[str, float]:
         settings = load_settings(
             PretrainSettings, "configs/pretrain/small/simclr.yaml", [*overrides, f"out={out}/run"], beneath=defaults_of
         )
-        with place_here(read) as place:
-            metrics = pretrain(place, settings)["metrics"]
+        with local_context(read) as context:
+            metrics = pretrain(context, settings)["metrics"]
     lines = readings[: REHEARSAL // LINE]  # the last line of a long run comes after its evaluation
     (first, cpu), (last, end) = lines[len(lines) // 2], lines[-1]
     return {

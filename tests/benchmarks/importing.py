@@ -4,7 +4,7 @@
 
 Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by as many threads.
 Memory: files of 32 x 32 with a split, each import in a process of its own; what the same process takes for ten images is
-taken off. All files differ in a few bytes behind the picture, so that none is left out as another's duplicate.
+taken off. All files differ in a few bytes behind the image, so that none is left out as another's duplicate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-NUM_PICTURES = 200
+NUM_IMAGES = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def speed(folder: Path, num: int, repeats: int) -> None:
     for repeat in range(repeats):
         rates["decoding alone"].append(num / seconds_of(decode))
         for name, share in (("import", 0.0), ("import with a split", 0.2)):
-            dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_share=share)
+            dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_fraction=share)
             rates[name].append(
                 num / seconds_of(lambda: import_images(str(folder / "src"), dest, choice, show_progress=False))  # noqa: B023
             )
@@ -103,24 +103,24 @@ def child(src: str, dest: str) -> None:
     """Imports in this process and prints its peak resident memory in MiB."""
     from pretrain.data.packing.importing import ImportOptions, import_images
 
-    import_images(src, dest, ImportOptions(validation_share=0.5), show_progress=False)
+    import_images(src, dest, ImportOptions(validation_fraction=0.5), show_progress=False)
     # not getrusage, whose maximum a process inherits from the one that started it
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     print(int(line.split()[1]) / 2**10)
 
 
 def make(folder: Path, num: int, *, size: tuple[int, int]) -> list[Path]:
-    """So many files in one folder; pictures of smooth noise, as photos are."""
+    """So many files in one folder; images of smooth noise, as photos are."""
     folder.mkdir(parents=True)
-    pictures = []
-    for number in range(min(num, NUM_PICTURES)):
+    images = []
+    for number in range(min(num, NUM_IMAGES)):
         coarse = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     files = [folder / f"{number:08d}.jpg" for number in range(num)]
     for number, file in enumerate(files):
-        file.write_bytes(pictures[number % NUM_PICTURES] + str(number).encode())
+        file.write_bytes(images[number % NUM_IMAGES] + str(number).encode())
     return files
 
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.load HOST:PORT FOLDER --clients 32 --seconds 10
 
 Prints a JSON object: requests by status (0: the connection broke), seconds, milliseconds of each answered request, the sizes of
-the batches that they were judged in, and the CPU seconds of the clients. They write HTTP by hand: a client library takes about
+the batches that they were in, and the CPU seconds of the clients. They write HTTP by hand: a client library takes about
 as much of a small machine as the server.
 """
 

@@ -1,6 +1,7 @@
 """Steps a second and peak memory of each method: relative to simclr, and to lightly's own loop of the method.
 
-    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24] [--keep host]
+    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24]
+        [--keep host]
 
 PHOTOS holds `train` with a folder a class. Ours is `configs/pretrain/small/NAME.yaml`, run in-process from Parquet shards of
 the photos as they are, images decoded anew in each epoch, or with `--keep host`, as those files say, in the first only;
@@ -78,22 +79,26 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         "CPU: seconds of all threads a step; MiB: peak; `of`: relative to ours of that method; `times`: lightly over ours"
     )
-    print(f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} {'of ' + base:>9}"
-          f" {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} {'times clock':>11}")  # fmt: skip
+    print(
+        f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} {'of ' + base:>9}"
+        f" {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} {'times clock':>11}"
+    )
     what = ("cpu_seconds", "seconds", "mib")
     base_cpu, base_clock, base_mib = (median("ours", base, quantity) for quantity in what)
     for name in options.methods:
         cpu, clock, mib = (median("ours", name, quantity) for quantity in what)
         their_cpu, their_clock, their_mib = (median("lightly", name, quantity) for quantity in what)
-        print(f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} {mib:>5.0f}"
-              f" {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} {their_mib:>5.0f}"
-              f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}")  # fmt: skip
+        print(
+            f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} {mib:>5.0f}"
+            f" {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} {their_mib:>5.0f}"
+            f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}"
+        )
 
 
 def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
     """Seconds of a step after the first few, by the clock and of CPU, and the peak of memory."""
     from cluster.settings import load_settings
-    from cluster.training.place import place_here
+    from cluster.training.rank_context import local_context
     from pretrain.papers import defaults_of
     from pretrain.run import pretrain
     from pretrain.settings import PretrainSettings
@@ -114,8 +119,8 @@ def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
         def read(record: dict[str, Any]) -> None:
             readings[record.get("step", 0)] = time.perf_counter(), cpu_seconds()
 
-        with place_here(read) as place:
-            pretrain(place, settings)
+        with local_context(read) as context:
+            pretrain(context, settings)
     (clock, cpu), (end_clock, end_cpu) = readings[skip], readings[skip + steps]
     return {"seconds": (end_clock - clock) / steps, "cpu_seconds": (end_cpu - cpu) / steps, "mib": _peak_mib()}
 

@@ -18,7 +18,7 @@ from pretrain.encoders import build_encoder
 from pretrain.methods import build_method
 from pretrain.training.recipe import compile_blocks
 
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9)
 WAYS = ("eager", "whole", "blocks")
 BATCH, SIDE, STEPS = 4, 96, 4
 
@@ -58,7 +58,7 @@ def measured(encoder: str, way: str) -> str:
             first = end - began
         method.zero_grad(set_to_none=True)
     whole, parts = sum(size for _, size in ready), []
-    for share in SHARES:
+    for share in FRACTIONS:
         done = 0
         for moment, size in ready:
             done += size

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.predicting SHARDS [--copies 10] [--size 128] [--encoder convattn_nano]
 
-A classifier with random weights judges every image of SHARDS, as many times as --copies says (files that are copies of each
-other). The plain loop is what one would write: Parquet rows one after another, Pillow decodes and crops, the same model
-judges batches of 64. On Ray the rate is that of the parts after each worker's first, from when they were written; seconds
+A classifier with random weights predicts for every image of SHARDS, as many times as --copies says (files that are copies of
+each other). The plain loop is what one would write: Parquet rows one after another, Pillow decodes and crops, the same model
+predicts in batches of 64. On Ray the rate is that of the parts after each worker's first, from when they were written; seconds
 from the command to its end are told beside it.
 """
 
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def plain_loop(model: Path, data: Path, size: int) -> tuple[int, float]:
-    """The number of images, and the seconds that judging them takes."""
+    """The number of images, and the seconds that predicting takes."""
     predictor = load_model(str(model))
     started, num_images = time.monotonic(), 0
     for path in sorted(data.glob("*.parquet")):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pretrain.data.reading.loader import Batch, Loader, fill_places
+from pretrain.data.reading.loader import Batch, Loader, fill_slots
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order, default_num_streams
 from pretrain.data.reading.shards import Shards
@@ -77,12 +77,16 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name}: {wall[name][-1]:.0f} images/s, {cpu[name][-1]:.3f} ms of CPU an image", flush=True)
     both, alone = (statistics.median(wall[name]) for name in wall)
     cpu_both, cpu_alone = (statistics.median(cpu[name]) for name in cpu)
-    least_both, least_alone = (min(cpu[name]) for name in cpu)
-    print(f"\nthroughput of reading and decoding over decoding alone: {both / alone:.3f} "
-          f"({both:.0f} over {alone:.0f} images/s)")  # fmt: skip
-    print(f"CPU time of decoding alone over reading and decoding: {cpu_alone / cpu_both:.3f} "
-          f"({cpu_alone:.3f} over {cpu_both:.3f} ms an image; medians of {options.repeats}), "
-          f"{least_alone / least_both:.3f} ({least_alone:.3f} over {least_both:.3f} ms; the least of each)")  # fmt: skip
+    min_both, min_alone = (min(cpu[name]) for name in cpu)
+    print(
+        f"\nthroughput of reading and decoding over decoding alone: {both / alone:.3f} "
+        f"({both:.0f} over {alone:.0f} images/s)"
+    )
+    print(
+        f"CPU time of decoding alone over reading and decoding: {cpu_alone / cpu_both:.3f} "
+        f"({cpu_alone:.3f} over {cpu_both:.3f} ms an image; medians of {options.repeats}), "
+        f"{min_alone / min_both:.3f} ({min_alone:.3f} over {min_both:.3f} ms; the least of each)"
+    )
 
 
 def loaded(order: Order, shards: Shards, num_batches: int, threads: int) -> tuple[float, float]:
@@ -131,7 +135,7 @@ def decoded(images: list[bytes], threads: int) -> tuple[float, float]:
                 places = [(rows, position) for position in ids]
                 ahead.append(
                     [
-                        pool.submit(fill_places, filling, batch, first, places[first : first + share])
+                        pool.submit(fill_slots, filling, batch, first, places[first : first + share])
                         for first in range(0, len(part), share)
                     ]
                 )

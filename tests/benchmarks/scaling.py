@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.errors import run_command
 from cluster.settings import load_settings
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from pretrain.encoders import build_encoder
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain
@@ -103,13 +103,13 @@ def measured(kind: str, workers: int, options: argparse.Namespace, out: Path) ->
 
 
 def run_worker(overrides: list[str]) -> None:
-    """What each process of torchrun does: a process group, a place, and the same function."""
+    """What each process of torchrun does: a process group, a context, and the same function."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     settings = load_settings(PretrainSettings, CONFIG, overrides, beneath=defaults_of)
-    place = Place(rank, world_size, int(os.environ["LOCAL_RANK"]), torch.device("cpu"))
-    sys.exit(run_command(lambda: pretrain(place, settings) and None))
+    context = RankContext(rank, world_size, torch.device("cpu"))
+    sys.exit(run_command(lambda: pretrain(context, settings) and None))
 
 
 # -- modelled: 64 GPUs -----------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def modelled(
     nvlink_bytes_per_second: float = 200e9,
     bucket_bytes: float = 25 * 2**20,
     latency_seconds: float = 20e-6,
-    backward_share: float = 2 / 3,
+    backward_fraction: float = 2 / 3,
     overlap: float = 0.8,
     jitter: float = 0.01,
 ) -> float:
@@ -147,7 +147,7 @@ def modelled(
 
     num_buckets = max(1, math.ceil(gradient_bytes / bucket_bytes))
     bucket = ring(gradient_bytes / num_buckets)
-    hidden = overlap * backward_share * step_seconds
+    hidden = overlap * backward_fraction * step_seconds
     exposed = max(bucket, num_buckets * bucket - hidden)
     return step_seconds * (1 + jitter * math.sqrt(2 * math.log(num_gpus))) + exposed
 
@@ -159,12 +159,16 @@ def print_model(name: str = "convattn_small", batch: int = 128, size: int = 224)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.zeros(1, 3, size, size))
     flops = 3 * 2 * batch * counter.get_total_flops()  # forward and backward of two views
-    print(f"{name} at {size} pixels: {gradient_bytes / 1e6:.0f} MB of gradients, "
-          f"{counter.get_total_flops() / 1e9:.1f} GFLOP forward an image")  # fmt: skip
+    print(
+        f"{name} at {size} pixels: {gradient_bytes / 1e6:.0f} MB of gradients, "
+        f"{counter.get_total_flops() / 1e9:.1f} GFLOP forward an image"
+    )
     for reached in (100e12, 300e12):
         step = flops / reached
-        print(f"\n{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} ms, "
-              f"{batch / step:,.0f} images/s")  # fmt: skip
+        print(
+            f"\n{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} ms, "
+            f"{batch / step:,.0f} images/s"
+        )
         for label, network in (("25 Gbit/s", 25e9 / 8), ("400 Gbit/s", 400e9 / 8)):
             parts = []
             for num_gpus in (1, 8, 16, 32, 64):

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serving [--size 128] [--encoder convattn_nano] [--replicas 2] [--images 1024]
 
-A classifier with random weights and photo-like JPEGs of 640 x 480 pixels. `predict` judges a folder of them in this process;
+A classifier with random weights and photo-like JPEGs of 640 x 480 pixels. `predict` runs over a folder of them in this process;
 clients in a process of their own post the same files, one a request, with a token. CPU seconds stand beside the clock: on a
 machine that does other work too they say more. Those of serving are of the command, its replicas and its Ray, without the
 clients.
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     options_of = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving", description=__doc__)
     options_of.add_argument("--size", type=int, default=128)
     options_of.add_argument("--encoder", default="convattn_nano")
-    options_of.add_argument("--images", type=int, default=1024, help="that predict judges")
+    options_of.add_argument("--images", type=int, default=1024, help="for predict")
     options_of.add_argument("--seconds", type=float, default=10.0, help="of each load")
     options_of.add_argument("--rounds", type=int, default=3, help="of predict and 32 clients in turn")
     options_of.add_argument("--replicas", type=int, default=2)

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.stored_features [--photos SHARDS] [--dim 1280] [--batches 60] [--repeats 3]
 
 The loader makes SimCLR's two views at 64 pixels of each image, and reads no features, pooled features, or maps (64 channels at
-7 x 7 places) as well; the numbers stored are random. Turns are interleaved, and the least of the repeats is what other work on
-the machine adds least to. The store is moto's server in another process, whose CPU time is not counted. Reading alone is timed
-too: all rows of the features, without images, CPU time and memory per row.
+7 x 7 positions) as well; the numbers stored are random. Turns are interleaved, and the least of the repeats is what other work
+on the machine adds least to. The store is moto's server in another process, whose CPU time is not counted. Reading alone is
+timed too: all rows of the features, without images, CPU time and memory per row.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
         for _ in range(options.repeats):
             for name, turn in turns.items():
                 times[name].append(turn())
-        print(f"{manifest.num_rows:,} images of {Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, "
-              f"{options.dim} dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}")  # fmt: skip
+        print(
+            f"{manifest.num_rows:,} images of {Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, "
+            f"{options.dim} dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}"
+        )
         for name, seconds in times.items():
             print(f"{name}: {min(seconds) * 1e6:.1f} us of CPU an image (from {min(seconds) * 1e6:.1f} to "
                   f"{max(seconds) * 1e6:.1f})")  # fmt: skip

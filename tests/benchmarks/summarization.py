@@ -1,9 +1,10 @@
 """Keywords and sentences on scenes never seen, and on real photos with five references each.
 
-    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500] [--out FOLDER] [key=value ...]
+    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500]
+        [--out FOLDER] [key=value ...]
 
 The demo's scenes at their own 96 pixels: `convattn_nano` with a stem of stride 4 from random weights (or `--encoder URL`),
-judged on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and captions of photos, the same network
+evaluated on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and captions of photos, the same network
 learns these few by heart, to show that real sentences with several references go through; photos without a caption are counted.
 The same command again continues.
 """
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             "evaluate_every_epochs=0",
             "optimizer.learning_rate=2.4e-2",
             "summarization.num_maps=3",
-            "summarization.smallest_crop=1.0",
+            "summarization.min_crop=1.0",
             "summarization.dropout=0.0",
             "summarization.keyword_min_images=3",
         )

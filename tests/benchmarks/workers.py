@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cluster.settings import load_settings
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain
 from pretrain.settings import PretrainSettings
@@ -78,8 +78,8 @@ def in_process(given: list[str], *, rounding: int = 0) -> list[float]:
 
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(PretrainSettings, CONFIG, [*given, f"out={folder}/run"], beneath=defaults_of)
-        with place_here() as place:
-            pretrain(place, settings, loop=loop)
+        with local_context() as context:
+            pretrain(context, settings, loop=loop)
         return losses(Path(folder) / "run")
 
 

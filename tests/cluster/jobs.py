@@ -14,7 +14,7 @@ from torch import distributed
 
 from cluster.errors import RunStopped, UserError, run_command
 from cluster.training import ray_worker
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from cluster.training.workers import run_workers
 
 
@@ -30,40 +30,40 @@ class Collapsed(RunStopped):
     """A stop with a class of its own."""
 
 
-def count(place: Place, settings: Numbers) -> dict[str, Any]:
+def count(context: RankContext, settings: Numbers) -> dict[str, Any]:
     """Reports as many records as asked for, sums over ranks, and says what it saw."""
     for i in range(settings.count):
-        place.report({"i": i, "rank": place.rank, "pair": (1, 2)})
-    total = torch.tensor([float(place.rank + 1)])
-    if place.world_size > 1:
+        context.report({"i": i, "rank": context.rank, "pair": (1, 2)})
+    total = torch.tensor([float(context.rank + 1)])
+    if context.world_size > 1:
         distributed.all_reduce(total)
     return {
         "total": total,  # a tensor is welcome
-        "rank": place.rank,
-        "world_size": place.world_size,
-        "device": place.device.type,
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "device": context.device.type,
         "num_threads": torch.get_num_threads(),
         "folder": os.getcwd(),
-        "attempt": place.attempt,
-        "restarts": place.restarts,
+        "attempt": context.attempt,
+        "restarts": context.restarts,
     }
 
 
-def wait_for_stop(place: Place, settings: Numbers) -> list[bool]:
+def wait_for_stop(context: RankContext, settings: Numbers) -> list[bool]:
     """Runs until a stop is asked for; returns whether each rank saw it."""
-    place.report({"ready": True})
+    context.report({"ready": True})
     deadline = time.monotonic() + 30
-    while not place.stop_requested() and time.monotonic() < deadline:
+    while not context.stop_requested() and time.monotonic() < deadline:
         time.sleep(0.02)
-    seen = torch.tensor([float(place.stop_requested())])
-    everywhere = [torch.zeros(1) for _ in range(place.world_size)]
+    seen = torch.tensor([float(context.stop_requested())])
+    everywhere = [torch.zeros(1) for _ in range(context.world_size)]
     distributed.all_gather(everywhere, seen)
     return [bool(one) for one in everywhere]
 
 
-def hang(place: Place, settings: Numbers) -> None:
+def hang(context: RankContext, settings: Numbers) -> None:
     """Says that it is ready, and never looks again."""
-    place.report({"ready": True})
+    context.report({"ready": True})
     time.sleep(100)
 
 
@@ -71,64 +71,64 @@ def _wait_for_the_others() -> None:
     distributed.all_reduce(torch.zeros(1))  # rank 1 never comes
 
 
-def refuse(place: Place, settings: Numbers) -> None:
+def refuse(context: RankContext, settings: Numbers) -> None:
     """Rank 1 finds a user's mistake while rank 0 is in a collective."""
-    if place.attempt > 0:
+    if context.attempt > 0:
         raise AssertionError("a user's mistake was tried again")
-    if place.rank == 1:
+    if context.rank == 1:
         raise UserError(settings.text)
     _wait_for_the_others()
 
 
-def collapse(place: Place, settings: Numbers) -> None:
+def collapse(context: RankContext, settings: Numbers) -> None:
     """Rank 0 stops by a rule."""
-    place.report({"last": "words"})
+    context.report({"last": "words"})
     raise Collapsed("the features are all the same")
 
 
-def fail(place: Place, settings: Numbers) -> None:
+def fail(context: RankContext, settings: Numbers) -> None:
     """Rank 1 fails as a bug would, in each attempt."""
-    if place.rank == 1:
+    if context.rank == 1:
         {}[settings.text]
     _wait_for_the_others()
 
 
-def lose_a_worker(place: Place, settings: Numbers) -> tuple[int, tuple[str, ...]]:
+def lose_a_worker(context: RankContext, settings: Numbers) -> tuple[int, tuple[str, ...]]:
     """Rank 1 is killed in the first attempt."""
-    place.report({"attempt": place.attempt})
-    if place.attempt == 0:
-        if place.rank == 1:
+    context.report({"attempt": context.attempt})
+    if context.attempt == 0:
+        if context.rank == 1:
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGKILL)
         _wait_for_the_others()
-    total = torch.tensor([float(place.attempt)])
+    total = torch.tensor([float(context.attempt)])
     distributed.all_reduce(total)
-    assert total.item() == 2 * place.attempt  # the ranks agree on the number
-    return place.attempt, place.restarts
+    assert total.item() == 2 * context.attempt  # the ranks agree on the number
+    return context.attempt, context.restarts
 
 
-def be_preempted(place: Place, settings: Numbers) -> tuple[int, bool]:
+def be_preempted(context: RankContext, settings: Numbers) -> tuple[int, bool]:
     """Gets the notice that Ray's watcher of nodes would bring, in the first attempt, and obeys it."""
     from ray.train import PreemptionInfo
 
-    if place.attempt == 0:
+    if context.attempt == 0:
         deadline_ms = int((time.time() + 3) * 1000)
         notice = PreemptionInfo(deadline_ms=deadline_ms, preempted_node_to_ranks={"this": [0]})
         ray_worker._internals().preemption_context.preemption_info = notice
-        while not place.stop_requested():
+        while not context.stop_requested():
             time.sleep(0.05)
-        return place.attempt, False  # a checkpoint is written; the result of a run cut short does not count
-    return place.attempt, not place.stop_requested()
+        return context.attempt, False  # a checkpoint is written; the result of a run cut short does not count
+    return context.attempt, not context.stop_requested()
 
 
-def lose_the_controller(place: Place, settings: Numbers) -> tuple[int, tuple[str, ...]]:
+def lose_the_controller(context: RankContext, settings: Numbers) -> tuple[int, tuple[str, ...]]:
     """Ray's controller is killed in the first attempt."""
     import ray
 
-    if place.attempt == 0:
+    if context.attempt == 0:
         ray.kill(ray_worker._internals().controller_actor)
         time.sleep(60)
-    return place.attempt, place.restarts
+    return context.attempt, context.restarts
 
 
 def main() -> int:

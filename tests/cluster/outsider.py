@@ -7,13 +7,13 @@ import subprocess
 import sys
 from typing import Any
 
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from cluster.training.workers import run_workers
 
 KNOCK = "import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', ray.cluster_resources())"
 
 
-def knock(place: Place, settings: None) -> tuple[str | None, int, str]:
+def knock(context: RankContext, settings: None) -> tuple[str | None, int, str]:
     """How the Ray that this worker belongs to authenticates, and what it says to an outsider."""
     import ray
 

@@ -85,8 +85,8 @@ def record(status, *, command=("run",), made_from=None):
         (record(F), None, True, Next.START),
         (record(R), job(RUNNING), True, Next.ATTACH),
         (record(R), job(PENDING), False, Next.ATTACH),
-        (record(R), job(SUCCEEDED, 0), True, Next.JUDGE),  # it ended while no driver looked
-        (record(R), job(FAILED, 7), True, Next.JUDGE),
+        (record(R), job(SUCCEEDED, 0), True, Next.COLLECT),  # it ended while no driver looked
+        (record(R), job(FAILED, 7), True, Next.COLLECT),
         (record(R), None, True, Next.START),  # the cluster is another one, or the driver died before it submitted
         (record(R, command=("other",)), job(RUNNING), True, Next.REFUSE_OTHER),
         (record(R, command=("other",)), job(FAILED, 2), True, Next.START),
@@ -101,7 +101,7 @@ def test_what_a_later_driver_does(noted, at_work, out_is_there, expected):
     ("ended", "again"),
     [
         (job(SUCCEEDED, 0), None),
-        (job(FAILED, 1), False),  # a command that ended by itself has said its word
+        (job(FAILED, 1), False),  # a command that ended by itself is not repeated
         (job(FAILED, 2), False),
         (job(FAILED, 3), False),
         (job(STOPPED, -15), False),  # by somebody's will

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from ray.train import ScalingConfig
 
-from cluster.training.ray_scaling import SteppedScaling, largest_size
+from cluster.training.ray_scaling import SteppedScaling, max_size
 
 
 @pytest.mark.parametrize(
     ("sizes", "room", "size"), [([2, 4, 8], 8, 8), ([2, 4, 8], 7, 4), ([2, 4, 8], 3, 2), ([2, 4, 8], 1, 0), ([], 3, 0)]
 )
 def test_the_largest_possible_size_that_fits(sizes: list[int], room: int, size: int) -> None:
-    assert largest_size(sizes, room) == size
+    assert max_size(sizes, room) == size
 
 
 def test_nodes_hold_whole_workers_and_the_rest_is_left() -> None:

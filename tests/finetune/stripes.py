@@ -39,7 +39,7 @@ def arguments(world, out, **more):
         "evaluate_every_epochs": 2,
         "compare": "[]",
         "report_images": 0,
-        "classification.smallest_crop": 0.6,
+        "classification.min_crop": 0.6,
         "layer_decay": 1.0,
         "optimizer.learning_rate": 0.02,
         "cluster.workers": 0,

@@ -36,7 +36,7 @@ def model_url(tmp_path_factory):
         "mode": "linear",
         "encoder": model.encoder.spec,
         "image_size": 32,
-        "crop_share": 0.875,
+        "crop_fraction": 0.875,
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "image_column": "image",

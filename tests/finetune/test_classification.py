@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 
 from cluster.errors import run_command
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.classification.metrics import multi_label_scores, per_label
@@ -105,7 +105,7 @@ def test_mixtures_are_a_pure_function_of_pairs(mixup, cutmix):
     pairs = mixed.view(32, 2, 3, 24, 20)
     torch.testing.assert_close(pairs.sum(1), images.view(32, 2, 3, 24, 20).sum(1))
     torch.testing.assert_close(shares.sum(1), torch.ones(64))
-    own = mixing.own_shares(passes[::2], rows[::2], 24, 20)
+    own = mixing.own_fractions(passes[::2], rows[::2], 24, 20)
     told = own.mean((1, 2))
     differing = (ids[::2] != ids[1::2]).numpy()
     assert shares[::2][differing, ids[::2][differing]].numpy() == pytest.approx(told[differing], abs=1e-6)
@@ -178,20 +178,20 @@ def test_the_lowest_loss_is_the_best(world, tmp_path):
     assert len(losses) == 8 and result["best_step"] == min(losses, key=losses.get)
 
 
-def judged(model_url, data_url):
+def evaluated(model_url, data_url):
     """On a rank: the numbers of a model over a data set."""
     predictor = load_model(model_url)
     shards = Shards(load_manifest(data_url), image_column="image", columns=["label"])
-    with place_here() as here:
-        place = dataclasses.replace(here, rank=distributed.rank(), world_size=distributed.world_size())
-        judgement = predictor.judge(shards, place)
-    return judgement.metrics, judgement.details
+    with local_context() as here:
+        context = dataclasses.replace(here, rank=distributed.rank(), world_size=distributed.world_size())
+        evaluation = predictor.evaluate(shards, context)
+    return evaluation.metrics, evaluation.details
 
 
-def test_two_ranks_judge_as_one(world, tmp_path):
+def test_two_ranks_evaluate_as_one(world, tmp_path):
     model, data = run(world, tmp_path / "run", **{"training.epochs": 2})["model"], str(world / "validation")
-    metrics, details = judged(model, data)
+    metrics, details = evaluated(model, data)
     assert details["validation_images"] == 40
-    for of_rank in run_on_ranks(judged, 2, model, data):
+    for of_rank in run_on_ranks(evaluated, 2, model, data):
         assert of_rank[1] == details
         assert of_rank[0] == pytest.approx(metrics, abs=1e-6)

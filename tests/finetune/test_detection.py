@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from finetune.__main__ import main
 from finetune.model import load_model
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
 from finetune.tasks.detection.hard_attention import make_attention_hard
 from finetune.tasks.detection.heads import HEADS, Anchors
-from finetune.tasks.detection.metrics import JudgedImage, coco_scores, judged_scores
+from finetune.tasks.detection.metrics import EvaluatedImage, coco_scores, evaluated_scores
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.pyramid import Pyramid
 from pretrain.data.reading.labels import ClassNames
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.encoders import build_encoder, save_encoder
-from tests.finetune.shapes import CLASSES, picture, write_pictures
+from tests.finetune.shapes import CLASSES, image, write_images
 from tests.ranks import run_on_ranks
 
 CONFIG = "configs/finetune/detection.yaml"
@@ -49,8 +49,8 @@ def spoilt(number, objects):
 def world(tmp_path_factory):
     """Training and validation shards, both with boxes that cannot be used, and an encoder folder."""
     folder = tmp_path_factory.mktemp("world")
-    write_pictures(folder / "train", range(40), change=spoilt)
-    write_pictures(folder / "validation", [1, 2, 3, 4, *range(100, 116)], change=spoilt)
+    write_images(folder / "train", range(40), change=spoilt)
+    write_images(folder / "validation", [1, 2, 3, 4, *range(100, 116)], change=spoilt)
     torch.manual_seed(0)
     save_encoder(build_encoder("convattn_nano", **SMALL), str(folder / "encoder"), input_size=32)
     return folder
@@ -102,10 +102,10 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
     assert left_out["counts"] == {"not four finite numbers": 2, "without area": 1}
     assert any("row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"])
     assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the image": 1}
-    good = sum(len(picture(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
-    assert result["training_boxes"] == good + 1  # that outside of its picture is known once the picture is opened
-    judged = result["validation_boxes_left_out"]
-    assert judged["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
+    good = sum(len(image(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
+    assert result["training_boxes"] == good + 1  # that outside of its image is known once the image is opened
+    evaluated = result["validation_boxes_left_out"]
+    assert evaluated["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
     assert result["validation_images"] == 20
     assert run_command(lambda: main([*arguments(world, finished.parent / "other"), "--check"])) == 0
     told = capsys.readouterr().out
@@ -122,12 +122,12 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         {"bbox": box, "category": name} for box, name in zip(objects["bbox"], objects["category"], strict=True)
     ]
     for value in (objects, as_structs):
-        target, left_out = reader.read(value, width=64, height=64, place="here")
+        target, left_out = reader.read(value, width=64, height=64, location="here")
         assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
     assert some.num_rows == 10 and sum(some.boxes_of_class.values()) == sum(
-        len(picture(number)[1]["bbox"]) for number in range(0, 40, 4) if number != 4
+        len(image(number)[1]["bbox"]) for number in range(0, 40, 4) if number != 4
     )
     for value in (None, {"bbox": None, "category": None}, {"bbox": [], "category": []}):
         target, left_out = reader.read(value, width=64, height=64)
@@ -143,13 +143,13 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the image"),
         (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
-        (None, {"detection.smallest_scale": 3}, "it is more than detection.largest_scale=2"),
+        (None, {"detection.min_scale": 3}, "it is more than detection.max_scale=2"),
         (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
     ],
 )  # fmt: skip
 def test_one_clear_line_when_it_cannot_be(world, tmp_path, capsys, spoil, settings, words):
     if spoil is not None:
-        write_pictures(tmp_path / "train", range(100, 116), change=spoil)
+        write_images(tmp_path / "train", range(100, 116), change=spoil)
         settings = {"data.url": tmp_path / "train", "validation_url": tmp_path / "train"}
     assert run_command(lambda: main(arguments(world, tmp_path / "run", **settings))) == 2
     said = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_a_class_that_training_never_shows_is_named(world, tmp_path, capsys):
     def renamed(number, objects):
         return {**objects, "category": ["star", *objects["category"][1:]]}
 
-    write_pictures(tmp_path / "validation", range(4), change=renamed)
+    write_images(tmp_path / "validation", range(4), change=renamed)
     assert run_command(lambda: main(arguments(world, tmp_path / "run", validation_url=tmp_path / "validation"))) == 2
     assert "training data never shows: star; training knows bar, disc" in capsys.readouterr().err
 
@@ -202,12 +202,19 @@ def detector(encoder, head, **more):
     torch.manual_seed(0)
     strides = [8, 16]
     anchors = [[[10.0, 12.0], [16.0, 12.0]], [[30.0, 30.0], [40.0, 24.0]]]
-    arguments = {"num_classes": 2, "channels": 32, "depth": 1, "most": 20, "strides": strides, "anchors": anchors}
+    arguments = {
+        "num_classes": 2,
+        "channels": 32,
+        "depth": 1,
+        "max_detections": 20,
+        "strides": strides,
+        "anchors": anchors,
+    }
     return Detector(encoder, head=head, **{**arguments, **more})
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_head_trains_every_parameter_also_beside_empty_pictures(head):
+def test_a_head_trains_every_parameter_also_beside_empty_images(head):
     model = detector(build_encoder("convattn_nano", **SMALL), head).train()
     targets = [
         {
@@ -317,13 +324,13 @@ def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
 
 
 def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, capsys):
-    """The same model's predictions, written as COCO json by hand, judged by pycocotools alone."""
+    """The same model's predictions, written as COCO json by hand, evaluated by pycocotools alone."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     model = load_model(str(finished / "model"))
     numbers = list(range(100, 116))
-    write_pictures(tmp_path / "data", numbers)
+    write_images(tmp_path / "data", numbers)
     file = tmp_path / "numbers.json"
     assert (
         run_command(lambda: main(["evaluate", str(finished / "model"), str(tmp_path / "data"), "--json", str(file)]))
@@ -331,18 +338,18 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     )
     ours = json.loads(file.read_text())
 
-    pictures = [picture(number) for number in numbers]
+    images = [image(number) for number in numbers]
     truth = {
         "images": [{"id": number} for number in numbers],
         "categories": [{"id": index, "name": name} for index, name in enumerate(CLASSES)],
         "annotations": [],
     }
-    for number, (_, objects) in zip(numbers, pictures, strict=True):
+    for number, (_, objects) in zip(numbers, images, strict=True):
         for box, name in zip(objects["bbox"], objects["category"], strict=True):
             annotation = {"image_id": number, "category_id": CLASSES.index(name), "bbox": box, "iscrowd": 0}
             truth["annotations"].append({**annotation, "area": box[2] * box[3], "id": len(truth["annotations"]) + 1})
     found = []
-    everything = model.predict([data for data, _ in pictures], score_threshold=0.0)
+    everything = model.predict([data for data, _ in images], score_threshold=0.0)
     for number, detections in zip(numbers, everything, strict=True):
         for (left, top, right, bottom), label, score in detections:
             box = [left, top, right - left, bottom - top]
@@ -363,26 +370,26 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     assert np.mean(of_class) == pytest.approx(stats[0], abs=1e-9)
 
 
-def judged_image(row_id, true, found, *, classes=None, scores=None):
+def evaluated_image(row_id, true, found, *, classes=None, scores=None):
     true, found = np.array(true, np.float32).reshape(-1, 4), np.array(found, np.float32).reshape(-1, 4)
     labels = np.zeros(len(true), np.int64), np.zeros(len(found), np.int64) if classes is None else np.array(classes)
     certain = np.linspace(0.9, 0.1, len(found), dtype=np.float32) if scores is None else np.array(scores, np.float32)
-    return JudgedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
+    return EvaluatedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
 
 
 def test_numbers_of_cases_worked_by_hand():
     box = [10, 10, 50, 50]
-    exact, _ = coco_scores([judged_image(0, [box], [box])], ["a", "b"])
+    exact, _ = coco_scores([evaluated_image(0, [box], [box])], ["a", "b"])
     for name in ("map", "ap50", "ap_medium", "recall"):
         assert exact[name] == pytest.approx(1.0)
-    shifted, rows = coco_scores([judged_image(0, [box], [[10, 10, 50, 40]])], ["a", "b"])  # overlap 0.75
+    shifted, rows = coco_scores([evaluated_image(0, [box], [[10, 10, 50, 40]])], ["a", "b"])  # overlap 0.75
     assert shifted["ap75"] == pytest.approx(1.0) and shifted["map"] == pytest.approx(0.6)
     assert rows[0]["ap"] == pytest.approx(0.6) and rows[1]["ap"] is None and rows[1]["boxes"] == 0
-    nothing, _ = coco_scores([judged_image(0, [box], [])], ["a"])
+    nothing, _ = coco_scores([evaluated_image(0, [box], [])], ["a"])
     assert nothing["map"] == 0
-    # a surer wrong one halves the precision; an empty picture's does too
-    wrong, _ = coco_scores([judged_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
-    empty, _ = coco_scores([judged_image(0, [box], [box], scores=[0.5]), judged_image(1, [], [box])], ["a"])
+    # a surer wrong one halves the precision; an empty image's does too
+    wrong, _ = coco_scores([evaluated_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
+    empty, _ = coco_scores([evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"])
     assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
 
 
@@ -396,52 +403,52 @@ def test_error_of_map_is_how_far_it_moves_over_other_sets_of_images():
             [55, 55, 90 - generator.integers(0, 20), 90],
             [0, 0, 9, 9],
         ]
-        images.append(judged_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
-    _, _, error = judged_scores(images, ["a", "b"])
+        images.append(evaluated_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
+    _, _, error = evaluated_scores(images, ["a", "b"])
     redrawn = [coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"] for _ in range(60)]
     assert 0.7 < error / np.std(redrawn, ddof=1) < 1.4
     # images that are all alike leave nothing to chance
-    assert judged_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
+    assert evaluated_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
 
 
-def judged_metrics(model_url, data_url):
+def evaluated_metrics(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    with place_here() as place:
-        judgement = model.judge(shards, place)
-    return judgement.metrics, judgement.details
+    with local_context() as context:
+        evaluation = model.evaluate(shards, context)
+    return evaluation.metrics, evaluation.details
 
 
-def judged_on_rank(model_url, data_url):
-    """The judgement of a rank, and its number."""
+def evaluated_on_rank(model_url, data_url):
+    """The evaluation of a rank, and its number."""
     from torch import distributed
 
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
     shards = Shards(manifest, image_column="image", columns=["objects"])
-    place = Place(rank=rank, world_size=world_size, device=torch.device("cpu"))
-    judgement = model.judge(shards, place)
-    return judgement.metrics, judgement.details
+    context = RankContext(rank=rank, world_size=world_size, device=torch.device("cpu"))
+    evaluation = model.evaluate(shards, context)
+    return evaluation.metrics, evaluation.details
 
 
 @pytest.mark.slow
-def test_two_ranks_judge_as_one(world, finished):
+def test_two_ranks_evaluate_as_one(world, finished):
     url, data = str(finished / "model"), str(world / "validation")
-    alone = judged_metrics(url, data)
-    for judged in run_on_ranks(judged_on_rank, 2, url, data):
-        assert judged[0] == pytest.approx(alone[0], abs=1e-9)
-        assert judged[1]["validation_images"] == alone[1]["validation_images"] == 20
-        assert judged[1]["validation_boxes_left_out"] == alone[1]["validation_boxes_left_out"]
+    alone = evaluated_metrics(url, data)
+    for evaluated in run_on_ranks(evaluated_on_rank, 2, url, data):
+        assert evaluated[0] == pytest.approx(alone[0], abs=1e-9)
+        assert evaluated[1]["validation_images"] == alone[1]["validation_images"] == 20
+        assert evaluated[1]["validation_boxes_left_out"] == alone[1]["validation_boxes_left_out"]
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_are_typed_and_in_the_pictures_pixels(finished):
+def test_predictions_are_typed_and_in_the_images_pixels(finished):
     model = load_model(str(finished / "model"))
-    data = [picture(number)[0] for number in range(100, 105)]
+    data = [image(number)[0] for number in range(100, 105)]
     everything = model.predict(data, batch_size=2, score_threshold=0.0)
     for detections, encoded in zip(everything, data, strict=True):
         width, height = Image.open(io.BytesIO(encoded)).size
@@ -480,7 +487,7 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_a_detector_learns(world, tmp_path, head):
-    write_pictures(tmp_path / "train", range(200, 520), rows_per_group=64)
+    write_images(tmp_path / "train", range(200, 520), rows_per_group=64)
     result = run(
         world,
         tmp_path / "run",

@@ -31,7 +31,7 @@ def a_model(folder, mode, name="convattn_nano", **arguments):
         "encoder": model.encoder.spec,
         "encoder_url": "some/encoder",
         "image_size": 32,
-        "crop_share": 0.875,
+        "crop_fraction": 0.875,
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "image_column": "image",

@@ -22,7 +22,7 @@ from pretrain.exporting.exported import SIZES, sizes_on_canvas
 from tests.finetune.test_export_model import a_model
 
 COMMON = {
-    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
+    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
     "image_column": "image",
 }  # fmt: skip
 HEADS = ("fcos", "retinanet", "faster_rcnn")
@@ -36,7 +36,7 @@ def a_detector(folder, head):
     config = {
         **COMMON, "task": "detection", "encoder": encoder.spec, "columns": {"objects": "objects"}, "box_format": "xywh",
         "class_names": ["a", "b", "c"], "class_values": ["a", "b", "c"], "score_threshold": 0.3, "strides": [4, 8, 16],
-        "anchors": anchors, "head": head, "channels": 32, "depth": 1, "most": 100, "hard_attention_keys": 0,
+        "anchors": anchors, "head": head, "channels": 32, "depth": 1, "max_detections": 100, "hard_attention_keys": 0,
         "hard_attention_stages": 1,
     }  # fmt: skip
     model = Detection.new_model(encoder, config).eval()
@@ -59,7 +59,7 @@ def a_summarizer(folder):
         **COMMON, "task": "summarization", "encoder": encoder.spec, "columns": {"captions": "captions"},
         "keywords": ["cat", "chair", "mèo"], "keyword_names": None, "tokenizer": tokenizer.to_json(), "mean_tokens": 6.0,
         "head": {"width": 32, "depth": 1, "num_heads": 2, "num_maps": 2, "num_fed": 2, "max_tokens": 8}, "num_beams": 2,
-        "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_share": 0.6,
+        "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_fraction": 0.6,
     }  # fmt: skip
     model = Summarization.new_model(encoder, config).eval()
     with torch.no_grad():
@@ -70,11 +70,11 @@ def a_summarizer(folder):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_whole_batch_at_once_finds_what_pictures_one_by_one_find(head, tmp_path):
+def test_a_whole_batch_at_once_finds_what_images_one_by_one_find(head, tmp_path):
     exported = open_model(a_detector(tmp_path, head))
-    pictures, what = proof.proof_pictures(exported)
-    assert len(pictures) == 16 and "drawn pictures of odd sizes" in what
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    assert len(images) == 16 and "drawn images of odd sizes" in what
+    arrays, geometry = proof.framed(exported, images)
     sizes = torch.from_numpy(sizes_on_canvas(geometry, 64))
     wanted = exported.answer(arrays, geometry)
     assert (wanted["scores"] > 0).sum(1).min() > 5  # there is something to compare
@@ -83,13 +83,13 @@ def test_a_whole_batch_at_once_finds_what_pictures_one_by_one_find(head, tmp_pat
         found = exported.network(torch.from_numpy(arrays[0]).float() / 255, sizes)
     given = dict(zip(("boxes", "scores", "labels"), (one.numpy() for one in found), strict=True))
     answers = exported.answers_of(given, geometry)
-    assert proof.largest_difference(wanted, answers) <= 1e-4
+    assert proof.max_difference(wanted, answers) <= 1e-4
     assert ((answers["scores"] > 0).sum(1) == (wanted["scores"] > 0).sum(1)).all()
     # the comparison sees a box in another place, and another score
     moved = {**answers, "boxes": answers["boxes"] * 0.5}
-    assert proof.largest_difference(wanted, moved) > 0.1
+    assert proof.max_difference(wanted, moved) > 0.1
     surer = {**answers, "scores": answers["scores"] * 0.9}
-    assert proof.largest_difference(wanted, surer) == pytest.approx(0.1 * float(wanted["scores"].max()), rel=0.3)
+    assert proof.max_difference(wanted, surer) == pytest.approx(0.1 * float(wanted["scores"].max()), rel=0.3)
 
 
 @pytest.mark.slow
@@ -100,11 +100,11 @@ def test_a_detector_as_onnx(head, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_command(lambda: main(["export", a_detector(tmp_path, head), str(out), "--format", "onnx"])) == 0
     assert (
-        "answers of onnxruntime and of Fovea to 16 drawn pictures of odd sizes: largest difference"
+        "answers of onnxruntime and of Fovea to 16 drawn images of odd sizes: largest difference"
         in capsys.readouterr().out
     )
     session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_inputs()] == ["images"]  # the pictures' sizes need not be given
+    assert [one.name for one in session.get_inputs()] == ["images"]  # the images' sizes need not be given
     images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
     boxes, scores, labels = session.run(None, {"images": images})
     assert boxes.shape == (3, 100, 4) and (np.diff(scores, axis=1) <= 1e-6).all()
@@ -174,8 +174,8 @@ def test_what_lies_apart_is_told():
         with pytest.raises(UserError, match="nothing was written"):
             proof.check("answers", difference, 0.1)
     rows = {"tokens": np.array([[1, 5, 2, 0]])}
-    assert proof.largest_difference(rows, {"tokens": np.array([[1, 5, 2]])}) == 0
-    assert proof.largest_difference(rows, {"tokens": np.array([[1, 5, 4, 2]])}) > 0
+    assert proof.max_difference(rows, {"tokens": np.array([[1, 5, 2]])}) == 0
+    assert proof.max_difference(rows, {"tokens": np.array([[1, 5, 4, 2]])}) > 0
 
 
 def test_a_classifier_on_timms_own_network_is_timms_own(tmp_path):

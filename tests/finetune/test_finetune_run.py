@@ -13,7 +13,7 @@ from PIL import Image
 from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.model import load_model
-from finetune.run import _layer_share
+from finetune.run import _layer_factor
 from finetune.settings import FinetuneSettings
 from finetune.tasks.classification.metrics import confusion, per_class, scores
 from pretrain.encoders import build_encoder, load_encoder
@@ -54,7 +54,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsy
     assert not out.exists()
 
 
-def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
+def test_images_come_as_files_bytes_arrays_and_images(finished, tmp_path):
     model = load_model(str(finished / "model"))
     data, _ = stripes(200)
     (tmp_path / "a.jpg").write_bytes(data)
@@ -90,7 +90,7 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
 
 
 @pytest.mark.ray
-def test_two_workers_judge_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
+def test_two_workers_evaluate_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
     out = tmp_path / "two"
     assert run_command(lambda: main(arguments(world, out, cluster__workers=2))) == 0
     two, one = (json.loads((Path(o) / "result.json").read_text()) for o in (out, finished))
@@ -176,5 +176,5 @@ def test_layers_learn_alike_where_maps_must_move(task, encoder, given, share):
     )
     network = build_encoder("convattn_nano")
     assert network.num_layers == 7
-    assert _layer_share("encoder.stem.0.weight", network, settings) == pytest.approx(share)
-    assert _layer_share("head.weight", network, settings) == 1.0
+    assert _layer_factor("encoder.stem.0.weight", network, settings) == pytest.approx(share)
+    assert _layer_factor("head.weight", network, settings) == 1.0

@@ -11,7 +11,7 @@ from finetune.tasks.summarization.phrases import Phrases
 from pretrain.data.scenes.captions import captions as captions_of_scene
 from tests.finetune.caption_corpora import FUNCTION_WORDS, captions_in
 
-LIMITS = {"num_keywords": 30, "min_images": 10, "max_share": 0.25}
+LIMITS = {"num_keywords": 30, "min_images": 10, "max_fraction": 0.25}
 # of each language terms of several words (or characters) that are in most captions of their scene
 TERMS = {
     "English": {"living room", "restaurant", "surfboard", "frisbee"},
@@ -56,8 +56,8 @@ def test_captions_of_one_image_agree_on_its_keywords():
                 f"the {thing} {odd} of a {place}",
             ]
         )
-    # one writer in three says them: nothing of the picture calls for them
-    keywords, _ = mined(images, min_images=5, max_share=0.4)
+    # one writer in three says them: nothing of the image calls for them
+    keywords, _ = mined(images, min_images=5, max_fraction=0.4)
     assert keywords == ["bird", "cat", "cow", "dog", "fire hydrant", "grass", "horse", "sand", "snow"]
 
 
@@ -75,7 +75,7 @@ def test_scenes_of_the_demo_need_no_stop_words():
         left, top = next(where)
         things = [(kind, (30, 30, 60, 60)), (thing, (left, top, left + 15, top + 15))][: 1 + (number % 5 > 0)]
         images.append(captions_of_scene(things, ground))
-    keywords, _ = mined(images, max_share=0.4)
+    keywords, _ = mined(images, max_fraction=0.4)
     assert {"left", "right", "above", "below", "front", "to", "of", "with"}.isdisjoint(keywords)
     assert {*kinds, "coin", "face", "bricks"} <= set(keywords)
 
@@ -110,7 +110,7 @@ def test_a_longer_phrase_goes_before_a_shorter_one():
 def test_mining_is_deterministic_and_does_not_grow_beyond_its_sample():
     texts = captions_in("English", 2000)
     assert mined(texts)[0] == mined(list(texts))[0]
-    small, whole = CaptionSample(most_images=300), CaptionSample()
+    small, whole = CaptionSample(max_images=300), CaptionSample()
     for text in texts:
         small.add([text])
         whole.add([text])

@@ -1,8 +1,9 @@
-"""`python -m finetune predict`: pictures, data sets and films in, records, alarms, places and tracks out."""
+"""`python -m finetune predict`: images, data sets and videos in, records, alarms, places and tracks out."""
 
 import dataclasses
 import io
 import json
+import shutil
 
 import av
 import numpy as np
@@ -16,11 +17,11 @@ from cluster.errors import UserError, run_command
 from finetune.__main__ import main
 from finetune.model import load_model, save_model
 from finetune.predicting.alarms import Alarms, Rule, clock, event_record, score_of
-from finetune.predicting.films import FilmWriter
 from finetune.predicting.following import stem_of
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter, record_of
 from finetune.predicting.tracking import Tracker, mot_lines
+from finetune.predicting.videos import VideoWriter
 from finetune.tasks.classification.task import Classification
 from finetune.tasks.detection.task import Detection
 from pretrain.encoders import build_encoder
@@ -29,7 +30,7 @@ from tests.pretrain.shards import write_shards
 NAMES = ["<i>dark</i>", "light"]
 
 
-def picture(bright, width=64, height=48):
+def drawn(bright, width=64, height=48):
     """A JPEG that is grey, or with a bright square at the left."""
     pixels = np.full((height, width, 3), 60, np.uint8)
     if bright:
@@ -45,19 +46,19 @@ def encoded(pixels):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark pictures."""
+    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark images."""
     url = str(tmp_path_factory.mktemp("model") / "model")
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=1).eval()
     config = {
         "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 48,
-        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
+        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
         "class_names": NAMES, "class_values": NAMES,
     }  # fmt: skip
     classifier = Classification.new_model(encoder, config)
     predictor = Classification.predictor(classifier, config)
     with torch.no_grad():
-        images = [predictor.images(picture(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
+        images = [predictor.images(drawn(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
         dark, bright = (encoder(image)[-1].mean((2, 3))[0] for image in images)
         difference = bright - dark
         direction = 8 * difference / difference.square().sum()
@@ -77,19 +78,19 @@ def lines(path):
 
 
 @pytest.fixture
-def film(tmp_path):
+def video(tmp_path):
     """Thirty frames, ten a second: bright from frame 10 to 14 and from 25 on."""
     path = tmp_path / "a video.mp4"
-    with FilmWriter(path, frame_rate=10) as writer:
+    with VideoWriter(path, frame_rate=10) as writer:
         for frame in range(30):
-            writer.write(picture(10 <= frame < 15 or frame >= 25))
+            writer.write(drawn(10 <= frame < 15 or frame >= 25))
     return path
 
 
 def test_images_and_shards_give_the_same_records(model, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    images = [encoded(picture(number % 2)) for number in range(6)] + [b"no image"]
+    images = [encoded(drawn(number % 2)) for number in range(6)] + [b"no image"]
     for number, data in enumerate(images):
         (folder / f"{number}.jpg").write_bytes(data)
     shards = write_shards(tmp_path / "shards", images)
@@ -116,11 +117,11 @@ def test_where_nothing_can_be_decoded_the_exit_code_says_so(model, tmp_path, cap
     assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 3
 
 
-def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
-    shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
+def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", [encoded(drawn(True))] * 5 + [b"no image"])
     assert run(model, shards, tmp_path / "out", "--check") == 0
     assert "first 6 images: 1 of which cannot be decoded" in capsys.readouterr().out
-    assert run(model, shards, film, tmp_path / "out", "--check", "--batch-size", 2) == 0
+    assert run(model, shards, video, tmp_path / "out", "--check", "--batch-size", 2) == 0
     said = capsys.readouterr().out
     assert "first 2 images: 0" in said and "nothing was started" in said
     assert not (tmp_path / "out").exists()
@@ -128,7 +129,7 @@ def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
     for impossible, words in {
         ("--track",): "--track links boxes",
         ("--localize", "zebra"): "zebra",
-        ("--alarm", "zebra>0.5"): "the model does not know it",
+        ("--alarm", "zebra>0.5"): "not a class of the model",
         ("--draw", "--workers", 1): "give them without --workers",
     }.items():
         assert run(model, shards, tmp_path / "out", "--check", *impossible) == 2
@@ -139,7 +140,7 @@ def test_check_judges_a_batch_and_leaves_nothing(model, film, tmp_path, capsys):
 @pytest.mark.ray
 @pytest.mark.parametrize("which", ["model", "detector"])
 def test_workers_write_the_same_records(which, request, tmp_path, shared_ray):
-    images = [encoded(picture(number % 2)) for number in range(9)]
+    images = [encoded(drawn(number % 2)) for number in range(9)]
     images[4] = b"no image"
     shards = write_shards(tmp_path / "shards", images, rows_per_group=4)
     folder = request.getfixturevalue(which)
@@ -168,9 +169,9 @@ def close(one, other):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-2)
 
 
-def test_a_film_raises_alarms_with_times_and_events(model, film, tmp_path):
+def test_a_video_raises_alarms_with_times_and_events(model, video, tmp_path):
     out = tmp_path / "out"
-    assert run(model, film, out, "--alarm", "light>0.9", "--alarm-gap", 0.3) == 0
+    assert run(model, video, out, "--alarm", "light>0.9", "--alarm-gap", 0.3) == 0
     records = lines(out / "predictions.jsonl")
     assert [record["index"] for record in records] == list(range(30))
     assert records[12]["seconds"] == pytest.approx(1.2)
@@ -181,17 +182,17 @@ def test_a_film_raises_alarms_with_times_and_events(model, film, tmp_path):
         ("00:00:01.000", "00:00:01.400"),
         ("00:00:02.500", "00:00:02.900"),
     ]
-    assert run(model, film, tmp_path / "every", "--every", 5) == 0
+    assert run(model, video, tmp_path / "every", "--every", 5) == 0
     assert [record["index"] for record in lines(tmp_path / "every" / "predictions.jsonl")] == [0, 5, 10, 15, 20, 25]
 
 
 def test_regions_lie_where_the_class_is(model, tmp_path):
-    found = Localizer(load_model(model), "light").localize(encoded(picture(True)))
+    found = Localizer(load_model(model), "light").localize(encoded(drawn(True)))
     assert found.heat_HW.shape == (48, 64) and found.probability > 0.9
     left, top, right, bottom = found.regions[0].box
     centre = (left + right) / 2, (top + bottom) / 2
     assert 4 <= centre[0] <= 28 and 8 <= centre[1] <= 40
-    (tmp_path / "a.jpg").write_bytes(encoded(picture(True)))
+    (tmp_path / "a.jpg").write_bytes(encoded(drawn(True)))
     assert run(model, tmp_path / "a.jpg", tmp_path / "out", "--localize", "light") == 0
     (record,) = lines(tmp_path / "out" / "predictions.jsonl")
     assert record["regions"][0]["box"] == list(found.regions[0].box)
@@ -200,9 +201,9 @@ def test_regions_lie_where_the_class_is(model, tmp_path):
     assert {path.suffix for path in (tmp_path / "out" / "maps").iterdir()} == {".png", ".jpg"}
 
 
-def test_small_things_in_a_large_picture_are_found_at_the_scale_of_training(model, tmp_path):
+def test_small_things_in_a_large_image_are_found_at_the_scale_of_training(model, tmp_path):
     large = np.full((200, 300, 3), 60, np.uint8)
-    large[100:132, 220:244] = 250  # as large as in the pictures of the model
+    large[100:132, 220:244] = 250  # as large as in the images of the model
     found = Localizer(load_model(model), "light", size=200).localize(encoded(large))
     assert found.heat_HW.shape == (200, 300) and found.probability > 0.5
     left, top, right, bottom = found.regions[0].box
@@ -217,20 +218,20 @@ def test_small_things_in_a_large_picture_are_found_at_the_scale_of_training(mode
 
 def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     photo = tmp_path / "a.jpg"
-    photo.write_bytes(encoded(picture(False)))
+    photo.write_bytes(encoded(drawn(False)))
     (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "film.mp4").write_bytes(b"no video at all")
+    (tmp_path / "video.mp4").write_bytes(b"no video at all")
     for arguments, words in (
-        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
-        ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>SHARE"),
-        ((photo, tmp_path / "o", "--alarm", "light>7"), "a share from 0 to 1"),
+        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "not a class of the model (known: <i>dark</i>, light)"),
+        ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>FRACTION"),
+        ((photo, tmp_path / "o", "--alarm", "light>7"), "a fraction from 0 to 1"),
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
         ((photo, tmp_path / "o", "--track"), "this model is for classification"),
         ((photo, tmp_path / "o", "--every", "0"), "it must be at least 1"),
         ((photo, tmp_path / "o", "--size", "64"), "give --localize CLASS with it"),
         ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
         ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or video"),
-        ((tmp_path / "film.mp4", tmp_path / "o"), "is no video that can be read"),
+        ((tmp_path / "video.mp4", tmp_path / "o"), "cannot be read as a video"),
         ((photo, tmp_path), "is not empty"),
     ):
         assert run(model, *arguments) == 2
@@ -238,7 +239,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
         assert words in error and error.count("\n") == 1, error
 
 
-def test_a_film_that_was_cut_off_counts_as_far_as_it_goes(model, tmp_path):
+def test_a_video_that_was_cut_off_counts_as_far_as_it_goes(model, tmp_path):
     whole = tmp_path / "whole.mkv"
     container = av.open(str(whole), "w")
     stream = container.add_stream("mpeg4", rate=10)
@@ -258,7 +259,7 @@ def test_a_film_that_was_cut_off_counts_as_far_as_it_goes(model, tmp_path):
 # -- the pieces ---------------------------------------------------------------------------------------------------------------
 
 
-def frame(index, score, seconds=None, source="film"):
+def frame(index, score, seconds=None, source="video"):
     return {"source": source, "index": index, "seconds": seconds, "error": None, "scores": {"x": score}}
 
 
@@ -328,19 +329,30 @@ def detector(tmp_path_factory):
     encoder = build_encoder("convattn_nano", stem_stride=4).eval()
     config = {
         "task": "detection", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 96,
-        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
+        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
         "class_names": ["cat", "dog"], "class_values": ["cat", "dog"],
         "box_format": "xyxy", "score_threshold": 0.0, "strides": [8, 16], "anchors": [[[16, 16]], [[32, 32]]],
-        "head": "fcos", "channels": 32, "depth": 1, "most": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
+        "head": "fcos", "channels": 32, "depth": 1, "max_detections": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
     }  # fmt: skip
     save_model(url, Detection.new_model(encoder, config), config)
     return url
 
 
-def test_a_detector_follows_boxes_through_a_film(detector, film, tmp_path):
+def test_a_model_whose_config_has_former_names_predicts_the_same(detector, tmp_path):
+    former = tmp_path / "model"
+    shutil.copytree(detector, former)
+    config = json.loads((former / "config.json").read_text())
+    config["most"], config["crop_share"] = config.pop("max_detections"), config.pop("crop_fraction")
+    (former / "config.json").write_text(json.dumps(config))
+    image = drawn(True)
+    (found,), (wanted,) = load_model(str(former)).predict(image), load_model(detector).predict(image)
+    assert len(found.scores) == 10 and torch.equal(torch.as_tensor(found.boxes), torch.as_tensor(wanted.boxes))
+
+
+def test_a_detector_follows_boxes_through_a_video(detector, video, tmp_path):
     pytest.importorskip("trackers", reason="OpenCV in it needs libGL", exc_type=ImportError)
     out = tmp_path / "out"
-    assert run(detector, film, out, "--track", "--track-score", 0.01, "--draw", "--every", 3) == 0
+    assert run(detector, video, out, "--track", "--track-score", 0.01, "--draw", "--every", 3) == 0
     records = lines(out / "predictions.jsonl")
     assert len(records) == 10 and {"boxes", "labels", "scores", "tracks"} <= records[0].keys()
     table = pq.read_table(out / "predictions.parquet")
@@ -356,7 +368,7 @@ def test_scores_of_every_kind_of_record():
     assert score_of({"keywords": [{"text": "cat", "score": 0.7}]}, "cat") == 0.7
     assert score_of({"labels": [], "scores": []}, "cat") == 0.0
     assert clock(3723.0456) == "01:02:03.046"
-    with pytest.raises(UserError, match="write CLASS>SHARE"):
+    with pytest.raises(UserError, match="write CLASS>FRACTION"):
         Rule.parse("cat=0.5")
     assert Rule.parse("a > b>0.25") == Rule("a > b", 0.25)
 
@@ -372,14 +384,14 @@ def test_crossing_boxes_keep_their_tracks():
 
     pytest.importorskip("trackers", reason="OpenCV in it needs libGL", exc_type=ImportError)
     tracker = Tracker(["a"], frame_rate=10, min_score=0.5)
-    judge = motmetrics.MOTAccumulator(auto_id=True)
+    accumulator = motmetrics.MOTAccumulator(auto_id=True)
     text = ""
     for step in range(40):
         truth = [(10 + 4 * step, 10, 50 + 4 * step, 60), (200 - 4 * step, 80, 240 - 4 * step, 130)]
         tracked = tracker.follow(truth, ["a", "a"], [0.9, 0.8])
         text += mot_lines(step, tracked)
-        judge.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
-    summary = motmetrics.metrics.create().compute(judge, metrics=["mota", "num_switches"])
+        accumulator.update([0, 1], [t.track for t in tracked], distances(truth, [t.box for t in tracked]))
+    summary = motmetrics.metrics.create().compute(accumulator, metrics=["mota", "num_switches"])
     assert float(summary["mota"].iloc[0]) > 0.95 and int(summary["num_switches"].iloc[0]) == 0
     first = text.splitlines()[0].split(",")  # a track is told from its second frame on
     assert first[0] == "2" and len(first) == 10 and [float(x) for x in first[2:6]] == [14, 10, 40, 50]

@@ -49,7 +49,7 @@ def world(tmp_path_factory):
         "mode": "full",
         "encoder": encoder.spec,
         "image_size": 24,
-        "crop_share": 1.0,
+        "crop_fraction": 1.0,
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "image_column": "image",

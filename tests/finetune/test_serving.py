@@ -36,8 +36,8 @@ from finetune.predicting.records import record_of
 from finetune.serving.answers import answer_type
 from finetune.serving.app import Refused, new_app, read_body
 from finetune.serving.command import is_loopback, parser, token_of
-from finetune.serving.judge import Judge, shortened
 from finetune.serving.multipart import files_of
+from finetune.serving.served_model import ServedModel, shortened
 from finetune.serving.server import new_server
 from finetune.serving.settings import ServeSettings
 from finetune.tasks.classification.predictor import Classification as Classified
@@ -83,20 +83,20 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(model):
+def served(model):
     """What a replica holds."""
-    yield Judge(model, 1_000_000, 1)()
+    yield ServedModel(model, 1_000_000, 1)()
     set_max_pixels(None)
 
 
 class Here:
     """Answers in this process as replicas would."""
 
-    def __init__(self, judge):
-        self.judge, self.ready = judge, 1
+    def __init__(self, served):
+        self.answer, self.ready = served, 1
 
     async def ask(self, items):
-        return [Answer(record, len(items)) for record in await asyncio.to_thread(self.judge, items)]
+        return [Answer(record, len(items)) for record in await asyncio.to_thread(self.answer, items)]
 
     async def num_ready(self):
         return self.ready
@@ -106,9 +106,9 @@ class Failing(Here):
     """Raises what it is given, or waits for ever."""
 
     async def ask(self, items):
-        if self.judge is None:
+        if self.answer is None:
             await asyncio.sleep(600)
-        raise self.judge
+        raise self.answer
 
 
 @contextmanager
@@ -142,9 +142,9 @@ def form(*files):
 
 
 @pytest.fixture(scope="module")
-def port(judge):
+def port(served):
     """Of a server without a token."""
-    with answering(Here(judge)) as port:
+    with answering(Here(served)) as port:
         yield port
 
 
@@ -254,8 +254,8 @@ def test_the_model_is_described(port):
     assert answer["task"] == "classification" and answer["names"] == NAMES and answer["image_size"] == 32
 
 
-def test_clients_must_send_the_token(judge):
-    with answering(Here(judge), token=TOKEN) as port:
+def test_clients_must_send_the_token(served):
+    with answering(Here(served), token=TOKEN) as port:
         assert ask(port, path="/health", method="GET")[0] == 200
         for path, method in (("/predict", "POST"), ("/", "GET"), ("/openapi.json", "GET")):
             assert ask(port, photo(0), path=path, method=method, Authorization=f"Bearer {TOKEN}")[0] == 200
@@ -308,7 +308,7 @@ def test_openapi_says_what_is_answered(port):
     assert {"200", "400", "401", "413", "415", "503"} <= set(answers)
     record = found["components"]["schemas"]["Record"]["properties"]
     assert set(record) == set(ask(port, photo(0))[2]["records"][0])
-    place = {"source": "body", "index": 0, "seconds": None, "error": None}
+    origin = {"source": "body", "index": 0, "seconds": None, "error": None}
     keyword = Keyword("cat", 0.5, np.zeros((2, 2), np.float32))
     for result in (
         Classified("light", 0.5, {"light": 0.5}, ["light"]),
@@ -316,10 +316,10 @@ def test_openapi_says_what_is_answered(port):
         Summary([keyword], "a cat", -1.0, (0.0, 0.0, 1.0, 1.0)),
     ):
         kind = answer_type(type(result))
-        answer = {"records": [place | record_of(result), {**place, "error": "truncated"}]}
+        answer = {"records": [origin | record_of(result), {**origin, "error": "truncated"}]}
         assert kind.model_validate_json(json.dumps(answer), strict=True).model_dump(exclude_unset=True) == answer
         with pytest.raises(ValueError, match=r"records\.0"):
-            kind.model_validate({"records": [place | {name: {1: 1} for name in record_of(result)}]})
+            kind.model_validate({"records": [origin | {name: {1: 1} for name in record_of(result)}]})
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
@@ -338,7 +338,7 @@ def test_the_commands_of_the_page_are_answered(port, tmp_path):
 @settings(max_examples=60, deadline=None)
 def test_any_files_come_out_of_a_form_as_they_went_in(files, most):
     body, kind = form(*files)
-    assert files_of(kind, body, most=most) == files[: most + 1]
+    assert files_of(kind, body, max_files=most) == files[: most + 1]
 
 
 def test_records_are_cut_to_the_threshold_and_the_best():
@@ -415,7 +415,7 @@ def test_replicas_answer_in_batches_and_one_that_is_killed_costs_nothing(model, 
 
         return number, await running.ask([Item("body", 0, None, photo(number)), Item("no.jpg", 1, None, b"no image")])
 
-    with replicas(Service(Judge(model, 1_000_000, 1), 2, batch_wait_seconds=0.05, max_batch_size=16)) as running:
+    with replicas(Service(ServedModel(model, 1_000_000, 1), 2, batch_wait_seconds=0.05, max_batch_size=16)) as running:
         before, after, ready = asyncio.run(load(running, 200, 60))
     assert len(before) == 60 and len(after) == 200 and ready >= 1
     for number, (good, bad) in [*before, *after]:

@@ -13,10 +13,10 @@ from finetune.tasks.summarization.decoder import SentenceDecoder
 from finetune.tasks.summarization.keywords import KeywordReader
 from finetune.tasks.summarization.mining import mine
 from finetune.tasks.summarization.model import Summarizer, SummaryTargets
-from finetune.tasks.summarization.pictures import WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import length_penalty, write
 from finetune.tasks.summarization.seeing import positions
 from finetune.tasks.summarization.tokenizer import END, NUM_SPECIAL, PAD, START, CaptionTokenizer
+from finetune.tasks.summarization.whole_image import WholeImage, dwelling_box, inside_of
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from tests.pretrain.shards import encoded, write_shards
@@ -207,11 +207,11 @@ def test_without_keywords_there_is_still_a_sentence():
         model_and_targets(num_maps=9)
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
-def test_the_thumbnail_is_the_smallest_box_that_holds_the_share(share):
+def test_the_thumbnail_is_the_smallest_box_that_holds_the_fraction(share):
     generator = np.random.default_rng(0)
     for _ in range(10):
         height, width = generator.integers(1, 7, 2)
@@ -231,7 +231,7 @@ def test_the_thumbnail_is_the_smallest_box_that_holds_the_share(share):
     assert inside_of((0.5, 0.0, 1.0, 1.0), (0.1, 0.2, 0.5, 0.6)) == pytest.approx((0.3, 0.2, 0.5, 0.6))
 
 
-def test_the_whole_picture_is_seen_stretched():
+def test_the_whole_image_is_seen_stretched():
     from io import BytesIO
 
     from PIL import Image
@@ -240,7 +240,7 @@ def test_the_whole_picture_is_seen_stretched():
     pixels[:, :40, 0], pixels[:20, :, 1] = 255, 255  # red is left, green is up
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    filling = WholePicture(8).begin(np.zeros(1, int), np.zeros(1, int))
+    filling = WholeImage(8).begin(np.zeros(1, int), np.zeros(1, int))
     filling.fill(0, buffer.getvalue())
     red, green, _ = filling.arrays[0][0]
     assert (red[:, :4] > 200).all() and (red[:, 4:] < 60).all()
@@ -267,14 +267,14 @@ def test_captions_are_surveyed_with_the_places_that_have_none(tmp_path):
     for text, (file, group, row) in zip(survey.without, places, strict=True):
         assert text.endswith(f"shard-{file:05d}.parquet: row group {group}, row {row}")
     # four images have captions: what is in more than half of them is a stop word
-    limits = {"num_keywords": 9, "min_images": 2, "max_share": 0.5}
+    limits = {"num_keywords": 9, "min_images": 2, "max_fraction": 0.5}
 
     def mined(**limits):
         return mine(survey.sample, **limits)[0]
 
     assert mined(**limits) == ["cat", "dog"]
     assert mined(**{**limits, "min_images": 1, "num_keywords": 3}) == ["cat", "chat", "dog"]
-    assert mined(**{**limits, "max_share": 0.4}) == []
+    assert mined(**{**limits, "max_fraction": 0.4}) == []
     assert mined(**limits, stop_words=["CAT", "sea"]) == ["dog"]
 
 
@@ -285,7 +285,7 @@ def test_captions_of_rows_that_were_not_chosen_are_not_seen(tmp_path):
     assert list(each_caption(chosen, "captions", survey)) == ["a dog", "a fox"]
     assert (survey.num_images, survey.num_without) == (3, 1)
     assert survey.without[0].endswith("row group 1, row 0")
-    assert mine(survey.sample, num_keywords=9, min_images=1, max_share=1)[0] == ["dog", "fox"]
+    assert mine(survey.sample, num_keywords=9, min_images=1, max_fraction=1)[0] == ["dog", "fox"]
 
 
 def test_keywords_come_from_captions_or_a_column(tmp_path):

@@ -1,7 +1,13 @@
 """`fovea`: one command for all, its completion, and the reference of settings."""
 
+import os
+import pty
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +89,55 @@ def completion(tmp_path_factory):
 )
 def test_bash_completes(completion, words, offered):
     assert set(completion(*words)) == offered
+
+
+@pytest.fixture(scope="module")
+def zsh(tmp_path_factory):
+    """Types a line in a real zsh and presses the tabulator once; returns what stands there then."""
+    folder = tmp_path_factory.mktemp("zsh")
+    (folder / "_fovea").write_text(script("zsh"))
+    tell = "tell() { print -r -- \"<$BUFFER>\"; }; zle -N tell; bindkey '^G' tell"
+    start = f"fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {folder}/dump; {tell}; print rea''dy\n"
+
+    def type_(line):
+        process, terminal = pty.fork()
+        if process == 0:
+            os.environ.update(TERM="dumb", COLUMNS="200", HOME=str(folder))
+            os.execvp("zsh", ["zsh", "-f", "-i"])
+        try:
+            os.write(terminal, start.encode())
+            read(terminal, "ready")
+            os.write(terminal, f"{line}\t\a".encode())
+            return read(terminal, ">\r").rpartition(">\r")[0].rpartition("<")[2]
+        finally:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            os.close(terminal)
+
+    def read(terminal, until, seconds=30.0):
+        said, deadline = "", time.monotonic() + seconds
+        while until not in said:
+            assert time.monotonic() < deadline, said
+            if select.select([terminal], [], [], 0.2)[0]:
+                said += os.read(terminal, 65536).decode(errors="replace")
+        return said
+
+    return type_
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("fovea pre", "fovea pretrain "),
+        ("fovea data import a b --drop", "fovea data import a b --drop-duplicates "),
+        ("fovea pretrain a.yaml training.ep", "fovea pretrain a.yaml training.epochs="),
+        ("fovea finetune a.yaml mode=lo", "fovea finetune a.yaml mode=lora "),
+        ("fovea pretrain export a b --format on", "fovea pretrain export a b --format onnx "),
+    ],
+)
+def test_zsh_completes(zsh, line, completed):
+    assert zsh(line) == completed
 
 
 def test_both_shells_know_every_setting():

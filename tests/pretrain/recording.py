@@ -24,8 +24,8 @@ pretrain = run.pretrain
 class Recorded:
     """A run's batches, each written down as it is taken."""
 
-    def __init__(self, batches, place, samples_seen, batch_size_global, folder):
-        self._batches, self._place, self._size = batches, place, batch_size_global
+    def __init__(self, batches, context, samples_seen, batch_size_global, folder):
+        self._batches, self._context, self._size = batches, context, batch_size_global
         self._step = samples_seen // batch_size_global
         folder.mkdir(exist_ok=True)
         self._file, slow = folder / f"{uuid.uuid4().hex}.jsonl", folder / "seconds"
@@ -38,7 +38,7 @@ class Recorded:
     def __next__(self):  # in the place of the loader
         batch = self._loader_next(self._loader)
         rows = batch.row_ids.tolist()
-        taken = {"step": self._step, "rank": self._place.rank, "of": self._place.world_size, "rows": rows}
+        taken = {"step": self._step, "rank": self._context.rank, "of": self._context.world_size, "rows": rows}
         if "features" in batch.columns:
             taken["features"] = [zlib.crc32(features.tobytes()) for features in batch.columns["features"]]
         with open(self._file, "a") as file:
@@ -51,18 +51,18 @@ class Recorded:
         self._loader.close()
 
 
-def recorded_train(module, optimizer, plan, *, place, run, batches_from):
+def recorded_train(module, optimizer, plan, *, context, run, batches_from):
     def recorded(samples_seen):
         batches = batches_from(samples_seen)
-        Recorded(batches, place, samples_seen, plan.training.batch_size_global, Path(f"{plan.out}.rows"))
+        Recorded(batches, context, samples_seen, plan.training.batch_size_global, Path(f"{plan.out}.rows"))
         return batches
 
-    return train(module, optimizer, plan, place=place, run=run, batches_from=recorded)
+    return train(module, optimizer, plan, context=context, run=run, batches_from=recorded)
 
 
-def recorded_pretrain(place, settings, parts=None):
+def recorded_pretrain(context, settings, parts=None):
     """What each worker does."""
-    return pretrain(place, settings, parts=parts, loop=recorded_train)
+    return pretrain(context, settings, parts=parts, loop=recorded_train)
 
 
 def rows_by_step(folder, what="rows"):

@@ -45,7 +45,7 @@ def test_blur_equals_a_gaussian_convolution():
     from scipy.ndimage import gaussian_filter1d
 
     sigmas = torch.tensor([0.1, 0.7, 1.4, 2.0])
-    ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), most_sigma=2.0).numpy()
+    ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), max_sigma=2.0).numpy()
     for image, blurred, sigma in zip(IMAGES[:4].numpy(), ours, sigmas.tolist()):
         wanted = gaussian_filter1d(gaussian_filter1d(image, sigma, 1, mode="nearest", truncate=6 / sigma), sigma, 2,
                                    mode="nearest", truncate=6 / sigma)  # fmt: skip
@@ -63,7 +63,7 @@ def by_torchvision(image, colours, index, spec):
     steps = [
         lambda x: tv.solarize(x, 0.5) if colours.solarized[index] else x,
         lambda x: (
-            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), most_sigma=2.0)[0]
+            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), max_sigma=2.0)[0]
             if colours.blurred[index]
             else x
         ),
@@ -127,11 +127,11 @@ def png(pixels):
 def test_views_are_a_function_of_seed_epoch_row_and_view(recipe):
     more = {"swav": {"local_size": 16}, "dino": {"local_size": 16}, "distill": {"num_views": 2}}.get(recipe, {})
     specs = RECIPES[recipe](32, **more)
-    rows, pictures = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
+    rows, images = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
 
     def make(seed=0, epoch=0, chosen=slice(None)):
         filling = RandomViews(specs, seed=seed).begin(np.full(len(rows[chosen]), epoch), rows[chosen])
-        for index, data in enumerate(pictures[chosen]):
+        for index, data in enumerate(images[chosen]):
             filling.fill(index, data)
         return filling.arrays
 
@@ -212,7 +212,7 @@ def test_boxes_of_extreme_images_fit(width, height):
     for crops in draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4:
         left, top, right, bottom = corners(find_boxes([spec], crops, width=width, height=height))[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, share=0.875)]))[0]
+    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, fraction=0.875)]))[0]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
@@ -239,7 +239,7 @@ def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
 
 @pytest.mark.parametrize("size", [224, 96])
 @pytest.mark.parametrize("box", [(10, 20, 280, 300), (0, 0, 400, 500), (5.5, 3.25, 150, 140)])
-def test_cubic_crops_of_pictures_are_near_pillows(box, size):
+def test_cubic_crops_of_images_are_near_pillows(box, size):
     x, y = np.meshgrid(np.arange(400), np.arange(500))
     pixels = np.stack([127 + 120 * np.sin(x / 9), 127 + 120 * np.cos((x + y) / 14), (x * y) % 256 // 64 * 80], axis=2)
     pixels = np.asarray(Image.fromarray(pixels.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1)))

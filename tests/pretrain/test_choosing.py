@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from pretrain.data.reading.choosing import balanced_rows, rows_of_each_class, share_of_rows
+from pretrain.data.reading.choosing import balanced_rows, fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.columns import column_by_file
 from pretrain.data.reading.labels import ClassNames, class_counts, label_codes
 from pretrain.data.reading.loader import Loader, batches_in_sequence
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order
-from pretrain.data.reading.shards import RowPlace, Shards
+from pretrain.data.reading.shards import RowLocation, Shards
 from tests.pretrain.shards import write_shards
 
 CLASSES = np.repeat([0, 1, 2, 3], [500, 300, 190, 10])
@@ -46,16 +46,16 @@ def manifest(tmp_path_factory):
 def test_a_small_share_is_part_of_every_larger_one(classes):
     former = np.zeros(0, np.int64)
     for share in (0.001, 0.01, 0.05, 0.1, 0.37, 1.0):
-        rows = share_of_rows(1000, share, seed=3, classes_N=classes)
+        rows = fraction_of_rows(1000, share, seed=3, classes_N=classes)
         assert set(former) <= set(rows) and (np.diff(rows) > 0).all()
         if classes is None:
             assert len(rows) == max(1, round(share * 1000))
         else:  # equal shares of each class, and at least one row
             assert np.bincount(CLASSES[rows]).tolist() == [max(1, round(share * n)) for n in (500, 300, 190, 10)]
-        assert (rows == share_of_rows(1000, share, seed=3, classes_N=classes)).all()
+        assert (rows == fraction_of_rows(1000, share, seed=3, classes_N=classes)).all()
         former = rows
     assert (former == np.arange(1000)).all()
-    some, others = (set(share_of_rows(1000, 0.1, seed=seed, classes_N=classes)) for seed in (1, 2))
+    some, others = (set(fraction_of_rows(1000, 0.1, seed=seed, classes_N=classes)) for seed in (1, 2))
     assert 2 < len(some & others) < 30  # of 100, as chance has it
 
 
@@ -67,7 +67,7 @@ def test_so_many_of_each_class():
 
 
 def test_balanced_rows_show_each_class_equally_often():
-    chosen = share_of_rows(1000, 0.5, seed=1, classes_N=CLASSES)
+    chosen = fraction_of_rows(1000, 0.5, seed=1, classes_N=CLASSES)
     rows = balanced_rows(chosen, CLASSES[chosen], seed=1)
     assert np.bincount(CLASSES[rows]).tolist() == [250] * 4 and (np.diff(rows) >= 0).all()
     assert set(rows) == set(chosen)
@@ -80,8 +80,8 @@ def test_balanced_rows_show_each_class_equally_often():
 def test_every_rank_count_reads_the_chosen_rows_once(manifest, kind):
     rows = {
         "few": np.array([3, 77, 78, 120, 121, 122, 155, 199]),
-        "some": share_of_rows(200, 0.4, seed=5),
-        "repeated": np.sort(np.concatenate([share_of_rows(200, 0.2, seed=5)] * 2 + [np.array([9])])),
+        "some": fraction_of_rows(200, 0.4, seed=5),
+        "repeated": np.sort(np.concatenate([fraction_of_rows(200, 0.2, seed=5)] * 2 + [np.array([9])])),
     }[kind]
     chosen = manifest.chosen(rows)
     assert chosen.num_rows == len(rows) and chosen.fingerprint != manifest.fingerprint
@@ -102,7 +102,7 @@ def test_every_rank_count_reads_the_chosen_rows_once(manifest, kind):
 
     in_sequence = [list(batch.arrays[0]) for batch in batches_in_sequence(shards, Names(), batch_size=9)]
     assert [text for batch in in_sequence for text in batch] == list(map(str, rows))
-    place = RowPlace.parse(str(shards.place(len(rows) - 1)))
+    place = RowLocation.parse(str(shards.location(len(rows) - 1)))
     within = rows[-1] % 40
     assert place.file.endswith(f"shard-{rows[-1] // 40:05d}.parquet")
     assert (place.row_group, place.row) == (within // 7, within % 7)
@@ -121,7 +121,7 @@ def test_columns_are_those_of_the_chosen_rows(manifest):
 
 
 def test_a_sample_of_chosen_rows_holds_chosen_rows(manifest):
-    rows = share_of_rows(200, 0.3, seed=0)
+    rows = fraction_of_rows(200, 0.3, seed=0)
     sample = manifest.chosen(rows).sample(20)
     assert 20 <= sample.num_rows < 60
     values = [value for _, part in column_by_file(sample, "image") for value in part.to_pylist()]

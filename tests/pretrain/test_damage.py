@@ -89,7 +89,7 @@ def test_training_finishes_and_lists_every_bad_row(worlds, tmp_path, capsys):
         listed[line["file"], line["row_group"], line["row"]] = line["reason"]
     assert len(listed) == len(done)
     for row, damage in done.items():
-        place = shards.place(row)
+        place = shards.location(row)
         assert REASONS[damage] in listed[place.file, place.row_group, place.row], (damage, listed)
     assert json.loads((out / "result.json").read_text())["bad_rows"] == len(done)
 

@@ -59,7 +59,7 @@ def _seeds():
         *[(image, "TIFF", {"big_tiff": True}), (image, "TIFF", {"tiled": True})],
         *[(palette, "GIF", {}), (palette, "GIF", {"transparency": 2, "interlace": 1}), (image, "GIF", frames)],
     ]
-    return [encoded(picture, form, **more) for picture, form, more in options]
+    return [encoded(image, form, **more) for image, form, more in options]
 
 
 SEEDS = _seeds()
@@ -123,7 +123,7 @@ def look(data: bytes) -> str:
         # the size that the header tells is that of the pixels
         assert image_size(data, max_pixels=MAX_PIXELS) == (pixels.shape[1], pixels.shape[0])
         with suppress(BadImage):
-            assert decode_image(data, smallest_side=4, max_pixels=MAX_PIXELS).shape[2] == 3
+            assert decode_image(data, min_side=4, max_pixels=MAX_PIXELS).shape[2] == 3
     assert time.thread_time() - started < MAX_SECONDS
     return reason
 
@@ -133,13 +133,13 @@ def test_seeds_are_good():
     assert [look(data) for data in SEEDS] == [""] * len(SEEDS)
 
 
-SHARE = st.floats(0, 1, exclude_max=True)
+FRACTION = st.floats(0, 1, exclude_max=True)
 
 
 @settings(max_examples=600, deadline=None)
 @given(
     data=st.sampled_from(SEEDS),
-    changes=st.lists(st.tuples(st.sampled_from(CHANGES), SHARE, SHARE), min_size=1, max_size=6),
+    changes=st.lists(st.tuples(st.sampled_from(CHANGES), FRACTION, FRACTION), min_size=1, max_size=6),
     other=st.sampled_from(SEEDS),
 )
 def test_changed_files(data, changes, other):

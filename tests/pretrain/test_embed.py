@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 
 from cluster.errors import UserError, run_command
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
 from pretrain.data.reading.decoded import columns_to_keep, units_of
 from pretrain.data.reading.manifest import Manifest, load_manifest
@@ -75,9 +75,9 @@ def test_features_of_every_row_in_order_with_what_is_kept(data, encoder, tmp_pat
     assert [row["id"] for row in found if row["features"] is None] == list(BAD)
 
     shards = Shards(load_manifest(data), image_column="image")
-    with place_here() as place:
+    with local_context() as context:
         wanted, _ = labelled_features(
-            network, shards, label_column=None, size=32, crop_share=0.875, place=place,
+            network, shards, label_column=None, size=32, crop_fraction=0.875, context=context,
             mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3),
         )  # fmt: skip
     features = np.array([found[number]["features"] for number in good])
@@ -136,7 +136,7 @@ def with_maps(data, encoder, tmp_path_factory):
     return out
 
 
-def test_maps_are_what_the_teacher_sees_of_the_whole_picture(data, encoder, with_maps):
+def test_maps_are_what_the_teacher_sees_of_the_whole_image(data, encoder, with_maps):
     described = describe_features(str(with_maps))
     assert (described.maps.cells, described.maps.channels) == (2, 8) and 0.2 < described.maps.explained < 1
     assert described.images == {"size": 64, "whole_image": True, "crop_share": None}
@@ -201,7 +201,9 @@ def test_features_are_finished_when_they_are_described(data, encoder, tmp_path):
 def test_maps_that_cannot_be_are_said(data, encoder, tmp_path, capsys):
     url, _ = encoder
     assert embed(url, data, tmp_path / "out", "--maps", "3", "--size", "64") == 2
-    assert "has 2 x 2 places at 64 pixels; ask for at most 2, or for larger images, such as --size 96" in said(capsys)
+    assert "has 2 x 2 positions at 64 pixels; ask for at most 2, or for larger images, such as --size 96" in said(
+        capsys
+    )
     assert embed(url, data, tmp_path / "out", "--maps", "1", "--map-channels", "9999") == 2
     assert "--map-channels 9999: the last map of" in said(capsys)
     teacher, seen = open_teacher(url), TeacherOutput(torch.zeros(1, 160), [])

@@ -137,7 +137,7 @@ def test_layers_cover_every_parameter_and_rise(name):
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_drop_path_and_norms_train_and_judge(norm):
+def test_drop_path_and_norms_train_and_evaluate(norm):
     encoder = build_encoder("convattn_nano", stem_stride=2, norm=norm, drop_path=0.5)
     images = torch.randn(4, 3, 32, 32)
     assert not torch.equal(encoder(images)[-1], encoder(images)[-1])
@@ -167,7 +167,7 @@ def test_timm_networks_keep_the_contract(name, stride):
         ("convattn_nano", {"kernel_size": 4}, "kernel_size=4 is not possible"),
         ("convattn_nano", {"stem_stride": "two"}, "stem_stride=two is not possible"),
         ("timm:resnet19", {}, "unknown timm network 'resnet19'"),
-        ("timm:resnet18", {"depht": 3}, "timm:resnet18: 'depht' is no argument"),
+        ("timm:resnet18", {"depht": 3}, "timm:resnet18: 'depht' is not an argument"),
     ],
 )
 def test_impossible_encoders_are_explained(name, arguments, words):

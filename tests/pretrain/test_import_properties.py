@@ -34,11 +34,11 @@ def imported(src, dest, **options):
 
 
 def check_boxes(rows):
-    """Each box of each picture lies on its block."""
+    """Each box of each image lies on its block."""
     for path, row in rows.items():
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
         for box in row["objects"]["bbox"] if row.get("objects") else ():
-            assert overlap(box, block_in(picture)) >= 0.9, (path, box, block_in(picture))
+            assert overlap(box, block_in(image)) >= 0.9, (path, box, block_in(image))
 
 
 def check_account(summary, src):
@@ -48,7 +48,7 @@ def check_account(summary, src):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_is_turned_as_its_picture_is(orientation):
+def test_a_box_is_turned_as_its_image_is(orientation):
     scene = Scene("a.png", (60, 40), (7, 5, 20, 10), orientation)
     stored = scene.stored()
     frame = Frame(stored.size, orientation)
@@ -90,7 +90,7 @@ def test_boxes_of_every_kind_and_turn(tmp_path, kind, how):
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_every_kind_says_the_same_of_the_same_pictures(tmp_path, kind):
+def test_every_kind_says_the_same_of_the_same_images(tmp_path, kind):
     scenes = random_scenes(random.Random(3), 8, orientations=(1, 6))
     WRITERS[kind](tmp_path / "src", scenes, "upright")
     summary, rows = imported(tmp_path / "src", tmp_path / "out")
@@ -144,10 +144,10 @@ def spoil(src, scenes, chance):
     (src / "nothing here").mkdir()
     (src / "gone.jpg").symlink_to(src / "never.jpg")
     (src / "to a folder").symlink_to(src / "nothing here")
-    pictures = sorted(
+    images = sorted(
         path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
     )
-    for path in pictures:
+    for path in images:
         roll = chance.random()
         if roll < 0.1:
             path.write_bytes(path.read_bytes()[:300])
@@ -169,7 +169,7 @@ def mixture(tmp_path, seed):
         WRITERS[other](src / "other", random_scenes(chance, 3), how)
         asked = {"boxes_csv": "table", "hf_folder": "table", "hf_parquet": "table"}.get(kind, kind)
     spoil(src, scenes, chance)
-    options = ImportOptions(short_side=chance.choice([0, 0, 80]), validation_share=chance.choice([0, 0, 0.3]))
+    options = ImportOptions(short_side=chance.choice([0, 0, 80]), validation_fraction=chance.choice([0, 0, 0.3]))
     try:
         summary, rows = imported(src, tmp_path / f"out {seed}", options=options, kind=asked)
     except UserError as error:  # one line that says what to do

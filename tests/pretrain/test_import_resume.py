@@ -120,7 +120,7 @@ def test_other_options_do_not_continue(photos, tmp_path):
 @pytest.mark.parametrize("moves", [0, 1, 4])
 def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path, monkeypatch, moves):
     dest = tmp_path / "out"
-    options = ImportOptions(validation_share=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    options = ImportOptions(validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
     fs, done = storage.filesystem(str(dest))[0], []
 
     def move(self, source, target, **_):
@@ -140,7 +140,7 @@ def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path,
 
 def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeypatch, s3_server):
     dest = f"{s3_server.url}/cut"
-    options = ImportOptions(validation_share=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    options = ImportOptions(validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
     take, taken = Taking.take, []
 
     def cut(taking, item, number, writer):

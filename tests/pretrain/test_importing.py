@@ -107,7 +107,7 @@ def test_nothing_but_bad_files(tmp_path):
 def test_the_split_is_by_path_alone(tmp_path):
     src = tmp_path / "src"
     files = make_photos(src, num=60)
-    summary = pack_folder(src, tmp_path / "out", validation_share=0.25)
+    summary = pack_folder(src, tmp_path / "out", validation_fraction=0.25)
     sides = {
         split: {row["image"]["path"] for row in rows_in(tmp_path / "out" / split)} for split in ("train", "validation")
     }
@@ -115,13 +115,13 @@ def test_the_split_is_by_path_alone(tmp_path):
     assert summary["splits"] == {split: len(paths) for split, paths in sides.items()}
     assert 25 <= len(sides["validation"]) <= 65  # 45 expected of 180, deviation 5.8
     (src / "cats" / "new.png").write_bytes(encoded(99999))
-    pack_folder(src, tmp_path / "more", validation_share=0.25, seed=3)
+    pack_folder(src, tmp_path / "more", validation_fraction=0.25, seed=3)
     later = {row["image"]["path"] for row in rows_in(tmp_path / "more" / "validation")}
     assert later - {"cats/new.png"} == sides["validation"]
     with pytest.raises(UserError, match="--validation 1e-09 of 181 images leaves none for validation"):
-        pack_folder(src, tmp_path / "never", validation_share=1e-9)
+        pack_folder(src, tmp_path / "never", validation_fraction=1e-9)
     with pytest.raises(UserError, match=r"below 1, not 1\.5"):
-        pack_folder(src, tmp_path / "never", validation_share=1.5)
+        pack_folder(src, tmp_path / "never", validation_fraction=1.5)
 
 
 def labels_of(src, **options):
@@ -143,7 +143,7 @@ def test_what_counts_as_a_class_folder(tmp_path):
     assert labels_of(two) == {"x/a.jpg": "x", "y/b.jpg": "y"}
     assert set(labels_of(two, labels="none").values()) == {None}
     assert set(labels_of(folder("one", "x/a.jpg", "x/b.jpg")).values()) == {None}, (
-        "a single folder is no classification"
+        "a single folder is not a classification"
     )
     assert set(labels_of(folder("mixed", "x/a.jpg", "y/b.jpg", "c.jpg")).values()) == {None}
     deep = folder("deep", "train/x/a.jpg", "test/y/b.jpg")
@@ -172,7 +172,7 @@ def test_wrong_sources(tmp_path):
 def test_overwrite_removes_what_an_import_wrote_and_nothing_else(tmp_path):
     src, out = tmp_path / "src", tmp_path / "out"
     make_photos(src, num=20)
-    pack_folder(src, out, validation_share=0.3)
+    pack_folder(src, out, validation_fraction=0.3)
     with pytest.raises(
         UserError, match=r"is not empty \(it holds _import\.json\); name another folder or add --overwrite"
     ):
@@ -212,7 +212,7 @@ def test_from_and_to_a_store(tmp_path, s3_server):
     fs, path = storage.filesystem(f"{s3_server.url}/folders")
     fs.put(f"{tmp_path}/src/", path, recursive=True)
     dest = f"{s3_server.url}/imported"
-    summary = pack_folder(f"{s3_server.url}/folders", dest, validation_share=0.3)
+    summary = pack_folder(f"{s3_server.url}/folders", dest, validation_fraction=0.3)
     assert summary["images"] == len(files) and set(summary["classes"]) == {"cats", "dogs", "owls"}
     assert load_manifest(f"{dest}/train").num_rows == summary["splits"]["train"]
     with pytest.raises(UserError, match="is not empty"):

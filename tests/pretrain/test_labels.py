@@ -120,11 +120,11 @@ def test_minus_one_is_no_label_where_names_are_declared(tmp_path):
         load_manifest(url).with_rows_of_use(np.array([], np.int64), "a label")
 
 
-def test_a_model_is_judged_by_names(tmp_path):
+def test_a_model_is_evaluated_by_names(tmp_path):
     manifest = load_manifest(write(tmp_path / "a", [0, 1], ["dog", "cat"]), columns=["label"])
     for values in ((0, 1), ("cat", "dog")):  # numbers are those of models of old
         assert ClassNames(values, ["cat", "dog"]).ids(read_labels(manifest)).tolist() == [1, 0]
-    with pytest.raises(UserError, match="'dog' is no class of the model"):
+    with pytest.raises(UserError, match="'dog' is not a class of the model"):
         ClassNames((0, 1), ["0", "1"]).ids(read_labels(manifest))
 
 

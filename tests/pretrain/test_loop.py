@@ -1,12 +1,14 @@
 """The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs, damaged checkpoints."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from cluster import storage
 from cluster.errors import RunStopped, UserError
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.training import checkpoints
 from pretrain.training.contract import StepOutput, Trainable, TrainingBatch
 from pretrain.training.loop import train
@@ -74,22 +76,25 @@ def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on
         if on_record is not None:
             on_record(record)
         if ask_at is not None and record.get("step") == ask_at:
-            place.request_checkpoint()
+            context.request_checkpoint()
         if stop_at is not None and record.get("step") == stop_at:
-            place.request_stop()
+            context.request_stop()
 
-    with place_here(show) as place:
+    with local_context(show) as context:
         folder = RunFolder(url)
         names = {field.name for field in dataclasses.fields(TrainingSettings)}
-        settings = {"log_every_steps": 1, "checkpoint_every_steps": 7, "checkpoint_every_seconds": 600.0, **options}
+        settings = {
+            "batch_size_global": 8, "log_every_steps": 1, "checkpoint_every_steps": 7,
+            "checkpoint_every_seconds": 600.0, **options,
+        }  # fmt: skip
         plan = Plan(
-            url, TrainingSettings(batch_size_global=8, **{name: settings[name] for name in names & settings.keys()}),
+            url, TrainingSettings(**{name: settings[name] for name in names & settings.keys()}),
             steps, 10, lambda step: Rates(0.05 * (1 - step / 100), 0.05, 0.0), seed=7,
             **{name: value for name, value in settings.items() if name not in names},
         )  # fmt: skip
         try:
             outcome = train(
-                module, optimizer, plan, place=place, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
+                module, optimizer, plan, context=context, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
             )
         finally:
             if close:
@@ -239,7 +244,7 @@ def test_checkpoints_that_cannot_be_written_are_told_and_end_nothing(tmp_path):
     warnings = [record["text"] for record in records if record.get("kind") == "warning"]
     assert len(warnings) == outcome.progress.failed_writes == 2  # of steps 14 and 21
     assert "the checkpoint of step 14 could not be written" in warnings[0]
-    assert "the last whole one is of step 7" in warnings[1]
+    assert "the last complete one is of step 7" in warnings[1]
     assert seen["newest"] == 7
     assert_same_weights(whole, trained)
     assert checkpoints.load_newest(url).progress.step == 30
@@ -444,12 +449,12 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
             batch = super().__next__()
             return TrainingBatch(batch.inputs, {f"row {self.position + i}": "empty" for i in range(4)})
 
-    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_share=0.05"):
+    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_fraction=0.05"):
         module = Toy()
-        with place_here() as place:
+        with local_context() as context:
             training = TrainingSettings(batch_size_global=8)
             plan = Plan(str(tmp_path / "rotten"), training, 30, 10, lambda step: Rates(0.1, 0.1, 0.0))
-            train(module, torch.optim.SGD(module.parameters()), plan, place=place, run=None, batches_from=Rotten)
+            train(module, torch.optim.SGD(module.parameters()), plan, context=context, run=None, batches_from=Rotten)
 
 
 def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):
@@ -459,24 +464,29 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
             bad = {f"f.parquet: row group 0, row {self.position + i}": "empty" for i in range(8)}
             return TrainingBatch(batch.inputs, bad if self.position % 4000 in range(9, 25) else {})
 
-    def trained(max_bad_share, url):
+    def trained(max_bad_fraction, url):
         module, records = Toy(), []
-        with place_here(records.append) as place:
+        with local_context(records.append) as context:
             folder = RunFolder(str(url))
             try:
                 plan = Plan(
                     str(url), TrainingSettings(batch_size_global=8), 30, 500, lambda step: Rates(0.01, 0.1, 0.0),
-                    max_bad_share=max_bad_share,
+                    max_bad_fraction=max_bad_fraction,
                 )  # fmt: skip
                 train(
-                    module, torch.optim.SGD(module.parameters()), plan, place=place, run=folder, batches_from=Clustered
+                    module,
+                    torch.optim.SGD(module.parameters()),
+                    plan,
+                    context=context,
+                    run=folder,
+                    batches_from=Clustered,
                 )
             finally:
                 folder.close()
         return [record["text"] for record in records if record.get("kind") == "warning"]
 
     (warning,) = trained(0.01, tmp_path / "run")  # 16 of the first 24, and of 4,000
-    assert "16 of 24 rows could not be used, more than data.max_bad_share=0.01" in warning
+    assert "16 of 24 rows could not be used, more than data.max_bad_fraction=0.01" in warning
     with pytest.raises(RunStopped, match="16 of 24 rows could not be used"):
         trained(0.002, tmp_path / "stopped")
     for name in ("run", "stopped"):
@@ -496,20 +506,86 @@ def test_a_run_in_an_object_store_continues_too():
         storage.remove("memory://loop-test")
 
 
-def test_a_full_disk_during_a_checkpoint_leaves_the_last_one_whole(tmp_path, monkeypatch):
+def test_a_run_goes_on_from_another_ones_checkpoint_with_settings_of_its_own(tmp_path):
+    whole, *_ = run(str(tmp_path / "whole"))
+    parent = str(tmp_path / "parent")
+    run(parent, stop_at=14)
+    before = sorted(os.listdir(f"{parent}/checkpoints"))
+    same, outcome, records = run(str(tmp_path / "same"), parent=f"{parent}@14")
+    assert_same_weights(whole, same)
+    assert outcome.progress.parent == {"run": parent, "step": 14} and outcome.progress.restarts == 0
+    assert [line["step"] for line in trace(str(tmp_path / "same"))] == list(range(15, 31))
+    assert any(f"continues at step 14 of 30 ({parent}@14)" == record.get("text") for record in records)
+    # longer, and killed on the way: its own checkpoint counts then
+    child = str(tmp_path / "longer")
+    with pytest.raises(KeyboardInterrupt):
+        run(child, steps=50, parent=parent, die_at=8 * 40)
+    longer, outcome, _ = run(child, steps=50, parent=parent)
+    assert outcome.progress.step == 50 and outcome.progress.restarts == 1
+    assert outcome.progress.parent == {"run": parent, "step": 15}
+    assert [line["step"] for line in trace(child)] == list(range(16, 51))
+    assert longer.steps_called == 50 - 35
+    assert sorted(os.listdir(f"{parent}/checkpoints")) == before
+
+
+@pytest.mark.parametrize(
+    ("at", "more", "told"),
+    [
+        ("nowhere", {}, "has no complete checkpoint; name the folder that a run left"),
+        ("parent@9", {}, "has no checkpoint of step 9; there are those of step 7, 14"),
+        ("parent", {"steps": 14}, "stands at step 14, and this run ends at step 14: no step is left"),
+        ("parent", {"batch_size_global": 4}, "whose 14 steps saw 112 images.*keep 8"),
+    ],
+)
+def test_a_parent_that_cannot_be_gone_on_from(tmp_path, at, more, told):
+    run(str(tmp_path / "parent"), steps=14)
+    with pytest.raises(UserError, match=told):
+        run(str(tmp_path / "child"), parent=str(tmp_path / at), **more)
+
+
+class Disk:
+    """Lets only so many bytes lie in the checkpoints of a run, as a disk of that size does."""
+
+    def __init__(self, url, monkeypatch, *, room):
+        self.folder, self.room, self.write = Path(url) / "checkpoints", room, storage.write_bytes
+        monkeypatch.setattr(storage, "write_bytes", self)
+
+    def __call__(self, url, data):
+        if url.endswith("state.pt"):
+            used = sum(file.stat().st_size for file in self.folder.rglob("state.pt"))
+            with storage.explained("write", url):
+                if used + len(data) > self.room:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(url, data)
+
+
+def size_of_state(url):
+    return next(Path(url).rglob("state.pt")).stat().st_size
+
+
+def test_on_a_full_disk_the_oldest_checkpoint_makes_room(tmp_path, monkeypatch):
+    url = str(tmp_path / "run")
+    run(url, steps=14)  # two, of steps 7 and 14
+    Disk(url, monkeypatch, room=int(2.5 * size_of_state(url)))
+    _, outcome, _ = run(url, steps=30)
+    assert outcome.status == "finished" and outcome.progress.failed_writes == 0
+    assert checkpoints.load_newest(url).progress.step == 30
+
+
+def test_where_only_one_checkpoint_fits_it_stays_and_a_finished_training_is_not_lost(tmp_path, monkeypatch):
     url = str(tmp_path / "run")
     run(url, steps=14)
-    monkeypatch.setattr(storage, "write_bytes", _disk_full)
-    with pytest.raises(UserError, match="No space left on device"):
-        run(url, steps=30)
-    monkeypatch.undo()
+    Disk(url, monkeypatch, room=int(1.5 * size_of_state(url)))
+    _, outcome, records = run(url, steps=30)
+    assert outcome.status == "finished" and outcome.progress.failed_writes == 3  # of steps 21, 28 and 30
+    said = [record["text"] for record in records if record.get("kind") == "warning"]
+    assert len(said) == 3 and all(
+        "No space left" in one and "the last complete one is of step 14" in one for one in said
+    )
+    with pytest.raises(UserError, match="No space left on device"):  # an interrupted one has steps to lose
+        run(url, steps=40, stop_at=33)
+    assert storage.names_in(f"{url}/checkpoints") == [checkpoints.folder_name(14)]
     assert checkpoints.load_newest(url).progress.step == 14
-    shutil.rmtree(url)
-
-
-def _disk_full(url, data):
-    with storage.explained("write", url):
-        raise OSError(28, "No space left on device")
 
 
 def test_a_checkpoint_that_is_asked_for_is_written_and_training_goes_on(tmp_path):

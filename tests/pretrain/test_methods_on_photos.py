@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.settings import load_settings
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.data.packing.importing import ImportOptions, import_images
 from pretrain.encoders import build_encoder
 from pretrain.evaluating import label_probe
@@ -42,8 +42,8 @@ def settings_of(name, shards, out, *overrides):
 def run(settings):
     """The warnings of a run, its lines of numbers, and its scores."""
     records = []
-    with place_here(records.append) as place:
-        result = pretrain(place, settings)
+    with local_context(records.append) as context:
+        result = pretrain(context, settings)
     warnings = [record["text"] for record in records if record["kind"] == "warning"]
     lines = [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
     return warnings, lines, result.get("metrics", {})
@@ -60,8 +60,8 @@ def random_accuracy(shards, tmp_path_factory):
     settings = settings_of("simclr", shards, tmp_path_factory.mktemp("random"))
     torch.manual_seed(0)
     encoder = build_encoder(settings.encoder.name, **settings.encoder.arguments).eval()
-    with place_here() as place:
-        return label_probe(settings)(encoder, place, linear=True)["linear_accuracy"]
+    with local_context() as context:
+        return label_probe(settings)(encoder, context, linear=True)["linear_accuracy"]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

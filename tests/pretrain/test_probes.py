@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from cluster.training.place import place_here
+from cluster.training.rank_context import local_context
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from pretrain.training.health import effective_rank
@@ -73,9 +73,9 @@ def encoder():
 def test_rankme_is_that_of_the_features_and_a_part_of_the_data_does(encoder, tmp_path):
     write_shards(tmp_path, [photo(i) for i in range(120)], rows_per_group=40)
     manifest = load_manifest(str(tmp_path))
-    how = {"image_column": "image", "size": 32, "crop_share": 1.0}
-    with place_here() as place:
-        whole, part = (rankme(encoder, manifest, place, num_images=n, **how) for n in (1000, 40))
+    how = {"image_column": "image", "size": 32, "crop_fraction": 1.0}
+    with local_context() as context:
+        whole, part = (rankme(encoder, manifest, context, num_images=n, **how) for n in (1000, 40))
     assert 1 < part <= 40 and part < whole <= 120
 
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import UserError, run_command
 from pretrain.data import __main__ as commands
 from pretrain.data.checking.check import check
-from pretrain.data.packing.regroup import check_places, regroup
+from pretrain.data.packing.regroup import check_locations, regroup
 from pretrain.data.reading.image_paths import use_image_root
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.naming import names_at
@@ -145,14 +145,14 @@ def test_places_that_do_not_suit(tmp_path):
         (f"file://{url}", f"{url}/fixed"),
     ]:
         with pytest.raises(UserError, match="lie in each other"):
-            check_places(source, dest)
-    check_places(url, f"{url}-fixed")
+            check_locations(source, dest)
+    check_locations(url, f"{url}-fixed")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match=r"not empty \(it holds thesis.txt\)"):
-        check_places(url, str(tmp_path / "full"))
+        check_locations(url, str(tmp_path / "full"))
     with pytest.raises(UserError, match="does not exist"):
-        check_places(str(tmp_path / "missing"), str(tmp_path / "fixed"))
+        check_locations(str(tmp_path / "missing"), str(tmp_path / "fixed"))
 
 
 def test_in_a_store(tmp_path):
@@ -162,7 +162,7 @@ def test_in_a_store(tmp_path):
     assert regroup("memory://regroup/first", "memory://regroup/second")["rows_written"] == 90
     for source in ("memory://regroup/first", "memory://regroup/*/*.parquet"):
         with pytest.raises(UserError, match="lie in each other"):
-            check_places(source, "memory://regroup/first/again" if "*" not in source else "memory://regroup/third")
+            check_locations(source, "memory://regroup/first/again" if "*" not in source else "memory://regroup/third")
 
 
 def test_files_that_do_not_fit_together(tmp_path):
@@ -227,7 +227,7 @@ def test_the_command(tmp_path, capsys):
         (["--drop-bad"], "--drop-bad and --drop-duplicates need --fix DEST"),
         (["--sheet", "sheet.jpg"], "name a file that ends in .png"),
         (["--fix", url], "lie in each other"),
-        (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside of it"),
+        (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside it"),
         (["--label-column", "lable"], "no column 'lable'"),
         (["--rows", "0"], "--rows must be"),
     ]:

@@ -67,7 +67,7 @@ def test_the_report_of_a_run_in_a_browser(finished):
     path = finished / "report.html"
     seen = look(path)
     # views 6 x 5, neighbours 12 x 7, attention 8 x 5 and thumbnails of the map
-    assert_sound(seen, least_pictures=150)
+    assert_sound(seen, min_images=150)
     for one in seen.values():
         for words in (
             "pretraining report", "finished", "Loss", "Learning rate", "kNN accuracy", "Spread of embeddings",
@@ -184,5 +184,5 @@ def test_a_fault_in_the_report_does_not_fail_the_run(shards, tmp_path, capsys, m
 
 def test_the_command_refuses_what_is_no_run_folder(tmp_path):
     assert run_command(lambda: main(["report", str(tmp_path)])) == 2
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(str(tmp_path))

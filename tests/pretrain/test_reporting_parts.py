@@ -17,7 +17,7 @@ from pretrain.reporting.encoder_sections import agreement, embedding_map, spread
 from pretrain.reporting.folder import History, _lines
 from pretrain.reporting.numbers import log_ticks, margin, percent, points, short, span, tick_texts, ticks
 from pretrain.reporting.page import emphasised
-from pretrain.reporting.samples import draw_sample, majority_share, spread_segments
+from pretrain.reporting.samples import draw_sample, majority_fraction, spread_segments
 from tests.pretrain.shards import photo, write_shards
 
 
@@ -42,10 +42,10 @@ def test_shares_differences_and_spans():
 
 @pytest.mark.parametrize("low", [0.0, -3.3, 0.00012, 5e4])
 @pytest.mark.parametrize("width", [1e-6, 0.013, 1.0, 7.7, 450, 3.2e7])
-@pytest.mark.parametrize("most", [3, 5, 8])
-def test_ticks_are_round_and_inside(low, width, most):
-    found = ticks(low, low + width, most)
-    assert 1 <= len(found) <= most
+@pytest.mark.parametrize("max_ticks", [3, 5, 8])
+def test_ticks_are_round_and_inside(low, width, max_ticks):
+    found = ticks(low, low + width, max_ticks)
+    assert 1 <= len(found) <= max_ticks
     assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in found)
     steps = {f"{b - a:.3e}" for a, b in pairwise(found)}
     assert len(steps) <= 1 and all(float(step.split("e")[0]) in (1, 2, 2.5, 5) for step in steps)
@@ -78,7 +78,7 @@ def test_a_chart_is_well_formed_and_keeps_every_text_a_text():
     tree = ElementTree.fromstring(svg)
     assert "<img" not in svg and tree.get("aria-label") == evil
     assert sum(evil in (text.text or "") for text in tree.iter("text")) >= 2
-    assert line_chart([Line("a", [], [])], label="nothing") == '<p class="empty">Nothing was logged yet.</p>'
+    assert line_chart([Line("a", [], [])], label="nothing") == '<p class="empty">Nothing has been logged yet.</p>'
 
 
 def test_a_chart_shows_the_values_where_they_are():
@@ -140,14 +140,14 @@ def test_a_sample_leaves_bad_images_out_and_tells_the_majority(tmp_path):
     images[3], images[20] = b"nothing", None
     url = write_shards(tmp_path, images, label=["a" if n % 4 else "b" for n in range(40)])
     sample = draw_sample(
-        url, image_column="image", columns=["label"], size=24, crop_share=1.0, num_images=40, deadline=math.inf
+        url, image_column="image", columns=["label"], size=24, crop_fraction=1.0, num_images=40, deadline=math.inf
     )
     assert len(sample) == 38 and sample.crops_NCSS.shape == (38, 3, 24, 24) and sample.tiles[0].shape == (128, 128, 3)
     assert sorted(sample.row_ids) == [n for n in range(40) if n not in (3, 20)]
     assert [("a" if n % 4 else "b") for n in sample.row_ids] == sample.columns["label"]
-    assert majority_share(url, "label") == 0.75
+    assert majority_fraction(url, "label") == 0.75
     assert 0 < len(draw_sample(
-        url, image_column="image", size=24, crop_share=1.0, num_images=40, deadline=-math.inf
+        url, image_column="image", size=24, crop_fraction=1.0, num_images=40, deadline=-math.inf
     )) <= 32  # fmt: skip
 
 

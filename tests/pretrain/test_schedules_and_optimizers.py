@@ -16,12 +16,12 @@ from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
 
 
 def test_warmup_then_cosine():
-    values = [warmup_cosine(step, num_steps=100, num_warmup_steps=10, final_share=0.1) for step in range(100)]
+    values = [warmup_cosine(step, num_steps=100, num_warmup_steps=10, final_fraction=0.1) for step in range(100)]
     assert values[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert values[10] == 1.0 == max(values)
     assert values[55] == pytest.approx(0.1 + 0.9 * 0.5)
     assert all(a > b for a, b in itertools.pairwise(values[10:]))
-    assert values[99] > 0.1 and warmup_cosine(100, num_steps=100, num_warmup_steps=10, final_share=0.1) == 0.1
+    assert values[99] > 0.1 and warmup_cosine(100, num_steps=100, num_warmup_steps=10, final_fraction=0.1) == 0.1
 
 
 @pytest.mark.parametrize(("num_steps", "num_warmup_steps"), [(1, 0), (2, 1), (1, 1), (5, 5)])
@@ -46,7 +46,7 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_are_not_decayed():
     groups = parameter_groups(
         module,
         weight_decay=0.1,
-        learning_rate_share=lambda name: 0.5 if name.startswith("0.") else 1.0,
+        learning_rate_factor=lambda name: 0.5 if name.startswith("0.") else 1.0,
         constant_rate=("1.",),
     )
     names = [name for group in groups for name in group["names"]]

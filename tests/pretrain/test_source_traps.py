@@ -167,7 +167,7 @@ def test_what_is_said_of_damaged_annotations(tmp_path):
         assert f"(first: {place}: " in line and reason in line
     for text, words in (
         ('path,label\na.png,x\n"b.png,y\nc.png,z\n', "t.csv, line 3: not valid CSV: unexpected end of data"),
-        ('path,label\n"a\nb.png",y\n', "t.csv, line 2: column 'path' holds no path but 'a\\nb.png'"),
+        ('path,label\n"a\nb.png",y\n', "t.csv, line 2: column 'path' holds no path, but 'a\\nb.png'"),
     ):
         assert words in said(write(tmp_path / "t.csv", text))
     assert "is an archive that cannot be read in place" in said(write(tmp_path / "t.tar.gz", b"x"))
@@ -188,12 +188,12 @@ def test_folders_with_one_annotation_file(tmp_path):
 class Images(http.server.BaseHTTPRequestHandler):
     """/N.png is an image, after a while; anything else is gone."""
 
-    lock, at_once, most_at_once = threading.Lock(), 0, 0
+    lock, at_once, max_at_once = threading.Lock(), 0, 0
 
     def do_GET(self):
         with Images.lock:
             Images.at_once += 1
-            Images.most_at_once = max(Images.most_at_once, Images.at_once)
+            Images.max_at_once = max(Images.max_at_once, Images.at_once)
         time.sleep(0.05)
         with Images.lock:
             Images.at_once -= 1
@@ -227,7 +227,7 @@ def test_a_table_of_links_is_read_in_parallel_and_its_keys_stay_out(tmp_path):
         started = time.monotonic()
         rows = packed(table, tmp_path / "out")
     assert sorted(row["image"] for row in rows.values()) == sorted(map(encoded, range(40)))
-    assert Images.most_at_once >= 8
+    assert Images.max_at_once >= 8
     assert time.monotonic() - started < 15, "a refused connection is not waited for like a store"
     reasons = quarantined(tmp_path / "out").values()
     assert len(reasons) == 2 and all(reason.startswith("cannot be read") for reason in reasons)
@@ -274,7 +274,7 @@ def test_a_cut_tar_and_one_in_a_store(tmp_path, s3_server):
     rows = packed(f"{s3_server.url}/tars/a.tar", tmp_path / "out")
     assert {path: row["image"] for path, row in rows.items()} == {f"a.tar/{n}.png": encoded(n) for n in range(4)}
     tar.write_bytes(tar.read_bytes()[:1700])
-    with pytest.raises(UserError, match=r"a\.tar is no plain tar, or it is damaged"):
+    with pytest.raises(UserError, match=r"a\.tar is not a plain tar, or it is damaged"):
         list_records(str(tar))
 
 
@@ -309,7 +309,7 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
     table = json_lines(tmp_path / "src" / "t.jsonl", *({"path": path, **row} for path, row in rows.items()))
     write(table, table.read_bytes() + b'\n{"path": "gone.png"}')
     dest = tmp_path / "out"
-    import_images(str(table), str(dest), ImportOptions(validation_share=0.4), show_progress=False)
+    import_images(str(table), str(dest), ImportOptions(validation_fraction=0.4), show_progress=False)
     assert sorted(path.name for path in dest.iterdir()) == ["_import.json", "_quarantine.jsonl", "train", "validation"]
 
     opened = datasets.load_dataset(str(dest), cache_dir=str(tmp_path / "hf"))  # the folder alone, with its splits
@@ -377,7 +377,9 @@ def test_any_voc(tmp_path, objects, encoding):
     write(tmp_path / "a.png", encoded(0))
     keys = ("xmin", "ymin", "xmax", "ymax", "zmax")
     inner = "".join(
-        f"<object><name>{name}</name><bndbox>{''.join(f'<{k}>{v}</{k}>' for k, v in zip(keys, box))}</bndbox></object>"
+        f"<object><name>{name}</name><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box))
+        + "</bndbox></object>"
         for name, box in objects
     )
     head = f'<?xml version="1.0" encoding="{encoding}"?>' if encoding else ""

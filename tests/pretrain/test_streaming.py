@@ -223,7 +223,7 @@ class Counted:
 
 
 @pytest.mark.parametrize(
-    ("budget", "most_rows", "wanted"),
+    ("budget", "max_rows", "wanted"),
     [
         (0, 99, [1, 0, 0]),  # something is always on its way
         (250, 99, [1, 1, 0]),  # those that run dry first
@@ -232,9 +232,9 @@ class Counted:
         (10**6, 20, [2, 2, 2]),
     ],
 )
-def test_the_budget_goes_to_the_streams_that_run_dry_first(budget, most_rows, wanted):
+def test_the_budget_goes_to_the_streams_that_run_dry_first(budget, max_rows, wanted):
     streams = [Counted(0), Counted(3), Counted(6)]
-    ahead = ReadAhead(budget, most_rows=most_rows)
+    ahead = ReadAhead(budget, max_rows=max_rows)
     for stream in streams:
         ahead.add(stream)
     for _ in range(3):

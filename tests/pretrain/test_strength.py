@@ -21,7 +21,7 @@ from tests.pretrain.test_decode import encoded
 
 NUM, SIZE, LOCAL = 500, 48, 24
 # of nearly two hundred tests: one of them would fall below by chance in five runs of a hundred with other seeds
-LEAST_P = 3e-4
+MIN_P = 3e-4
 OFF = {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0, "normalize": None}
 
 
@@ -116,7 +116,7 @@ def same(ours, theirs, name):
         p = 1.0 if sum(row[0] for row in table) in (0, 2 * len(ours)) else stats.fisher_exact(table).pvalue
     else:
         p = stats.ks_2samp(ours, theirs).pvalue
-    assert p > LEAST_P, f"{name}: p = {p:.2g}, means {ours.mean():.3f} and {theirs.mean():.3f}"
+    assert p > MIN_P, f"{name}: p = {p:.2g}, means {ours.mean():.3f} and {theirs.mean():.3f}"
 
 
 @pytest.mark.parametrize("recipe", THEIRS)
@@ -144,4 +144,4 @@ def test_a_weaker_recipe_would_be_noticed():
     ours = our_views(RECIPES["simclr"](SIZE, strength=0.8), image, 2)[0]
     theirs = their_views(simclr(False), image, 2)[0]
     pvalues = [stats.ks_2samp(values, looks(theirs)[name]).pvalue for name, values in looks(ours).items()]
-    assert min(pvalues) < LEAST_P
+    assert min(pvalues) < MIN_P

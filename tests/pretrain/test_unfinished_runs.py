@@ -52,7 +52,7 @@ def test_other_data_is_refused_by_name_unless_the_user_says_so(command, shards, 
     assert command(shards, out, stop_at=2)[0] == 130
     more = write_shards(tmp_path / "more", photos[:10])
     shutil.copy(f"{more}/shard-00000.parquet", f"{shards}/shard-00009.parquet")
-    for flags in ({}, {"data.max_bad_share": 0.5}):
+    for flags in ({}, {"data.max_bad_fraction": 0.5}):
         code, said = command(shards, out, **flags)
         assert code == 2 and "48 -> 58 rows; shard-00009.parquet is new" in said and "data.on_change=continue" in said
     code, said = command(shards, out, **{"data.on_change": "continue"})
@@ -65,16 +65,34 @@ def test_other_data_is_refused_by_name_unless_the_user_says_so(command, shards, 
     assert code == 0 and "finished already" in said and "on 58 rows" in said and "58 -> 48 rows" in said
 
 
-def test_the_same_data_at_another_place_goes_on_with_a_note(command, shards, tmp_path):
+def test_a_run_that_wrote_its_settings_by_former_names_continues(command, shards, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = {"optimizer.final_fraction": 0.25, "data.max_bad_fraction": 0.5}
+    assert command(shards, out, stop_at=2, **given)[0] == 130
+    written = (out / "settings.yaml").read_text()
+    former = written.replace("final_fraction", "final_share").replace("bad_fraction", "bad_share")
+    former = former.replace("crop_fraction", "crop_share")
+    assert former.count("_share: ") == 3
+    (out / "settings.yaml").write_text(former)
+    code, said = command(shards, out, **{**given, "optimizer.final_fraction": 0.5})
+    assert code == 2 and "optimizer.final_fraction: 0.25 -> 0.5" in said
+    # the command that the report gives continues it: the file of the run itself
+    code = run_command(lambda: main([str(out / "settings.yaml"), f"out={out}"]))
+    said = capsys.readouterr().out
+    assert code == 0 and "continues at step 2 of 6" in said and "note" not in said.replace("settings.yaml", "")
+    assert (out / "settings.yaml").read_text().count("_share: ") == 0
+
+
+def test_the_same_data_at_another_location_goes_on_with_a_note(command, shards, tmp_path):
     out = tmp_path / "run"
     assert command(shards, out, stop_at=2)[0] == 130
     (tmp_path / "shards").rename(tmp_path / "moved")
     code, said = command(tmp_path / "moved", out)
     assert code == 0, said
-    assert "the same data at another place (data.url: " in said and "continues at step 2 of 6" in said
+    assert "the same data at another location (data.url: " in said and "continues at step 2 of 6" in said
 
 
-def test_other_data_of_equal_rows_at_another_place_is_refused(command, shards, photos, tmp_path):
+def test_other_data_of_equal_rows_at_another_location_is_refused(command, shards, photos, tmp_path):
     out = tmp_path / "run"
     assert command(shards, out, stop_at=2)[0] == 130
     other = write_shards(tmp_path / "other", photos[::-1], rows_per_file=24)
@@ -99,15 +117,15 @@ def test_rules_that_ended_a_run_and_what_is_watched_may_change(command, photos, 
     images = [b"nothing" if number % 3 == 0 else data for number, data in enumerate(photos)]
     shards, out = write_shards(tmp_path / "bad", images), tmp_path / "run"
     code, said = command(shards, out)
-    assert code == 3 and "more than data.max_bad_share=0.05" in said
+    assert code == 3 and "more than data.max_bad_fraction=0.05" in said
     assert len((out / "bad_rows.jsonl").read_text().splitlines()) >= 11
     free = {
-        "data.max_bad_share": 1, "training.log_every_steps": 2, "training.on_nonfinite": "skip", "data.keep": "host",
+        "data.max_bad_fraction": 1, "training.log_every_steps": 2, "training.on_nonfinite": "skip", "data.keep": "host",
         "method.on_collapse": "stop", "rankme_images": 8,
     }  # fmt: skip
     code, said = command(shards, out, **free)
     assert code == 0, said
-    assert "continues with data.max_bad_share: 0.05 -> 1.0" in said
+    assert "continues with data.max_bad_fraction: 0.05 -> 1.0" in said
     assert "continues with method.on_collapse: 'warn' -> 'stop'" in said
     code, said = command(shards, out, **free, seed=3)
     assert code == 2 and "holds a run with other settings (seed: 0 -> 3)" in said

@@ -60,7 +60,7 @@ def model_folder(task: str, tmp_path):
         "encoder": encoder.spec,
         "encoder_url": "some/encoder",
         "image_size": 64,
-        "crop_share": 0.875,
+        "crop_fraction": 0.875,
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "image_column": "image",
@@ -73,14 +73,14 @@ def model_folder(task: str, tmp_path):
         "num_beams": 1,
         "length_penalty": 0.6,
         "keyword_threshold": 0.5,
-        "thumbnail_share": 0.6,
+        "thumbnail_fraction": 0.6,
         "box_format": "xywh",
         "score_threshold": 0.3,
         "strides": [8, 16],
         "anchors": [],
         "channels": 32,
         "depth": 1,
-        "most": 10,
+        "max_detections": 10,
         "hard_attention_keys": 0,
         "hard_attention_stages": 1,
     }
@@ -189,7 +189,8 @@ def test_the_list_holds_no_argument_of_timms_factory():
 WATCHED = """
     import os, sys
 
-    import torch, timm, numpy, safetensors.torch, transformers  # what they do when they are imported is not the folder's doing
+    # what they do when they are imported is not the folder's doing
+    import torch, timm, numpy, safetensors.torch, transformers
     from transformers import Dinov2Model, Dinov2Config
     import finetune.tasks
     from finetune.model import load_model
@@ -205,9 +206,11 @@ WATCHED = """
             seen.append((event, arguments))
         if event == "open":
             path, mode, flags = arguments
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and not str(path).startswith("/dev/"):
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            if writes and not str(path).startswith("/dev/"):
                 seen.append((event, path, mode))
-        if event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "subprocess.Popen", "os.system", "os.exec"):
+        changing = ("os.mkdir", "os.rename", "os.remove", "os.symlink")
+        if event in (*changing, "subprocess.Popen", "os.system", "os.exec"):
             seen.append((event, arguments))
 
     sys.dont_write_bytecode = True

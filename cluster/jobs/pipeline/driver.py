@@ -26,7 +26,7 @@ from cluster.jobs.pipeline.runners import Runner
 from cluster.jobs.pipeline.settings import Pipeline, Stage, filled, placeholders
 from cluster.jobs.pipeline.state import State
 from cluster.jobs.pipeline.table import write_results
-from cluster.training.place import stopping
+from cluster.training.rank_context import stopping
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0  # before the second attempt; twice as long before each further one
@@ -101,7 +101,7 @@ class Driver:
         if step == Next.NOTHING:
             self._status[name] = Status.DONE
             self._say(name, "is done already")
-        elif step in (Next.ATTACH, Next.JUDGE):
+        elif step in (Next.ATTACH, Next.COLLECT):
             assert record is not None
             self._status[name] = Status.RUNNING
             if step == Next.ATTACH:
@@ -114,7 +114,7 @@ class Driver:
             )
         elif step == Next.REFUSE_OLD:
             self._fail(
-                name, f"it was made from an earlier run of a stage before it; remove {stage.out} to make it again"
+                name, f"it was made from an earlier run of a stage it depends on; remove {stage.out} to make it again"
             )
         else:
             self._start(stage, command, made_from, record)

@@ -28,7 +28,7 @@ SHOWN_SECONDS = 5.0
 
 
 class Runner(Protocol):
-    """What a pipeline asks of the place where its stages run."""
+    """What a pipeline asks of what runs its stages."""
 
     lasting: bool  # whether jobs outlive this process
     poll_seconds: float

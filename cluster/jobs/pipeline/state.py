@@ -21,7 +21,7 @@ class State:
         self.url = storage.join(out, STATE_FOLDER)
 
     def token(self) -> str:
-        """What tells the jobs of this pipeline from those of others, and of earlier ones in the same place."""
+        """What tells the jobs of this pipeline from those of others, and of earlier ones in the same folder."""
         url = storage.join(self.url, IDENTITY)
         if not storage.exists(url):
             storage.write_json(url, {"version": VERSION, "token": randomness.token_hex(3)})
@@ -40,7 +40,9 @@ class State:
             found["command"] = tuple(found["command"])
             return Record(**found)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{url} is no state of a pipeline ({error}); remove it to run the stage again") from error
+            raise UserError(
+                f"{url} is not the state of a pipeline ({error}); remove it to run the stage again"
+            ) from error
 
     def write(self, stage: str, record: Record) -> None:
         """Notes what a stage came to."""

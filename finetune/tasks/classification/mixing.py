@@ -39,7 +39,7 @@ class Mixing:
         if not num_pairs:
             return images_BCHW, targets_BK
         height, width = images_BCHW.shape[2:]
-        own_PHW = self.own_shares(passes[: 2 * num_pairs : 2], row_ids[: 2 * num_pairs : 2], height, width)
+        own_PHW = self.own_fractions(passes[: 2 * num_pairs : 2], row_ids[: 2 * num_pairs : 2], height, width)
         own = torch.from_numpy(own_PHW).to(images_BCHW.device).repeat_interleave(2, 0)[:, None]
         partner = torch.arange(2 * num_pairs, device=images_BCHW.device) ^ 1
         first, rest = images_BCHW[: 2 * num_pairs], images_BCHW[2 * num_pairs :]
@@ -49,16 +49,16 @@ class Mixing:
         mixed_targets = own_of_targets * told + (1 - own_of_targets) * told[partner]
         return torch.cat([mixed.to(images_BCHW.dtype), rest]), torch.cat([mixed_targets, others])
 
-    def own_shares(self, passes: np.ndarray, row_ids: np.ndarray, height: int, width: int) -> np.ndarray:
+    def own_fractions(self, passes: np.ndarray, row_ids: np.ndarray, height: int, width: int) -> np.ndarray:
         """float32 [pairs, height, width]: how much of each pixel is an image's own; the rest is its partner's."""
         draws = [uniform(_MIXING, self.seed, passes, row_ids, number) for number in range(4)]
         cuts = draws[0] < 0.5 if self.mixup and self.cutmix else np.full(len(row_ids), self.cutmix > 0)
         alpha = np.where(cuts, self.cutmix, self.mixup)
-        share = betaincinv(alpha, alpha, draws[1])[:, None, None]
-        # a box with 1 - share of the area around a place anywhere, cut at the borders
-        half = np.sqrt(1 - share) / 2
+        fraction = betaincinv(alpha, alpha, draws[1])[:, None, None]
+        # a box with 1 - fraction of the area around a random point, cut at the borders
+        half = np.sqrt(1 - fraction) / 2
         rows, columns = np.arange(height)[None, :, None] + 0.5, np.arange(width)[None, None, :] + 0.5
         in_box = (np.abs(rows / height - draws[2][:, None, None]) < half) & (
             np.abs(columns / width - draws[3][:, None, None]) < half
         )
-        return np.where(cuts[:, None, None], 1.0 - in_box, share).astype(np.float32)
+        return np.where(cuts[:, None, None], 1.0 - in_box, fraction).astype(np.float32)

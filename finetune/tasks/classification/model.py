@@ -62,15 +62,15 @@ class Classifier(TaskModel):
         return logits
 
     def position_logits(self, images_BCHW: Tensor) -> Tensor:
-        """Logits of each place of the last map, [B, num_classes, H, W]; their mean is `logits` (CAM, 1512.04150)."""
+        """Logits of each position of the last map, [B, num_classes, H, W]; their mean is `logits` (CAM, 1512.04150)."""
         last_BCHW = self.maps(images_BCHW)[-1].float()
         batch, channels, height, width = last_BCHW.shape
         if self.grid is not None:
             flat = self.norm(self._checked(last_BCHW).flatten(1)).view(batch, channels, height, width)
             weight = self.head.weight.view(-1, channels, height, width)
             return height * width * torch.einsum("bchw,kchw->bkhw", flat, weight) + self.head.bias[:, None, None]
-        places = self.norm(last_BCHW.permute(0, 2, 3, 1).reshape(-1, channels))
-        return self.head(places).view(batch, height, width, -1).permute(0, 3, 1, 2)
+        positions = self.norm(last_BCHW.permute(0, 2, 3, 1).reshape(-1, channels))
+        return self.head(positions).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> StepOutput:
         """The loss of images_BCHW and their targets: class ids int64 [B], or float [B, num_classes] in [0, 1]."""
@@ -93,8 +93,8 @@ class Classifier(TaskModel):
     def _checked(self, last_BCHW: Tensor) -> Tensor:
         if last_BCHW.shape[2:] != self.grid:
             raise UserError(
-                f"this classifier lays a map of {self.grid} places flat and got one of {tuple(last_BCHW.shape[2:])}: it takes "
-                "images of the size that it was trained with"
+                f"this classifier flattens a map of {self.grid} positions and got one of {tuple(last_BCHW.shape[2:])}: it "
+                "takes images of the size that it was trained with"
             )
         return last_BCHW
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.training.place import Place
-from finetune.tasks.base import Judgement, Predictor
+from cluster.training.rank_context import RankContext
+from finetune.tasks.base import Evaluation, Predictor
 from finetune.tasks.classification.metrics import confusion, multi_label_scores, per_class, per_label, scores
 from finetune.tasks.classification.model import Classifier
 from pretrain.data.reading.annotations import name_of_class
@@ -21,12 +21,12 @@ from pretrain.data.reading.labels import ClassNames, is_multi_label
 from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
-JUDGE_BATCH = 256
+EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of an image: its class, how sure it is in [0, 1], and the probability of every class.
+    """What a classifier predicts for an image: its class, how sure it is in [0, 1], and the probability of every class.
 
     `labels` are the classes that the image shows: `label` alone, or all of those that are likely enough, the likeliest first
     (perhaps none), where an image may show several.
@@ -39,7 +39,7 @@ class Classification:
 
 
 class ImageClassifier(Predictor):
-    """A classifier with all it needs to judge pictures."""
+    """A classifier with all it needs to predict for images."""
 
     result_type = Classification
 
@@ -88,20 +88,22 @@ class ImageClassifier(Predictor):
         """uint8 [B, C, size, size] -> [B, num_classes]."""
         return cast(Classifier, self.model).logits(self.images(crops))
 
-    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """Scores, precision and recall of each class, and the confusion matrix where an image shows one class."""
-        logits, labels, unknown = self.judged(shards, place, decode_threads=decode_threads)
+        logits, labels, unknown = self.evaluated(shards, context, decode_threads=decode_threads)
         details: dict[str, Any] = {"validation_images": len(labels), "class_names": self.class_names}
         if unknown:
             details["unknown_classes"] = dict(sorted(unknown.items()))
         if self.multi_label:
             details["per_class"] = per_label(logits, labels, self.class_names, threshold=self.threshold)
-            return Judgement(multi_label_scores(logits, labels, threshold=self.threshold), details)
+            return Evaluation(multi_label_scores(logits, labels, threshold=self.threshold), details)
         matrix = confusion(logits, labels)
         details |= {"per_class": per_class(matrix, self.class_names), "confusion_matrix": matrix.tolist()}
-        return Judgement(scores(logits, labels), details)
+        return Evaluation(scores(logits, labels), details)
 
-    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[Tensor, Tensor, Counter[str]]:
+    def evaluated(
+        self, shards: Shards, context: RankContext, *, decode_threads: int = 1
+    ) -> tuple[Tensor, Tensor, Counter[str]]:
         """Logits float32 [N, num_classes] of a whole data set, on every rank, whatever their number, and what is true: class
         ids [N], or float32 [N, num_classes] where an image may show several.
 
@@ -114,7 +116,7 @@ class ImageClassifier(Predictor):
             raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
         true_of = classes.multi_hot if self.multi_label else classes.ids
         logits, labels, unknown = [np.zeros((0, len(classes)), np.float32)], [true_of([])], Counter[str]()
-        for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
+        for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
             values, keep_N = batch.columns[column], np.ones(len(batch.row_ids), bool)
             if self.multi_label:
                 unknown.update(name_of_class(one) for row in values for one in row if not classes.known([one])[0])

@@ -44,7 +44,7 @@ class Classification(Task):
 
     @classmethod
     def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
-        """Few labels are equal shares of each class; balanced sampling repeats the rows of rare classes."""
+        """Few labels are equal fractions of each class; balanced sampling repeats the rows of rare classes."""
         balanced = settings.classification.balance == "sampling"
         column = settings.classification.label_column
         if is_multi_label(train, column):
@@ -117,10 +117,10 @@ class Classification(Task):
 
     def views(self, size: int) -> list[ViewSpec]:
         """A mild crop and a flip."""
-        return weak_views(size, crop_scale=(self.settings.smallest_crop, 1.0))
+        return weak_views(size, crop_scale=(self.settings.min_crop, 1.0))
 
     def to_inputs(self, images: list[Tensor], batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and class ids; or their shares, where there are several or images are mixed."""
+        """Images and class ids; or their fractions, where there are several or images are mixed."""
         labels = batch.columns[self.columns["label"]]
         if self.multi_label:
             targets = torch.from_numpy(self.classes.multi_hot(labels)).to(device, non_blocking=True)
@@ -128,5 +128,5 @@ class Classification(Task):
             targets = torch.from_numpy(self.classes.ids(labels)).to(device, non_blocking=True)
         if not self.mixing:
             return images[0], targets
-        shares = targets if self.multi_label else F.one_hot(targets, len(self.classes)).float()
-        return self.mixing(images[0], shares, passes=batch.passes, row_ids=batch.row_ids)
+        fractions = targets if self.multi_label else F.one_hot(targets, len(self.classes)).float()
+        return self.mixing(images[0], fractions, passes=batch.passes, row_ids=batch.row_ids)

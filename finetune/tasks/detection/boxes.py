@@ -1,7 +1,7 @@
 """Boxes of a data set as a detector can use them; what it cannot is left out, counted and listed.
 
-A box is left out when it is not four finite numbers, has no area, or lies outside of its picture. The picture is still
-trained on, and judged, with the boxes that are left; without any it is all background.
+A box is left out when it is not four finite numbers, has no area, or lies outside of its image. The image is still
+trained on, and evaluated, with the boxes that are left; without any it is all background.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.geometry import BoxJudge
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.geometry import BoxCheck
+from pretrain.data.images.pixels import open_image
 from pretrain.data.reading.annotations import (
     BadAnnotation,
     BoxColumn,
@@ -39,13 +39,13 @@ from pretrain.data.reading.shards import Shards, read_in_sequence
 UNREADABLE, FLAT, OUTSIDE = "not four finite numbers", "without area", "outside of the image"
 UNKNOWN = "of a class that the model does not know"
 FEW = 10  # boxes
-MOST_LISTED = 200  # of the boxes that are left out
+MAX_LISTED = 200  # of the boxes that are left out
 ONE_CLASS = "object"  # the class of boxes whose column names none
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The boxes of a picture: float32 [N, 4], left, top, right and bottom in its pixels, and class ids int64 [N]."""
+    """The boxes of an image: float32 [N, 4], left, top, right and bottom in its pixels, and class ids int64 [N]."""
 
     xyxy_N4: np.ndarray
     classes_N: np.ndarray
@@ -56,22 +56,22 @@ class LeftOut:
     """Boxes that cannot be used: how many for which reason, and where the first of them lie."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    places: list[str] = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
 
-    def add(self, reason: str, place: str) -> None:
+    def add(self, reason: str, location: str) -> None:
         """Counts a box."""
         self.counts[reason] += 1
-        if len(self.places) < MOST_LISTED:
-            self.places.append(f"{place}: {reason}")
+        if len(self.locations) < MAX_LISTED:
+            self.locations.append(f"{location}: {reason}")
 
     def merge(self, other: LeftOut) -> None:
         """Counts all of another's."""
         self.counts.update(other.counts)
-        self.places = (self.places + other.places)[:MOST_LISTED]
+        self.locations = (self.locations + other.locations)[:MAX_LISTED]
 
     def as_json(self) -> dict[str, Any]:
         """For result.json."""
-        return {"counts": dict(sorted(self.counts.items())), "places": self.places}
+        return {"counts": dict(sorted(self.counts.items())), "places": self.locations}
 
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.counts.items()))
@@ -139,7 +139,7 @@ def _entries(value: Any, column: BoxColumn) -> Iterator[Any]:
 
 
 def inside(xyxy_N4: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes cut at the edges of a picture; what lies outside of it is left without area."""
+    """Boxes cut at the edges of an image; what lies outside of it is left without area."""
     return np.clip(xyxy_N4, 0, np.array([width, height, width, height], np.float32))
 
 
@@ -159,21 +159,21 @@ class TargetReader:
     def __init__(self, column: BoxColumn, classes: ClassNames) -> None:
         self.column, self.classes = column, classes
 
-    def read(self, value: Any, *, width: float, height: float, place: str = "") -> tuple[Target, LeftOut]:
-        """The boxes of a picture of so many pixels, cut at its edges; those of classes that the model does not know are left
+    def read(self, value: Any, *, width: float, height: float, location: str = "") -> tuple[Target, LeftOut]:
+        """The boxes of an image of so many pixels, cut at its edges; those of classes that the model does not know are left
         out as well."""
         boxes, bad = usable(value, self.column)
         known_N = self.classes.known(boxes.classes)
         left_out = LeftOut()
         for index, reason in bad:
-            left_out.add(reason, f"{place}, box {index}")
+            left_out.add(reason, f"{location}, box {index}")
         xyxy_N4 = inside(boxes.xyxy_N4, width, height)
         outside_N = flat(xyxy_N4)
         for index in np.flatnonzero(~known_N).tolist():
-            left_out.add(UNKNOWN, f"{place}, {name_of_class(boxes.classes[index])!r}")
+            left_out.add(UNKNOWN, f"{location}, {name_of_class(boxes.classes[index])!r}")
         for index in np.flatnonzero(outside_N & known_N).tolist():
             numbers = ", ".join(f"{number:g}" for number in boxes.xyxy_N4[index])
-            left_out.add(OUTSIDE, f"{place}, box at {numbers} of an image of {width:g} x {height:g}")
+            left_out.add(OUTSIDE, f"{location}, box at {numbers} of an image of {width:g} x {height:g}")
         keep_N = known_N & ~outside_N
         classes_N = self.ids([value for value, kept in zip(boxes.classes, keep_N, strict=True) if kept])
         return Target(xyxy_N4[keep_N], classes_N), left_out
@@ -185,7 +185,7 @@ class TargetReader:
 
 @dataclass(frozen=True, eq=False)
 class Census:
-    """What the boxes column of a data set says; pictures are not opened for it."""
+    """What the boxes column of a data set says; images are not opened for it."""
 
     column: BoxColumn
     manifest: Manifest
@@ -212,7 +212,7 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
             for value in values_of(chunk):
                 boxes, bad = usable(named(value, names), column)
                 for index, reason in bad:
-                    left_out.add(reason, f"{shards.place(row_id)}, box {index}")
+                    left_out.add(reason, f"{shards.location(row_id)}, box {index}")
                 counts.update(boxes.classes)
                 num_without += not len(boxes)
                 row_id += 1
@@ -230,11 +230,11 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 
     Raises UserError for validation classes that training never shows, and where numbers have names in some files only.
     """
-    found, judged = set(train.boxes_of_class), set(validation.boxes_of_class)
+    found, validated = set(train.boxes_of_class), set(validation.boxes_of_class)
     field = train.column.class_field
     manifests = [train.manifest, validation.manifest]
     declared = {} if field is None else declared_names(manifests, train.column.column, field)
-    if never := judged - found:
+    if never := validated - found:
         names, known = (sorted(map(name_of_class, values)) for values in (never, found))
         raise UserError(
             f"the validation data has boxes of classes that the training data never shows: {', '.join(names)}; training "
@@ -247,65 +247,65 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """Boxes of a sample of pictures as these show them.
+    """Boxes of a sample of images as these show them.
 
     Attributes:
-        shares_N2: width and height as shares of the picture's longer side, cut at its edges, float64.
-        outside: boxes that lie outside of their pictures.
+        fractions_N2: width and height as fractions of the image's longer side, cut at its edges, float64.
+        outside: boxes that lie outside of their images.
         num: boxes that were looked at.
         complaint: what is wrong with all of them together, and the setting that mends it; None where nothing is.
     """
 
-    shares_N2: np.ndarray
+    fractions_N2: np.ndarray
     outside: LeftOut
     num: int
     complaint: str | None
 
 
 def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> Shapes:
-    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their pictures only headers are decoded.
+    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their images only headers are decoded.
 
     The rules of what the numbers mean together are those of `pretrain.data check`.
     """
-    shapes, outside, judge = [np.zeros((0, 2))], LeftOut(), BoxJudge(column.box_format)
+    shapes, outside, box_check = [np.zeros((0, 2))], LeftOut(), BoxCheck(column.box_format)
     sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
             try:
-                picture = open_picture(data, channels=channels) if data is not None else None
+                image = open_image(data, channels=channels) if data is not None else None
             except BadImage:
-                picture = None  # its row is counted as a bad one when its turn comes
-            if picture is None:
+                image = None  # its row is counted as a bad one when its turn comes
+            if image is None:
                 continue
-            size = picture.width, picture.height
+            size = image.width, image.height
             boxes, _, _ = readable(value, column)
-            judge.add(boxes.xyxy_N4, size)
+            box_check.add(boxes.xyxy_N4, size)
             with_area_N4 = boxes.xyxy_N4[~boxes.degenerate()]
             cut_N4 = inside(with_area_N4, *size)
             outside_N = flat(cut_N4)
             for _ in range(int(outside_N.sum())):
-                outside.add(OUTSIDE, str(sample.place(row_id)))
+                outside.add(OUTSIDE, str(sample.location(row_id)))
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
-    shares_N2 = np.concatenate(shapes).astype(np.float64)
-    return Shapes(shares_N2, outside, judge.judged, judge.complaint(what, "detection.box_format"))
+    fractions_N2 = np.concatenate(shapes).astype(np.float64)
+    return Shapes(fractions_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
 
 
-def check_boxes(census: Census, shapes: Shapes, url: str, *, most_left_out: float) -> None:
-    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a share of them
-    (`data.max_bad_share`) cannot be used."""
+def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:
+    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a fraction of them
+    (`data.max_bad_fraction`) cannot be used."""
     if shapes.complaint is not None:
         raise UserError(shapes.complaint)
     num_all = census.num_boxes + sum(census.left_out.counts.values())
-    of_column, of_pictures = sum(census.left_out.counts.values()), sum(shapes.outside.counts.values())
-    for num, among, told, place in (
-        (of_column, num_all, str(census.left_out), census.left_out.places[:1]),
-        (of_pictures, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.places[:1]),
+    of_column, of_images = sum(census.left_out.counts.values()), sum(shapes.outside.counts.values())
+    for num, among, told, location in (
+        (of_column, num_all, str(census.left_out), census.left_out.locations[:1]),
+        (of_images, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.locations[:1]),
     ):
         # a few bad ones in a small data set are no sign of anything
-        if num > most_left_out * among and (num >= FEW or 2 * num > among):
+        if num > max_left_out * among and (num >= FEW or 2 * num > among):
             raise UserError(
                 f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
-                f"{''.join(place)}), more than data.max_bad_share={most_left_out:g}; they are read as "
+                f"{''.join(location)}), more than data.max_bad_fraction={max_left_out:g}; they are read as "
                 f"detection.box_format={census.column.box_format}, in pixels"
             )

@@ -33,7 +33,7 @@ def check_strides(strides: Sequence[int], encoder_strides: Sequence[int]) -> Non
 def fit_strides(sides_N: np.ndarray, encoder_strides: Sequence[int]) -> list[int]:
     """Strides of a pyramid for boxes of these sides (pixels, square root of their area), finest first.
 
-    The finest puts two places on the side of small boxes (the second percentile), the coarsest four on that of large ones
+    The finest puts two positions on the side of small boxes (the second percentile), the coarsest four on that of large ones
     (the 98th), about as FPN (https://arxiv.org/abs/1612.03144) and FCOS (https://arxiv.org/abs/1904.01355) do on COCO.
     """
     possible = possible_strides(encoder_strides)

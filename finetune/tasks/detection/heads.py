@@ -27,7 +27,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from finetune.tasks.detection.pyramid import GROUPS
 
-LEAST_SCORE = 0.01  # less sure detections are not worth their place in a precision-recall curve
+MIN_SCORE = 0.01  # less sure detections are not worth their place in a precision-recall curve
 CANDIDATES = 400  # a level, before non-maximum suppression
 FIRST_REACH = 2.0  # of FCOS, see there
 POOLED_SIDE = 7  # of a region of Faster R-CNN
@@ -37,9 +37,9 @@ Targets = list[dict[str, Tensor]]
 
 
 class Anchors(AnchorGenerator):
-    """Anchors of given widths and heights at the centres of each map's places.
+    """Anchors of given widths and heights at the centres of each map's positions.
 
-    torchvision's lie at the upper left corners of places and must be products of sizes and ratios.
+    torchvision's lie at the upper left corners of positions and must be products of sizes and ratios.
 
     Args:
         strides: of the maps.
@@ -51,7 +51,7 @@ class Anchors(AnchorGenerator):
         self.strides, self.shapes = list(strides), [[list(shape) for shape in of_level] for of_level in shapes]
 
     def num_anchors_per_location(self) -> list[int]:
-        """Anchors at each place, by map."""
+        """Anchors at each position, by map."""
         return [len(of_level) for of_level in self.shapes]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -66,9 +66,9 @@ class Anchors(AnchorGenerator):
                 torch.arange(width, dtype=torch.float32, device=device) * stride,
                 indexing="ij",
             )
-            places_P4 = torch.stack([across.flatten(), down.flatten()] * 2, 1)
-            at_a_place = torch.tensor(corners, dtype=torch.float32, device=device)
-            anchors.append((places_P4[:, None] + at_a_place).flatten(0, 1))
+            positions_P4 = torch.stack([across.flatten(), down.flatten()] * 2, 1)
+            around_zero = torch.tensor(corners, dtype=torch.float32, device=device)
+            anchors.append((positions_P4[:, None] + around_zero).flatten(0, 1))
         return [torch.cat(anchors)] * len(image_list.image_sizes)
 
 
@@ -93,7 +93,7 @@ class NoBackbone(nn.Identity):
 
 
 class OneStageHead(Head):
-    """Classes and boxes right at the places of the maps."""
+    """Classes and boxes right at the positions of the maps."""
 
     def __init__(self, detector: FCOS | RetinaNet) -> None:
         super().__init__()
@@ -106,19 +106,21 @@ class OneStageHead(Head):
     def losses(self, images: ImageList, maps: list[Tensor], targets: Targets) -> dict[str, Tensor]:
         """Classification, boxes, and centreness for FCOS."""
         anchors = self.detector.anchor_generator(images, maps)
-        more = () if isinstance(self.detector, RetinaNet) else (self._places(maps),)
+        more = () if isinstance(self.detector, RetinaNet) else (self._positions(maps),)
         losses: dict[str, Tensor] = self.detector.compute_loss(targets, self._outputs(maps), anchors, *more)
         return losses
 
     def detections(self, images: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
         """After non-maximum suppression."""
-        places = [num * self.detector.anchor_generator.num_anchors_per_location()[0] for num in self._places(maps)]
-        outputs = {name: list(output.split(places, dim=1)) for name, output in self._outputs(maps).items()}
-        anchors = [list(a.split(places)) for a in self.detector.anchor_generator(images, maps)]
+        positions = [
+            num * self.detector.anchor_generator.num_anchors_per_location()[0] for num in self._positions(maps)
+        ]
+        outputs = {name: list(output.split(positions, dim=1)) for name, output in self._outputs(maps).items()}
+        anchors = [list(a.split(positions)) for a in self.detector.anchor_generator(images, maps)]
         found: list[dict[str, Tensor]] = self.detector.postprocess_detections(outputs, anchors, images.image_sizes)
         return found
 
-    def _places(self, maps: list[Tensor]) -> list[int]:
+    def _positions(self, maps: list[Tensor]) -> list[int]:
         return [one.shape[2] * one.shape[3] for one in maps]
 
 
@@ -152,22 +154,22 @@ def _in_float32(maps: list[Tensor]) -> Iterator[dict[str, Tensor]]:
         yield OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
 
 
-def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], most: int, **_: Any) -> Head:
-    """FCOS (https://arxiv.org/abs/1904.01355): no anchors, each place says how far the four edges are.
+def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], max_detections: int, **_: Any) -> Head:
+    """FCOS (https://arxiv.org/abs/1904.01355): no anchors, each position says how far the four edges are.
 
-    A level is for boxes up to eight of its strides around a place, as in the paper.
+    A level is for boxes up to eight of its strides around a position, as in the paper.
     """
     head = FCOSHead(channels, 1, num_classes, num_convs=depth)
-    # a place starts from a box of some size: from none at all, the ReLU behind would pass no gradient at half of them
+    # a position starts from a box of some size: from none at all, the ReLU behind would pass no gradient at half of them
     nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_REACH)
     detector = FCOS(
         NoBackbone(channels),
         num_classes,
         anchor_generator=Anchors(strides, [[[stride, stride]] for stride in strides]),
         head=head,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
-        detections_per_img=most,
+        detections_per_img=max_detections,
     )
     return OneStageHead(detector)
 
@@ -179,7 +181,7 @@ def retinanet(
     depth: int,
     strides: Sequence[int],
     anchors: Sequence[Sequence[Sequence[float]]],
-    most: int,
+    max_detections: int,
 ) -> Head:
     """RetinaNet (https://arxiv.org/abs/1708.02002): focal loss over anchors."""
     generator = Anchors(strides, anchors)
@@ -192,9 +194,9 @@ def retinanet(
         num_classes,
         anchor_generator=generator,
         head=head,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         topk_candidates=CANDIDATES,
-        detections_per_img=most,
+        detections_per_img=max_detections,
     )
     return OneStageHead(detector)
 
@@ -206,7 +208,7 @@ def faster_rcnn(
     depth: int,
     strides: Sequence[int],
     anchors: Sequence[Sequence[Sequence[float]]],
-    most: int,
+    max_detections: int,
 ) -> Head:
     """Faster R-CNN (https://arxiv.org/abs/1506.01497) over a feature pyramid (https://arxiv.org/abs/1612.03144).
 
@@ -215,7 +217,7 @@ def faster_rcnn(
     """
     generator, width = Anchors(strides, anchors), 4 * channels
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], POOLED_SIDE, sampling_ratio=2)
-    # it would guess the strides from the size of a picture, which a letterboxed one does not fill
+    # it would guess the strides from the size of an image, which a letterboxed one does not fill
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(*(int(math.log2(stride)) for stride in (strides[0], strides[-1])))
     detector = FasterRCNN(
@@ -231,8 +233,8 @@ def faster_rcnn(
         box_head=TwoMLPHead(channels * POOLED_SIDE**2, width),
         box_predictor=FastRCNNPredictor(width, num_classes + 1),
         box_batch_size_per_image=128,
-        box_score_thresh=LEAST_SCORE,
-        box_detections_per_img=most,
+        box_score_thresh=MIN_SCORE,
+        box_detections_per_img=max_detections,
     )
     return TwoStageHead(detector)
 

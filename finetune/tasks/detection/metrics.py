@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-# what `COCOeval.summarize` puts at these places of its stats
+# what `COCOeval.summarize` puts at these positions of its stats
 NAMES = {
     "map": 0,
     "ap50": 1,
@@ -25,12 +25,12 @@ NAMES = {
 }
 
 
-MOST_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these for smaller ones
+MAX_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these for smaller ones
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedImage:
-    """A picture's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
+class EvaluatedImage:
+    """An image's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
 
     row_id: int
     width: int
@@ -43,20 +43,20 @@ class JudgedImage:
 
 
 def coco_scores(
-    images: Sequence[JudgedImage], class_names: Sequence[str]
+    images: Sequence[EvaluatedImage], class_names: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Numbers over a data set, and a row for each class.
 
     `map` is the mean over classes and the overlaps 0.50, 0.55, ... 0.95 of the average precision, `ap50` and `ap75` that at
-    one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the picture),
+    one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the image),
     left out where there are none; `recall` is the average recall with 100 detections an image. All in [0, 1].
     """
-    numbers, rows, _ = judged_scores(images, class_names)
+    numbers, rows, _ = evaluated_scores(images, class_names)
     return numbers, rows
 
 
-def judged_scores(
-    images: Sequence[JudgedImage], class_names: Sequence[str]
+def evaluated_scores(
+    images: Sequence[EvaluatedImage], class_names: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], float]:
     """The same, and the standard error of `map`: how far it moves over sets of as many images, drawn from these (bootstrap)."""
     from pycocotools.cocoeval import COCOeval  # brings matplotlib along
@@ -67,7 +67,7 @@ def judged_scores(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    numbers = {name: float(evaluation.stats[place]) for name, place in NAMES.items()}
+    numbers = {name: float(evaluation.stats[index]) for name, index in NAMES.items()}
     # [overlaps, recalls, classes, sizes, detections an image]; -1 where a class has no box
     precision_TRC = evaluation.eval["precision"][:, :, :, 0, -1]
     boxes = np.bincount(np.concatenate([image.true_classes_N for image in images]), minlength=len(class_names))
@@ -101,7 +101,7 @@ def _map_error(evaluation: Any, num_images: int) -> float:
             true_N[i] = len(e["gtIds"])
         classes.append((owner_D[order_D], hits_TD, true_N))
     size = sum(hits_TD.size for _, hits_TD, _ in classes)
-    num_draws = int(np.clip(MOST_RESAMPLED // max(1, size), 20, 100))
+    num_draws = int(np.clip(MAX_RESAMPLED // max(1, size), 20, 100))
     generator, found = np.random.default_rng(0), []
     for _ in range(num_draws):
         times_N = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
@@ -123,8 +123,8 @@ def _average_precision(times_D: np.ndarray, hits_TD: np.ndarray, num_true: float
     best_TD = np.maximum.accumulate((right_TD / all_D)[:, ::-1], axis=1)[:, ::-1]
     total = 0.0
     for recall_D, best_D in zip(right_TD / num_true, best_TD, strict=True):
-        places_R = np.searchsorted(recall_D, recalls_R, side="left")
-        total += float(np.append(best_D, 0.0)[places_R].mean())
+        positions_R = np.searchsorted(recall_D, recalls_R, side="left")
+        total += float(np.append(best_D, 0.0)[positions_R].mean())
     return total / len(hits_TD)
 
 
@@ -133,7 +133,7 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def _coco(images: Sequence[JudgedImage], class_names: Sequence[str], *, found: bool) -> COCO:
+def _coco(images: Sequence[EvaluatedImage], class_names: Sequence[str], *, found: bool) -> COCO:
     from pycocotools.coco import COCO
 
     annotations: list[dict[str, Any]] = []

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 
 from cluster.errors import UserError
-from cluster.training.place import Place
-from finetune.pictures import Picture
-from finetune.tasks.base import Judgement, Predictor
+from cluster.training.rank_context import RankContext
+from finetune.image_inputs import ImageInput
+from finetune.tasks.base import Evaluation, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
-from finetune.tasks.detection.metrics import JudgedImage, judged_scores
+from finetune.tasks.detection.metrics import EvaluatedImage, evaluated_scores
 from finetune.tasks.detection.model import Detector
-from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
+from finetune.tasks.detection.views import Letterbox, boxes_in_image, image_on_canvas
 from pretrain.data.reading.labels import ClassNames
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.reading.shards import Shards
@@ -54,12 +54,12 @@ class Detections:
 
 
 class ObjectDetector(Predictor):
-    """A detector with all it needs to judge pictures. Pictures of any size and shape are seen whole."""
+    """A detector with all it needs to predict for images. Images of any size and shape are seen whole."""
 
     result_type = Detections
 
     def host_transform(self) -> HostTransform:
-        """Letterboxed pictures."""
+        """Letterboxed images."""
         return Letterbox(self.config["image_size"], mean=self.config["mean"], channels=self.channels)
 
     @property
@@ -68,15 +68,19 @@ class ObjectDetector(Predictor):
         return list(self.config["class_names"])
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH, score_threshold: float | None = None
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        batch_size: int = BATCH,
+        score_threshold: float | None = None,
     ) -> list[Detections]:
-        """`Detections` of each picture, of at least `score_threshold`; without one the model's own.
+        """`Detections` of each image, of at least `score_threshold`; without one the model's own.
 
-        Raises UserError that names the picture when one cannot be decoded.
+        Raises UserError that names the image when one cannot be decoded.
         """
-        least = self.config["score_threshold"] if score_threshold is None else score_threshold
+        min_score = self.config["score_threshold"] if score_threshold is None else score_threshold
         found = super().predict(images, batch_size=batch_size)
-        return [detections.above(least) for detections in found]
+        return [detections.above(min_score) for detections in found]
 
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Detections]:
         """All that is found in each image, however unsure."""
@@ -90,19 +94,19 @@ class ObjectDetector(Predictor):
     def found(self, canvases: np.ndarray, geometry_VB5: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """uint8 [B, C, size, size] -> of each image boxes [N, 4] in its pixels, class ids and scores [N], on the host."""
         size = self.config["image_size"]
-        sizes = [picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(canvases))]
+        sizes = [image_on_canvas(geometry_VB5[:, index], size) for index in range(len(canvases))]
         results = []
         for index, one in enumerate(cast(Detector, self.model).detect(self.images(canvases), sizes)):
             boxes, classes, scores = (one[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
-            boxes_N4 = boxes_in_picture(boxes, geometry_VB5[:, index], size)
+            boxes_N4 = boxes_in_image(boxes, geometry_VB5[:, index], size)
             some = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)  # one in the margin is cut to nothing
             results.append((boxes_N4[some], classes[some], scores[some].astype(np.float32)))
         return results
 
-    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """COCO's numbers, and those of each class."""
-        images, left_out = self.judged(shards, place, decode_threads=decode_threads)
-        metrics, rows, error = judged_scores(images, self.class_names)
+        images, left_out = self.evaluated(shards, context, decode_threads=decode_threads)
+        metrics, rows, error = evaluated_scores(images, self.class_names)
         details: dict[str, Any] = {
             "validation_images": len(images),
             "validation_boxes": sum(len(image.true_N4) for image in images),
@@ -112,25 +116,27 @@ class ObjectDetector(Predictor):
         }
         if left_out.counts:
             details["validation_boxes_left_out"] = left_out.as_json()
-        return Judgement(metrics, details)
+        return Evaluation(metrics, details)
 
-    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> tuple[list[JudgedImage], LeftOut]:
-        """All pictures of a data set with true and found boxes, by row, on every rank, whatever their number."""
+    def evaluated(
+        self, shards: Shards, context: RankContext, *, decode_threads: int = 1
+    ) -> tuple[list[EvaluatedImage], LeftOut]:
+        """All images of a data set with true and found boxes, by row, on every rank, whatever their number."""
         name = self.columns["objects"]
         classes = ClassNames(tuple(self.config["class_values"]), self.class_names)
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)
-        images: list[JudgedImage] = []
+        images: list[EvaluatedImage] = []
         left_out = LeftOut()
-        for batch in self.batches(shards, place, batch_size=BATCH, decode_threads=decode_threads):
+        for batch in self.batches(shards, context, batch_size=BATCH, decode_threads=decode_threads):
             assert batch.geometry_VB5 is not None
             found = self.found(batch.arrays[0], batch.geometry_VB5)
             for index, row_id in enumerate(batch.row_ids.tolist()):
                 width, height = (int(side) for side in batch.geometry_VB5[1, index, 2:4])
                 value = batch.columns[name][index]
-                target, bad = reader.read(value, width=width, height=height, place=str(shards.place(row_id)))
+                target, bad = reader.read(value, width=width, height=height, location=str(shards.location(row_id)))
                 left_out.merge(bad)
                 true = target.xyxy_N4, target.classes_N
-                images.append(JudgedImage(row_id, width, height, *true, *found[index]))
+                images.append(EvaluatedImage(row_id, width, height, *true, *found[index]))
         parts = gathered_objects((images, left_out))
         all_left_out = LeftOut()
         for _, of_rank in parts:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.training.place import Place
+from cluster.training.rank_context import RankContext
 from finetune.settings import FinetuneSettings
 from finetune.tasks.base import Task
 from finetune.tasks.detection.boxes import (
@@ -27,7 +27,7 @@ from finetune.tasks.detection.heads import Targets
 from finetune.tasks.detection.metrics import NAMES
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.predictor import ObjectDetector
-from finetune.tasks.detection.views import SMALLEST_SIDE, BoxViewer, boxes_on_canvas
+from finetune.tasks.detection.views import MIN_SIDE, BoxViewer, boxes_on_canvas
 from pretrain.data.reading.loader import Batch
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
@@ -36,7 +36,7 @@ from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
 
-PICTURES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
+IMAGES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
 
 
 class Detection(Task):
@@ -54,20 +54,18 @@ class Detection(Task):
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
         detection = settings.detection
         self.settings, self.columns = detection, self.columns_of(settings)
-        self._train, judged = (
+        self._train, self._validation = (
             Shards(manifest, image_column=settings.data.image_column, columns=[detection.objects_column])
             for manifest in (train, validation)
         )
-        if not detection.smallest_scale <= detection.largest_scale:
+        if not detection.min_scale <= detection.max_scale:
             raise UserError(
-                f"detection.smallest_scale={detection.smallest_scale:g} is above "
-                f"detection.largest_scale={detection.largest_scale:g}"
+                f"detection.min_scale={detection.min_scale:g} is above detection.max_scale={detection.max_scale:g}"
             )
-        self._most_left_out = settings.data.max_bad_share
-        self._judged = judged
+        self._max_left_out = settings.data.max_bad_fraction
         of_train, of_validation = self._censuses = tuple(
             take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
-            for shards in (self._train, judged)
+            for shards in (self._train, self._validation)
         )
         self.classes = classes_of(of_train, of_validation)
         self._reader = TargetReader(of_train.column, self.classes)
@@ -80,7 +78,11 @@ class Detection(Task):
         self.notes = [
             f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} {name} images "
             f"({census.num_without:,} without any)"
-            + (f"; left out: {census.left_out} (first: {census.left_out.places[0]})" if census.left_out.counts else "")
+            + (
+                f"; left out: {census.left_out} (first: {census.left_out.locations[0]})"
+                if census.left_out.counts
+                else ""
+            )
             for name, census in (("training", of_train), ("validation", of_validation))
         ]
         self.findings: dict[str, Any] = {
@@ -95,30 +97,30 @@ class Detection(Task):
         """
         detection = self.settings
         looked = [
-            look_at_shapes(shards, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels)
-            for shards in (self._train, self._judged)
+            look_at_shapes(shards, self._reader.column, IMAGES_LOOKED_AT, channels=encoder.in_channels)
+            for shards in (self._train, self._validation)
         ]
-        for shards, census, shapes in zip((self._train, self._judged), self._censuses, looked, strict=True):
-            check_boxes(census, shapes, shards.manifest.files[0].url, most_left_out=self._most_left_out)
-        shapes_N2, outside = looked[0].shares_N2, looked[0].outside
+        for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
+            check_boxes(census, shapes, shards.manifest.files[0].url, max_left_out=self._max_left_out)
+        shapes_N2, outside = looked[0].fractions_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
                 f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
                 f"read as {detection.box_format} in pixels (detection.box_format)"
             )
         self._check_sizes(shapes_N2, size)
-        shapes_N2 = shapes_N2[(shapes_N2 * size >= SMALLEST_SIDE).all(1)]
+        shapes_N2 = shapes_N2[(shapes_N2 * size >= MIN_SIDE).all(1)]
         self.findings["boxes_outside_of_pictures_looked_at"] = outside.as_json()
         strides = list(detection.strides) or fit_strides(np.sqrt(shapes_N2.prod(1)) * size, encoder.strides)
         check_strides(strides, encoder.strides)
-        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_a_place)
+        anchors = fit_anchors(shapes_N2 * size, len(strides), detection.anchors_per_position)
         return self.config | {
             "strides": strides,
             "anchors": anchors,
             "head": detection.head,
             "channels": detection.channels,
             "depth": detection.depth,
-            "most": detection.most_detections,
+            "max_detections": detection.max_detections,
             "hard_attention_keys": detection.hard_attention_keys,
             "hard_attention_stages": detection.hard_attention_stages,
         }
@@ -126,13 +128,13 @@ class Detection(Task):
     def _check_sizes(self, shapes_N2: np.ndarray, size: int) -> None:
         """Counts the boxes that are too small at this size, and says so. Raises UserError where all are."""
         sides_N = shapes_N2.min(1) * size
-        num = int((sides_N < SMALLEST_SIDE).sum())
+        num = int((sides_N < MIN_SIDE).sum())
         if not num:
             return
         # the size at which nine tenths of the boxes would be seen
-        enough = math.ceil(SMALLEST_SIDE / max(1e-6, float(np.quantile(shapes_N2.min(1), 0.1))))
+        enough = math.ceil(MIN_SIDE / max(1e-6, float(np.quantile(shapes_N2.min(1), 0.1))))
         told = (
-            f"{num:,} of {len(sides_N):,} boxes that were looked at are smaller than {SMALLEST_SIDE:g} pixels at "
+            f"{num:,} of {len(sides_N):,} boxes that were looked at are smaller than {MIN_SIDE:g} pixels at "
             f"image_size={size} and cannot be learnt; image_size={enough} would show most of them"
         )
         if num == len(sides_N):
@@ -148,7 +150,7 @@ class Detection(Task):
             make_attention_hard(
                 encoder, num_keys=config["hard_attention_keys"], num_stages=config["hard_attention_stages"]
             )
-        names = ("head", "strides", "anchors", "channels", "depth", "most", "mode")
+        names = ("head", "strides", "anchors", "channels", "depth", "max_detections", "mode")
         return Detector(encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names})
 
     def views(self, size: int) -> list[ViewSpec]:
@@ -168,17 +170,17 @@ class Detection(Task):
             )
         ]
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, place: Place) -> Viewer:
-        """Random windows onto the pictures."""
+    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
+        """Random windows onto the images."""
         detection = self.settings
         return BoxViewer(
             self.views(size)[0],
-            scale=(detection.smallest_scale, detection.largest_scale),
+            scale=(detection.min_scale, detection.max_scale),
             flip_vertical=detection.flip_vertical,
             keep=settings.data.keep,
             keep_bytes=settings.data.keep_bytes,
             seed=settings.seed,
-            device=place.device,
+            device=context.device,
             channels=source.encoder.in_channels,
             mean=source.mean,
             std=source.std,
@@ -192,9 +194,7 @@ class Detection(Task):
             geometry_25 = batch.geometry_VB5[:, index]
             width, height = geometry_25[1, 2:4].tolist()
             target, _ = self._reader.read(value, width=width, height=height)
-            boxes_N4, keep_N = boxes_on_canvas(
-                target.xyxy_N4, geometry_25, size, smallest_visible=self.settings.smallest_visible
-            )
+            boxes_N4, keep_N = boxes_on_canvas(target.xyxy_N4, geometry_25, size, min_visible=self.settings.min_visible)
             targets.append(
                 {
                     "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),

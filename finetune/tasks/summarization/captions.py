@@ -29,7 +29,7 @@ from pretrain.data.reading.annotations import (
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.naming import named, names_in
-from pretrain.data.reading.shards import RowPlace
+from pretrain.data.reading.shards import RowLocation
 
 FILES_AT_ONCE = 8
 NUM_LISTED = 20
@@ -55,14 +55,14 @@ class Survey:
     images_of_keyword: Counter[str] = field(default_factory=Counter)
     sample: CaptionSample = field(default_factory=CaptionSample)
 
-    def count(self, place: RowPlace, texts: list[str], reason: str = "") -> None:
+    def count(self, location: RowLocation, texts: list[str], reason: str = "") -> None:
         """Takes note of a row."""
         self.num_images += 1
         self.num_texts += len(texts)
         if not texts:
             self.num_without += 1
             if len(self.without) < NUM_LISTED:
-                self.without.append(f"{place}: {reason}" if reason else str(place))
+                self.without.append(f"{location}: {reason}" if reason else str(location))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -87,12 +87,12 @@ def captions_or_none(value: Any) -> list[str]:
 
 def each_caption(manifest: Manifest, column: str, survey: Survey) -> Iterator[str]:
     """Every caption of a data set; fills `survey` on the way."""
-    for place, value in _rows(manifest, column, check=find_captions_column):
+    for location, value in _rows(manifest, column, check=find_captions_column):
         try:
             captions, reason = captions_of(value), ""
         except BadAnnotation as error:
             captions, reason = [], str(error)
-        survey.count(place, captions, reason)
+        survey.count(location, captions, reason)
         survey.sample.add(captions)
         yield from captions
 
@@ -100,12 +100,12 @@ def each_caption(manifest: Manifest, column: str, survey: Survey) -> Iterator[st
 def survey_keywords(manifest: Manifest, column: ClassColumn) -> Survey:
     """The keywords that stand in a column."""
     survey = Survey()
-    for place, value in _rows(manifest, column.column, check=find_class_column):
+    for location, value in _rows(manifest, column.column, check=find_class_column):
         try:
             keywords, reason = keywords_of(value, column), ""
         except BadAnnotation as error:
             keywords, reason = set(), str(error)
-        survey.count(place, sorted(keywords), reason)
+        survey.count(location, sorted(keywords), reason)
         survey.images_of_keyword.update(keywords)
     return survey
 
@@ -130,13 +130,13 @@ def frequent_keywords(survey: Survey, *, num_keywords: int, min_images: int) -> 
 
 def _rows(
     manifest: Manifest, column: str, *, check: Callable[[pa.Schema, str, str], Any]
-) -> Iterator[tuple[RowPlace, Any]]:
+) -> Iterator[tuple[RowLocation, Any]]:
     """Every row's value of a column and where it lies, of chosen rows only where some are chosen.
 
     A few files are read at a time, only this column of them.
     """
 
-    def read(file: int) -> list[tuple[RowPlace, Any]]:
+    def read(file: int) -> list[tuple[RowLocation, Any]]:
         url, found = manifest.files[file].url, []
         with storage.open_input(url) as source:
             parquet = pq.ParquetFile(source)
@@ -149,7 +149,7 @@ def _rows(
                 if choice is not None:
                     values = values.take(pa.array(choice))
                 found += [
-                    (RowPlace(url, number, row), named(value, names))
+                    (RowLocation(url, number, row), named(value, names))
                     for row, value in zip(rows, values_of(values), strict=True)
                 ]
         return found

@@ -12,7 +12,7 @@ Three questions are asked of a sample of the captions, in this order:
    These must say something of their image, too.
 3. Which of all these are frequent? They are the keywords.
 
-Time is linear in the captions up to `MOST_IMAGES`, and bounded beyond.
+Time is linear in the captions up to `MAX_IMAGES`, and bounded beyond.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ import numpy as np
 from finetune.tasks.summarization.phrases import Phrase, Phrases, is_term, joined, phrase_of, possible
 from finetune.tasks.summarization.words import stretches_of
 
-MOST_IMAGES = 20_000  # studied at most, evenly over the data; numbers of images are scaled up
+MAX_IMAGES = 20_000  # studied at most, evenly over the data; numbers of images are scaled up
 # -- terms of several words
-LEAST_PAIRS = 5  # fewer occurrences say nothing
+MIN_PAIRS = 5  # fewer occurrences say nothing
 # normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of grammar it is more
-LEAST_ASSOCIATION, LEAST_WITH_GRAMMAR = 0.65, 0.75
-LEAST_BOUND = (
-    0.7  # share of the rarer word's occurrences that are beside the other; words combine freely, halves do not
+MIN_ASSOCIATION, MIN_WITH_GRAMMAR = 0.65, 0.75
+MIN_BOUND = (
+    0.7  # fraction of the rarer word's occurrences that are beside the other; words combine freely, halves do not
 )
-LEAST_LIKELIHOOD_RATIO = 24.0  # chi-square of one degree of freedom at 1e-6: millions of pairs are tested
+MIN_LIKELIHOOD_RATIO = 24.0  # chi-square of one degree of freedom at 1e-6: millions of pairs are tested
 # -- terms that say something
-LEAST_AGREEMENT = 0.2  # Cohen's kappa; up to it agreement is called slight
-LEAST_SHARE_AGREED = 0.1  # of the terms; where fewer agree, captions are no versions of each other
-LEAST_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours, captions have none
-LEAST_SHARE_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
+MIN_AGREEMENT = 0.2  # Cohen's kappa; up to it agreement is called slight
+MIN_FRACTION_AGREED = 0.1  # of the terms; where fewer agree, captions are no versions of each other
+MIN_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours, captions have none
+MIN_FRACTION_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
-LEAST_CONTEXT = 60  # words around a term, in all captions, from which it can be judged
-NUM_JUDGED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are judged, and that contexts are told apart by
+MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
+NUM_EXAMINED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are examined, and that contexts are told apart by
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""
@@ -54,14 +54,14 @@ _NEXT = -2  # of a caption
 
 
 class CaptionSample:
-    """Captions of at most `most_images` images, every n-th of all that were added, n a power of two.
+    """Captions of at most `max_images` images, every n-th of all that were added, n a power of two.
 
     Attributes:
         num_images: with a caption, added so far.
     """
 
-    def __init__(self, most_images: int = MOST_IMAGES) -> None:
-        self.num_images, self._most, self._stride = 0, most_images, 1
+    def __init__(self, max_images: int = MAX_IMAGES) -> None:
+        self.num_images, self._max_images, self._stride = 0, max_images, 1
         self._images: list[array[int]] = []
         self._ids: dict[str, int] = {}
         self.words: list[str] = []
@@ -71,7 +71,7 @@ class CaptionSample:
         if not captions:
             return
         if self.num_images % self._stride == 0:
-            if len(self._images) == self._most:
+            if len(self._images) == self._max_images:
                 self._images, self._stride = self._images[::2], 2 * self._stride
             if self.num_images % self._stride == 0:
                 self._images.append(self._encoded(captions))
@@ -137,11 +137,11 @@ def _associated(streams: Iterable[Sequence[Phrase]], grammar: Container[str]) ->
     found = []
     for (first, second), both in pairs.items():
         one, other = counts[first], counts[second]
-        if both < max(LEAST_PAIRS, LEAST_BOUND * min(one, other)) or first == second or not possible(first + second):
+        if both < max(MIN_PAIRS, MIN_BOUND * min(one, other)) or first == second or not possible(first + second):
             continue
-        least = LEAST_WITH_GRAMMAR if joined(first) in grammar or joined(second) in grammar else LEAST_ASSOCIATION
+        min_association = MIN_WITH_GRAMMAR if joined(first) in grammar or joined(second) in grammar else MIN_ASSOCIATION
         association = math.log(both * num_all / (one * other)) / -math.log(both / num_all)
-        if association >= least and _likelihood_ratio(both, one, other, num_all) >= LEAST_LIKELIHOOD_RATIO:
+        if association >= min_association and _likelihood_ratio(both, one, other, num_all) >= MIN_LIKELIHOOD_RATIO:
             found.append(first + second)
     return sorted(found)
 
@@ -158,7 +158,7 @@ def _likelihood_ratio(both: int, one: int, other: int, num_all: int) -> float:
 
 
 def mine(
-    sample: CaptionSample, *, num_keywords: int, min_images: int, max_share: float, stop_words: Sequence[str] = ()
+    sample: CaptionSample, *, num_keywords: int, min_images: int, max_fraction: float, stop_words: Sequence[str] = ()
 ) -> tuple[list[str], Phrases]:
     """The keywords, sorted, and the phrases by which captions are read for them.
 
@@ -166,34 +166,34 @@ def mine(
         sample: of the captions.
         num_keywords: at most, the most frequent ones.
         min_images: that a keyword occurs in.
-        max_share: of the images that have a caption; terms in more of them say nothing.
+        max_fraction: of the images that have a caption; terms in more of them say nothing.
         stop_words: further terms that are none.
     """
     alone = [[[word for stretch in said for word in stretch] for said in image] for image in sample.images()]
-    words = dict(islice(_frequent(alone, least=2).items(), NUM_JUDGED))
-    telling = _telling(alone, [word for word, count in words.items() if count <= max_share * len(alone)])
+    words = dict(islice(_frequent(alone, min_images=2).items(), NUM_EXAMINED))
+    telling = _telling(alone, [word for word, count in words.items() if count <= max_fraction * len(alone)])
     phrases = phrases_in(sample, words.keys() - telling)
 
     images = [[phrases.terms_in(said) for said in image] for image in sample.images()]
     left_out = {joined(part) for text in stop_words for part in _stop_terms(text, phrases)}
     candidates = [
         term
-        for term, count in _frequent(images, least=min_images / sample.scale).items()
-        if count <= max_share * len(images)
+        for term, count in _frequent(images, min_images=min_images / sample.scale).items()
+        if count <= max_fraction * len(images)
         and is_term(term)
         and term not in left_out
         and (term in telling or term not in words)  # a rare word cannot be told, nor a phrase by its words
-    ][: max(NUM_JUDGED, num_keywords)]
+    ][: max(NUM_EXAMINED, num_keywords)]
     of_several = {term for term in candidates if term not in words and len(phrase_of(term)) > 1}
     dull = of_several - _telling(images, candidates)
     return sorted([term for term in candidates if term not in dull][:num_keywords]), phrases
 
 
-def _frequent(images: Images, *, least: float) -> dict[str, int]:
+def _frequent(images: Images, *, min_images: float) -> dict[str, int]:
     """The terms of at least so many images with their numbers, the most frequent first."""
     counts = Counter(term for image in images for term in set().union(*image))
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return {term: count for term, count in ranked if count >= least}
+    return {term: count for term, count in ranked if count >= min_images}
 
 
 def _stop_terms(text: str, phrases: Phrases) -> Iterator[Phrase]:
@@ -206,7 +206,7 @@ def _telling(images: Images, candidates: Sequence[str]) -> set[str]:
     """The candidates that say something of their image, and those of which that cannot be told."""
     agreed = _agreed(images, candidates)
     # captions in several languages, or of one thing each, do not agree whatever they say
-    return agreed if len(agreed) >= LEAST_SHARE_AGREED * len(candidates) else _topical(images, candidates)
+    return agreed if len(agreed) >= MIN_FRACTION_AGREED * len(candidates) else _topical(images, candidates)
 
 
 def _agreed(images: Images, candidates: Sequence[str]) -> set[str]:
@@ -226,7 +226,7 @@ def _agreed(images: Images, candidates: Sequence[str]) -> set[str]:
     found = set()
     for term in candidates:
         chance = captions_with[term] / num_captions
-        if others[term] and chance < 1 and (agreeing[term] / others[term] - chance) / (1 - chance) > LEAST_AGREEMENT:
+        if others[term] and chance < 1 and (agreeing[term] / others[term] - chance) / (1 - chance) > MIN_AGREEMENT:
             found.add(term)
     return found
 
@@ -236,8 +236,8 @@ def _topical(images: Images, candidates: Sequence[str]) -> set[str]:
     told = divergences(images, candidates)
     known = [nats for nats in told.values() if nats is not None]
     topic = float(np.quantile(known, 0.75)) if known else 0.0
-    least = LEAST_SHARE_OF_TOPIC * topic if topic >= LEAST_TOPIC else -math.inf
-    return {term for term, nats in told.items() if nats is None or nats > least}
+    min_information = MIN_FRACTION_OF_TOPIC * topic if topic >= MIN_TOPIC else -math.inf
+    return {term for term, nats in told.items() if nats is None or nats > min_information}
 
 
 def divergences(images: Images, candidates: Sequence[str]) -> dict[str, float | None]:
@@ -271,7 +271,7 @@ def divergences(images: Images, candidates: Sequence[str]) -> dict[str, float | 
 
 def _excess(seen_C: np.ndarray, all_C: np.ndarray) -> float | None:
     total = seen_C.sum()
-    if total < LEAST_CONTEXT:
+    if total < MIN_CONTEXT:
         return None
     there = all_C > 0
     expected_C = all_C[there] / all_C[there].sum() * total

@@ -1,6 +1,6 @@
-"""The summarizer: an encoder, keywords that each look at their own places, and a sentence written over what was seen.
+"""The summarizer: an encoder, keywords that each look at their own positions, and a sentence written over what was seen.
 
-Shapes: B images, T places of the map, K keywords, D channels, M memory entries, L tokens.
+Shapes: B images, T positions of the map, K keywords, D channels, M memory entries, L tokens.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from finetune.tasks.summarization.words import is_unspaced, stretches_of
 
-MOST_WORDS, MOST_CHARACTERS = 3, 4  # of a phrase, where words are spaced and where characters are words
+MAX_WORDS, MAX_CHARACTERS = 3, 4  # of a phrase, where words are spaced and where characters are words
 
 Phrase = tuple[str, ...]
 
@@ -56,7 +56,7 @@ class Phrases:
 def possible(words: Phrase) -> bool:
     """Whether words may be one: all of letters, all with or all without spaces between, and not too many."""
     unspaced = is_unspaced(words[0])
-    return len(words) <= (MOST_CHARACTERS if unspaced else MOST_WORDS) and all(
+    return len(words) <= (MAX_CHARACTERS if unspaced else MAX_WORDS) and all(
         is_unspaced(word) == unspaced and "'" not in word and any(map(str.isalpha, word)) for word in words
     )
 

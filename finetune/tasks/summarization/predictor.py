@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cluster.errors import UserError
-from cluster.training.place import Place
-from finetune.tasks.base import Judgement, Predictor, TaskModel
+from cluster.training.rank_context import RankContext
+from finetune.tasks.base import Evaluation, Predictor, TaskModel
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.keywords import KeywordReader
 from finetune.tasks.summarization.metrics import (
@@ -21,14 +21,14 @@ from finetune.tasks.summarization.metrics import (
     sentence_scores,
 )
 from finetune.tasks.summarization.model import Summarizer
-from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
 from finetune.tasks.summarization.seeing import Seen
 from finetune.tasks.summarization.tokenizer import CaptionTokenizer
+from finetune.tasks.summarization.whole_image import Box, WholeImage, dwelling_box, inside_of
 from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
-JUDGE_BATCH = 128
+EVALUATION_BATCH = 128
 NUM_EXAMPLES = 20
 
 
@@ -43,13 +43,13 @@ class Keyword:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What a summarizer says of an image.
+    """What a summarizer predicts for an image.
 
     Attributes:
         keywords: those it is sure enough of, the surest first.
         sentence: text.
         log_probability: of the sentence and its end.
-        thumbnail: the part of the picture where most of the keywords' attention lies; None where the model is told not to.
+        thumbnail: the part of the image where most of the keywords' attention lies; None where the model is told not to.
     """
 
     keywords: list[Keyword]
@@ -59,8 +59,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What the model says of images and what is true of them, N of them with K keywords, in the data's order."""
+class _Evaluated:
+    """Predictions and truth for N images with K keywords, in the data's order."""
 
     scores_NK: np.ndarray
     truth_NK: np.ndarray
@@ -70,7 +70,7 @@ class _Judged:
 
 
 class ImageSummarizer(Predictor):
-    """A summarizer with all it needs to judge pictures."""
+    """A summarizer with all it needs to predict for images."""
 
     result_type = Summary
 
@@ -79,9 +79,9 @@ class ImageSummarizer(Predictor):
         self.tokenizer = CaptionTokenizer.from_json(config["tokenizer"])
         self.reader = KeywordReader.of_config(config)
 
-    def host_transform(self) -> WholePicture:
-        """The whole picture, stretched to a square."""
-        return WholePicture(self.config["image_size"], share=self.config["crop_share"], channels=self.channels)
+    def host_transform(self) -> WholeImage:
+        """The whole image, stretched to a square."""
+        return WholeImage(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
 
     @torch.no_grad()
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Summary]:
@@ -100,12 +100,12 @@ class ImageSummarizer(Predictor):
     def _summary(self, scores_K: np.ndarray, maps_KHW: np.ndarray, written: Written, frame: Box) -> Summary:
         order = np.argsort(-scores_K, kind="stable")
         sure = [int(index) for index in order if scores_K[index] >= self.config["keyword_threshold"]]
-        thumbnail, share = None, self.config["thumbnail_share"]
-        if share and len(order):
+        thumbnail, fraction = None, self.config["thumbnail_fraction"]
+        if fraction and len(order):
             # without a sure keyword the likeliest one says where to look
             looked_at = sure or [int(order[0])]
             heat_HW = np.einsum("k,khw->hw", scores_K[looked_at], maps_KHW[looked_at])
-            thumbnail = inside_of(dwelling_box(heat_HW, share), frame)
+            thumbnail = inside_of(dwelling_box(heat_HW, fraction), frame)
         return Summary(
             keywords=[Keyword(self.reader.keywords[k], float(scores_K[k]), maps_KHW[k]) for k in sure],
             sentence=self.tokenizer.text(written.ids),
@@ -114,19 +114,22 @@ class ImageSummarizer(Predictor):
         )
 
     @torch.no_grad()
-    def summarized(self, pictures: np.ndarray) -> tuple[Seen, list[Written]]:
+    def summarized(self, images: np.ndarray) -> tuple[Seen, list[Written]]:
         """What is seen in uint8 [B, C, size, size], and the sentences."""
         model = cast(Summarizer, self.model)
-        seen = model.look(self.images(pictures))
+        seen = model.look(self.images(images))
         beams, penalty = self.config["num_beams"], self.config["length_penalty"]
         return seen, write(model.decoder, seen.memory_BMD, num_beams=beams, penalty=penalty)
 
-    def judge(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> Judgement:
+    def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
         """Scores of keywords and sentences, each keyword's, and some sentences beside their references."""
-        judged = self.judged(shards, place, decode_threads=decode_threads)
-        known = judged.has_keywords_N
-        scores_NK, truth_NK = judged.scores_NK[known], judged.truth_NK[known]
-        num_captions, without = sum(map(len, judged.references)), sum(not several for several in judged.references)
+        evaluated = self.evaluated(shards, context, decode_threads=decode_threads)
+        known = evaluated.has_keywords_N
+        scores_NK, truth_NK = evaluated.scores_NK[known], evaluated.truth_NK[known]
+        num_captions, without = (
+            sum(map(len, evaluated.references)),
+            sum(not several for several in evaluated.references),
+        )
         if not num_captions:
             raise UserError(
                 f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: there is nothing to "
@@ -136,30 +139,30 @@ class ImageSummarizer(Predictor):
         if threshold is None:  # while training; a finished model knows it
             threshold = best_threshold(scores_NK, truth_NK)
             calibrated = {"keyword_threshold": threshold}
-        metrics = sentence_scores(judged.sentences, judged.references) | keyword_scores(
+        metrics = sentence_scores(evaluated.sentences, evaluated.references) | keyword_scores(
             scores_NK, truth_NK, threshold=threshold
         )
-        examples = [pair for pair in zip(judged.sentences, judged.references, strict=True) if pair[1]]
+        examples = [pair for pair in zip(evaluated.sentences, evaluated.references, strict=True) if pair[1]]
         details = {
-            "validation_images": len(judged.sentences),
-            "standard_errors": {"cider_d": cider_error(judged.sentences, judged.references)},
+            "validation_images": len(evaluated.sentences),
+            "standard_errors": {"cider_d": cider_error(evaluated.sentences, evaluated.references)},
             "validation_captions": num_captions,
             "validation_images_without_captions": without,
             "keyword_threshold": threshold,
             "per_keyword": per_keyword(scores_NK, truth_NK, self.reader.keywords),
             "examples": [{"sentence": one, "references": several} for one, several in examples[:NUM_EXAMPLES]],
         }
-        return Judgement(metrics, details, calibrated)
+        return Evaluation(metrics, details, calibrated)
 
-    def judged(self, shards: Shards, place: Place, *, decode_threads: int = 1) -> _Judged:
-        """What the model says of a whole data set, on every rank, whatever their number."""
+    def evaluated(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> _Evaluated:
+        """Predictions for a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
-        parts = [_Judged(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
-        for batch in self.batches(shards, place, batch_size=JUDGE_BATCH, decode_threads=decode_threads):
+        parts = [_Evaluated(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
+        for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
             seen, written = self.summarized(batch.arrays[0])
             truth, known = self.reader.read(batch.columns, self.columns)
             parts.append(
-                _Judged(
+                _Evaluated(
                     seen.logits_BK.float().sigmoid().cpu().numpy(),
                     truth,
                     known,
@@ -174,7 +177,7 @@ class ImageSummarizer(Predictor):
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("scores_NK", "truth_NK", "has_keywords_N")
         )
-        return _Judged(
+        return _Evaluated(
             scores,
             truths,
             known,

@@ -72,8 +72,8 @@ def write(decoder: SentenceDecoder, memory_BMD: Tensor, *, num_beams: int = 1, p
         alive_BW, chosen = score.where(~ended, lost).topk(min(width, score.shape[1]))
         tokens, beam = _rows(grown, chosen), beam.gather(1, chosen)
         # an image is done with as many sentences as beams, or when no other can be better: going on only lowers a probability
-        most_B = alive_BW[:, 0] / length_penalty(decoder.max_tokens, penalty)
-        open_B1 = ((done_score_BW[:, -1] == lost) & (done_score_BW[:, 0] < most_B))[:, None]
+        max_score_B = alive_BW[:, 0] / length_penalty(decoder.max_tokens, penalty)
+        open_B1 = ((done_score_BW[:, -1] == lost) & (done_score_BW[:, 0] < max_score_B))[:, None]
         if not bool(open_B1.any()):
             break
         for layer in cache:

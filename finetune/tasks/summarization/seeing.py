@@ -1,6 +1,6 @@
-"""What a summarizer sees: the encoder's maps as places, keywords that each look at their own, and the memory of a sentence.
+"""What a summarizer sees: the encoder's maps as positions, keywords that each look at their own, and the memory of a sentence.
 
-Shapes: B images, T places of the map, K keywords, F keywords that the sentence is told, D channels, M memory entries.
+Shapes: B images, T positions of the map, K keywords, F keywords that the sentence is told, D channels, M memory entries.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from finetune.tasks.summarization.decoder import SentenceDecoder
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model sees in images: `logits_BK` of the keywords, where each looks (`attention_BKT`, rows sum to 1, T places of
-    a map of `size_HW`), and the memory that the sentence is written over."""
+    """What the model sees in images: `logits_BK` of the keywords, where each looks (`attention_BKT`, rows sum to 1, T positions
+    of a map of `size_HW`), and the memory that the sentence is written over."""
 
     logits_BK: Tensor
     attention_BKT: Tensor
@@ -27,7 +27,7 @@ class Seen:
     memory_BMD: Tensor
 
 
-class Places(nn.Module):
+class MapTokens(nn.Module):
     """The last maps as one sequence of tokens with positions: coarser maps are enlarged and added to the finest of them."""
 
     def __init__(self, channels: list[int], width: int) -> None:
@@ -67,7 +67,7 @@ def positions(height: int, width: int, dim: int) -> Tensor:
 
 
 class KeywordHead(nn.Module):
-    """One query a keyword looks over the places and judges what it sees there.
+    """One query a keyword looks over the positions and decides what it sees there.
 
     As in Query2Label (https://arxiv.org/abs/2107.10834) without its layers: queries do not see each other, so each
     keyword's map is all that its score stands on.
@@ -90,7 +90,7 @@ class KeywordHead(nn.Module):
             layer(tokens_BTD).unflatten(-1, (self.num_heads, -1)) for layer in (self.keys, self.values)
         )
         queries_Khd = self.queries.unflatten(-1, (self.num_heads, -1))
-        # queries start near zero: their scale is learnt, from an even look over all places on
+        # queries start near zero: their scale is learnt, from an even look over all positions on
         scores_BhKT = torch.einsum("khd,bthd->bhkt", queries_Khd, keys_BThd)
         attention_BhKT = scores_BhKT.float().softmax(-1).to(values_BThd.dtype)
         seen_BKD = torch.einsum("bhkt,bthd->bkhd", attention_BhKT, values_BThd).flatten(-2)
@@ -120,7 +120,7 @@ class Sight(nn.Module):
     ) -> None:
         """Makes what looks at the last `num_maps` of an encoder's maps, of these channels."""
         self.num_maps, self.num_fed = num_maps, min(num_fed, num_keywords)
-        self.places = Places(list(channels[-num_maps:]), width)
+        self.places = MapTokens(list(channels[-num_maps:]), width)
         self.keywords = KeywordHead(num_keywords, width, num_heads)
         self.names = nn.Embedding(num_keywords, width)
         self.told = nn.Linear(width, width)
@@ -139,7 +139,7 @@ class Sight(nn.Module):
         tokens_BTD, size_HW = self.places(maps[-self.num_maps :])
         logits_BK, attention_BKT, seen_BKD = self.keywords(tokens_BTD)
         sure_BK = logits_BK.sigmoid().to(tokens_BTD.dtype)
-        # the attended map: each place is told the keywords that look there
+        # the attended map: each position is told the keywords that look there
         named_BTD = torch.einsum("bkt,bk,kd->btd", attention_BKT, sure_BK, self.names.weight.to(tokens_BTD.dtype))
         memory = [tokens_BTD + named_BTD * tokens_BTD.shape[1]]
         if self.num_fed:

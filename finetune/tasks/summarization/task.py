@@ -86,7 +86,7 @@ class Summarization(Task):
                 survey.sample,
                 num_keywords=own.num_keywords,
                 min_images=own.keyword_min_images,
-                max_share=own.keyword_max_share,
+                max_fraction=own.keyword_max_fraction,
                 stop_words=own.stop_words,
             )
         if not keywords and own.num_keywords:
@@ -95,7 +95,7 @@ class Summarization(Task):
                 + (
                     ""
                     if own.keywords_column is not None
-                    else f" and at most a share of {own.keyword_max_share:g} of them, and tells something of them"
+                    else f" and at most a fraction of {own.keyword_max_fraction:g} of them, and tells something of them"
                 )
                 + "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
             )
@@ -120,7 +120,7 @@ class Summarization(Task):
             "num_beams": own.num_beams,
             "length_penalty": own.length_penalty,
             "keyword_threshold": own.keyword_threshold,
-            "thumbnail_share": own.thumbnail_share,
+            "thumbnail_fraction": own.thumbnail_fraction,
         }
 
     @classmethod
@@ -147,8 +147,8 @@ class Summarization(Task):
         )
 
     def views(self, size: int) -> list[ViewSpec]:
-        """A mild crop, for a caption speaks of the whole picture; mirrored only where captions do not tell left from right."""
-        specs = weak_views(size, crop_scale=(self.settings.smallest_crop, 1.0))
+        """A mild crop, for a caption speaks of the whole image; mirrored only where captions do not tell left from right."""
+        specs = weak_views(size, crop_scale=(self.settings.min_crop, 1.0))
         return [dataclasses.replace(spec, flip=0.5 if self.settings.flip else 0.0) for spec in specs]
 
     def to_inputs(self, images: list[Tensor], batch: Batch, device: torch.device) -> SummaryTargets:

@@ -46,7 +46,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
     if report["few_bits"]:
-        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled by these")
+        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled to those")
     for note in report["notes"]:
         console.print(f"note: {printable(note)}")
     for reason in report["passed_over"]:
@@ -86,16 +86,16 @@ def printable(text: str) -> str:
 def _print_rows(console: Console, what: str, rows: list[dict[str, Any]], num: int) -> None:
     console.print(what)
     for row in rows:
-        parts = [_place_in_words(row)]
+        parts = [_location_in_words(row)]
         if "column" in row:
             parts.append(printable(row["column"]))
-        reason = printable(row["reason"]) if "reason" in row else f"same as {_place_in_words(row['same_as'])}"
+        reason = printable(row["reason"]) if "reason" in row else f"same as {_location_in_words(row['same_as'])}"
         console.print(f"  {', '.join(parts)}: {reason}")
     if num > len(rows):
         console.print(f"  ... and {num - len(rows)} more")
 
 
-def _place_in_words(row: Mapping[str, Any]) -> str:
+def _location_in_words(row: Mapping[str, Any]) -> str:
     return f"{printable(row['file'])} row group {row['row_group']} row {row['row']}"
 
 
@@ -120,7 +120,7 @@ def _boxes_in_words(boxes: dict[str, Any]) -> str:
     classes = f": {_counts_in_words(boxes['classes'])}" if boxes["classes"] else ""
     return (
         f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} rows without; "
-        f"{boxes['outside']} reach out of the image, {boxes['degenerate']} without area"
+        f"{boxes['outside']} reach beyond the image, {boxes['degenerate']} without area"
         + (f"; {boxes['crowds']} crowd regions are left out" if boxes["crowds"] else "")
     )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
-from pretrain.data.images.geometry import BoxJudge
+from pretrain.data.images.geometry import BoxCheck
 from pretrain.data.reading.annotations import (
     BoxColumn,
     Boxes,
@@ -185,8 +185,8 @@ class BoxTally:
     def __init__(self, column: BoxColumn) -> None:
         self.column = column
         self._classes: Counter[str] = Counter()
-        self._rows = self._rows_without = self._boxes = self._degenerate = self._most = self._crowds = 0
-        self._judge = BoxJudge(column.box_format)
+        self._rows = self._rows_without = self._boxes = self._degenerate = self._max_per_row = self._crowds = 0
+        self._box_check = BoxCheck(column.box_format)
 
     def add(self, value: Any, size: tuple[int, int] | None) -> Boxes:
         """Counts a row and returns its boxes. `size`: the image's (width, height), None if it is bad. Raises BadAnnotation."""
@@ -195,25 +195,25 @@ class BoxTally:
         self._rows_without += not boxes
         self._boxes += len(boxes)
         self._crowds += sum(crowds_in(value, self.column))
-        self._most = max(self._most, len(boxes))
+        self._max_per_row = max(self._max_per_row, len(boxes))
         self._classes.update(map(name_of_class, boxes.classes))
         self._degenerate += int(boxes.degenerate().sum())
         if size is not None:
-            self._judge.add(boxes.xyxy_N4, size)
+            self._box_check.add(boxes.xyxy_N4, size)
         return boxes
 
     def report(self) -> dict[str, Any]:
-        """Counts; boxes of bad images are judged by no size, so `outside` knows nothing of them."""
+        """Counts; boxes of bad images have no size to be compared with, so `outside` knows nothing of them."""
         by_count = sorted(self._classes.items(), key=lambda item: (-item[1], item[0]))
-        complaint = self._judge.complaint(f"the boxes in column {self.column.column!r}", "--box-format")
+        complaint = self._box_check.complaint(f"the boxes in column {self.column.column!r}", "--box-format")
         return {
             "column": self.column.column,
             "box_format": self.column.box_format,
             "boxes": self._boxes,
             "rows_without": self._rows_without,
             "mean_per_row": round(self._boxes / self._rows, 2) if self._rows else None,
-            "most_per_row": self._most,
-            "outside": self._judge.outside,
+            "most_per_row": self._max_per_row,
+            "outside": self._box_check.outside,
             "degenerate": self._degenerate,
             "crowds": self._crowds,
             "classes": dict(by_count) if self.column.class_field is not None else None,

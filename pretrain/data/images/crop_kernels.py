@@ -24,7 +24,7 @@ _u16, _u64, _i16, _i32 = np.uint16, np.uint64, np.int16, np.int32
 
 # of weights; with 8, or 7 where some are below zero, a weighted sum of bytes fits into 16 bits
 NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14
-MOST_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
+MAX_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
 # a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at half a level
 _CUBIC_SPARE, _CUBIC_START = _i16(64), _u16(64 * 2**CUBIC_BITS + 2 ** (CUBIC_BITS - 1))
 STRIP = 112  # lines at most, in eights
@@ -35,7 +35,7 @@ def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height:
     """Crops of an image for all views: left, top, width, height in pixels, as torchvision's RandomResizedCrop finds them.
 
     `draws_VA4` are uniform in [0, 1): area, log-ratio, left and top of A attempts. `ranges_V4` are the smallest and largest
-    share of the area and log-ratio. A crop that does not fit is tried again; after the last attempt the largest central crop
+    fraction of the area and log-ratio. A crop that does not fit is tried again; after the last attempt the largest central crop
     within the ratios is taken.
     """
     for view in range(draws_VA4.shape[0]):
@@ -60,7 +60,7 @@ def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height:
 def place_crops(
     draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height: int, boxes_V4: np.ndarray, geometry_V5: np.ndarray
 ) -> None:
-    """`find_boxes`, and into the first four of `geometry_V5` left, top, right and bottom as shares of the image's sides."""
+    """`find_boxes`, and into the first four of `geometry_V5` left, top, right and bottom as fractions of the image's sides."""
     find_boxes(draws_VA4, ranges_V4, width, height, boxes_V4)
     for view in range(boxes_V4.shape[0]):
         left, top, w, h = boxes_V4[view]
@@ -97,8 +97,8 @@ def _find_weights(
     stretch = max(scale, 1.0)
     reach = 2 * stretch if cubic else stretch
     exact = np.empty(weights_NK.shape[1])
-    for place in range(num):
-        index = num - 1 - place if flip else place
+    for slot in range(num):
+        index = num - 1 - slot if flip else slot
         centre = low + (index + 0.5) * scale
         start = min(max(0, math.floor(centre - reach + 0.5)), limit - 1)
         stop = max(start + 1, min(limit, math.floor(centre + reach + 0.5)))
@@ -111,9 +111,9 @@ def _find_weights(
         for k in range(start, stop):
             reached += exact[k - start]
             upto = math.floor(reached / total * (1 << bits) + 0.5) if total > 0 else 1 << bits
-            weights_NK[place, k - start] = upto - given
+            weights_NK[slot, k - start] = upto - given
             given = upto
-        starts_N[place], counts_N[place] = start, stop - start
+        starts_N[slot], counts_N[slot] = start, stop - start
 
 
 @compiled
@@ -282,7 +282,7 @@ def crop(
     taps = 4 if cubic else 2
     weights_x = np.empty((size, int(taps * max(1.0, width / size)) + 4), np.int16)
     weights_y = np.empty((size, int(taps * max(1.0, height / size)) + 4), np.int16)
-    wide = max(width, height) > MOST_NARROW * size
+    wide = max(width, height) > MAX_NARROW * size
     bits = WIDE_BITS if wide else CUBIC_BITS if cubic else NARROW_BITS
     _find_weights(left, width, image_width, flip, cubic, bits, starts_x, counts_x, weights_x)
     _find_weights(top, height, image_height, False, cubic, bits, starts_y, counts_y, weights_y)

@@ -109,9 +109,7 @@ class BadImage(Exception):
     """An image that cannot be used; the text is a short stable reason such as `truncated` or `not an image`."""
 
 
-def decode_image(
-    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int | None = None
-) -> np.ndarray:
+def decode_image(data: bytes | memoryview, *, min_side: int | None = None, max_pixels: int | None = None) -> np.ndarray:
     """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
     Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour,
@@ -121,19 +119,19 @@ def decode_image(
 
     Args:
         data: the encoded file.
-        smallest_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG makes use of
+        min_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG makes use of
             it: it is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
         max_pixels: more are refused from the header, before anything is decoded; None: `max_pixels_now`.
 
     Raises:
         BadImage: for everything that cannot be decoded, and nothing else.
     """
-    return np.asarray(decode_upright(data, smallest_side=smallest_side, max_pixels=max_pixels))
+    return np.asarray(decode_upright(data, min_side=min_side, max_pixels=max_pixels))
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture, and how it lay in its file.
+    """A decoded image, and how it lay in its file.
 
     Attributes:
         pixels_HW3: uint8, RGB, upright.
@@ -149,7 +147,7 @@ class Decoded:
 
 
 def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> Decoded:
-    """`decode_image` with what the file says of how the picture lies in it. Raises BadImage."""
+    """`decode_image`, and how the image is stored in the file. Raises BadImage."""
     with _only_bad_image():
         image, orientation = _open(bytes(data), max_pixels)
         size, turned = _as_stored(image, orientation)
@@ -188,7 +186,7 @@ def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int,
 
 
 def significant_bits(data: bytes | memoryview) -> int:
-    """Bits that the grey values of a 16-bit picture use where these are fewer, else 0. Raises BadImage."""
+    """Bits that the grey values of a 16-bit image use where these are fewer, else 0. Raises BadImage."""
     with _only_bad_image():
         image, _ = _open(bytes(data), None)
         if not image.mode.startswith("I;16"):
@@ -198,13 +196,13 @@ def significant_bits(data: bytes | memoryview) -> int:
 
 
 def decode_upright(
-    data: bytes | memoryview, *, smallest_side: int | None = None, max_pixels: int | None = None
+    data: bytes | memoryview, *, min_side: int | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """`decode_image` as a Pillow image of mode RGB."""
     with _only_bad_image():
         image, orientation = _open(bytes(data), max_pixels)
-        if smallest_side is not None and isinstance(image, JpegImageFile):
-            image.draft(None, (max(1, smallest_side), max(1, smallest_side)))
+        if min_side is not None and isinstance(image, JpegImageFile):
+            image.draft(None, (max(1, min_side), max(1, min_side)))
         image.load()
         rgb, _ = _to_rgb(image)
         if orientation in UPRIGHT:

@@ -1,10 +1,10 @@
-"""Boxes as geometry: from the image that they were drawn on to the pixels of the picture as it is decoded, the right way up.
+"""Boxes as geometry: from the image that they were drawn on to the pixels of the image as it is decoded, the right way up.
 
 A box belongs to a frame: a size and an orientation. Annotation files record the size, if at all; the orientation is that of
-the file as it is stored, where a program did not mind EXIF, or that of the upright picture. Width and height tell which it was
-for pictures that lie on their side; for the others the set's pictures on their side do, as far as there are any.
+the file as it is stored, where a program did not mind EXIF, or that of the upright image. Width and height tell which it was
+for images that lie on their side; for the others the set's images on their side do, as far as there are any.
 
-The rules of what numbers mean, one for import, `check` and fine-tuning, are `BoxJudge`'s.
+The rules of what numbers mean, one for import, `check` and fine-tuning, are `BoxCheck`'s.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 Size = tuple[float, float]  # width, height
 
 NUM_FOR_HINT = 20  # boxes, before anything is said about corners and sizes
-WRONG_SHARE, RIGHT_SHARE = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
+WRONG_FRACTION, RIGHT_FRACTION = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
 
 
 class WrongFrame(Exception):
-    """Boxes that cannot be brought to their picture; the text says why."""
+    """Boxes that cannot be brought to their image; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How a picture lies in its file: (width, height) as stored, and the EXIF orientation 1 to 8 that brings it upright."""
+    """How an image lies in its file: (width, height) as stored, and the EXIF orientation 1 to 8 that brings it upright."""
 
     stored: Size
     orientation: int = 1
 
     @property
     def upright(self) -> Size:
-        """(width, height) of the picture as it is decoded."""
+        """(width, height) of the image as it is decoded."""
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
 
@@ -42,16 +42,16 @@ class Frame:
 def upright_boxes(
     boxes: Sequence[Box], frame: Frame, *, drawn_on: Size | None, relative: bool = False, on_stored: bool | None = None
 ) -> list[Box]:
-    """Boxes in pixels of the upright picture.
+    """Boxes in pixels of the upright image.
 
     Args:
-        boxes: in pixels of the image they were drawn on, or in shares of its sides.
+        boxes: in pixels of the image they were drawn on, or in fractions of its sides.
         frame: of the file.
         drawn_on: (width, height) that the source records for the image; None where it does not.
-        relative: the boxes are shares. These are taken as those of the upright picture where no size is recorded, as the
-            trainers that read such files have it; boxes in pixels as well, unless the other pictures say otherwise.
-        on_stored: whether the other pictures of the set say that boxes were drawn on the pixels as stored (True), on upright
-            pictures (False), or nothing (None).
+        relative: the boxes are fractions. These are taken as those of the upright image where no size is recorded, as the
+            trainers that read such files have it; boxes in pixels as well, unless the other images say otherwise.
+        on_stored: whether the other images of the set say that boxes were drawn on the pixels as stored (True), on upright
+            images (False), or nothing (None).
 
     Raises WrongFrame where the recorded size is neither that of the file nor a scaled one, or nothing tells how the image lay.
     """
@@ -77,7 +77,7 @@ def upright_boxes(
         raise WrongFrame(
             f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the image has "
             f"{width:g} x {height:g} "
-            "pixels, which is no scaled one"
+            "pixels, which is not the same shape scaled"
         )
     scale = fits_stored if turned else fits_upright
     assert scale is not None
@@ -90,13 +90,13 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
     is_square = frame.orientation >= 5
     if on_stored is None and not is_square:
         raise WrongFrame(
-            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source tells whether its boxes "
-            "were turned as "
-            "well"
+            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its boxes were rotated "
+            "too"
         )
     if on_stored and is_square:
         raise WrongFrame(
-            "EXIF turns this square image; boxes of others were drawn on pixels as stored, and nothing tells of its own"
+            "EXIF turns this square image; boxes of others were drawn on the pixels as stored, and nothing says whether its "
+            "own were"
         )
     return bool(on_stored)
 
@@ -113,13 +113,13 @@ def scale_to(size: Size, target: Size) -> tuple[float, float] | None:
     slack = 1.0 + 0.5 * factor
     if abs(size[0] * factor - target[0]) > slack or abs(size[1] * factor - target[1]) > slack:
         return None
-    if min(target) * 4 < 3 * slack:  # of tiny pictures everything would fit
+    if min(target) * 4 < 3 * slack:  # of tiny images everything would fit
         return None
     return across, down
 
 
 def turn(box: Box, frame: Frame) -> Box:
-    """A box on the stored pixels as it lies on the upright picture."""
+    """A box on the stored pixels as it lies on the upright image."""
     left, top, width, height = box
     right_of = frame.stored[0] - left - width
     below = frame.stored[1] - top - height
@@ -140,7 +140,7 @@ def _times(box: Box, across: float, down: float) -> Box:
 
 
 def customs(frames: Iterable[tuple[Frame, Size]]) -> bool | None:
-    """Whether boxes of a set were drawn on stored pixels, by pictures on their side and the sizes recorded for them.
+    """Whether boxes of a set were drawn on stored pixels, by images on their side and the sizes recorded for them.
 
     True or False where all of them agree, None where there are none or they differ.
     """
@@ -155,7 +155,7 @@ def customs(frames: Iterable[tuple[Frame, Size]]) -> bool | None:
 
 
 @dataclass
-class BoxJudge:
+class BoxCheck:
     """Finds out over many boxes whether their four numbers mean something else than they are read as.
 
     Args:
@@ -163,7 +163,7 @@ class BoxJudge:
     """
 
     read_as: str = "xywh"
-    judged: int = 0
+    num_boxes: int = 0
     outside: int = 0
     flat: int = 0
     misfits: int = 0
@@ -173,7 +173,7 @@ class BoxJudge:
     whole_numbers: int = 0
 
     def add(self, xyxy_N4: np.ndarray, size: Size) -> None:
-        """Judges the boxes of a picture of this (width, height): corners in pixels, read as `read_as` says."""
+        """Counts the boxes of an image of this (width, height): corners in pixels, read as `read_as` says."""
         if not len(xyxy_N4):
             return
         corners_N4 = np.asarray(xyxy_N4, dtype=np.float64)
@@ -181,7 +181,7 @@ class BoxJudge:
         sign = -1 if self.read_as == "xywh" else 1
         other_N4 = corners_N4 + sign * np.pad(corners_N4[:, :2], ((0, 0), (2, 0)))
         outside_N, flat_N = beyond(corners_N4, size), _flat(corners_N4)
-        self.judged += len(corners_N4)
+        self.num_boxes += len(corners_N4)
         self.outside += int(outside_N.sum())
         self.flat += int(flat_N.sum())
         self.misfits += int((outside_N | flat_N).sum())
@@ -193,32 +193,32 @@ class BoxJudge:
             self.whole_numbers += int((numbers_N4 == np.round(numbers_N4)).all(axis=1).sum())
 
     @property
-    def look_like_shares(self) -> bool:
-        """Whether nearly all boxes lie within a pixel or two of the corner: shares of the sides."""
-        if not self.judged:
+    def look_like_fractions(self) -> bool:
+        """Whether nearly all boxes lie within a pixel or two of the corner: fractions of the sides."""
+        if not self.num_boxes:
             return False
-        if self.judged >= NUM_FOR_HINT:
-            return self.within_two > (1 - RIGHT_SHARE) * self.judged
-        return self.within_one == self.judged and self.whole_numbers < self.judged
+        if self.num_boxes >= NUM_FOR_HINT:
+            return self.within_two > (1 - RIGHT_FRACTION) * self.num_boxes
+        return self.within_one == self.num_boxes and self.whole_numbers < self.num_boxes
 
     @property
     def better_read_as(self) -> str | None:
-        """The other reading, where boxes fit their pictures by it and not as they are read; else None."""
-        if self.judged < NUM_FOR_HINT:
+        """The other reading, where boxes fit their images by it and not as they are read; else None."""
+        if self.num_boxes < NUM_FOR_HINT:
             return None
-        if self.misfits > WRONG_SHARE * self.judged and self.misfits_other < RIGHT_SHARE * self.judged:
+        if self.misfits > WRONG_FRACTION * self.num_boxes and self.misfits_other < RIGHT_FRACTION * self.num_boxes:
             return {"xywh": "xyxy", "xyxy": "xywh"}[self.read_as]
         return None
 
     def complaint(self, what: str, option: str = "") -> str | None:
         """What is wrong with the boxes of `what`, and the option or setting that mends it; None where nothing is."""
-        if self.look_like_shares:
-            reads = "; --boxes shares reads them" if option == "--boxes" else "; they must be in pixels"
-            return f"{what} look like shares of the image's sides{reads}"
+        if self.look_like_fractions:
+            reads = "; --boxes fractions reads them" if option == "--boxes" else "; they must be in pixels"
+            return f"{what} look like fractions of the image's sides{reads}"
         if (other := self.better_read_as) is not None:
             try_it = f"; try {option}{'=' if '.' in option else ' '}{other}" if option else ""
             return (
-                f"{what}: {self.misfits} of {self.judged} do not fit their images as {self.read_as}, but nearly all do as "
+                f"{what}: {self.misfits} of {self.num_boxes} do not fit their images as {self.read_as}, but nearly all do as "
                 f"{other}{try_it}"
             )
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 FIRST_SLOTS = 2**12
-MOST_FULL = 0.6  # share of the slots; above it there are twice as many
+MAX_FULL = 0.6  # fraction of the slots; above it there are twice as many
 
 
 class FirstSeen:
@@ -35,7 +35,7 @@ class FirstSeen:
             return self._numbers[slot]
         self._keys[slot], self._numbers[slot] = key, number
         self._num += 1
-        if self._num > MOST_FULL * len(self._keys):
+        if self._num > MAX_FULL * len(self._keys):
             self._grow()
         return number
 

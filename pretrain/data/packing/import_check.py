@@ -63,7 +63,7 @@ def check_import(
         f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about {len(records) * seconds:.0f} s",
     ]
     lines += [f"read as {listing.told}"] * bool(listing.told)
-    lines += [f"annotation set aside: {place}: {reason}" for place, reason in listing.problems[:5]]
+    lines += [f"annotation set aside: {location}: {reason}" for location, reason in listing.problems[:5]]
     if len(listing.problems) > 5:
         lines.append(f"and {len(listing.problems) - 5} more annotations set aside")
     return [*lines, *(f"note: {note}" for note in listing.notes), "nothing was started"]

@@ -69,7 +69,7 @@ class Journal:
             journal = cls(dest, options)
             journal._write()
             return journal
-        reached = {split: Reached(*place) for split, place in stored["reached"].items()}
+        reached = {split: Reached(*one) for split, one in stored["reached"].items()}
         journal = cls(dest, options, stored["state"], _reached=reached, _num_parts=stored["parts"])
         for number in range(journal._num_parts):
             for line in storage.read_bytes(journal._part(number)).decode().splitlines():
@@ -107,7 +107,7 @@ class Journal:
             "repeat its command to continue it, name another folder, or add --overwrite"
         )
 
-    def place(self, split: str) -> Reached:
+    def reached_of(self, split: str) -> Reached:
         """Where a split continues."""
         return self._reached.get(split, Reached())
 
@@ -135,7 +135,7 @@ class Journal:
         return None
 
     def publish(self, splits: list[str]) -> None:
-        """Moves the shards to their place; one that was moved before a cut is there already."""
+        """Moves the shards to where they belong; one that was moved before a cut is there already."""
         fs, root = storage.filesystem(self.folder)
 
         def move(split: str, name: str) -> None:
@@ -160,7 +160,7 @@ class Journal:
         return storage.join(self.folder, f"part-{number:05d}.jsonl")
 
     def _write(self) -> None:
-        reached = {split: [place.records_done, place.shards_done] for split, place in self._reached.items()}
+        reached = {split: [one.records_done, one.shards_done] for split, one in self._reached.items()}
         content = {"format_version": FORMAT_VERSION, "options": self.options, "reached": reached}
         storage.write_json(
             storage.join(self.folder, JOURNAL), {**content, "parts": self._num_parts, "state": self.state}
@@ -199,5 +199,7 @@ def check_room(dest: str, *, overwrite: bool) -> list[str]:
     if held and not overwrite:
         raise UserError(f"{dest} is not empty (it holds {min(held)}); name another folder or add --overwrite")
     if foreign := sorted(name for name in held if not OWN_NAMES.fullmatch(name.rsplit("/", 1)[-1])):
-        raise UserError(f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or name another folder")
+        raise UserError(
+            f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or choose another folder"
+        )
     return names

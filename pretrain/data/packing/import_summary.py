@@ -16,7 +16,7 @@ from pretrain.data.packing.sources import Listing, Record
 from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
 
 QUARANTINE = "_quarantine.jsonl"
-MOST_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
+MAX_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
 NOTED = (
     TURNED,
     ASSUMED,
@@ -59,7 +59,7 @@ def summary_of(
     sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
     notes = list(listing.notes)
     if VALIDATION in sides and (unseen := sorted(sides[VALIDATION] - sides.get(TRAIN, set()))):
-        notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
+        notes.append(f"classes in validation that train does not have: {', '.join(unseen)}")
     if with_classes and (
         gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
     ):
@@ -79,7 +79,7 @@ def summary_of(
         "kind": listing.kind,
         "recognised_as": masked(listing.told),
         "quarantined": len(problems),
-        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MOST_REASONS)),
+        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MAX_REASONS)),
         "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
         "notes": [masked(note) for note in notes],
         "ledger": ledger.as_json(),
@@ -87,19 +87,18 @@ def summary_of(
     }
 
 
-def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, most: float) -> str | None:
-    """What to do where too large a share of the images or annotations was set aside; None where it was not."""
+def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fraction: float) -> str | None:
+    """What to do where too large a fraction of the images or annotations was set aside; None where it was not."""
     num_annotations = max(listing.account.annotations, len(listing.problems))
     for num, among, what in (
         (tally.aside, len(records), "images"),
         (len(listing.problems), num_annotations, "annotations"),
     ):
-        if num > most * among:
+        if num > max_fraction * among:
             return (
-                f"{num} of {among} {what} were set aside, more than the share of {most:g} that --max-set-aside allows; "
-                f"{QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
-                "share; the shards "
-                "are kept for a look"
+                f"{num} of {among} {what} were set aside, more than --max-set-aside={max_fraction:g} allows; "
+                f"{QUARANTINE} gives the reason for each. Fix them and import again with --overwrite, or allow more; "
+                "the shards are kept so that you can look at them"
             )
     return None
 
@@ -115,18 +114,18 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
     ]
     if summary["bytes_before_scaling"]:
-        share = 1 - summary["bytes"] / summary["bytes_before_scaling"]
-        lines.append(f"  scaling down saved {share:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
+        fraction = 1 - summary["bytes"] / summary["bytes_before_scaling"]
+        lines.append(f"  scaling down saved {fraction:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
     if summary["classes"] is not None:
-        most = sorted(summary["classes"].items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{name} {num}" for name, num in most[:20])
-        more = f", and {len(most) - 20} more" if len(most) > 20 else ""
-        lines.append(f"  {len(most)} classes: {shown}{more}")
+        classes = sorted(summary["classes"].items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{name} {num}" for name, num in classes[:20])
+        more = f", and {len(classes) - 20} more" if len(classes) > 20 else ""
+        lines.append(f"  {len(classes)} classes: {shown}{more}")
     lines.extend(f"  {summary[name]} {name}" for name in ("boxes", "captions") if summary[name] is not None)
     if summary["recognised_as"]:
-        lines.append(f"  read as {summary['recognised_as']}")
+        lines.append(f"  recognised as {summary['recognised_as']}")
     if summary["quarantined"]:
         reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
         lines.append(

@@ -9,32 +9,32 @@ import numpy as np
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage, image_frame
-from pretrain.data.images.geometry import BoxJudge, Frame, Size, customs
+from pretrain.data.images.geometry import BoxCheck, Frame, Size, customs
 from pretrain.data.packing.sources import Record
 from pretrain.data.packing.sources.parallel import in_order
 
-SAMPLE = 256  # pictures; in the order of packing, which is mixed
+SAMPLE = 256  # images; in the order of packing, which is mixed
 
 
 def look_at_boxes(
-    records: Sequence[Record], src: str, *, num_threads: int, option: str | None = "--boxes", judged: bool = True
+    records: Sequence[Record], src: str, *, num_threads: int, option: str | None = "--boxes", check_format: bool = True
 ) -> bool | None:
-    """Whether boxes were drawn on pictures as stored (see `upright_boxes`), by a sample of those that have some.
+    """Whether boxes were drawn on images as stored (see `upright_boxes`), by a sample of those that have some.
 
     Args:
         records: of the source, in the order of packing.
         src: named in errors.
         num_threads: that read.
         option: that says what numbers mean; None where the kind of source has none.
-        judged: False where the user has said what numbers mean.
+        check_format: False where the user has said what numbers mean.
 
-    Raises UserError where nearly all boxes are shares of the sides, or corners in place of sizes.
+    Raises UserError where nearly all boxes are fractions of the sides, or corners in place of sizes.
     """
     with_boxes = (record for record in records if record.objects and record.objects.bbox and record.problem is None)
     sample = list(islice((record for record in with_boxes if not record.relative_boxes), SAMPLE))
     if not sample:
         return None
-    judge = BoxJudge()
+    box_check = BoxCheck()
     frames: list[tuple[Frame, Size]] = []
     for record, frame in zip(sample, in_order(_frame_of, sample, num_threads), strict=True):
         if frame is None or record.objects is None:
@@ -42,14 +42,14 @@ def look_at_boxes(
         if record.frame is not None:
             frames.append((frame, record.frame))
         xyxy_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in record.objects.bbox])
-        judge.add(xyxy_N4, record.frame or frame.upright)
-    if judged and (complaint := judge.complaint(f"the boxes of {src}", option or "")) is not None:
+        box_check.add(xyxy_N4, record.frame or frame.upright)
+    if check_format and (complaint := box_check.complaint(f"the boxes of {src}", option or "")) is not None:
         raise UserError(complaint if option else f"{complaint}; they must be left, top, width and height in pixels")
     return customs(frames)
 
 
 def _frame_of(record: Record) -> Frame | None:
-    """How the picture lies in its file; None where it cannot be read, which packing finds out."""
+    """How the image lies in its file; None where it cannot be read, which packing finds out."""
     try:
         return Frame(*image_frame(record.read()))
     except (UserError, ValueError, BadImage):

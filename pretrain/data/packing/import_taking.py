@@ -58,7 +58,7 @@ class Taking:
     drop_duplicates: bool
 
     def take(self, item: Prepared, number: int, writer: ShardWriter) -> None:
-        """Packs one image and counts it, or says why not. `number`: its place among the records."""
+        """Packs one image and counts it, or says why not. `number`: its index among the records."""
         record, tally = item.record, self.tally
         for note in item.notes:
             self.journal.set_aside(record.path, note)

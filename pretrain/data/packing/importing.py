@@ -43,8 +43,8 @@ from pretrain.data.progress import ProgressLine
 __all__ = ["ImportOptions", "describe_import", "import_images"]
 
 SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
-MAX_SET_ASIDE = 0.05  # share of the images or annotations; above it an import is no success
-MOST_UNREAD_IN_A_ROW = 200
+MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
+MAX_UNREAD_IN_A_ROW = 200
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -55,7 +55,7 @@ class ImportOptions:
     """What the shards depend on; a cut-off import continues only with the same ones.
 
     Args:
-        validation_share: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an image's side depends on
+        validation_fraction: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an image's side depends on
             its path alone, so that it stays when others are added; of equal images on both sides the later ones are left out.
             A source that has splits of its own keeps them, and only a missing validation is taken from its training images.
         seed: of the order in the shards.
@@ -67,7 +67,7 @@ class ImportOptions:
         bytes_per_shard: a file ends with the row group that reaches it.
     """
 
-    validation_share: float = 0.0
+    validation_fraction: float = 0.0
     seed: int = 0
     drop_duplicates: bool = False
     short_side: int = 0
@@ -77,8 +77,8 @@ class ImportOptions:
     bytes_per_shard: int = DEFAULT_BYTES_PER_SHARD
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation_share}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"--validation must be at least 0 and below 1, not {self.validation_fraction}")
         if self.short_side < 0 or not 1 <= self.jpeg_quality <= 95:
             raise UserError(
                 f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a short side is 0 or "
@@ -113,7 +113,7 @@ def import_images(
         workers: threads that read and decode; by default one for each CPU, more for a remote source.
         overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was cut off and had
             the same options is continued all the same.
-        max_set_aside: share in [0, 1].
+        max_set_aside: fraction in [0, 1].
 
     Raises:
         UserError: nothing to pack, `dest` not empty, no readable image, nothing on one side of the split, or so many images
@@ -122,7 +122,7 @@ def import_images(
     started = time.monotonic()
     options = options or ImportOptions()
     if not 0 <= max_set_aside <= 1:
-        raise UserError(f"--max-set-aside is a share from 0 to 1, not {max_set_aside}")
+        raise UserError(f"--max-set-aside is a fraction from 0 to 1, not {max_set_aside}")
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
     records, sides, splits = arranged(listing, options)
@@ -142,29 +142,31 @@ def import_images(
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
             numbers = array("q", (number for number, side in enumerate(sides) if side == split))
-            place = journal.place(split)
-            progress.start_at(place.records_done)
+            reached = journal.reached_of(split)
+            progress.start_at(reached.records_done)
             with ShardWriter(
                 storage.join(journal.folder, split) if split else journal.folder,
                 schema,
                 rows_per_group=options.rows_per_group,
                 bytes_per_group=options.bytes_per_group,
                 bytes_per_shard=options.bytes_per_shard,
-                first_shard=place.shards_done,
+                first_shard=reached.shards_done,
             ) as writer:
-                todo = numbers[place.records_done :]
+                todo = numbers[reached.records_done :]
                 prepared = prepare_all((records[number] for number in todo), options, num_threads, **preparing)
                 num_unread = 0
-                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), place.records_done + 1):
+                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), reached.records_done + 1):
                     progress.advance()
                     num_unread = num_unread + 1 if item.unread else 0
-                    if num_unread == MOST_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
+                    if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
                         raise UserError(
                             f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
                             "they can, the same command continues"
                         )
                     taking.take(item, number, writer)
-                    if writer.num_shards > journal.place(split).shards_done:  # all rows up to here lie in whole shards
+                    if (
+                        writer.num_shards > journal.reached_of(split).shards_done
+                    ):  # all rows up to here lie in whole shards
                         journal.reached(split, done, writer.num_shards, asdict(tally))
             journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
             num_shards += writer.num_shards
@@ -206,16 +208,16 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
     # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
     records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path)[:8])
     own = {record.split for record in records if record.split is not None}
-    share = options.validation_share
-    if share and SPLITS[1] in own:
-        listing.notes.append(f"--validation {share} is not used: the source has a validation split of its own")
-        share = 0.0
-    sides = [_side_of(record, share) for record in records]
+    fraction = options.validation_fraction
+    if fraction and SPLITS[1] in own:
+        listing.notes.append(f"--validation {fraction} is not used: the source has a validation split of its own")
+        fraction = 0.0
+    sides = [_side_of(record, fraction) for record in records]
     splits = sorted(set(sides))
-    if missing := {split for split in SPLITS if share > 0} - set(splits):
+    if missing := {split for split in SPLITS if fraction > 0} - set(splits):
         raise UserError(
-            f"--validation {options.validation_share} of {len(records)} images leaves none for {missing.pop()}; "
-            "choose another share"
+            f"--validation {options.validation_fraction} of {len(records)} images leaves none for {missing.pop()}; "
+            "choose another fraction"
         )
     return records, sides, splits
 
@@ -223,14 +225,16 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
 def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
-    return look_at_boxes(records, src, num_threads=num_threads, option=option, judged=boxes is None)
+    return look_at_boxes(records, src, num_threads=num_threads, option=option, check_format=boxes is None)
 
 
 def journal_options(
     src: str, records: Sequence[Record], options: ImportOptions, on_stored: bool | None
 ) -> dict[str, Any]:
     """What must be the same for an import to continue."""
-    return {**asdict(options), "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
+    stored = asdict(options)
+    stored["validation_share"] = stored.pop("validation_fraction")  # as journals have always called it
+    return {**stored, "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
 
 
 def _of_same_stem(records: Sequence[Record]) -> frozenset[str]:
@@ -261,11 +265,11 @@ def _fingerprint(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _side_of(record: Record, validation_share: float) -> str:
+def _side_of(record: Record, validation_fraction: float) -> str:
     """The source's split, else `train` or `validation` by the hash of the path; an empty text when nothing is split off."""
-    if validation_share == 0 or record.split not in (None, SPLITS[0]):
+    if validation_fraction == 0 or record.split not in (None, SPLITS[0]):
         return record.split or ""
-    return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_share * 2**64]
+    return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_fraction * 2**64]
 
 
 def num_threads_for(records: Sequence[Record]) -> int:

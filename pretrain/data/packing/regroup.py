@@ -35,7 +35,7 @@ DIGEST_BYTES = 16
 DROPPED_LIST = "_dropped.jsonl"  # readers of whole folders pass over names with an underscore
 
 
-def check_places(url: str, dest: str) -> None:
+def check_locations(url: str, dest: str) -> None:
     """Raises UserError when DEST is not empty, lies in the source or around it: a reader would see rows twice."""
     source, target = _normal(url), _normal(dest)
     is_glob = storage.is_glob(url)
@@ -45,7 +45,7 @@ def check_places(url: str, dest: str) -> None:
         else f"{target}/".startswith(f"{source}/")
     )
     if inside or any(_normal(file.url).startswith(f"{target}/") for file in find_shards([url])):
-        raise UserError(f"--fix {dest} and the source {url} lie in each other; name a folder outside of the source")
+        raise UserError(f"--fix {dest} and the source {url} contain one another; name a folder outside the source")
     if names := storage.names_in(dest):
         raise UserError(f"--fix {dest}: it is not empty (it holds {names[0]}); name another folder")
 
@@ -56,7 +56,7 @@ def lies_in(url: str, folder: str) -> bool:
 
 
 def _normal(url: str) -> str:
-    """One spelling for each place."""
+    """One spelling for each location."""
     if storage.is_local(url):
         return os.path.realpath(storage.local_path(url))
     fs, path = storage.filesystem(url)
@@ -87,7 +87,7 @@ def regroup(
     Raises:
         UserError: when `dest` does not suit, a file cannot be read, or the files' columns differ.
     """
-    check_places(url, dest)
+    check_locations(url, dest)
     manifest = load_manifest(url, image_column=image_column)
     schema = _common_schema(manifest)
     keeper = _Keeper(drop_bad, drop_duplicates)
@@ -96,10 +96,10 @@ def regroup(
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool,
         ShardWriter(dest, schema, rows_per_group=_rows_per_group(manifest), bytes_per_group=GROUP_BYTES) as writer,
     ):
-        for place, footer, batch in _batches(manifest):
+        for location, footer, batch in _batches(manifest):
             images = batch.column(image_column)
             encoded = encoded_images(images, pool.map)
-            reasons = keeper.reasons(encoded, place, pool)
+            reasons = keeper.reasons(encoded, location, pool)
             for index, reason in enumerate(reasons):
                 if reason is None:
                     row = {
@@ -151,8 +151,10 @@ class _Keeper:
         self.dropped: list[dict[str, Any]] = []
         self.num_duplicates = 0
 
-    def reasons(self, images: list[bytes | None], place: dict[str, Any], pool: ThreadPoolExecutor) -> list[str | None]:
-        """Why each row is left out, None for those that are kept. `place` is that of the first."""
+    def reasons(
+        self, images: list[bytes | None], location: dict[str, Any], pool: ThreadPoolExecutor
+    ) -> list[str | None]:
+        """Why each row is left out, None for those that are kept. `location` is that of the first."""
         reasons: list[str | None] = list(pool.map(_why_bad, images)) if self._drop_bad else [None] * len(images)
         for index, data in enumerate(images):
             if reasons[index] is None and data is not None and self._drop_duplicates:
@@ -162,7 +164,7 @@ class _Keeper:
                     reasons[index] = "duplicate"
                 self._seen.add(digest)
             if reasons[index] is not None:
-                self.dropped.append({**place, "row": place["row"] + index, "reason": reasons[index]})
+                self.dropped.append({**location, "row": location["row"] + index, "reason": reasons[index]})
         return reasons
 
 
@@ -187,7 +189,7 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
         raise UserError(
             f"{manifest.files[0].url} has several columns of one name: {', '.join(schema.names)}; rename them"
         )
-    places: dict[tuple[str, ...], None] = {}
+    locations: dict[tuple[str, ...], None] = {}
     kinds: dict[str, dict[pa.DataType, None]] = {field.name: {field.type: None} for field in schema}
     with ThreadPoolExecutor(8, thread_name_prefix="footer") as pool:
         for file, footer in zip(manifest.files, pool.map(read_footer, manifest.files), strict=True):
@@ -205,18 +207,18 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
                         "rewrite them one by one"
                     )
                 kinds[field.name][kind] = None
-            places.update(dict.fromkeys(_places_of_names(other)))
+            locations.update(dict.fromkeys(_locations_of_names(other)))
     for index, name in enumerate(schema.names):
         schema = schema.set(index, schema.field(index).with_type(common_type(list(kinds[name]))))
-    for path in places:
+    for path in locations:
         declared_names([manifest], *path)
         if numbered_differently(manifest, *path):
             schema = with_names_as_text(schema, path[0])
     return schema
 
 
-def _places_of_names(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
-    """All places at which a file says what numbers stand for, such as ("objects", "category")."""
+def _locations_of_names(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
+    """All locations at which a file says what numbers stand for, such as ("objects", "category")."""
     for column in schema.names:
         names = names_in(schema, column)
         if isinstance(names, tuple):
@@ -232,7 +234,7 @@ def _rows_per_group(manifest: Manifest) -> int:
 
 
 def _batches(manifest: Manifest) -> Iterator[tuple[dict[str, Any], Footer, pa.RecordBatch]]:
-    """(place of the first row, footer of its file, rows) in file order, a few MiB at a time."""
+    """(location of the first row, footer of its file, rows) in file order, a few MiB at a time."""
     for index, file in enumerate(manifest.files):
         numbers = np.flatnonzero(manifest.file_of_group == index)
         if not len(numbers):

@@ -33,11 +33,11 @@ class ReadAhead:
 
     Args:
         budget_bytes: of encoded images that wait for their use, over all streams.
-        most_rows: rows that a stream has ready at most; small data sets would be read many epochs ahead otherwise.
+        max_rows: rows that a stream has ready at most; small data sets would be read many epochs ahead otherwise.
     """
 
-    def __init__(self, budget_bytes: int = DEFAULT_BUDGET_BYTES, *, most_rows: int) -> None:
-        self._budget, self._most_rows = budget_bytes, most_rows
+    def __init__(self, budget_bytes: int = DEFAULT_BUDGET_BYTES, *, max_rows: int) -> None:
+        self._budget, self._max_rows = budget_bytes, max_rows
         self._streams: list[Stream] = []
         self._lock = threading.Lock()
 
@@ -53,7 +53,7 @@ class ReadAhead:
             while True:
                 stream = min(self._streams, key=lambda stream: stream.rows_ready())
                 cost = stream.bytes_of_next()
-                if stream.rows_ready() >= self._most_rows or (ahead and ahead + cost > self._budget):
+                if stream.rows_ready() >= self._max_rows or (ahead and ahead + cost > self._budget):
                     return
                 stream.begin_next()
                 ahead += cost

@@ -1,4 +1,5 @@
-"""Which rows are used: few labels, equal shares of classes, rare classes several times. Pure functions of row ids and a seed.
+"""Which rows are used: few labels, equal fractions of classes, rare classes several times. Pure functions of row ids and a
+seed.
 
 Every row has a rank by a hash of (seed, row id). Who takes fewer rows takes those of lower rank, so a small choice is part of
 every larger one, and it does not depend on ranks, workers or epochs.
@@ -14,11 +15,11 @@ from pretrain.data.hashing import hash64
 _CHOICE = 4
 
 
-def share_of_rows(num_rows: int, share: float, *, seed: int, classes_N: np.ndarray | None = None) -> np.ndarray:
-    """Row ids int64, sorted: `share` of all rows, at least one; of each class where `classes_N` (int64) tells them."""
+def fraction_of_rows(num_rows: int, fraction: float, *, seed: int, classes_N: np.ndarray | None = None) -> np.ndarray:
+    """Row ids int64, sorted: `fraction` of all rows, at least one; of each class where `classes_N` (int64) tells them."""
     classes_N = np.zeros(num_rows, np.int64) if classes_N is None else classes_N
     counts = np.bincount(classes_N)
-    return _first_of_each(classes_N, np.maximum(1, np.round(share * counts)).astype(np.int64), seed=seed)
+    return _first_of_each(classes_N, np.maximum(1, np.round(fraction * counts)).astype(np.int64), seed=seed)
 
 
 def rows_of_each_class(classes_N: np.ndarray, num: int, *, seed: int) -> np.ndarray:
@@ -34,9 +35,9 @@ def balanced_rows(row_ids: np.ndarray, classes_M: np.ndarray, *, seed: int) -> n
         classes_M: their classes.
     """
     counts = np.bincount(classes_M)
-    most, own = counts.max(), counts[classes_M]
+    largest, own = counts.max(), counts[classes_M]
     position = _position_in_class(row_ids, classes_M, seed=seed)
-    return np.repeat(row_ids, most // own + (position < most % own))
+    return np.repeat(row_ids, largest // own + (position < largest % own))
 
 
 def _first_of_each(classes_N: np.ndarray, quota_of_class: np.ndarray, *, seed: int) -> np.ndarray:

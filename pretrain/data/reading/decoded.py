@@ -1,4 +1,4 @@
-"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for whoever computes on the pictures.
+"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for any job that computes on the images.
 
 Embedding and prediction over whole data sets share this. A table has the rows of one part of the result:
 
@@ -29,7 +29,7 @@ from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
 
 ROWS_PER_PART = 512  # 74 MiB of decoded images at 224 pixels, 0.8 MB of features with 384 dimensions
-PLACE = ("file", "row_group", "row")
+LOCATION = ("file", "row_group", "row")
 
 
 def units_of(manifest: Manifest, *, rows_per_part: int = ROWS_PER_PART) -> list[Unit]:
@@ -121,16 +121,16 @@ class DecodedRows:
     def _table(self, batch: Batch, shards: Shards, schema: pa.Schema) -> pa.Table:
         pixels = np.ascontiguousarray(batch.arrays[0])
         kind = pa.binary(int(np.prod(pixels.shape[1:])))
-        places = [shards.place(int(row_id)) for row_id in batch.row_ids]
+        locations = [shards.location(int(row_id)) for row_id in batch.row_ids]
         valid = None
         if self.with_bad and batch.bad_rows:
             good = ~np.isin(batch.row_ids, [bad.row_id for bad in batch.bad_rows])
             valid = pa.py_buffer(np.packbits(good, bitorder="little"))
         columns = {
             "pixels": pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [valid, pa.py_buffer(pixels)]),
-            "file": pa.array([place.file for place in places], pa.string()),
-            "row_group": pa.array([place.row_group for place in places], pa.int32()),
-            "row": pa.array([place.row for place in places], pa.int64()),
+            "file": pa.array([location.file for location in locations], pa.string()),
+            "row_group": pa.array([location.row_group for location in locations], pa.int32()),
+            "row": pa.array([location.row for location in locations], pa.int64()),
         }
         if self.with_bad:
             columns["checksum"] = pa.array(batch.arrays[-1])
@@ -141,14 +141,14 @@ class DecodedRows:
             column, _, inner = name.partition(".")
             kind = schema.field(name).type if name in schema.names else schema.field(column).type.field(inner).type
             columns[name] = pa.array(batch.columns[name], kind)
-        bad = [(shards.place(row.row_id), row.reason) for row in batch.bad_rows]
-        return with_notes(pa.table(columns), [{**dataclasses.asdict(place), "reason": why} for place, why in bad])
+        bad = [(shards.location(row.row_id), row.reason) for row in batch.bad_rows]
+        return with_notes(pa.table(columns), [{**dataclasses.asdict(location), "reason": why} for location, why in bad])
 
 
 def image_checksum(data: Any) -> int:
     """Tells encoded images apart by their length, beginning, middle and end, in 32 bits; 0 for null.
 
-    Of a file in which rows changed places no fingerprint of names and sizes would know.
+    Of a file in which rows changed locations no fingerprint of names and sizes would know.
     """
     if data is None:
         return 0

@@ -16,7 +16,7 @@ from cluster.secrets import masked
 from pretrain.data.reading.feature_layout import DESCRIPTION, FEATURES, FORMAT_VERSION, STATISTICS, as_rows
 from pretrain.data.reading.manifest import Manifest
 
-MOST_COMPONENTS = 256
+MAX_COMPONENTS = 256
 
 
 class Moments:
@@ -66,7 +66,7 @@ def pooled_statistics(part_urls: Sequence[str], *, dim: int) -> tuple[dict[str, 
     if not moments.num:
         raise UserError("no image could be decoded, so there are no features; bad_rows.jsonl says why")
     mean_D, covariance_DD = moments.mean_and_covariance()
-    vectors_DK, values_K = principal(covariance_DD, min(MOST_COMPONENTS, dim, max(1, moments.num - 1)))
+    vectors_DK, values_K = principal(covariance_DD, min(MAX_COMPONENTS, dim, max(1, moments.num - 1)))
     statistics = {
         "mean": mean_D,
         "deviation": np.sqrt(covariance_DD.diagonal().clip(0)),

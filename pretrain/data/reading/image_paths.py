@@ -1,6 +1,6 @@
 """Images that a data set names by path and does not hold: `data.image_root` says below which folder they lie.
 
-Like the options of stores, the folder is one of the process. What stands in a column of paths is data of somebody else: it may
+Like the options of stores, the folder is one of the process. What a column of paths holds is untrusted data: it may
 name files below the folder and nothing outside of it.
 """
 
@@ -28,7 +28,7 @@ def image_root() -> str | None:
     return _roots[0] if _roots else None
 
 
-def place_of(path: str, root: str) -> str | None:
+def location_of(path: str, root: str) -> str | None:
     """The URL of an image below `root`; None for a path that leads out of it."""
     start = f"{root.rstrip('/')}/"
     path = path.replace("\\", "/") if "/" not in path else path
@@ -42,7 +42,7 @@ def place_of(path: str, root: str) -> str | None:
 def read_image(path: str | None) -> bytes | None:
     """The encoded image; None where there is no path, it leads out of the folder, or nothing can be read there."""
     root = image_root()
-    url = place_of(path, root) if path and root is not None else None
+    url = location_of(path, root) if path and root is not None else None
     try:
         return None if url is None else storage.read_bytes(url, from_data=True)
     except UserError:

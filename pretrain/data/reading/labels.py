@@ -42,7 +42,7 @@ class ClassNames:
             return np.array([self._index[label] for label in labels], dtype=np.int64)
         except KeyError as error:
             raise UserError(
-                f"the label {error.args[0]!r} is no class of the model ({', '.join(self.names[:20])})"
+                f"the label {error.args[0]!r} is not a class of the model ({', '.join(self.names[:20])})"
             ) from error
 
     def known(self, labels: Sequence[Any]) -> np.ndarray:
@@ -124,22 +124,22 @@ def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
 
 def label_codes(manifest: Manifest, column: str) -> np.ndarray:
     """int64 [num_rows]: a number for each row's class, of a column with one class a row; they count the sorted classes."""
-    return _places(manifest, column, sorted(distinct_labels(manifest, column)))
+    return _positions(manifest, column, sorted(distinct_labels(manifest, column)))
 
 
 def class_counts(manifest: Manifest, column: str, classes: ClassNames) -> np.ndarray:
     """int64 [num_classes]: rows that show each class; a class that a list names twice counts twice."""
-    return np.bincount(_places(manifest, column, classes.values), minlength=len(classes))
+    return np.bincount(_positions(manifest, column, classes.values), minlength=len(classes))
 
 
-def _places(manifest: Manifest, column: str, values: Sequence[Any]) -> np.ndarray:
-    """int64: the place in `values` of each label, one row's labels after another's."""
-    place = {value: index for index, value in enumerate(values)}
+def _positions(manifest: Manifest, column: str, values: Sequence[Any]) -> np.ndarray:
+    """int64: the position in `values` of each label, one row's labels after another's."""
+    position = {value: index for index, value in enumerate(values)}
     parts = [np.zeros(0, np.int64)]
     for _, labels in _labels(manifest, column):
         encoded = labels if pa.types.is_dictionary(labels.type) else pc.dictionary_encode(labels)
         # a dictionary may hold what no row has
-        known = np.array([place.get(value, -1) for value in values_of(encoded.dictionary)], dtype=np.int64)
+        known = np.array([position.get(value, -1) for value in values_of(encoded.dictionary)], dtype=np.int64)
         parts.append(known[encoded.indices.to_numpy(zero_copy_only=False)])
     return np.concatenate(parts)
 

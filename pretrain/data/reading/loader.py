@@ -23,7 +23,7 @@ from cluster.errors import RunStopped
 from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.reading.order import Order
-from pretrain.data.reading.reader import StreamReader, rows_ready_at_most
+from pretrain.data.reading.reader import StreamReader, max_rows_ready
 from pretrain.data.reading.shards import Rows, Shards, Source, read_in_sequence
 
 STAND_INS_TRIED = 1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
@@ -44,7 +44,7 @@ class Filling(Protocol):
     def geometry_VB5(self) -> np.ndarray | None: ...
 
     def fill(self, index: int, data: Any) -> None:
-        """Writes what becomes of an image into place `index` of the arrays. Raises BadImage."""
+        """Writes what becomes of an image into slot `index` of the arrays. Raises BadImage."""
 
 
 class Kept(Protocol):
@@ -81,9 +81,9 @@ class NoGoodRow(RunStopped):
 class Batch:
     """One rank's share of a step.
 
-    `row_ids` int64 [B] are the places in the order, `passes` int64 [B] the passes over their data sets; `arrays`,
+    `row_ids` int64 [B] are the slots in the order, `passes` int64 [B] the passes over their data sets; `arrays`,
     `parameters` and `geometry_VB5` come from the host transform (see `pretrain.data.views.random_views.ViewFilling`);
-    `columns` hold the other columns of the rows really used (not of those that were bad); `bad_rows` those of the places
+    `columns` hold the other columns of the rows really used (not of those that were bad); `bad_rows` those of the slots
     that were bad.
     """
 
@@ -130,7 +130,7 @@ class Loader:
         self._epoch, self._step = order.epoch_and_step(samples_seen)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        ahead = ReadAhead(prefetch_bytes, most_rows=rows_ready_at_most(order))
+        ahead = ReadAhead(prefetch_bytes, max_rows=max_rows_ready(order))
         self._streams = [
             StreamReader(
                 order,
@@ -196,15 +196,15 @@ class Loader:
 
     def _start_batch(self) -> tuple[Batch, list[Future[list[BadRow]]]]:
         order = self._order
-        places = [place for stream in self._streams for place in stream.take(order.rows_per_step_and_stream)]
-        row_ids = np.array([window.row_ids[position] for window, position in places], dtype=np.int64)
-        passes = np.array([window.passes[position] for window, position in places], dtype=np.int64)
+        slots = [slot for stream in self._streams for slot in stream.take(order.rows_per_step_and_stream)]
+        row_ids = np.array([window.row_ids[position] for window, position in slots], dtype=np.int64)
+        passes = np.array([window.passes[position] for window, position in slots], dtype=np.int64)
         filling = self._transform.begin(passes, row_ids)
         batch = Batch(
             row_ids=row_ids,
             passes=passes,
             arrays=filling.arrays,
-            columns={name: [None] * len(places) for name in places[0][0].columns},
+            columns={name: [None] * len(slots) for name in slots[0][0].columns},
             parameters=filling.parameters,
             geometry_VB5=filling.geometry_VB5,
         )
@@ -212,12 +212,12 @@ class Loader:
         if self._step == order.steps_per_epoch:
             self._epoch, self._step = self._epoch + 1, 0
         # several images a job: the pool's own cost per job is about that of decoding a small image
-        share = max(1, min(8, len(places) // self._decoders._max_workers))
+        share = max(1, min(8, len(slots) // self._decoders._max_workers))
         jobs = [
             self._decoders.submit(
-                fill_places, filling, batch, start, places[start : start + share], self._stand_ins, self._kept
+                fill_slots, filling, batch, start, slots[start : start + share], self._stand_ins, self._kept
             )
-            for start in range(0, len(places), share)
+            for start in range(0, len(slots), share)
         ]
         return batch, jobs
 
@@ -229,17 +229,17 @@ class Loader:
                 yield from ((rows, position) for position in range(len(rows)))
 
 
-def fill_places(
+def fill_slots(
     filling: Filling,
     batch: Batch,
     start: int,
-    places: list[tuple[Rows, int]],
+    slots: list[tuple[Rows, int]],
     stand_ins: StandIns = lambda row_id, pass_number: iter(()),
     kept: Kept | None = None,
 ) -> list[BadRow]:
-    """Decodes rows into the places of a batch from `start` on, others for bad ones; returns the bad ones."""
+    """Decodes rows into the slots of a batch from `start` on, others for bad ones; returns the bad ones."""
     bad_rows = []
-    for index, (window, position) in enumerate(places, start):
+    for index, (window, position) in enumerate(slots, start):
         row_id, num_tried = window.row_ids[position], 0
         for rows, used in _tried_for(window, position, stand_ins):
             num_tried += 1
@@ -279,7 +279,7 @@ def _tried_for(window: Rows, position: int, stand_ins: StandIns) -> Iterator[tup
 
 def bad_rows_in_words(bad_rows: Sequence[BadRow], shards: Shards) -> dict[str, str]:
     """Where each bad row lies -> why it could not be used."""
-    return {str(shards.place(bad.row_id)): bad.reason for bad in bad_rows}
+    return {str(shards.location(bad.row_id)): bad.reason for bad in bad_rows}
 
 
 def put_until(closed: threading.Event, items: queue.Queue[Any], item: Any) -> None:

@@ -75,7 +75,7 @@ class Manifest:
         return int(self.rows_of_group.sum())
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Chosen rows over those in the files that hold them; 1 where none were chosen."""
         return 1.0 if self.all_rows_of_group is None else self.num_rows / max(1, int(self.all_rows_of_group.sum()))
 
@@ -86,9 +86,9 @@ class Manifest:
 
     def sample(self, num_rows: int) -> Manifest:
         """Whole row groups, evenly spread over the data set, that hold at least `num_rows` rows (all, if it has fewer)."""
-        share = min(1.0, num_rows / max(1, self.num_rows))
+        fraction = min(1.0, num_rows / max(1, self.num_rows))
         # a group is taken when the rows wanted so far pass those taken so far
-        wanted = np.ceil(self.start_of_group[1:] * share)
+        wanted = np.ceil(self.start_of_group[1:] * fraction)
         taken, keep = 0, []
         for group, rows in enumerate(self.rows_of_group):
             if taken < wanted[group]:

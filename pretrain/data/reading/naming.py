@@ -28,7 +28,7 @@ def names_in(schema: pa.Schema, column: str) -> Names | None:
 
 
 def names_at(schema: pa.Schema, *path: str) -> tuple[str, ...] | None:
-    """The class names at a place such as ("label",) or ("objects", "category"), in lists or not; None without names."""
+    """The class names at a location such as ("label",) or ("objects", "category"), in lists or not; None without names."""
     found: Any = names_in(schema, path[0])
     for name in path[1:]:
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -50,14 +50,16 @@ def named(value: Any, names: Names | None) -> Any:
     return value
 
 
-def named_array(numbers: pa.Array, names: tuple[str, ...], place: str) -> pa.Array:
-    """Whole numbers as a dictionary of names. Raises UserError, which begins with `place`, for one without a name."""
+def named_array(numbers: pa.Array, names: tuple[str, ...], location: str) -> pa.Array:
+    """Whole numbers as a dictionary of names. Raises UserError, which begins with `location`, for one without a name."""
     numbers = numbers.cast(pa.int64())
     known = pc.if_else(pc.equal(numbers, NO_LABEL), pa.scalar(None, numbers.type), numbers)
     ends = pc.min_max(known).as_py()
     for end in (ends["min"], ends["max"]):
         if end is not None and not 0 <= end < len(names):
-            raise UserError(f"{place} holds the number {end}, but names {len(names)} classes: {', '.join(names[:8])}")
+            raise UserError(
+                f"{location} holds the number {end}, but names {len(names)} classes: {', '.join(names[:8])}"
+            )
     return pa.DictionaryArray.from_arrays(known.cast(pa.int32()), pa.array(names, pa.string()))
 
 

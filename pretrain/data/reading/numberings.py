@@ -32,7 +32,7 @@ class _OfFile:
 
 
 def names_by_file(manifest: Manifest, *path: str) -> list[tuple[str, tuple[str, ...] | None]]:
-    """(URL, class names or None) of each file with rows, for a place such as ("label",) or ("objects", "category")."""
+    """(URL, class names or None) of each file with rows, for a location such as ("label",) or ("objects", "category")."""
     return [(file.url, file.names) for file in _by_file(manifest, path)]
 
 
@@ -59,7 +59,7 @@ def declared_names(manifests: Iterable[Manifest], *path: str) -> dict[Manifest, 
     other = next((file for file in everywhere if not file.are_numbers or file.names is not None), None)
     if bare is not None and other is not None:
         raise UserError(
-            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so nothing says which classes "
+            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so it is unknown which classes "
             "are the same; give labels as text, or names to both"
         )
     return {

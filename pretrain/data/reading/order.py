@@ -1,7 +1,7 @@
 """The order of samples: a pure function of (row-group table, seed, epoch), in numpy, without reading anything.
 
 Each epoch the row groups (of several data sets by their weights, see `pretrain.data.reading.mixing`) are permuted and laid
-end to end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (but for those
+end to end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (except those
 on a cut). A stream is cut into windows, and rows are shuffled inside their window. The global batch of a step is the next
 `batch_size_global / num_streams` rows of stream 0, then of stream 1, and so on. Ranks own contiguous streams, so the global
 batch is the concatenation of the ranks' batches in the order of the
@@ -43,9 +43,9 @@ class Segment:
     is_shared: bool = field(default=False, compare=False)
 
 
-def default_num_streams(batch_size_global: int, at_most: int = 64) -> int:
+def default_num_streams(batch_size_global: int, max_streams: int = 64) -> int:
     """The largest divisor of the global batch that is at most 64: divisible by the usual numbers of ranks."""
-    return max(n for n in range(1, min(at_most, batch_size_global) + 1) if batch_size_global % n == 0)
+    return max(n for n in range(1, min(max_streams, batch_size_global) + 1) if batch_size_global % n == 0)
 
 
 class Order:
@@ -145,22 +145,22 @@ class Order:
         position = stream * self.rows_per_stream + start
         stop = (stream + 1) * self.rows_per_stream
         segments = []
-        place = int(np.searchsorted(ends, position, side="right"))
+        piece = int(np.searchsorted(ends, position, side="right"))
         while position < stop:
-            end, stop_in_group, group = int(ends[place]), int(pieces.stops[place]), int(pieces.groups[place])
+            end, stop_in_group, group = int(ends[piece]), int(pieces.stops[piece]), int(pieces.groups[piece])
             # a piece ends at row `stops` of its group, and at `ends` of the line
             segments.append(
                 Segment(
                     group=group,
                     start=position - end + stop_in_group,
                     stop=min(end, stop) - end + stop_in_group,
-                    pass_number=int(pieces.passes[place]),
+                    pass_number=int(pieces.passes[piece]),
                     # longer streams read the two sides of a cut at the beginning and at the end of an epoch
                     is_shared=self.rows_per_stream < 2 * int(self.rows_of_group[group]),
                 )
             )
             position = min(end, stop)
-            place += 1
+            piece += 1
         return segments
 
     def window_order(self, epoch: int, stream: int, window: int, num_rows: int) -> np.ndarray:
@@ -170,7 +170,7 @@ class Order:
     def stand_ins(self, row_id: int, pass_number: int) -> Iterator[Segment]:
         """The other rows of a row's data set, one a segment, in an order that the seed, the pass and the row alone decide.
 
-        Each comes once, so whoever takes the first good one finds one as long as there is any.
+        Each comes once, so taking the first good one finds one as long as there is any.
         """
         own = int(np.searchsorted(self._start_of_group, row_id, side="right")) - 1
         groups = self._mixture.groups_beside(own)
@@ -182,9 +182,9 @@ class Order:
             stride += 1
         for number in range(num_rows):
             position = (first + number * stride) % num_rows
-            place = int(np.searchsorted(ends, position, side="right"))
-            group = int(groups[place])
-            row = position - int(ends[place]) + int(self.rows_of_group[group])
+            piece = int(np.searchsorted(ends, position, side="right"))
+            group = int(groups[piece])
+            row = position - int(ends[piece]) + int(self.rows_of_group[group])
             if self._start_of_group[group] + row != row_id:
                 yield Segment(group, row, row + 1, pass_number)
 

@@ -2,7 +2,7 @@
 
 One `StreamReader` per canonical stream keeps one window of encoded rows for use; further windows are read ahead within a
 budget of bytes (`pretrain.data.reading.ahead`). What is in memory depends on the windows, the budget and the pages of the
-files, not on how somebody grouped the rows.
+files, not on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StreamReader:
         self._rows_begun, self._bytes_begun = 0, 0  # of the windows in `_begun`; counted, because asked for very often
         self._lock, self._is_reading, self._closed = Lock(), False, False
         self._window, self._position = Rows([], [], [], {}), 0
-        self._ahead = ahead or ReadAhead(most_rows=rows_ready_at_most(order))
+        self._ahead = ahead or ReadAhead(max_rows=max_rows_ready(order))
         self._ahead.add(self)
 
     def take(self, num: int) -> list[tuple[Rows, int]]:
@@ -86,7 +86,9 @@ class StreamReader:
         return taken
 
     def close(self) -> None:
-        """Lets a `take` that waits in another thread raise CancelledError, so that nobody waits for a store in vain."""
+        """Lets a `take` that waits in another thread raise CancelledError, so that nothing waits for a store that is no longer
+        needed.
+        """
         self._closed = True
 
     def _arrived(self, future: Future[_Window]) -> _Window:
@@ -166,7 +168,7 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows in shuffled order, the position among them where reading starts (0 but for the first), and their bytes."""
+    """Rows in shuffled order, the position among them where reading starts (0 except for the first), and their bytes."""
 
     rows: Rows
     start: int
@@ -200,7 +202,7 @@ class _SegmentRows:
         return _taken(whole, range(num)) if self._rest is not None else whole
 
 
-def rows_ready_at_most(order: Order) -> int:
+def max_rows_ready(order: Order) -> int:
     """Rows that a stream keeps ready: those of one window, and of some steps where windows are small."""
     return max(order.window_rows_per_stream, HORIZON_STEPS * order.rows_per_step_and_stream)
 

@@ -40,7 +40,7 @@ NUM_PROBED = 16  # images that lie outside of Parquet, which tell how large they
 
 
 @dataclass(frozen=True, order=True)
-class RowPlace:
+class RowLocation:
     """Where a row lies, for reports: file URL, row group in that file, row in that group."""
 
     file: str
@@ -51,8 +51,8 @@ class RowPlace:
         return f"{self.file}: row group {self.row_group}, row {self.row}"
 
     @classmethod
-    def parse(cls, text: str) -> RowPlace:
-        """The place that `str` made such a text of."""
+    def parse(cls, text: str) -> RowLocation:
+        """The location that `str` made such a text of."""
         file, _, rest = text.rpartition(": row group ")
         group, row = rest.split(", row ")
         return cls(file, int(group), int(row))
@@ -115,7 +115,7 @@ class Shards:
         """Encoded bytes of an image on average; where files hold paths alone, of some of these images."""
         if image_root() is not None and (paths := self._first_paths()):
             return check_paths(paths, self.manifest.files[int(self.manifest.file_of_group[0])].url)
-        return float(self.manifest.bytes_of_group.sum() * self.manifest.share / max(1, self.manifest.num_rows))
+        return float(self.manifest.bytes_of_group.sum() * self.manifest.fraction / max(1, self.manifest.num_rows))
 
     def _first_paths(self) -> list[str | None]:
         """Paths of the first rows, where these have no bytes."""
@@ -130,14 +130,14 @@ class Shards:
             rows = next(batches).column(0).to_pylist()
         return [] if any(row and row["bytes"] is not None for row in rows) else [row and row["path"] for row in rows]
 
-    def place(self, row_id: int) -> RowPlace:
+    def location(self, row_id: int) -> RowLocation:
         """Where the row with this id lies."""
         groups, rows = self.manifest.locate([row_id])
         group = int(groups[0])
         index = int(self.manifest.file_of_group[group])
-        if index not in self._shown:  # places are written down
+        if index not in self._shown:  # locations are written down
             self._shown[index] = masked_url(self.manifest.files[index].url)
-        return RowPlace(self._shown[index], int(self.manifest.group_in_file[group]), int(rows[0]))
+        return RowLocation(self._shown[index], int(self.manifest.group_in_file[group]), int(rows[0]))
 
     def read(self, segment: Segment, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Rows]:
         """The rows of a segment in pieces of at most 64; what a store has to send is on its way when this returns.

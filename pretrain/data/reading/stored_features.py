@@ -51,7 +51,7 @@ NO_FEATURES = "no features are stored for it: embed could not decode it"
 
 @dataclass(frozen=True)
 class MapShape:
-    """Of stored maps: `channels` x `cells` x `cells`, and the share of the teacher's variance that they keep."""
+    """Of stored maps: `channels` x `cells` x `cells`, and the fraction of the teacher's variance that they keep."""
 
     channels: int
     cells: int
@@ -60,7 +60,7 @@ class MapShape:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a folder of features says of itself.
+    """What a folder of features says about itself.
 
     Attributes:
         url: of the folder.
@@ -109,8 +109,8 @@ def describe_features(url: str) -> Description:
         if "job.json" in there:
             raise UserError(f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again")
         raise UserError(
-            f"{url} is no folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make one "
-            "with: python -m pretrain embed TEACHER DATA OUT"
+            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make "
+            "one with: python -m pretrain embed TEACHER DATA OUT"
         )
     text = storage.read_bytes(description_url)
     try:
@@ -150,7 +150,7 @@ class StoredFeatures:
         dim: of pooled features that is needed, if any is.
 
     Attributes:
-        described: what the folder says of itself.
+        described: what the folder says about itself.
         start_of_group: of the data set, see `Manifest`.
         layout: of the features.
 
@@ -352,8 +352,8 @@ class _WithFeatures:
                 group = int(np.searchsorted(self._files.manifest.start_of_group, row_id, side="right")) - 1
                 part = self._files.manifest.files[int(self._files.manifest.file_of_group[group])].url
                 raise UserError(
-                    f"{self._shards.place(row_id)} holds another image than the one that its features in {part} were made of: "
-                    "the data was changed or its rows were put into another order; run embed again into another folder"
+                    f"{self._shards.location(row_id)} holds another image than the one that its features in {part} were made "
+                    "of: the data was changed or its rows were put into another order; run embed again into another folder"
                 )
 
 

@@ -1,7 +1,7 @@
 """The demo's data set: small scenes with a class, boxes and a true sentence, made from photos inside installed packages.
 
 write_demo("my/demo", num_images=3000)   # my/demo/train and my/demo/validation
-write_demo("my/demo", num_images=800, validation_share=0.5, num_unlabelled=4000)   # and my/demo/unlabelled
+write_demo("my/demo", num_images=800, validation_fraction=0.5, num_unlabelled=4000)   # and my/demo/unlabelled
 
 A scene is a crop of a texture with one large thing on it, which gives the class, and up to two small ones. A scene is a pure
 function of (seed, index), so scenes can be made in any order. Nothing but shape and texture tells the class: each layer's
@@ -28,12 +28,12 @@ from pretrain.data.scenes.sources import CLASSES, SILHOUETTES, Cutout, Texture, 
 
 SIDE = 96
 MIN_IMAGES = 20
-VALIDATION_SHARE = 0.2
+VALIDATION_FRACTION = 0.2
 SUMMARY, UNFINISHED = "demo.json", "_unfinished.json"
-MAIN_SIZE = (0.62, 0.88)  # longer side of the main object's box, as a share of the scene's side
+MAIN_SIZE = (0.62, 0.88)  # longer side of the main object's box, as a fraction of the scene's side
 SMALL_SIZE = (0.26, 0.36)
-MOST_SMALL = 2
-LARGEST_SIZE = 0.9  # of anything
+MAX_SMALL = 2
+MAX_SIZE = 0.9  # of anything
 SLIM_FACTOR = 1.2  # slim things (rockets) are made longer, or nothing of them would be seen
 MAX_ROTATION_DEGREES = 14.0
 MAX_OVERLAP = 0.1  # of a small thing's box with any other box
@@ -67,11 +67,11 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a cutout goes. The homography's picture runs from -1 to 1; `picture_side` is its longer side in scene pixels."""
+    """Where a cutout goes. The homography's image runs from -1 to 1; `image_side` is its longer side in scene pixels."""
 
     cutout: Cutout
-    scene_to_picture_33: np.ndarray
-    picture_side: float
+    scene_to_image_33: np.ndarray
+    image_side: float
     box: Box
 
     @property
@@ -94,7 +94,7 @@ def write_demo(
     dest_url: str,
     *,
     num_images: int = 3000,
-    validation_share: float = VALIDATION_SHARE,
+    validation_fraction: float = VALIDATION_FRACTION,
     num_unlabelled: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -108,7 +108,7 @@ def write_demo(
     Args:
         dest_url: a folder that is empty, not there yet, or of a call that was cut off.
         num_images: of train and validation together.
-        validation_share: of them, held out.
+        validation_fraction: of them, held out.
         num_unlabelled: further scenes, without labels.
         seed: another seed gives other scenes.
         progress: called with (scenes written, all scenes) now and then.
@@ -118,9 +118,9 @@ def write_demo(
     """
     if num_images < MIN_IMAGES:
         raise UserError(f"num_images is {num_images}, but a demo needs at least {MIN_IMAGES}")
-    num_validation = round(num_images * validation_share)
+    num_validation = round(num_images * validation_fraction)
     if not 0 < num_validation < num_images:
-        raise UserError(f"validation_share is {validation_share:g}, but both splits need a scene; 0.2 is usual")
+        raise UserError(f"validation_fraction is {validation_fraction:g}, but both splits need a scene; 0.2 is usual")
     if num_unlabelled < 0:
         raise UserError(f"num_unlabelled is {num_unlabelled}, but it must be at least 0")
     if not 0 <= seed < 2**64:
@@ -180,7 +180,7 @@ def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
     }
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
@@ -191,14 +191,14 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
     ground_mean = rng.uniform(60, 195)
     image_HW3 = recoloured(_crop(background, rng), np.ones((SIDE, SIDE)), ground_mean, GROUND_CONTRAST, rng)
 
-    main_place = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
-    assert main_place, "an empty scene has room for its main object"
-    placed = [main_place]
+    main_placement = _place(_one_of(cutouts_of(main, held_out=held_out), rng), MAIN_SIZE, [], rng)
+    assert main_placement, "an empty scene has room for its main object"
+    placed = [main_placement]
     others = [kind for kind in CLASSES if kind != main]
-    for _ in range(rng.integers(MOST_SMALL + 1)):
+    for _ in range(rng.integers(MAX_SMALL + 1)):
         cutout = _one_of(cutouts_of(others[rng.integers(len(others))], held_out=held_out), rng)
-        place = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
-        placed += [place] if place else []
+        placement = _place(cutout, SMALL_SIZE, [other.box for other in placed], rng)
+        placed += [placement] if placement else []
 
     # the main object lies under the small ones or over them
     order = [*range(1, len(placed)), 0] if rng.random() < 0.5 else list(range(len(placed)))
@@ -219,9 +219,9 @@ def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
         alphas[position] = np.zeros((SIDE, SIDE))
         alphas[position][window] = alpha_HW
     things = []
-    for position, place in enumerate(placed):
+    for position, placement in enumerate(placed):
         visible_HW = alphas[position] >= 0.5
-        things.append(Thing(place.cutout, visible_HW, tight_box(visible_HW)))
+        things.append(Thing(placement.cutout, visible_HW, tight_box(visible_HW)))
     image_HW3 += rng.uniform(0, 5) * rng.standard_normal(image_HW3.shape, dtype=np.float32)
     return Scene(np.round(np.clip(image_HW3, 0, 255)).astype(np.uint8), background, things)
 
@@ -244,14 +244,14 @@ def _one_of(cutouts: list[Cutout], rng: np.random.Generator) -> Cutout:
 
 def _crop(texture: Texture, rng: np.random.Generator) -> np.ndarray:
     """A part of a texture at one of its scales, turned by quarters but never mirrored, for some hold writing."""
-    picture = texture.scales[rng.integers(len(texture.scales))]
-    top, left = (int(rng.integers(length - SIDE + 1)) for length in picture.shape[:2])
-    return np.rot90(picture[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
+    image = texture.scales[rng.integers(len(texture.scales))]
+    top, left = (int(rng.integers(length - SIDE + 1)) for length in image.shape[:2])
+    return np.rot90(image[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
 
 
 def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.random.Generator) -> Placement | None:
     """Turns, flips, stretches, tilts and scales a cutout, and finds room for it; None when there is none."""
-    width, height = cutout.picture.size
+    width, height = cutout.image.size
     angle = np.deg2rad(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
     flip = 1.0 if cutout.kind == "digit" else rng.choice([-1.0, 1.0])  # a mirrored seven is no seven
     stretch, shear = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15)
@@ -265,7 +265,7 @@ def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.
     low, high = points.min(axis=0), points.max(axis=0)
     longer = rng.uniform(*size) * SIDE
     if (high - low).min() < 0.5 * (high - low).max():
-        longer = min(longer * SLIM_FACTOR, LARGEST_SIZE * SIDE)
+        longer = min(longer * SLIM_FACTOR, MAX_SIZE * SIDE)
     scale = longer / (high - low).max()
     extent = (high - low) * scale
     for _ in range(24):
@@ -278,7 +278,7 @@ def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.
 
 
 def _overlap(box: Box, other: Box) -> float:
-    """The share of `box` that lies in `other`."""
+    """The fraction of `box` that lies in `other`."""
     width = max(0, min(box[2], other[2]) - max(box[0], other[0]))
     height = max(0, min(box[3], other[3]) - max(box[1], other[1]))
     return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
@@ -290,16 +290,16 @@ def _inverse(forward_33: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
 
 
-def _warp(place: Placement) -> tuple[np.ndarray, np.ndarray]:
+def _warp(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
     """A cutout as it looks in its window of the scene: colours of 0 to 255 and alpha of 0 to 1."""
-    large_enough = [level for level in place.cutout.levels if max(level.size) >= place.picture_side]
-    level = large_enough[-1] if large_enough else place.cutout.levels[0]
-    left, top, right, low = place.window
+    large_enough = [level for level in placement.cutout.levels if max(level.size) >= placement.image_side]
+    level = large_enough[-1] if large_enough else placement.cutout.levels[0]
+    left, top, right, low = placement.window
     half_width, half_height = level.size[0] / 2, level.size[1] / 2
     to_pixels = np.array([[half_width, 0, half_width], [0, half_height, half_height], [0, 0, 1]])
     to_scene = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]])
-    mapping = to_pixels @ place.scene_to_picture_33 @ to_scene
-    # rounded, so that processors that differ in a number's last bit agree on the picture
+    mapping = to_pixels @ placement.scene_to_image_33 @ to_scene
+    # rounded, so that processors that differ in a number's last bit agree on the image
     coefficients = np.round(mapping / mapping[2, 2], 9).ravel()[:8].tolist()
     size = (right - left, low - top)
     warped = level.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC)
@@ -342,7 +342,7 @@ def recoloured(
 def _paint(
     ground_HW3: np.ndarray, colour_HW3: np.ndarray, alpha_HW: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Lays a layer over the picture, with a soft shadow under it."""
+    """Lays a layer over the image, with a soft shadow under it."""
     solid = Image.fromarray(np.round(alpha_HW * 255).astype(np.uint8))
     shadow = np.asarray(solid.filter(ImageFilter.GaussianBlur(3)), dtype=np.float64) / 255
     shadow = np.roll(shadow, tuple(rng.integers(-2, 3, 2)), axis=(0, 1)) * rng.uniform(0, 0.6)

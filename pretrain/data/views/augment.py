@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data.images.rooms import Rooms
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.views import colour_kernels as kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,15 +33,15 @@ def finish_views(
     device: torch.device,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    rooms: Rooms | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> list[Tensor]:
     """Makes float views_BCHW, normalised, on `device`, of uint8 crops [B, C, size, size], one array a view.
 
     `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing. On the CPU the views
-    lie in `rooms`.
+    lie in `buffer_pool`.
     """
     if parameters is None:
-        return [normalised(array, device, mean, std, rooms=rooms) for array in arrays]
+        return [normalised(array, device, mean, std, buffer_pool=buffer_pool) for array in arrays]
     views = []
     for array, rows in zip(arrays, parameters, strict=True):
         images = colouring(device)(_to_images(array, device), torch.as_tensor(rows).to(device, non_blocking=True))
@@ -65,17 +65,17 @@ def normalised(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     *,
-    rooms: Rooms | None = None,
+    buffer_pool: BufferPool | None = None,
 ) -> Tensor:
     """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std, on the device.
 
-    On the CPU they lie in `rooms`, for who makes one batch after another.
+    On the CPU they lie in `buffer_pool`, for callers that make one batch after another.
     """
     if device.type != "cpu":
         return normalise(_to_images(array, device), mean, std)
     scale_C = 1 / (255 * np.asarray(std, np.float64))
     shift_C = -np.asarray(mean, np.float64) / np.asarray(std, np.float64)
-    images_BCHW = (rooms or Rooms()).room(tuple(array.shape), np.float32)
+    images_BCHW = (buffer_pool or BufferPool()).array(tuple(array.shape), np.float32)
     kernels.scale_and_shift(
         np.ascontiguousarray(array), scale_C.astype(np.float32), shift_C.astype(np.float32), images_BCHW
     )
@@ -96,7 +96,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: float = 2.0) -> Tensor:
+def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, max_sigma: float = 2.0) -> Tensor:
     """Jitter in each sample's own order, greyscale, blur and solarize, by the rows of `Colours.rows`.
 
     All four jitters are computed at each of the four turns and the one that is due is chosen: on an accelerator that is
@@ -121,7 +121,7 @@ def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, most_sigma: flo
     images = torch.where(solarized & first, solarize(images), images)
     sigma = column(kernels.SIGMA)
     # a sigma near zero leaves an image as it is
-    images = torch.where(sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), most_sigma=most_sigma), images)
+    images = torch.where(sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), max_sigma=max_sigma), images)
     return torch.where(solarized & ~first, solarize(images), images)
 
 
@@ -153,7 +153,7 @@ def adjust_saturation(images_BCHW: Tensor, factor_B111: Tensor) -> Tensor:
 
 
 def adjust_hue(images_BCHW: Tensor, shift_B111: Tensor) -> Tensor:
-    """Turns the colour circle by a share of a full turn, in [-0.5, 0.5], value and saturation kept (HSV)."""
+    """Turns the colour circle by a fraction of a full turn, in [-0.5, 0.5], value and saturation kept (HSV)."""
     value, chroma, hue = _value_chroma_hue(images_BCHW)
     hue = hue + 6 * shift_B111
     # each channel of HSV -> RGB is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6
@@ -177,9 +177,9 @@ def _value_chroma_hue(images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value[:, None], chroma[:, None], hue[:, None]
 
 
-def gaussian_blur(images_BCHW: Tensor, sigma_B111: Tensor, *, most_sigma: float) -> Tensor:
-    """Blurs each image with its own sigma in pixels, at most `most_sigma`, out to three sigmas; edges are extended."""
-    radius = min(math.ceil(3 * most_sigma), min(images_BCHW.shape[2:]) - 1)
+def gaussian_blur(images_BCHW: Tensor, sigma_B111: Tensor, *, max_sigma: float) -> Tensor:
+    """Blurs each image with its own sigma in pixels, at most `max_sigma`, out to three sigmas; edges are extended."""
+    radius = min(math.ceil(3 * max_sigma), min(images_BCHW.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images_BCHW.device)
     sigma_B1 = sigma_B111.view(-1, 1)
     kernel_BK = torch.exp(-0.5 * (offsets / sigma_B1) ** 2) * (offsets.abs() <= torch.ceil(3 * sigma_B1))

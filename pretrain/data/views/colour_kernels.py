@@ -19,7 +19,7 @@ FIRST_TURN, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE, SOLARI
 NUM_PARAMETERS = 12
 _RED, _GREEN, _BLUE = _f32(0.2989), _f32(0.587), _f32(0.114)
 _ZERO, _ONE, _TWO, _FOUR, _SIX = _f32(0), _f32(1), _f32(2), _f32(4), _f32(6)
-_SIXTH, _MOST, _HALF = _f32(1 / 6), _f32(255), _f32(0.5)
+_SIXTH, _MAX, _HALF = _f32(1 / 6), _f32(255), _f32(0.5)
 _LANES = 64  # partial sums; they fix the order of a sum, whatever the vector length
 
 
@@ -82,7 +82,7 @@ def scale_and_shift(bytes_BCHW: np.ndarray, scale_C: np.ndarray, shift_C: np.nda
 
 @compiled
 def _clamped(value: Any) -> Any:
-    return min(max(value, _ZERO), _MOST)
+    return min(max(value, _ZERO), _MAX)
 
 
 @compiled
@@ -159,7 +159,7 @@ def _of_hue(value: Any, chroma: Any, k: Any) -> Any:
 @compiled
 def _solarize(values: np.ndarray) -> None:
     for i in range(len(values)):
-        values[i] = _MOST - values[i] if values[i] >= _f32(127.5) else values[i]
+        values[i] = _MAX - values[i] if values[i] >= _f32(127.5) else values[i]
 
 
 @compiled

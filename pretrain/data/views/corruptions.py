@@ -90,8 +90,8 @@ def _shot_noise(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndar
 
 def _impulse_noise(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
     chance = draw.random(x.shape)
-    share = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
-    return np.where(chance < share / 2, 0.0, np.where(chance < share, 1.0, x))
+    fraction = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
+    return np.where(chance < fraction / 2, 0.0, np.where(chance < fraction, 1.0, x))
 
 
 # -- blur ---------------------------------------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ def _contrast(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarra
 
 
 def _pixelate(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
-    share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
+    fraction = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     height, width = x.shape[:2]
-    small = _resized(x, (max(1, round(height * share)), max(1, round(width * share))), Image.Resampling.BOX)
+    small = _resized(x, (max(1, round(height * fraction)), max(1, round(width * fraction))), Image.Resampling.BOX)
     return _resized(small, (height, width), Image.Resampling.NEAREST)
 
 
@@ -234,14 +234,14 @@ def _streak(radius: float, sigma: float, degrees: float) -> np.ndarray:
         row, column = reach + direction * distance
         weight = np.exp(-0.5 * (distance / max(sigma, 0.3)) ** 2)
         top, left = int(row), int(column)
-        for y, x, share in _corners(row - top, column - left):
+        for y, x, fraction in _corners(row - top, column - left):
             if top + y < len(kernel) and left + x < len(kernel):
-                kernel[top + y, left + x] += weight * share
+                kernel[top + y, left + x] += weight * fraction
     return kernel / kernel.sum()
 
 
 def _corners(down: float, right: float) -> list[tuple[int, int, float]]:
-    """The four pixels around a place, with their bilinear shares."""
+    """The four pixels around a position, with their bilinear fractions."""
     return [(y, x, abs(1 - y - down) * abs(1 - x - right)) for y in (0, 1) for x in (0, 1)]
 
 

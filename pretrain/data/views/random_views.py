@@ -1,6 +1,6 @@
 """Views of an image: what is drawn for them, and what the host makes of them.
 
-The host decodes an image once, whatever the number of views, and resamples each random crop straight into its place in a
+The host decodes an image once, whatever the number of views, and resamples each random crop straight into its position in a
 batch of uint8. What comes after the crop runs batched on the training device (`pretrain.data.views.augment`), or in the
 same threads where that is the CPU. What is drawn is a pure function of (seed, pass over the data set, row id, view), so a
 batch's views can be drawn again at any time, on any number of ranks.
@@ -17,8 +17,8 @@ import numpy as np
 
 from pretrain.data.hashing import uniform
 from pretrain.data.images import crop_kernels
-from pretrain.data.images.pixels import buffers, open_picture
-from pretrain.data.images.rooms import Rooms
+from pretrain.data.images.buffer_pool import BufferPool
+from pretrain.data.images.pixels import buffers, open_image
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import Colours, draw_colours
 from pretrain.data.views.recipes import ViewSpec
@@ -33,7 +33,7 @@ class Draws:
     """All that is random about the views of B rows.
 
     Attributes:
-        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to place a crop.
+        crops_BVA4: float64 in [0, 1), area, log-ratio, left and top of each attempt to position a crop.
         colours: for each view, what is drawn for its B rows.
     """
 
@@ -91,7 +91,7 @@ class RandomViews:
     ) -> None:
         self.specs, self.seed, self.channels = list(specs), seed, channels
         self.colours_on_host, self.pinned = colours_on_host, pinned
-        self.ranges_V4, self.rooms = _ranges(specs), Rooms()
+        self.ranges_V4, self.buffer_pool = _ranges(specs), BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
         """Draws the views of a batch and makes room for them."""
@@ -104,14 +104,14 @@ class ViewFilling:
     Attributes:
         arrays: uint8 [B, C, size, size] for each view.
         parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
-        geometry_VB5: float32, where each view lies: left, top, right and bottom as shares of the image's sides, and 1 where it
-            is mirrored. Methods that compare places of one view with places of another need it.
+        geometry_VB5: float32, where each view lies: left, top, right and bottom as fractions of the image's sides, and 1 where
+            it is mirrored. Methods that compare positions of one view with positions of another need it.
     """
 
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
         self._transform, self._draws = transform, draws
         shapes = [(num, transform.channels, spec.size, spec.size) for spec in transform.specs]
-        self.arrays = [transform.rooms.room(shape, pinned=transform.pinned) for shape in shapes]
+        self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
         self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
@@ -122,21 +122,21 @@ class ViewFilling:
         self.geometry_VB5[:, :, 4] = self._flipped_VB
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image once and writes its views into place `index`. Raises BadImage."""
+        """Decodes an image once and writes its views into slot `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels, fast=True)
+        image = open_image(data, channels=transform.channels, fast=True)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
         crop_kernels.place_crops(
             self._draws.crops_BVA4[index],
             transform.ranges_V4,
-            picture.width,
-            picture.height,
+            image.width,
+            image.height,
             boxes_V4,
             self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        groups = picture.decode(smallest_denominator(boxes, self._sizes))
-        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+        groups = image.decode(min_denominator(boxes, self._sizes))
+        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
         for view, (left, top, width, height) in enumerate(boxes):
             target = self.arrays[view][index]
             box = left * scale_x, top * scale_y, width * scale_x, height * scale_y
@@ -161,7 +161,7 @@ def write_crop(
         crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
 
 
-def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
+def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
     spare = min([min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)])
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
@@ -170,12 +170,18 @@ def smallest_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int])
 class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
-    `share` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole picture
-    instead, squeezed into the square.
+    `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole
+    image instead, squeezed into the square.
     """
 
-    def __init__(self, size: int, *, share: float = 0.875, whole: bool = False, channels: int = 3) -> None:
-        self.size, self.share, self.whole, self.channels, self.rooms = size, share, whole, channels, Rooms()
+    def __init__(self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3) -> None:
+        self.size, self.fraction, self.whole, self.channels, self.buffer_pool = (
+            size,
+            fraction,
+            whole,
+            channels,
+            BufferPool(),
+        )
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""
@@ -190,22 +196,22 @@ class CentralFilling:
 
     def __init__(self, transform: CentralCrop, num: int) -> None:
         self._transform = transform
-        self.arrays = [transform.rooms.room((num, transform.channels, transform.size, transform.size))]
+        self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
 
     def fill(self, index: int, data: Any) -> None:
-        """Decodes an image and writes its central crop into place `index`. Raises BadImage."""
+        """Decodes an image and writes its central crop into slot `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels)
-        box = (0, 0, picture.width, picture.height)
+        image = open_image(data, channels=transform.channels)
+        box = (0, 0, image.width, image.height)
         if not transform.whole:
-            box = central_box(width=picture.width, height=picture.height, share=transform.share)
-        groups = picture.decode(smallest_denominator([box], [transform.size]))
-        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+            box = central_box(width=image.width, height=image.height, fraction=transform.fraction)
+        groups = image.decode(min_denominator([box], [transform.size]))
+        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
 
 
-def central_box(*, width: int, height: int, share: float) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the central square whose side is `share` of the short side."""
-    side = max(1, round(min(width, height) * share))
+def central_box(*, width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the central square whose side is `fraction` of the short side."""
+    side = max(1, round(min(width, height) * fraction))
     return (width - side) // 2, (height - side) // 2, side, side

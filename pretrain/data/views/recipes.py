@@ -23,7 +23,7 @@ class ViewSpec:
 
     Args:
         size: side of the square view in pixels.
-        crop_scale: smallest and largest share of the image's area that a crop may take.
+        crop_scale: smallest and largest fraction of the image's area that a crop may take.
         crop_ratio: smallest and largest ratio of a crop's width to its height.
         flip: probability of a horizontal flip.
         jitter: probability of colour jitter as a whole.
@@ -56,8 +56,8 @@ class ViewSpec:
         if self.size < 1:
             raise UserError(f"views: size={self.size} is not possible: give 1 or more pixels")
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            given, most = getattr(self, name), 1.0 if name == "crop_scale" else float("inf")
-            if not (isinstance(given, Sequence) and len(given) == 2 and 0 < given[0] <= given[1] <= most):
+            given, maximum = getattr(self, name), 1.0 if name == "crop_scale" else float("inf")
+            if not (isinstance(given, Sequence) and len(given) == 2 and 0 < given[0] <= given[1] <= maximum):
                 limit = " and at most 1" if name == "crop_scale" else ""
                 raise UserError(f"views: {name}={given} is not possible: give [low, high], above 0{limit}")
         for name in ("flip", "jitter", "grey", "blur", "solarize"):

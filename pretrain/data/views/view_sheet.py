@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cluster import storage
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.images.sheet import SIDE, Cell, draw_sheet, thumbnail
 from pretrain.data.reading.loader import filled
 from pretrain.data.reading.manifest import load_manifest
@@ -51,10 +51,11 @@ def write_view_sheet(
         if index in bad:
             cells += [Cell(None, bad[index], f"row {row_id}")] + [Cell(None, "", "")] * len(specs)
             continue
-        pixels_CHW = as_channels(open_picture(images[index], channels=channels).decode(1), channels)
+        pixels_CHW = as_channels(open_image(images[index], channels=channels).decode(1), channels)
         num_drawn += 1
         crops = [
-            (tuple(places[:4]), str(view)) for view, places in enumerate(filling.geometry_VB5[:, index].tolist(), 1)
+            (tuple(positions[:4]), str(view))
+            for view, positions in enumerate(filling.geometry_VB5[:, index].tolist(), 1)
         ]
         cells.append(Cell(thumbnail(shown(pixels_CHW)), "with its crops", f"row {row_id}", crops))
         for view, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
@@ -70,9 +71,9 @@ def _read(shards: Shards, row_id: int) -> Any:
     return piece.images[0]
 
 
-def _view(pixels_CHW: np.ndarray, largest: int) -> Image.Image:
+def _view(pixels_CHW: np.ndarray, max_side: int) -> Image.Image:
     # smaller views are drawn smaller, to the scale of the largest
-    side = max(1, round(SIDE * pixels_CHW.shape[1] / max(largest, pixels_CHW.shape[1])))
+    side = max(1, round(SIDE * pixels_CHW.shape[1] / max(max_side, pixels_CHW.shape[1])))
     filtering = Image.Resampling.NEAREST if side > pixels_CHW.shape[1] else Image.Resampling.BOX
     return Image.fromarray(shown(pixels_CHW)).resize((side, side), filtering)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.data.images.rooms import Rooms
+from pretrain.data.images.buffer_pool import BufferPool
 from pretrain.data.reading.kept import GIB, KeptImages
 from pretrain.data.reading.loader import Batch, HostTransform
 from pretrain.data.views.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views
@@ -22,7 +22,7 @@ class Viewer:
         specs: of the views.
         seed: of the run.
         device: that trains.
-        channels: of the images, see `pretrain.data.images.pixels.open_picture`.
+        channels: of the images, see `pretrain.data.images.pixels.open_image`.
         mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and 0.25 where there are
             not three channels.
         keep: `host` keeps decoded images in memory (see `pretrain.data.reading.kept`), `none` does not.
@@ -44,7 +44,7 @@ class Viewer:
         self.specs, self.seed, self.device, self.channels = list(specs), seed, device, channels
         self.mean, self.std = tuple(mean or default_mean(channels)), tuple(std or default_std(channels))
         self._keep, self._keep_bytes = keep, keep_bytes
-        self._rooms = Rooms()
+        self._buffer_pool = BufferPool()
 
     def host_transform(self) -> HostTransform:
         """What the host makes of encoded images."""
@@ -63,7 +63,12 @@ class Viewer:
     def finish(self, batch: Batch) -> list[Tensor]:
         """Float views_BCHW of a batch, normalised, on the device."""
         return finish_views(
-            batch.arrays, batch.parameters, device=self.device, mean=self.mean, std=self.std, rooms=self._rooms
+            batch.arrays,
+            batch.parameters,
+            device=self.device,
+            mean=self.mean,
+            std=self.std,
+            buffer_pool=self._buffer_pool,
         )
 
 

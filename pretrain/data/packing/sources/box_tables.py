@@ -38,7 +38,7 @@ class BoxColumns:
         are: what they mean, `xyxy` or `xywh`.
         name: the class; None where there is none.
         sides: width and height of the image that the boxes were drawn on.
-        is_open_images: the corners are shares of the sides, and classes are codes such as /m/0199g.
+        is_open_images: the corners are fractions of the sides, and classes are codes such as /m/0199g.
         group: a column that marks groups of objects, which are left out as crowds are.
     """
 
@@ -75,8 +75,8 @@ class BoxColumns:
         if name is None:
             raise ValueError(f"column {self.name!r} is empty, so the box has no class")
         if self.group and str(row.get(self.group)).strip() in ("1", "1.0", "true", "True"):
-            raise ValueError("a group of objects, which is no single box")
-        how = self.are if meaning in (None, "shares") else meaning or self.are
+            raise ValueError("a group of objects, which is not a single box")
+        how = self.are if meaning in (None, "fractions") else meaning or self.are
         return Objects((as_sizes(four, how),), (class_names.get(name, name),)), frame
 
 

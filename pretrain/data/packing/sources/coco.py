@@ -24,7 +24,7 @@ from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
-MOST_PROBED = 20  # images, whose places tell the folder
+MAX_PROBED = 20  # images, whose paths tell the folder
 
 
 def coco_records(
@@ -60,7 +60,7 @@ def coco_records(
     if not files:
         names = [posixpath.basename(path) for path in tree.with_suffix(".json")]
         held = f"it holds {shown(names)}" if names else "there is none in it"
-        raise UserError(f"{src} is no .json file; give the annotation file ({held})")
+        raise UserError(f"{src} is not a .json file; give the annotation file ({held})")
     if len(files) == 1 and "/" not in files[0]:
         return _of_file(storage.join(src, files[0]), images, boxes, tree=tree)
     return _of_files(src, tree, files, images, boxes)
@@ -94,7 +94,7 @@ def _named_part(folder: str, names: Sequence[str]) -> Tree:
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
     """The images of several files: of one for each split, and of files that say other things of the same images."""
-    layout = layout_of(tree.pictures)
+    layout = layout_of(tree.images)
     listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
     for path in files:
@@ -109,7 +109,7 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
         contents.append(content)
         split = layout.split_of(path) or split_in_name(path)
         part = Listing([])
-        finder.bases = tuple(dict.fromkeys([*_usual_places(path), posixpath.dirname(path), ""]))
+        finder.bases = tuple(dict.fromkeys([*_usual_folders(path), posixpath.dirname(path), ""]))
         _records(content, finder, part, split=split, by_path=True)
         listing.account.read.add(path)
         listing.problems += part.problems
@@ -128,7 +128,7 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
                 )
             else:
                 raise UserError(
-                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one that is meant"
+                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one you mean"
                 )
             if record.objects is not None:
                 with_boxes[record.path] = path
@@ -137,14 +137,14 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
     return listing
 
 
-def _usual_places(path: str) -> list[str]:
+def _usual_folders(path: str) -> list[str]:
     """Folders of a tree in which the images of a json file may lie, the likeliest first."""
     beside = posixpath.dirname(path)
     above = posixpath.dirname(beside)
     stem = posixpath.basename(path).partition(".")[0]
     part = stem.rpartition("_")[2]  # annotations/instances_train2017.json speaks of train2017
-    places = [posixpath.join(base, name) for base in (above, beside) for name in (part, stem)]
-    return places + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
+    folders = [posixpath.join(base, name) for base in (above, beside) for name in (part, stem)]
+    return folders + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
 
 
 def _records(content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
@@ -175,7 +175,7 @@ def _records(content: Content, finder: Finder, listing: Listing, *, split: str |
             path=found.path if by_path and found.path else found.name,
             objects=objects,
             captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
-            relative_boxes=content.meaning == "shares",
+            relative_boxes=content.meaning == "fractions",
             frame=frame_of(entry),
             split=split,
             problem=_problem(said),
@@ -183,7 +183,7 @@ def _records(content: Content, finder: Finder, listing: Listing, *, split: str |
         earlier = merged.get(record.url)
         merged[record.url] = record if earlier is None else _joined(earlier, record)
         if earlier is not None:
-            listing.account.count("entry of an image that is listed before; joined with it", f"{src}: images[{index}]")
+            listing.account.count("entry of an image that is listed above; joined with it", f"{src}: images[{index}]")
     listing.records += merged.values()
 
 
@@ -204,9 +204,9 @@ def _problem(said: ImageSaid) -> str | None:
         return None
     if said.num_bad:
         return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for an image without any"
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an image without any"
         )
-    return f"it has crowd regions alone ({said.num_crowds}); it would pass for an image without objects"
+    return f"it has only crowd regions ({said.num_crowds}); it would look like an image without objects"
 
 
 def _joined(first: Record, second: Record) -> Record:
@@ -236,29 +236,29 @@ def _finish(listing: Listing, contents: Sequence[Content], finder: Finder, src: 
 
 
 def _folder(src: str, names: Sequence[str]) -> str:
-    """Where the images lie, of the usual places: the one that holds most of a few that are tried."""
+    """Where the images lie, of the usual folders: the one that holds most of a few that are tried."""
     beside, _, file = src.rpartition("/")
     beside = beside or "."
     above = beside.rpartition("/")[0] or "."
     stem = file.rpartition(".")[0]
     # annotations/instances_train2017.json speaks of ../train2017 or ../images/train2017
     split = stem.rpartition("_")[2]
-    places = [beside, *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split))]
-    places += [storage.join(base, "images", split) for base in (beside, above)]
+    folders = [beside, *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split))]
+    folders += [storage.join(base, "images", split) for base in (beside, above)]
     plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
     plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
-    tried = plain[:: max(1, len(plain) // MOST_PROBED)][:MOST_PROBED]
+    tried = plain[:: max(1, len(plain) // MAX_PROBED)][:MAX_PROBED]
     if not tried:
         return beside
     best, num_best = "", 0
-    for place in dict.fromkeys(places):
+    for folder in dict.fromkeys(folders):
         slashed = [name.replace("\\", "/") for name in tried]
         num = sum(
-            storage.exists(storage.join(place, name)) or storage.exists(storage.join(place, slash))
+            storage.exists(storage.join(folder, name)) or storage.exists(storage.join(folder, slash))
             for name, slash in zip(tried, slashed, strict=True)
         )
         if num > num_best:
-            best, num_best = place, num
+            best, num_best = folder, num
     if best:
         return best
     tree = read_tree(beside)
@@ -270,6 +270,6 @@ def _folder(src: str, names: Sequence[str]) -> str:
         except ValueError:
             continue
     raise UserError(
-        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(places)}; say where the images are with "
+        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(folders)}; say where the images are with "
         "--images FOLDER"
     )

@@ -1,4 +1,4 @@
-"""A COCO json as Python objects: its images by id, with what its annotations say of each."""
+"""A COCO json as Python objects: its images by id, with what its annotations say about each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.data.packing.sources.texts import captions_in, clean, id_key
 
 @dataclass
 class ImageSaid:
-    """What a file says of one image."""
+    """What a file says about one image."""
 
     boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Content:
         self.src, self.meaning = src, boxes or "xywh"
         tree = read_json(src)
         if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
-            raise UserError(f"{src} is no COCO json: it has no list `images`")
+            raise UserError(f"{src} is not a COCO json: it has no list `images`")
         self.images: list[Any] = tree["images"]
         self.categories, self.notes = _categories(src, tree)
         self.annotations = tree.get("annotations") or []
@@ -56,13 +56,13 @@ class Content:
         """The file names that stand in it."""
         return [name for image in self.images if isinstance(image, dict) and (name := name_of(image))]
 
-    def _take(self, place: str, annotation: Any, ids: Counter[str | None]) -> None:
+    def _take(self, location: str, annotation: Any, ids: Counter[str | None]) -> None:
         if not isinstance(annotation, dict):
-            self.problems.append((place, "not an object"))
+            self.problems.append((location, "not an object"))
             return
         key = id_key(annotation.get("image_id"))
         if key is None or key not in ids:
-            self.problems.append((place, f"image_id {annotation.get('image_id')!r} is not in `images`"))
+            self.problems.append((location, f"image_id {annotation.get('image_id')!r} is not in `images`"))
             return
         image = self.of[key]
         said = "caption" in annotation
@@ -72,7 +72,7 @@ class Content:
             image.captions += captions
             self.num_blank += not captions and not num_bad
             if num_bad:
-                self.problems.append((place, f"caption {str(annotation['caption'])[:60]!r} is no text"))
+                self.problems.append((location, f"caption {str(annotation['caption'])[:60]!r} is not text"))
         has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
         if said and not has_box and "category_id" not in annotation:
             return
@@ -92,7 +92,7 @@ class Content:
             self.has_boxes = True
             image.boxes.append((box, category))
             return
-        self.problems.append((place, reason))
+        self.problems.append((location, reason))
         image.num_bad += 1
         image.first_bad = image.first_bad or reason
 
@@ -160,5 +160,5 @@ def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], 
     for first in sorted(num_of):
         alike = sorted(name for name in num_of if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:
-            notes.append(f"categories that differ in case only are kept apart: {', '.join(map(repr, alike))}")
+            notes.append(f"categories that differ only in case are kept apart: {', '.join(map(repr, alike))}")
     return names, notes

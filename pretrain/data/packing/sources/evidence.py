@@ -14,7 +14,7 @@ from cluster.storage import FileInfo
 from pretrain.data.packing.sources.texts import decode_text
 from pretrain.data.packing.sources.tree import Tree, head_of, stem_of
 
-MOST_PEEKED = 40  # files of one kind
+MAX_PEEKED = 40  # files of one kind
 WHOLE_JSON_BYTES, HEAD_BYTES = 2**20, 2**18
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".caption.txt", ".cls", ".label")
@@ -33,24 +33,22 @@ class Evidence:
 
     @cached_property
     def json_kinds(self) -> dict[str, str]:
-        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside pictures tell for all."""
+        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside images tell for all."""
         kinds: dict[str, str] = {}
         beside: list[str] = []
         for path in self.tree.with_suffix(".json"):
             if path.lower().endswith(".coco.json"):
                 kinds[path] = "coco"
-            elif self.picture_of(path) is not None:
+            elif self.image_of(path) is not None:
                 beside.append(path)
-            elif len(kinds) < MOST_PEEKED:
+            elif len(kinds) < MAX_PEEKED:
                 kinds[path] = json_kind(self.tree.files[path])
             else:
                 kinds[path] = "other"
-        looks = [json_kind(self.tree.files[path]) for path in spread(beside, MOST_PEEKED)]
+        looks = [json_kind(self.tree.files[path]) for path in spread(beside, MAX_PEEKED)]
         common = max(sorted(set(looks)), key=looks.count) if looks else "other"
         single = {
-            path: look
-            for path, look in zip(spread(beside, MOST_PEEKED), looks, strict=True)
-            if look in ("coco", "list")
+            path: look for path, look in zip(spread(beside, MAX_PEEKED), looks, strict=True) if look in ("coco", "list")
         }
         return kinds | dict.fromkeys(beside, common) | single
 
@@ -60,12 +58,12 @@ class Evidence:
 
     @cached_property
     def xml_kinds(self) -> dict[str, str]:
-        """path -> `voc`, `cvat` or `other` of xml files; a damaged one beside a picture is taken for VOC."""
+        """path -> `voc`, `cvat` or `other` of xml files; a damaged one beside an image is taken for VOC."""
         kinds = {}
         peeked = 0
         for path in self.tree.with_suffix(".xml"):
             beside = stem_of(path) in self.tree.by_stem
-            if beside and peeked >= MOST_PEEKED:
+            if beside and peeked >= MAX_PEEKED:
                 kinds[path] = "voc"
                 continue
             peeked += 1
@@ -81,21 +79,23 @@ class Evidence:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """path of a text file -> the picture it stands for, in YOLO's places: beside it, or in labels/ for images/."""
+        """path of a text file -> the image it stands for, in YOLO's usual paths: beside it, or in labels/ for images/."""
         found: dict[str, str] = {}
         if not self.tree.with_suffix(".txt"):
             return found
-        for picture in self.tree.pictures:
-            for place in label_places(picture):
-                if (path := self.tree.lower.get(f"{place}.txt".lower())) and posixpath.basename(path) not in NAME_FILES:
-                    found.setdefault(path, picture)
+        for image in self.tree.images:
+            for candidate in label_paths(image):
+                if (path := self.tree.lower.get(f"{candidate}.txt".lower())) and posixpath.basename(
+                    path
+                ) not in NAME_FILES:
+                    found.setdefault(path, image)
                     break
         return found
 
     @cached_property
     def texts_are(self) -> str:
-        """`boxes`, `captions`, or nothing where there are none beside pictures or all are empty."""
-        kinds = [text_kind(self.tree.files[path]) for path in spread(sorted(self.texts), MOST_PEEKED)]
+        """`boxes`, `captions`, or nothing where there are none beside images or all are empty."""
+        kinds = [text_kind(self.tree.files[path]) for path in spread(sorted(self.texts), MAX_PEEKED)]
         if not kinds:
             return ""
         if any("labels" in path.split("/")[:-1] for path in self.texts):
@@ -128,39 +128,39 @@ class Evidence:
 
     @cached_property
     def captions_beside(self) -> list[str]:
-        """Files with texts of single pictures: .txt that are no boxes, .caption, .text, .json with a caption, ..."""
+        """Files with texts of single images: .txt that are no boxes, .caption, .text, .json with a caption, ..."""
         found = sorted(self.texts) if self.texts_are == "captions" else []
         suffixes = tuple(suffix for suffix in CAPTION_SUFFIXES if suffix != ".txt")
-        found += [path for path in self.tree.with_suffix(*suffixes) if self.picture_of(path) is not None]
+        found += [path for path in self.tree.with_suffix(*suffixes) if self.image_of(path) is not None]
         return sorted({*found, *self.json_files("caption")})
 
-    def picture_of(self, path: str) -> str | None:
-        """The picture that a file of the same folder and stem stands for."""
+    def image_of(self, path: str) -> str | None:
+        """The image that a file of the same folder and stem stands for."""
         folder, name = posixpath.split(path)
         for stem in dict.fromkeys((name.partition(".")[0], stem_of(name))):
-            for picture in self.tree.by_stem.get(stem, ()):
-                if posixpath.dirname(picture) == folder:
-                    return picture
+            for image in self.tree.by_stem.get(stem, ()):
+                if posixpath.dirname(image) == folder:
+                    return image
         return None
 
 
-def label_places(picture: str) -> list[str]:
-    """Where the labels of a picture may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
+def label_paths(image: str) -> list[str]:
+    """Where the labels of an image may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
     beside it, or in a folder labels/ within its own, next to its own, or with the same folders below it."""
-    *folders, name = posixpath.splitext(picture)[0].split("/")
+    *folders, name = posixpath.splitext(image)[0].split("/")
     lower = [folder.lower() for folder in folders]
-    places = ["/".join([*folders, name])]
+    paths = ["/".join([*folders, name])]
     if "images" in lower:
         index = len(lower) - 1 - lower[::-1].index("images")
-        places.insert(0, "/".join([*folders[:index], "labels", *folders[index + 1 :], name]))
+        paths.insert(0, "/".join([*folders[:index], "labels", *folders[index + 1 :], name]))
     elif folders:
         others = ([*folders, "labels"], [*folders[:-1], "labels"], ["labels", *folders])
-        places += ["/".join([*other, name]) for other in others]
-    return places
+        paths += ["/".join([*other, name]) for other in others]
+    return paths
 
 
 def json_kind(file: FileInfo) -> str:
-    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one picture) or `other`, by a file's head."""
+    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one image) or `other`, by a file's head."""
     if file.size_bytes > WHOLE_JSON_BYTES:
         head = head_of(file, HEAD_BYTES)
         keys = {match.decode() for match in _KEY.findall(head)}
@@ -198,9 +198,9 @@ def text_kind(file: FileInfo) -> str:
     return "boxes" if any(_NUMBERS.fullmatch(line) for line in whole) else "captions"
 
 
-def spread(items: list[str], most: int) -> list[str]:
+def spread(items: list[str], max_items: int) -> list[str]:
     """At most so many of the items, spread over all."""
-    step = max(1, -(-len(items) // most))
+    step = max(1, -(-len(items) // max_items))
     return items[::step]
 
 

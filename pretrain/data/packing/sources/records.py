@@ -20,7 +20,7 @@ MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
 # of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a long list
 PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
-BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "shares")  # values of --boxes
+BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "fractions")  # values of --boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Record:
         path: names it in the shards; unique within a source.
         size_bytes: of the encoded image where the listing tells it, else 0.
         label, labels, objects, captions: what is known of it; None where the source does not say such things.
-        relative_boxes: the boxes are shares of the image's sides in place of pixels.
+        relative_boxes: the boxes are fractions of the image's sides in place of pixels.
         frame: (width, height) of the image that the boxes were drawn on, as the source records it; None where it does not.
         split: `train`, `validation` or `test` where the source says so.
-        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would
-            pass for an image without any.
+        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would look
+            like an image without any.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Record:
 
 @dataclass
 class Account:
-    """What became of the files of a source that are no packed pictures, and of all that lies in annotation files.
+    """What became of the files of a source that are no packed images, and of all that lies in annotation files.
 
     Attributes:
         read: paths of files that were read as annotation.
@@ -75,7 +75,7 @@ class Account:
         annotations: how many boxes, captions, labels and rows the source holds, good or bad.
         counts, examples: of things that are no files: what was left out and why.
         said: those of `counts` that a note of their own speaks of, or that lose nothing.
-        unlisted: what a picture is that no record names.
+        unlisted: what an image is that no record names.
     """
 
     read: set[str] = field(default_factory=set)
@@ -84,7 +84,7 @@ class Account:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
-    unlisted: str = "image that no annotation names"
+    unlisted: str = "image not named in any annotation"
 
     def count(self, kind: str, example: str, num: int = 1, *, said: bool = False) -> None:
         """Counts things that were left out."""
@@ -105,7 +105,7 @@ class Account:
 
 @dataclass
 class Listing:
-    """All records of a source, and what is wrong with single annotations: (place, reason), which goes to the quarantine.
+    """All records of a source, and what is wrong with single annotations: (location, reason), which goes to the quarantine.
 
     `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
     """
@@ -174,7 +174,7 @@ def read_any_text(url: str) -> tuple[str, str]:
 
 
 def read_lines_text(url: str) -> tuple[str, str]:
-    """The same of a file of lines, of which a few may hold bytes that are no UTF-8, as `decode_lines` has it."""
+    """The same of a file of lines, of which a few may hold bytes that are not UTF-8, as `decode_lines` has it."""
     return _read_text(url, decode_lines)
 
 
@@ -230,7 +230,7 @@ def objects_of(value: Any, meaning: str = "xywh") -> Objects | None:
 
 
 def as_sizes(numbers: Iterable[float], meaning: str) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; shares stay shares."""
+    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; fractions stay fractions."""
     a, b, c, d = numbers
     if meaning == "xyxy":
         return a, b, c - a, d - b

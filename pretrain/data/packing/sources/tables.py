@@ -68,7 +68,7 @@ def table_records(
     finder = Finder(tree, outside=(images,) if images else ())
     listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
     found: dict[tuple[str | None, str], Record] = {}
-    layout = layout_of(tree.pictures) if len(tables) > 1 or "/" in tables[0][0] else None
+    layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
     for name, table in tables:
         split = None if layout is None else layout.split_of(name) or split_in_name(name)
         folder = posixpath.dirname(name)
@@ -78,7 +78,7 @@ def table_records(
     listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
     listing.notes += finder.notes()
     _said_of_labels(listing, [table for _, table in tables])
-    listing.account.unlisted = "image that no row names"
+    listing.account.unlisted = "image not named in any row"
     return listing
 
 
@@ -178,11 +178,11 @@ class _Table:
         class_names = read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
         num_rows = num_repeated = num_short = 0
         for line, row in self.rows:
-            place = f"{self.src}, line {line}"
+            location = f"{self.src}, line {line}"
             num_rows += 1
             account.annotations += 1
             if isinstance(row, BadLine):
-                listing.problems.append((place, row.reason))
+                listing.problems.append((location, row.reason))
                 self._leave_out(row.cells, finder, listing, under)
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
@@ -191,12 +191,12 @@ class _Table:
                 value = row.get(roles.path)
                 if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
                     value = value.get("path")
-                place_of = finder.find(value, f"column {roles.path!r}", under=under)
+                image = finder.find(value, f"column {roles.path!r}", under=under)
                 objects = (
                     objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
                 )
             except ValueError as error:
-                listing.problems.append((place, str(error)))
+                listing.problems.append((location, str(error)))
                 self._leave_out([row.get(name) for name in self.rows.columns], finder, listing, under)
                 continue
             frame = None
@@ -204,17 +204,17 @@ class _Table:
                 try:
                     objects, frame = roles.boxes.read(row, self.meaning, class_names)
                 except ValueError as error:
-                    listing.problems.append((place, str(error)))
+                    listing.problems.append((location, str(error)))
                     objects, bad = Objects((), ()), str(error)
             label, labels = (None, None) if roles.boxes is not None else self._labels(row)
-            captions = self._captions(row, place, listing)
+            captions = self._captions(row, location, listing)
             mine = split
             if roles.split is not None:
                 mine = split_named(str(row.get(roles.split)))
-            key = mine, place_of.url
+            key = mine, image.url
             record = Record(
-                place_of.url,
-                place_of.path if by_path and place_of.path else place_of.name,
+                image.url,
+                image.path if by_path and image.path else image.name,
                 label=label,
                 labels=labels,
                 objects=objects,
@@ -231,7 +231,7 @@ class _Table:
             num_repeated += 1
             joined = self._joined(earlier, record)
             if joined is None:
-                listing.problems.append((place, f"{record.path} has other labels or objects further up"))
+                listing.problems.append((location, f"{record.path} has other labels or objects in a row above"))
             else:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
@@ -239,7 +239,7 @@ class _Table:
             account.count("column that is not read", f"{self.src}: {name}", said=True)
         if unused:
             listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
-        account.count("row that joins an image further up", self.src, num_repeated, said=True)
+        account.count("row joined with an image above", self.src, num_repeated, said=True)
         if num_short:
             account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
@@ -247,7 +247,7 @@ class _Table:
             )
 
     def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
-        """Says of the picture of a row that cannot be read why it is not packed."""
+        """Says of the image of a row that cannot be read why it is not packed."""
         index = self.rows.columns.index(self.roles.path)
         value = cells[index] if index < len(cells) else None
         try:
@@ -259,7 +259,7 @@ class _Table:
 
     def _relative(self) -> bool:
         if self.meaning is not None:
-            return self.meaning == "shares"
+            return self.meaning == "fractions"
         return self.roles.boxes is not None and self.roles.boxes.is_open_images
 
     def _joined(self, earlier: Record, record: Record) -> Record | None:
@@ -314,10 +314,10 @@ class _Table:
             words = str("" if value is None else value).replace("|", ",").split(",")
         return tuple(dict.fromkeys(name for word in words if (name := label_of(word)) is not None))
 
-    def _captions(self, row: dict[str, Any], place: str, listing: Listing) -> tuple[str, ...] | None:
+    def _captions(self, row: dict[str, Any], location: str, listing: Listing) -> tuple[str, ...] | None:
         roles = self.roles
         if roles.conversation is not None:
-            return _answers(row.get(roles.conversation), place, listing)
+            return _answers(row.get(roles.conversation), location, listing)
         if not roles.captions:
             return None
         texts: list[str] = []
@@ -329,14 +329,16 @@ class _Table:
                 value = json_cell(value)
             found, bad = captions_in(value)
             if bad:
-                listing.problems.append((place, f"column {name!r} holds {str(value)[:60]!r}, which is no caption"))
+                listing.problems.append(
+                    (location, f"column {name!r} holds {str(value)[:60]!r}, which is not a caption")
+                )
             elif not found and name in row:
-                listing.account.count("blank caption, left out", place)
+                listing.account.count("blank caption, left out", location)
             texts += found
         return tuple(dict.fromkeys(texts))
 
 
-def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
+def _answers(value: Any, location: str, listing: Listing) -> tuple[str, ...]:
     """The caption in a conversation of one question and answer, as LLaVA's pretraining lists have them."""
     turns = value if isinstance(value, list) else []
     answers = [
@@ -344,9 +346,9 @@ def _answers(value: Any, place: str, listing: Listing) -> tuple[str, ...]:
     ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
-    listing.account.count("conversation of several turns, whose texts are not read", place, said=True)
+    listing.account.count("conversation of several turns, whose texts are not read", location, said=True)
     listing.notes[:] = dict.fromkeys(
-        [*listing.notes, "conversations of several turns are no captions and are not read"]
+        [*listing.notes, "conversations of several turns are not captions and are not read"]
     )
     return ()
 
@@ -360,7 +362,7 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
     listing.notes += variants(counts)
     if nothing:
         told = ", ".join(f"{word!r} {num}" for word, num in sorted(nothing.items()))
-        listing.notes.append(f"labels that say that there is none were taken so: {told}")
+        listing.notes.append(f"labels that mean `none` were read as no label: {told}")
     unlabelled = sum(table.num_unlabelled for table in tables)
     if unlabelled and counts:
         listing.notes.append(f"{unlabelled} rows have no label")

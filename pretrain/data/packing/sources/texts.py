@@ -61,7 +61,7 @@ def decode_lines(data: bytes) -> tuple[str, str]:
 
 
 def has_bad_bytes(text: str) -> bool:
-    """Whether a text that `decode_lines` gave holds bytes that are no UTF-8."""
+    """Whether a text that `decode_lines` gave holds bytes that are not UTF-8."""
     return not text.isascii() and _BAD_BYTES.search(text) is not None
 
 
@@ -175,8 +175,8 @@ def id_key(value: Any) -> str | None:
     return text or None
 
 
-def shown(words: Iterable[Any], most: int = 5) -> str:
+def shown(words: Iterable[Any], max_words: int = 5) -> str:
     """The first few of many words, and how many more there are."""
     listed: Sequence[Any] = list(words)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(map(str, listed[:most])) + more
+    more = f" and {len(listed) - max_words} more" if len(listed) > max_words else ""
+    return ", ".join(map(str, listed[:max_words])) + more

@@ -1,4 +1,6 @@
-"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in shares of the sides."""
+"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in fractions of the
+sides.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from cluster.errors import UserError
-from pretrain.data.packing.sources.evidence import Evidence, label_places
+from pretrain.data.packing.sources.evidence import Evidence, label_paths
 from pretrain.data.packing.sources.records import (
     Listing,
     Objects,
@@ -23,7 +25,7 @@ from pretrain.data.packing.sources.texts import decode_text, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 from pretrain.data.packing.sources.yolo_setup import NAME_FILES, Setup, read_setup, split_by_lists
 
-MOST_OVER = 1.01  # a share a hair above 1 is rounding; trainers take it so
+MAX_OVER = 1.01  # a fraction a hair above 1 is rounding; trainers take it so
 
 
 def yolo_records(
@@ -38,12 +40,12 @@ def yolo_records(
 
     A line of five numbers is a box, with a sixth its confidence, which is not read; `class x1 y1 x2 y2 x3 y3 ...` is a polygon,
     of which the box around it is taken, as Ultralytics does; with `kpt_shape` in the yaml further numbers are key points. Lines
-    that come twice count once. Numbers above 1 are no shares: such lines are set aside.
+    that come twice count once. Numbers above 1 are no fractions: such lines are set aside.
 
     Args:
         src: folder, or the yaml.
         tree: of `src`, where it is known already.
-        boxes: what the four numbers are: by default `cxcywh` in shares; `xywh`, `xyxy` and `cxcywh` are pixels.
+        boxes: what the four numbers are: by default `cxcywh` in fractions; `xywh`, `xyxy` and `cxcywh` are pixels.
         leave_out: a folder to pass over.
 
     Raises:
@@ -60,7 +62,7 @@ def yolo_records(
     listing = Listing([], notes=setup.notes, tree=tree)
     listing.account.read.update(path for path in setup.read if path in tree.files)
     split_of = split_by_lists(src, tree, setup, listing)
-    images = {path: file for path, file in tree.pictures.items() if split_of is None or path in split_of}
+    images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
     label_of, shared = _labels(images, tree, listing)
     if not any(label_of.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
@@ -74,7 +76,7 @@ def yolo_records(
     for (path, label), content in zip(label_of.items(), contents, strict=True):
         if label in shared:
             stands_for = ", ".join(shared[label])
-            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; which of them is not said"
+            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; the source does not say which"
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
         num_without += label is None
@@ -84,7 +86,7 @@ def yolo_records(
                 path,
                 images[path].size_bytes,
                 objects=objects,
-                relative_boxes=boxes in (None, "shares"),
+                relative_boxes=boxes in (None, "fractions"),
                 split=split_of[path] if split_of is not None else None,
                 problem=problem,
             )
@@ -119,8 +121,8 @@ def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[
     images_of: dict[str, list[str]] = {}
     for path in images:
         label = None
-        for place in label_places(path):
-            known = tree.lower.get(f"{place}.txt".lower())
+        for candidate in label_paths(path):
+            known = tree.lower.get(f"{candidate}.txt".lower())
             if known is not None and posixpath.basename(known) not in NAME_FILES:
                 label = known
                 break
@@ -139,15 +141,15 @@ class _Reader:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def read(self, data: bytes, place: str) -> tuple[Objects, str | None]:
-        """(boxes of one file, why its picture cannot be used or None)."""
+    def read(self, data: bytes, location: str) -> tuple[Objects, str | None]:
+        """(boxes of one file, why its image cannot be used or None)."""
         account, problems = self._listing.account, self._listing.problems
         try:
             text, _ = decode_text(data)
         except ValueError as error:
-            problems.append((place, str(error)))
+            problems.append((location, str(error)))
             account.annotations += 1
-            return Objects((), ()), f"its labels {place} are {error}"
+            return Objects((), ()), f"its labels {location} are {error}"
         found: dict[tuple[tuple[float, float, float, float], str], None] = {}
         bad: list[str] = []
         for number, line in enumerate(text.splitlines(), 1):
@@ -157,15 +159,15 @@ class _Reader:
             try:
                 pair = self._line(line)
             except ValueError as error:
-                problems.append((f"{place}, line {number}", str(error)))
+                problems.append((f"{location}, line {number}", str(error)))
                 bad.append(str(error))
                 continue
             if pair in found:
-                self._count("line that comes twice in its file, taken once", f"{place}, line {number}")
+                self._count("line that comes twice in its file, taken once", f"{location}, line {number}")
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for an image without any"
+            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would look like an image without any"
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
@@ -185,7 +187,7 @@ class _Reader:
         return box, self._names[int(class_id)]
 
     def _box(self, values: tuple[float, ...], line: str) -> tuple[float, float, float, float]:
-        in_pixels = self._meaning not in (None, "shares")
+        in_pixels = self._meaning not in (None, "fractions")
         key_points = self._key_points
         as_box = len(values) in (4, 5) or (key_points is not None and len(values) == 4 + key_points[0] * key_points[1])
         if as_box:
@@ -196,11 +198,11 @@ class _Reader:
             points = values[:-1]
         else:
             raise ValueError(f"not `class cx cy w h`: {line[:60]!r}")
-        if not in_pixels and max(points) > MOST_OVER:
+        if not in_pixels and max(points) > MAX_OVER:
             self._counts["pixels"] += 1
-            raise ValueError(f"numbers above 1 are pixels, not shares of the sides: {line[:60]!r}")
+            raise ValueError(f"numbers above 1 are pixels, not fractions of the sides: {line[:60]!r}")
         if not in_pixels and min(points) < -0.01:
-            raise ValueError(f"numbers below 0 are no shares of the sides: {line[:60]!r}")
+            raise ValueError(f"numbers below 0 are not fractions of the sides: {line[:60]!r}")
         if as_box:
             return as_sizes(points, "cxcywh" if not in_pixels else self._meaning or "")
         return around(list(zip(points[::2], points[1::2], strict=True)))
@@ -215,7 +217,7 @@ class _Reader:
         if self._counts["pixels"] * 2 > listing.account.annotations:
             raise UserError(
                 f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are above 1 (first: "
-                f"{listing.problems[0][0]}), so they are pixels, where YOLO has shares of the sides; --boxes "
+                f"{listing.problems[0][0]}), so they are pixels, but YOLO uses fractions of the sides; --boxes "
                 "cxcywh reads them as "
                 "centre and size, xywh as left, top, width and height, xyxy as corners"
             )

@@ -25,11 +25,11 @@ _SPLIT_KEYS = (("train", TRAIN), ("val", VALIDATION), ("valid", VALIDATION), ("v
 
 @dataclass
 class Setup:
-    """What data.yaml, obj.data, classes.txt and the like say of a set.
+    """What data.yaml, obj.data, classes.txt and the like say about a set.
 
     Attributes:
         names: class names by number; None where no file has any.
-        splits: split -> folders, files and lists of pictures, as paths below the root.
+        splits: split -> folders, files and lists of images, as paths below the root.
         read: the files that were read for it.
         key_points: how many numbers of key points a line ends with, where the set has such.
     """
@@ -132,27 +132,29 @@ def _number(value: Any) -> int | None:
 
 
 def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
-    """Split -> the places that a yaml names for it, as they stand, those relative to `path` joined to it."""
+    """Split -> the entries that a yaml names for it, as they stand, those relative to `path` joined to it."""
     base = str(tree["path"]) if isinstance(tree.get("path"), str) else ""
     splits: dict[str, list[tuple[str, ...]]] = {}
     for key, split in _SPLIT_KEYS:
         value = tree.get(key)
-        places = [
-            place
-            for place in (value if isinstance(value, list) else [value])
-            if isinstance(place, str) and place.strip()
+        entries = [
+            entry
+            for entry in (value if isinstance(value, list) else [value])
+            if isinstance(entry, str) and entry.strip()
         ]
-        if places:
-            splits.setdefault(split, []).extend(_candidates(base, place.strip().replace("\\", "/")) for place in places)
+        if entries:
+            splits.setdefault(split, []).extend(
+                _candidates(base, entry.strip().replace("\\", "/")) for entry in entries
+            )
     return splits
 
 
-def _candidates(base: str, place: str) -> tuple[str, ...]:
-    """The paths below the root that a place of a yaml may mean, the likeliest first: `path` and `../` are often those of
+def _candidates(base: str, entry: str) -> tuple[str, ...]:
+    """The paths below the root that a entry of a yaml may mean, the likeliest first: `path` and `../` are often those of
     another machine."""
     base = base.replace("\\", "/")
-    whole = posixpath.normpath(posixpath.join(base, place)) if base else posixpath.normpath(place)
-    ways = [whole, posixpath.normpath(place), re.sub(r"^(\.\./|/)+", "", posixpath.normpath(place))]
+    whole = posixpath.normpath(posixpath.join(base, entry)) if base else posixpath.normpath(entry)
+    ways = [whole, posixpath.normpath(entry), re.sub(r"^(\.\./|/)+", "", posixpath.normpath(entry))]
     parts = [part for part in whole.split("/") if part not in ("", ".", "..")]
     ways += ["/".join(parts[start:]) for start in range(len(parts))]
     return tuple(dict.fromkeys(ways))
@@ -165,8 +167,8 @@ def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict
     found: dict[str, str] = {}
     missing: list[str] = []
     clashes: list[str] = []
-    for split, places in setup.splits.items():
-        for ways in places:
+    for split, entries in setup.splits.items():
+        for ways in entries:
             images = _images_at(src, tree, ways, listing)
             if images is None:
                 missing.append(f"{split} ({ways[1] if len(ways) > 1 else ways[0]})")
@@ -176,18 +178,18 @@ def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict
                     clashes.append(image)
     if not found:
         listing.notes.append(
-            f"the places that {shown(setup.read)} names for the splits do not exist here: {shown(missing)}"
+            f"the entries that {shown(setup.read)} names for the splits do not exist here: {shown(missing)}"
         )
         return None
     if missing:
-        listing.notes.append(f"{shown(setup.read)} names places that do not exist here: {shown(missing)}")
+        listing.notes.append(f"{shown(setup.read)} names entries that do not exist here: {shown(missing)}")
     if clashes:
         first = min(clashes)
         listing.notes.append(
             f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the "
             f"first (first: {first})"
         )
-    if others := [path for path in tree.pictures if path not in found]:
+    if others := [path for path in tree.images if path not in found]:
         listing.notes.append(
             f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
         )
@@ -214,8 +216,8 @@ def _images_at(src: str, tree: Tree, ways: Sequence[str], listing: Listing) -> l
                 listing.notes.append(f"{gone} of the images that {way} lists do not exist here")
             return images
         if way == ".":
-            return list(tree.pictures)
-        images = [path for path in tree.pictures if path.startswith(f"{way}/")]
+            return list(tree.images)
+        images = [path for path in tree.images if path.startswith(f"{way}/")]
         if images:
             return images
     return None
@@ -226,6 +228,6 @@ def _listed(tree: Tree, line: str, folder: str) -> str | None:
     for start in range(len(parts)):
         end = "/".join(parts[start:])
         for path in (posixpath.normpath(posixpath.join(folder, end)), end):
-            if path in tree.pictures:
+            if path in tree.images:
                 return path
     return None

@@ -1,4 +1,4 @@
-"""Writes films: frames one after the other into a file that players know."""
+"""Writes videos: frames one after the other into a file that players know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from finetune.predicting.sources import load_av
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes an MP4 (H.264) of frames uint8 [H, W, 3] of one size. Use as a context manager."""
 
     def __init__(self, path: Path, *, frame_rate: float) -> None:

@@ -1,8 +1,8 @@
-"""What a training function knows about where it runs: its rank, its device, and how to talk to whoever started it.
+"""What a training function knows about where it runs: its rank, its device, and how to talk to the process that started it.
 
-`place_here()` gives a `Place` in this process, without Ray; `cluster.training.workers.run_workers` gives one to each worker. A
-place holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because Ray's
-bookkeeping lags behind the storage when a worker dies.
+`local_context()` gives a `RankContext` in this process, without Ray; `cluster.training.workers.run_workers` gives one to each
+worker. It holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because
+Ray's bookkeeping lags behind the storage when a worker dies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _beat_nowhere(position: int) -> None:
 
 
 @dataclass
-class Place:
+class RankContext:
     """One rank of a run. Ranks count from 0."""
 
     rank: int
@@ -52,7 +52,7 @@ class Place:
     _checkpoint: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, record: Record) -> None:
-        """Sends a small record to whoever started the run; only rank 0's arrive, in order, once each.
+        """Sends a small record to the process that started the run; only rank 0's arrive, in order, once each.
 
         Under Ray this never waits for the network. What arrives is what JSON makes of the record at this moment (tuples
         become lists). Raises TypeError for what JSON cannot hold, tensors among it, on every rank.
@@ -71,7 +71,7 @@ class Place:
         return f"cuda, {torch.cuda.get_device_name(self.device)}"
 
     def note(self, text: str) -> None:
-        """A line for whoever started the run."""
+        """A line for the user who started the run."""
         self.report({"kind": "note", "text": text})
 
     def warn(self, text: str) -> None:
@@ -106,8 +106,8 @@ class Place:
 
 
 @contextmanager
-def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Place]:
-    """A place in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
+def local_context(on_record: Callable[[Record], None] | None = None) -> Iterator[RankContext]:
+    """A context in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
 
     `on_record` is called within `report`. In the main thread the first SIGINT, SIGTERM or SIGHUP asks for a stop, a second
     SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.
@@ -115,9 +115,9 @@ def place_here(on_record: Callable[[Record], None] | None = None) -> Iterator[Pl
     import torch
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    place = Place(rank=0, world_size=1, device=device, _send=on_record or _send_nowhere)
-    with stop_signals(place.request_stop):
-        yield place
+    context = RankContext(rank=0, world_size=1, device=device, _send=on_record or _send_nowhere)
+    with stop_signals(context.request_stop):
+        yield context
 
 
 def stopping() -> list[signal.Signals]:

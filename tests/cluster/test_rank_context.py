@@ -1,4 +1,4 @@
-"""A place in this process, and signals."""
+"""A context in this process, and signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cluster.durations import duration
-from cluster.training.place import Place, place_here
+from cluster.training.rank_context import RankContext, local_context
 from cluster.training.workers import run_workers
 from tests.cluster import jobs
 
@@ -36,10 +36,10 @@ def test_in_process_gives_what_a_worker_gives() -> None:
 
 def test_first_ctrl_c_asks_second_interrupts_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with place_here() as place:
-        assert not place.stop_requested()
+    with local_context() as context:
+        assert not context.stop_requested()
         os.kill(os.getpid(), signal.SIGINT)
-        assert place.stop_requested()
+        assert context.stop_requested()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert {number: signal.getsignal(number) for number in former} == former
@@ -47,15 +47,15 @@ def test_first_ctrl_c_asks_second_interrupts_and_handlers_come_back(capfd: pytes
 
 
 def test_sigterm_asks_for_a_stop_however_often_it_comes() -> None:
-    with place_here() as place:
+    with local_context() as context:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert place.stop_requested()
+        assert context.stop_requested()
 
 
 def test_handlers_come_back_after_an_exception() -> None:
     former = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="inside"), place_here():
+    with pytest.raises(ValueError, match="inside"), local_context():
         raise ValueError("inside")
     assert signal.getsignal(signal.SIGINT) is former
 
@@ -65,10 +65,10 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     seen: list[Any] = []
 
     def run() -> None:
-        with place_here() as place:
+        with local_context() as context:
             seen.append(signal.getsignal(signal.SIGINT))
-            place.request_stop()
-            seen.append(place.stop_requested())
+            context.request_stop()
+            seen.append(context.stop_requested())
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -78,16 +78,16 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
 def test_what_json_cannot_hold_is_refused_on_every_rank() -> None:
     for rank in (0, 1):
-        place = Place(rank=rank, world_size=2, device=torch.device("cpu"))
+        context = RankContext(rank=rank, world_size=2, device=torch.device("cpu"))
         with pytest.raises(TypeError):
-            place.report({"loss": torch.zeros(1)})
+            context.report({"loss": torch.zeros(1)})
 
 
 def test_a_record_is_what_it_was_when_reported() -> None:
     records: list[dict[str, Any]] = []
-    with place_here(records.append) as place:
+    with local_context(records.append) as context:
         record = {"step": 1}
-        place.report(record)
+        context.report(record)
         record["step"] = 2
     assert records == [{"step": 1}]
 

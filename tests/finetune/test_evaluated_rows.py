@@ -1,4 +1,4 @@
-"""What a model is judged by: rows of classes that it does not know, and rows that it was trained on."""
+"""What a model is evaluated on: rows of classes that it does not know, and rows that it was trained on."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.finetune.test_export_model import NAMES, a_model
 from tests.pretrain.shards import encoded, photo, write_shards
 
 
-def judged(model, data, folder):
+def evaluated(model, data, folder):
     """The exit code of `evaluate`, and its numbers."""
     found = folder / "found.json"
     code = run_command(lambda: main(["evaluate", model, data, "--json", str(found)]))
@@ -31,18 +31,18 @@ def model(tmp_path):
 def test_classes_that_the_model_does_not_know_are_counted(model, tmp_path, capsys):
     images = [photo(number, side=32) for number in range(24)]
     labels = [NAMES[number % 3] for number in range(24)]
-    whole = judged(model, write_shards(tmp_path / "known", images, label=labels), tmp_path)[1]
+    whole = evaluated(model, write_shards(tmp_path / "known", images, label=labels), tmp_path)[1]
     more = [photo(number, side=32) for number in range(100, 105)]
     mixed = write_shards(tmp_path / "mixed", [*more, *images], label=["zebra"] * 3 + ["yak"] * 2 + labels)
     capsys.readouterr()
-    code, found = judged(model, mixed, tmp_path)
+    code, found = evaluated(model, mixed, tmp_path)
     assert code == 0 and found["unknown_classes"] == {"yak": 2, "zebra": 3}
     assert found["metrics"] == pytest.approx(whole["metrics"]) and found["validation_images"] == 24
     assert (
         "5 labels of classes that the model does not know are left out: yak (2), zebra (3)" in capsys.readouterr().out
     )
     strangers = write_shards(tmp_path / "strange", more, label=["zebra"] * 5)
-    assert judged(model, strangers, tmp_path)[0] == 2
+    assert evaluated(model, strangers, tmp_path)[0] == 2
     assert "no image of the data is of a class that the model knows" in capsys.readouterr().err
 
 
@@ -52,7 +52,7 @@ def test_boxes_of_classes_that_a_detector_does_not_know_are_left_out():
         "bbox": [[1.0, 1.0, 5.0, 5.0], [2.0, 2.0, 5.0, 5.0], [50.0, 2.0, 5.0, 5.0]],
         "category": ["b", "zebra", "a"],
     }
-    target, left_out = reader.read(value, width=20, height=20, place="row 3")
+    target, left_out = reader.read(value, width=20, height=20, location="row 3")
     assert target.classes_N.tolist() == [1] and target.xyxy_N4.tolist() == [[1.0, 1.0, 6.0, 6.0]]
     assert left_out.counts[UNKNOWN] == 1 and sum(left_out.counts.values()) == 2
 

@@ -1,4 +1,4 @@
-"""Memory of batches that is used again for later batches."""
+"""A pool of buffers: memory of batches that is used again for later batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-class Rooms:
+class BufferPool:
     """Gives memory for batches and takes it back once nobody holds the array any more, nor a view or tensor of it.
 
     The system clears each page that it hands out, which for a batch of crops takes a tenth of the time that decoding and
@@ -18,9 +18,9 @@ class Rooms:
         self._free: dict[int, list[np.ndarray]] = {}  # by size in bytes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rooms, ()  # memory does not go along to other processes
+        return BufferPool, ()  # memory does not go along to other processes
 
-    def room(self, shape: tuple[int, ...], dtype: Any = np.uint8, *, pinned: bool = False) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], dtype: Any = np.uint8, *, pinned: bool = False) -> np.ndarray:
         """An array whose values mean nothing yet, page-locked when `pinned`."""
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if pinned:

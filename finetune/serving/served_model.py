@@ -12,8 +12,8 @@ import torch
 
 from cluster.errors import UserError
 from finetune.model import load_model
-from finetune.predicting.judging import begin, records_of
 from finetune.predicting.sources import Item
+from finetune.predicting.stream import begin, records_of
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import set_max_pixels
 
@@ -22,7 +22,7 @@ THRESHOLDS = {"classification": "threshold", "summarization": "keyword_threshold
 
 
 @dataclass(frozen=True)
-class Judge:
+class ServedModel:
     """Makes records of images as `predict` does; sent to each replica, where calling it loads the model.
 
     Attributes:
@@ -46,16 +46,16 @@ class Judge:
         predictor = with_threshold(load_model(self.model_url), self.threshold)
         predictor.to("cuda" if torch.cuda.is_available() else "cpu")
         pool = ThreadPoolExecutor(self.num_threads or torch.get_num_threads(), thread_name_prefix="decode")
-        one_at_a_time = threading.Lock()  # of two batches one is decoded while the other is judged
+        one_at_a_time = threading.Lock()  # of two batches one is decoded while the model works on the other
 
-        def judge(items: Sequence[Item]) -> list[dict[str, Any]]:
+        def predict(items: Sequence[Item]) -> list[dict[str, Any]]:
             begun = begin(predictor, items, pool)
             wait(begun.jobs)
             with one_at_a_time:
                 records = records_of(predictor, begun)
             return [shortened(record, self.threshold, self.top_k) for record in records]
 
-        return judge
+        return predict
 
 
 def with_threshold(predictor: Predictor, threshold: float | None) -> Predictor:

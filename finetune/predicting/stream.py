@@ -1,4 +1,4 @@
-"""From pictures to records, batch by batch: threads decode and crop, the model judges, what is bad is said."""
+"""From images to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pretrain.data.reading.loader import fill_one
 
 
 class Begun(NamedTuple):
-    """A batch that is being decoded: its pictures, what they fill, and a job for each that gives why it cannot be used."""
+    """A batch that is being decoded: its images, what they fill, and a job for each that gives why it cannot be used."""
 
     items: Sequence[Item]
     filling: Any
@@ -34,7 +34,7 @@ def begin(predictor: Predictor, items: Sequence[Item], pool: ThreadPoolExecutor)
 
 
 def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
-    """The record of each picture of a batch; one that cannot be decoded has the reason under `error` and no result."""
+    """The record of each image of a batch; one that cannot be decoded has the reason under `error` and no result."""
     errors = [job.result() for job in begun.jobs]
     good = [index for index, error in enumerate(errors) if error is None]
     results: Iterator[Any] = iter(())
@@ -44,17 +44,17 @@ def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
         results = iter(predictor.results([array[good] for array in begun.filling.arrays], geometry))
     records = []
     for item, error in zip(begun.items, errors, strict=True):
-        place = {"source": masked_url(item.source), "index": item.index, "seconds": item.seconds, "error": error}
-        records.append(place if error is not None else place | record_of(next(results)))
+        origin = {"source": masked_url(item.source), "index": item.index, "seconds": item.seconds, "error": error}
+        records.append(origin if error is not None else origin | record_of(next(results)))
     return records
 
 
-def judged(
+def predicted(
     predictor: Predictor, items: Iterable[Item], *, batch_size: int, decode_threads: int
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Each picture with its record, in order (see `records_of`).
+    """Each image with its record, in order (see `records_of`).
 
-    The next batch is read and decoded while the model judges this one.
+    The next batch is read and decoded while the model works on this one.
     """
     source = iter(items)
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
@@ -65,7 +65,7 @@ def judged(
 
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:
-    """Why a picture cannot be used, or None."""
+    """Why an image cannot be used, or None."""
     try:
         fill_one(filling, index, item.data if item.data is None else item.encoded(channels))
     except BadImage as error:
