@@ -56,6 +56,12 @@ def _report(arguments: Sequence[str]) -> int:
     return main(arguments)
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    from finetune.serving.command import main
+
+    return main(arguments)
+
+
 def _merge(arguments: Sequence[str]) -> int:
     from finetune.merging import main
 
@@ -76,6 +82,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command(
         "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks", _predict
     ),
+    "serve": Command("MODEL: answers images by HTTP, on Ray Serve", _serve),
     "report": Command("OUT ...: writes report.html of a run, or one page of several", _report),
     "merge": Command("MODEL DEST: merges adapters and their encoder into a stand-alone model", _merge),
 }

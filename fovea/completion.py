@@ -120,6 +120,7 @@ def command_tree() -> dict[str, Words]:
         tree[name] = Words([*commands, "--check", "--help", *(f"{one.key}=" for one in settings)], values)
         for command, entry in commands.items():
             tree |= _of_parser(f"{name} {command}", parser_of(entry.main))
+    tree["serve"] = tree["finetune serve"]
     tree |= _of_parser("data", parser_of(import_module(COMMANDS["data"].module).main))
     tree |= _of_parser("demo", parser_of(import_module(COMMANDS["demo"].module).main))
     for path, found in _of_parser("", parser_of(import_module(COMMANDS["submit"].module).main)).items():
