@@ -153,6 +153,9 @@ def test_folder_names_are_a_column(tmp_path):
 def test_types_that_hold_the_same_are_read_alike(tmp_path, kind):
     folder = tmp_path / "set"
     write(folder, ["cat", "dog"])
-    write(tmp_path / "other", pa.array(["dog", "owl"]).cast(kind))
+    try:
+        write(tmp_path / "other", pa.array(["dog", "owl"]).cast(kind))
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pa.__version__} cannot write it: {error}")
     (folder / "1.parquet").write_bytes((tmp_path / "other" / "0.parquet").read_bytes())
     assert class_names(str(folder)).names == ["cat", "dog", "owl"]
