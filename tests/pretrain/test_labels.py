@@ -143,7 +143,7 @@ def test_folder_names_are_a_column(tmp_path):
     assert read_class_names_of(used, used, "label").names == ["a dog", "cat"]
     report = check(str(tmp_path))
     assert report["labels"]["label"]["counts"] == {"cat": 3, "a dog": 2, "(null)": 1}
-    assert any("'label' stands in the names of the folders" in note for note in report["notes"])
+    assert any("'label' is read from the names of the folders" in note for note in report["notes"])
     regroup(str(tmp_path), str(tmp_path.parent / "fixed"))
     written = pq.read_table(str(tmp_path.parent / "fixed"))
     assert sorted(map(str, written["label"].to_pylist())) == ["None", "a dog", "a dog", "cat", "cat", "cat"]
