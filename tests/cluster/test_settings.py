@@ -121,7 +121,7 @@ def test_refusals_name_the_key_the_value_and_what_is_right(overrides: list[str],
         ("data: x\nsizes: [1]\ndata: y\n", "line 3, column 1: the key 'data' appears twice (first in line 1)"),
         (
             "data: x\ntraining:\n  epochs: 3\ntraining.epochs: 4\n",
-            "line 4, column 1: the value of 'training.epochs' is there",
+            "line 4, column 1: the value of 'training.epochs' appears twice",
         ),
         ("data: x\n? [a, b]\n: 1\n", "a key must be a word"),
     ],
