@@ -68,7 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
             runs[f"held {keep:g}"] = (quarter, [*first, slowly, f"method.keep={keep}"])
         for weight in options.own:
             distil = {"teacher": str(learnt / "encoder"), "contrast_weight": 1.0, "image_weight": weight}
-            own = ["method.name=distill", f"method.arguments={json.dumps(distil)}", "views.arguments.num_views=2"]
+            own = [
+                "method.name=distill",
+                f"method.arguments={json.dumps(distil)}",
+                "views.arguments.num_views=2",
+                "optimizer.scaling=linear",
+            ]
             runs[f"own {weight:g}"] = (quarter, [*first, slowly, *own])
         rows.append((seed, "first", None, None, scene_knn(learnt, first_train, first_test), None, 0.0))
         for name, (steps, more) in runs.items():
