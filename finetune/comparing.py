@@ -1,4 +1,4 @@
-"""The same model from other encoders, each a run of its own in OUT/compare, and one table of them all."""
+"""The same model from other encoders, each a separate run in OUT/compare, and one table of them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m finetune merge MODEL DEST: a model of adapters becomes a whole one, which needs its encoder no more."""
+"""python -m finetune merge MODEL DEST: merges a model of adapters with its encoder into a stand-alone one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation images that are training images: they flatter the numbers, so they are counted and said."""
+"""Validation images that are training images: they flatter the metrics, so they are counted and reported."""
 
 from __future__ import annotations
 

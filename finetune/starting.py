@@ -1,4 +1,4 @@
-"""What is checked of the encoder that a task model starts from; `pretrain.encoders.sources` opens it."""
+"""Checks of the encoder that a task model starts from; `pretrain.encoders.sources` opens it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run looks at every few epochs: how much its encoder knows."""
+"""What a run evaluates every few epochs: how much its encoder knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they can be had."""
+"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they are available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining that goes on from weights there are: what the settings must agree with, and how far a run has moved."""
+"""Pretraining that starts from existing weights: what the settings must agree with, and how far a run has moved from them."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_reports_of_the_wrong_kind_of_run(mistake, tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "settings.yaml").write_text(settings)
     line = mistake(pretrain_report, tmp_path / "finetune")
-    assert "is a run of fine-tuning" in line and "python -m finetune report" in line
+    assert "is a fine-tuning run" in line and "python -m finetune report" in line
     line = mistake(finetune_report, tmp_path / "pretrain")
-    assert "is a run of pretraining" in line and "python -m pretrain report" in line
+    assert "is a pretraining run" in line and "python -m pretrain report" in line
     assert not list(tmp_path.rglob("report.html"))

@@ -93,7 +93,7 @@ def test_a_report_that_was_interrupted_is_written_by_the_same_command(shards, tm
     assert "its report was missing and is written now" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").exists()
     assert run_command(lambda: main(command)) == 0
-    assert "report is missing" not in capsys.readouterr().out
+    assert "report was missing" not in capsys.readouterr().out
 
 
 def test_two_commands_with_one_out(shards, tmp_path, capsys):

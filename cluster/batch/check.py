@@ -1,4 +1,4 @@
-"""`--check` of batch jobs: a first piece of the work is done, and nothing of it stays."""
+"""`--check` of batch jobs: does a first part of the work and keeps nothing of it."""
 
 from __future__ import annotations
 

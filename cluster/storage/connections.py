@@ -1,4 +1,4 @@
-"""Requests to one host over connections that are kept open, from any number of threads, without much ado.
+"""Requests to one host over connections that are kept open, from any number of threads, with little overhead.
 
 Thin because it is called for each range that is read: a request of urllib3 takes about twice the CPU time, much of it for
 normalising a signed URL again and again. And a body is received by one call where the system can wait for all of it: a call for

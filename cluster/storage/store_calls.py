@@ -1,4 +1,4 @@
-"""Calls of a store: tried again where failures pass, with errors that name the URL; and what a store tells of a file."""
+"""Calls of a store: tried again where failures pass, with errors that name the URL; and what a store knows about a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Web addresses out of data lead where their redirects say, unless that is a place that only this machine should reach."""
+"""Redirects of web addresses that come from data are followed, except to addresses that only this machine should reach."""
 
 from __future__ import annotations
 

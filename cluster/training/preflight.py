@@ -1,4 +1,4 @@
-"""Before workers are booked on several nodes: can each of them do its part? What is wrong is said node by node.
+"""Before workers are booked on several nodes: can each of them do its part? Problems are reported node by node.
 
 A small task on every node writes to the storage, reads a first piece of the data, and tells what is installed, how many GPUs
 it sees and how much disk is free. It asks for no CPU, so it runs on a busy cluster too. What the answers mean is decided by

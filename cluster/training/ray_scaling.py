@@ -1,4 +1,4 @@
-"""How many workers a run that may shrink and grow is given: only numbers that divide its work evenly.
+"""How many workers an elastic run gets: only numbers that divide its work evenly.
 
 Ray Train's elastic policy would take any number between the smallest and the largest. The class it is derived from is not
 public; `cluster.training.ray_launch` uses it only for runs that may shrink.

@@ -1,4 +1,4 @@
-"""Ray for the time of one run: joins the cluster there is, or starts a small private one and removes its traces."""
+"""Ray for the duration of one run: joins an existing cluster, or starts a small private one and removes its traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a training function on workers: in this process, on a private Ray, or on the cluster there is.
+"""Runs a training function on workers: in this process, on a private Ray, or on an existing cluster.
 
 `run_workers` is all that the floors above need. Ray is imported only when workers are asked for, so that `--help` and
 in-process runs do not wait for it.

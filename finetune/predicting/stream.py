@@ -1,4 +1,4 @@
-"""From images to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
+"""From images to records, batch by batch: threads decode and crop, the model predicts, and bad images are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a classifier: what is taken for what, and the numbers of each class."""
+"""Tables of a classifier: which classes are confused, and the metrics of each class."""
 
 from __future__ import annotations
 

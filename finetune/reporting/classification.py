@@ -1,4 +1,4 @@
-"""A classifier's part of the report: classes, confusion, its surest mistakes."""
+"""A classifier's part of the report: classes, confusion, its most confident mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One page for several runs: what each came to, and the same task's results beside each other."""
+"""One page for several runs: how each ended, and the results of the same task side by side."""
 
 from __future__ import annotations
 

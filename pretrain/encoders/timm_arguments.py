@@ -1,4 +1,4 @@
-"""What may be said of a timm network's architecture: a list, because timm's arguments go far beyond it.
+"""Which arguments may set a timm network's architecture: a list, because timm's arguments go far beyond it.
 
 `timm.create_model` also takes where weights are downloaded from and to which folder (`pretrained_cfg`, `cache_dir`,
 `checkpoint_path`, ...), and the config of a saved encoder may come from anywhere. What is not on the list is refused.

@@ -1,4 +1,5 @@
-"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and their kin, by their vision part alone.
+"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and similar ones; only their vision part is
+used.
 
 The folder lies at any URL and is read by us: `config.json`, `preprocessor_config.json` and safetensors. No code of the folder
 runs, and nothing is asked of the hub: the kind of network must be one of those below, which transformers itself holds, and

@@ -1,4 +1,4 @@
-"""Explanations as PNGs and one page that holds them all and asks nothing of a network."""
+"""Explanations as PNGs and one page that holds them all and loads nothing."""
 
 from __future__ import annotations
 

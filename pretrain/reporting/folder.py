@@ -1,4 +1,4 @@
-"""A run folder as it is read for the page: settings, the history of its numbers, how it stands or ended."""
+"""A run folder as it is read for the page: settings, the history of its numbers, how it is going or ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a page that every run has, made of its folder alone: curves, speed, interruptions, settings."""
+"""The parts of a page that every run has, made from its folder alone: curves, speed, interruptions, settings."""
 
 from __future__ import annotations
 

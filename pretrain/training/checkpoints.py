@@ -1,4 +1,4 @@
-"""Checkpoints of a run: tensors and plain numbers, written in the background, whole or not at all.
+"""Checkpoints of a run: tensors and plain numbers, written in the background, completely or not at all.
 
 OUT/checkpoints/step_00001200/ holds `state.pt` (module and optimizer state, loaded with `weights_only=True`) and
 `checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder without it is a

@@ -1,4 +1,4 @@
-"""What a run learns from, by content, so that data that changed under an unfinished run is seen.
+"""What a run learns from, by content, so that a change of the data under an unfinished run is noticed.
 
 Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in which they are
 read; not by their names, so that the same data is the same at another location. Small files are read whole. A change of a few

@@ -1,4 +1,4 @@
-"""Numbers that show whether a run is alive, without any label, and what they say in words."""
+"""Numbers that show without labels whether a run is healthy, and what they mean in words."""
 
 from __future__ import annotations
 

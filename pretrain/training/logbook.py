@@ -1,4 +1,4 @@
-"""What a run measures, says and writes between its steps: counts, evaluations, log lines, checkpoints."""
+"""What a run measures, reports and writes between its steps: counts, evaluations, log lines, checkpoints."""
 
 from __future__ import annotations
 

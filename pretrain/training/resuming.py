@@ -1,4 +1,4 @@
-"""Where a run begins: at step 0, or at the newest checkpoint that is whole, on every rank the same."""
+"""Where a run begins: at step 0, or at the newest complete checkpoint, the same on every rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules that end a run: numbers that are not finite, and too many rows that cannot be used."""
+"""The rules that end a run: non-finite numbers, and too many unusable rows."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_a_head_that_lays_the_map_flat(form, tmp_path):
     save_model(str(tmp_path / "model"), model, config)
     exported = open_model(str(tmp_path / "model"))
     if form == "timm":
-        with pytest.raises(UserError, match="lay the last map flat"):
+        with pytest.raises(UserError, match="flatten the last map"):
             files_of(exported, form)
     else:
         assert exported.fixed_size and exported.hugging_face.config["grid"] == [2, 2]

@@ -194,7 +194,7 @@ def others(accuracy):
 @pytest.mark.parametrize(
     ("run", "rows", "tone", "first", "second"),
     [
-        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"worth \+25\.0 points"),
+        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"gains \+25\.0 points"),
         (classified(300), others(0.74), "warn", "75", r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
         (classified(300), others(0.9), "warn", "75", r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
         (classified(300), [], "good", "75", rf"take “{re.escape(EVIL)}” for “a” \(90 of 200 images\)"),
@@ -233,7 +233,7 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
         and "“b” worst (10.0 %" in said.second
     )
     said = DetectionReport().verdict(run, [{"name": "random weights", "metrics": {"map": 0.1}}])
-    assert said.tone == "good" and "worth +20.0 points" in said.second
+    assert said.tone == "good" and "gains +20.0 points" in said.second
     # four images tell little, and the run says so itself
     told = record({"map": 0.3, "ap50": 0.5}, validation_images=4, standard_errors={"map": 0.09})
     other = {"name": "random weights", "metrics": {"map": 0.1}, "standard_errors": {"map": 0.08}}
@@ -257,7 +257,7 @@ def test_verdicts_of_summarizers():
         and said.tone == "good"
     )
     for other, tone, words in (
-        (0.5, "good", "worth 0.3 in CIDEr-D"),
+        (0.5, "good", "gains 0.3 in CIDEr-D"),
         (0.79, "warn", "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)"),
         (0.9, "warn", "did not help"),
     ):

@@ -84,7 +84,7 @@ def coco_of_one_number_for_two_names(src):
 
 @comes_out(
     {"2.png": {"objects": DOG}, "1.png": None},
-    says=["crowd regions alone"],
+    says=["only crowd regions"],
 )
 def coco_of_crowds_alone(src):
     photos(src, "1.png", "2.png")

@@ -61,9 +61,9 @@ def test_a_box_is_turned_as_its_image_is(orientation):
     elif orientation > 1:  # the size is the same both ways; only the rest of the set can tell
         assert upright_boxes(boxes, frame, drawn_on=stored.size, on_stored=True) == [scene.block]
         assert upright_boxes([scene.block], frame, drawn_on=stored.size, on_stored=False) == [scene.block]
-        with pytest.raises(WrongFrame, match="nothing in the source tells"):
+        with pytest.raises(WrongFrame, match="nothing in the source says"):
             upright_boxes(boxes, frame, drawn_on=stored.size)
-    with pytest.raises(WrongFrame, match="no scaled one"):
+    with pytest.raises(WrongFrame, match="not the same shape scaled"):
         upright_boxes(boxes, frame, drawn_on=(300, 40))
 
 

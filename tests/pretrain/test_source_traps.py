@@ -63,7 +63,7 @@ def test_paths_that_are_none(tmp_path):
     assert list(packed(table, tmp_path / "out")) == ["a.png"]
     set_aside = quarantined(tmp_path / "out")
     assert len(set_aside) == len(bad)
-    assert "no URL of" in set_aside[f"{table}, line 3"] and "no path but 7" in set_aside[f"{table}, line 7"]
+    assert "not a URL of" in set_aside[f"{table}, line 3"] and "no path, but 7" in set_aside[f"{table}, line 7"]
 
 
 def test_voc_with_masks_of_the_same_names(tmp_path):

@@ -95,7 +95,7 @@ def test_at_a_rate_of_nothing_the_run_is_its_start(shards, first, tmp_path):
         ({"encoder.url": "random"}, "encoder.url=random names no weights"),
         (
             {"encoder.url": "null", "method.keep": 0.1},
-            "method.keep=0.1 holds on to the weights of encoder.url; give one",
+            "method.keep=0.1 pulls back to the weights of encoder.url; give that",
         ),
         ({"encoder.url": "/nowhere"}, "not an encoder or model folder"),
     ],

@@ -28,11 +28,11 @@ def run(status, *, lines=None, **more):
 TABLE = {
     "finished, with kNN": (
         run("finished", lines=rows(100, knn_accuracy=0.31)), 0.1,
-        ("good", "finished", r"31\.0 % of unseen images right, .* gets 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
+        ("good", "finished", r"31\.0 % of unseen .* correctly, .* reaches 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
     ),
     "finished, with kNN before and after": (
         run("finished", lines=rows(100, knn_accuracy=0.31, knn_accuracy_untrained=0.24)), 0.1,
-        ("good", "finished", r"31\.0 % .* the weights it started from reach 24\.0 % and always .* gets 10\.0 %\.", r"0\.97"),
+        ("good", "finished", r"31\.0 % .* the weights it started from reach 24\.0 % and always .* reaches 10\.0 %\.", r"0\.97"),
     ),
     "finished, no better than before": (
         run("finished", lines=rows(100, knn_accuracy=0.24, knn_accuracy_untrained=0.24)), None,

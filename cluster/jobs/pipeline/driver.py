@@ -1,4 +1,4 @@
-"""The driver of a pipeline: starts what is ready, watches what runs, notes what came of it. It may die at any moment.
+"""The driver of a pipeline: starts what is ready, watches what runs, records how it ended. It may die at any moment.
 
 Before a job is started its id is written down; after it ended its end is. A driver that comes later finds each stage either
 done, or with a job to look up, or to be started. Ids are made of (pipeline, a token in out, stage, attempt), so that two

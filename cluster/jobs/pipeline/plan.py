@@ -1,4 +1,4 @@
-"""What is to be done next: pure functions of the stages, what is noted of them, and what their jobs came to."""
+"""What is to be done next: pure functions of the stages, their records, and how their jobs ended."""
 
 from __future__ import annotations
 

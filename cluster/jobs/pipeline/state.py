@@ -1,4 +1,4 @@
-"""What is known of a pipeline's stages, as small JSON files in OUT/pipeline. Each is written whole, before it counts."""
+"""The records of a pipeline's stages, as small JSON files in OUT/pipeline. Each is written whole, before it counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's numbers of detections, by pycocotools."""
+"""COCO's detection metrics, by pycocotools."""
 
 from __future__ import annotations
 

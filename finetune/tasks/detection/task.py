@@ -1,4 +1,4 @@
-"""Detection while it is learnt."""
+"""Detection during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images on a square canvas, and where their boxes come to lie on it.
+"""Images on a square canvas, and where their boxes end up on it.
 
 A canvas is a square window onto an image, resampled to S pixels; what the window shows beyond the image's edges is filled
 with the mean colour. For evaluation the window is the smallest that holds the whole image (aspect ratio kept, image in the

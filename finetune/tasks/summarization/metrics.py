@@ -1,4 +1,4 @@
-"""Numbers of a summarizer over a whole validation set."""
+"""Metrics of a summarizer over a whole validation set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summarization while it is learnt."""
+"""Summarization during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that `python -m pretrain embed` left, read in step with the images they are of.
+"""Features that `python -m pretrain embed` wrote, read in step with their images.
 
     described = describe_features("s3://bucket/features")      # dim, maps, teacher, statistics: what a method is built with
     features = StoredFeatures("s3://bucket/features", manifest)      # refused unless they are of this data

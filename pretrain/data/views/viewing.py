@@ -1,4 +1,4 @@
-"""From rows to finished views, by whatever way the settings and the device ask for."""
+"""From rows to finished views, in the way that the settings and the device ask for."""
 
 from __future__ import annotations
 
