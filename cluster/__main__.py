@@ -12,15 +12,15 @@ from cluster.errors import UserError, run_command
 
 DESCRIPTION = "Jobs and pipelines of jobs on a Ray cluster."
 ADDRESS_HELP = "the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
-SUBMIT_EPILOG = """example: python -m cluster submit --name first -- python -m pretrain configs/pretrain/simclr.yaml \\
-    data.url=s3://bucket/shards out=s3://bucket/first cluster.workers=8
+SUBMIT_EPILOG = """example: python -m cluster submit --name first -- \\
+    python -m pretrain configs/pretrain/simclr.yaml data.url=s3://bucket/shards out=s3://bucket/first cluster.workers=8
 
-The working tree travels along: code and configurations, without what .gitignore and .rayignore name, environments, data
-and runs. Ctrl-C leaves the job running. The exit code is the job's."""
+The working tree is sent along: code and configurations, without what .gitignore and .rayignore name,
+environments, data and runs. Ctrl-C leaves the job running. The exit code is the job's."""
 PIPELINE_EPILOG = """example: python -m cluster pipeline configs/pipelines/demo.yaml out=runs/pipeline
 
-On the cluster that --address or the environment name, each stage is a Ray job; without one, the stages run here one after
-another. The same command again does what is missing. Submit it to outlive the terminal:
+On the cluster that --address or the environment name, each stage is a Ray job; without one, the stages run
+here one after another. Repeated, the same command does what is missing. Submit it so that it outlives the terminal:
   python -m cluster submit -- python -m cluster pipeline FILE.yaml out=s3://bucket/night"""
 
 
@@ -92,7 +92,7 @@ def parser() -> CommandLine:
     submit.add_argument("--detach", action="store_true", help="do not follow")
     submit.add_argument("--list-files", action="store_true", help="say what would be sent, and send nothing")
     for name, handler, help in (
-        ("status", _job("status"), "how a job is"),
+        ("status", _job("status"), "the state of a job"),
         ("logs", _job("logs"), "what a job printed"),
         ("stop", _job("stop"), "end a job"),
     ):
@@ -100,7 +100,7 @@ def parser() -> CommandLine:
         one.add_argument("job", metavar="JOB", help="id of the job")
         if name == "logs":
             one.add_argument(
-                "-f", "--follow", action="store_true", help="go on until the job ends; exit code is the job's"
+                "-f", "--follow", action="store_true", help="follow until the job ends and exit with its code"
             )
     add("list", _job("list"), "the jobs of the cluster, the newest first")
     pipeline = add("pipeline", _pipeline, "run stages that depend on each other", PIPELINE_EPILOG)

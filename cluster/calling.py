@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from cluster.errors import EXIT_INTERRUPTED, UserError, nearest, printable
 from cluster.renamed import OPTIONS, is_now_called
+from cluster.schemas import described
 from cluster.secrets import masked
 from cluster.settings import load_settings
 
@@ -114,6 +115,31 @@ def options_of(
             raise UserError(f"{function}(): {one!r} is not possible; give a path or URL")
     # behind `--` a path may begin with a dash
     return parser.parse_args([*words, "--", *map(os.fspath, positionals)])
+
+
+def add_settings(parser: argparse.ArgumentParser, schema: type) -> None:
+    """Adds an option for each setting of a schema: `max_images` is `--max-images`. `settings_given` reads them."""
+    for one in described(schema):
+        default = one.default.removeprefix("= ")
+        about = f"{one.help} (default: {default})" if default != "None" else one.help
+        parser.add_argument(
+            option_of(one.key),
+            dest=one.key,
+            metavar="VALUE",
+            choices=one.choices or None,
+            help=about.replace("%", "%%"),
+        )
+
+
+def settings_given(options: argparse.Namespace, schema: type[Schema]) -> Schema:
+    """The settings that the options of `add_settings` give. Raises UserError for a value that is not possible."""
+    given = {one.key: getattr(options, one.key) for one in described(schema)}
+    return load_settings(schema, None, [f"{key}={value}" for key, value in given.items() if value is not None])
+
+
+def option_of(key: str) -> str:
+    """The option of a setting: `--max-images` of `max_images`."""
+    return "--" + key.replace("_", "-")
 
 
 def _keyword(option: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables of text that fit a terminal: nothing is cut, what is too long for its column goes on in the next line."""
+"""Tables of text that fit a terminal: nothing is cut; what is too long for its column is wrapped."""
 
 from __future__ import annotations
 

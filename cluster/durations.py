@@ -1,4 +1,4 @@
-"""Times for people."""
+"""Durations, for people to read."""
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""One kind of exception for what a user can mend, and the exit codes of every command.
+"""One kind of exception for what a user can fix, and the exit codes of every command.
 
-Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can mend
+Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can fix
 (one clear line, no traceback); 3 the run stopped itself by a rule (collapse, non-finite loss, too many bad rows);
 130 interrupted, and the same command continues.
 """
@@ -29,7 +29,7 @@ LINES = "\n\t"  # what a traceback is made of
 
 
 class UserError(Exception):
-    """Something the user can mend: names the file, key or row, the value seen and what would be right."""
+    """Something the user can fix: names the file, key or row, the value seen and what would be right."""
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows of it: the line that helps, and not where in our files it was raised."""
@@ -83,7 +83,7 @@ def _interrupted_by_signals() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # those that somebody else handles, or ignores, are left to them
+    # signals that somebody else handles or ignores are left alone
     taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, interrupt)

@@ -1,6 +1,6 @@
 """One command at a time in a folder: a file that says who holds it, renewed while they do.
 
-On a local disk, on NFS and in stores with conditional writes (S3, GCS) the file comes into being once, whoever asks at the
+On a local disk, on NFS and in stores with conditional writes (S3, GCS) the file is created once, however many ask at the
 same time; in others, and where one is taken over, the last writer wins and sees that it did. What holds a folder on this
 machine is asked whether it lives; elsewhere its file is renewed twice a minute, and taken over when it was not for three
 minutes.
@@ -39,7 +39,7 @@ class InUse(UserError):
 def held(url: str, folder: str) -> Iterator[None]:
     """Holds a folder by the file at `url`, which says who does.
 
-    Raises InUse when somebody else does, and UserError when the file cannot be written.
+    Raises InUse when another process does, and UserError when the file cannot be written.
     """
     token = uuid.uuid4().hex
     mark = {
@@ -85,8 +85,8 @@ def check_free(url: str, folder: str) -> None:
     if mark is not None and is_held(mark):
         since = datetime.fromtimestamp(float(mark["started_at"]), UTC).isoformat(sep=" ", timespec="seconds")
         raise InUse(
-            f"{folder} is in use: process {mark['pid']} on {mark['host']} runs there since {since}; wait for its end, "
-            "end it, or choose another out"
+            f"{folder} is in use: process {mark['pid']} on {mark['host']} has been running there since {since}; wait until it "
+            "ends, stop it, or choose another out"
         )
 
 
@@ -103,7 +103,7 @@ def read(url: str) -> dict[str, Any] | None:
 
 
 def is_held(mark: dict[str, Any]) -> bool:
-    """Whether whoever left the mark goes on."""
+    """Whether the process that left the mark is still running."""
     if mark["host"] == socket.gethostname():
         if mark["pid"] == os.getpid():
             return mark.get("token") in _mine

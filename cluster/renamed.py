@@ -60,5 +60,5 @@ def with_new_names(settings: Mapping[str, Any], known: Container[str] | None = N
 
 
 def is_now_called(old: str, new: str) -> str:
-    """What a message says of an old name."""
+    """How a message puts an old name."""
     return f"{old} is now called {new}"

@@ -1,4 +1,4 @@
-"""What must not be seen: secrets in settings, URLs and messages are replaced by `***`, by rules that stand here alone.
+"""What must not be seen: secrets in settings, URLs and messages are replaced by `***`, by rules that are only here.
 
 Of the options of a store only those with a harmless name are shown, whatever the others are called and hold. Of a URL with a
 query, scheme, host and path are shown: signatures and keys in queries go by too many names to know them all.

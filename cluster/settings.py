@@ -1,4 +1,4 @@
-"""The door: YAML and key=value overrides are merged into a typed schema and leave as frozen dataclasses.
+"""Settings: YAML and key=value overrides are merged into a typed schema and become frozen dataclasses.
 
 OmegaConf is met here and nowhere else. An unknown key, a wrong type or an impossible value fails at once and names the
 key, the value seen and what would be right. A schema is a tree of frozen dataclasses with fields made by `setting`.

@@ -75,7 +75,7 @@ def read_words(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip() or key.startswith("-"):
-            raise UserError(f"{override!r} is no KEY=VALUE, such as strength=0.5")
+            raise UserError(f"{override!r} is not KEY=VALUE, such as strength=0.5")
         value: Any = _of_words(key, text, ANY)
         for name in reversed(key.strip().split(".")):
             value = {name: value}
@@ -198,10 +198,10 @@ def _of_mapping(node: MappingNode, kind: Kind, where: str) -> dict[str, Any]:
         if ":" in key and key_node.style is None and isinstance(value_node, ScalarNode) and node.flow_style:
             name, _, value = key.partition(":")
             if value_node.value == "" and value_node.style is None:
-                raise UserError(f"{where}: {key!r} holds no value; write a space behind the colon: {name}: {value}")
+                raise UserError(f"{where}: {key!r} has no value; write a space after the colon: {name}: {value}")
         if key in lines:
             raise UserError(
-                f"{where}, line {line}, column {column}: the key {key!r} is there twice (first in line {lines[key]})"
+                f"{where}, line {line}, column {column}: the key {key!r} appears twice (first in line {lines[key]})"
             )
         lines[key] = line
         names = key.split(".") if dataclasses.is_dataclass(kind.type) and key_node.style is None else [key]
@@ -213,7 +213,7 @@ def _of_mapping(node: MappingNode, kind: Kind, where: str) -> dict[str, Any]:
             held = {name: held}
         clash = _clash(found, held)
         if clash is not None:
-            raise UserError(f"{where}, line {line}, column {column}: {clash} is there twice")
+            raise UserError(f"{where}, line {line}, column {column}: {clash} appears twice")
         found = _joined(found, held)
     return _joined(taken_over, found)
 

@@ -12,8 +12,8 @@ from pretrain.training.command import stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
-Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be given or changed as
-key=value:
+Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be
+given or changed as key=value:
 
   python -m finetune configs/finetune/classification.yaml encoder=runs/first/encoder data.url=my/train \
       validation_url=my/validation out=runs/classifier
@@ -46,8 +46,9 @@ COMMANDS: dict[str, Command] = {
         "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks",
         "finetune.predicting.command",
     ),
+    "serve": Command("MODEL: answers images by HTTP, on Ray Serve", "finetune.serving.command"),
     "report": Command("OUT ...: writes report.html of a run, or one page of several", "finetune.reporting.command"),
-    "merge": Command("MODEL DEST: makes a whole model of adapters and their encoder", "finetune.merging"),
+    "merge": Command("MODEL DEST: merges adapters and their encoder into a stand-alone model", "finetune.merging"),
 }
 
 

@@ -58,7 +58,7 @@ def load_adapted(encoder_url: str, config: Mapping[str, Any]) -> Encoder:
         ) from error
     if fingerprint(encoder) != lora["encoder_sha256"]:
         raise UserError(
-            f"the encoder {encoder_url} has other weights than when this model was adapted to it; give the former one: "
+            f"the encoder {encoder_url} has different weights from those this model was adapted to; give the original one: "
             "python -m finetune merge MODEL DEST --encoder URL"
         )
     _inject(encoder, rank=lora["rank"], alpha=lora["alpha"], dropout=0.0)

@@ -5,8 +5,8 @@
     made = finetune("my/shards/train", validation="my/shards/validation", encoder="runs/encoder/encoder", out="runs/classifier")
     print(made.metrics["accuracy"], made.load_model().predict("my/photo.jpg"))
 
-Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. What a user can
-mend is a UserError of one line; a run that stops itself by a rule is a RunStopped.
+Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. A user's mistake
+is a UserError of one line; a run that stops itself by a rule is a RunStopped.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def finetune(
         keywords: short names of the settings in use most, see `FinetuneKeywords`; `out`, `encoder` and `validation` are needed.
 
     Raises:
-        UserError: something that the caller can mend, in one line.
+        UserError: something that the caller can fix, in one line.
         RunStopped: the run ended itself by a rule.
         KeyboardInterrupt: interrupted; the same call continues.
     """
@@ -146,7 +146,7 @@ def evaluate(model: Path, data: Path, **options: Any) -> Evaluated:
         data: labelled Parquet shards.
         options: of the command, such as `column=["label=species"]` or `corruptions=True`.
 
-    Raises UserError for what the caller can mend.
+    Raises UserError for what the caller can fix.
     """
     from finetune import evaluating
 
@@ -190,7 +190,7 @@ def predict(model: Path, images: Data, out: Path | None = None, **options: Any) 
         out: folder for the results; without one they are kept in memory.
         options: of the command, such as `draw=True`, `localize="lesion"`, `workers=2`.
 
-    Raises UserError for what the caller can mend.
+    Raises UserError for what the caller can fix.
     """
     from finetune.predicting import command
 

@@ -1,4 +1,4 @@
-"""What in an image speaks for a class: Grad-CAM and integrated gradients, by captum."""
+"""What in an image is evidence for a class: Grad-CAM and integrated gradients, by captum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same model from other encoders, each a run of its own in OUT/compare, and one table of them all."""
+"""The same model from other encoders, each a separate run in OUT/compare, and one table of them all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
     best = rows[0]["best_metric"]
     compared = {"task": settings.task, "best_metric": best, "rows": rows}
     if comparison_in(settings.out) != compared:
-        storage.remove(storage.join(settings.out, REPORT))  # it is written after this, by whoever comes so far
+        storage.remove(storage.join(settings.out, REPORT))  # it is written after this, by whichever run gets so far
         storage.write_json(storage.join(settings.out, COMPARISON), compared)
     show(rows, best)
     return 0
@@ -49,7 +49,7 @@ def comparison_in(out: str) -> dict[str, Any] | None:
 def others(settings: FinetuneSettings) -> list[FinetuneSettings]:
     """The settings of each run to compare with.
 
-    From random weights all of the network is trained, whatever the mode, but for `linear`: adapters of a network that knows
+    From random weights all of the network is trained, whatever the mode, except with `linear`: adapters of a network that knows
     nothing would be a baseline of straw.
     """
     found = []

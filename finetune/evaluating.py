@@ -50,11 +50,11 @@ def parser() -> CommandLine:
         help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
     )
     parser.add_argument(
-        "--image-root", metavar="FOLDER", help="where the images of DATA lie, if it holds their paths alone"
+        "--image-root", metavar="FOLDER", help="folder of the images of DATA where it holds only their paths"
     )
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
-        "--check", action="store_true", help="evaluates a first batch, tells what it would take, and starts nothing"
+        "--check", action="store_true", help="evaluates a first batch, estimates the time, and starts nothing"
     )
     return parser
 

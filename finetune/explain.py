@@ -19,7 +19,7 @@ from cluster.errors import UserError, choose
 from finetune.class_maps import CLASS_MAPS, HasLogits
 from finetune.model import load_model
 from finetune.tasks.classification import ImageClassifier
-from pretrain.data.reading.picking import pick_pictures
+from pretrain.data.reading.picking import pick_images
 from pretrain.explaining import ClassMap, Explainer, Explanation
 from pretrain.explaining.command import explain_parser, run_explain
 
@@ -39,7 +39,7 @@ def parser() -> CommandLine:
         default=[],
         dest="classes",
         metavar="NAME",
-        help="of this class, not of the likeliest",
+        help="of this class instead of the most likely one",
     )
     return parser
 
@@ -97,7 +97,7 @@ def explain(
 ) -> list[Explanation]:
     """Explains what a model folder makes of images: paths, folders, globs, Parquet URLs. See `pretrain.explaining.explain`."""
     explainer = open_explainer(model_url, size=size, square=square, queries=queries, classes=classes)
-    return explainer.explain(pick_pictures(images, limit=limit, image_column=image_column))
+    return explainer.explain(pick_images(images, limit=limit, image_column=image_column))
 
 
 def class_maps(

@@ -1,4 +1,4 @@
-"""python -m finetune merge MODEL DEST: a model of adapters becomes a whole one, which needs its encoder no more."""
+"""python -m finetune merge MODEL DEST: merges a model of adapters with its encoder into a stand-alone one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(prog="python -m finetune merge", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder of mode lora, a path or any fsspec URL")
-    parser.add_argument("dest", metavar="DEST", help="folder of the whole model")
-    parser.add_argument("--encoder", metavar="URL", help="where the encoder lies now, if it has moved")
+    parser.add_argument("dest", metavar="DEST", help="folder of the stand-alone model")
+    parser.add_argument("--encoder", metavar="URL", help="where the encoder is now, if it has moved")
     return parser
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the command line and merges; returns the exit code."""
     options = parser().parse_args(arguments)
     merge_model(options.model, options.dest, encoder_url=options.encoder)
-    print(f"{options.dest} holds the whole model")
+    print(f"{options.dest} holds the stand-alone model")
     return 0
 
 
@@ -35,6 +35,6 @@ def merge_model(url: str, dest: str, *, encoder_url: str | None = None) -> None:
         raise UserError(f"{dest} holds a model or encoder already; choose another folder")
     predictor = load_model(url, encoder_url=encoder_url)  # which merges
     if predictor.config["mode"] != LORA:
-        raise UserError(f"{url} is a whole model already (mode {predictor.config['mode']})")
+        raise UserError(f"{url} is a stand-alone model already (mode {predictor.config['mode']})")
     config: dict[str, Any] = {key: value for key, value in predictor.config.items() if key != "lora"}
     save_model(dest, predictor.model, {**config, "mode": "full", "merged_from": url})

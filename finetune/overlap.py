@@ -1,4 +1,4 @@
-"""Validation images that are training images: they flatter the numbers, so they are counted and said."""
+"""Validation images that are training images: they flatter the metrics, so they are counted and reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Overlap:
     def __str__(self) -> str:
         return (
             f"{self.num:,} of {self.num_validation:,} validation rows that were looked at are equal to training rows "
-            f"({self.num_train:,} looked at; first: {self.first}); the model has seen them, and its scores will be too good"
+            f"({self.num_train:,} looked at; first: {self.first}); the model has seen them, so its scores will be too high"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much of a model's score is left when images get worse: every corruption at five strengths."""
+"""How much a model's score drops when images get worse: every corruption at five strengths."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class ClassificationSettings:
 
     label_column: str = setting(
         "label",
-        help="column of the labels, text or whole numbers; a column of lists makes a model of several classes an image",
+        help="column of the labels, text or whole numbers; a column of lists makes a multi-label model",
     )
     head: str = setting(
         "pooled",
@@ -45,10 +45,10 @@ class ClassificationSettings:
         0.5,
         minimum=0,
         maximum=1,
-        help="probability from which a class counts as present (several classes an image)",
+        help="probability from which a class counts as present (multi-label)",
     )
     min_crop: float = setting(
-        0.35, minimum=0.01, maximum=1, help="smallest fraction of an image's area that a training crop takes"
+        0.35, minimum=0.01, maximum=1, help="minimum fraction of an image's area that a training crop takes"
     )
     label_smoothing: float = setting(
         0.0, minimum=0, maximum=0.99, help="fraction of the target spread over all classes"
@@ -85,16 +85,19 @@ class DetectionSettings:
     anchors_per_position: int = setting(
         3, minimum=1, help="anchors at each position of a map, fitted likewise; FCOS has none"
     )
-    max_detections: int = setting(100, minimum=1, help="detections an image, at most")
+    max_detections: int = setting(100, minimum=1, help="maximum detections per image")
     score_threshold: float = setting(
-        0.3, minimum=0, maximum=1, help="lowest score that predict reports, unless it is given one"
+        0.3, minimum=0, maximum=1, help="minimum score that predict reports, unless it is given another"
     )
     min_scale: float = setting(
-        0.5, minimum=0.05, help="smallest size of a training image on its canvas; 1 is just all of it, less zooms out"
+        0.5, minimum=0.05, help="minimum scale of a training image on its canvas; 1 fits it exactly, below 1 zooms out"
     )
-    max_scale: float = setting(2.0, minimum=0.05, help="largest size of it; more than 1 zooms in, which crops")
+    max_scale: float = setting(2.0, minimum=0.05, help="maximum scale of it; above 1 zooms in and crops")
     min_visible: float = setting(
-        0.3, minimum=0, maximum=1, help="fraction of a box's area that a crop must show, or the box is not trained on"
+        0.3,
+        minimum=0,
+        maximum=1,
+        help="minimum fraction of a box's area that a crop must show; otherwise the box is not trained on",
     )
     flip: float = setting(0.5, minimum=0, maximum=1, help="probability of mirroring left and right")
     flip_vertical: float = setting(0.0, minimum=0, maximum=1, help="probability of mirroring top and bottom")
@@ -107,7 +110,7 @@ class DetectionSettings:
         help="keys that each query of the last stages' attention keeps (hard attention); 0: as the encoder is",
     )
     hard_attention_stages: int = setting(
-        1, minimum=1, help="how many of the encoder's last stages with attention that is"
+        1, minimum=1, help="how many of the encoder's last stages with attention this applies to"
     )
 
     def __post_init__(self) -> None:
@@ -126,14 +129,14 @@ class SummarizationSettings:
     keywords_column: str | None = setting(
         None, help="column of keywords: text or whole numbers, or a list of them; null mines them from the captions"
     )
-    num_keywords: int = setting(256, minimum=0, help="keywords at most, the most frequent ones")
-    keyword_min_images: int = setting(10, minimum=1, help="training images that a keyword occurs in at least")
+    num_keywords: int = setting(256, minimum=0, help="maximum number of keywords, the most frequent ones")
+    keyword_min_images: int = setting(10, minimum=1, help="minimum number of training images that a keyword occurs in")
     keyword_max_fraction: float = setting(
         0.25, minimum=0, maximum=1, help="mined terms in more than this fraction of the images are dropped"
     )
     stop_words: list[str] = setting(
         [],
-        help="terms that are not mined, in addition to those that say nothing about their image, which are dropped anyway",
+        help="terms not to mine, in addition to those that say nothing about their image, which are always dropped",
     )
     keyword_threshold: float | None = setting(
         None,
@@ -142,7 +145,7 @@ class SummarizationSettings:
         help="score from which a keyword is reported; null: that of the best F1 on the validation data",
     )
     keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss, relative to the sentence's")
-    vocabulary_size: int = setting(4096, minimum=300, help="tokens of the byte-level BPE at most")
+    vocabulary_size: int = setting(4096, minimum=300, help="maximum number of tokens of the byte-level BPE")
     max_tokens: int = setting(48, minimum=2, help="longest sentence in tokens, its end included")
     width: int = setting(128, minimum=8, help="channels of keywords and decoder")
     depth: int = setting(2, minimum=1, help="layers of the decoder")
@@ -154,9 +157,11 @@ class SummarizationSettings:
     dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
     label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="fraction of a token's target spread over all")
     num_beams: int = setting(3, minimum=1, help="beams of the search; 1 is greedy")
-    length_penalty: float = setting(0.6, minimum=0, help="of the search; 0 prefers short sentences, 1 long ones")
+    length_penalty: float = setting(
+        0.6, minimum=0, help="length penalty of the search; 0 prefers short sentences, 1 long ones"
+    )
     min_crop: float = setting(
-        0.8, minimum=0.01, maximum=1, help="smallest fraction of an image's area that a training crop takes"
+        0.8, minimum=0.01, maximum=1, help="minimum fraction of an image's area that a training crop takes"
     )
     flip: bool = setting(False, help="mirror half of the images; captions must then not mention left or right")
     thumbnail_fraction: float = setting(
@@ -195,33 +200,35 @@ class FinetuneSettings:
         help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved without the encoder",
     )
     lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
-    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="of the head's weights, the order and the views")
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="seed of the head's weights, the order and the views")
     tracking: list[str] = setting(
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is evaluated on")
     image_size: int | None = setting(None, minimum=8, help="side of an image in pixels; null takes the encoder's")
-    crop_fraction: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that evaluation sees")
+    crop_fraction: float = setting(
+        0.875, minimum=0.01, maximum=1, help="fraction of the short side that evaluation sees"
+    )
     layer_decay: float | None = setting(
         None,
         minimum=0.01,
         maximum=1,
-        help="learning rate of a layer over that of the next, from what is not random (mode full); null: 0.75 for "
+        help="learning rate of a layer divided by that of the next, for pretrained layers (mode full); null: 0.75 for "
         "classification, 1 (all alike) for detection and summarization",
     )
-    report_images: int = setting(
-        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
-    )
+    report_images: int = setting(400, minimum=0, help="images used for report.html when the run ends; 0: only numbers")
     label_fraction: float = setting(
         1.0,
         minimum=1e-6,
         maximum=1,
-        help="fraction of the labels to learn from, the same of each class; a smaller is part of it",
+        help="fraction of the labels to learn from, the same for each class; a smaller set is part of a larger one",
     )
-    labels_per_class: int = setting(0, minimum=0, help="labels of each class to learn from; 0 for all")
-    best_metric: str | None = setting(None, help="the number that decides which model is kept; null: the task's own")
-    patience: int = setting(0, minimum=0, help="evaluations without a better one after which the run ends; 0 for none")
+    labels_per_class: int = setting(0, minimum=0, help="number of labels of each class to learn from; 0 for all")
+    best_metric: str | None = setting(None, help="metric that decides which model is kept; null: the task's own")
+    patience: int = setting(
+        0, minimum=0, help="the run ends after this many evaluations without a better one; 0: never"
+    )
     evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
     detection: DetectionSettings = setting(DetectionSettings, help="detection")

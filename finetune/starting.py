@@ -1,4 +1,4 @@
-"""What is checked of the encoder that a task model starts from; `pretrain.encoders.sources` opens it."""
+"""Checks of the encoder that a task model starts from; `pretrain.encoders.sources` opens it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage, num_bands
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.order import Segment
 from pretrain.data.reading.shards import Shards
@@ -22,7 +22,7 @@ def check_images(manifest: Manifest, image_column: str, channels: int, *, num: i
             continue
         with suppress(BadImage):
             found = num_bands(data)
-            open_picture(data, channels=channels).decode(1)
+            open_image(data, channels=channels).decode(1)
             return
     if found is not None:
         raise UserError(

@@ -24,12 +24,13 @@ COMMANDS: dict[str, Command] = {
         "learn an encoder from images without labels; embed, explain, export, report", "pretrain.__main__"
     ),
     "finetune": Command(
-        "turn an encoder into a task model; predict, evaluate, explain, export, merge, report", "finetune.__main__"
+        "turn an encoder into a task model; predict, serve, evaluate, explain, export, ...", "finetune.__main__"
     ),
-    "demo": Command("images to encoder to three models, in some minutes", "finetune.demo"),
+    "serve": Command("answer images by HTTP with a fine-tuned model", "finetune.__main__", ("serve",)),
+    "demo": Command("from images to an encoder and three models, in a few minutes", "finetune.demo"),
     "submit": Command("run a command on a Ray cluster and follow it", "cluster.__main__", ("submit",)),
     "pipeline": Command("run stages that depend on each other", "cluster.__main__", ("pipeline",)),
-    "status": Command("how a job is", "cluster.__main__", ("status",)),
+    "status": Command("the state of a job", "cluster.__main__", ("status",)),
     "logs": Command("what a job printed", "cluster.__main__", ("logs",)),
     "stop": Command("end a job", "cluster.__main__", ("stop",)),
     "list": Command("the jobs of a cluster", "cluster.__main__", ("list",)),

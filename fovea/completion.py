@@ -120,6 +120,7 @@ def command_tree() -> dict[str, Words]:
         tree[name] = Words([*commands, "--check", "--help", *(f"{one.key}=" for one in settings)], values)
         for command, entry in commands.items():
             tree |= _of_parser(f"{name} {command}", entry.parser())
+    tree["serve"] = tree["finetune serve"]
     tree |= _of_parser("data", import_module(COMMANDS["data"].module).parser())
     tree |= _of_parser("demo", import_module(COMMANDS["demo"].module).parser())
     for path, found in _of_parser("", import_module(COMMANDS["submit"].module).parser()).items():

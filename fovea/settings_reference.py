@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from cluster.calling import short_names
+from cluster.calling import option_of, short_names
 from cluster.errors import run_command
 from cluster.schemas import Described, described
 from finetune.api import FinetuneKeywords
+from finetune.serving.settings import ServeSettings
 from finetune.settings import FinetuneSettings
 from pretrain.api import PretrainKeywords
 from pretrain.settings import PretrainSettings
@@ -18,14 +19,15 @@ from pretrain.settings import PretrainSettings
 PAGE = "docs/settings.md"
 INTRODUCTION = f"""# All settings
 
-Made by `python -m fovea.settings_reference {PAGE}`; a test keeps it current. Settings come from a YAML file and any number of
-`key=value` behind it; lists and mappings are written `[a, b]` and `{{a: 1}}`. From Python they are given by the short names in
-the last column, or as `settings={{"training.epochs": 10}}`. Where pretraining says nothing, the settings of the method's paper
-apply before the defaults here (`pretrain/papers.py`).
+Made by `python -m fovea.settings_reference {PAGE}`; a test keeps it current. Settings come from a YAML file
+and any number of `key=value` after it; lists and mappings are written `[a, b]` and `{{a: 1}}`. From Python they
+are given by the short names in the last column, or as `settings={{"training.epochs": 10}}`. Where pretraining
+says nothing, the settings of the method's paper apply before the defaults here (`pretrain/papers.py`). Serving takes options.
 """
 STAGES = (
     ("Pretraining", "python -m pretrain CONFIG [key=value ...]", PretrainSettings, PretrainKeywords),
     ("Fine-tuning", "python -m finetune CONFIG [key=value ...]", FinetuneSettings, FinetuneKeywords),
+    ("Serving", "python -m finetune serve MODEL [--option VALUE ...]", ServeSettings, None),
 )
 ON_FIRST = {"data.url": "first argument"}
 
@@ -44,11 +46,14 @@ def page() -> str:
     """The page as Markdown."""
     parts = [INTRODUCTION]
     for title, usage, schema, keywords in STAGES:
-        names = {key: f"`{name}`" for name, key in short_names(keywords).items()} | ON_FIRST
+        if keywords is None:
+            column, names = "option", {one.key: f"`{option_of(one.key)}`" for one in described(schema)}
+        else:
+            column, names = "from Python", {key: f"`{name}`" for name, key in short_names(keywords).items()} | ON_FIRST
         parts.append(f"\n## {title}\n\n`{usage}`\n")
         for block, settings in groupby(_sorted(described(schema)), key=_block):
             parts.append(f"\n### {block}\n" if block else "")
-            parts.append("\n| setting | default | meaning | from Python |\n|---|---|---|---|\n")
+            parts.append(f"\n| setting | default | meaning | {column} |\n|---|---|---|---|\n")
             parts += [_row(one, names.get(one.key, "")) for one in settings]
     return "".join(parts)
 

@@ -6,8 +6,8 @@
     made = pretrain(shards.train, out="runs/encoder", method="simclr", epochs=10, workers=0)
     encoder = made.load_encoder()
 
-Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. What a user can
-mend is a UserError of one line; a run that stops itself by a rule is a RunStopped.
+Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. A user's mistake
+is a UserError of one line; a run that stops itself by a rule is a RunStopped.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def pretrain(
         keywords: short names of the settings in use most, see `PretrainKeywords`; `out` is needed.
 
     Raises:
-        UserError: something that the caller can mend, in one line.
+        UserError: something that the caller can fix, in one line.
         RunStopped: the run ended itself by a rule.
         KeyboardInterrupt: interrupted; the same call continues.
     """
@@ -140,7 +140,7 @@ def embed(teacher: Path, data: Data, out: Path, **options: Any) -> Embedded:
         out: folder of the features, a path or URL. The same call continues what was cut off.
         options: of the command, such as `whole_image=True`, `maps=7`, `workers=2`.
 
-    Raises UserError for what the caller can mend.
+    Raises UserError for what the caller can fix.
     """
     from pretrain import embedding
 
@@ -194,8 +194,9 @@ def import_images(src: Path, dest: Path, **options: Any) -> Imported:
         options: of the command, such as `validation=0.2`, `drop_duplicates=True`, `short_side=256`.
 
     Raises:
-        UserError: something that the caller can mend.
-        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are kept for a look.
+        UserError: something that the caller can fix.
+        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are kept so that you can
+            look at them.
     """
     from pretrain.data import __main__ as commands
     from pretrain.data.packing.import_command import import_as_asked
@@ -217,7 +218,7 @@ def check(url: Path, **options: Any) -> dict[str, Any]:
         url: a Parquet file, a folder of them, or a glob.
         options: of the command, such as `rows="all"`, `sheet="sheet.png"`, `fix="my/shards"`.
 
-    Raises UserError for what the caller can mend.
+    Raises UserError for what the caller can fix.
     """
     from pretrain.data import __main__ as commands
 

@@ -8,7 +8,7 @@ decoded have null for features and are listed in bad_rows.jsonl. features.json, 
 are of. The same command again continues where it was cut off. A run reads them in step with the images:
     method.arguments.features=OUT.
 
-With --workers it runs on Ray: on a Ray of its own, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
+With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
 decode on nodes that --reader-label chooses, for the workers that have the GPUs.
 """
 
@@ -76,7 +76,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
     teacher = open_teacher(name)
     size = options.size or teacher.input_size
     seen = seen_by(teacher, size)
-    # a position of a map is a position of the picture only where the teacher sees all of it
+    # a position of a map is a position of the image only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
     transform = CentralCrop(size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels)
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
@@ -155,7 +155,7 @@ def _run(
     print(f"embed: {manifest.num_rows:,} images, {len(job.units):,} units, into {out}", flush=True)
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
-        storage.remove(description_url)  # so that nobody takes a folder for finished that lacks parts
+        storage.remove(description_url)  # so that a folder that lacks parts does not look finished
     with ProgressLine("embed, parts") as progress:
         result = run_batch_job(job, machines, on_progress=progress.reach)
 
@@ -194,7 +194,7 @@ def _teacher_name(name: str) -> str:
 
 
 def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
-    """What a teacher says of a blank image. Raises UserError where it does not take images of this size."""
+    """A teacher's features of a blank image. Raises UserError where it does not take images of this size."""
     with torch.no_grad():
         try:
             output: TeacherOutput = teacher.network(torch.zeros(1, teacher.in_channels, size, size))
@@ -260,7 +260,7 @@ def parser() -> CommandLine:
         help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
     )  # fmt: skip
     parser.add_argument(
-        "--crop-fraction", type=_fraction, default=0.875, help="part of the short side that a central square has"
+        "--crop-fraction", type=_fraction, default=0.875, help="fraction of the short side that the central square has"
     )
     parser.add_argument(
         "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS positions"

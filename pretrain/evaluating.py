@@ -1,4 +1,4 @@
-"""What a run looks at every few epochs: how much its encoder knows."""
+"""What a run evaluates every few epochs: how much its encoder knows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Evaluation:
         probe: of `label_probe`.
         first_weights: gives the encoder as the run began with it: without its scores others say little.
 
-    Raises UserError for a best metric that nobody measures.
+    Raises UserError for a best metric that is not measured.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ def best_metric(settings: PretrainSettings) -> str | None:
         return choose("best_metric", settings.best_metric, measured)
     if not measured and (settings.patience or settings.best_metric is not None):
         raise UserError(
-            f"patience={settings.patience} needs something to go by: knn.train_url and knn.test_url, or rankme_images above 0"
+            f"patience={settings.patience} needs a metric: knn.train_url and knn.test_url, or rankme_images above 0"
         )
     if settings.patience and not settings.knn.every_epochs:
         raise UserError(
-            f"patience={settings.patience} counts evaluations, and knn.every_epochs=0 has one at the end only"
+            f"patience={settings.patience} counts evaluations, but knn.every_epochs=0 evaluates only at the end"
         )
     return measured[0] if measured else None
 

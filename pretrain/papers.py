@@ -1,4 +1,4 @@
-"""What each method's paper trains with: the defaults of a run that names the method and says nothing else.
+"""The settings of each method's paper: the defaults of a run that names the method and nothing else.
 
 Plain data without torch, for the command line reads it before anything else. Learning rates are those of 256 images; they
 are scaled by the batch (`optimizer.scaling`). Weight decay is that of matrices and kernels.

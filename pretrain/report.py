@@ -1,4 +1,4 @@
-"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they can be had."""
+"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they are available."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from pretrain.training.probes import UNTRAINED
 
 REPORT = "report.html"
 SECONDS = 20.0
-PICTURES = (
+IMAGES = (
     ("views", "Views"),
     ("neighbours", "Nearest neighbours"),
     ("map", "Map of embeddings"),
@@ -85,7 +85,7 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     """
     run = read_run(out)
     if "task" in run.settings:
-        raise UserError(f"{run.url} is a run of fine-tuning; its report is written by: python -m finetune report {out}")
+        raise UserError(f"{run.url} is a fine-tuning run; its report is written by: python -m finetune report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
     return url
@@ -102,12 +102,12 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     began = "start" if "started_from" in run.result else "untrained"
     marks += [] if untrained is None else [Mark(f"{began} {percent(untrained)}", y=untrained)]
     levels = {"knn_accuracy": marks} if marks else {}
-    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run never learns from")]
+    scores = [("knn_accuracy", "kNN accuracy", "labelled images that the run does not learn from")]
     sections: list[Section | None] = [
         run_sections.curves(run, scores=scores, levels=levels),
         run_sections.health(run),
         start_section(run),
-        *(_pictures(run, num_images=num_images, seconds=seconds) if num_images else []),
+        *(_images(run, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.speed(run),
         run_sections.settings(run, "pretrain"),
     ]
@@ -123,7 +123,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float = S
     )
 
 
-def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
+def _images(run: RunRecord, *, num_images: int, seconds: float) -> list[Section]:
     """Views, neighbours, map and attention; what the data or the encoder do not allow says so."""
     deadline = time.monotonic() + seconds
     try:
@@ -142,7 +142,7 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
         if not len(sample):
             raise UserError(f"no image of {url} can be decoded")
     except Exception as error:  # whatever it is, the rest of the page stands
-        return [missing(id, title, error) for id, title in PICTURES]
+        return [missing(id, title, error) for id, title in IMAGES]
     channels = settings.views.channels
     views = partial(view_section, sample.first, seed=settings.seed, channels=channels)
     sections = [attempted("views", "Views", lambda: views(specs=views_of(settings)))]
@@ -159,14 +159,14 @@ def _pictures(run: RunRecord, *, num_images: int, seconds: float) -> list[Sectio
             source=masked(url if isinstance(url, str) else ", ".join(url)),
         )
     except Exception as error:
-        return [*sections, *(missing(id, title, error) for id, title in PICTURES[1:])]
+        return [*sections, *(missing(id, title, error) for id, title in IMAGES[1:])]
     how = {"size": settings.views.size, "crop_fraction": settings.knn.crop_fraction}
     makers = (
         lambda: neighbour_section(embedded),
         lambda: map_section(embedded),
         lambda: attention_section(encoder, sample, how=how, **look),
     )
-    sections += [attempted(id, title, make) for (id, title), make in zip(PICTURES[1:], makers, strict=True)]
+    sections += [attempted(id, title, make) for (id, title), make in zip(IMAGES[1:], makers, strict=True)]
     if name := _teacher_of(run, settings):
         later = max(deadline, time.monotonic() + seconds / 4)
         beside = attempted(
@@ -240,7 +240,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
         return load_encoder(url).to(device).eval()
     checkpoint = checkpoints.load_newest(run.url)
     if checkpoint is None:
-        raise UserError("the run has left neither an encoder nor a checkpoint yet")
+        raise UserError("the run has neither an encoder nor a checkpoint yet")
     method = method_of(settings)
     method.load_state_dict(checkpoint.state["module"])
     return method.exported.to(device).eval()
@@ -249,7 +249,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
 def _chance(run: RunRecord) -> float | None:
     """What always naming the most frequent class of the kNN's test data would get; None when it cannot be known."""
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
-    with suppress(Exception):  # the data may be gone, and then nobody knows
+    with suppress(Exception):  # the data may be gone, and then it is unknown
         if url and column and run.history.values("knn_accuracy"):
             return majority_fraction(str(url), str(column))
     return None

@@ -34,7 +34,7 @@ class PretrainEncoderSettings:
         1.0,
         minimum=0.01,
         maximum=1,
-        help="learning rate of a layer over that of the next; less than 1 spares early layers",
+        help="learning rate of a layer divided by that of the next; below 1 spares early layers",
     )
     weights_sha256: str | None = setting(
         None, help="checksum that the weights of url must have; filled in when the run starts"
@@ -48,13 +48,15 @@ class MethodSettings:
     name: str = setting("simclr", help="self-supervised method")
     arguments: dict[str, Any] = setting({}, help="keyword arguments of the method")
     images_per_pass: int = setting(
-        0, minimum=0, help="views a worker sends through the encoder at once; less memory, the same loss; 0 for all"
+        0,
+        minimum=0,
+        help="views that a worker sends through the encoder at once: fewer need less memory, the loss is the same; 0 for all",
     )
     exact_pieces: int = setting(
         0,
         minimum=0,
-        help="equal pieces in which the encoder sees the global batch, their gradients summed exactly: the same bits on any "
-        "number of workers that divides them; every worker computes the loss of the whole batch; 0: off",
+        help="the encoder sees the global batch in this many equal pieces, whose gradients are summed exactly: bit-identical "
+        "on any number of workers that divides it; every worker computes the loss of the whole batch; 0: off",
     )
     keep: float = setting(
         0.0,
@@ -63,7 +65,7 @@ class MethodSettings:
         help="fraction of the way back to the weights of encoder.url that a step takes at the peak learning rate, against "
         "forgetting; 0.01 to 0.1 is usual, 0 is off",
     )
-    on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become one")
+    on_collapse: str = setting("warn", choices=["warn", "stop"], help="what to do when all embeddings become the same")
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class ViewSettings:
         None,
         minimum=-100,
         maximum=100,
-        help="subtracted from each channel, of values in [0, 1]; null: as encoder.url says, else ImageNet's",
+        help="subtracted from each channel (values in [0, 1]); null: that of encoder.url, else ImageNet's",
     )
     std: list[float] | None = setting(
-        None, above=0, help="what each channel is divided by; null: as encoder.url says, else ImageNet's"
+        None, above=0, help="each channel is divided by this; null: that of encoder.url, else ImageNet's"
     )
 
 
@@ -93,15 +95,15 @@ class ViewSettings:
 class KnnSettings:
     """kNN accuracy and a linear probe on labelled data while pretraining; the labels teach the encoder nothing."""
 
-    train_url: str | None = setting(None, help="labelled shards in which neighbours are looked up; null for no kNN")
+    train_url: str | None = setting(None, help="labelled shards to search for neighbours; null for no kNN")
     test_url: str | None = setting(None, help="labelled shards whose images are classified by their neighbours")
     label_column: str = setting("label", help="column of the labels, text or whole number")
     every_epochs: float = setting(
         10.0, minimum=0, help="epochs between two evaluations: kNN accuracy, linear probe, RankMe; 0 only at the end"
     )
     neighbours: int = setting(20, minimum=1, help="neighbours that vote")
-    linear: bool = setting(True, help="a linear probe on the same features, too")
-    crop_fraction: float = setting(0.875, minimum=0.01, maximum=1, help="part of the short side that is looked at")
+    linear: bool = setting(True, help="also a linear probe on the same features")
+    crop_fraction: float = setting(0.875, minimum=0.01, maximum=1, help="fraction of the short side that is evaluated")
 
 
 @dataclass(frozen=True)
@@ -109,26 +111,24 @@ class PretrainSettings:
     """Everything that `python -m pretrain` can be told."""
 
     out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
-    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="of the weights, the order and the views")
+    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="seed of the weights, the order and the views")
     tracking: list[str] = setting(
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
     rankme_images: int = setting(
         25600,
         minimum=0,
-        help="images whose features the label-free score RankMe looks at; 0 for none",
+        help="images for the label-free score RankMe; 0 for none",
     )
     patience: int = setting(
         0,
         minimum=0,
-        help="evaluations in a row without a better best_metric after which the run is finished; 0: any number",
+        help="the run ends after this many evaluations in a row without a better best_metric; 0: never",
     )
     best_metric: str | None = setting(
         None, help="knn_accuracy, linear_accuracy or rankme; null: knn_accuracy where there are labels, else rankme"
     )
-    report_images: int = setting(
-        400, minimum=0, help="images that report.html looks at when the run ends; 0: a report of numbers alone"
-    )
+    report_images: int = setting(400, minimum=0, help="images used for report.html when the run ends; 0: only numbers")
     data: DataSettings = setting(DataSettings, help="data")
     views: ViewSettings = setting(ViewSettings, help="views")
     encoder: PretrainEncoderSettings = setting(PretrainEncoderSettings, help="encoder")
@@ -140,5 +140,5 @@ class PretrainSettings:
 
     @staticmethod
     def defaults_beneath(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the method's paper says, for what nobody says otherwise."""
+        """The settings of the method's paper, beneath everything that is set."""
         return defaults_of(given)

@@ -1,4 +1,4 @@
-"""Pretraining that goes on from weights there are: what the settings must agree with, and how far a run has moved."""
+"""Pretraining that starts from existing weights: what the settings must agree with, and how far a run has moved from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
             raise UserError("encoder.weights_sha256 is that of encoder.url; give both or neither")
         if settings.method.keep:
             raise UserError(
-                f"method.keep={settings.method.keep:g} holds on to the weights of encoder.url; give one, or 0"
+                f"method.keep={settings.method.keep:g} pulls back to the weights of encoder.url; give that, or method.keep=0"
             )
         return dataclasses.replace(
             settings, encoder=dataclasses.replace(encoder, name=encoder.name or DEFAULT_ENCODER)
@@ -69,9 +69,9 @@ def _checked(source: EncoderSource, settings: PretrainSettings) -> EncoderSource
     encoder = settings.encoder
     if encoder.weights_sha256 not in (None, source.weights_sha256):
         raise UserError(
-            f"{encoder.url} holds other weights now than this run started from (encoder.weights_sha256 was "
+            f"{encoder.url} now holds different weights from those this run started from (encoder.weights_sha256 was "
             f"{str(encoder.weights_sha256)[:12]}..., is {str(source.weights_sha256)[:12]}...); put the former ones back, or "
-            "start another out"
+            "choose another out"
         )
     return source.for_channels(settings.views.channels)
 
@@ -147,14 +147,14 @@ def _opened(settings: PretrainEncoderSettings, size: int) -> EncoderSource:
         if key == "stem_stride" and "stem_stride" in spec["arguments"]:
             raise UserError(
                 f"encoder.arguments.stem_stride={value}, but {url} was trained with a stem of stride {has}, whose weights fit "
-                "no other; leave it out, or begin with fresh weights"
+                "no other stride; leave it out, or start with fresh weights"
             )
         if key in WITHOUT_WEIGHTS and key in spec["arguments"]:
             changed[key] = value
             continue
         raise UserError(
-            f"encoder.arguments.{key}={value!r}, but {url} has {has!r}; with encoder.url the network is as it was saved: leave "
-            "it out"
+            f"encoder.arguments.{key}={value!r}, but {url} has {has!r}; with encoder.url the network stays as it was saved: "
+            "leave it out"
         )
     if not changed:
         return source

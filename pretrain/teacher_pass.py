@@ -72,7 +72,7 @@ class Embedding:
         exact = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
         if len(exact) and not np.abs(exact).max() < np.finfo(np.float16).max:  # NaN too
             raise UserError(
-                f"the teacher {self.teacher} gives features up to {np.abs(exact).max():g}, which float16 cannot hold"
+                f"the teacher {self.teacher} gives features up to {np.abs(exact).max():g}, which float16 cannot represent"
             )
         return exact.astype(np.float16)
 

@@ -8,8 +8,8 @@ import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
-# every picture of HTML and SVG is decoded by the browser itself; gives those that cannot be
-PICTURES_THAT_FAIL = """async () => {
+# every image of HTML and SVG is decoded by the browser itself; gives those that cannot be
+IMAGES_THAT_FAIL = """async () => {
   const sources = [...document.images].map(i => i.src)
     .concat([...document.querySelectorAll('image')].map(i => i.getAttribute('href')));
   const failed = [];
@@ -28,8 +28,8 @@ class Seen:
 
     console: list
     requests: list
-    num_pictures: int
-    failed_pictures: list
+    num_images: int
+    failed_images: list
     overflow: int
     text: str
     background: str
@@ -58,12 +58,12 @@ def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=Non
                 page.on("pageerror", lambda error, console=console: console.append(str(error)))
                 page.on("request", lambda request, requests=requests: requests.append(request.url))
                 page.goto(address)
-                num, failed = page.evaluate(PICTURES_THAT_FAIL)
+                num, failed = page.evaluate(IMAGES_THAT_FAIL)
                 seen[width, scheme] = Seen(
                     console=console,
                     requests=[url for url in requests if not url.startswith("data:") and url != address],
-                    num_pictures=num,
-                    failed_pictures=failed,
+                    num_images=num,
+                    failed_images=failed,
                     overflow=page.evaluate("document.documentElement.scrollWidth - window.innerWidth"),
                     text=page.inner_text("body"),
                     background=page.evaluate("getComputedStyle(document.body).backgroundColor"),
@@ -77,10 +77,10 @@ def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=Non
 
 
 def assert_sound(seen, *, min_images):
-    """No word in the console, nothing asked of any network, all pictures there, no script, nothing wider than the screen."""
+    """No word in the console, nothing asked of any network, all images there, no script, nothing wider than the screen."""
     for place, one in seen.items():
         assert one.console == [] and one.requests == [] and one.scripts == 0, place
-        assert one.failed_pictures == [] and one.num_pictures >= min_images, place
+        assert one.failed_images == [] and one.num_images >= min_images, place
         assert one.overflow <= 0, place
     for width in {width for width, _ in seen}:
         backgrounds = {scheme: one.background for (at, scheme), one in seen.items() if at == width}

@@ -119,7 +119,8 @@ class SlowStore:
             status, code = ANSWERS[fault]
             text = f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>" if method != "HEAD" else ""
             answer.write(
-                f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+                f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n"
+                f"Content-Length: {len(text)}\r\n\r\n{text}".encode()
             )
             await answer.drain()
             return True

@@ -134,7 +134,7 @@ def test_encoder_folders_that_cannot_be_used(mistake, shards, tmp_path):
     good = [FINETUNE, f"data.url={shards}", f"validation_url={shards}", f"out={tmp_path / 'out'}", f"encoder={folder}"]
     good += ["training.batch_size_global=16"]
 
-    assert "no encoder or model folder" in mistake(finetune, *good, f"encoder={tmp_path}")
+    assert "not an encoder or model folder" in mistake(finetune, *good, f"encoder={tmp_path}")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
     line = mistake(finetune, *good)
     assert "model.safetensors is damaged" in line
@@ -162,7 +162,7 @@ def test_what_classification_cannot_be_told(mistake, shards, tmp_path):
     common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}"]
     common += ["training.batch_size_global=16", f"data.url={shards}", f"validation_url={shards}"]
     line = mistake(finetune, *common, "label_fraction=0.5", "labels_per_class=3")
-    assert "label_fraction and labels_per_class say two things" in line
+    assert "label_fraction and labels_per_class contradict each other" in line
     assert "larger than the data (4 rows)" in mistake(finetune, *common, "label_fraction=0.1")
     line = mistake(finetune, *common, "best_metric=acuracy")
     assert "unknown best_metric 'acuracy'" in line and "did you mean 'accuracy'" in line
@@ -214,7 +214,7 @@ def test_reports_of_the_wrong_kind_of_run(mistake, tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "settings.yaml").write_text(settings)
     line = mistake(pretrain_report, tmp_path / "finetune")
-    assert "is a run of fine-tuning" in line and "python -m finetune report" in line
+    assert "is a fine-tuning run" in line and "python -m finetune report" in line
     line = mistake(finetune_report, tmp_path / "pretrain")
-    assert "is a run of pretraining" in line and "python -m pretrain report" in line
+    assert "is a pretraining run" in line and "python -m pretrain report" in line
     assert not list(tmp_path.rglob("report.html"))

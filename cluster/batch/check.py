@@ -1,4 +1,4 @@
-"""`--check` of batch jobs: a first piece of the work is done, and nothing of it stays."""
+"""`--check` of batch jobs: does a first part of the work and keeps nothing of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     started = time.monotonic()
     table = next(iter(job.prepare()(job.units[0].task)), None)
     if table is None:
-        raise UserError(f"the first rows of {', '.join(data_urls)} are none that can be used; see pretrain.data check")
+        raise UserError(f"none of the first rows of {', '.join(data_urls)} can be used; see pretrain.data check")
     prepared = time.monotonic()
     compute(table)
     read, computed = prepared - started, time.monotonic() - prepared

@@ -206,7 +206,7 @@ def parts_there(job: BatchJob) -> set[str] | None:
             raise UserError(f"{job.out} holds the parts of another job ({told}); choose another folder")
         return parts_of(job).intersection(names)
     if names:
-        raise UserError(f"{job.out} is not empty and holds no such job (there: {', '.join(names[:5])})")
+        raise UserError(f"{job.out} is not empty and holds no job of this kind (there: {', '.join(names[:5])})")
     return None
 
 

@@ -23,9 +23,9 @@ def add_machine_options(parser: argparse._ActionsContainer) -> None:
             f"--{who}-label", action="append", default=[], metavar="KEY=VALUE", help=f"label of the nodes for {who}s"
         )
     parser.add_argument(
-        "--check", action="store_true", help="tries a first piece, tells what it would take, and starts nothing"
+        "--check", action="store_true", help="tries a first part, estimates time and memory, and starts nothing"
     )
-    parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a Ray of its own")
+    parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a private Ray")
 
 
 def machines_of(options: argparse.Namespace, *, has_gpu: bool) -> Machines:
@@ -48,7 +48,7 @@ def whole(minimum: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {minimum}")
         return int(text)
 
     return read

@@ -25,7 +25,7 @@ _FROM_RAY = re.compile(r"^(Running entrypoint for job |[\d:, -]+\tINFO job_manag
 
 
 def follow(server: JobServer, job_id: str, show: Callable[[str], None], *, skip: int = 0) -> JobState:
-    """Shows what a job prints until it ends, but for the first `skip` characters; returns how it ended.
+    """Shows what a job prints until it ends, except the first `skip` characters; returns how it ended.
 
     A line that breaks is taken up where it broke. Raises Unreachable when the cluster is silent for ten minutes.
     """
@@ -93,7 +93,7 @@ class Lines:
 
 
 def clean(text: str) -> list[str]:
-    """The lines of a job's log, harmless to a terminal and without what Ray says of its own work."""
+    """The lines of a job's log, harmless to a terminal and without what Ray prints about its own work."""
     lines = (_COLOURS.sub("", line.rsplit("\r", 1)[-1]) for line in text.replace("\r\n", "\n").split("\n"))
     kept = [printable(masked(line), keep="\t") for line in lines if not _FROM_RAY.match(line)]
     return kept[:-1] if kept and not kept[-1] else kept

@@ -1,4 +1,4 @@
-"""A job in plain values: what to run, what became of it, and the shell line that a cluster's node is given."""
+"""A job in plain values: what to run, how it ended, and the shell line for a node of the cluster."""
 
 from __future__ import annotations
 

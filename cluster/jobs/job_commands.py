@@ -60,7 +60,7 @@ def _follow(server: JobServer, job_id: str, address: str | None) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Says how a job is."""
+    """Says the state of a job."""
     server = JobServer(options.address)
     state = server.state(options.job)
     if state.over:

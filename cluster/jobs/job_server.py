@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail. What a user can mend is a UserError.
+"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail. A user's mistake is a UserError.
 
 Whoever reaches the dashboard reads the commands and runtime environments of all jobs, so what holds a secret is refused.
 """
@@ -200,7 +200,7 @@ def _listens(address: str) -> None:
     if address == "auto":
         return
     if not host:
-        raise UserError(f"{masked(address)} is no address of a Ray dashboard, which looks like {DEFAULT_ADDRESS}")
+        raise UserError(f"{masked(address)} is not the address of a Ray dashboard, which looks like {DEFAULT_ADDRESS}")
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except OSError as error:
@@ -219,13 +219,13 @@ def _probe(address: str) -> str:
     try:
         answer = requests.get(f"{address}/api/version", timeout=CONNECT_SECONDS)
     except requests.exceptions.RequestException as error:
-        raise UserError(f"what answers at {shown} is no Ray dashboard ({type(error).__name__})") from error
+        raise UserError(f"what answers at {shown} is not a Ray dashboard ({type(error).__name__})") from error
     if answer.status_code in (401, 403):
         return "unknown"  # the client has the words, and perhaps the token
     try:
         version = str(answer.json()["ray_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"what answers at {shown} is no Ray dashboard (HTTP {answer.status_code})") from error
+        raise UserError(f"what answers at {shown} is not a Ray dashboard (HTTP {answer.status_code})") from error
     if version.split(".")[0] in ("0", "1"):
         raise UserError(f"the cluster at {shown} runs Ray {version}; Fovea needs Ray 2.50 or newer there")
     return version

@@ -1,4 +1,4 @@
-"""What of the working tree goes to the cluster with a job: code and configurations, as one small zip.
+"""What is sent of the working tree to the cluster with a job: code and configurations, as one small zip.
 
 Left out are what .gitignore and .rayignore name, hidden files, environments, runs, and files of data or weights by their
 endings. A `!pattern` in .rayignore brings any of these back. The same files give the same bytes, so that a tree that did

@@ -91,7 +91,7 @@ def is_folder(url: str) -> bool:
 def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bool = False) -> bytes:
     """The whole content of a file. Raises UserError when it is missing or may not be read.
 
-    `from_data`: the URL stands in somebody's data, so that redirects of web servers are looked at before they are followed.
+    `from_data`: the URL comes from data, so redirects of web servers are checked before they are followed.
     """
     return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience, guarded=from_data)
 

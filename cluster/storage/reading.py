@@ -77,7 +77,7 @@ def use_cache(folder: str | None, limit_gib: float) -> None:
     if limit_gib and folder is None:
         raise UserError(f"data.cache_gib={limit_gib:g} needs data.cache_dir, a folder on a local disk")
     if folder is not None and not is_local(folder):
-        raise UserError(f"data.cache_dir={masked(folder)} is no local folder; give a path on a local disk")
+        raise UserError(f"data.cache_dir={masked(folder)} is not a local folder; give a path on a local disk")
     _cache = RangeCache(str(local_path(folder)), int(limit_gib * 2**30)) if folder is not None and limit_gib else None
 
 

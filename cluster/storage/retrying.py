@@ -1,4 +1,4 @@
-"""Patience with stores: what fails for a moment is tried again after a pause, what fails for good is not.
+"""Retrying calls of stores: what fails for a moment is tried again after a pause, what fails for good is not.
 
 Among a hundred million reads of an object store some time out, break off or are refused because the store is busy. These
 are survived and counted; `retries` is this process's count. A missing file, a refused permission or missing credentials

@@ -1,4 +1,4 @@
-"""Calls of a store: tried again where failures pass, with errors that name the URL; and what a store tells of a file."""
+"""Calls of a store: tried again where failures pass, with errors that name the URL; and what a store knows about a file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tried(
 
 
 def info_of(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """What a store says of a file or folder, None where nothing is."""
+    """What a store knows about a file or folder; None where there is none."""
     # fs.exists and fs.isfile would say "no" when the store is only busy
     try:
         return dict(fs.info(path))

@@ -44,7 +44,7 @@ def use_options(urls: str | Sequence[str], options: Mapping[str, Any]) -> None:
     secret = secrets.secrets_in(plain, secrets.OPTIONS)
     if secrets.MASK in secret:
         raise UserError(
-            f"data.storage_options holds {secrets.MASK!r}, which stands for a secret that was not written down; "
+            f"data.storage_options holds {secrets.MASK!r}, which replaces a secret that was not written down; "
             "give the secret again, or in the store's environment variables"
         )
     secrets.remember(secret)

@@ -1,4 +1,4 @@
-"""Web addresses out of data lead where their redirects say, unless that is a place that only this machine should reach."""
+"""Redirects of web addresses that come from data are followed, except to addresses that only this machine should reach."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def allow_local_redirects(allowed: bool = True) -> None:
 def why_refused(scheme: str, host: str, addresses: list[str]) -> str | None:
     """Why a redirect may not be followed: to something that is no web address, or to this machine; None where it may."""
     if scheme not in ("http", "https"):
-        return f"it redirects to {scheme or 'no'} address, which is none of the web"
+        return f"it redirects to {scheme or 'no'} address, which is not a web address"
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address

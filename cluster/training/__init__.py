@@ -1,1 +1,1 @@
-"""Workers of a training run: here, on a Ray of its own, or on a cluster."""
+"""Workers of a training run: here, on a private Ray, or on a cluster."""

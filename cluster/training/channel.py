@@ -1,4 +1,4 @@
-"""Words between the driver and its workers: a small actor that passes on records, failures and the wish to stop.
+"""Messages between the driver and its workers: a small actor that passes on records, failures and the wish to stop.
 
 The actor is a plain class (`cluster.training.ray_launch` makes the Ray actor of it), asks for no CPU, and both sides wait in it
 rather than poll it. Losing it costs console lines and Ctrl-C, never training: each end gives up quietly.

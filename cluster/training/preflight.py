@@ -1,4 +1,4 @@
-"""Before workers are booked on several nodes: can each of them do its part? What is wrong is said node by node.
+"""Before workers are booked on several nodes: can each of them do its part? Problems are reported node by node.
 
 A small task on every node writes to the storage, reads a first piece of the data, and tells what is installed, how many GPUs
 it sees and how much disk is free. It asks for no CPU, so it runs on a busy cluster too. What the answers mean is decided by
@@ -56,7 +56,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself. `errors` are its own words for what it cannot do."""
+    """What a node reports about itself. `errors` are its own words for what it cannot do."""
 
     name: str
     versions: Mapping[str, str | None]
@@ -65,7 +65,7 @@ class NodeReport:
     disk_free_gib: float
     disk: str
     errors: tuple[str, ...] = ()
-    gpu_words: str = ""  # what torch was built for, and what it says of the driver
+    gpu_words: str = ""  # what torch was built for, and what it reports about the driver
 
 
 def check_nodes(
@@ -220,7 +220,8 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     import torch
     num = torch.cuda.device_count() if torch.cuda.is_available() else 0
-words = f"torch {torch.__version__}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone")
+built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
+words = f"torch {torch.__version__}, built for {built_for}"
 words += "".join(f"; {str(one.message).splitlines()[0]}" for one in said if "CUDA" in str(one.message))
 print(json.dumps([num, words]))
 """

@@ -1,4 +1,4 @@
-"""What a training function knows about where it runs: its rank, its device, and how to talk to whoever started it.
+"""What a training function knows about where it runs: its rank, its device, and how to talk to the process that started it.
 
 `local_context()` gives a `RankContext` in this process, without Ray; `cluster.training.workers.run_workers` gives one to each
 worker. It holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because
@@ -52,7 +52,7 @@ class RankContext:
     _checkpoint: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, record: Record) -> None:
-        """Sends a small record to whoever started the run; only rank 0's arrive, in order, once each.
+        """Sends a small record to the process that started the run; only rank 0's arrive, in order, once each.
 
         Under Ray this never waits for the network. What arrives is what JSON makes of the record at this moment (tuples
         become lists). Raises TypeError for what JSON cannot hold, tensors among it, on every rank.
@@ -71,7 +71,7 @@ class RankContext:
         return f"cuda, {torch.cuda.get_device_name(self.device)}"
 
     def note(self, text: str) -> None:
-        """A line for whoever started the run."""
+        """A line for the user who started the run."""
         self.report({"kind": "note", "text": text})
 
     def warn(self, text: str) -> None:

@@ -90,7 +90,7 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
                 if listener.lost:  # nobody could say any more how the run goes, and each attempt would fail for it
                     aborted.set()
                     raise WorkerFailed(
-                        "Ray's head lost what driver and workers speak through; the same command continues"
+                        "Ray's head lost the channel between driver and workers; the same command continues"
                     )
         with suppress(ray.exceptions.RayError):
             ray.get(channel.close.remote(), timeout=CHANNEL_TIMEOUT_SECONDS)

@@ -18,7 +18,7 @@ import ray
 
 from cluster.errors import UserError
 
-KNOWN_VERSIONS = ">=2.55,<2.61"  # 2.55 has the elastic policy
+KNOWN_VERSIONS = ">=2.58,<2.61"
 CHECKPOINT_SECONDS = 10.0  # from asking for a checkpoint to the restart that begins from it
 
 try:

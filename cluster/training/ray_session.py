@@ -1,4 +1,4 @@
-"""Ray for the time of one run: joins the cluster there is, or starts a small private one and removes its traces."""
+"""Ray for the duration of one run: joins an existing cluster, or starts a small private one and removes its traces."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not host or not port.isdigit():
         return
-    way_out = "give another cluster.address, or take RAY_ADDRESS away for a Ray of its own"
+    way_out = "give another cluster.address, or unset RAY_ADDRESS to use a Ray of its own"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=connect_seconds).close()
     except (OSError, OverflowError) as error:

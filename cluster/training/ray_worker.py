@@ -149,7 +149,7 @@ def _join_group(todo: Work, rank: int, world_size: int, device: Any) -> Beginnin
 
 
 def _lost_nodes() -> dict[str, str]:
-    """The nodes that died so far, but for idle ones that the autoscaler took: id -> address."""
+    """The nodes that died so far, except idle ones that the autoscaler took: id -> address."""
     return {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
@@ -190,7 +190,7 @@ def _pass_on_asking(channel: Any, context: RankContext, known: int) -> None:
             known = ray.get(channel.wait_for_asking.remote(known))
             context.request_checkpoint()
     except Exception as error:
-        logger.debug("nobody can ask for checkpoints any more: %r", error)
+        logger.debug("checkpoints can no longer be requested: %r", error)
 
 
 def _pickled(error: BaseException) -> bytes:
@@ -209,7 +209,7 @@ def _summary(error: BaseException) -> str:
     text = f"{type(error).__name__}: {first_line}"
     if isinstance(error, RuntimeError):  # torch has no classes for these
         if re.search(r"timed?.?out|timeout", text, re.IGNORECASE):
-            return f"waited for another worker in vain ({text})"
+            return f"gave up waiting for another worker ({text})"
         if re.search(r"connection (reset|closed|refused)|broken pipe|remote process", text, re.IGNORECASE):
             return "lost its connection to another worker, whose process or node is gone"
     return text
@@ -253,7 +253,7 @@ class _Watcher:
             if self._context.rank == 0:
                 self._wait("abort")
                 abort_controller()
-        except Exception as error:  # the driver or the channel is gone: nobody can ask any more
+        except Exception as error:  # the driver or the channel is gone: no more requests will come
             logger.debug("the stop watcher ended: %r", error)
 
     def _wait(self, word: str) -> None:

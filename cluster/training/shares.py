@@ -1,4 +1,4 @@
-"""What a worker asks of Ray: CPUs and GPUs, by what the cluster's nodes have where the user does not say."""
+"""What a worker asks of Ray: CPUs and GPUs, derived from the cluster's nodes where the user does not say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a training function on workers: in this process, on a private Ray, or on the cluster there is.
+"""Runs a training function on workers: in this process, on a private Ray, or on an existing cluster.
 
 `run_workers` is all that the floors above need. Ray is imported only when workers are asked for, so that `--help` and
 in-process runs do not wait for it.
@@ -79,11 +79,11 @@ def run_workers(
 
     from cluster.training.ray_session import ELASTIC_DEFAULTS, check_resources, ray_session
 
-    here = _share_here(num_workers, cpus_per_worker, gpus_per_worker)
+    here = share_here_of(num_workers, cpus_per_worker, gpus_per_worker)
     sizes = tuple(sorted({num_workers, *(size for size in smaller if 0 < size < num_workers)}))
     environment = ELASTIC_DEFAULTS if len(sizes) > 1 else {}
     with ray_session(address, num_workers, here.cpus, environment=environment) as session:
-        share = here if session.embedded else _share_there(cpus_per_worker, gpus_per_worker)
+        share = here if session.embedded else share_there_of(cpus_per_worker, gpus_per_worker)
         if share.words and on_record is not None:
             on_record({"kind": "note", "text": share.words})
         check_resources(sizes[0], share.resources)
@@ -135,12 +135,13 @@ def check_cluster(
     from cluster.training.ray_session import check_resources, ray_session
 
     with ray_session(address, num_workers, cpus_per_worker or 1) as session:
-        share = _share_there(cpus_per_worker, gpus_per_worker)
+        share = share_there_of(cpus_per_worker, gpus_per_worker)
         check_resources(num_workers, share.resources)
         return _preflight(session, storage_url, data_urls, share.resources)
 
 
-def _share_here(num_workers: int, cpus: float | None, gpus: float | None) -> Share:
+def share_here_of(num_workers: int, cpus: float | None, gpus: float | None) -> Share:
+    """What each worker gets of this machine, by a Ray of the command's own."""
     has_gpu = False
     if gpus is None:
         import torch
@@ -149,7 +150,8 @@ def _share_here(num_workers: int, cpus: float | None, gpus: float | None) -> Sha
     return share_here(os.cpu_count() or 1, num_workers, cpus, gpus, has_gpu=has_gpu)
 
 
-def _share_there(cpus: float | None, gpus: float | None) -> Share:
+def share_there_of(cpus: float | None, gpus: float | None) -> Share:
+    """What each worker gets of the cluster that this process has joined."""
     import ray
 
     from cluster.training.ray_private import max_resources

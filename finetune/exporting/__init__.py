@@ -1,1 +1,1 @@
-"""Task models for other programs, each kind with what its users expect there."""
+"""Task models for other programs, each kind as its users expect it there."""

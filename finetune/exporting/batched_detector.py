@@ -1,6 +1,6 @@
-"""Detection of a whole batch at once, without loops over pictures or numbers of boxes that the data decides, as ONNX wants it.
+"""Detection of a whole batch at once, without loops over images or numbers of boxes that the data decides, as ONNX wants it.
 
-It computes what torchvision's detectors do picture by picture (`finetune.tasks.detection.heads`): candidates are the surest of
+It computes what torchvision's detectors do image by image (`finetune.tasks.detection.heads`): candidates are the surest of
 each level, a non-maximum suppression for each class follows, and the surest that are left are given.
 
 Shapes: B images, P positions of all anchors, N candidates, C classes, M detections.
@@ -79,7 +79,7 @@ class BatchedDetector(ForPixels):
     def forward(self, images_BCHW: Tensor, picture_sizes_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`boxes` [B, M, 4] in pixels of the canvas, `scores` [B, M] and `labels` [B, M], surest first; a score of 0 is no box.
 
-        `picture_sizes_B2` are height and width of the pictures, in the upper left corners of their canvases.
+        `picture_sizes_B2` are height and width of the images, in the upper left corners of their canvases.
         """
         images_BCHW = self.normalised(images_BCHW)
         maps = self.model.pyramid(self.model.encoder(images_BCHW))
@@ -138,7 +138,7 @@ class BatchedDetector(ForPixels):
         boxes_BNC4 = boxes.view(num_batch, num_regions, num_classes, 4)[:, :, 1:]
         boxes_BNC4 = _inside(boxes_BNC4, edges_B14[:, None])
         scores_BNC = scores_BNC * _large(boxes_BNC4, MIN_BOX)
-        # each class of each picture is a group of its own
+        # each class of each image is a group of its own
         grouped = (
             boxes_BNC4.transpose(1, 2).reshape(-1, num_regions, 4),
             scores_BNC.transpose(1, 2).reshape(-1, num_regions),
@@ -177,7 +177,7 @@ def _anchors(generator: Callable[..., list[Tensor]], images_BCHW: Tensor, maps: 
 
 
 def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
-    """Boxes [B, N, 4] of what a head says of anchors."""
+    """Boxes [B, N, 4] from a head's outputs for anchors."""
     if hasattr(coder, "decode_single"):
         return coder.decode_single(deltas_BN4.reshape(-1, 4), anchors_BN4.reshape(-1, 4)).view(deltas_BN4.shape)
     decoded: Tensor = coder.decode(deltas_BN4, anchors_BN4)
@@ -185,7 +185,7 @@ def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
 
 
 def _inside(boxes: Tensor, edges: Tensor) -> Tensor:
-    """Boxes cut at the edges of their pictures."""
+    """Boxes cut at the edges of their images."""
     return torch.minimum(boxes.clamp(min=0), edges)
 
 

@@ -1,4 +1,4 @@
-"""A detector for other programs: boxes after non-maximum suppression, equally many for each picture of a batch."""
+"""A detector for other programs: boxes after non-maximum suppression, equally many for each image of a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune.exporting.batched_detector import BatchedDetector
 from finetune.tasks.detection import hard_attention, heads, pyramid
 from finetune.tasks.detection.model import Detector
 from finetune.tasks.detection.predictor import ObjectDetector
-from finetune.tasks.detection.views import picture_on_canvas
+from finetune.tasks.detection.views import image_on_canvas
 from pretrain.exporting.exported import (
     LETTERBOX,
     Answers,
@@ -42,7 +42,7 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
 
     def answer(arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:
         assert geometry_VB5 is not None
-        sizes = [picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(arrays[0]))]
+        sizes = [image_on_canvas(geometry_VB5[:, index], size) for index in range(len(arrays[0]))]
         found = model.detect(predictor.images(arrays[0]), sizes)
         answers = {
             "boxes": np.zeros((len(found), config["max_detections"], 4)),
@@ -58,7 +58,7 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
     def answers_of(outputs: dict[str, np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:
         if geometry_VB5 is None:  # by transformers, in fractions already
             return outputs
-        sizes = np.array([picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))])
+        sizes = np.array([image_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))])
         return {**outputs, "boxes": outputs["boxes"] / sizes[:, None, [1, 0, 1, 0]]}
 
     return Exported(
@@ -84,6 +84,6 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         class_names=predictor.class_names,
         facts={**facts, "head": config["head"], "strides of the pyramid": config["strides"]},
         run=run_beside(url),
-        pictures_bound=0.25,
+        images_bound=0.25,
         onnx_bound=1e-3,  # of two boxes that overlap by the limit, rounding may keep another
     )

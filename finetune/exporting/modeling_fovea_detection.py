@@ -22,7 +22,7 @@ NOT_THIS = -30.0  # the logit of a class that a box is not
 @dataclass
 class FoveaObjectDetectionOutput(ModelOutput):
     """As of DETR: `logits` [B, boxes, classes + 1], the last for no object, and `pred_boxes` [B, boxes, 4], centre, width and
-    height in fractions of the picture's sides."""
+    height in fractions of the image's sides."""
 
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
@@ -62,9 +62,9 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> Any:
-        """What is found on canvases [B, C, S, S] with pictures in their upper left corners.
+        """What is found on canvases [B, C, S, S] with images in their upper left corners.
 
-        `pixel_mask` [B, S, S] is 1 on the picture, as the image processor gives it; `picture_sizes` [B, 2], height and
+        `pixel_mask` [B, S, S] is 1 on the image, as the image processor gives it; `picture_sizes` [B, 2], height and
         width, say the same more exactly.
         """
         if picture_sizes is None and pixel_mask is not None:

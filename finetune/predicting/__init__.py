@@ -1,1 +1,1 @@
-"""What a model says of pictures, data sets and videos: `python -m finetune predict MODEL INPUT ... OUT`."""
+"""What a model predicts for images, data sets and videos: `python -m finetune predict MODEL INPUT ... OUT`."""

@@ -1,4 +1,4 @@
-"""Alarms over a video: frames whose class is surer than a threshold, and the events that neighbouring frames make up."""
+"""Alarms over a video: frames whose class score is above a threshold, and the events that neighbouring frames form."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def parser() -> CommandLine:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="image, folder, glob, Parquet shards or video; any URL"
     )
-    parser.add_argument("out", metavar="OUT", help="folder for what comes of it, a path or any fsspec URL")
+    parser.add_argument("out", metavar="OUT", help="folder for the results, a path or any fsspec URL")
     parser.add_argument("--draw", action="store_true", help="writes each image with its result to OUT/drawn")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th image or frame (default: 1)")
     parser.add_argument(
@@ -174,7 +174,7 @@ def predict(options: argparse.Namespace) -> Predicted | None:
             print(f"predict: {follower.tracks} tracks")
     print(f"predict: {options.out} has the results")
     if num_all and num_bad == num_all:
-        raise UserError(f"none of {num_all} images could be decoded; {options.out} says why for each")
+        raise UserError(f"none of {num_all} images could be decoded; {options.out} gives the reason for each")
     return Predicted(num_all, num_bad)
 
 
@@ -243,7 +243,7 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
     known = predictor.names
     for rule in rules:
         if rule.name not in known:
-            raise UserError(f"--alarm {rule.name!r}: the model does not know it (known: {', '.join(known[:20])})")
+            raise UserError(f"--alarm {rule.name!r}: not a class of the model (known: {', '.join(known[:20])})")
     if options.localize:
         localizer = Localizer(predictor, options.localize, size=options.size, fraction=options.region_fraction)
         followers.append(LocalizeFollower(options.out, localizer))

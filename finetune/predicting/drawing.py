@@ -1,4 +1,4 @@
-"""Results drawn on pictures: boxes, and a line of words under the picture."""
+"""Results drawn on images: boxes, and a line of words under the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
 
 def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> Image.Image:
-    """A picture with marks in it, and words under it."""
+    """An image with marks in it, and words under it."""
     image = Image.fromarray(pixels_HW3)
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(11, min(image.size) // 24))
@@ -64,7 +64,7 @@ def words_of(record: dict[str, Any]) -> str:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """A picture as JPEG."""
+    """An image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn pictures and videos."""
+"""What is done with records as they come, in order: alarms, tracks, heat maps, drawn images and videos."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Follower(Protocol):
 
 
 def stem_of(source: str, index: int | None = None) -> str:
-    """A file name for what comes of a picture, whatever its own name holds."""
+    """A file name for what comes of an image, whatever its own name holds."""
     name = source.rstrip("/").rpartition("/")[2]
     stem = re.sub(r"[^\w.-]+", "_", name.rpartition(".")[0] or name)[-60:]
     return stem if index is None else f"{index:06d}-{stem}"
@@ -55,7 +55,7 @@ class AlarmFollower:
         self._alarms = [Alarms(rule, gap_seconds=self._gap) for rule in self._rules]
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
-        """Looks at the record of a frame; the picture is not needed."""
+        """Looks at the record of a frame; the image is not needed."""
         for alarms in self._alarms:
             alarm, event = alarms.look(record)
             self._add(event)
@@ -77,7 +77,7 @@ class AlarmFollower:
 
 
 class LocalizeFollower:
-    """Adds where a class is seen to each record, and writes the heat map and the map over the picture."""
+    """Adds where a class is seen to each record, and writes the heat map and the map over the image."""
 
     def __init__(self, out: str, localizer: Localizer) -> None:
         self._out, self._localizer = out, localizer
@@ -94,8 +94,8 @@ class LocalizeFollower:
         record |= fields_of(localization)
         name = stem_of(item.source, item.index)
         storage.write_bytes(storage.join(self._out, "maps", f"{name}.png"), heat_png(localization.heat_HW))
-        picture = drawing.draw(overlay(pixels, localization.heat_HW), drawing.marks_of(record))
-        storage.write_bytes(storage.join(self._out, "maps", f"{name}.jpg"), drawing.jpeg(picture))
+        image = drawing.draw(overlay(pixels, localization.heat_HW), drawing.marks_of(record))
+        storage.write_bytes(storage.join(self._out, "maps", f"{name}.jpg"), drawing.jpeg(image))
 
     def end(self) -> None:
         """Nothing is left to do."""
@@ -147,7 +147,7 @@ class TrackFollower:
 
 
 class DrawFollower:
-    """Writes each picture with what the model says of it to drawn/."""
+    """Writes each image with its prediction drawn in to drawn/."""
 
     def __init__(self, out: str) -> None:
         self._out = out
@@ -156,13 +156,13 @@ class DrawFollower:
         """Nothing to prepare."""
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
-        """Draws a picture."""
+        """Draws an image."""
         if record["error"] is not None:
             return
         marks = drawing.marks_of(record, min_score=SHOWN_SCORE)
-        picture = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
+        image = drawing.draw(item.pixels(), marks, words=drawing.words_of(record))
         url = storage.join(self._out, "drawn", f"{stem_of(item.source, item.index)}.jpg")
-        storage.write_bytes(url, drawing.jpeg(picture))
+        storage.write_bytes(url, drawing.jpeg(image))
 
     def end(self) -> None:
         """Nothing is left to do."""

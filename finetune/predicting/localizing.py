@@ -1,4 +1,4 @@
-"""Where in a picture a classifier sees a class: a heat map, regions, and their boxes, learnt from labels of whole images."""
+"""Where in an image a classifier sees a class: a heat map, regions, and their boxes, learnt from labels of whole images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skimage.measure import label, regionprops
 from torch import Tensor
 
 from cluster.errors import UserError, choose
-from finetune.pictures import pixels_of
+from finetune.image_inputs import pixels_of
 from finetune.tasks.base import Predictor
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
@@ -27,9 +27,9 @@ class Region:
     """A position where the class is seen.
 
     Attributes:
-        box: left, top, right and bottom in the picture's pixels.
+        box: left, top, right and bottom in the image's pixels.
         score: the class's probability times the region's mean fraction of the strongest evidence, in [0, 1].
-        area_fraction: of the picture.
+        area_fraction: of the image.
     """
 
     box: tuple[float, float, float, float]
@@ -50,9 +50,9 @@ class Localization:
 class Localizer:
     """Turns class evidence into regions.
 
-    The evidence of a position is its logit for the class less the mean over classes, of the whole picture in one pass; the mean
+    The evidence of a position is its logit for the class less the mean over classes, of the whole image in one pass; the mean
     of the logits over positions is what a classifier predicts by (class activation maps, Zhou et al.,
-    https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the picture, and
+    https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the image, and
     the evidence of a position is the mean probability of the windows it lies in: through attention every position of a map sees
     all others, so that maps alone would not tell small things from their surroundings. Regions are the connected positions with
     at least `fraction` of the strongest evidence; there are none where the class is less likely than `min_probability`.
@@ -60,8 +60,8 @@ class Localizer:
     Args:
         predictor: a classifier.
         name: of the class.
-        size: short side, in pixels, to which pictures are scaled; by default the model's image size. Small things in large
-            pictures are found at the scale at which the model learnt them.
+        size: short side, in pixels, to which images are scaled; by default the model's image size. Small things in large
+            images are found at the scale at which the model learnt them.
         fraction, min_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
@@ -87,30 +87,30 @@ class Localizer:
         self._size = size or predictor.config["image_size"]
 
     def localize(self, encoded: bytes) -> Localization:
-        """Where the class is in a picture. Raises BadImage."""
+        """Where the class is in an image. Raises BadImage."""
         return self.localize_pixels(pixels_of(encoded))
 
     def localize_pixels(self, pixels_HW3: np.ndarray) -> Localization:
-        """The same of a picture that is decoded, uint8 [H, W, 3]."""
-        picture = Image.fromarray(pixels_HW3)
-        evidence_HW, probability = self._evidence(picture)
+        """The same of an image that is decoded, uint8 [H, W, 3]."""
+        image = Image.fromarray(pixels_HW3)
+        evidence_HW, probability = self._evidence(image)
         heat = np.clip(evidence_HW, 0, None)
         strongest = float(heat.max())
         heat = heat / strongest if strongest > 0 else heat
         whole = np.asarray(
-            Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR), np.float32
+            Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR), np.float32
         )
         regions = self._regions(whole, probability) if strongest > 0 else []
         return Localization(self.name, probability, regions, whole)
 
     @torch.no_grad()
-    def _evidence(self, picture: Image.Image) -> tuple[np.ndarray, float]:
+    def _evidence(self, image: Image.Image) -> tuple[np.ndarray, float]:
         model, config = cast(Classifier, self.predictor.model), self.predictor.config
-        factor = self._size / min(picture.size)
-        # whole strides, so that positions of the map and of the picture correspond
+        factor = self._size / min(image.size)
+        # whole strides, so that positions of the map and of the image correspond
         stride = model.encoder.strides[-1]
-        size = tuple(max(stride, round(side * factor / stride) * stride) for side in picture.size)
-        scaled = np.array(picture.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
+        size = tuple(max(stride, round(side * factor / stride) * stride) for side in image.size)
+        scaled = np.array(image.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
         image_1CHW = normalised(scaled.transpose(2, 0, 1)[None], self.predictor.device, config["mean"], config["std"])
         if self._size > config["image_size"]:
             probability_HW = self._in_windows(image_1CHW, config["image_size"])
@@ -166,7 +166,7 @@ def fields_of(localization: Localization) -> dict[str, Any]:
 
 
 def heat_png(heat_HW: np.ndarray) -> bytes:
-    """A heat map as a grey PNG, 255 for the strongest evidence: for programs; people see it over the picture."""
+    """A heat map as a grey PNG, 255 for the strongest evidence: for programs; people see it over the image."""
     buffer = io.BytesIO()
     Image.fromarray((255 * heat_HW).round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

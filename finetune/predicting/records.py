@@ -25,9 +25,9 @@ PREDICTIONS = "predictions"
 def record_of(result: Any) -> dict[str, Any]:
     """A result (a dataclass) as JSON. Arrays are lists, without the shape in their names; maps (`_HW`) are left out."""
     return {
-        _bare(field.name): _plain(getattr(result, field.name))
+        bare_name(field.name): _plain(getattr(result, field.name))
         for field in dataclasses.fields(result)
-        if not _is_map(field.name)
+        if not is_map(field.name)
     }
 
 
@@ -37,11 +37,18 @@ def _shape(name: str) -> str:
     return match[1] if match else ""
 
 
-def _is_map(name: str) -> bool:
+def axes_of(name: str) -> int:
+    """Axes of an array in a field of this name."""
+    return max(1, len(_shape(name)))
+
+
+def is_map(name: str) -> bool:
+    """Whether a field holds a map, which is in no record."""
     return _shape(name).endswith("HW")
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A field's name in a record: without a shape."""
     shape = _shape(name)
     return name.removesuffix(f"_{shape}") if shape else name
 
@@ -61,8 +68,8 @@ def _plain(value: Any) -> Any:
 def arrow_schema(kind: type) -> pa.Schema:
     """The Arrow schema of `record_of` a result of this dataclass, by the annotations of its fields."""
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if not _is_map(field.name)]
-    return pa.schema([(_bare(name), arrow_type(hints[name], num_axes=max(1, len(_shape(name))))) for name in names])
+    names = [field.name for field in dataclasses.fields(kind) if not is_map(field.name)]
+    return pa.schema([(bare_name(name), arrow_type(hints[name], num_axes=axes_of(name))) for name in names])
 
 
 def arrow_type(hint: Any, *, num_axes: int = 1) -> pa.DataType:
@@ -111,7 +118,7 @@ ORIGIN = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", 
 class RecordWriter:
     """Writes OUT/predictions.jsonl and OUT/predictions.parquet. Use as a context manager; OUT may be any fsspec URL.
 
-    A record has `source`, `index`, `seconds`, `error` (of a picture that cannot be decoded) and the result's own fields.
+    A record has `source`, `index`, `seconds`, `error` (of an image that cannot be decoded) and the result's own fields.
     Both files appear when all is written.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures to predict for, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
+"""Images to predict for, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster import storage
 from cluster.errors import UserError
-from finetune.pictures import encoded, pixels_of
+from finetune.image_inputs import encoded, pixels_of
 from pretrain.data.images.frames import animation, num_frames
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
@@ -23,7 +23,7 @@ ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng", ".avif")
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to predict for.
+    """An image to predict for.
 
     Attributes:
         source: the file it comes from.
@@ -49,13 +49,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures that belong together: a video, a data set, or the images that an input names, in order.
+    """Images that belong together: a video, a data set, or the images that an input names, in order.
 
     Attributes:
         name: of the input.
         kind: `images`, `animation`, `parquet` or `video`.
         urls: of its files.
-        num_items: of its pictures, where that is known beforehand.
+        num_items: of its images, where that is known beforehand.
         animated: how many images of which only the first frame was taken, in a list of one.
     """
 
@@ -66,7 +66,7 @@ class Clip:
     animated: list[int] = field(default_factory=lambda: [0], compare=False)
 
     def items(self, *, image_column: str = "image", fps: float | None = None, every: int = 1) -> Iterator[Item]:
-        """Its pictures in order, every so many of them.
+        """Its images in order, every so many of them.
 
         `fps` gives images a time. Raises UserError for a video that cannot be opened; a damaged end of one is left out.
         """
@@ -99,7 +99,7 @@ class Clip:
 def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bool = False) -> list[Clip]:
     """What the inputs name: files, folders, globs, data sets, in any store. With `frames` each animated image is a clip.
 
-    Raises UserError for an input that names no picture.
+    Raises UserError for an input that names no image.
     """
     clips: list[Clip] = []
     for given in inputs:
@@ -149,7 +149,7 @@ def open_video(url: str) -> Any:
         if not container.streams.video:
             raise UserError(f"{url} holds no video stream")
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{url} is no video that can be read: {error}") from error
+        raise UserError(f"{url} cannot be read as a video: {error}") from error
     return container
 
 

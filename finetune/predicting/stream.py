@@ -1,11 +1,11 @@
-"""From pictures to records, batch by batch: threads decode and crop, the model predicts, what is bad is said."""
+"""From images to records, batch by batch: threads decode and crop, the model predicts, and bad images are reported."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,44 +34,55 @@ def followed(stream: Stream, followers: Sequence[Follower]) -> Iterator[dict[str
             follower.end()
 
 
+class Begun(NamedTuple):
+    """A batch that is being decoded: its images, what they fill, and a job for each that gives why it cannot be used."""
+
+    items: Sequence[Item]
+    filling: Any
+    jobs: Sequence[Future[str | None]]
+
+
+def begin(predictor: Predictor, items: Sequence[Item], pool: ThreadPoolExecutor) -> Begun:
+    """Starts to decode a batch in the threads of a pool."""
+    numbers = np.arange(len(items))
+    filling = predictor.transform.begin(numbers, numbers)
+    jobs = [pool.submit(_fill, filling, index, item, predictor.channels) for index, item in enumerate(items)]
+    return Begun(items, filling, jobs)
+
+
+def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
+    """The record of each image of a batch; one that cannot be decoded has the reason under `error` and no result."""
+    errors = [job.result() for job in begun.jobs]
+    good = [index for index, error in enumerate(errors) if error is None]
+    results: Iterator[Any] = iter(())
+    if good:
+        geometry = begun.filling.geometry_VB5
+        geometry = None if geometry is None else geometry[:, good]
+        results = iter(predictor.results([array[good] for array in begun.filling.arrays], geometry))
+    records = []
+    for item, error in zip(begun.items, errors, strict=True):
+        origin = {"source": masked_url(item.source), "index": item.index, "seconds": item.seconds, "error": error}
+        records.append(origin if error is not None else origin | record_of(next(results)))
+    return records
+
+
 def predicted(
     predictor: Predictor, items: Iterable[Item], *, batch_size: int, decode_threads: int
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Each picture with its record, in order; one that cannot be decoded has the reason under `error` and no result.
+    """Each image with its record, in order (see `records_of`).
 
     The next batch is read and decoded while the model works on this one.
     """
     source = iter(items)
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
-
-        def begin() -> tuple[list[Item], Any, list[Any]]:
-            some = list(islice(source, batch_size))
-            numbers = np.arange(len(some))
-            filling = predictor.transform.begin(numbers, numbers)
-            jobs = [pool.submit(_fill, filling, index, item, predictor.channels) for index, item in enumerate(some)]
-            return some, filling, jobs
-
-        ahead = begin()
-        while ahead[0]:
-            (some, filling, jobs), ahead = ahead, begin()
-            errors = [job.result() for job in jobs]
-            good = [index for index, error in enumerate(errors) if error is None]
-            results: Iterator[Any] = iter(())
-            if good:
-                geometry = None if filling.geometry_VB5 is None else filling.geometry_VB5[:, good]
-                results = iter(predictor.results([array[good] for array in filling.arrays], geometry))
-            for item, error in zip(some, errors, strict=True):
-                origin = {
-                    "source": masked_url(item.source),
-                    "index": item.index,
-                    "seconds": item.seconds,
-                    "error": error,
-                }
-                yield item, origin if error is not None else origin | record_of(next(results))
+        ahead = begin(predictor, list(islice(source, batch_size)), pool)
+        while ahead.items:
+            now, ahead = ahead, begin(predictor, list(islice(source, batch_size)), pool)
+            yield from zip(now.items, records_of(predictor, now), strict=True)
 
 
 def _fill(filling: Any, index: int, item: Item, channels: int) -> str | None:
-    """Why a picture cannot be used, or None."""
+    """Why an image cannot be used, or None."""
     try:
         fill_one(filling, index, item.data if item.data is None else item.encoded(channels))
     except BadImage as error:

@@ -1,4 +1,4 @@
-"""Writes videos: frames one after the other into a file that players know."""
+"""Writes videos: frames one after the other into a file that players can read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures are made of: the finished model, and a sample of the data that it is evaluated on."""
+    """What the sections with images are made of: the finished model, and a sample of the data that it is evaluated on."""
 
     run: RunRecord
     predictor: Predictor
@@ -46,7 +46,7 @@ class Material:
 
 
 class TaskReport(ABC):
-    """What a task says of its runs.
+    """What a task says about its runs.
 
     Attributes:
         noun: what its model is called.
@@ -69,7 +69,7 @@ class TaskReport(ABC):
         """Sections that result.json alone is enough for."""
 
     @abstractmethod
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """(id, title, function that makes the section) of what needs the model and images."""
 
     def labels(self, material: Material) -> list[str] | None:
@@ -132,7 +132,7 @@ def worth_of_pretraining(
     reached = f"the same network from random weights reaches {show(other)}"
     stands = standing(value, other, noise)
     if stands == AHEAD:
-        return f"Pretraining is worth {'+' if unit is None else ''}{size}: {reached}.", "good"
+        return f"Pretraining gains {'+' if unit is None else ''}{size}: {reached}.", "good"
     if stands == BEHIND:
         return f"Pretraining did not help here: {reached}, which is {size} better.", "warn"
     reach = f"{100 * noise:.1f}" if unit is None else short(noise, 2)

@@ -1,4 +1,4 @@
-"""Tables of a classifier: what is taken for what, and the numbers of each class."""
+"""Tables of a classifier: which classes are confused, and the metrics of each class."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAX_IN_MATRIX = 20
 def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
     """Counts by true and said class; of very many classes those with most mistakes."""
     wrong = matrix_CC * (1 - np.eye(len(matrix_CC), dtype=matrix_CC.dtype))
-    lead = "Rows are true classes, columns what the model says; the darker, the larger the fraction of the row."
+    lead = "Rows are true classes, columns are predictions; darker cells hold a larger fraction of the row."
     chosen = list(range(len(names)))
     if len(names) > MAX_IN_MATRIX:
         chosen = sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:MAX_IN_MATRIX].tolist())
-        lead += f" The {MAX_IN_MATRIX} of {len(names)} classes with most mistakes are shown."
+        lead += f" The {MAX_IN_MATRIX} of {len(names)} classes with the most mistakes are shown."
     totals = matrix_CC.sum(1)
     rows = [
         {
@@ -38,11 +38,14 @@ def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
         for true in chosen
     ]
     body = Templates(PACKAGE).render("confusion.html", rows=rows, names=[names[index] for index in chosen])
-    return Section("confusion", "What is taken for what", body, lead)
+    return Section("confusion", "Which classes are confused", body, lead)
 
 
 def classes_section(per_class: Sequence[Mapping[str, Any]]) -> Section:
     """Precision, recall and F1 of each class, the weakest first."""
     rows = sorted((row for row in per_class if row["images"]), key=lambda row: (row["f1"], row["class"]))
-    lead = "Recall: how many of a class are found. Precision: how often it is right to name it. The weakest classes come first."
+    lead = (
+        "Recall: how many images of a class are found. Precision: how often a prediction of the class is right. "
+        "The weakest classes come first."
+    )
     return Section("classes", "Classes", Templates(PACKAGE).render("classes.html", rows=rows), lead)

@@ -1,4 +1,4 @@
-"""A classifier's part of the report: classes, confusion, its surest mistakes."""
+"""A classifier's part of the report: classes, confusion, its most confident mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
 MAX_MISTAKES, MAX_RIGHT = 12, 6
@@ -28,11 +28,11 @@ class ClassificationReport(TaskReport):
     noun = "classifier"
     scores = (
         Score("accuracy", "Accuracy", "right class first"),
-        Score("top5_accuracy", "Top-5 accuracy", "right class among five"),
+        Score("top5_accuracy", "Top-5 accuracy", "right class among the top five"),
         Score("mean_average_precision", "Mean average precision", "how well each class is ranked"),
         Score("macro_f1", "Macro F1", "mean over classes"),
         Score("micro_f1", "Micro F1", "over all answers"),
-        Score("calibration_error", "Calibration error", "0: as sure as right"),
+        Score("calibration_error", "Calibration error", "0: exactly as confident as accurate"),
     )
 
     def of(self, run: RunRecord) -> TaskReport:
@@ -91,7 +91,7 @@ class ClassificationReport(TaskReport):
         )
 
     def numbers(self, run: RunRecord) -> list[Section]:
-        """What is taken for what (where an image shows one class), and precision and recall of each class."""
+        """Which classes are confused (where an image shows one class), and precision and recall of each class."""
         matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
         per_class = run.result.get("per_class") or []
         sections = [confusion_section(np.array(matrix), names)] if matrix and names else []
@@ -111,7 +111,7 @@ class ClassificationReport(TaskReport):
         lists = values if predictor.multi_label else [[value] for value in values]
         return [[names.get(value, str(value)) for value in of_image] for of_image in lists]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """The surest mistakes, and some that are right."""
         return [("predictions", "Predictions", partial(self._predictions, material))]
 
@@ -140,7 +140,7 @@ class ClassificationReport(TaskReport):
             for index in [*wrong[:MAX_MISTAKES], *some]
         ]
         lead = (
-            f"Of {len(sample):,} validation images that were looked at for this page, {len(right):,} are right. First the "
-            "mistakes that it was surest of: many are worth a look at the label. Then some that are right."
+            f"Of {len(sample):,} validation images sampled for this page, {len(right):,} are right. "
+            "The most confident mistakes come first: check their labels, too. Then come some correct predictions."
         )
         return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)

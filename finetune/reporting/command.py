@@ -47,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
 def write_report(out: str, *, num_images: int | None = None, seconds: float = SECONDS) -> str:
     """Writes OUT/report.html and returns its URL; see `pretrain.report.write_report`.
 
-    Raises UserError when OUT is no run of fine-tuning.
+    Raises UserError when OUT is not a fine-tuning run.
     """
     run = read_run(out)
     if "task" not in run.settings:
-        raise UserError(f"{run.url} is a run of pretraining; its report is written by: python -m pretrain report {out}")
+        raise UserError(f"{run.url} is a pretraining run; its report is written by: python -m pretrain report {out}")
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates(PACKAGE).page(page_of(run, num_images=num_images, seconds=seconds)))
     return url

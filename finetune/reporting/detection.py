@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from finetune.pictures import encoded
+from finetune.image_inputs import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of
 from finetune.tasks.detection.predictor import Detections, ObjectDetector
@@ -18,11 +18,11 @@ from pretrain.data.reading.manifest import load_manifest
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.page_images import class_colour, data_url
 from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES, LONGEST, MAX_TRUE, MAX_FOUND = 12, 420, 40, 12
+NUM_IMAGES, LONGEST, MAX_TRUE, MAX_FOUND = 12, 420, 40, 12
 MIN_AP50 = 0.05  # half overlap below this is as good as nothing
 MIN_NOISE = 0.01  # differences below a point are none, however many images there are
 
@@ -34,7 +34,7 @@ class DetectionReport(TaskReport):
     scores = (
         Score("map", "mAP", "overlaps 0.5 to 0.95"),
         Score("ap50", "AP at 0.5", "half overlap"),
-        Score("recall", "Recall", "100 boxes an image"),
+        Score("recall", "Recall", "100 boxes per image"),
         Score("ap75", "AP at 0.75"),
         Score("ap_small", "AP small"),
         Score("ap_medium", "AP medium"),
@@ -45,7 +45,7 @@ class DetectionReport(TaskReport):
         """Average precision, beside random weights or the weakest class."""
         metrics, result = run.metrics, run.result
         first = (
-            f"The detector reaches an average precision of {percent(metrics['ap50'])} at half overlap (mAP "
+            f"The detector reaches an average precision of {percent(metrics['ap50'])} at an overlap of one half (mAP "
             f"{percent(metrics['map'])}) on {int(result.get('validation_boxes') or 0):,} boxes in "
             f"{int(result.get('validation_images') or 0):,} validation images."
         )
@@ -62,7 +62,7 @@ class DetectionReport(TaskReport):
         if not rows:
             return Verdict(word, tone, first, "No class has boxes to look at one by one (0).")
         weakest, best = min(rows, key=lambda row: row["ap50"]), max(rows, key=lambda row: row["ap50"])
-        second = f"It finds “{best['class']}” best ({percent(best['ap50'])} at half overlap)"
+        second = f"It finds “{best['class']}” best ({percent(best['ap50'])} at an overlap of one half)"
         if weakest is not best:
             second += f" and “{weakest['class']}” worst ({percent(weakest['ap50'])})"
         return Verdict(word, tone, first, f"{second}.")
@@ -74,15 +74,15 @@ class DetectionReport(TaskReport):
             return []
         rows.sort(key=lambda row: (row["ap50"] or 0.0, row["class"]))
         body = Templates(PACKAGE).render("detected_classes.html", rows=rows)
-        return [Section("classes", "Classes", body, "Average precision of each class; the weakest come first.")]
+        return [Section("classes", "Classes", body, "Average precision of each class; weakest first.")]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Boxes drawn with the truth."""
         return [("predictions", "Predictions", partial(self._predictions, material))]
 
     def _predictions(self, material: Material) -> Section:
         predictor = cast(ObjectDetector, material.predictor)
-        rows = material.sample.first[:NUM_PICTURES]
+        rows = material.sample.first[:NUM_IMAGES]
         found = predictor.predict([row.data for row in rows])
         reader = _reader(material, predictor)
         colours = {name: class_colour(number) for number, name in enumerate(predictor.class_names)}
@@ -90,8 +90,9 @@ class DetectionReport(TaskReport):
             _card(row, detections, reader, predictor, colours) for row, detections in zip(rows, found, strict=True)
         ]
         lead = (
-            f"Solid boxes are what the detector finds (from a score of {predictor.config['score_threshold']:g} on), dashed "
-            f"ones are the truth, in the colour of the class. The {MAX_FOUND} surest are drawn; point at a box to read it."
+            f"Solid boxes are detections (score at least {predictor.config['score_threshold']:g}), dashed "
+            f"boxes are the truth, in the colour of the class. The {MAX_FOUND} most confident are drawn; hover over a box to "
+            "read it."
         )
         legend = list(colours.items())[:MAX_TRUE]
         body = Templates(PACKAGE).render("detections.html", cards=cards, legend=legend)

@@ -1,4 +1,4 @@
-"""One page for several runs: what each came to, and the same task's results beside each other."""
+"""One page for several runs: how each ended, and the results of the same task side by side."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def joined_page(outs: Sequence[str], target: str) -> Page:
     ]
     sections.append(Section("loss", "Loss", Templates().render("charts.html", figures=figures)))
     return Page(
-        kind="report of several runs",
+        kind="report on several runs",
         title=target.rstrip("/").rpartition("/")[0].rpartition("/")[2] or "runs",
         verdict=joined_verdict(members),
         source=f"{len(members)} run folders",
@@ -73,13 +73,13 @@ def joined_verdict(members: Sequence[Member]) -> Verdict:
         first = trouble[0]
         tone = first.verdict.tone
         words = "did not work" if tone == "bad" else "are not finished"
-        sentence = f"{len(trouble)} of {num} runs {words}, first of all {first.name} ({first.verdict.word})."
+        sentence = f"{len(trouble)} of {num} runs {words} (first: {first.name}, {first.verdict.word})."
         return Verdict(
             "trouble" if tone == "bad" else "not finished", tone, sentence, f"{first.name}: {first.verdict.first}"
         )
     tasks = [member for member in members if member.task is not None] or list(members)
     tone = "good" if good == num else "warn"
-    sentence = f"All {num} runs are finished, and {good} of them are worth what they were made for."
+    sentence = f"All {num} runs are finished, and {good} of them worked."
     return Verdict("finished", tone, sentence, f"{tasks[0].name}: {tasks[0].verdict.first}")
 
 
@@ -134,7 +134,7 @@ def _task_section(task: str, runs: Sequence[RunRecord]) -> Section:
         task,
         task.capitalize(),
         body,
-        "On the validation data of each run, compared with the same network from other starts.",
+        "On the validation data of each run, compared with the same network trained from other weights.",
     )
 
 

@@ -36,7 +36,7 @@ def robustness_section(run_url: str, score: Score) -> list[Section]:
         "robustness.html", rows=rows, strengths=strengths, means=means, mean=score.text(found["mean"])
     )
     lead = (
-        f"{score.title} is {score.text(clean)} on the images as they are and {score.text(found['mean'])} on average under "
+        f"{score.title} is {score.text(clean)} on the original images and {score.text(found['mean'])} on average under "
         f"these corruptions, over {found['rows']:,} rows; strength 1 is mild and 5 severe (ImageNet-C)."
     )
     return [Section("robustness", "Worse images", body, lead)]

@@ -27,7 +27,7 @@ from pretrain.reporting.page import Page, Section, Templates
 from pretrain.reporting.samples import NUM_IMAGES, draw_sample
 from pretrain.reporting.verdict import Verdict, verdict_of
 
-SHARED_PICTURES = (
+SHARED_SECTIONS = (
     ("attention", "Where it looks"),
     ("neighbours", "Nearest neighbours"),
     ("map", "Map of embeddings"),
@@ -47,7 +47,7 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
         *([results_section(run, report, rows)] if run.result.get("metrics") else []),
         *report.numbers(run),
         *robustness_section(run.url, report.scores[0]),
-        *(pictures(run, report, num_images=num_images, seconds=seconds) if num_images else []),
+        *(image_sections(run, report, num_images=num_images, seconds=seconds) if num_images else []),
         run_sections.curves(run, scores=scores, more=run_sections.own_figures(run, [name for name, _, _ in scores])),
         run_sections.speed(run),
         run_sections.settings(run, "finetune"),
@@ -65,10 +65,10 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
 
 
 def report_of(run: RunRecord) -> TaskReport:
-    """The report of a run's task. Raises UserError when it is no run of fine-tuning."""
+    """The report of a run's task. Raises UserError when it is not a fine-tuning run."""
     task = run.setting("task")
     if task is None:
-        raise UserError(f"{run.url} is no run of fine-tuning; `python -m pretrain report {run.url}` shows it")
+        raise UserError(f"{run.url} is not a fine-tuning run; `python -m pretrain report {run.url}` shows it")
     return TASK_REPORTS[choose("task", str(task), TASK_REPORTS)].of(run)
 
 
@@ -92,7 +92,7 @@ def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[s
     table = result_rows(run, best, more, rows)
     lead = "On the validation data, the model of the best evaluation."
     if len(table) > 1:
-        lead += " The others are the same training from another start."
+        lead += " The other rows are the same training from other weights."
     body = Templates(PACKAGE).render("results.html", rows=table, best=best, more=more)
     return Section("results", "Results", body, lead)
 
@@ -124,16 +124,16 @@ def _row(row: Mapping[str, Any], best: Score, more: Sequence[Score], *, own: boo
     }
 
 
-def pictures(run: RunRecord, report: TaskReport, *, num_images: int, seconds: float) -> list[Section]:
+def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, seconds: float) -> list[Section]:
     """What the task shows of its model, where it looks, neighbours and the map; what cannot be made says why."""
     deadline = time.monotonic() + seconds
     try:
         material = _material(run, num_images=num_images, deadline=deadline)
     except Exception as error:  # whatever it is, the rest of the page stands
-        return [missing("pictures", "Pictures", error)]
+        return [missing("images", "Images", error)]
     encoder, config = material.predictor.model.encoder, material.predictor.config
     look = {"mean": config["mean"], "std": config["std"]}
-    sections = [attempted(id, title, make) for id, title, make in report.pictures(material)]
+    sections = [attempted(id, title, make) for id, title, make in report.image_sections(material)]
     how = {"size": config["image_size"], "crop_fraction": config["crop_fraction"]}
 
     def embedded() -> Embedded:
@@ -150,13 +150,13 @@ def pictures(run: RunRecord, report: TaskReport, *, num_images: int, seconds: fl
         lambda: neighbour_section(embedded()),
         lambda: map_section(embedded()),
     ]
-    return sections + [attempted(id, title, make) for (id, title), make in zip(SHARED_PICTURES, makers, strict=True)]
+    return sections + [attempted(id, title, make) for (id, title), make in zip(SHARED_SECTIONS, makers, strict=True)]
 
 
 def _material(run: RunRecord, *, num_images: int, deadline: float) -> Material:
     url = storage.join(run.url, "model")
     if not storage.exists(storage.join(url, "config.json")):
-        raise UserError("the run has left no model yet")
+        raise UserError("the run has no model yet")
     predictor = load_model(url)
     predictor.to("cuda" if torch.cuda.is_available() else "cpu")
     config = predictor.config

@@ -12,11 +12,11 @@ from finetune.reporting.classes import classes_section
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import margin, percent
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES = 18
-NOISE = 0.01  # above a ranking by lot
+NUM_IMAGES = 18
+NOISE = 0.01  # above a random ranking
 
 
 class SeveralClassesReport(TaskReport):
@@ -30,15 +30,15 @@ class SeveralClassesReport(TaskReport):
     )
 
     def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
-        """Mean average precision beside ranking by lot, and beside random weights or the weakest class."""
+        """Mean average precision beside a random ranking, and beside random weights or the weakest class."""
         value, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
         rows = [row for row in run.result.get("per_class") or [] if row["images"]]
         lot = sum(row["images"] for row in rows) / max(1, num * len(rows))
         first = (
             f"The classifier ranks images by class with a mean average precision of {percent(value)} over {len(rows)} classes "
-            f"of {num:,} validation images, where a ranking by lot gets {percent(lot)}."
+            f"of {num:,} validation images, where a random ranking gets {percent(lot)}."
         )
-        word, tone = ("finished", "good") if value > lot + NOISE else ("finished, no better than by lot", "warn")
+        word, tone = ("finished", "good") if value > lot + NOISE else ("finished, no better than chance", "warn")
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
@@ -58,13 +58,13 @@ class SeveralClassesReport(TaskReport):
         rows = run.result.get("per_class") or []
         return [classes_section(rows)] if rows else []
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Some images with what is said of them."""
         return [("predictions", "Predictions", partial(_predictions, material))]
 
 
 def _predictions(material: Material) -> Section:
-    predictor, rows = material.predictor, material.sample.first[:NUM_PICTURES]
+    predictor, rows = material.predictor, material.sample.first[:NUM_IMAGES]
     names = dict(zip(predictor.config["class_values"], predictor.names, strict=True))
     cards = []
     for row, tile, said in zip(
@@ -80,6 +80,6 @@ def _predictions(material: Material) -> Section:
                 "sure": round(100 * said.score),
             }
         )
-    lead = "Predictions for some validation images, with the score of the most likely class, and the truth."
+    lead = "Predictions for some validation images, with the score of the most likely class, and the true classes."
     body = Templates(PACKAGE).render("predictions.html", cards=cards)
     return Section("predictions", "Predictions", body, lead)

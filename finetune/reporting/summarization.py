@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-from finetune.pictures import encoded
+from finetune.image_inputs import encoded
 from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
@@ -16,11 +16,11 @@ from pretrain.data.reading.loader import filled
 from pretrain.reporting.folder import RunRecord
 from pretrain.reporting.numbers import percent, short
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.samples import Row
 from pretrain.reporting.verdict import Verdict
 
-NUM_PICTURES, LONGEST, MAX_KEYWORDS, MAX_REFERENCES, MAX_CHARACTERS = 12, 260, 4, 5, 300
+NUM_IMAGES, LONGEST, MAX_KEYWORDS, MAX_REFERENCES, MAX_CHARACTERS = 12, 260, 4, 5, 300
 MIN_CIDER = 0.1  # below this sentences say nothing of their images
 MIN_NOISE = 0.02  # differences below this are none, however many images there are
 
@@ -62,22 +62,20 @@ class SummarizationReport(TaskReport):
         if not rows:
             return []
         rows.sort(key=lambda row: (-row["images"], row["keyword"]))
-        lead = (
-            f"How well images with a keyword are ranked before those without; the {min(40, len(rows))} most frequent."
-        )
+        lead = f"How well images with a keyword are ranked above those without; the {min(40, len(rows))} most frequent."
         body = Templates(PACKAGE).render("keywords.html", rows=rows[:40])
         return [Section("keywords", "Keywords", body, lead)]
 
-    def pictures(self, material: Material) -> list[tuple[str, str, Any]]:
+    def image_sections(self, material: Material) -> list[tuple[str, str, Any]]:
         """Sentences beside references, with the map of each keyword."""
         return [("predictions", "Sentences", partial(self._predictions, material))]
 
     def _predictions(self, material: Material) -> Section:
         predictor = cast(ImageSummarizer, material.predictor)
-        rows = material.sample.first[:NUM_PICTURES]
+        rows = material.sample.first[:NUM_IMAGES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright positions are where it looked for a keyword."
+        lead = "What the model writes, and what people wrote. Bright areas show where it looked for a keyword."
         return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
 
 

@@ -1,4 +1,4 @@
-"""What a model can be for. `finetune.tasks.base` says what a task is."""
+"""The tasks that a model can be made for. `finetune.tasks.base` says what a task is."""
 
 from finetune.tasks.base import Task
 from finetune.tasks.classification.task import Classification

@@ -2,7 +2,7 @@
 
 - `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives while training.
 - `TaskModel` is the network: `forward(inputs) -> StepOutput`.
-- `Predictor` is a finished model with all it needs to predict for pictures and evaluate whole data sets; it is made of a model
+- `Predictor` is a finished model with all it needs to predict for images and evaluate whole data sets; it is made of a model
   folder alone.
 
 `config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds (class names,
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cluster.errors import UserError
 from cluster.secrets import masked_url
 from cluster.training.rank_context import RankContext
-from finetune.pictures import Picture, encoded, listed, name_of
+from finetune.image_inputs import ImageInput, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.reading.choosing import fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
@@ -43,8 +43,8 @@ from pretrain.training.contract import StepOutput, Trainable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a data set says of a model: `metrics` are numbers, `details` JSON for result.json and reports, `calibrated` what was
-    fitted to it and replaces these keys of the model's config."""
+    """What evaluating a model on a data set gives: `metrics` are numbers, `details` JSON for result.json and reports,
+    `calibrated` what was fitted to it and replaces these keys of the model's config."""
 
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class TaskModel(Trainable):
 
 
 class Predictor(ABC):
-    """A model with all it needs to predict for pictures. Made by `finetune.model.load_model`.
+    """A model with all it needs to predict for images. Made by `finetune.model.load_model`.
 
     `result_type` is the dataclass of what `results` gives.
     """
@@ -118,7 +118,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
-        """What the model says of each image of a batch, given what `transform` made of it."""
+        """The predictions for each image of a batch, given what `transform` made of it."""
 
     @abstractmethod
     def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
@@ -154,16 +154,16 @@ class Predictor(ABC):
         """uint8 [B, C, H, W] -> normalised images on the model's device."""
         return normalised(array, self.device, self.config["mean"], self.config["std"])
 
-    def predict(self, images: Picture | Sequence[Picture], *, batch_size: int = 64) -> list[Any]:
-        """Predicts for pictures: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 64) -> list[Any]:
+        """Predicts for images: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
 
-        Raises UserError that names the picture when one cannot be decoded.
+        Raises UserError that names the image when one cannot be decoded.
         """
-        pictures = listed(images)
+        given = listed(images)
         results: list[Any] = []
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            filling, bad = filled(self.transform, [encoded(picture, self.channels) for picture in some])
+        for start in range(0, len(given), batch_size):
+            some = given[start : start + batch_size]
+            filling, bad = filled(self.transform, [encoded(image, self.channels) for image in some])
             for index, reason in bad.items():
                 raise UserError(f"{name_of(some[index], start + index)}: {reason}")
             results.extend(self.results(filling.arrays, filling.geometry_VB5))
@@ -224,7 +224,7 @@ class Task(ABC):
         if not settings.labels_per_class:
             return fraction_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
         if settings.label_fraction < 1:
-            raise UserError("label_fraction and labels_per_class say two things; give one of them")
+            raise UserError("label_fraction and labels_per_class contradict each other; give only one")
         if classes_N is None:
             raise UserError("labels_per_class needs one class an image; label_fraction works for every task")
         return rows_of_each_class(classes_N, settings.labels_per_class, seed=settings.seed)
@@ -279,7 +279,7 @@ def common_config(
         "encoder": source.encoder.spec,
         "encoder_url": masked_url(
             settings.encoder
-        ),  # which whoever loads adapters gives again where a secret was in it
+        ),  # which the user gives again when loading adapters, where a secret was in it
         "image_size": size,
         "crop_fraction": settings.crop_fraction,
         "mean": list(source.mean),

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python -m pretrain.data import my/photos my/shards                      class folders give the labels
   python -m pretrain.data import my/photos s3://bucket/shards --validation 0.2
   python -m pretrain.data check s3://bucket/shards --rows all --sheet sheet.png
-  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in row groups that suit training
+  python -m pretrain.data check downloaded/data --fix my/shards           the same rows in small row groups
   python -m pretrain.data views my/shards --recipe dino                   a sheet of what a method sees
   python -m pretrain.data demo my/demo --images 2000
 
@@ -54,7 +54,7 @@ def parser() -> CommandLine:
 
     look = commands.add_parser(
         "check",
-        help="say what is in a data set, and put its row groups right",
+        help="describe a data set, and fix its row groups",
         description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
         "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption\n"
         "are looked at when their types fit, and boxes under any name; name others with the options.",
@@ -68,7 +68,7 @@ def parser() -> CommandLine:
     look.add_argument(
         "--image-root",
         metavar="FOLDER",
-        help="where images lie of which the files hold the paths alone, as data.image_root",
+        help="folder of the images where the files hold only their paths, as data.image_root",
     )
     look.add_argument(
         "--label-column",
@@ -101,7 +101,8 @@ def parser() -> CommandLine:
     look.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="with --fix: of images that are equal byte for byte keep the first; what is left out is in DEST/_dropped.jsonl",
+        help="with --fix: keep only the first of images that are equal byte for byte; what is left out is listed in "
+        "DEST/_dropped.jsonl",
     )
     look.set_defaults(handler=_check)
 
@@ -192,7 +193,7 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.fix is not None:
         check_locations(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
-            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside of it")
+            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside it")
     asked = Asked(
         tuple(arguments.label_column), arguments.objects_column, arguments.caption_column, arguments.box_format
     )

@@ -62,4 +62,4 @@ def check_from_folder(name: str, arguments: Mapping[str, Any], *, where: str) ->
     """Raises UserError for an argument that is the caller's alone to give."""
     for key in NOT_FROM_FOLDERS:
         if key in arguments:
-            raise UserError(f"{where}: {key!r} is nothing that a saved folder may say of its encoder {name}")
+            raise UserError(f"{where}: {key!r} is not allowed in a saved folder for its encoder {name}")

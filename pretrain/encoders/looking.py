@@ -32,12 +32,12 @@ class Look:
             teacher.network.float()
 
     def __call__(self, pixels_BCSS: np.ndarray) -> TeacherOutput:
-        """What the teacher says of images of bytes, uint8 [B, C, S, S], in float32."""
+        """The teacher's features of uint8 images [B, C, S, S], in float32."""
         return self.at(normalised(pixels_BCSS.copy(), self.device, self.teacher.mean, self.teacher.std))
 
     @torch.no_grad()
     def at(self, images_BCHW: Tensor) -> TeacherOutput:
-        """What the teacher says of images that are normalised as it wants them, in float32."""
+        """The teacher's features of images normalised as it expects, in float32."""
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self.teacher.network(images_BCHW)

@@ -56,7 +56,7 @@ def read_config(url: str, format_version: int) -> dict[str, Any]:
     """The config of a folder. Raises UserError when there is none, or it is of another format version."""
     config_url = storage.join(url, CONFIG)
     if not storage.exists(config_url):
-        raise UserError(f"{url} is no encoder or model folder: it holds no {CONFIG}{_what_lies(url)}")
+        raise UserError(f"{url} is not an encoder or model folder: it holds no {CONFIG}{_what_lies(url)}")
     config = storage.read_json(config_url)
     if not isinstance(config, dict):
         raise UserError(f"{config_url} must hold a JSON object, not {type(config).__name__}")
@@ -103,7 +103,7 @@ def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], 
     try:
         return config, safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{weights_url} is no valid safetensors file: {error}") from error
+        raise UserError(f"{weights_url} is not a valid safetensors file: {error}") from error
 
 
 def licence_of(url: str) -> str | None:
@@ -145,7 +145,7 @@ def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: s
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder folder says of its encoder. Unknown is None or empty."""
+    """What an encoder folder says about its encoder. Unknown is None or empty."""
 
     name: str
     arguments: dict[str, Any]
@@ -181,7 +181,7 @@ def save_encoder(
 
     `teacher` and `started_from` describe the networks that it learnt from and began with: `name`, `weights_sha256` and
     `licence` at least, JSON.
-    `code_version` is that of the installed package when it is not given (`name+commit`, where somebody knows better).
+    `code_version` is that of the installed package when it is not given (`name+commit`, where more is known).
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -217,7 +217,7 @@ def load_encoder(url: str) -> Encoder:
     try:
         encoder = rebuild_encoder(config.name, config.arguments, where=storage.join(url, CONFIG))
     except UserError as error:
-        raise UserError(f"{storage.join(url, CONFIG)} describes no encoder of this program: {error}") from error
+        raise UserError(f"{storage.join(url, CONFIG)} does not describe an encoder of this program: {error}") from error
     load_state_strict(encoder, tensors, url)
     for key in ("channels", "strides", "in_channels"):
         said, is_ = getattr(config, key), getattr(encoder, key)

@@ -144,7 +144,7 @@ def _of_timm(
     encoder = made_for(image_size, build, arguments, name=network, own=own, setting=size_setting)
     size = arguments.get("img_size") or (said.get("input_size") or [None])[-1]
     size = size[0] if isinstance(size, list | tuple) else size
-    if fresh:  # it knows nothing of anybody's images
+    if fresh:  # it was trained on no images
         mean, std = default_mean(encoder.in_channels), default_std(encoder.in_channels)
         return EncoderSource(encoder, size, mean, std, name)
     source = EncoderSource(
@@ -177,6 +177,6 @@ def check_is_start(name: str) -> None:
     """Raises UserError for a name of fresh weights, from which nothing is started."""
     if name.partition(":")[0] == RANDOM:
         raise UserError(
-            f"encoder.url={name} names no weights; give a saved encoder, timm:NAME, timm:NAME@FILE or timm:local-dir:FOLDER, "
-            "or leave it out and name the network by encoder.name"
+            f"encoder.url={name} does not name weights; give a saved encoder, timm:NAME, timm:NAME@FILE or "
+            "timm:local-dir:FOLDER, or leave it out and name the network by encoder.name"
         )

@@ -1,4 +1,4 @@
-"""Networks that know something already, for others to learn from: one contract, whatever they were trained with."""
+"""Trained networks, for others to learn from: one contract, whatever they were trained with."""
 
 from __future__ import annotations
 

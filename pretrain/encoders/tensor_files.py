@@ -1,4 +1,4 @@
-"""Files of tensors at any URL, of whoever wrote them: safetensors, or torch's own without anything but tensors in it."""
+"""Files of tensors at any URL, from any source: safetensors, or torch's own with nothing but tensors in it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def read_tensors(url: str) -> dict[str, Tensor]:
     """
     path = url.partition("?")[0].lower()
     if not path.endswith((".safetensors", *TORCH_ENDINGS)):
-        raise UserError(f"{masked(url)} is no file of weights by its name; give a .safetensors or .pth file")
+        raise UserError(f"{masked(url)} is not named like a file of weights; give a .safetensors or .pth file")
     data = storage.read_bytes(url)
     if path.endswith(".safetensors"):
         try:
             return safetensors.torch.load(data)
         except safetensors.SafetensorError as error:
-            raise UserError(f"{masked(url)} is no valid safetensors file: {error}") from error
+            raise UserError(f"{masked(url)} is not a valid safetensors file: {error}") from error
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:

@@ -293,7 +293,7 @@ def _other_network(name: str, label: str, wanted: Mapping[str, Tensor], found: M
     example = ""
     if reshaped:
         key = reshaped[0]
-        example = f", first {key}: {tuple(found[key].shape)} in place of {tuple(wanted[key].shape)}"
+        example = f", first {key}: {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
     elif missing:
         example = f", first missing {missing[0]}"
     elif unexpected:

@@ -1,4 +1,5 @@
-"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and their kin, by their vision part alone.
+"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and similar ones; only their vision part is
+used.
 
 The folder lies at any URL and is read by us: `config.json`, `preprocessor_config.json` and safetensors. No code of the folder
 runs, and nothing is asked of the hub: the kind of network must be one of those below, which transformers itself holds, and
@@ -245,7 +246,7 @@ def _tensors(url: str) -> dict[str, Tensor]:
         try:
             tensors |= safetensors.torch.load(storage.read_bytes(storage.join(url, file)))
         except safetensors.SafetensorError as error:
-            raise UserError(f"{storage.join(url, file)} is no valid safetensors file: {error}") from error
+            raise UserError(f"{storage.join(url, file)} is not a valid safetensors file: {error}") from error
     return tensors
 
 
@@ -261,12 +262,12 @@ def _preprocessing(url: str) -> tuple[tuple[float, ...], tuple[float, ...], int]
     else:
         raise UserError(f"{url} holds no {PREPROCESSOR}, which says mean, std and size of the images")
     if not isinstance(said, dict):
-        raise UserError(f"{where} says nothing of images")
+        raise UserError(f"{where} says nothing about images")
     size: Any = said.get("crop_size") if said.get("do_center_crop") and said.get("crop_size") else said.get("size")
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     if not isinstance(size, int) or size < 1:
-        raise UserError(f"{where} names no size of images (size is {said.get('size')!r})")
+        raise UserError(f"{where} gives no image size (size is {said.get('size')!r})")
     if said.get("do_normalize") is False:
         return (0.0,) * 3, (1.0,) * 3, size
     mean: Any

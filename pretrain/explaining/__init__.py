@@ -1,4 +1,4 @@
-"""What an encoder looks at, as pictures.
+"""What an encoder looks at, as images.
 
 from pretrain.explaining import explain
 

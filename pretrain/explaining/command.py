@@ -13,12 +13,12 @@ from cluster.command_line import CommandLine
 from cluster.durations import duration
 from cluster.errors import UserError, printable
 from cluster.training.memory import GIB, peak_bytes
-from pretrain.data.reading.picking import NamedPicture, pick_pictures
+from pretrain.data.reading.picking import NamedImage, pick_images
 from pretrain.encoders.attention_maps import QUERIES
 from pretrain.explaining.explainer import Explainer, open_explainer
 from pretrain.explaining.page import write_explanations
 
-SAMPLE = 4  # pictures of a check
+SAMPLE = 4  # images of a check
 
 
 def parser() -> CommandLine:
@@ -44,7 +44,7 @@ def explain_parser(prog: str, network: str, description: str) -> CommandLine:
         "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
     )
     parser.add_argument("out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL")
-    parser.add_argument("--limit", type=int, default=16, help="images, spread evenly over all there are (16)")
+    parser.add_argument("--limit", type=int, default=16, help="number of images, spread evenly over all (16)")
     parser.add_argument("--size", type=int, default=None, help="short side in pixels; by default that of training")
     parser.add_argument(
         "--square", action="store_true", help="the central square, for networks that take no other shape"
@@ -52,7 +52,7 @@ def explain_parser(prog: str, network: str, description: str) -> CommandLine:
     parser.add_argument(
         "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
     )
-    parser.add_argument("--image-column", default="image", help="of Parquet files (image)")
+    parser.add_argument("--image-column", default="image", help="column of images in Parquet files (image)")
     parser.add_argument("--check", action="store_true", help="explains the first images and writes nothing")
     return parser
 
@@ -65,12 +65,12 @@ def run_explain(options: argparse.Namespace, open_network: Callable[[argparse.Na
             raise UserError(f"--{key} {value} is not possible: it must be at least 1")
     storage.check_writable(options.out)
     explainer = open_network(options)
-    pictures = pick_pictures(options.images, limit=options.limit, image_column=options.image_column)
+    images = pick_images(options.images, limit=options.limit, image_column=options.image_column)
     if torch.cuda.is_available():
         explainer.encoder.to("cuda")
     if options.check:
-        return _check(options, explainer, pictures)
-    explanations = explainer.explain(pictures)
+        return _check(options, explainer, images)
+    explanations = explainer.explain(images)
     _warn_of_bad(explainer)
     page = write_explanations(options.out, explanations, title=f"What {options.network} looks at")
     print(f"{len(explanations)} images explained: {page}")
@@ -82,12 +82,12 @@ def _warn_of_bad(explainer: Explainer) -> None:
         print(f"warning: {printable(name)} is left out: {reason}")
 
 
-def _check(options: argparse.Namespace, explainer: Explainer, pictures: Sequence[NamedPicture]) -> int:
+def _check(options: argparse.Namespace, explainer: Explainer, images: Sequence[NamedImage]) -> int:
     started = time.monotonic()
-    explained = explainer.explain(pictures[:SAMPLE])
+    explained = explainer.explain(images[:SAMPLE])
     seconds = (time.monotonic() - started) / len(explained)
     print(f"{options.out} can be written")
     _warn_of_bad(explainer)
-    print(f"{len(explained)} of {len(pictures)} images explained; about {duration(len(pictures) * seconds)} for all")
+    print(f"{len(explained)} of {len(images)} images explained; about {duration(len(images) * seconds)} for all")
     print(f"memory: about {peak_bytes() / GIB:.1f} GiB; nothing was written")
     return 0

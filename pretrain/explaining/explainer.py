@@ -1,4 +1,4 @@
-"""An encoder's attention, rollout and features for some pictures."""
+"""An encoder's attention, rollout and features for some images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.images.sheet import Cell, draw_sheet
-from pretrain.data.reading.picking import NamedPicture, pick_pictures
+from pretrain.data.reading.picking import NamedImage, pick_images
 from pretrain.data.views.augment import normalise
 from pretrain.data.views.view_sheet import shown
 from pretrain.encoders import Encoder, load_encoder, read_encoder_config
@@ -39,15 +39,15 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an encoder makes of a picture.
+    """What an encoder makes of an image.
 
     Attributes:
-        name: of the picture.
-        pixels_HW3: the picture as the encoder got it, before it was normalised.
+        name: of the image.
+        pixels_HW3: the image as the encoder got it, before it was normalised.
         attention: for each layer [heads, H, W], each head summing to 1.
         rollout_HW: attention through all layers, summing to 1; None without attention.
         features: for the last maps, by `stage N`, uint8 [H, W, 3]: their first three principal components as colours, alike for
-            all pictures that were explained together.
+            all images that were explained together.
         classes: of a fine-tuned model, the likeliest first.
     """
 
@@ -59,7 +59,7 @@ class Explanation:
     classes: list[ClassMap] = field(default_factory=list)
 
     def rows(self) -> list[Row]:
-        """Pictures of all of it, in rows with a title."""
+        """Images of all of it, in rows with a title."""
         return panel_rows(self)
 
     def sheet(self) -> Image.Image:
@@ -103,17 +103,17 @@ class Explainer:
         self.mean, self.std, self.class_maps = mean, std, class_maps
         self.bad: dict[str, str] = {}
 
-    def explain(self, pictures: Sequence[NamedPicture]) -> list[Explanation]:
-        """Explains pictures together. Those that cannot be decoded are left out and listed in `bad` with the reason.
+    def explain(self, images: Sequence[NamedImage]) -> list[Explanation]:
+        """Explains images together. Those that cannot be decoded are left out and listed in `bad` with the reason.
 
         Raises UserError when none is left, or the encoder takes no images of their size.
         """
         looks, self.bad = [], {}
-        for picture in pictures:
+        for image in images:
             try:
-                looks.append(self._look(picture, self._pixels(picture.data)))
+                looks.append(self._look(image, self._pixels(image.data)))
             except BadImage as error:
-                self.bad[picture.name] = str(error)
+                self.bad[image.name] = str(error)
         if not looks:
             raise UserError(
                 "none of the images can be decoded: " + "; ".join(f"{n}: {why}" for n, why in self.bad.items())
@@ -131,8 +131,8 @@ class Explainer:
             for index, (look, _) in enumerate(looks)
         ]
 
-    def _look(self, picture: NamedPicture, pixels_CHW: Tensor) -> tuple[Explanation, dict[str, np.ndarray]]:
-        """A picture's explanation without its colours, and the features [C, H, W] that these are made of."""
+    def _look(self, image: NamedImage, pixels_CHW: Tensor) -> tuple[Explanation, dict[str, np.ndarray]]:
+        """An image's explanation without its colours, and the features [C, H, W] that these are made of."""
         device = next(self.encoder.parameters()).device
         images = normalise((pixels_CHW[None] / 255).to(device), self.mean, self.std)
         try:
@@ -143,11 +143,11 @@ class Explainer:
         except (AssertionError, RuntimeError) as error:
             height, width = images.shape[2:]
             raise UserError(
-                f"{picture.name}: the encoder does not take images of {height} x {width} pixels "
+                f"{image.name}: the encoder does not take images of {height} x {width} pixels "
                 f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); --square and --size may help"
             ) from error
         look = Explanation(
-            picture.name,
+            image.name,
             shown(pixels_CHW.round().byte().numpy()),
             {name: heads[0].float().cpu().numpy() for name, heads in attention.items()},
             None if rollout is None else rollout[0].float().cpu().numpy(),
@@ -160,7 +160,7 @@ class Explainer:
     def _pixels(self, data: bytes) -> Tensor:
         """float32 [C, H, W] of 0 to 255, both sides whole multiples of the largest stride. Raises BadImage."""
         channels = self.encoder.in_channels
-        pixels = torch.from_numpy(as_channels(open_picture(data, channels=channels).decode(1), channels))
+        pixels = torch.from_numpy(as_channels(open_image(data, channels=channels).decode(1), channels))
         height, width = pixels.shape[1:]
         side = min(height, width)
         if self.square:
@@ -200,4 +200,4 @@ def explain(
     Raises UserError for folders that hold no encoder and sources that hold no image.
     """
     explainer = open_explainer(encoder_url, size=size, square=square, queries=queries)
-    return explainer.explain(pick_pictures(images, limit=limit, image_column=image_column))
+    return explainer.explain(pick_images(images, limit=limit, image_column=image_column))

@@ -1,4 +1,4 @@
-"""Explanations as PNGs and one page that holds them all and asks nothing of a network."""
+"""Explanations as PNGs and one page that holds them all and loads nothing."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ PAGE = "index.html"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #666; --page: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #aaa; --page: #161616; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 1.5rem auto; max-width: 75rem;
-  padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
 h2 { overflow-wrap: anywhere; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; }
-figcaption { font-size: .8rem; max-width: 10rem; overflow-wrap: anywhere; } figcaption span { color: var(--soft); }
+figcaption { font-size: .8rem; max-width: 10rem; overflow-wrap: anywhere; }
+figcaption span { color: var(--soft); }
 img { display: block; max-width: 100%; }
 @media print { section { break-inside: avoid-page; } }
 """
 LEGEND = (
-    "Maps run from the lowest value (dark) to the highest (yellow) of each map by itself; <em>peak n x even</em> says how many "
-    "times more the strongest position gets than it would without any preference: near 1 the colours mean nothing. "
-    "Rollout follows attention through all layers and leaves out what convolutions mix. Colours of features are the first "
-    "three principal components over all images of this page: equal colours, equal features."
+    "Each map is scaled from its own lowest value (dark) to its highest (yellow); <em>peak n x even</em> says how many times "
+    "more attention the strongest position gets than if attention were even: near 1 the colours mean nothing. Rollout follows "
+    "attention through all layers and leaves out what convolutions mix. Colours of features are the first three principal "
+    "components over all images of this page: equal colours, equal features."
 )
 
 
 def write_explanations(out: str, explanations: Sequence[Explanation], *, title: str) -> str:
-    """Writes a folder of PNGs for each picture (a strip a row) and the page; returns the page's URL.
+    """Writes a folder of PNGs for each image (a strip a row) and the page; returns the page's URL.
 
     Raises UserError when `out` cannot be written.
     """
@@ -83,4 +84,4 @@ def _encoded(pixels_HW3: np.ndarray, kind: str) -> bytes:
 
 def _file_name(text: str) -> str:
     """Letters, digits, dots and dashes of a text that may hold anything."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("..", "-")).strip("-.")[:60] or "picture"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("..", "-")).strip("-.")[:60] or "image"

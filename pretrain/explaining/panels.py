@@ -1,4 +1,4 @@
-"""Explanations as pictures."""
+"""Explanations as images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Panel(NamedTuple):
-    """One picture, uint8, with what it is called and a number that says how far to trust its colours."""
+    """One image, uint8, with what it is called and a number that says how far to trust its colours."""
 
     caption: str
     note: str
@@ -24,7 +24,7 @@ class Panel(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Pictures that belong together."""
+    """Images that belong together."""
 
     title: str
     panels: list[Panel]
@@ -43,38 +43,38 @@ class Row(NamedTuple):
 
 
 def panel_rows(explanation: Explanation) -> list[Row]:
-    """The picture with its rollout, class maps and features, then a row of heads for each layer."""
-    picture = _scaled(explanation.pixels_HW3)
+    """The image with its rollout, class maps and features, then a row of heads for each layer."""
+    image = _scaled(explanation.pixels_HW3)
     height, width = explanation.pixels_HW3.shape[:2]
-    first = [Panel("picture", f"{width} x {height}", picture)]
+    first = [Panel("image", f"{width} x {height}", image)]
     if explanation.rollout_HW is not None:
-        first.append(_heat("rollout", picture, explanation.rollout_HW))
+        first.append(_heat("rollout", image, explanation.rollout_HW))
     first += [
-        Panel(f"features, {stage}", f"{colours.shape[1]} x {colours.shape[0]}", _scaled(colours, like=picture))
+        Panel(f"features, {stage}", f"{colours.shape[1]} x {colours.shape[0]}", _scaled(colours, like=image))
         for stage, colours in explanation.features.items()
     ]
     rows = [Row("overview", first)]
     for method in dict.fromkeys(item.method for item in explanation.classes):
         panels = [
-            Panel(f"{item.name} {item.score:.0%}", "", overlay(picture, item.heat_HW))
+            Panel(f"{item.name} {item.score:.0%}", "", overlay(image, item.heat_HW))
             for item in explanation.classes
             if item.method == method
         ]
         rows.append(Row(method, panels))
     for layer, heads_hHW in explanation.attention.items():
-        mean = [_heat("mean", picture, heads_hHW.mean(0))]
-        rows.append(Row(layer, mean + [_heat(f"head {n}", picture, heat) for n, heat in enumerate(heads_hHW, 1)]))
+        mean = [_heat("mean", image, heads_hHW.mean(0))]
+        rows.append(Row(layer, mean + [_heat(f"head {n}", image, heat) for n, heat in enumerate(heads_hHW, 1)]))
     return rows
 
 
-def _heat(caption: str, picture_HW3: np.ndarray, heat_HW: np.ndarray) -> Panel:
+def _heat(caption: str, image_HW3: np.ndarray, heat_HW: np.ndarray) -> Panel:
     # colours run from the lowest to the highest value, so an almost even map needs a number that says so
     peak = float(heat_HW.max() * heat_HW.size / max(heat_HW.sum(), 1e-12))
-    return Panel(caption, f"peak {peak:.1f} x even", overlay(picture_HW3, heat_HW))
+    return Panel(caption, f"peak {peak:.1f} x even", overlay(image_HW3, heat_HW))
 
 
 def _scaled(pixels_HW3: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """At the size of a sheet's cell, or another picture's."""
+    """At the size of a sheet's cell, or another image's."""
     height, width = pixels_HW3.shape[:2]
     if like is not None:
         size: Sequence[int] = (like.shape[1], like.shape[0])

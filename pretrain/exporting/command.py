@@ -32,8 +32,8 @@ def export_parser(prog: str, network: str) -> CommandLine:
     """What both stages can be told."""
     parser = CommandLine(prog=prog, description="Writes a folder that other programs load, with a model card.")
     parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
-    parser.add_argument("out", metavar="OUT", help="a folder that is empty or not there yet, a path or any fsspec URL")
-    parser.add_argument("--format", choices=FORMATS, required=True, help="what reads the folder")
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder, a path or any fsspec URL")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="the format of the folder")
     parser.add_argument("--check", action="store_true", help="exports into memory and writes nothing")
     return parser
 
@@ -76,7 +76,7 @@ def files_of(exported: Exported, form: str) -> tuple[dict[str, bytes], list[str]
         }
         if exported.network is not None and exported.network.optional:
             about["optional_inputs"] = {
-                SIZES: "float32 [batch, 2]: height and width of each picture on its canvas, at whose edges boxes are cut"
+                SIZES: "float32 [batch, 2]: height and width of each image on its canvas; boxes are cut at its edges"
             }
         files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
     elif form == "timm":

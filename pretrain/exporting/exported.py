@@ -1,4 +1,4 @@
-"""What is exported: a network from images to answers, and how a picture becomes such an image."""
+"""What is exported: a network from images to answers, and how an image file becomes the network's input."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pretrain.encoders import Encoder, load_encoder, pooled, read_encoder_config
 from pretrain.training.run_folder import RESULT, SETTINGS
 
 DEFAULT_SIZE, DEFAULT_FRACTION = 224, 0.875
-SIZES = "picture_sizes"  # what networks for letterboxed pictures take beside the images, see `sizes_on_canvas`
+SIZES = "picture_sizes"  # what networks for letterboxed images take beside them, see `sizes_on_canvas`
 CENTRE, STRETCH, LETTERBOX = "centre", "stretch", "letterbox"
 
 Answers = dict[str, np.ndarray]
-"""What a network says of B pictures, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
-picture's sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
+"""A network's answers for B images, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
+image's sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Framing:
-    """How a picture becomes an image of the network: `centre` (its central square), `stretch` (all of it, made square) or
+    """How an image becomes the input of the network: `centre` (its central square), `stretch` (all of it, made square) or
     `letterbox` (all of it, in the upper left corner of a square, filled with the mean colour).
 
     `fraction` is the part of the short side (of both sides, with `stretch`) that is kept.
@@ -87,14 +87,14 @@ class Exported:
         kind: `encoder`, or a task.
         network: from images with values in [0, 1] to the outputs of its `output_names`, for ONNX; None where there is no such
             export.
-        transform: what Fovea makes of a picture.
-        answer: what Fovea says of batches that `transform` made.
+        transform: what Fovea makes of an image.
+        answer: Fovea's answers for batches that `transform` made.
         answers_of: the same of what another program computes: the outputs of `network` by name with the geometry of the batch,
             or, with no geometry, what transformers gives.
         hugging_face: what transformers needs; its weights are `tensors`.
         head: norm and linear layer on the pooled last map, by the names `norm` and `head`, of a classifier that is no more.
         fixed_size: the network takes no other size than its own.
-        pictures_bound: how far, on average, answers of other programs may lie from Fovea's where these scale the pictures.
+        images_bound: how far, on average, answers of other programs may lie from Fovea's where these scale the images.
         onnx_bound: how far answers of onnxruntime may lie from Fovea's.
         class_names: of a classifier or detector.
         facts: what the folder's config says, for the model card.
@@ -115,7 +115,7 @@ class Exported:
     tensors: Callable[[], dict[str, Tensor]]
     head: nn.ModuleDict | None = None
     fixed_size: bool = False
-    pictures_bound: float = 0.1
+    images_bound: float = 0.1
     onnx_bound: float = 1e-4
     class_names: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Exported:
 class ForPixels(nn.Module):
     """A network whose images have values in [0, 1]: it normalises them itself. `forward` gives `output_names`.
 
-    `optional` are further inputs [1, ...] with what they are where nobody gives them; given, they have a row for each image.
+    `optional` are further inputs [1, ...] with their default values; given, they have a row for each image.
     """
 
     output_names: Sequence[str]
@@ -167,10 +167,10 @@ class Features(ForPixels):
 
 
 def sizes_on_canvas(geometry_VB5: np.ndarray, size: int) -> np.ndarray:
-    """float32 [B, 2]: height and width of letterboxed pictures on their canvases, in pixels."""
-    window_B5, picture_B5 = geometry_VB5
+    """float32 [B, 2]: height and width of letterboxed images on their canvases, in pixels."""
+    window_B5, image_B5 = geometry_VB5
     scale_B = size / (window_B5[:, 2] - window_B5[:, 0])
-    return np.stack([picture_B5[:, 3] * scale_B, picture_B5[:, 2] * scale_B], 1).astype(np.float32)
+    return np.stack([image_B5[:, 3] * scale_B, image_B5[:, 2] * scale_B], 1).astype(np.float32)
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ def open_encoder(url: str) -> Exported:
         lambda outputs, geometry: {"features": outputs["features"]},
         HuggingFace("AutoModel", "FoveaModel", MODELING, model_source("pretrain.exporting", MODELING)),
         lambda: of_encoder(encoder),
-        pictures_bound=0.5,  # features of small images turn with a shift of half a pixel
+        images_bound=0.5,  # features of small images turn with a shift of half a pixel
         facts=facts,
         run=run_beside(url),
     )

@@ -54,7 +54,7 @@ COPIED: tuple[ModuleType, ...] = (
 )
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
-# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; pictures are
+# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; images are
 # scaled by the folder's processor, which rounds positions to whole pixels, and have a bound of their own
 SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
@@ -68,7 +68,8 @@ import numpy as np, torch, transformers
 from PIL import Image
 folder, auto, inputs, output = sys.argv[1:]
 transformers.logging.set_verbosity_error()
-model, loading = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+how = {"trust_remote_code": True, "output_loading_info": True}
+model, loading = getattr(transformers, auto).from_pretrained(folder, **how)
 wrong = {key: sorted(map(str, value)) for key, value in loading.items() if value}
 assert not wrong, wrong
 model.eval()
@@ -78,8 +79,10 @@ def plain(value):
 def answers(inputs, processor=None, sizes=None):
     with torch.no_grad():
         if auto == "AutoModelForObjectDetection":
-            found = processor.post_process_object_detection(model(**inputs), threshold=0.0, target_sizes=sizes)
-            return {key: np.stack([plain(one[key]) for one in found]) for key in ("boxes", "scores", "labels")}
+            how = {"threshold": 0.0, "target_sizes": sizes}
+            found = processor.post_process_object_detection(model(**inputs), **how)
+            names = ("boxes", "scores", "labels")
+            return {key: np.stack([plain(one[key]) for one in found]) for key in names}
         said = model(**inputs)
     if auto == "AutoModel":
         return {"features": plain(said.pooler_output)}
@@ -94,15 +97,17 @@ def answers(inputs, processor=None, sizes=None):
 kept, processor = {}, None
 if "no_processor" not in given:
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    paths = sorted(glob.glob(inputs.removesuffix("inputs.npz") + "picture*.png"))
+    paths = sorted(glob.glob(inputs.removesuffix("inputs.npz") + "image*.png"))
     each = [processor(images=Image.open(path), return_tensors="pt") for path in paths]
-    inputs_of_all = {key: torch.cat([one[key] for one in each]) for key in each[0] if key in ("pixel_values", "pixel_mask")}
+    taken = [key for key in each[0] if key in ("pixel_values", "pixel_mask")]
+    inputs_of_all = {key: torch.cat([one[key] for one in each]) for key in taken}
     ones = [(1.0, 1.0)] * len(paths)
-    kept |= {"picture_" + key: value for key, value in answers(inputs_of_all, processor, ones).items()}
+    kept |= {"image_" + key: value for key, value in answers(inputs_of_all, processor, ones).items()}
 if auto == "AutoModelForObjectDetection" and processor is None:
     processor = transformers.DetrImageProcessor()
 pixels = {key: torch.from_numpy(given[key]) for key in ("pixel_values", "picture_sizes") if key in given}
-kept |= {"pixels_" + key: value for key, value in answers(pixels, processor, [(1.0, 1.0)] * len(given["pixel_values"])).items()}
+ones = [(1.0, 1.0)] * len(given["pixel_values"])
+kept |= {"pixels_" + key: value for key, value in answers(pixels, processor, ones).items()}
 np.savez(output, **kept)
 """
 
@@ -171,8 +176,8 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("a Hugging Face folder is checked by transformers itself: pip install fovea[huggingface]")
-    pictures, what = proof.proof_pictures(exported)
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
     pixels_BCHW = (arrays[0] / np.float32(255) - _column(exported.mean)) / _column(exported.std)
     inputs = {"pixel_values": pixels_BCHW.astype(np.float32)}
@@ -181,11 +186,11 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     with_processor = "preprocessor_config.json" in files
     if not with_processor:
         inputs["no_processor"] = np.zeros(0)
-    given = _by_a_stranger(exported, files, inputs, pictures)
+    given = _by_a_stranger(exported, files, inputs, images)
     numbers, lines = {}, []
-    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("picture", what, exported.pictures_bound)):
+    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("image", what, exported.images_bound)):
         found = {key.removeprefix(f"{which}_"): value for key, value in given.items() if key.startswith(f"{which}_")}
-        if which == "picture":
+        if which == "image":
             found.pop("tokens", None)  # a sentence is another as soon as one word is, which a shift of a pixel may tip
         if found:
             said = exported.answers_of(found, None)
@@ -202,7 +207,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
 
 
 def _by_a_stranger(
-    exported: Exported, files: Mapping[str, bytes], inputs: Mapping[str, np.ndarray], pictures: list[bytes]
+    exported: Exported, files: Mapping[str, bytes], inputs: Mapping[str, np.ndarray], images: list[bytes]
 ) -> dict[str, np.ndarray]:
     """What the folder answers in a process of its own, without Fovea, the hub or the user's caches."""
     with tempfile.TemporaryDirectory(prefix="fovea-export-") as name:
@@ -213,10 +218,10 @@ def _by_a_stranger(
             (folder / file).write_bytes(content)
         np.savez(root / "inputs.npz", **inputs)  # type: ignore[arg-type]
         if "no_processor" not in inputs:
-            for number, picture in enumerate(pictures):
-                image = decode_upright(picture)
+            for number, image in enumerate(images):
+                decoded = decode_upright(image)
                 grey = exported.encoder.in_channels == 1
-                (image.convert("L") if grey else image).save(root / f"picture{number:02}.png")
+                (decoded.convert("L") if grey else decoded).save(root / f"image{number:02}.png")
         apart = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules"), "TOKENIZERS_PARALLELISM": "false"}
         arguments = [str(folder), exported.hugging_face.auto, str(root / "inputs.npz"), str(root / "given.npz")]
         done = subprocess.run(

@@ -20,7 +20,7 @@ outputs = session.run(None, {"images": images})""",
 model = timm.create_model("local-dir:FOLDER", pretrained=True{extra})""",
     "huggingface": """from transformers import AutoImageProcessor, {auto}
 
-# the folder holds the network's source: read it, or load it from a place you trust
+# the folder holds the network's source: read it, or load it from a source you trust
 model = {auto}.from_pretrained("FOLDER", trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained("FOLDER"){more}""",
 }
@@ -32,7 +32,8 @@ logits = model(**processor(images=image, return_tensors="pt")).logits"""),
     "detection": ("Detector", "object-detection", """
 outputs = model(**processor(images=image, return_tensors="pt"))
 # boxes in pixels, labels (model.config.id2label) and scores
-processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=[(image.height, image.width)])"""),
+sizes = [(image.height, image.width)]
+processor.post_process_object_detection(outputs, threshold=0.3, target_sizes=sizes)"""),
     "summarization": ("Summarizer", "image-to-text", """
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 inputs = processor(images=image, return_tensors="pt")
@@ -104,27 +105,25 @@ def _limits(exported: Exported, result: Mapping[str, Any]) -> str:
     lines = []
     images = result.get("validation_images")
     if exported.kind == "encoder":
-        lines.append(
-            "It was trained without labels and says nothing by itself: a head must be trained on its features."
-        )
+        lines.append("It was trained without labels and predicts nothing by itself: train a head on its features.")
     elif exported.kind == "detection":
         lines.append(
-            "It finds things of its classes alone, and none that are much smaller on the canvas than those it learnt."
+            "It finds only things of its classes, and none that are much smaller on the canvas than those in its training data."
         )
     elif exported.kind == "summarization":
-        lines.append("It writes what captions of its training data say, also of an image that shows something else.")
+        lines.append("It writes what captions of its training data say, even of an image that shows something else.")
     else:
         lines.append(
-            "It knows its classes alone and gives every image one of them, also an image that shows none. Its scores are not "
+            "It knows only its classes and gives every image one of them, even an image that shows none. Its scores are not "
             "calibrated unless the calibration error above says so."
         )
     if images and exported.kind == "classification":
         fraction = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
-        lines.append(f"With {images:,} validation images an accuracy is known to about {fraction:.0%} at best.")
+        lines.append(f"With {images:,} validation images an accuracy is known only to about {fraction:.0%} at best.")
     lines += [
         f"It was trained at {exported.size} pixels; much larger or smaller images, and other kinds of images than its "
         "training data, were not measured.",
-        "Biases of the training data are its own. It was not examined for use where people may come to harm.",
+        "It has the biases of its training data. It was not examined for uses where people may come to harm.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

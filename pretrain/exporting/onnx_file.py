@@ -30,7 +30,7 @@ def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tupl
     network computes the same for every size. Attention that pools its keys by the size of the map does not, nor do networks
     with positions of fixed number, and boxes belong to canvases of one size.
 
-    Raises UserError when packages are missing or onnxruntime computes something else than PyTorch or answers pictures
+    Raises UserError when packages are missing or onnxruntime computes something else than PyTorch or answers images
     otherwise than Fovea.
     """
     try:
@@ -67,11 +67,11 @@ def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tupl
 
 def _why_fixed(exported: Exported, stride: int) -> str | None:
     if exported.framing.kind != CENTRE:
-        return f"a {exported.kind} model sees pictures on canvases of this size"
+        return f"a {exported.kind} model sees images on canvases of this size"
     if exported.size % stride:
-        return f"it was trained at this size, which is no multiple of its largest stride ({stride})"
+        return f"it was trained at this size, which is not a multiple of its largest stride ({stride})"
     if exported.fixed_size:
-        return "its head lays the last map flat"
+        return "its head flattens the last map"
     if any(isinstance(part, AttentionOverMaps) and part.max_keys for part in exported.encoder.modules()):
         return "its attention pools keys by the size of the map (max_keys); max_keys=0 would free it"
     return None
@@ -80,14 +80,14 @@ def _why_fixed(exported: Exported, stride: int) -> str | None:
 def _proven(
     exported: Exported, data: bytes, differences: dict[int, float], say: Callable[[str], object]
 ) -> dict[str, Any]:
-    """What the file's answers to pictures differ by. Raises UserError when that is too much."""
+    """What the file's answers to images differ by. Raises UserError when that is too much."""
     if differences:
         say(proof.check("outputs of onnxruntime and of PyTorch to noise", max(differences.values()), TOLERANCE))
-    pictures, what = proof.proof_pictures(exported)
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    arrays, geometry = proof.framed(exported, images)
     session, names = _session(data), exported.network.output_names if exported.network else []
     parts = []
-    for start in range(0, len(pictures), 5):  # batches of unequal size
+    for start in range(0, len(images), 5):  # batches of unequal size
         some = slice(start, start + 5)
         inputs = {INPUT: arrays[0][some].astype(np.float32) / 255}
         here = None if geometry is None else geometry[:, some]
@@ -128,7 +128,7 @@ def _export(network: ForPixels, size: int, channels: int, stride: int | None) ->
 
 
 def _with_optional(data: bytes, network: ForPixels) -> bytes:
-    """Gives optional inputs the values that they have where nobody gives them, and as many rows as there are images."""
+    """Gives optional inputs their default values, and as many rows as there are images."""
     if not network.optional:
         return data
     import onnx

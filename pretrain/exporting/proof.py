@@ -1,4 +1,4 @@
-"""The proof of an export: pictures go through Fovea and through what was exported, and the answers are compared."""
+"""The proof of an export: images go through Fovea and through what was exported, and the answers are compared."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from PIL import Image
 from cluster.errors import UserError
 from pretrain.data.hashing import uniform
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.exporting.exported import Answers, Exported
 
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 _SIZES = [(37, 61), (113, 59), (64, 64), (255, 97), (91, 301), (223, 150), (45, 45), (129, 200)]  # width and height
 SAME_BOX = 0.5  # intersection over union from which on two boxes are one
 
 
-def proof_pictures(exported: Exported) -> tuple[list[bytes], str]:
-    """`NUM_PICTURES` image files, and in words what they are: of the run's validation data where it can be read, else drawn."""
+def proof_images(exported: Exported) -> tuple[list[bytes], str]:
+    """`NUM_IMAGES` image files, and in words what they are: of the run's validation data where it can be read, else drawn."""
     channels = exported.encoder.in_channels
     settings = yaml.safe_load(exported.run["settings"]) if exported.run.get("settings") else {}
     url = settings.get("validation_url") or (settings.get("knn") or {}).get("test_url")
     if url:
         # data may have moved, or need keys that are not here
         with suppress(UserError):
-            found = _first_pictures(url, (settings.get("data") or {}).get("image_column", "image"), channels)
-            if len(found) == NUM_PICTURES:
-                return found, f"the first {NUM_PICTURES} pictures of the validation data"
-    return [_drawn(number, channels) for number in range(NUM_PICTURES)], f"{NUM_PICTURES} drawn pictures of odd sizes"
+            found = _first_images(url, (settings.get("data") or {}).get("image_column", "image"), channels)
+            if len(found) == NUM_IMAGES:
+                return found, f"the first {NUM_IMAGES} images of the validation data"
+    return [_drawn(number, channels) for number in range(NUM_IMAGES)], f"{NUM_IMAGES} drawn images of odd sizes"
 
 
-def _first_pictures(url: str, image_column: str, channels: int) -> list[bytes]:
+def _first_images(url: str, image_column: str, channels: int) -> list[bytes]:
     manifest = load_manifest(url, image_column=image_column)
-    pictures: list[bytes] = []
-    for rows in read_in_sequence(Shards(manifest.sample(4 * NUM_PICTURES), image_column=image_column)):
+    images: list[bytes] = []
+    for rows in read_in_sequence(Shards(manifest.sample(4 * NUM_IMAGES), image_column=image_column)):
         for data in rows.images:
             if data is None:
                 continue
             with suppress(BadImage):
-                open_picture(data, channels=channels).decode(1)
-                pictures.append(bytes(data))
-            if len(pictures) == NUM_PICTURES:
-                return pictures
-    return pictures
+                open_image(data, channels=channels).decode(1)
+                images.append(bytes(data))
+            if len(images) == NUM_IMAGES:
+                return images
+    return images
 
 
 def _drawn(number: int, channels: int) -> bytes:
-    """A picture of soft shapes, the same at every call: without edges, whose position by a pixel would count for much."""
+    """An image of soft shapes, the same at every call: without edges, whose position by a pixel would count for much."""
     width, height = _SIZES[number % len(_SIZES)]
     width, height = width + 2 * (number // len(_SIZES)), height + number // len(_SIZES)
     coarse_HWC = np.stack(
@@ -82,17 +82,17 @@ def _drawn(number: int, channels: int) -> bytes:
     return buffer.getvalue()
 
 
-def framed(exported: Exported, pictures: Sequence[bytes]) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """What Fovea makes of pictures: the arrays and geometry of a batch."""
-    numbers = np.arange(len(pictures))
+def framed(exported: Exported, images: Sequence[bytes]) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """What Fovea makes of images: the arrays and geometry of a batch."""
+    numbers = np.arange(len(images))
     filling = exported.transform.begin(numbers, numbers)
-    for index, picture in enumerate(pictures):
-        filling.fill(index, picture)
+    for index, image in enumerate(images):
+        filling.fill(index, image)
     return filling.arrays, filling.geometry_VB5
 
 
 def differences(one: Answers, other: Answers) -> list[np.ndarray]:
-    """How far two networks' answers to the same pictures lie apart, of each picture: of probabilities and scores the largest
+    """How far two networks' answers to the same images lie apart, of each image: of probabilities and scores the largest
     difference, of features that of their length, of each box the difference of its score to that of the other's box in its
     place (the whole score where there is none)."""
     if "boxes" in one:
@@ -111,17 +111,17 @@ def differences(one: Answers, other: Answers) -> list[np.ndarray]:
 
 def max_difference(one: Answers, other: Answers) -> float:
     """The largest of all `differences`."""
-    return max((float(of_picture.max()) for of_picture in differences(one, other) if of_picture.size), default=0.0)
+    return max((float(of_image.max()) for of_image in differences(one, other) if of_image.size), default=0.0)
 
 
 def mean_difference(one: Answers, other: Answers) -> float:
-    """The mean of `differences` over pictures: where pictures are scaled a little otherwise, a single one may tip over."""
-    means = [float(of_picture.mean()) for of_picture in differences(one, other) if of_picture.size]
+    """The mean of `differences` over images: where images are scaled a little otherwise, a single one may tip over."""
+    means = [float(of_image.mean()) for of_image in differences(one, other) if of_image.size]
     return sum(means) / max(1, len(means))
 
 
 def _rows(values: np.ndarray, length: int) -> np.ndarray:
-    """float64 [B, length]: of each picture all numbers, behind them zeros."""
+    """float64 [B, length]: of each image all numbers, behind them zeros."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     return np.pad(flat, ((0, 0), (0, length - flat.shape[1])))
 

@@ -40,8 +40,8 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
     Raises UserError for what is neither an encoder nor a classifier, and where timm cannot compute what Fovea computes.
     """
     if exported.kind not in ("encoder", "classification") or exported.fixed_size:
-        what = "classifiers that lay the last map flat" if exported.fixed_size else f"{exported.kind} models"
-        raise UserError(f"timm has no place for {what}; --format huggingface takes them")
+        what = "classifiers that flatten the last map" if exported.fixed_size else f"{exported.kind} models"
+        raise UserError(f"timm cannot hold {what}; --format huggingface takes them")
     spec = exported.encoder.spec
     arguments = {key: value for key, value in spec["arguments"].items() if key != "in_channels"}
     own, head = not spec["name"].startswith("timm:"), exported.head
@@ -85,7 +85,7 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
 
 
 def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], dict[str, float]]:
-    """Loads the folder as its users do and compares the answers, to the same pixels and to pictures that timm's transforms
+    """Loads the folder as its users do and compares the answers, to the same pixels and to images that timm's transforms
     make. Raises UserError when they are too far apart."""
     import timm
     from timm.data.config import resolve_data_config
@@ -101,8 +101,8 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, **more).eval()
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"timm cannot load what was exported: {first_line(error)}; nothing was written") from error
-    pictures, what = proof.proof_pictures(exported)
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (exported.mean, exported.std))
     given = {"the same pixels": ((torch.from_numpy(arrays[0]).float() / 255 - mean) / std, SAME_PIXELS)}
@@ -110,8 +110,8 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         config = {**json.loads(files["config.json"])["pretrained_cfg"]}
         transform = create_transform(**resolve_data_config(pretrained_cfg=config))
         mode = "L" if exported.encoder.in_channels == 1 else "RGB"
-        seen = [transform(decode_upright(picture).convert(mode)) for picture in pictures]
-        given[what] = torch.stack(seen), exported.pictures_bound
+        seen = [transform(decode_upright(image).convert(mode)) for image in images]
+        given[what] = torch.stack(seen), exported.images_bound
     lines, numbers = [], {}
     for told, (images_BCHW, bound) in given.items():
         with torch.no_grad():
@@ -187,6 +187,8 @@ def _filled(exported: Exported, whole: nn.Module) -> dict[str, Tensor]:
         # feature extraction joins the names of what it took out of a list: stages_0.blocks -> stages.0.blocks
         target = inner if inner in tensors else re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", inner)
         if target not in tensors or tensors[target].shape != tensor.shape:
-            raise UserError(f"{spec['name']} cannot be exported for timm: its {key} has no place in the whole network")
+            raise UserError(
+                f"{spec['name']} cannot be exported for timm: its {key} does not exist in the whole network"
+            )
         tensors[target] = tensor.detach().cpu().contiguous().clone()
     return tensors

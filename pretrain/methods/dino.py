@@ -1,4 +1,4 @@
-"""DINO: a student sees small and large crops and agrees with what a slowly moving teacher says of the large ones.
+"""DINO: a student sees small and large crops and agrees with the outputs of a slowly moving teacher for the large ones.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294, algorithm 1. The
 teacher's outputs are centred and sharpened, which keeps them from being the same for all images. The teacher is exported.

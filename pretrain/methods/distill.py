@@ -1,4 +1,4 @@
-"""Distillation: an encoder learns to say of random crops what a frozen teacher says of images, without labels.
+"""Distillation: an encoder learns to give for random crops what a frozen teacher gives for the images, without labels.
 
 What the teacher says is stored beside the rows by `python -m pretrain embed` (`features`), so it is computed once, or asked
 for in each step (`teacher`). Whole images: the student predicts the teacher's features, principal directions partly whitened,
@@ -35,7 +35,7 @@ MIXING = 7  # domain separation: no other draw shares a hash with it
 
 
 class DistillInputs(NamedTuple):
-    """A batch: the student's views, and what the teacher says of them."""
+    """A batch: the student's views, and the teacher's features of them."""
 
     views: list[Tensor]
     said: Said
@@ -152,7 +152,7 @@ class Distill(Method):
         self._last: tuple[Tensor, Tensor] | None = None  # predictions and targets of the step before, for `health`
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
-        """Views of the student, and what the teacher says of them."""
+        """Views of the student, and the teacher's features of them."""
         mine, said = self.knowledge.of(views, batch, self.normalisation)
         if self.weights["contrast"] and len(mine) < 2:
             raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")

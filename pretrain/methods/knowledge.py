@@ -1,4 +1,4 @@
-"""What a teacher says of the images of a batch: read from stored features, or asked for in each step."""
+"""A teacher's features of the images of a batch: read from storage, or computed in each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLES_A_CELL = 2  # of a stored map, along each side of a student's cell: its 
 
 
 class Said(NamedTuple):
-    """What a teacher says of the images of a batch. What is stored or seen once an image has one entry, else one a view.
+    """A teacher's features of the images of a batch. What is stored or seen once an image has one entry, else one a view.
 
     Attributes:
         pooled: features [B, D] each.
@@ -68,7 +68,7 @@ class Knowledge(nn.Module):
     columns: Sequence[str] = ()
 
     def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
-        """The views that the student sees, and what the teacher says of them, which are normalised so."""
+        """The views that the student sees, normalised, and the teacher's features of them."""
         raise NotImplementedError
 
     def targets(self, said: Said, num_views: int) -> list[Tensor]:

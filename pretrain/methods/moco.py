@@ -1,4 +1,4 @@
-"""MoCo v2: an image is told from a long queue of earlier images, as a slowly moving encoder saw them.
+"""MoCo v2: an image is told apart from a long queue of earlier images, as a slowly moving encoder saw them.
 
 He et al., Momentum Contrast for Unsupervised Visual Representation Learning, https://arxiv.org/abs/1911.05722; Chen et al.,
 Improved Baselines with Momentum Contrastive Learning, https://arxiv.org/abs/2003.04297. The paper shuffles batches over GPUs

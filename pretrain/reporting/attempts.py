@@ -1,4 +1,4 @@
-"""A part of the page that cannot be made must not cost the others."""
+"""A part of the page that cannot be made does not affect the others."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where numbers lie in the picture."""
+    """Where numbers lie in the image."""
 
     x_low: float
     x_high: float
@@ -74,7 +74,7 @@ def line_chart(
 
     Args:
         lines: nothing is drawn for a line without points.
-        label: what a screen reader says of the picture.
+        label: what a screen reader says about the chart.
         text: writes a value, when it is pointed at.
         fractions: values are fractions of one, and the axis counts in percent.
         log: a logarithmic y axis, when all values are above 0.
@@ -85,7 +85,7 @@ def line_chart(
     seen = [(line, points) for line in lines if (points := _points(line))]
     drawn = [points for _, points in seen]
     if not drawn:
-        return element("p", "Nothing was logged yet.", class_="empty")
+        return element("p", "Nothing has been logged yet.", class_="empty")
     log = log and all(y > 0 for points in drawn for _, y in points)
     frame = _frame(drawn, bounds, marks, log)
     parts = [_axes(frame, x_name, fractions)]

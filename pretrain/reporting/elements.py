@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG with everything in them escaped: text out of the data stays text."""
+"""Elements of HTML and SVG with everything in them escaped: text from the data stays text."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 from pretrain.reporting.elements import element
 from pretrain.reporting.embeddings import map_colours, neighbours, plane
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import class_colour, data_url
+from pretrain.reporting.page_images import class_colour, data_url
 from pretrain.reporting.samples import Sample
 
 NUM_QUERIES, NUM_NEIGHBOURS, NUM_LOOKED_AT = 12, 6, 8
@@ -66,8 +66,8 @@ def teacher_section(student: Embedded, teacher: Embedded, name: str) -> Section:
     shared = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
     chance = mine.shape[1] / max(1, num - 1)
     words = (
-        f" These are those of the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} nearest are also the "
-        f"teacher's; by chance it would be {100 * chance:.0f} %."
+        f" These are the neighbours according to the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} "
+        f"nearest are also the teacher's; by chance it would be {100 * chance:.0f} %."
     )
     return _neighbours(teacher, "teacher", "The teacher's nearest neighbours", words)
 
@@ -99,7 +99,7 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
 
 
 def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
-    """Fraction of neighbours of the query's class, and what it would be if neighbours were drawn by lot."""
+    """Fraction of neighbours of the query's class, and what it would be for random neighbours."""
     same = [labels[index] == labels[query] for query, row in enumerate(order_Nk.tolist()) for index in row]
     counts, num = Counter(labels).values(), len(labels)
     guess = sum(count * (count - 1) for count in counts) / max(1, num * (num - 1))
@@ -134,8 +134,8 @@ def map_section(embedded: Embedded) -> Section:
         legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MAX_CLASSES - 1)))
     svg = embedding_map(embedded.sample.tiles[: len(embedded)], positions, numbers, embedded.labels)
     lead = (
-        f"{len(embedded):,} images ({embedded.source}); near ones look alike to the encoder (t-SNE of their features). "
-        "Images are drawn where there is room, dots elsewhere; distances between far groups mean little."
+        f"{len(embedded):,} images ({embedded.source}); images that are close look similar to the encoder (t-SNE of their "
+        "features). Images are drawn where there is room, dots elsewhere; distances between distant groups mean little."
     )
     return Section("map", "Map of embeddings", Templates().render("map.html", svg=svg, legend=legend), lead)
 
@@ -185,16 +185,15 @@ def attention_section(
     colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= MIN_CELLS), maps[0]))
     columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
     cards = [
-        [{"title": title, "url": data_url(pictures[index], longest=176)} for title, pictures in columns]
+        [{"title": title, "url": data_url(tiles[index], longest=176)} for title, tiles in columns]
         for index in range(len(squares))
     ]
     with_attention = len(columns) > 2
     lead = (
-        "Bright positions get most attention from all positions of the image, on average over the heads of a stage's last "
-        "layer. "
+        "Bright areas get the most attention from the whole image, averaged over the heads of a stage's last layer. "
         if with_attention
-        else "This encoder has no attention over positions. "
-    ) + "In the last image, positions of one colour have like features, over all images."
+        else "This encoder has no attention layers. "
+    ) + "In the last image, areas of the same colour have similar features, in all images."
     return Section("attention", "Where it looks", Templates().render("attention.html", cards=cards), lead)
 
 

@@ -1,4 +1,4 @@
-"""A run folder as it is read for the page: settings, the history of its numbers, how it stands or ended."""
+"""A run folder as it is read for the page: settings, the history of its numbers, how it is going or ended."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RunRecord:
         history: of its numbers.
         result: of result.json; empty while there is none.
         status: `finished`, `running`, `killed` (it left no result and its process is gone, or has been silent for long),
-            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where nobody knows.
+            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where it is unknown.
         silent_seconds: since something was last written, None when that is not known.
         checkpoint_step: of the newest complete checkpoint.
         bad_rows: the first of bad_rows.jsonl.
@@ -128,7 +128,7 @@ def read_run(url: str, *, now: float | None = None) -> RunRecord:
     settings_url = storage.join(url, run_folder.SETTINGS)
     if not storage.exists(settings_url):
         there = ", ".join(storage.names_in(url)[:6]) or "nothing"
-        raise UserError(f"{url} is no run folder: it holds no {run_folder.SETTINGS} (there: {there})")
+        raise UserError(f"{url} is not a run folder: it holds no {run_folder.SETTINGS} (there: {there})")
     settings = yaml.safe_load(storage.read_bytes(settings_url))
     history = History(_lines(storage.join(url, run_folder.METRICS), MAX_ROWS))
     result = run_folder.read_result(url) or {}

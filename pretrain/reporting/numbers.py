@@ -1,4 +1,4 @@
-"""How numbers are written, and where the ticks of an axis stand."""
+"""How numbers are written, and where the ticks of an axis are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page itself: what stands on it, and how it becomes one HTML file."""
+"""The page itself: what is on it, and how it becomes one HTML file."""
 
 from __future__ import annotations
 

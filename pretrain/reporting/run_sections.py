@@ -1,4 +1,4 @@
-"""The parts of a page that every run has, made of its folder alone: curves, speed, interruptions, settings."""
+"""The parts of a page that every run has, made from its folder alone: curves, speed, interruptions, settings."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def curves(
 
 
 def health(run: RunRecord) -> Section | None:
-    """The spread and rank of the embeddings, and what the method says of itself; None where it is not logged."""
+    """The spread and rank of the embeddings, and the method's own numbers; None where they are not logged."""
     size = run.setting("training", "batch_size_global")
     most = f"dimensions in use, at most the smaller of batch{f' ({size})' if size else ''} and width"
     figures = [
         figure(
-            run, "spread", "Spread of embeddings", bounds=(0.0, 1.0), note="1 fills the sphere, 0: all are one point"
+            run, "spread", "Spread of embeddings", bounds=(0.0, 1.0), note="1 fills the sphere; at 0 all are one point"
         ),
         figure(run, "effective_rank", "Effective rank", bounds=(0.0, None), smooth=True, note=most),
         figure(
@@ -116,7 +116,7 @@ def health(run: RunRecord) -> Section | None:
     if not run.history.values("spread"):
         return None
     figures += own_figures(run)
-    lead = "Numbers that need no label: whether images are still told apart, and by how many dimensions."
+    lead = "Numbers that need no labels: whether images are still told apart, and in how many dimensions."
     drawn = [made for made in figures if made.value != "–"]
     return Section("health", "Health", Templates().render("charts.html", figures=drawn), lead)
 
@@ -143,13 +143,13 @@ def speed(run: RunRecord) -> Section:
             fractions=True,
             bounds=(0.0, 1.0),
             text=lambda fraction: percent(fraction, 0),
-            note="near 0 the network takes the time; near 100 % reading does",
+            note="near 0 % the network takes the time, near 100 % reading does",
         ),
     ]
     if _num_bad(run):
-        figures.append(figure(run, "bad_rows", "Bad rows met so far", bounds=(0.0, None)))
+        figures.append(figure(run, "bad_rows", "Bad rows so far", bounds=(0.0, None)))
     if retries:
-        figures.append(figure(run, "read_retries", "Reads tried again", bounds=(0.0, None)))
+        figures.append(figure(run, "read_retries", "Retried reads", bounds=(0.0, None)))
     body = Templates().render(
         "speed.html",
         figures=figures,
@@ -245,9 +245,9 @@ def _value(value: Any) -> str:
 def _restarts_in_words(run: RunRecord) -> str:
     restarts = _restart_steps(run)
     if not restarts:
-        return "Each point is a line of the log. Point at a chart, or touch it, to read its values."
+        return "Each point is a line of the log. Hover over a chart, or touch it, to read its values."
     steps = ", ".join(f"{step:,}" for step in restarts[:8])
-    return f"Dashed lines stand where the run was cut off and went on from a checkpoint (step {steps})."
+    return f"Dashed lines mark where the run was cut off and continued from a checkpoint (step {steps})."
 
 
 def _restart_steps(run: RunRecord) -> list[int]:
@@ -258,7 +258,7 @@ def _restart(entry: Mapping[str, Any]) -> dict[str, str]:
     lost, seconds = entry.get("lost_steps"), entry.get("seconds_to_recover")
     parts = [f"from step {entry.get('from_step')}"]
     if lost:
-        parts.append(f"{lost} step{'s'[: lost != 1]} done again")
+        parts.append(f"{lost} step{'s'[: lost != 1]} repeated")
     if isinstance(seconds, int | float):
         parts.append(f"{duration(seconds)} to recover")
     return {"why": masked(str(entry.get("why", ""))), "when": str(entry.get("when", "")), "what": ", ".join(parts)}

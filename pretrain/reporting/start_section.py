@@ -35,6 +35,7 @@ def start_section(run: RunRecord) -> Section | None:
         "start",
         "The start",
         body,
-        "What the weights were when the run began, and how far each layer has moved: the norm of the difference over that "
-        "of the start. Early layers that move far forget what they knew; method.keep and encoder.layer_decay hold them.",
+        "The weights that the run started from, and how far each layer has moved: the norm of the difference divided by that "
+        "of the starting weights. Early layers that move far forget what they knew; method.keep and encoder.layer_decay hold "
+        "them back.",
     )

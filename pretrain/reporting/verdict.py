@@ -20,7 +20,7 @@ class Verdict:
 
     Attributes:
         word: one or two words for the badge.
-        tone: `good`, `warn`, `bad` or `open` (nobody knows yet).
+        tone: `good`, `warn`, `bad` or `open` (not known yet).
         first, second: the sentences.
     """
 
@@ -46,7 +46,9 @@ def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Ve
         first = f"This run collapsed {kept_on}: {collapsed}."
         return Verdict("collapsed", "bad", first, _after_collapse(run))
     if run.status == "stopped":
-        return Verdict("stopped", "bad", f"This run stopped itself {_where(run)}: {reason(run)}.", _what_is_left(run))
+        return Verdict(
+            "stopped", "bad", f"This run was stopped by a rule {_where(run)}: {reason(run)}.", _what_is_left(run)
+        )
     if run.status == "killed":
         silence = (
             f", and it has written nothing for {duration(run.silent_seconds)}" if run.silent_seconds is not None else ""
@@ -82,15 +84,15 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
             return Verdict("finished, unhealthy", "warn", f"This run finished, but something is wrong: {text}.", health)
         if knn is not None:
             untrained = metrics.get(f"knn_accuracy_{UNTRAINED}")
-            beside = [f"the weights it started from get {percent(untrained)}"] if untrained is not None else []
-            beside += [f"always guessing the most frequent class gets {percent(chance)}"] if chance else []
+            beside = [f"the weights it started from reach {percent(untrained)}"] if untrained is not None else []
+            beside += [f"always guessing the most frequent class reaches {percent(chance)}"] if chance else []
             where = f", where {' and '.join(beside)}" if beside else ""
-            seen = f"a vote of nearest neighbours gets {percent(knn)} of unseen images right{where}"
+            seen = f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly{where}"
             if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
-                    "finished, little learnt", "warn", f"The encoder learnt little about classes: {seen}.", health
+                    "finished, little learnt", "warn", f"The encoder learnt little about the classes: {seen}.", health
                 )
-            return Verdict("finished", "good", f"The encoder learnt without labels: {seen}.", health)
+            return Verdict("finished", "good", f"Pretraining worked: {seen}.", health)
         loss = f"This run finished, and {_loss(run) or 'its loss was not logged'}."
         spread = metrics.get("spread")
         tone = "good" if spread is None or spread >= GOOD_SPREAD else "warn"
@@ -98,7 +100,11 @@ def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdi
 
     def so_far(metrics: Mapping[str, float]) -> str | None:
         knn = metrics.get("knn_accuracy")
-        return None if knn is None else f"a vote of nearest neighbours gets {percent(knn)} of unseen images right"
+        return (
+            None
+            if knn is None
+            else f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly"
+        )
 
     return verdict_of(run, of_finished, so_far=so_far)
 
@@ -119,7 +125,7 @@ def _after_collapse(run: RunRecord) -> str:
     batch = run.setting("training", "batch_size_global")
     larger = f" than {batch}" if isinstance(batch, int) else ""
     return (
-        f"Its encoder tells images apart no better than chance and should not be used; a lower rate{now}, a longer warm-up or "
+        f"Its encoder cannot tell images apart and should not be used; a lower rate{now}, a longer warm-up or "
         f"a larger batch{larger} usually helps."
     )
 
@@ -128,8 +134,8 @@ def _health(metrics: Mapping[str, float]) -> str:
     spread, rank = metrics.get("spread"), metrics.get("rankme", metrics.get("effective_rank"))
     parts = []
     if spread is not None:
-        words = "are well spread" if spread >= GOOD_SPREAD else "are crowded together"
-        parts.append(f"embeddings {words} ({spread:.2f}, where 1 fills the sphere and 0 is collapsed)")
+        words = "are well spread" if spread >= GOOD_SPREAD else "are close together"
+        parts.append(f"embeddings {words} ({spread:.2f}; 1 fills the sphere, 0 is collapsed)")
     if rank is not None:
         parts.append(
             f"they use about {rank:.0f} dimensions" if parts else f"embeddings use about {rank:.0f} dimensions"

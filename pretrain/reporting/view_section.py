@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.reading.loader import filled
 from pretrain.data.views.random_views import RandomViews
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.view_sheet import shown
 from pretrain.reporting.page import Section, Templates
-from pretrain.reporting.pictures import data_url
+from pretrain.reporting.page_images import data_url
 from pretrain.reporting.samples import Row
 
 NUM_IMAGES, MAX_VIEWS = 6, 8
@@ -23,8 +23,8 @@ def view_section(rows: Sequence[Row], specs: Sequence[ViewSpec], *, seed: int, c
     cards = [_card(row, specs, passes, seed=seed, channels=channels) for row in rows[:NUM_IMAGES]]
     words = " and second" if len(passes) == 2 else ""
     lead = (
-        f"What the method is given of an image in the first{words} epoch: crops as they are framed in it, changed in colour. "
-        "It learns by finding out what stays the same."
+        f"What the method sees of an image in the first{words} epoch: crops, framed in the image, with changed colours. "
+        "It learns from what stays the same."
     )
     return Section("views", "Views", Templates().render("views.html", cards=cards), lead)
 
@@ -54,5 +54,5 @@ def _card(row: Row, specs: Sequence[ViewSpec], passes: Sequence[int], *, seed: i
                     "colour": colour,
                 }
             )
-    pixels = shown(as_channels(open_picture(row.data, channels=channels).decode(1), channels))
+    pixels = shown(as_channels(open_image(row.data, channels=channels).decode(1), channels))
     return {"url": data_url(pixels, longest=200), "boxes": boxes, "views": views}

@@ -1,4 +1,4 @@
-"""Holding on to the weights that a run started from, so that it does not forget what they know."""
+"""Pulling back to the weights that a run started from, so that it does not forget what they know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: tensors and plain numbers, written in the background, whole or not at all.
+"""Checkpoints of a run: tensors and plain numbers, written in the background, completely or not at all.
 
 OUT/checkpoints/step_00001200/ holds `state.pt` (module and optimizer state, loaded with `weights_only=True`) and
 `checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder without it is a
@@ -160,7 +160,9 @@ class CheckpointWriter:
         except BaseException as error:
             self._error = error
             whole = (
-                "no whole one yet" if self._whole_step is None else f"the last whole one is of step {self._whole_step}"
+                "no complete one yet"
+                if self._whole_step is None
+                else f"the last complete one is of step {self._whole_step}"
             )
             self._troubles.append(f"the checkpoint of step {step} could not be written ({error}); {whole}")
             return
@@ -267,8 +269,8 @@ def find_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | Cut
     if len(wrong) > len(cut_off):
         listed = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
         raise UserError(
-            f"none of the checkpoints in {url} is whole ({listed}); put a whole copy of one back, or remove {url} to start at "
-            "step 0"
+            f"none of the checkpoints in {url} is complete ({listed}); put a complete copy of one back, or remove {url} to "
+            "start at step 0"
         )
     return CutOff(tuple(cut_off))
 
@@ -299,7 +301,7 @@ class Meta:
 
 
 def read_meta(folder: str) -> Meta | None:
-    """What a checkpoint's folder says of it; None where the file is missing.
+    """What a checkpoint's folder says about it; None where the file is missing.
 
     Raises Damaged where it says nothing that could be, and UserError where another version of the program wrote it.
     """
@@ -311,7 +313,7 @@ def read_meta(folder: str) -> Meta | None:
     except ValueError as error:
         raise Damaged(f"{META} is not valid JSON") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("format_version"), int):
-        raise Damaged(f"{META} is no description of a checkpoint")
+        raise Damaged(f"{META} is not the description of a checkpoint")
     version = meta.pop("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
@@ -325,7 +327,7 @@ def read_meta(folder: str) -> Meta | None:
     optional = ("best_score", "best_step")
     for name, value in meta.items():
         if name not in kinds:
-            raise Damaged(f"{META} holds {name!r}, which no checkpoint has")
+            raise Damaged(f"{META} holds {name!r}, which checkpoints do not have")
         kind = (int, float) if kinds[name] is float else kinds[name]
         if isinstance(value, bool) or not (isinstance(value, kind) or (value is None and name in optional)):
             raise Damaged(f"{META} says {name}={str(value)[:40]!r}")
@@ -349,7 +351,7 @@ def complete_steps(run_url: str) -> list[int]:
 
 
 def newest_progress(run_url: str) -> Progress | None:
-    """What the newest checkpoint that can be read says of the run, without reading its state; None when there is none."""
+    """What the newest readable checkpoint says about the run, without reading its state; None when there is none."""
     url = storage.join(run_url, "checkpoints")
     for name in reversed(_step_folders(url)):
         try:

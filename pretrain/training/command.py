@@ -12,8 +12,8 @@ from cluster.settings import load_settings
 Schema = TypeVar("Schema")
 CHECK = "--check"
 COMMON_USAGE = """
-The same command again continues a run that was cut off. With --check the command validates settings, data, storage and a
-first batch, estimates memory and time, and starts nothing. Settings:
+The same command again continues a run that was cut off. With --check the command validates settings, data,
+storage and a first batch, estimates memory and time, and starts nothing. Settings:
 """
 
 

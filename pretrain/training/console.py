@@ -1,4 +1,4 @@
-"""What a run shows: one moving line on a terminal or in a notebook, plain lines elsewhere, warnings in words."""
+"""What a run prints: one moving line on a terminal or in a notebook, plain lines elsewhere, and warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of the modules that it trains, and of the batches that it takes."""
+"""What the training loop expects of the modules that it trains and of the batches that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run learns from, by content, so that data that changed under an unfinished run is seen.
+"""What a run learns from, by content, so that a change of the data under an unfinished run is noticed.
 
 Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in which they are
 read; not by their names, so that the same data is the same at another location. Small files are read whole. A change of a few
@@ -58,8 +58,8 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change
     changed = differences(old, new)
     if changed and on_change != "continue":
         raise UserError(
-            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data back, start anew in "
-            "another out, or go on with what is there now by data.on_change=continue"
+            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data back, start again in "
+            "another out, or go on with what is there now with data.on_change=continue"
         )
     return changed
 
@@ -111,6 +111,6 @@ def _difference(old: Mapping[str, Any], new: Identity) -> str:
             return f"{rows}; {before[number][0]} is missing"
         if before[number][2] != now[number][2]:
             (old_name, old_rows, _), (name, new_rows, _) = before[number], now[number]
-            what = name if name == old_name else f"{name} in the place of {old_name}"
+            what = name if name == old_name else f"{name} instead of {old_name}"
             return f"{rows}; the first file that differs is {what} ({old_rows} -> {new_rows} rows)"
     return rows

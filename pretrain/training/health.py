@@ -1,4 +1,4 @@
-"""Numbers that show whether a run is alive, without any label, and what they say in words."""
+"""Numbers that show without labels whether a run is healthy, and what they mean in words."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class HealthWatch:
                 "no learning",
                 f"the loss {loss:.3f} is stuck at its chance value {chance_loss:.3f}"
                 if near
-                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of a network that knows nothing",
+                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of an untrained network",
                 "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
             )
         explained = max(
@@ -167,8 +167,9 @@ class HealthWatch:
         if step > self._num_steps // 3 and explained < MIN_EXPLAINED:
             yield (
                 "no learning",
-                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, as a constant would",
-                "another learning rate, milder crops or a teacher that knows such images usually help",
+                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, no more than a constant "
+                "would",
+                "another learning rate, milder crops or a teacher that knows images like these usually help",
             )
         information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
         if information < MIN_INFORMATION or in_use < MIN_OUTPUTS:
@@ -176,7 +177,7 @@ class HealthWatch:
             few = f"{in_use:.1f} outputs are in use"
             yield (
                 "collapse of assignments",
-                f"all images are assigned alike ({alike if information < MIN_INFORMATION else few})",
+                f"all images get the same assignment ({alike if information < MIN_INFORMATION else few})",
                 "centring, a lower teacher temperature or a lower learning rate usually helps",
             )
         if numbers.get("queue_spread", 1.0) < MIN_SPREAD:

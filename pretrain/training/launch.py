@@ -70,7 +70,7 @@ def launch(
         for line in before.end_in_words():
             print(f"{title}: {line}", flush=True)
         if report is not None and not storage.exists(storage.join(out, run_folder.REPORT)):
-            print(f"{title}: its report is missing and is written now", flush=True)
+            print(f"{title}: its report was missing and is written now", flush=True)
             write_report(report, out)
         return 0
     before.check_data()
@@ -226,7 +226,7 @@ def _check(
         else:
             with local_context(console.show) as here:
                 _rehearsal(here, todo)
-    print(f"{title}: all is well; nothing was started")
+    print(f"{title}: everything is fine; nothing was started")
     return 0
 
 
@@ -241,6 +241,6 @@ def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]
     if settings.min_workers > settings.workers:
         raise UserError(
             f"cluster.min_workers={settings.min_workers} is more than cluster.workers={settings.workers}; "
-            "workers is the most that a run takes"
+            "workers is the maximum that a run takes"
         )
     return [size for size in world_sizes if 0 < settings.min_workers <= size < settings.workers]

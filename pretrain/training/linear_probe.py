@@ -1,4 +1,4 @@
-"""Linear probe on cached features: logistic regression, the usual measure of what frozen features tell of labels."""
+"""Linear probe on cached features: logistic regression, the usual measure of what frozen features say about labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run measures, says and writes between its steps: counts, evaluations, log lines, checkpoints."""
+"""What a run measures, reports and writes between its steps: counts, evaluations, log lines, checkpoints."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class Logbook:
                 evaluating.keep_best(progress.step)
 
     def log_when_due(self, gradients: Gradients, exchange: GradientExchange, numbers: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and what it says of the run's health. Raises RunStopped on collapse where the plan says so.
+        """A line of metrics.jsonl, and what it says about the run's health. Raises RunStopped on collapse where the plan says
+        so.
 
         `numbers` are those of an evaluation, which are logged whenever there are any.
         """

@@ -67,7 +67,7 @@ def begin(text: str, step: int, *, num_steps: int, batch_size_global: int) -> Ch
     url, _ = parsed(text)
     if step >= num_steps:
         raise UserError(
-            f"{SETTING}={text} stands at step {step}, and this run ends at step {num_steps}: no step is left; give more "
+            f"{SETTING}={text} is at step {step}, and this run ends at step {num_steps}: no steps are left; give more "
             "training.epochs or training.steps"
         )
     found = checkpoints.load_newest(url, at_step=step)

@@ -1,4 +1,4 @@
-"""What the loop is to do, settled before its first step."""
+"""What the loop will do, decided before its first step."""
 
 from __future__ import annotations
 

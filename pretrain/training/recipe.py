@@ -242,7 +242,7 @@ def _optimizer(
 
 
 def summary(progress: Progress, context: RankContext) -> dict[str, Any]:
-    """What result.json says of every run that finished."""
+    """What result.json holds for every finished run."""
     return {
         "device": context.device_name,
         "workers": context.world_size,

@@ -1,4 +1,4 @@
-"""What `--check` does in place of training: a first batch, a few steps that are thrown away, and what they foretell."""
+"""What `--check` does in place of training: a first batch, a few steps that are thrown away, and an estimate from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rehearse(
 ) -> Outcome:
     """Takes what `pretrain.training.loop.train` takes, and reports how long a run would take and what memory it needs.
 
-    The steps are those of training. Nothing is written, and no other worker is spoken to: `context` may be rank 0 of several
+    The steps are those of training. Nothing is written, and no other worker is contacted: `context` may be rank 0 of several
     that are not there. The steps run on this machine, so the estimate holds for workers like it.
 
     Raises UserError when a batch does not fit into memory.

@@ -1,6 +1,6 @@
 """Every restart of a run, explained: OUT/restarts.jsonl, and the same list in result.json.
 
-A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or somebody gave the
+A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or a user gave the
 command again. The list is a file of its own, because a checkpoint is older than the restart that it is read for: of two
 deaths between two checkpoints, both are to be counted.
 """
@@ -44,7 +44,7 @@ class Restart:
     passed_over: dict[str, str] = field(default_factory=dict)
 
     def as_entry(self) -> dict[str, Any]:
-        """It as plain values; what was not passed over is not spoken of."""
+        """As plain values; what was not passed over is left out."""
         return {name: value for name, value in asdict(self).items() if name != "passed_over" or value}
 
 

@@ -1,4 +1,4 @@
-"""Where a run begins: at step 0, or at the newest checkpoint that is whole, on every rank the same."""
+"""Where a run begins: at step 0, or at the newest complete checkpoint, the same on every rank."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def resume(
     restart = run.restarts.begin(context, from_step=progress.step, last_step=last_step, passed_over=passed_over)
     progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
     if restart is not None:
-        again = f"; {restart.lost_steps} steps are taken again" if restart.lost_steps else ""
+        again = f"; {restart.lost_steps} steps are repeated" if restart.lost_steps else ""
         context.note(f"restart {progress.restarts}: {restart.why}{again}")
     return progress, writer

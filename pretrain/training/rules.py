@@ -1,4 +1,4 @@
-"""The rules that end a run: numbers that are not finite, and too many rows that cannot be used."""
+"""The rules that end a run: non-finite numbers, and too many unusable rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def check_finite(rule: str, step: int, gradients: Gradients, in_a_row: int) -> N
     raise RunStopped(
         f"step {step}: the loss ({gradients.loss:g}) or the gradient (norm {gradients.norm:g}) is not finite{many}; the "
         f"parameters were not changed by it. A lower learning rate (now {gradients.learning_rate:g}), a longer warm-up or "
-        "training.clip_gradient=1 usually helps; the last checkpoint is from before"
+        "training.clip_gradient=1 usually helps; the last checkpoint is from before it"
     )
 
 
 def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> UserError:
-    """What to do where a step does not fit: the user's to mend, and no restart would."""
+    """What to do where a step does not fit: the user must change something, a restart would not help."""
     batch, size = plan.training.batch_size_global, plan.training.batch_size_global // context.world_size
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(

@@ -90,7 +90,7 @@ class RunFolder:
         return last_step
 
     def _begin(self, path: Path, found: bytes, kept: bytes) -> None:
-        """Opens metrics.jsonl behind `kept`, so that whoever is killed meanwhile leaves what was found or what is kept."""
+        """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile leaves what was found or what is kept."""
         if self._staging is None and found.startswith(kept):  # the usual case, which needs no room on a full disk
             self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
             self._metrics.truncate(len(kept))
@@ -119,7 +119,7 @@ class RunFolder:
                 written = self._metrics.write(self._waiting)
                 self._size, self._waiting = self._size + written, self._waiting[written:]
         except OSError as error:
-            self.troubles.append(f"{METRICS} could not be written ({error}); its lines wait in memory")
+            self.troubles.append(f"{METRICS} could not be written ({error}); its lines are kept in memory")
 
     def _to_tensorboard(self, action: Callable[[Any], object]) -> None:
         if self._tensorboard is not None:
@@ -127,7 +127,7 @@ class RunFolder:
                 action(self._tensorboard)
             except Exception as error:  # its writer is a thread of its own, which hands on whatever ended it
                 self._tensorboard = None
-                self.troubles.append(f"no more is written for TensorBoard until the next start ({error})")
+                self.troubles.append(f"nothing more is written for TensorBoard until the next start ({error})")
 
     def _take_troubles(self) -> None:
         if self._trackers is not None:
@@ -274,7 +274,7 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
 def check_is_no_file(run_url: str) -> None:
     """Raises UserError when a file lies in the place of OUT."""
     if storage.is_local(run_url) and storage.local_path(run_url).is_file():
-        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is none yet")
+        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is nothing yet")
 
 
 def check_claim(run_url: str, refused: Sequence[str]) -> None:
@@ -295,6 +295,6 @@ def check_claim(run_url: str, refused: Sequence[str]) -> None:
         others = [name for name in storage.names_in(run_url) if not name.startswith(".")]
         if others:
             raise UserError(
-                f"{run_url} is not empty and is no run folder (there: {', '.join(others[:5])}); choose another out"
+                f"{run_url} is not empty and is not a run folder (there: {', '.join(others[:5])}); choose another out"
             )
     storage.check_writable(run_url)

@@ -107,7 +107,7 @@ class OptimizerSettings:
         0.05, minimum=0, help="weight decay of matrices and kernels (not of biases and norms)"
     )
     final_weight_decay: float | None = setting(
-        None, minimum=0, help="weight decay at the last step, reached by half a cosine; null: as at the first"
+        None, minimum=0, help="weight decay at the last step, reached along half a cosine; null: constant"
     )
     final_fraction: float = setting(
         0.0, minimum=0, maximum=1, help="fraction of the peak learning rate at the last step"
@@ -120,7 +120,9 @@ class TrainingSettings:
 
     batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
     epochs: float = setting(100.0, minimum=0, help="passes over the data")
-    steps: int | None = setting(None, minimum=1, help="steps instead of epochs; null: as many as the epochs have")
+    steps: int | None = setting(
+        None, minimum=1, help="number of steps, instead of epochs; null: as many as the epochs have"
+    )
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
         "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
@@ -129,7 +131,7 @@ class TrainingSettings:
         True, help="the same seed gives the same numbers bit for bit; false: faster kernels on CUDA that may not"
     )
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
-    clip_gradient: float = setting(0.0, minimum=0, help="largest norm of the gradient; 0 does not clip")
+    clip_gradient: float = setting(0.0, minimum=0, help="maximum norm of the gradient; 0 does not clip")
     on_nonfinite: str = setting("stop", choices=["stop", "skip"], help="what to do at a non-finite loss or gradient")
     log_every_steps: int = setting(20, minimum=1, help="steps between two lines of metrics.jsonl")
     checkpoint_every_steps: int = setting(1000, minimum=1, help="steps between two checkpoints")
@@ -158,7 +160,9 @@ class ClusterSettings:
 
     workers: int = setting(1, minimum=0, help="Ray workers; 0 runs in this process without Ray")
     min_workers: int = setting(
-        0, minimum=0, help="fewest workers to go on with when machines are lost (grows again); 0: waits for `workers`"
+        0,
+        minimum=0,
+        help="minimum workers to go on with when machines are lost (it grows again later); 0: waits for `workers`",
     )
     cpus_per_worker: float | None = setting(
         None,
@@ -173,10 +177,10 @@ class ClusterSettings:
     )
     max_failures: int = setting(3, minimum=-1, help="restarts after failures; -1 for no limit")
     hang_seconds: float = setting(
-        600.0, minimum=1, help="seconds that workers wait for one that hangs before all are started again"
+        600.0, minimum=1, help="seconds that workers wait for one that hangs before all are restarted"
     )
-    resize_seconds: float = setting(60.0, minimum=1, help="seconds between two looks whether a shrunk run can grow")
-    address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a Ray of its own")
+    resize_seconds: float = setting(60.0, minimum=1, help="seconds between checks whether a shrunk run can grow again")
+    address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a private Ray")
 
 
 @dataclass(frozen=True)

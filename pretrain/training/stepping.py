@@ -1,4 +1,4 @@
-"""One training step: forward, backward, and the move of the optimizer. The loop and `--check` take the same."""
+"""One training step: forward, backward, and the optimizer's update. The loop and `--check` share it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The same numbers for MLflow and Weights & Biases, beside TensorBoard, by one setting: `tracking: [mlflow, wandb]`.
 
-Both work without a network, and where they keep their runs is told by their own variables:
+Both work without a network, and where they keep their runs is set by their own variables:
 - mlflow: `MLFLOW_TRACKING_URI`, else a SQLite file `mlflow.db` in OUT; `MLFLOW_EXPERIMENT_NAME`, else `fovea`.
 - wandb: `WANDB_API_KEY` or `WANDB_MODE=online` send to `WANDB_BASE_URL`; else it writes OUT/wandb, for `wandb sync`;
   `WANDB_PROJECT`, else `fovea`.
@@ -54,8 +54,8 @@ def check_tracking(names: Sequence[str], out: str) -> None:
             raise UserError(f"tracking={name} needs packages that are not installed: pip install fovea[{name}]")
     if "mlflow" in names and not storage.is_local(out) and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError(
-            f"tracking=mlflow cannot keep its file in {out}, which is no local folder; "
-            "set MLFLOW_TRACKING_URI to a server or a file (sqlite:///mlflow.db)"
+            f"tracking=mlflow cannot keep its file in {out}, which is not a local folder; set MLFLOW_TRACKING_URI to a server "
+            "or a file (sqlite:///mlflow.db)"
         )
 
 
@@ -117,7 +117,7 @@ class Trackers:
 
     def _tell(self, name: str, error: Exception) -> None:
         reason = masked((str(error).strip() or type(error).__name__).splitlines()[0])
-        self.troubles.append(f"no more is sent to {name} until the next start ({reason})")
+        self.troubles.append(f"nothing more is sent to {name} until the next start ({reason})")
 
 
 def _log(tracker: Tracker, step: int, numbers: Mapping[str, float]) -> None:

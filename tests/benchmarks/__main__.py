@@ -39,6 +39,7 @@ from tests.benchmarks import (
     reading,
     reports,
     scaling,
+    serving,
     startup,
     stored_features,
     streaming,
@@ -82,6 +83,8 @@ def main() -> None:
         workers.main([f"{folder}/train"])
         print("\n== scaling")
         scaling.main([f"{folder}/train"])
+    print("\n== serving")
+    serving.main([])
     print("\n== stored_features")
     stored_features.main([])
     print("\n== overlap")

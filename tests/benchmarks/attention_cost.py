@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     finally:
         torch.set_num_threads(threads_before)
 
-    print(f"ConvolutionalAttention({CHANNELS}, heads={HEADS}), batch {BATCH}, forward and backward, {options.device}, "
-          f"{options.threads} thread(s), torch {torch.__version__}: milliseconds")  # fmt: skip
+    print(
+        f"ConvolutionalAttention({CHANNELS}, heads={HEADS}), batch {BATCH}, forward and backward, {options.device}, "
+        f"{options.threads} thread(s), torch {torch.__version__}: milliseconds"
+    )
     print(f"{'pixels':>14}" + "".join(f"{side * side:>10,}" for side in options.sides) + "  exponent")
     exponents = {}
     for variant, row in seconds.items():

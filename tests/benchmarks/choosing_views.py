@@ -152,7 +152,7 @@ def trained(row: str, seed: int, budget: float, train: Path) -> tuple[Encoder, i
     optimizer = build_optimizer("adamw", groups, learning_rate=peak, momentum=0.9)
     method.train()
     with Loader(order, source, transform, rank=0, world_size=1, kept=viewer.kept_images()) as loader:
-        for _ in range(CALIBRATION_STEPS):  # compiles the views' loops, which is nobody's training
+        for _ in range(CALIBRATION_STEPS):  # compiles the views' loops, which is not part of the training
             viewer.finish(next(loader))
         began, step = time.process_time(), 0
         while (share := (time.process_time() - began) / budget) < 1:

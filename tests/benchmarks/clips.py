@@ -1,8 +1,11 @@
 """Alarms, places and tracks on clips made from real photos, with known truth: precision and recall, and MOTA.
 
-    python -m tests.benchmarks.clips alarms MODEL PHOTOS         # a classifier of the clothing photos; PHOTOS holds test/CLASS
-    python -m tests.benchmarks.clips places ENCODER BCCD         # learns from whole patches whether a white cell is there
-    python -m tests.benchmarks.clips tracks MODEL BCCD           # a detector of blood cells; BCCD holds index.jsonl
+    # a classifier of the clothing photos; PHOTOS holds test/CLASS
+    python -m tests.benchmarks.clips alarms MODEL PHOTOS
+    # learns from whole patches whether a white cell is there
+    python -m tests.benchmarks.clips places ENCODER BCCD
+    # a detector of blood cells; BCCD holds index.jsonl
+    python -m tests.benchmarks.clips tracks MODEL BCCD
 
 Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos, in shots of one
 photo each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that

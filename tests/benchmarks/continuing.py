@@ -1,6 +1,7 @@
 """What going on from an encoder of other photos is worth, and what it forgets with and without `method.keep`.
 
-    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000] [--keep 0.1] [--rate 1e-3]
+    python -m tests.benchmarks.continuing PHOTOS [--demo runs/demo] [--seeds 0] [--steps 2000]
+        [--keep 0.1] [--rate 1e-3]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class (../shared/data/clothing_cc0). The first data are the
 demo's scenes, with labels for kNN. The first encoder is that of a finished `make demo`, which learnt from a teacher; without
@@ -67,7 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
             runs[f"held {keep:g}"] = (quarter, [*first, slowly, f"method.keep={keep}"])
         for weight in options.own:
             distil = {"teacher": str(learnt / "encoder"), "contrast_weight": 1.0, "image_weight": weight}
-            own = ["method.name=distill", f"method.arguments={json.dumps(distil)}", "views.arguments.num_views=2"]
+            own = [
+                "method.name=distill",
+                f"method.arguments={json.dumps(distil)}",
+                "views.arguments.num_views=2",
+                "optimizer.scaling=linear",
+            ]
             runs[f"own {weight:g}"] = (quarter, [*first, slowly, *own])
         rows.append((seed, "first", None, None, scene_knn(learnt, first_train, first_test), None, 0.0))
         for name, (steps, more) in runs.items():

@@ -1,6 +1,7 @@
 """What it brings to compute 1x1 convolutions as matrix products, and small depthwise ones over a padded map.
 
-    python -m tests.benchmarks.convolutions [--encoder convattn_nano] [--size 64] [--batch 128] [--repeats 9] [--threads 1]
+    python -m tests.benchmarks.convolutions [--encoder convattn_nano] [--size 64] [--batch 128]
+        [--repeats 9] [--threads 1]
 
 A step (forward, backward) and a forward without gradient of the encoder, with `PointwiseConv` and `DepthwiseConv` as they are
 and as `torch.nn.Conv2d`, in turn; milliseconds of CPU, medians, and the median of the ratios turn by turn.

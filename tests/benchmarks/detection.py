@@ -1,6 +1,7 @@
 """Detection on blood-cell images: mAP and AP50 of FCOS and Faster R-CNN, from a pretrained encoder and from random weights.
 
-    python -m tests.benchmarks.detection BCCD CLOTHING [--heads fcos faster_rcnn] [--seeds 0] [--out runs/detection]
+    python -m tests.benchmarks.detection BCCD CLOTHING [--heads fcos faster_rcnn] [--seeds 0]
+        [--out runs/detection]
 
 BCCD is a folder with `index.jsonl`: a line an image with `path`, `split` (train, val, test) and `boxes` (`cls`, `xyxy`).
 CLOTHING is a folder of photos without labels. The encoder is pretrained by `configs/pretrain/small/simclr.yaml` on BCCD's train

@@ -1,6 +1,7 @@
 """What a teacher's knowledge is worth: distillation beside SimCLR at equal CPU time, the teacher's pass counted in.
 
-    python -m tests.benchmarks.distilling PHOTOS [--seeds 0 1 2] [--rows simclr distill ...] [--cpu-seconds 500]
+    python -m tests.benchmarks.distilling PHOTOS [--seeds 0 1 2] [--rows simclr distill ...]
+        [--cpu-seconds 500]
         [--out runs/distilling] [--finetune] [--step] [key=value ...]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Each row pretrains `convattn_nano` at 64 pixels on
@@ -95,7 +96,7 @@ def cost_of(row: str, out: Path, shards: dict[str, Path], overrides: list[str]) 
     told = out / f"cost-{row}.json"
     if not told.exists():
         settings, _ = settings_of(row, out, shards)
-        # the views' loops are compiled by the first run on a machine, which is nobody's training
+        # the views' loops are compiled by the first run on a machine, which is not part of the training
         command("pretrain", *settings, f"out={out / f'cost-{row}-first'}", "training.steps=2", *overrides)
         spent = []
         for steps in (SHORT, LONG):

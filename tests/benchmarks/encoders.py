@@ -1,6 +1,7 @@
 """Encoder bake-off: the same method and views for the same training time, then kNN and a linear probe.
 
-    python -m tests.benchmarks.encoders PHOTOS [key=value ...] [--seconds 120] [--seeds 0] [--jobs 1] [--only NAME ...]
+    python -m tests.benchmarks.encoders PHOTOS [key=value ...] [--seconds 120] [--seeds 0] [--jobs 1]
+        [--only NAME ...]
 
 PHOTOS holds `train` and `test`, each with a folder a class. Every run is `configs/pretrain/small/simclr.yaml` in a process of
 its own with one thread, with the encoder exchanged; a first run of some steps measures the seconds of CPU of a step, and the

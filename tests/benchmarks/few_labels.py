@@ -1,6 +1,7 @@
 """What pretraining is worth with few labels: boxes of 10 % and 20 % of the images, and captions of 400.
 
-    python -m tests.benchmarks.few_labels BCCD [--parts detection] [--seeds 0 1 2] [--out runs/few] [key=value ...]
+    python -m tests.benchmarks.few_labels BCCD [--parts detection] [--seeds 0 1 2] [--out runs/few]
+        [key=value ...]
 
 BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detectors learn from a share of the 205 train images,
 another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is chosen by the validation images, the

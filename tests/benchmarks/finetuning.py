@@ -1,6 +1,7 @@
 """Classification of real photos from an encoder and from random weights: linear, full and lora, with few and all labels.
 
-    python -m tests.benchmarks.finetuning PHOTOS [--encoder URL] [--seeds 0 1 2] [--out FOLDER] [--minutes N] [key=value ...]
+    python -m tests.benchmarks.finetuning PHOTOS [--encoder URL] [--seeds 0 1 2] [--out FOLDER]
+        [--minutes N] [key=value ...]
 
 PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Without --encoder one is pretrained on the train
 split without labels, by `configs/pretrain/small/simclr.yaml`. Every run is one of `python -m finetune` with a configuration

@@ -4,7 +4,7 @@
 
 Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by as many threads.
 Memory: files of 32 x 32 with a split, each import in a process of its own; what the same process takes for ten images is
-taken off. All files differ in a few bytes behind the picture, so that none is left out as another's duplicate.
+taken off. All files differ in a few bytes behind the image, so that none is left out as another's duplicate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-NUM_PICTURES = 200
+NUM_IMAGES = 200
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,17 +110,17 @@ def child(src: str, dest: str) -> None:
 
 
 def make(folder: Path, num: int, *, size: tuple[int, int]) -> list[Path]:
-    """So many files in one folder; pictures of smooth noise, as photos are."""
+    """So many files in one folder; images of smooth noise, as photos are."""
     folder.mkdir(parents=True)
-    pictures = []
-    for number in range(min(num, NUM_PICTURES)):
+    images = []
+    for number in range(min(num, NUM_IMAGES)):
         coarse = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     files = [folder / f"{number:08d}.jpg" for number in range(num)]
     for number, file in enumerate(files):
-        file.write_bytes(pictures[number % NUM_PICTURES] + str(number).encode())
+        file.write_bytes(images[number % NUM_IMAGES] + str(number).encode())
     return files
 
 

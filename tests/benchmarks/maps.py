@@ -50,16 +50,16 @@ NUM_CHOOSING = 100  # training images on which a head is chosen
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """Images of one size, uint8 [N, 3, H, W], for each the boxes looked for (shares of the sides, [n, 4]) and a class."""
 
     images_N3HW: np.ndarray
     boxes: list[np.ndarray]
     classes: list[str]
 
-    def first(self, num: int) -> Pictures:
+    def first(self, num: int) -> ImageSet:
         """The first of them."""
-        return Pictures(self.images_N3HW[:num], self.boxes[:num], self.classes[:num])
+        return ImageSet(self.images_N3HW[:num], self.boxes[:num], self.classes[:num])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,7 +90,7 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     if not (out / "data" / "demo.json").exists():
         write_demo(str(out / "data"), num_images=NUM_SCENES)
     train, test = (scenes(out / "data" / split) for split in ("train", "validation"))
-    main_boxes = Pictures(test.images_N3HW, [boxes[:1] for boxes in test.boxes], test.classes)
+    main_boxes = ImageSet(test.images_N3HW, [boxes[:1] for boxes in test.boxes], test.classes)
     rows = []
     for seed in seeds:
         encoder = pretrained(out / f"seed{seed}", "configs/pretrain/demo.yaml", out / "data" / "train", seed,
@@ -131,7 +131,7 @@ def white_cells(source: Path, out: Path, seeds: Sequence[int], *, num_steps: int
 # -- maps and their numbers ---------------------------------------------------------------------------------------------
 
 
-def attention_rows(encoder_url: str, train: Pictures, test: Pictures, seed: int) -> list[tuple[str, tuple[float, ...]]]:
+def attention_rows(encoder_url: str, train: ImageSet, test: ImageSet, seed: int) -> list[tuple[str, tuple[float, ...]]]:
     """Share of attention inside boxes, over that of their area: by rollout, and by the head that is best on `train`."""
     config = read_encoder_config(encoder_url)
     torch.manual_seed(seed)
@@ -145,49 +145,49 @@ def attention_rows(encoder_url: str, train: Pictures, test: Pictures, seed: int)
     return rows
 
 
-def rollout_of(encoder: Encoder, pictures: Pictures) -> np.ndarray:
+def rollout_of(encoder: Encoder, images: ImageSet) -> np.ndarray:
     """[N, H, W]."""
-    return np.concatenate([attention_rollout(encoder, some).numpy() for some in batches(pictures)])
+    return np.concatenate([attention_rollout(encoder, some).numpy() for some in batches(images)])
 
 
-def every_head(encoder: Encoder, pictures: Pictures) -> dict[tuple[str, int], np.ndarray]:
+def every_head(encoder: Encoder, images: ImageSet) -> dict[tuple[str, int], np.ndarray]:
     """[N, H, W] of each layer and head."""
     heads: dict[tuple[str, int], list[np.ndarray]] = {}
-    for some in batches(pictures):
+    for some in batches(images):
         for layer, maps_BhHW in attention_maps(encoder, some).items():
             for head in range(maps_BhHW.shape[1]):
                 heads.setdefault((layer, head), []).append(maps_BhHW[:, head].numpy())
     return {key: np.concatenate(parts) for key, parts in heads.items()}
 
 
-def class_map_numbers(model_url: str, pictures: Pictures) -> tuple[float, ...]:
-    """Numbers of the pictures' own classes' Grad-CAM."""
+def class_map_numbers(model_url: str, images: ImageSet) -> tuple[float, ...]:
+    """Numbers of the images' own classes' Grad-CAM."""
     predictor = load_model(model_url)
     names = predictor.config["class_names"]
     heats, start = [], 0
-    for some in batches(pictures):
-        classes = torch.tensor([names.index(name) for name in pictures.classes[start : start + len(some)]])
+    for some in batches(images):
+        classes = torch.tensor([names.index(name) for name in images.classes[start : start + len(some)]])
         heats.append(grad_cam(predictor.model, some, classes).numpy())
         start += len(some)
-    return numbers_of(np.concatenate(heats), pictures)
+    return numbers_of(np.concatenate(heats), images)
 
 
-def window_numbers(model_url: str, pictures: Pictures) -> tuple[float, ...]:
-    """Numbers of the evidence for the pictures' classes in windows of the size that the model learnt from."""
-    predictor, size = load_model(model_url), min(pictures.images_N3HW.shape[2:])
-    localizers = {name: Localizer(predictor, name, size=size) for name in set(pictures.classes)}
+def window_numbers(model_url: str, images: ImageSet) -> tuple[float, ...]:
+    """Numbers of the evidence for the images' classes in windows of the size that the model learnt from."""
+    predictor, size = load_model(model_url), min(images.images_N3HW.shape[2:])
+    localizers = {name: Localizer(predictor, name, size=size) for name in set(images.classes)}
     heats = [
         localizers[name].localize_pixels(np.ascontiguousarray(image_3HW.transpose(1, 2, 0))).heat_HW
-        for image_3HW, name in zip(pictures.images_N3HW, pictures.classes, strict=True)
+        for image_3HW, name in zip(images.images_N3HW, images.classes, strict=True)
     ]
-    return numbers_of(np.stack(heats), pictures)
+    return numbers_of(np.stack(heats), images)
 
 
-def numbers_of(maps_NHW: np.ndarray, pictures: Pictures) -> tuple[float, float, float, float]:
+def numbers_of(maps_NHW: np.ndarray, images: ImageSet) -> tuple[float, float, float, float]:
     """Share inside the boxes over the boxes' area, that share, that area, and how often the highest point is inside."""
-    height, width = pictures.images_N3HW.shape[2:]
+    height, width = images.images_N3HW.shape[2:]
     shares, areas, hits = [], [], []
-    for map_HW, boxes in zip(maps_NHW, pictures.boxes, strict=True):
+    for map_HW, boxes in zip(maps_NHW, images.boxes, strict=True):
         inside_HW = np.zeros((height, width), bool)
         for left, top, right, low in boxes:
             inside_HW[round(top * height) : round(low * height), round(left * width) : round(right * width)] = True
@@ -200,10 +200,10 @@ def numbers_of(maps_NHW: np.ndarray, pictures: Pictures) -> tuple[float, float, 
     return share / area, share, area, statistics.mean(hits)
 
 
-def batches(pictures: Pictures, size: int = 50) -> list[Tensor]:
+def batches(images: ImageSet, size: int = 50) -> list[Tensor]:
     """Normalised images."""
-    parts = range(0, len(pictures.boxes), size)
-    return [normalised(pictures.images_N3HW[start : start + size], torch.device("cpu")) for start in parts]
+    parts = range(0, len(images.boxes), size)
+    return [normalised(images.images_N3HW[start : start + size], torch.device("cpu")) for start in parts]
 
 
 def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float]]) -> None:
@@ -260,7 +260,7 @@ def command(module: str, *arguments: str) -> None:
 # -- data ---------------------------------------------------------------------------------------------------------------
 
 
-def scenes(folder: Path) -> Pictures:
+def scenes(folder: Path) -> ImageSet:
     """The demo's scenes as they are, 96 x 96; the first box is the main thing's."""
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
     images = [pixels(row["bytes"]) for row in table["image"].to_pylist()]
@@ -268,10 +268,10 @@ def scenes(folder: Path) -> Pictures:
     for objects in table["objects"].to_pylist():
         left, top, width, height = np.array(objects["bbox"]).T / images[0].shape[1]
         boxes.append(np.stack([left, top, left + width, top + height], axis=1))
-    return Pictures(np.stack(images), boxes, table["label"].to_pylist())
+    return ImageSet(np.stack(images), boxes, table["label"].to_pylist())
 
 
-def blood(source: Path, split: str, size: tuple[int, int]) -> Pictures:
+def blood(source: Path, split: str, size: tuple[int, int]) -> ImageSet:
     """BCCD images that hold a white cell, scaled to width and height, with the white cells' boxes."""
     images, boxes = [], []
     for line in (source / "index.jsonl").read_text().splitlines():
@@ -283,21 +283,21 @@ def blood(source: Path, split: str, size: tuple[int, int]) -> Pictures:
             image = Image.open(source / record["path"]).convert("RGB").resize(size, Image.Resampling.BOX)
             images.append(np.asarray(image).transpose(2, 0, 1))
             boxes.append(np.stack(white))
-    return Pictures(np.stack(images), boxes, ["white cell"] * len(images))
+    return ImageSet(np.stack(images), boxes, ["white cell"] * len(images))
 
 
-def write_images(folder: Path, pictures: Pictures) -> None:
+def write_images(folder: Path, images: ImageSet) -> None:
     """Shards of whole images."""
     with ShardWriter(str(folder), schema_of()) as writer:
-        for number, image in enumerate(pictures.images_N3HW):
+        for number, image in enumerate(images.images_N3HW):
             writer.write({"image": {"bytes": png(image), "path": f"{number}.png"}})
 
 
-def write_tiles(folder: Path, pictures: Pictures) -> None:
+def write_tiles(folder: Path, images: ImageSet) -> None:
     """Shards of tiles with a white cell's centre in their inner half, and of as many that no white cell touches."""
     generator = np.random.default_rng(0)
     with ShardWriter(str(folder), schema_of(label=pa.string())) as writer:
-        for number, (image, boxes) in enumerate(zip(pictures.images_N3HW, pictures.boxes, strict=True)):
+        for number, (image, boxes) in enumerate(zip(images.images_N3HW, images.boxes, strict=True)):
             height, width = image.shape[1:]
             left, top, right, low = (boxes * np.array([width, height] * 2)).T
             corners = [

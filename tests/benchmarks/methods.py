@@ -1,6 +1,7 @@
 """Steps a second and peak memory of each method: relative to simclr, and to lightly's own loop of the method.
 
-    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24] [--keep host]
+    python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24]
+        [--keep host]
 
 PHOTOS holds `train` with a folder a class. Ours is `configs/pretrain/small/NAME.yaml`, run in-process from Parquet shards of
 the photos as they are, images decoded anew in each epoch, or with `--keep host`, as those files say, in the first only;
@@ -78,16 +79,20 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         "CPU: seconds of all threads a step; MiB: peak; `of`: relative to ours of that method; `times`: lightly over ours"
     )
-    print(f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} {'of ' + base:>9}"
-          f" {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} {'times clock':>11}")  # fmt: skip
+    print(
+        f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} {'of ' + base:>9}"
+        f" {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} {'times clock':>11}"
+    )
     what = ("cpu_seconds", "seconds", "mib")
     base_cpu, base_clock, base_mib = (median("ours", base, quantity) for quantity in what)
     for name in options.methods:
         cpu, clock, mib = (median("ours", name, quantity) for quantity in what)
         their_cpu, their_clock, their_mib = (median("lightly", name, quantity) for quantity in what)
-        print(f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} {mib:>5.0f}"
-              f" {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} {their_mib:>5.0f}"
-              f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}")  # fmt: skip
+        print(
+            f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} {mib:>5.0f}"
+            f" {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} {their_mib:>5.0f}"
+            f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}"
+        )
 
 
 def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:

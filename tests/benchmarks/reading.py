@@ -78,11 +78,15 @@ def main(arguments: list[str] | None = None) -> None:
     both, alone = (statistics.median(wall[name]) for name in wall)
     cpu_both, cpu_alone = (statistics.median(cpu[name]) for name in cpu)
     min_both, min_alone = (min(cpu[name]) for name in cpu)
-    print(f"\nthroughput of reading and decoding over decoding alone: {both / alone:.3f} "
-          f"({both:.0f} over {alone:.0f} images/s)")  # fmt: skip
-    print(f"CPU time of decoding alone over reading and decoding: {cpu_alone / cpu_both:.3f} "
-          f"({cpu_alone:.3f} over {cpu_both:.3f} ms an image; medians of {options.repeats}), "
-          f"{min_alone / min_both:.3f} ({min_alone:.3f} over {min_both:.3f} ms; the least of each)")  # fmt: skip
+    print(
+        f"\nthroughput of reading and decoding over decoding alone: {both / alone:.3f} "
+        f"({both:.0f} over {alone:.0f} images/s)"
+    )
+    print(
+        f"CPU time of decoding alone over reading and decoding: {cpu_alone / cpu_both:.3f} "
+        f"({cpu_alone:.3f} over {cpu_both:.3f} ms an image; medians of {options.repeats}), "
+        f"{min_alone / min_both:.3f} ({min_alone:.3f} over {min_both:.3f} ms; the least of each)"
+    )
 
 
 def loaded(order: Order, shards: Shards, num_batches: int, threads: int) -> tuple[float, float]:

@@ -159,12 +159,16 @@ def print_model(name: str = "convattn_small", batch: int = 128, size: int = 224)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.zeros(1, 3, size, size))
     flops = 3 * 2 * batch * counter.get_total_flops()  # forward and backward of two views
-    print(f"{name} at {size} pixels: {gradient_bytes / 1e6:.0f} MB of gradients, "
-          f"{counter.get_total_flops() / 1e9:.1f} GFLOP forward an image")  # fmt: skip
+    print(
+        f"{name} at {size} pixels: {gradient_bytes / 1e6:.0f} MB of gradients, "
+        f"{counter.get_total_flops() / 1e9:.1f} GFLOP forward an image"
+    )
     for reached in (100e12, 300e12):
         step = flops / reached
-        print(f"\n{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} ms, "
-              f"{batch / step:,.0f} images/s")  # fmt: skip
+        print(
+            f"\n{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} ms, "
+            f"{batch / step:,.0f} images/s"
+        )
         for label, network in (("25 Gbit/s", 25e9 / 8), ("400 Gbit/s", 400e9 / 8)):
             parts = []
             for num_gpus in (1, 8, 16, 32, 64):

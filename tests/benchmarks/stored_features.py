@@ -78,8 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
         for _ in range(options.repeats):
             for name, turn in turns.items():
                 times[name].append(turn())
-        print(f"{manifest.num_rows:,} images of {Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, "
-              f"{options.dim} dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}")  # fmt: skip
+        print(
+            f"{manifest.num_rows:,} images of {Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, "
+            f"{options.dim} dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}"
+        )
         for name, seconds in times.items():
             print(f"{name}: {min(seconds) * 1e6:.1f} us of CPU an image (from {min(seconds) * 1e6:.1f} to "
                   f"{max(seconds) * 1e6:.1f})")  # fmt: skip

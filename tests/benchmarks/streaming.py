@@ -1,6 +1,7 @@
 """What distance costs: images a second of one rank from S3 with 50 ms added to each request, over those from a disk.
 
-    python -m tests.benchmarks.streaming [--photos SHARDS] [--copies 8] [--delay 0.05] [--batches 60] [--repeats 3]
+    python -m tests.benchmarks.streaming [--photos SHARDS] [--copies 8] [--delay 0.05] [--batches 60]
+        [--repeats 3]
 
 The same shards are read, decoded and cropped by the same loader in the same process, interleaved so that a noisy machine is
 noisy for both. Both read 32 MiB ahead, and the first batches of each turn, in which that fills, are left out. A small data set

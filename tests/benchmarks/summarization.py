@@ -1,6 +1,7 @@
 """Keywords and sentences on scenes never seen, and on real photos with five references each.
 
-    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500] [--out FOLDER] [key=value ...]
+    python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500]
+        [--out FOLDER] [key=value ...]
 
 The demo's scenes at their own 96 pixels: `convattn_nano` with a stem of stride 4 from random weights (or `--encoder URL`),
 evaluated on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and captions of photos, the same network

@@ -9,7 +9,7 @@ not. `host part` is decoding, cropping and flipping to uint8, what an accelerato
 and normalised floats on the CPU. Last come images a second of whole pipelines, from Parquet shards to finished batches, with
 one and two threads, beside a training step of convattn_small on this CPU.
 
-The picture shows a crop that shrinks an image much, with our filter and without any.
+It shows a crop that shrinks an image much, with our filter and without any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from pretrain.data.images.buffer_pool import BufferPool
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 from pretrain.data.packing.importing import import_images
 from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sheet", type=Path, help="write the picture of aliasing here")
+    parser.add_argument("--sheet", type=Path, help="write the image of aliasing here")
     options = parser.parse_args(arguments)
     paths = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     chosen = paths[:: max(1, len(paths) // options.images)][: options.images]
@@ -73,8 +73,8 @@ def compare(images: list[bytes], repeats: int) -> None:
     """Lightly's transforms, our host part, finished views and decoding alone, taking turns."""
     theirs = {"simclr": lightly.transforms.SimCLRTransform(), "dino": lightly.transforms.DINOTransform()}
     contestants: dict[str, Callable[[], object]] = {
-        "decoding alone": lambda: [open_picture(image).decode(1) for image in images],
-        "decoding as for views": lambda: [open_picture(image, fast=True).decode(1) for image in images],
+        "decoding alone": lambda: [open_image(image).decode(1) for image in images],
+        "decoding as for views": lambda: [open_image(image, fast=True).decode(1) for image in images],
         "decoding alone, Pillow": lambda: [Image.open(io.BytesIO(image)).convert("RGB") for image in images],
     }
     for name, transform in theirs.items():
@@ -97,9 +97,11 @@ def compare(images: list[bytes], repeats: int) -> None:
     print()
     for name in theirs:
         host, whole = medians[f"{name}: host part"], medians[f"{name}: finished"]
-        print(f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
-              f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
-              f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly")  # fmt: skip
+        print(
+            f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
+            f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
+            f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly"
+        )
 
 
 def made(images: list[bytes], recipe: str, *, colours: bool, finish: bool) -> None:
@@ -136,11 +138,15 @@ def pipeline(paths: list[Path], images: list[bytes]) -> None:
             rate, cpu = loaded(order, shards, threads, colours)
             rates[threads, colours] = cpu
             what = "finished on the CPU" if colours else "uint8 for an accelerator"
-            print(f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: {rate:.0f} images/s, "
-                  f"{1000 / cpu:.0f} images/s a core")  # fmt: skip
+            print(
+                f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: {rate:.0f} images/s, "
+                f"{1000 / cpu:.0f} images/s a core"
+            )
     step = training_step()
-    print(f"a step of convattn_small (SimCLR, 224 pixels, one thread) is {step:.0f} ms of CPU an image; "
-          f"finished views are {rates[1, True] / (step + rates[1, True]):.2%} of both")  # fmt: skip
+    print(
+        f"a step of convattn_small (SimCLR, 224 pixels, one thread) is {step:.0f} ms of CPU an image; "
+        f"finished views are {rates[1, True] / (step + rates[1, True]):.2%} of both"
+    )
 
 
 def scaling(images: list[bytes]) -> None:
@@ -209,14 +215,14 @@ def aliasing() -> bytes:
     y, x = np.mgrid[:side, :side] - side / 2
     rings = (127.5 + 127.5 * np.cos((x**2 + y**2) * np.pi / side / 2.2)).astype(np.uint8)
     pixels = np.repeat(rings[:, :, None], 4, axis=2)[None]
-    pictures = []
+    images = []
     for cubic in (False, True):
         target = np.empty((3, small, small), np.uint8)
         write_crop(pixels, (0, 0, side, side), target, cubic=cubic)
-        pictures.append(target.transpose(1, 2, 0))
-    pictures.append(np.asarray(Image.fromarray(rings).resize((small, small), Image.Resampling.NEAREST).convert("RGB")))
+        images.append(target.transpose(1, 2, 0))
+    images.append(np.asarray(Image.fromarray(rings).resize((small, small), Image.Resampling.NEAREST).convert("RGB")))
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(pictures, axis=1)).save(buffer, "PNG")
+    Image.fromarray(np.concatenate(images, axis=1)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -90,7 +90,7 @@ def test_other_jobs_and_other_files_are_left_alone(tmp_path: Path) -> None:
         run_batch_job(other, Machines())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("dear to somebody")
-    with pytest.raises(UserError, match=r"not empty and holds no such job \(there: thesis\.txt\)"):
+    with pytest.raises(UserError, match=r"not empty and holds no job of this kind \(there: thesis\.txt\)"):
         run_batch_job(BatchJob([], numbers, numbers, str(tmp_path / "full"), {}), Machines())
 
 

@@ -14,7 +14,10 @@ from cluster.jobs.job_server import JobServer
 
 pytestmark = pytest.mark.ray
 
-HELLO = 'import os, sys; print("hello from", os.path.exists("cluster/jobs/job.py")); print("bye"); sys.exit(int(sys.argv[1]))'
+HELLO = (
+    'import os, sys; print("hello from", os.path.exists("cluster/jobs/job.py")); print("bye"); '
+    "sys.exit(int(sys.argv[1]))"
+)
 
 
 @pytest.fixture

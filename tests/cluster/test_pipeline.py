@@ -136,7 +136,7 @@ def test_what_was_made_from_an_earlier_run_is_not_passed_off(here):
     (here.out / "first").rmdir()
     code, text = here.run()
     assert code == 1
-    assert f"[left] failed: it was made from an earlier run of a stage before it; remove {here.out}/left" in text
+    assert f"[left] failed: it was made from an earlier run of a stage it depends on; remove {here.out}/left" in text
 
 
 def test_a_killed_driver_takes_its_stage_along_and_the_next_goes_on(here):

@@ -101,7 +101,7 @@ def test_what_a_later_driver_does(noted, at_work, out_is_there, expected):
     ("ended", "again"),
     [
         (job(SUCCEEDED, 0), None),
-        (job(FAILED, 1), False),  # a command that ended by itself has said its word
+        (job(FAILED, 1), False),  # a command that ended by itself is not repeated
         (job(FAILED, 2), False),
         (job(FAILED, 3), False),
         (job(STOPPED, -15), False),  # by somebody's will

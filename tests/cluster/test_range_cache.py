@@ -137,7 +137,7 @@ def test_impossible_caches_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache_gib=5 needs data\.cache_dir"):
         storage.use_cache(None, 5)
-    with pytest.raises(UserError, match=r"data\.cache_dir=s3://b/c is no local folder"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=s3://b/c is not a local folder"):
         storage.use_cache("s3://b/c", 5)
     with pytest.raises(UserError, match=r"data\.cache_dir=.*file/x cannot be written"):
         storage.use_cache(str(tmp_path / "file" / "x"), 5)

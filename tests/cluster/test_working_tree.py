@@ -63,9 +63,9 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path):
 
 
 def test_too_large_a_tree_is_refused_with_what_is_large(tmp_path):
-    files = [TreeFile("code/a.py", 1000), TreeFile("pictures/a.raw", LIMIT_BYTES), TreeFile("pictures/b.raw", 2**20)]
+    files = [TreeFile("code/a.py", 1000), TreeFile("images/a.raw", LIMIT_BYTES), TreeFile("images/b.raw", 2**20)]
     with pytest.raises(
-        UserError, match=r"101 MiB to send, Ray takes 100 \(largest: pictures 101 MiB, code 0 MiB\).*\.rayignore"
+        UserError, match=r"101 MiB to send, Ray takes 100 \(largest: images 101 MiB, code 0 MiB\).*\.rayignore"
     ):
         pack(tmp_path, files, tmp_path / "tree.zip")
     with pytest.raises(UserError, match="nothing to send"), packed(tmp_path):

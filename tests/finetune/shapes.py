@@ -1,4 +1,4 @@
-"""Small pictures with discs and bars whose boxes are known, as detection data."""
+"""Small images with discs and bars whose boxes are known, as detection data."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ CLASSES = ("bar", "disc")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 
 
-def picture(number):
+def image(number):
     """A PNG of its own size with one to three things; returns it with boxes [x, y, width, height] and their classes."""
     generator = np.random.default_rng(number)
     width, height = (int(side) for side in generator.integers(56, 80, 2))
@@ -39,9 +39,9 @@ def picture(number):
     return buffer.getvalue(), {"bbox": boxes, "category": classes}
 
 
-def write_pictures(folder, numbers, *, change=lambda number, objects: objects, rows_per_group=7):
-    """Writes pictures as shards; `change` may spoil their objects. Returns the folder's path as text."""
-    rows = [picture(number) for number in numbers]
+def write_images(folder, numbers, *, change=lambda number, objects: objects, rows_per_group=7):
+    """Writes images as shards; `change` may spoil their objects. Returns the folder's path as text."""
+    rows = [image(number) for number in numbers]
     objects = [change(number, found) for number, (_, found) in zip(numbers, rows, strict=True)]
     images, column = [data for data, _ in rows], pa.array(objects, OBJECTS)
     return write_shards(Path(folder), images, objects=column, rows_per_group=rows_per_group)

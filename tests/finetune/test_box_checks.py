@@ -9,7 +9,7 @@ from finetune.settings import FinetuneSettings
 from finetune.tasks.detection.task import Detection
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
-from tests.finetune.shapes import write_pictures
+from tests.finetune.shapes import write_images
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def encoder():
 
 def task_of(folder, change, *more, numbers=range(40)):
     """The task of data whose training boxes are changed."""
-    train = write_pictures(folder / "train", numbers, change=lambda number, objects: change(number, objects))
-    validation = write_pictures(folder / "validation", range(100, 110))
+    train = write_images(folder / "train", numbers, change=lambda number, objects: change(number, objects))
+    validation = write_images(folder / "validation", range(100, 110))
     given = ["task=detection", "encoder=random", f"data.url={train}", f"validation_url={validation}", "out=none", *more]
     settings = load_settings(FinetuneSettings, None, given)
     return Detection(settings, load_manifest(train), load_manifest(validation))

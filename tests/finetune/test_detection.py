@@ -27,7 +27,7 @@ from pretrain.data.reading.labels import ClassNames
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.encoders import build_encoder, save_encoder
-from tests.finetune.shapes import CLASSES, picture, write_pictures
+from tests.finetune.shapes import CLASSES, image, write_images
 from tests.ranks import run_on_ranks
 
 CONFIG = "configs/finetune/detection.yaml"
@@ -49,8 +49,8 @@ def spoilt(number, objects):
 def world(tmp_path_factory):
     """Training and validation shards, both with boxes that cannot be used, and an encoder folder."""
     folder = tmp_path_factory.mktemp("world")
-    write_pictures(folder / "train", range(40), change=spoilt)
-    write_pictures(folder / "validation", [1, 2, 3, 4, *range(100, 116)], change=spoilt)
+    write_images(folder / "train", range(40), change=spoilt)
+    write_images(folder / "validation", [1, 2, 3, 4, *range(100, 116)], change=spoilt)
     torch.manual_seed(0)
     save_encoder(build_encoder("convattn_nano", **SMALL), str(folder / "encoder"), input_size=32)
     return folder
@@ -102,8 +102,8 @@ def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(w
     assert left_out["counts"] == {"not four finite numbers": 2, "without area": 1}
     assert any("row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"])
     assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the image": 1}
-    good = sum(len(picture(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
-    assert result["training_boxes"] == good + 1  # that outside of its picture is known once the picture is opened
+    good = sum(len(image(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
+    assert result["training_boxes"] == good + 1  # that outside of its image is known once the image is opened
     evaluated = result["validation_boxes_left_out"]
     assert evaluated["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
     assert result["validation_images"] == 20
@@ -127,7 +127,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
     assert some.num_rows == 10 and sum(some.boxes_of_class.values()) == sum(
-        len(picture(number)[1]["bbox"]) for number in range(0, 40, 4) if number != 4
+        len(image(number)[1]["bbox"]) for number in range(0, 40, 4) if number != 4
     )
     for value in (None, {"bbox": None, "category": None}, {"bbox": [], "category": []}):
         target, left_out = reader.read(value, width=64, height=64)
@@ -149,7 +149,7 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
 )  # fmt: skip
 def test_one_clear_line_when_it_cannot_be(world, tmp_path, capsys, spoil, settings, words):
     if spoil is not None:
-        write_pictures(tmp_path / "train", range(100, 116), change=spoil)
+        write_images(tmp_path / "train", range(100, 116), change=spoil)
         settings = {"data.url": tmp_path / "train", "validation_url": tmp_path / "train"}
     assert run_command(lambda: main(arguments(world, tmp_path / "run", **settings))) == 2
     said = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_a_class_that_training_never_shows_is_named(world, tmp_path, capsys):
     def renamed(number, objects):
         return {**objects, "category": ["star", *objects["category"][1:]]}
 
-    write_pictures(tmp_path / "validation", range(4), change=renamed)
+    write_images(tmp_path / "validation", range(4), change=renamed)
     assert run_command(lambda: main(arguments(world, tmp_path / "run", validation_url=tmp_path / "validation"))) == 2
     assert "training data never shows: star; training knows bar, disc" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def detector(encoder, head, **more):
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_head_trains_every_parameter_also_beside_empty_pictures(head):
+def test_a_head_trains_every_parameter_also_beside_empty_images(head):
     model = detector(build_encoder("convattn_nano", **SMALL), head).train()
     targets = [
         {
@@ -330,7 +330,7 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
 
     model = load_model(str(finished / "model"))
     numbers = list(range(100, 116))
-    write_pictures(tmp_path / "data", numbers)
+    write_images(tmp_path / "data", numbers)
     file = tmp_path / "numbers.json"
     assert (
         run_command(lambda: main(["evaluate", str(finished / "model"), str(tmp_path / "data"), "--json", str(file)]))
@@ -338,18 +338,18 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     )
     ours = json.loads(file.read_text())
 
-    pictures = [picture(number) for number in numbers]
+    images = [image(number) for number in numbers]
     truth = {
         "images": [{"id": number} for number in numbers],
         "categories": [{"id": index, "name": name} for index, name in enumerate(CLASSES)],
         "annotations": [],
     }
-    for number, (_, objects) in zip(numbers, pictures, strict=True):
+    for number, (_, objects) in zip(numbers, images, strict=True):
         for box, name in zip(objects["bbox"], objects["category"], strict=True):
             annotation = {"image_id": number, "category_id": CLASSES.index(name), "bbox": box, "iscrowd": 0}
             truth["annotations"].append({**annotation, "area": box[2] * box[3], "id": len(truth["annotations"]) + 1})
     found = []
-    everything = model.predict([data for data, _ in pictures], score_threshold=0.0)
+    everything = model.predict([data for data, _ in images], score_threshold=0.0)
     for number, detections in zip(numbers, everything, strict=True):
         for (left, top, right, bottom), label, score in detections:
             box = [left, top, right - left, bottom - top]
@@ -387,7 +387,7 @@ def test_numbers_of_cases_worked_by_hand():
     assert rows[0]["ap"] == pytest.approx(0.6) and rows[1]["ap"] is None and rows[1]["boxes"] == 0
     nothing, _ = coco_scores([evaluated_image(0, [box], [])], ["a"])
     assert nothing["map"] == 0
-    # a surer wrong one halves the precision; an empty picture's does too
+    # a surer wrong one halves the precision; an empty image's does too
     wrong, _ = coco_scores([evaluated_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
     empty, _ = coco_scores([evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"])
     assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
@@ -446,9 +446,9 @@ def test_two_ranks_evaluate_as_one(world, finished):
 # -- runs -----------------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_are_typed_and_in_the_pictures_pixels(finished):
+def test_predictions_are_typed_and_in_the_images_pixels(finished):
     model = load_model(str(finished / "model"))
-    data = [picture(number)[0] for number in range(100, 105)]
+    data = [image(number)[0] for number in range(100, 105)]
     everything = model.predict(data, batch_size=2, score_threshold=0.0)
     for detections, encoded in zip(everything, data, strict=True):
         width, height = Image.open(io.BytesIO(encoded)).size
@@ -487,7 +487,7 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_a_detector_learns(world, tmp_path, head):
-    write_pictures(tmp_path / "train", range(200, 520), rows_per_group=64)
+    write_images(tmp_path / "train", range(200, 520), rows_per_group=64)
     result = run(
         world,
         tmp_path / "run",

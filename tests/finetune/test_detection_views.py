@@ -1,4 +1,4 @@
-"""Windows onto pictures, and boxes that follow them: what a box frames in the picture it frames on the canvas."""
+"""Windows onto images, and boxes that follow them: what a box frames in the image it frames on the canvas."""
 
 import io
 
@@ -9,19 +9,19 @@ from PIL import Image
 from finetune.tasks.detection.views import (
     BoxViews,
     Letterbox,
-    boxes_in_picture,
+    boxes_in_image,
     boxes_on_canvas,
-    picture_on_canvas,
+    image_on_canvas,
 )
 from pretrain.data.views.recipes import ViewSpec
-from tests.finetune.shapes import picture
+from tests.finetune.shapes import image
 
 MEAN = (0.5, 0.4, 0.3)
 BOX = np.array([[30, 10, 70, 40]], np.float32)  # of 120 x 80 pixels
 
 
 def marked(size=(120, 80)):
-    """A black picture whose box is white."""
+    """A black image whose box is white."""
     image = Image.new("RGB", size)
     image.paste((255, 255, 255), tuple(int(edge) for edge in BOX[0]))
     buffer = io.BytesIO()
@@ -61,7 +61,7 @@ def test_boxes_follow_zooms_crops_and_flips():
     assert kinds == {(mirrored, out) for mirrored in range(4) for out in (True, False)} and checked > 120
 
 
-def test_what_lies_beyond_the_picture_has_the_mean_colour():
+def test_what_lies_beyond_the_image_has_the_mean_colour():
     filling = filled(views(scale=(0.5, 0.5), flip=0.0, flip_vertical=0.0), 20, marked())
     fill = np.round(np.array(MEAN) * 255)
     for canvas, geometry in zip(filling.arrays[0], filling.geometry_VB5.swapaxes(0, 1), strict=True):
@@ -87,7 +87,7 @@ def test_a_box_that_is_mostly_cut_off_is_dropped():
 
 
 def test_what_is_drawn_depends_on_seed_pass_and_row_alone():
-    data = picture(3)[0]
+    data = image(3)[0]
     whole = filled(views(), 6, data, passes=2)
     one = views().begin(np.array([2]), np.array([4]))
     one.fill(0, data)
@@ -102,7 +102,7 @@ def test_sizes_are_spread_evenly_between_zooming_out_and_in():
     scale = 120 / (filling.geometry_VB5[0, :, 2] - filling.geometry_VB5[0, :, 0])
     assert 0.5 <= scale.min() < 0.52 and 1.9 < scale.max() <= 2.001
     assert (scale < 1).mean() == pytest.approx(0.5, abs=0.05)
-    larger = scale < 1  # the whole picture is then on the canvas
+    larger = scale < 1  # the whole image is then on the canvas
     left, top = filling.geometry_VB5[0, :, 0], filling.geometry_VB5[0, :, 1]
     assert (left[larger] <= 0).all() and (left[~larger] >= 0).all() and (top[larger] <= 0).all()
 
@@ -113,12 +113,12 @@ def test_letterboxing_keeps_the_aspect_ratio_and_maps_back(size):
     Image.new("RGB", size, (255, 255, 255)).save(buffer, "PNG")
     filling = filled(Letterbox(64, mean=MEAN), 1, buffer.getvalue())
     geometry = filling.geometry_VB5[:, 0]
-    height, width = picture_on_canvas(geometry, 64)
+    height, width = image_on_canvas(geometry, 64)
     assert height / width == pytest.approx(size[1] / size[0]) and max(height, width) == pytest.approx(64)
     seen = (filling.arrays[0][0] == 255).all(0)
     assert seen.any(1).sum() == pytest.approx(height, abs=1) and seen.any(0).sum() == pytest.approx(width, abs=1)
     boxes = np.array([[0, 0, *size], [size[0] * 0.3, 0, size[0] * 0.7, size[1] * 0.6]], np.float32)
     there, _ = boxes_on_canvas(boxes, geometry, 64)
-    assert np.abs(boxes_in_picture(there, geometry, 64) - boxes).max() < 1e-4
-    beyond = boxes_in_picture(np.array([[0, 0, 64, 64]], np.float32), geometry, 64)
+    assert np.abs(boxes_in_image(there, geometry, 64) - boxes).max() < 1e-4
+    beyond = boxes_in_image(np.array([[0, 0, 64, 64]], np.float32), geometry, 64)
     assert beyond[0].tolist() == pytest.approx([0, 0, *size])

@@ -70,11 +70,11 @@ def a_summarizer(folder):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_whole_batch_at_once_finds_what_pictures_one_by_one_find(head, tmp_path):
+def test_a_whole_batch_at_once_finds_what_images_one_by_one_find(head, tmp_path):
     exported = open_model(a_detector(tmp_path, head))
-    pictures, what = proof.proof_pictures(exported)
-    assert len(pictures) == 16 and "drawn pictures of odd sizes" in what
-    arrays, geometry = proof.framed(exported, pictures)
+    images, what = proof.proof_images(exported)
+    assert len(images) == 16 and "drawn images of odd sizes" in what
+    arrays, geometry = proof.framed(exported, images)
     sizes = torch.from_numpy(sizes_on_canvas(geometry, 64))
     wanted = exported.answer(arrays, geometry)
     assert (wanted["scores"] > 0).sum(1).min() > 5  # there is something to compare
@@ -100,11 +100,11 @@ def test_a_detector_as_onnx(head, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_command(lambda: main(["export", a_detector(tmp_path, head), str(out), "--format", "onnx"])) == 0
     assert (
-        "answers of onnxruntime and of Fovea to 16 drawn pictures of odd sizes: largest difference"
+        "answers of onnxruntime and of Fovea to 16 drawn images of odd sizes: largest difference"
         in capsys.readouterr().out
     )
     session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
-    assert [one.name for one in session.get_inputs()] == ["images"]  # the pictures' sizes need not be given
+    assert [one.name for one in session.get_inputs()] == ["images"]  # the images' sizes need not be given
     images = np.random.default_rng(0).random((3, 3, 64, 64), np.float32)
     boxes, scores, labels = session.run(None, {"images": images})
     assert boxes.shape == (3, 100, 4) and (np.diff(scores, axis=1) <= 1e-6).all()
@@ -209,7 +209,7 @@ def test_a_head_that_lays_the_map_flat(form, tmp_path):
     save_model(str(tmp_path / "model"), model, config)
     exported = open_model(str(tmp_path / "model"))
     if form == "timm":
-        with pytest.raises(UserError, match="lay the last map flat"):
+        with pytest.raises(UserError, match="flatten the last map"):
             files_of(exported, form)
     else:
         assert exported.fixed_size and exported.hugging_face.config["grid"] == [2, 2]

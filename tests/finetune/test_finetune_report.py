@@ -19,7 +19,7 @@ from finetune.reporting.run_page import verdict
 from finetune.reporting.summarization import SummarizationReport
 from pretrain.reporting.folder import History, RunRecord
 from tests.browser import assert_sound, look
-from tests.finetune.shapes import write_pictures
+from tests.finetune.shapes import write_images
 from tests.finetune.stripes import NAMES, arguments, stripes
 from tests.pretrain.shards import write_shards
 
@@ -43,8 +43,8 @@ def detector(world, tmp_path_factory):
     def renamed(number, objects):
         return objects | {"category": [EVIL if name == "disc" else name for name in objects["category"]]}
 
-    write_pictures(folder / "train", range(24), change=renamed)
-    write_pictures(folder / "validation", range(100, 112), change=renamed)
+    write_images(folder / "train", range(24), change=renamed)
+    write_images(folder / "validation", range(100, 112), change=renamed)
     settings = {
         "encoder": world / "encoder",
         "data.url": folder / "train",
@@ -115,7 +115,7 @@ def test_the_report_of_a_classifier_of_several_classes(world, tmp_path):
 def test_the_report_of_a_summarizer_in_a_browser(summarizer):
     seen = look(summarizer / "report.html", schemes=("dark",))
     for one in seen.values():
-        assert one.console == [] and one.requests == [] and one.failed_pictures == [] and one.overflow <= 0
+        assert one.console == [] and one.requests == [] and one.failed_images == [] and one.overflow <= 0
         assert f"{EVIL} stripes {NAMES[0]}" in one.text and "lines of light" in one.text and "CIDEr-D" in one.text
         assert "could not be made" not in one.text and "24 captions of 12 validation images" in one.text
     html = (summarizer / "report.html").read_text()
@@ -127,7 +127,7 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
     assert_sound(seen, min_images=80)
     for one in seen.values():
         for words in (
-            "classifier report", "<i>run & report", NAMES[0], "pretrained", "random weights", "What is taken for what",
+            "classifier report", "<i>run & report", NAMES[0], "pretrained", "random weights", "Which classes are confused",
             "Predictions", "Where it looks", "Nearest neighbours", "Map of embeddings", "of 40 validation images",
         ):  # fmt: skip
             assert words in one.text, words
@@ -139,7 +139,7 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
 def test_the_report_of_a_detector_in_a_browser(detector):
     seen = look(detector / "report.html", schemes=("light",))
     for one in seen.values():
-        assert one.console == [] and one.requests == [] and one.failed_pictures == [] and one.overflow <= 0
+        assert one.console == [] and one.requests == [] and one.failed_images == [] and one.overflow <= 0
         assert EVIL in one.text and "detector report" in one.text and "12 validation images" in one.text
         assert "could not be made" not in one.text
     html = (detector / "report.html").read_text()
@@ -154,7 +154,7 @@ def test_one_page_joins_runs_and_says_what_is_missing(classifier, tmp_path):
     seen = look(target)
     assert_sound(seen, min_images=0)
     text = seen[1400, "light"].text
-    assert "1 of 3 runs did not work, first of all nowhere (missing)." in text
+    assert "1 of 3 runs did not work (first: nowhere, missing)." in text
     assert "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text
     (link,) = re.findall(r'href="([^"#]*report\.html)"', target.read_text())  # only one of them has a report of its own
     assert (target.parent / unquote(link)).samefile(classifier / "report.html")
@@ -169,7 +169,7 @@ def test_without_model_or_data_the_numbers_stand(classifier, tmp_path):
     shutil.copytree(classifier, copy)
     shutil.rmtree(copy / "model")
     html = Path(write_report(str(copy))).read_text()
-    assert "This part could not be made: the run has left no model yet" in html and "What is taken for what" in html
+    assert "This part could not be made: the run has no model yet" in html and "Which classes are confused" in html
     assert run_command(lambda: main(["report", str(tmp_path)])) == 2
 
 
@@ -194,7 +194,7 @@ def others(accuracy):
 @pytest.mark.parametrize(
     ("run", "rows", "tone", "first", "second"),
     [
-        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"worth \+25\.0 points"),
+        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"gains \+25\.0 points"),
         (classified(300), others(0.74), "warn", "75", r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
         (classified(300), others(0.9), "warn", "75", r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
         (classified(300), [], "good", "75", rf"take “{re.escape(EVIL)}” for “a” \(90 of 200 images\)"),
@@ -214,7 +214,11 @@ def test_verdicts_of_classifiers_of_several_classes():
     run = record({"mean_average_precision": 0.6}, validation_images=100, per_class=rows)
     report = ClassificationReport().of(run)
     said = report.verdict(run, [])
-    assert "60.0 % over 2 classes of 100" in said.first and "by lot gets 20.0 %" in said.first and said.tone == "good"
+    assert (
+        "60.0 % over 2 classes of 100" in said.first
+        and "a random ranking gets 20.0 %" in said.first
+        and said.tone == "good"
+    )
     assert f"“{EVIL}” with 40.0 %" in said.second
     said = report.verdict(run, [{"name": "random weights", "metrics": {"mean_average_precision": 0.595}}])
     assert said.tone == "warn" and "no difference beyond noise" in said.second
@@ -224,9 +228,12 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
     rows = [{"class": "a", "boxes": 9, "ap50": 0.9, "ap": 0.5}, {"class": "b", "boxes": 9, "ap50": 0.1, "ap": 0.0}]
     run = record({"map": 0.3, "ap50": 0.5}, validation_boxes=18, validation_images=4, per_class=rows)
     said = DetectionReport().verdict(run, [])
-    assert "50.0 % at half overlap (mAP 30.0 %) on 18 boxes in 4" in said.first and "“b” worst (10.0 %" in said.second
+    assert (
+        "50.0 % at an overlap of one half (mAP 30.0 %) on 18 boxes in 4" in said.first
+        and "“b” worst (10.0 %" in said.second
+    )
     said = DetectionReport().verdict(run, [{"name": "random weights", "metrics": {"map": 0.1}}])
-    assert said.tone == "good" and "worth +20.0 points" in said.second
+    assert said.tone == "good" and "gains +20.0 points" in said.second
     # four images tell little, and the run says so itself
     told = record({"map": 0.3, "ap50": 0.5}, validation_images=4, standard_errors={"map": 0.09})
     other = {"name": "random weights", "metrics": {"map": 0.1}, "standard_errors": {"map": 0.08}}
@@ -250,7 +257,7 @@ def test_verdicts_of_summarizers():
         and said.tone == "good"
     )
     for other, tone, words in (
-        (0.5, "good", "worth 0.3 in CIDEr-D"),
+        (0.5, "good", "gains 0.3 in CIDEr-D"),
         (0.79, "warn", "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)"),
         (0.9, "warn", "did not help"),
     ):

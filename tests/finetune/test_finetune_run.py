@@ -54,7 +54,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsy
     assert not out.exists()
 
 
-def test_pictures_come_as_files_bytes_arrays_and_images(finished, tmp_path):
+def test_images_come_as_files_bytes_arrays_and_images(finished, tmp_path):
     model = load_model(str(finished / "model"))
     data, _ = stripes(200)
     (tmp_path / "a.jpg").write_bytes(data)

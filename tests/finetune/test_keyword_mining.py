@@ -56,7 +56,7 @@ def test_captions_of_one_image_agree_on_its_keywords():
                 f"the {thing} {odd} of a {place}",
             ]
         )
-    # one writer in three says them: nothing of the picture calls for them
+    # one writer in three says them: nothing of the image calls for them
     keywords, _ = mined(images, min_images=5, max_fraction=0.4)
     assert keywords == ["bird", "cat", "cow", "dog", "fire hydrant", "grass", "horse", "sand", "snow"]
 

@@ -109,18 +109,18 @@ def test_an_encoder_that_is_gone_or_another_and_a_model_that_needs_none(world, a
     with pytest.raises(UserError, match=r"gone, which cannot be loaded.*merge MODEL DEST --encoder URL"):
         load_model(str(model))
     save_encoder(build_encoder("convattn_nano", stem_stride=2), str(tmp_path / "gone"), input_size=32)
-    with pytest.raises(UserError, match="has other weights than when this model was adapted"):
+    with pytest.raises(UserError, match="has different weights from those this model was adapted"):
         load_model(str(model))
 
     dest = tmp_path / "whole"
     assert run_command(lambda: main(["merge", str(model), str(dest), "--encoder", str(moved)])) == 0
     shutil.rmtree(moved)
-    picture = stripes(3)[0]
+    image = stripes(3)[0]
     whole, beside = load_model(str(dest)), load_model(str(adapted / "model"))
-    assert whole.predict(picture)[0].scores == pytest.approx(beside.predict(picture)[0].scores, abs=1e-6)
+    assert whole.predict(image)[0].scores == pytest.approx(beside.predict(image)[0].scores, abs=1e-6)
     capsys.readouterr()
     assert run_command(lambda: main(["merge", str(dest), str(tmp_path / "again")])) == 2
-    assert "is a whole model already" in capsys.readouterr().err
+    assert "is a stand-alone model already" in capsys.readouterr().err
     assert run_command(lambda: main(["merge", str(model), str(dest)])) == 2
     assert "choose another folder" in capsys.readouterr().err
 

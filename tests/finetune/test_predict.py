@@ -1,4 +1,4 @@
-"""`python -m finetune predict`: pictures, data sets and videos in, records, alarms, places and tracks out."""
+"""`python -m finetune predict`: images, data sets and videos in, records, alarms, places and tracks out."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ from tests.pretrain.shards import write_shards
 NAMES = ["<i>dark</i>", "light"]
 
 
-def picture(bright, width=64, height=48):
+def drawn(bright, width=64, height=48):
     """A JPEG that is grey, or with a bright square at the left."""
     pixels = np.full((height, width, 3), 60, np.uint8)
     if bright:
@@ -46,7 +46,7 @@ def encoded(pixels):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark pictures."""
+    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark images."""
     url = str(tmp_path_factory.mktemp("model") / "model")
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=1).eval()
@@ -58,7 +58,7 @@ def model(tmp_path_factory):
     classifier = Classification.new_model(encoder, config)
     predictor = Classification.predictor(classifier, config)
     with torch.no_grad():
-        images = [predictor.images(picture(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
+        images = [predictor.images(drawn(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
         dark, bright = (encoder(image)[-1].mean((2, 3))[0] for image in images)
         difference = bright - dark
         direction = 8 * difference / difference.square().sum()
@@ -83,14 +83,14 @@ def video(tmp_path):
     path = tmp_path / "a video.mp4"
     with VideoWriter(path, frame_rate=10) as writer:
         for frame in range(30):
-            writer.write(picture(10 <= frame < 15 or frame >= 25))
+            writer.write(drawn(10 <= frame < 15 or frame >= 25))
     return path
 
 
 def test_images_and_shards_give_the_same_records(model, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    images = [encoded(picture(number % 2)) for number in range(6)] + [b"no image"]
+    images = [encoded(drawn(number % 2)) for number in range(6)] + [b"no image"]
     for number, data in enumerate(images):
         (folder / f"{number}.jpg").write_bytes(data)
     shards = write_shards(tmp_path / "shards", images)
@@ -118,7 +118,7 @@ def test_where_nothing_can_be_decoded_the_exit_code_says_so(model, tmp_path, cap
 
 
 def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsys):
-    shards = write_shards(tmp_path / "shards", [encoded(picture(True))] * 5 + [b"no image"])
+    shards = write_shards(tmp_path / "shards", [encoded(drawn(True))] * 5 + [b"no image"])
     assert run(model, shards, tmp_path / "out", "--check") == 0
     assert "first 6 images: 1 of which cannot be decoded" in capsys.readouterr().out
     assert run(model, shards, video, tmp_path / "out", "--check", "--batch-size", 2) == 0
@@ -129,7 +129,7 @@ def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsy
     for impossible, words in {
         ("--track",): "--track links boxes",
         ("--localize", "zebra"): "zebra",
-        ("--alarm", "zebra>0.5"): "the model does not know it",
+        ("--alarm", "zebra>0.5"): "not a class of the model",
         ("--draw", "--workers", 1): "give them without --workers",
     }.items():
         assert run(model, shards, tmp_path / "out", "--check", *impossible) == 2
@@ -140,7 +140,7 @@ def test_check_predicts_a_batch_and_leaves_nothing(model, video, tmp_path, capsy
 @pytest.mark.ray
 @pytest.mark.parametrize("which", ["model", "detector"])
 def test_workers_write_the_same_records(which, request, tmp_path, shared_ray):
-    images = [encoded(picture(number % 2)) for number in range(9)]
+    images = [encoded(drawn(number % 2)) for number in range(9)]
     images[4] = b"no image"
     shards = write_shards(tmp_path / "shards", images, rows_per_group=4)
     folder = request.getfixturevalue(which)
@@ -187,12 +187,12 @@ def test_a_video_raises_alarms_with_times_and_events(model, video, tmp_path):
 
 
 def test_regions_lie_where_the_class_is(model, tmp_path):
-    found = Localizer(load_model(model), "light").localize(encoded(picture(True)))
+    found = Localizer(load_model(model), "light").localize(encoded(drawn(True)))
     assert found.heat_HW.shape == (48, 64) and found.probability > 0.9
     left, top, right, bottom = found.regions[0].box
     centre = (left + right) / 2, (top + bottom) / 2
     assert 4 <= centre[0] <= 28 and 8 <= centre[1] <= 40
-    (tmp_path / "a.jpg").write_bytes(encoded(picture(True)))
+    (tmp_path / "a.jpg").write_bytes(encoded(drawn(True)))
     assert run(model, tmp_path / "a.jpg", tmp_path / "out", "--localize", "light") == 0
     (record,) = lines(tmp_path / "out" / "predictions.jsonl")
     assert record["regions"][0]["box"] == list(found.regions[0].box)
@@ -201,9 +201,9 @@ def test_regions_lie_where_the_class_is(model, tmp_path):
     assert {path.suffix for path in (tmp_path / "out" / "maps").iterdir()} == {".png", ".jpg"}
 
 
-def test_small_things_in_a_large_picture_are_found_at_the_scale_of_training(model, tmp_path):
+def test_small_things_in_a_large_image_are_found_at_the_scale_of_training(model, tmp_path):
     large = np.full((200, 300, 3), 60, np.uint8)
-    large[100:132, 220:244] = 250  # as large as in the pictures of the model
+    large[100:132, 220:244] = 250  # as large as in the images of the model
     found = Localizer(load_model(model), "light", size=200).localize(encoded(large))
     assert found.heat_HW.shape == (200, 300) and found.probability > 0.5
     left, top, right, bottom = found.regions[0].box
@@ -218,11 +218,11 @@ def test_small_things_in_a_large_picture_are_found_at_the_scale_of_training(mode
 
 def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     photo = tmp_path / "a.jpg"
-    photo.write_bytes(encoded(picture(False)))
+    photo.write_bytes(encoded(drawn(False)))
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "video.mp4").write_bytes(b"no video at all")
     for arguments, words in (
-        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "the model does not know it (known: <i>dark</i>, light)"),
+        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "not a class of the model (known: <i>dark</i>, light)"),
         ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>FRACTION"),
         ((photo, tmp_path / "o", "--alarm", "light>7"), "a fraction from 0 to 1"),
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
@@ -231,7 +231,7 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
         ((photo, tmp_path / "o", "--size", "64"), "give --localize CLASS with it"),
         ((tmp_path / "none", tmp_path / "o"), "does not exist or is empty"),
         ((tmp_path / "notes.txt", tmp_path / "o"), "holds no image, Parquet file or video"),
-        ((tmp_path / "video.mp4", tmp_path / "o"), "is no video that can be read"),
+        ((tmp_path / "video.mp4", tmp_path / "o"), "cannot be read as a video"),
         ((photo, tmp_path), "is not empty"),
     ):
         assert run(model, *arguments) == 2
@@ -344,7 +344,7 @@ def test_a_model_whose_config_has_former_names_predicts_the_same(detector, tmp_p
     config = json.loads((former / "config.json").read_text())
     config["most"], config["crop_share"] = config.pop("max_detections"), config.pop("crop_fraction")
     (former / "config.json").write_text(json.dumps(config))
-    image = picture(True)
+    image = drawn(True)
     (found,), (wanted,) = load_model(str(former)).predict(image), load_model(detector).predict(image)
     assert len(found.scores) == 10 and torch.equal(torch.as_tensor(found.boxes), torch.as_tensor(wanted.boxes))
 

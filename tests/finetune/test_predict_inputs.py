@@ -1,4 +1,4 @@
-"""Inputs of `predict` that are not one upright picture each: turned videos, animated images, several data sets, huge photos."""
+"""Inputs of `predict` that are not one upright image each: turned videos, animated images, several data sets, huge photos."""
 
 import io
 import json
@@ -94,13 +94,13 @@ def test_a_limit_of_pixels_and_a_reduced_size(tmp_path, capsys, monkeypatch):
     with pytest.raises(BadImage, match="too large: 64x64"):
         decode_image(data)
     with pytest.raises(BadImage, match="too large"):
-        pixels.open_picture(data)
+        pixels.open_image(data)
     set_max_pixels(None)
     assert decode.max_pixels_now() == 100_000_000
     # what is allowed beyond the usual limit is never held at its whole size
     monkeypatch.setattr(pixels, "MAX_PIXELS", 1500)
-    picture = pixels.open_picture(data)
-    assert picture.decode(1).shape[1:3] == (32, 32) and picture.decode(8).shape[1:3] == (8, 8)
+    image = pixels.open_image(data)
+    assert image.decode(1).shape[1:3] == (32, 32) and image.decode(8).shape[1:3] == (8, 8)
     monkeypatch.undo()
     model, path = a_model(tmp_path, "full"), tmp_path / "photo.jpg"
     path.write_bytes(data)

@@ -13,10 +13,10 @@ from finetune.tasks.summarization.decoder import SentenceDecoder
 from finetune.tasks.summarization.keywords import KeywordReader
 from finetune.tasks.summarization.mining import mine
 from finetune.tasks.summarization.model import Summarizer, SummaryTargets
-from finetune.tasks.summarization.pictures import WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import length_penalty, write
 from finetune.tasks.summarization.seeing import positions
 from finetune.tasks.summarization.tokenizer import END, NUM_SPECIAL, PAD, START, CaptionTokenizer
+from finetune.tasks.summarization.whole_image import WholeImage, dwelling_box, inside_of
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.encoders import build_encoder
 from tests.pretrain.shards import encoded, write_shards
@@ -207,7 +207,7 @@ def test_without_keywords_there_is_still_a_sentence():
         model_and_targets(num_maps=9)
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
@@ -231,7 +231,7 @@ def test_the_thumbnail_is_the_smallest_box_that_holds_the_fraction(share):
     assert inside_of((0.5, 0.0, 1.0, 1.0), (0.1, 0.2, 0.5, 0.6)) == pytest.approx((0.3, 0.2, 0.5, 0.6))
 
 
-def test_the_whole_picture_is_seen_stretched():
+def test_the_whole_image_is_seen_stretched():
     from io import BytesIO
 
     from PIL import Image
@@ -240,7 +240,7 @@ def test_the_whole_picture_is_seen_stretched():
     pixels[:, :40, 0], pixels[:20, :, 1] = 255, 255  # red is left, green is up
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    filling = WholePicture(8).begin(np.zeros(1, int), np.zeros(1, int))
+    filling = WholeImage(8).begin(np.zeros(1, int), np.zeros(1, int))
     filling.fill(0, buffer.getvalue())
     red, green, _ = filling.arrays[0][0]
     assert (red[:, :4] > 200).all() and (red[:, 4:] < 60).all()

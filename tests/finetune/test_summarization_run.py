@@ -27,7 +27,7 @@ COLOURS = {"đỏ": (220, 40, 40), "xanh": (40, 60, 220)}
 SIDES = {"左": 0, "右": 1}
 
 
-def picture(number):
+def image(number):
     """A square of one of two colours on one of two sides, and two captions of it, Vietnamese and Chinese."""
     generator = np.random.default_rng(number)
     colour, side = list(COLOURS)[number % 2], list(SIDES)[number // 2 % 2]
@@ -44,7 +44,7 @@ def world(tmp_path_factory):
     """Training and validation shards, one image without captions in each, and an encoder folder."""
     folder = tmp_path_factory.mktemp("world")
     for name, numbers in (("train", range(64)), ("validation", range(100, 140))):
-        images, captions = zip(*(picture(number) for number in numbers))
+        images, captions = zip(*(image(number) for number in numbers))
         write_shards(folder / name, list(images), captions=[None, *captions[1:]])
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=2, dims=[16, 32, 32, 32], depths=[1, 1, 1, 1])
@@ -94,7 +94,7 @@ def test_a_model_folder_that_predicts(world, finished):
     assert images_of == {"vuông xanh": 20, "vuông đỏ": 19, "方块在右": 20, "方块在左": 19}
 
     model = load_model(result["model"])
-    summaries = model.predict([picture(number)[0] for number in range(200, 216)])
+    summaries = model.predict([image(number)[0] for number in range(200, 216)])
     right = 0
     for number, summary in enumerate(summaries, 200):
         assert isinstance(summary, Summary) and summary.log_probability < 0
@@ -121,7 +121,7 @@ def test_images_without_captions_are_counted_and_listed(world, finished, tmp_pat
     assert run_command(lambda: main([*arguments(world, tmp_path / "x"), "--check"])) == 0
     assert "1 of 64 training images have no caption" in capsys.readouterr().out
 
-    images, _ = zip(*(picture(number) for number in range(20)))
+    images, _ = zip(*(image(number) for number in range(20)))
     empty = write_shards(tmp_path / "empty", list(images), captions=pa.array([None, []] * 10, pa.list_(pa.string())))
     numbers = write_shards(tmp_path / "numbers", list(images), captions=list(range(20)))
     for url, line in ((empty, "holds no caption in any of 20 rows"), (numbers, "captions must be string")):
@@ -187,7 +187,7 @@ def test_two_workers_learn_what_one_learns(world, tmp_path, mode, shared_ray):
         assert run_command(lambda options=options: main(options)) == 0
         results.append(json.loads((out / "result.json").read_text())["metrics"])
     assert results[1]["keyword_map"] == pytest.approx(results[0]["keyword_map"], abs=0.1)
-    assert load_model(str(out / "model")).predict(picture(300)[0])[0].sentence
+    assert load_model(str(out / "model")).predict(image(300)[0])[0].sentence
 
 
 @pytest.mark.parametrize("mode", ["linear", "lora"])
@@ -198,11 +198,11 @@ def test_other_modes_leave_the_encoder(world, tmp_path, mode):
     before = safetensors.torch.load_file(world / "encoder" / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if name.removeprefix("encoder.") in before}
     assert all(torch.equal(tensor, before[name.removeprefix("encoder.")]) for name, tensor in kept.items())
-    assert isinstance(load_model(str(out / "model")).predict(picture(300)[0])[0], Summary)
+    assert isinstance(load_model(str(out / "model")).predict(image(300)[0])[0], Summary)
 
 
 def test_keywords_from_a_column(world, tmp_path):
-    images, captions = zip(*(picture(number) for number in range(32)))
+    images, captions = zip(*(image(number) for number in range(32)))
     tags = [[caption.split()[-1].strip(".") for caption in several[:1]] for several in captions]
     url = write_shards(tmp_path / "tagged", list(images), captions=[several[0] for several in captions], tags=tags)
     more = {"data.url": url, "validation_url": url, "summarization.keywords_column": "tags", "training.steps": 2}

@@ -1,4 +1,4 @@
-"""Pictures with one red block each, and sets of them in every format that boxes come in."""
+"""Images with one red block each, and sets of them in every format that boxes come in."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ INVERSE = {5: 5, 6: 8, 7: 7, 8: 6}  # the turn that a turn undoes; the others un
 
 @dataclass
 class Scene:
-    """A picture as it is seen: (width, height), the block (x, y, width, height), and how its file is turned."""
+    """An image as it is seen: (width, height), the block (x, y, width, height), and how its file is turned."""
 
     name: str
     size: tuple
@@ -51,7 +51,7 @@ class Scene:
         return buffer.getvalue()
 
     def frame(self, how):
-        """((width, height), box) as an annotation program records them: `upright`, `stored`, `doubled` (before the picture was
+        """((width, height), box) as an annotation program records them: `upright`, `stored`, `doubled` (before the image was
         scaled down) or `none` (no size)."""
         if how == "stored":
             return self.stored().size, block_in(self.stored())
@@ -76,7 +76,7 @@ def overlap(one, other):
 
 
 def random_scenes(random, num, *, orientations=range(1, 9), endings=(".jpg", ".JPG", ".png", ".jpeg")):
-    """Pictures of any size and turn; one block each."""
+    """Images of any size and turn; one block each."""
     scenes = []
     for number in range(num):
         size = random.choice([(128, 96), (96, 128), (180, 120), (160, 160), (122, 94)])
@@ -96,13 +96,13 @@ def put(path, data):
     return path
 
 
-def pictures(folder, scenes):
+def write_images(folder, scenes):
     for scene in scenes:
         put(folder / scene.name, scene.encoded())
 
 
 def coco(src, scenes, how):
-    pictures(src / "images", scenes)
+    write_images(src / "images", scenes)
     images, annotations = [], []
     for number, scene in enumerate(scenes):
         size, box = scene.frame(how)
@@ -116,7 +116,7 @@ def coco(src, scenes, how):
 
 
 def voc(src, scenes, how):
-    pictures(src / "JPEGImages", scenes)
+    write_images(src / "JPEGImages", scenes)
     for scene in scenes:
         size, (x, y, w, h) = scene.frame(how)
         sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
@@ -129,7 +129,7 @@ def voc(src, scenes, how):
 
 
 def yolo(src, scenes, how):
-    pictures(src / "images", scenes)
+    write_images(src / "images", scenes)
     put(src / "data.yaml", "names: [cat, dog, red]\n")
     for scene in scenes:
         (width, height), (x, y, w, h) = scene.size, scene.block
@@ -139,7 +139,7 @@ def yolo(src, scenes, how):
 
 
 def labelme(src, scenes, how):
-    pictures(src, scenes)
+    write_images(src, scenes)
     for scene in scenes:
         size, (x, y, w, h) = scene.frame(how)
         shape = {"label": scene.label, "shape_type": "rectangle", "points": [[x + w, y], [x, y + h]]}
@@ -151,7 +151,7 @@ def labelme(src, scenes, how):
 
 
 def cvat(src, scenes, how):
-    pictures(src / "images", scenes)
+    write_images(src / "images", scenes)
     lines = []
     for number, scene in enumerate(scenes):
         size, (x, y, w, h) = scene.frame(how)
@@ -162,7 +162,7 @@ def cvat(src, scenes, how):
 
 
 def boxes_csv(src, scenes, how):
-    pictures(src, scenes)
+    write_images(src, scenes)
     buffer = io.StringIO()
     table = csv.writer(buffer)
     table.writerow(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"])
@@ -178,12 +178,12 @@ def _row(scene):
 
 
 def hf_folder(src, scenes, how):
-    pictures(src, scenes)
+    write_images(src, scenes)
     put(src / "metadata.jsonl", "".join(json.dumps(_row(scene)) + "\n" for scene in scenes))
 
 
 def hf_parquet(src, scenes, how):
-    pictures(src, scenes)
+    write_images(src, scenes)
     pq.write_table(pa.Table.from_pylist([_row(scene) for scene in scenes]), src / "metadata.parquet")
 
 

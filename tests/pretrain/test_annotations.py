@@ -98,7 +98,7 @@ def test_what_boxes_may_not_hold():
         ({"bbox": [[1e308, 0, 1e308, 1]], "category": [1]}, r"bbox\[0\] is not four finite"),
         ({"bbox": [[0, 0, 1, 1]], "category": [None]}, r"category\[0\] is null"),
         ({"bbox": [[0, 0, 1, 1]], "category": [True]}, r"category\[0\] is a bool"),
-        ({"bbox": 3, "category": [1]}, "bbox is no list"),
+        ({"bbox": 3, "category": [1]}, "bbox is not a list"),
         (b"", "not UTF-8"),
         (3.5, "a float, which is not expected"),
     ]:

@@ -127,11 +127,11 @@ def png(pixels):
 def test_views_are_a_function_of_seed_epoch_row_and_view(recipe):
     more = {"swav": {"local_size": 16}, "dino": {"local_size": 16}, "distill": {"num_views": 2}}.get(recipe, {})
     specs = RECIPES[recipe](32, **more)
-    rows, pictures = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
+    rows, images = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
 
     def make(seed=0, epoch=0, chosen=slice(None)):
         filling = RandomViews(specs, seed=seed).begin(np.full(len(rows[chosen]), epoch), rows[chosen])
-        for index, data in enumerate(pictures[chosen]):
+        for index, data in enumerate(images[chosen]):
             filling.fill(index, data)
         return filling.arrays
 
@@ -239,7 +239,7 @@ def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
 
 @pytest.mark.parametrize("size", [224, 96])
 @pytest.mark.parametrize("box", [(10, 20, 280, 300), (0, 0, 400, 500), (5.5, 3.25, 150, 140)])
-def test_cubic_crops_of_pictures_are_near_pillows(box, size):
+def test_cubic_crops_of_images_are_near_pillows(box, size):
     x, y = np.meshgrid(np.arange(400), np.arange(500))
     pixels = np.stack([127 + 120 * np.sin(x / 9), 127 + 120 * np.cos((x + y) / 14), (x * y) % 256 // 64 * 80], axis=2)
     pixels = np.asarray(Image.fromarray(pixels.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1)))

@@ -180,7 +180,7 @@ def test_annotations_with_known_counts(tmp_path):
     assert (bad["row_group"], bad["row"], bad["column"]) == (0, 0, "objects")
     assert bad["file"].endswith("shard-00001.parquet") and bad["reason"] == "bbox[1] is not four finite numbers"
     text = printed(report)
-    assert "6 boxes: dog 4, cat 2; up to 3 a row, 2 rows without; 2 reach out of the image, 1 without area" in text
+    assert "6 boxes: dog 4, cat 2; up to 3 a row, 2 rows without; 2 reach beyond the image, 1 without area" in text
     assert "4 captions of 6 characters (1.8 words) on average; 3 rows with, 3 without; 2 empty" in text
     assert "2: red 3, big 2; 5 in all, 2 rows without" in text
     assert "warning: 1 annotations cannot be used" in text

@@ -10,7 +10,7 @@ from pretrain.data.views.corruptions import CORRUPTIONS, GROUPS, STRENGTHS, Corr
 from pretrain.data.views.random_views import CentralCrop
 
 
-def picture(side=64, channels=3, seed=0):
+def image(side=64, channels=3, seed=0):
     """Something between a photo and noise: soft blobs with edges."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
@@ -25,7 +25,7 @@ def far(a, b):
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_each_gets_worse_with_strength_and_repeats(kind):
-    pixels = [picture(seed=seed) for seed in range(4)]
+    pixels = [image(seed=seed) for seed in range(4)]
     distances = [np.mean([far(corrupt(p, kind, s, 5 + i), p) for i, p in enumerate(pixels)]) for s in STRENGTHS]
     assert distances[0] > 0.5 and distances[-1] > 1.15 * distances[0]
     # weather changes its kind from one strength to the next, and each draws its own clouds and flakes
@@ -62,7 +62,7 @@ def test_they_are_what_their_names_say():
     rows, columns = np.nonzero(corrupt(point, "defocus blur", 2, 0)[..., 0])
     assert rows.mean() == pytest.approx(112, abs=0.6) and columns.mean() == pytest.approx(112, abs=0.6)
     assert np.hypot(rows - 112, columns - 112).max() == pytest.approx(4 + 1.4, abs=1.2)
-    pixels = picture(120)
+    pixels = image(120)
     assert corrupt(pixels, "brightness", 2, 0).mean() > pixels.mean() + 25
     flat = corrupt(pixels, "contrast", 1, 0)
     assert np.std(flat, axis=(0, 1)) == pytest.approx(0.4 * np.std(pixels, axis=(0, 1)), rel=0.02)
@@ -76,7 +76,7 @@ def test_a_sample_is_corrupted_alike_in_every_batch():
     encoded = []
     for seed in range(4):
         buffer = io.BytesIO()
-        Image.fromarray(picture(seed=seed)).save(buffer, "PNG")
+        Image.fromarray(image(seed=seed)).save(buffer, "PNG")
         encoded.append(buffer.getvalue())
 
     def made(rows):

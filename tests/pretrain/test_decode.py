@@ -1,4 +1,4 @@
-"""Every kind of image comes out as the same RGB picture, and every kind of rubbish as BadImage."""
+"""Every kind of image comes out as the same RGB image, and every kind of rubbish as BadImage."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ from pretrain.data.images.image_headers import exif_orientation
 HEIGHT, WIDTH = 40, 64
 
 
-def picture() -> Image.Image:
+def drawn() -> Image.Image:
     """Smooth, unlike itself under every turn and mirror, and with three different channels."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     pixels = np.stack([x * 255 // (WIDTH - 1), y * 255 // (HEIGHT - 1), (x + 2 * y) % 256 // 2], axis=-1)
@@ -56,16 +56,16 @@ def orientation_exif(value):
     ],
 )
 def test_formats(form, options, tolerance):
-    data = encoded(picture(), form, **options)
+    data = encoded(drawn(), form, **options)
     pixels = decode_image(memoryview(data))
     assert pixels.dtype == np.uint8 and pixels.shape == (HEIGHT, WIDTH, 3)
-    assert np.abs(pixels.astype(int) - np.asarray(picture())).max() <= tolerance
+    assert np.abs(pixels.astype(int) - np.asarray(drawn())).max() <= tolerance
     assert image_size(data) == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_brings_the_picture_upright(form, orientation):
+def test_exif_orientation_brings_the_image_upright(form, orientation):
     # what a camera held in that orientation stores: the inverse of what brings it upright
     stored = {
         1: None,
@@ -77,22 +77,22 @@ def test_exif_orientation_brings_the_picture_upright(form, orientation):
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }[orientation]
-    image = picture() if stored is None else picture().transpose(stored)
+    image = drawn() if stored is None else drawn().transpose(stored)
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
     data = encoded(image, form, exif=orientation_exif(orientation), **options)
     assert image_size(data) == (WIDTH, HEIGHT)
-    assert np.abs(decode_image(data).astype(int) - np.asarray(picture())).max() <= 8
+    assert np.abs(decode_image(data).astype(int) - np.asarray(drawn())).max() <= 8
 
 
 def test_exif_behind_the_pixels_of_a_png():
-    data = encoded(picture().transpose(Image.Transpose.ROTATE_90), "PNG")
+    data = encoded(drawn().transpose(Image.Transpose.ROTATE_90), "PNG")
     end = data.rindex(b"IEND") - 4
     late = data[:end] + png_chunk(b"eXIf", orientation_exif(6).removeprefix(b"Exif\0\0")) + data[end:]
     assert image_size(late) == (WIDTH, HEIGHT)
-    assert (decode_image(late) == np.asarray(picture())).all()
+    assert (decode_image(late) == np.asarray(drawn())).all()
 
 
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_image():
     for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"rubbish"):
         assert exif_orientation(exif) == 1
     assert exif_orientation(orientation_exif(99)) == 1
@@ -101,7 +101,7 @@ def test_damaged_exif_does_not_cost_the_picture():
 
 
 def test_grey_and_one_bit():
-    grey = picture().convert("L")
+    grey = drawn().convert("L")
     expected = np.asarray(grey)[..., None].repeat(3, axis=-1)
     assert (decode_image(encoded(grey, "PNG")) == expected).all()
     one_bit = grey.convert("1")
@@ -134,10 +134,10 @@ def test_white_is_zero_in_a_sixteen_bit_tiff():
 
 
 def test_transparency_is_laid_on_white():
-    layer = picture().convert("RGBA")
+    layer = drawn().convert("RGBA")
     layer.putalpha(Image.linear_gradient("L").resize((WIDTH, HEIGHT)))
     alpha = np.asarray(layer)[..., 3:].astype(float) / 255
-    expected = np.asarray(picture()) * alpha + 255 * (1 - alpha)
+    expected = np.asarray(drawn()) * alpha + 255 * (1 - alpha)
     for form, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
         assert np.abs(decode_image(encoded(layer, form, **options)) - expected).max() <= 1
     grey_alpha = Image.new("LA", (4, 4), (0, 0))
@@ -156,8 +156,8 @@ def test_palettes_with_and_without_transparency():
 
 
 def test_cmyk():
-    pixels = decode_image(encoded(picture().convert("CMYK"), "JPEG", quality=95, subsampling=0))
-    assert np.abs(pixels.astype(int) - np.asarray(picture())).max() <= 16
+    pixels = decode_image(encoded(drawn().convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    assert np.abs(pixels.astype(int) - np.asarray(drawn())).max() <= 16
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -167,7 +167,7 @@ def test_pixels_without_an_agreed_range_are_refused(mode):
 
 
 def test_a_jpeg_may_come_smaller_but_never_below_the_smallest_side():
-    big = picture().resize((640, 400))
+    big = drawn().resize((640, 400))
     data = encoded(big, "JPEG", quality=95, exif=orientation_exif(6))
     assert [decode_image(data, min_side=side).shape[:2] for side in (1, 50, 51, 101, 200, 201, 999)] == [
         (80, 50),
@@ -225,14 +225,14 @@ def test_refused_in_the_header(data, reason):
 
 
 def test_the_limit_of_pixels_is_the_caller_s():
-    data = encoded(picture(), "PNG")
+    data = encoded(drawn(), "PNG")
     assert decode_image(data, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
     with pytest.raises(BadImage, match=f"^too large: {WIDTH}x{HEIGHT} pixels$"):
         decode_image(data, max_pixels=HEIGHT * WIDTH - 1)
 
 
 def test_a_tiff_with_one_monstrous_tile_is_refused():
-    data = encoded(picture(), "TIFF")
+    data = encoded(drawn(), "TIFF")
     (start,) = struct.unpack_from("<I", data, 4)
     (num_entries,) = struct.unpack_from("<H", data, start)
     entries = data[start + 2 : start + 2 + 12 * num_entries]
@@ -259,16 +259,16 @@ def test_cut_in_half_is_never_accepted(form):
 
 
 SEEDS = [
-    encoded(picture(), "JPEG", exif=orientation_exif(6)),
-    encoded(picture(), "JPEG", progressive=True),
-    encoded(picture().convert("CMYK"), "JPEG"),
-    encoded(picture(), "PNG"),
-    encoded(picture().quantize(7), "PNG", transparency=3),
-    encoded(picture(), "WEBP", exif=orientation_exif(3)),
-    encoded(picture(), "TIFF", compression="tiff_lzw"),
-    encoded(picture(), "TIFF", compression="jpeg"),
-    encoded(picture().quantize(16), "BMP"),
-    encoded(picture(), "GIF"),
+    encoded(drawn(), "JPEG", exif=orientation_exif(6)),
+    encoded(drawn(), "JPEG", progressive=True),
+    encoded(drawn().convert("CMYK"), "JPEG"),
+    encoded(drawn(), "PNG"),
+    encoded(drawn().quantize(7), "PNG", transparency=3),
+    encoded(drawn(), "WEBP", exif=orientation_exif(3)),
+    encoded(drawn(), "TIFF", compression="tiff_lzw"),
+    encoded(drawn(), "TIFF", compression="jpeg"),
+    encoded(drawn().quantize(16), "BMP"),
+    encoded(drawn(), "GIF"),
 ]
 
 

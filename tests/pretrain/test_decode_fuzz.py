@@ -59,7 +59,7 @@ def _seeds():
         *[(image, "TIFF", {"big_tiff": True}), (image, "TIFF", {"tiled": True})],
         *[(palette, "GIF", {}), (palette, "GIF", {"transparency": 2, "interlace": 1}), (image, "GIF", frames)],
     ]
-    return [encoded(picture, form, **more) for picture, form, more in options]
+    return [encoded(image, form, **more) for image, form, more in options]
 
 
 SEEDS = _seeds()

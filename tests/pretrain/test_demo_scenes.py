@@ -73,7 +73,7 @@ def test_the_sample_photos_hold_what_is_cut_from_them():
     assert len(cutouts["coin"]) == 24
     for kind, some in cutouts.items():
         for cutout in some[:30]:
-            alpha = np.asarray(cutout.picture.getchannel("A")) / 255
+            alpha = np.asarray(cutout.image.getchannel("A")) / 255
             assert 0.15 < alpha.mean() < 0.95, kind  # neither a speck nor a whole rectangle
 
 
@@ -81,9 +81,9 @@ def test_the_sample_photos_hold_what_is_cut_from_them():
 
 
 def test_boxes_are_tight_around_what_is_seen(composed, rows):
-    for picture, row in zip(composed, rows):
-        assert len(row["objects"]["bbox"]) == len(picture.things) <= 3
-        for (x, y, width, height), thing in zip(row["objects"]["bbox"], picture.things):
+    for image, row in zip(composed, rows):
+        assert len(row["objects"]["bbox"]) == len(image.things) <= 3
+        for (x, y, width, height), thing in zip(row["objects"]["bbox"], image.things):
             inside = np.zeros((SIDE, SIDE), dtype=bool)
             inside[int(y) : int(y + height), int(x) : int(x + width)] = True
             assert x >= 0 and y >= 0 and x + width <= SIDE and y + height <= SIDE
@@ -93,28 +93,28 @@ def test_boxes_are_tight_around_what_is_seen(composed, rows):
             assert all(edge.any() for edge in edges)
 
 
-def test_the_masks_lie_where_the_picture_differs_from_its_ground(composed):
-    for picture in composed:
-        seen = np.any([thing.visible_HW for thing in picture.things], axis=0)
-        main = picture.image_HW3[picture.things[0].visible_HW].mean(axis=0)
-        assert np.abs(main - picture.image_HW3[~seen].mean(axis=0)).max() > 15
+def test_the_masks_lie_where_the_image_differs_from_its_ground(composed):
+    for image in composed:
+        seen = np.any([thing.visible_HW for thing in image.things], axis=0)
+        main = image.image_HW3[image.things[0].visible_HW].mean(axis=0)
+        assert np.abs(main - image.image_HW3[~seen].mean(axis=0)).max() > 15
         # and not a few pixels beside it: moved by a third of the scene, the mask tells less
-    moved = [np.roll(picture.things[0].visible_HW, SIDE // 3, axis=(0, 1)) for picture in composed]
+    moved = [np.roll(image.things[0].visible_HW, SIDE // 3, axis=(0, 1)) for image in composed]
     there, elsewhere = (
         np.mean([np.abs(p.image_HW3[mask].mean() - p.image_HW3[~mask].mean()) for p, mask in zip(composed, masks)])
-        for masks in ([picture.things[0].visible_HW for picture in composed], moved)
+        for masks in ([image.things[0].visible_HW for image in composed], moved)
     )
     assert there > 2 * elsewhere
 
 
 def test_the_main_object_is_the_largest_and_little_is_hidden(composed):
-    for picture in composed:
-        sides = [max(box[2] - box[0], box[3] - box[1]) for box in (thing.box for thing in picture.things)]
+    for image in composed:
+        sides = [max(box[2] - box[0], box[3] - box[1]) for box in (thing.box for thing in image.things)]
         assert 0.55 * SIDE <= sides[0] <= 0.95 * SIDE
         assert all(0.15 * SIDE <= side < sides[0] for side in sides[1:])
-        for thing in picture.things:
+        for thing in image.things:
             assert thing.visible_HW.sum() >= 20
-    assert len({len(picture.things) for picture in composed}) == 3  # none to two small things
+    assert len({len(image.things) for image in composed}) == 3  # none to two small things
 
 
 def test_a_tight_box():
@@ -128,22 +128,22 @@ def test_a_tight_box():
 
 def test_the_first_sentence_counts_what_the_boxes_hold(composed, rows):
     grounds = {name: phrases for name, _, _, _, phrases in TEXTURES}
-    for picture, row in zip(composed, rows):
-        names = [noun(thing.cutout.kind) for thing in picture.things]
+    for image, row in zip(composed, rows):
+        names = [noun(thing.cutout.kind) for thing in image.things]
         first = row["captions"][0]
-        assert first.startswith(f"a {names[0]} {grounds[picture.background.name][0]}")
+        assert first.startswith(f"a {names[0]} {grounds[image.background.name][0]}")
         for name, count in Counter(names[1:]).items():
             said = f"a {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}"
             assert re.search(rf"(with|,|and) {said}\b", first), (first, said)
         assert len(re.findall(r"\b(?:with|and)\b|,", first)) == len(set(names[1:]))
-        assert row["objects"]["category"] == [thing.cutout.kind for thing in picture.things]
+        assert row["objects"]["category"] == [thing.cutout.kind for thing in image.things]
         assert row["label"] == row["objects"]["category"][0]
 
 
 def test_words_of_place_agree_with_the_boxes(composed, rows):
     checked = Counter()
-    for picture, row in zip(composed, rows):
-        boxes = {noun(thing.cutout.kind): thing.box for thing in picture.things}
+    for image, row in zip(composed, rows):
+        boxes = {noun(thing.cutout.kind): thing.box for thing in image.things}
         for sentence in row["captions"]:
             match = re.fullmatch(r"a ([\w ]+?) (above|below|beside) a (.+)", sentence)
             if not match:

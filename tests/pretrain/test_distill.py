@@ -180,7 +180,7 @@ def test_bad_input_is_one_line(data, features, teacher, tmp_path, capsys):
     assert embed([teacher, data, str(damaged)]) == 0
     cases = [
         ({"method.arguments": "{}"}, "distill needs a teacher: give method.arguments.features=URL"),
-        ({"method.arguments.features": tmp_path / "nowhere"}, "is no folder of features"),
+        ({"method.arguments.features": tmp_path / "nowhere"}, "is not a folder of features"),
         ({"method.arguments.features": damaged}, "holds none; make them with: python -m pretrain embed"),
         ({"data.url": other}, "the features of 96 rows of"),
         ({"method.arguments.teacher": teacher}, "not both"),

@@ -24,9 +24,9 @@ STEPS = 14
 def folder(tmp_path_factory):
     """A folder with `data`, of 96 photos of which two are bad, and their `features`."""
     folder = tmp_path_factory.mktemp("distill")
-    pictures = [photo(number) for number in range(96)]
-    pictures[5], pictures[40] = b"nothing", None
-    write_features(folder / "features", write_shards(folder / "data", pictures, rows_per_group=10))
+    images = [photo(number) for number in range(96)]
+    images[5], images[40] = b"nothing", None
+    write_features(folder / "features", write_shards(folder / "data", images, rows_per_group=10))
     return folder
 
 

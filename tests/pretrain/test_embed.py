@@ -136,7 +136,7 @@ def with_maps(data, encoder, tmp_path_factory):
     return out
 
 
-def test_maps_are_what_the_teacher_sees_of_the_whole_picture(data, encoder, with_maps):
+def test_maps_are_what_the_teacher_sees_of_the_whole_image(data, encoder, with_maps):
     described = describe_features(str(with_maps))
     assert (described.maps.cells, described.maps.channels) == (2, 8) and 0.2 < described.maps.explained < 1
     assert described.images == {"size": 64, "whole_image": True, "crop_share": None}

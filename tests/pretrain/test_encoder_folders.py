@@ -56,7 +56,7 @@ def change_config(path, **changes):
 
 
 def test_what_is_no_encoder_folder_is_said(folder, tmp_path):
-    with pytest.raises(UserError, match=r"no encoder or model folder: it holds no config.json \(there: encoder\)"):
+    with pytest.raises(UserError, match=r"not an encoder or model folder: it holds no config.json \(there: encoder\)"):
         load_encoder(str(tmp_path))
     path, _ = folder
     change_config(path, kind="model")
@@ -110,7 +110,7 @@ def test_a_header_damaged_before_it_was_signed_is_said(folder):
     data = b"\xff" * 64
     (path / "model.safetensors").write_bytes(data)
     change_config(path, weights_sha256=hashlib.sha256(data).hexdigest())
-    with pytest.raises(UserError, match=r"model.safetensors is no valid safetensors file"):
+    with pytest.raises(UserError, match=r"model.safetensors is not a valid safetensors file"):
         load_encoder(str(path))
 
 
@@ -119,9 +119,12 @@ def test_a_header_damaged_before_it_was_signed_is_said(folder):
     [
         (
             {"name": "convattn_nono"},
-            r"config.json describes no encoder of this program: unknown encoder 'convattn_nono'",
+            r"config.json does not describe an encoder of this program: unknown encoder 'convattn_nono'",
         ),
-        ({"arguments": {"stem": 2}}, r"config.json describes no encoder of this program: .*unknown argument 'stem'"),
+        (
+            {"arguments": {"stem": 2}},
+            r"config.json does not describe an encoder of this program: .*unknown argument 'stem'",
+        ),
         ({"arguments": None}, r"config.json is damaged: arguments is None, not dict"),
         ({"channels": "abc"}, r"config.json is damaged: channels is 'abc', not list"),
         ({"mean": [0.5, "x"]}, r"config.json is damaged: mean is .*, not a list of numbers"),

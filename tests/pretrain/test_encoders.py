@@ -167,7 +167,7 @@ def test_timm_networks_keep_the_contract(name, stride):
         ("convattn_nano", {"kernel_size": 4}, "kernel_size=4 is not possible"),
         ("convattn_nano", {"stem_stride": "two"}, "stem_stride=two is not possible"),
         ("timm:resnet19", {}, "unknown timm network 'resnet19'"),
-        ("timm:resnet18", {"depht": 3}, "timm:resnet18: 'depht' is no argument"),
+        ("timm:resnet18", {"depht": 3}, "timm:resnet18: 'depht' is not an argument"),
     ],
 )
 def test_impossible_encoders_are_explained(name, arguments, words):

@@ -1,4 +1,4 @@
-"""`explain` as a user runs it, and what its pictures are made of."""
+"""`explain` as a user runs it, and what its images are made of."""
 
 import io
 from html.parser import HTMLParser
@@ -10,7 +10,7 @@ from PIL import Image
 
 from cluster.errors import UserError, run_command
 from pretrain.__main__ import main
-from pretrain.data.reading.picking import pick_pictures
+from pretrain.data.reading.picking import pick_images
 from pretrain.encoders import build_encoder, load_encoder, save_encoder
 from pretrain.encoders.attention_maps import attention_maps
 from pretrain.explaining import explain
@@ -59,7 +59,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_the_command_writes_pictures_and_a_page_that_asks_no_network(world, tmp_path, capsys):
+def test_the_command_writes_images_and_a_page_that_asks_no_network(world, tmp_path, capsys):
     out = tmp_path / "out"
     told = [str(world / "encoder"), str(world / "photos"), f"{world}/few/*.parquet", str(out), "--limit", "6"]
     assert run_command(lambda: main(["explain", *told])) == 0
@@ -82,7 +82,7 @@ def test_the_command_writes_pictures_and_a_page_that_asks_no_network(world, tmp_
     }  # fmt: skip
 
 
-def test_check_explains_the_first_pictures_and_writes_nothing(world, tmp_path, capsys):
+def test_check_explains_the_first_images_and_writes_nothing(world, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     told = ["explain", str(world / "encoder"), str(world / "shards"), str(out), "--check"]
     assert run_command(lambda: main(told)) == 0
@@ -113,10 +113,10 @@ def test_in_a_notebook(world):
     assert all(explanation.pixels_HW3.shape == (64, 64, 3) for explanation in square)
 
 
-def test_pictures_are_spread_over_all_sources(world):
-    names = [p.name for p in pick_pictures([str(world / "shards"), f"{world}/photos/deep/*"], limit=5)]
+def test_images_are_spread_over_all_sources(world):
+    names = [p.name for p in pick_images([str(world / "shards"), f"{world}/photos/deep/*"], limit=5)]
     assert names == ["row 0", "row 5", "row 10", "row 15", "tall.JPG"]
-    assert len(pick_pictures(str(world / "shards"), limit=100)) == 20
+    assert len(pick_images(str(world / "shards"), limit=100)) == 20
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.pretrain.annotated import put
 from tests.pretrain.shards import encoded
 
 BOX, DOG, NOTHING = [4, 6, 10, 8], {"bbox": [[4, 6, 10, 8]], "category": ["dog"]}, {"bbox": [], "category": []}
-YOLO = "0.3 0.5 0.333333333 0.4"  # the same box of a picture of 30 x 20
+YOLO = "0.3 0.5 0.333333333 0.4"  # the same box of an image of 30 x 20
 
 
 CASES = []  # (maker, exit code, path -> columns of its row or None where it is left out, what is said)
@@ -31,7 +31,7 @@ def refused(*says):
 
 
 def photos(folder, *paths):
-    """Pictures of 30 x 20, no two alike."""
+    """Images of 30 x 20, no two alike."""
     for path in paths:
         put(folder / path, encoded(sum(map(ord, path)) % 250, size=(30, 20)))
 
@@ -84,7 +84,7 @@ def coco_of_one_number_for_two_names(src):
 
 @comes_out(
     {"2.png": {"objects": DOG}, "1.png": None},
-    says=["crowd regions alone"],
+    says=["only crowd regions"],
 )
 def coco_of_crowds_alone(src):
     photos(src, "1.png", "2.png")
@@ -105,7 +105,7 @@ def coco_scaled_after_drawing(src):
     {"1.png": None, "2.png": {"objects": DOG}},
     says=["drawn on an image of 70 x 90"],
 )
-def coco_of_another_picture(src):
+def coco_of_another_image(src):
     photos(src, "1.png", "2.png")
     images = [{"id": 0, "file_name": "1.png", "width": 70, "height": 90}, {"id": 1, "file_name": "2.png"}]
     tree = {"images": images, "annotations": [annotation(0), annotation(1)], "categories": [{"id": 1, "name": "dog"}]}
@@ -306,7 +306,7 @@ def table_of_two_names(src):
 
 @comes_out(
     {"train/1.png": {"captions": ["a dog"]}, "test/2.png": None},
-    says=["test: 1, train: 1", "2 x image that no row names"],
+    says=["test: 1, train: 1", "2 x image not named in any row"],
 )
 def metadata_of_splits(src):
     for split in ("train", "test"):
@@ -363,7 +363,7 @@ def folders_with_strays(src):
 
 
 @comes_out({"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x image of several frames or pages"])
-def pictures_of_several_frames(src):
+def images_of_several_frames(src):
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "green")]
     for name in ("1.gif", "2.tiff", "3.webp"):
         frames[0].save(src / name, save_all=True, append_images=frames[1:])
@@ -381,7 +381,7 @@ def coco_with_sizes_in_part(src):
     for number in (1, 2):
         Image.new("RGB", (20, 30), (number, 0, 0)).save(src / f"{number}.jpg", exif=exif)
     Image.new("RGB", (30, 20)).save(src / "3.jpg")
-    # on the pixels as stored: what lies 6 from the left there lies 6 from the top of the upright picture
+    # on the pixels as stored: what lies 6 from the left there lies 6 from the top of the upright image
     boxes = [annotation(number, bbox=[6, 16, 8, 10]) for number in (0, 1)] + [annotation(2)]
     tree = {
         "images": [*images, {"id": 2, "file_name": "3.jpg"}],

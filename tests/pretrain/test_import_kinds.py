@@ -59,7 +59,7 @@ def test_every_file_has_a_fate(tmp_path):
     assert [line["path"] for line in lines_of(tmp_path / "out", "_quarantine.jsonl")] == ["dog/c.heic"]
     fates = {line["path"]: line["fate"] for line in lines_of(tmp_path / "out", "_files.jsonl")}
     assert set(fates) == {"dog/d.jxl", "cat/.hidden.jpg", "cat/notes.txt", "cat/gone.png"}
-    assert "not read (.jxl)" in fates["dog/d.jxl"] and "leads nowhere" in fates["cat/gone.png"]
+    assert "not read (.jxl)" in fates["dog/d.jxl"] and "broken link" in fates["cat/gone.png"]
     assert summary["ledger"]["files"] == 10 and any("owl" in note for note in summary["notes"])
     assert any(".jxl" in note for note in summary["notes"])
 
@@ -144,7 +144,7 @@ def test_lines_of_yolo(tmp_path):
     assert pixels.objects.bbox == ((22, 19, 20, 10),) and not pixels.relative_boxes
 
 
-def test_one_bad_box_costs_itself_and_all_bad_ones_the_picture(tmp_path):
+def test_one_bad_box_costs_itself_and_all_bad_ones_the_image(tmp_path):
     photos(tmp_path / "src" / "images", "good.png", "half.png", "lost.png", "none.png")
     put(tmp_path / "src" / "data.yaml", "names: [cat]\n")
     for name, lines in (("good", "0 .5 .5 .5 .5"), ("half", "0 .5 .5 .5 .5\n7 .5 .5 .5 .5"), ("lost", "7 .5 .5 .5 .5")):
@@ -155,7 +155,7 @@ def test_one_bad_box_costs_itself_and_all_bad_ones_the_picture(tmp_path):
     }  # fmt: skip
     assert summary["stopped"] is not None
     assert any(
-        "it would pass for an image without any" in line["reason"]
+        "it would look like an image without any" in line["reason"]
         for line in lines_of(tmp_path / "out", "_quarantine.jsonl")
     )
 
@@ -316,7 +316,7 @@ def test_redirects_to_this_machine_are_not_followed(tmp_path):
     assert "--allow-local-redirects" in reasons
 
 
-def test_pictures_as_they_are(tmp_path):
+def test_images_as_they_are(tmp_path):
     src = tmp_path / "run [v2] #1"
     for name in ("a.jpg", "a.png", "a.jpeg"):
         put(src / name, encoded(3, size=(60, 50)))
@@ -334,7 +334,7 @@ def test_pictures_as_they_are(tmp_path):
     assert block_in(Image.open(io.BytesIO(rows["b.jpg"]["image"]["bytes"])))[2] > 8
 
 
-def test_equal_pictures_are_on_one_side(tmp_path):
+def test_equal_images_are_on_one_side(tmp_path):
     for number in range(30):
         for copy in "ab":
             put(tmp_path / "src" / f"{copy}{number}.png", encoded(number))

@@ -34,11 +34,11 @@ def imported(src, dest, **options):
 
 
 def check_boxes(rows):
-    """Each box of each picture lies on its block."""
+    """Each box of each image lies on its block."""
     for path, row in rows.items():
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
         for box in row["objects"]["bbox"] if row.get("objects") else ():
-            assert overlap(box, block_in(picture)) >= 0.9, (path, box, block_in(picture))
+            assert overlap(box, block_in(image)) >= 0.9, (path, box, block_in(image))
 
 
 def check_account(summary, src):
@@ -48,7 +48,7 @@ def check_account(summary, src):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_box_is_turned_as_its_picture_is(orientation):
+def test_a_box_is_turned_as_its_image_is(orientation):
     scene = Scene("a.png", (60, 40), (7, 5, 20, 10), orientation)
     stored = scene.stored()
     frame = Frame(stored.size, orientation)
@@ -61,9 +61,9 @@ def test_a_box_is_turned_as_its_picture_is(orientation):
     elif orientation > 1:  # the size is the same both ways; only the rest of the set can tell
         assert upright_boxes(boxes, frame, drawn_on=stored.size, on_stored=True) == [scene.block]
         assert upright_boxes([scene.block], frame, drawn_on=stored.size, on_stored=False) == [scene.block]
-        with pytest.raises(WrongFrame, match="nothing in the source tells"):
+        with pytest.raises(WrongFrame, match="nothing in the source says"):
             upright_boxes(boxes, frame, drawn_on=stored.size)
-    with pytest.raises(WrongFrame, match="no scaled one"):
+    with pytest.raises(WrongFrame, match="not the same shape scaled"):
         upright_boxes(boxes, frame, drawn_on=(300, 40))
 
 
@@ -90,7 +90,7 @@ def test_boxes_of_every_kind_and_turn(tmp_path, kind, how):
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_every_kind_says_the_same_of_the_same_pictures(tmp_path, kind):
+def test_every_kind_says_the_same_of_the_same_images(tmp_path, kind):
     scenes = random_scenes(random.Random(3), 8, orientations=(1, 6))
     WRITERS[kind](tmp_path / "src", scenes, "upright")
     summary, rows = imported(tmp_path / "src", tmp_path / "out")
@@ -144,10 +144,10 @@ def spoil(src, scenes, chance):
     (src / "nothing here").mkdir()
     (src / "gone.jpg").symlink_to(src / "never.jpg")
     (src / "to a folder").symlink_to(src / "nothing here")
-    pictures = sorted(
+    images = sorted(
         path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
     )
-    for path in pictures:
+    for path in images:
         roll = chance.random()
         if roll < 0.1:
             path.write_bytes(path.read_bytes()[:300])

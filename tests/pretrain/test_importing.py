@@ -142,7 +142,7 @@ def test_what_counts_as_a_class_folder(tmp_path):
     assert labels_of(two) == {"x/a.jpg": "x", "y/b.jpg": "y"}
     assert set(labels_of(two, labels="none").values()) == {None}
     assert set(labels_of(folder("one", "x/a.jpg", "x/b.jpg")).values()) == {None}, (
-        "a single folder is no classification"
+        "a single folder is not a classification"
     )
     assert set(labels_of(folder("mixed", "x/a.jpg", "y/b.jpg", "c.jpg")).values()) == {None}
     deep = folder("deep", "train/x/a.jpg", "test/y/b.jpg")

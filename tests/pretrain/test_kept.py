@@ -88,5 +88,5 @@ def test_other_channels_go_all_the_way(channels, images, tmp_path, capsys):
         f"out={tuned}", "compare=[]", *common,
     ]  # fmt: skip
     assert run_command(lambda: finetune_main(options)) == 0, capsys.readouterr().err
-    picture = bands[0] if channels == 5 else photo(0)
-    assert load_model(str(tuned / "model")).predict(picture)[0].label in ("class 0", "class 1")
+    image = bands[0] if channels == 5 else photo(0)
+    assert load_model(str(tuned / "model")).predict(image)[0].label in ("class 0", "class 1")

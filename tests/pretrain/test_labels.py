@@ -81,7 +81,9 @@ def test_numbers_without_names_are_compared_with_nothing_named(tmp_path):
         other = write(tmp_path / name, labels, names)
         train, validation = load_manifest(bare, columns=["label"]), load_manifest(other, columns=["label"])
         for one, another in ((train, validation), (validation, train)):
-            with pytest.raises(UserError, match=r"whole numbers without names in .*bare/0.parquet, and .*nothing says"):
+            with pytest.raises(
+                UserError, match=r"whole numbers without names in .*bare/0.parquet.*it is unknown which"
+            ):
                 read_class_names_of(one, another, "label")
     with pytest.raises(UserError, match="holds the number 2, but names 2 classes: cat, dog"):
         class_names(write(tmp_path / "beyond", [0, 2], ["cat", "dog"]))
@@ -124,7 +126,7 @@ def test_a_model_is_evaluated_by_names(tmp_path):
     manifest = load_manifest(write(tmp_path / "a", [0, 1], ["dog", "cat"]), columns=["label"])
     for values in ((0, 1), ("cat", "dog")):  # numbers are those of models of old
         assert ClassNames(values, ["cat", "dog"]).ids(read_labels(manifest)).tolist() == [1, 0]
-    with pytest.raises(UserError, match="'dog' is no class of the model"):
+    with pytest.raises(UserError, match="'dog' is not a class of the model"):
         ClassNames((0, 1), ["0", "1"]).ids(read_labels(manifest))
 
 
@@ -143,7 +145,7 @@ def test_folder_names_are_a_column(tmp_path):
     assert read_class_names_of(used, used, "label").names == ["a dog", "cat"]
     report = check(str(tmp_path))
     assert report["labels"]["label"]["counts"] == {"cat": 3, "a dog": 2, "(null)": 1}
-    assert any("'label' stands in the names of the folders" in note for note in report["notes"])
+    assert any("'label' is read from the names of the folders" in note for note in report["notes"])
     regroup(str(tmp_path), str(tmp_path.parent / "fixed"))
     written = pq.read_table(str(tmp_path.parent / "fixed"))
     assert sorted(map(str, written["label"].to_pylist())) == ["None", "a dog", "a dog", "cat", "cat", "cat"]
@@ -153,6 +155,9 @@ def test_folder_names_are_a_column(tmp_path):
 def test_types_that_hold_the_same_are_read_alike(tmp_path, kind):
     folder = tmp_path / "set"
     write(folder, ["cat", "dog"])
-    write(tmp_path / "other", pa.array(["dog", "owl"]).cast(kind))
+    try:
+        write(tmp_path / "other", pa.array(["dog", "owl"]).cast(kind))
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pa.__version__} cannot write it: {error}")
     (folder / "1.parquet").write_bytes((tmp_path / "other" / "0.parquet").read_bytes())
     assert class_names(str(folder)).names == ["cat", "dog", "owl"]

@@ -244,7 +244,7 @@ def test_checkpoints_that_cannot_be_written_are_told_and_end_nothing(tmp_path):
     warnings = [record["text"] for record in records if record.get("kind") == "warning"]
     assert len(warnings) == outcome.progress.failed_writes == 2  # of steps 14 and 21
     assert "the checkpoint of step 14 could not be written" in warnings[0]
-    assert "the last whole one is of step 7" in warnings[1]
+    assert "the last complete one is of step 7" in warnings[1]
     assert seen["newest"] == 7
     assert_same_weights(whole, trained)
     assert checkpoints.load_newest(url).progress.step == 30
@@ -579,7 +579,9 @@ def test_where_only_one_checkpoint_fits_it_stays_and_a_finished_training_is_not_
     _, outcome, records = run(url, steps=30)
     assert outcome.status == "finished" and outcome.progress.failed_writes == 3  # of steps 21, 28 and 30
     said = [record["text"] for record in records if record.get("kind") == "warning"]
-    assert len(said) == 3 and all("No space left" in one and "the last whole one is of step 14" in one for one in said)
+    assert len(said) == 3 and all(
+        "No space left" in one and "the last complete one is of step 14" in one for one in said
+    )
     with pytest.raises(UserError, match="No space left on device"):  # an interrupted one has steps to lose
         run(url, steps=40, stop_at=33)
     assert storage.names_in(f"{url}/checkpoints") == [checkpoints.folder_name(14)]

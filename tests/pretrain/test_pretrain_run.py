@@ -88,7 +88,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp_path, shared_ray, workers):
     out = tmp_path / "run"
     steps = 12
@@ -112,7 +112,7 @@ def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, sha
     assert_equal_runs(outs[0], outs[2])
 
 
-def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
+def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path, capsys):
     out = tmp_path / "run"
     options = arguments(shards, out, steps=12, workers=0)
     process = start(*options)
@@ -123,11 +123,10 @@ def test_killed_and_continued_equals_undisturbed(shards, whole, tmp_path):
     verdict = pretraining_verdict(read_run(str(out)))
     assert verdict.first.startswith("This run was killed at step") and "of 12" in verdict.first
     assert "continues from the checkpoint of step 4" in verdict.second
-    process = start(*options)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    capsys.readouterr()
+    assert run_command(lambda: main(options)) == 0
     assert not (out / "running.json").exists()
-    assert "continues at step" in output
+    assert "continues at step" in capsys.readouterr().out
     assert_equal_runs(whole, out)
 
 

@@ -98,7 +98,7 @@ def test_the_same_run_gives_the_same_page(finished):
 def test_a_finished_run_says_what_it_is_worth(finished):
     text = first_sentences(finished)
     # always naming the most frequent class gets a third
-    assert text.startswith("finished") and re.search(r"[\d.]+ % of unseen images right, .* gets 33\.3 %", text)
+    assert text.startswith("finished") and re.search(r"[\d.]+ % of unseen images correctly, .* reaches 33\.3 %", text)
 
 
 def test_without_its_data_or_encoder_the_page_says_so(finished, tmp_path):
@@ -182,5 +182,5 @@ def test_a_fault_in_the_report_does_not_fail_the_run(shards, tmp_path, capsys, m
 
 def test_the_command_refuses_what_is_no_run_folder(tmp_path):
     assert run_command(lambda: main(["report", str(tmp_path)])) == 2
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(str(tmp_path))

@@ -77,7 +77,7 @@ def test_a_chart_is_well_formed_and_keeps_every_text_a_text():
     tree = ElementTree.fromstring(svg)
     assert "<img" not in svg and tree.get("aria-label") == evil
     assert sum(evil in (text.text or "") for text in tree.iter("text")) >= 2
-    assert line_chart([Line("a", [], [])], label="nothing") == '<p class="empty">Nothing was logged yet.</p>'
+    assert line_chart([Line("a", [], [])], label="nothing") == '<p class="empty">Nothing has been logged yet.</p>'
 
 
 def test_a_chart_shows_the_values_where_they_are():

@@ -1,4 +1,4 @@
-"""What a run folder says of how a run goes on and ended."""
+"""What a run folder says about how a run is going or ended."""
 
 import json
 import os

@@ -63,7 +63,7 @@ def test_paths_that_are_none(tmp_path):
     assert list(packed(table, tmp_path / "out")) == ["a.png"]
     set_aside = quarantined(tmp_path / "out")
     assert len(set_aside) == len(bad)
-    assert "no URL of" in set_aside[f"{table}, line 3"] and "no path but 7" in set_aside[f"{table}, line 7"]
+    assert "not a URL of" in set_aside[f"{table}, line 3"] and "no path, but 7" in set_aside[f"{table}, line 7"]
 
 
 def test_voc_with_masks_of_the_same_names(tmp_path):
@@ -167,7 +167,7 @@ def test_what_is_said_of_damaged_annotations(tmp_path):
         assert f"(first: {place}: " in line and reason in line
     for text, words in (
         ('path,label\na.png,x\n"b.png,y\nc.png,z\n', "t.csv, line 3: not valid CSV: unexpected end of data"),
-        ('path,label\n"a\nb.png",y\n', "t.csv, line 2: column 'path' holds no path but 'a\\nb.png'"),
+        ('path,label\n"a\nb.png",y\n', "t.csv, line 2: column 'path' holds no path, but 'a\\nb.png'"),
     ):
         assert words in said(write(tmp_path / "t.csv", text))
     assert "is an archive that cannot be read in place" in said(write(tmp_path / "t.tar.gz", b"x"))
@@ -274,7 +274,7 @@ def test_a_cut_tar_and_one_in_a_store(tmp_path, s3_server):
     rows = packed(f"{s3_server.url}/tars/a.tar", tmp_path / "out")
     assert {path: row["image"] for path, row in rows.items()} == {f"a.tar/{n}.png": encoded(n) for n in range(4)}
     tar.write_bytes(tar.read_bytes()[:1700])
-    with pytest.raises(UserError, match=r"a\.tar is no plain tar, or it is damaged"):
+    with pytest.raises(UserError, match=r"a\.tar is not a plain tar, or it is damaged"):
         list_records(str(tar))
 
 
@@ -377,7 +377,9 @@ def test_any_voc(tmp_path, objects, encoding):
     write(tmp_path / "a.png", encoded(0))
     keys = ("xmin", "ymin", "xmax", "ymax", "zmax")
     inner = "".join(
-        f"<object><name>{name}</name><bndbox>{''.join(f'<{k}>{v}</{k}>' for k, v in zip(keys, box))}</bndbox></object>"
+        f"<object><name>{name}</name><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box))
+        + "</bndbox></object>"
         for name, box in objects
     )
     head = f'<?xml version="1.0" encoding="{encoding}"?>' if encoding else ""

@@ -103,7 +103,8 @@ def test_voc(tmp_path):
     write(src / "Annotations" / "b.xml", voc("b.png"))
     write(src / "Annotations" / "bad.xml", "<annotation><object></annotation>")
     write(src / "Annotations" / "gone.xml", voc("gone.png"))
-    bomb = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>'
+    bomb = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]>'
+    bomb += "<annotation><filename>&c;</filename></annotation>"
     write(src / "Annotations" / "c.xml", bomb)
     rows = packed(src, tmp_path / "out")
     assert {path: row["objects"] for path, row in rows.items()} == {
@@ -187,7 +188,7 @@ def test_tars(tmp_path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
             for name, kind in (("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
-                info = tarfile.TarInfo(name)  # to a picture outside, which must not be read either
+                info = tarfile.TarInfo(name)  # to an image outside, which must not be read either
                 info.type, info.linkname = kind, str(tmp_path / "secret.png")
                 tar.addfile(info)
     rows = packed(tmp_path / "src", tmp_path / "out")
@@ -228,14 +229,14 @@ def test_kinds_are_told_by_their_look(tmp_path):
     ("name", "content", "message"),
     [
         ("a.json", "[1, 2", "is not valid JSON"),
-        ("a.json", "[]", "is no COCO json"),
+        ("a.json", "[]", "is not a COCO json"),
         ("a.json", b"\xff\xfe", "is not UTF-8"),
         ("a.json", '{"images": [{"id": 1, "file_name": "gone.png"}]}', "--images FOLDER"),
         ("a.json", '{"images": [], "categories": [{"id": 1}]}', r"categories\[0\] needs"),
         ("a.csv", "colour,size\nred,3\n", "no column of paths"),
         ("a.csv", "", "has no rows"),
         ("a.jsonl", "[1]\nnope\n", "has no rows"),
-        ("a.tar", b"hello" * 300, "is no plain tar"),
+        ("a.tar", b"hello" * 300, "is not a plain tar"),
     ],
 )
 def test_sources_that_cannot_be_read(tmp_path, name, content, message):

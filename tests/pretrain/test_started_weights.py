@@ -91,13 +91,13 @@ def test_at_a_rate_of_nothing_the_run_is_its_start(shards, first, tmp_path):
             "is a convattn_nano, but encoder.name says",
         ),
         ({"encoder.arguments.attention_from": 2}, "encoder.arguments.attention_from=2, but .* has 4; with encoder.url"),
-        ({"encoder.weights_sha256": "0" * 64}, "holds other weights now than this run started from"),
+        ({"encoder.weights_sha256": "0" * 64}, "now holds different weights from those this run started from"),
         ({"encoder.url": "random"}, "encoder.url=random names no weights"),
         (
             {"encoder.url": "null", "method.keep": 0.1},
-            "method.keep=0.1 holds on to the weights of encoder.url; give one",
+            "method.keep=0.1 pulls back to the weights of encoder.url; give that",
         ),
-        ({"encoder.url": "/nowhere"}, "no encoder or model folder"),
+        ({"encoder.url": "/nowhere"}, "not an encoder or model folder"),
     ],
 )
 def test_what_contradicts_the_start_is_said(more, said, shards, first, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_timms_folders_and_files_are_starts_for_both_stages(kind, of_timm, shard
     assert source.mean == ((0.4,) * 3 if kind == 0 else (0.485, 0.456, 0.406))  # a file says nothing: timm's own
     fresh = open_encoder(f"random:{name}", "", {})
     assert fresh.encoder.channels == encoder.channels and fresh.mean == (0.485, 0.456, 0.406)
-    assert fresh.image_size == source.image_size  # so that comparisons see the same pictures
+    assert fresh.image_size == source.image_size  # so that comparisons see the same images
     more = {"encoder.name": "null"}
     assert run(shards, tmp_path / "run", name, steps=2, **more) == 0
     result = result_of(tmp_path / "run")

@@ -268,7 +268,7 @@ def test_a_folder_that_is_not_finished_or_none_is_refused(data, copy, tmp_path):
     (copy / "features.json").unlink()
     with pytest.raises(UserError, match=r"the features are not finished, features\.json is missing; run embed again"):
         StoredFeatures(str(copy), manifest)
-    with pytest.raises(UserError, match=r"is no folder of features.*\(there: nothing\).*python -m pretrain embed"):
+    with pytest.raises(UserError, match=r"is not a folder of features.*\(there: nothing\).*python -m pretrain embed"):
         StoredFeatures(str(tmp_path / "nowhere"), manifest)
 
 

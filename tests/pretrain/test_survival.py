@@ -31,9 +31,9 @@ NUM_IMAGES = 96
 
 @pytest.fixture(scope="module")
 def images():
-    pictures = [photo(number) for number in range(NUM_IMAGES)]
-    pictures[5], pictures[40] = b"nothing", None
-    return pictures
+    images = [photo(number) for number in range(NUM_IMAGES)]
+    images[5], images[40] = b"nothing", None
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(shar
             break
     else:
         raise AssertionError(f"no warning, exit code {process.wait()}")
-    assert "File too large" in line and "the last whole one is of step" in line
+    assert "File too large" in line and "the last complete one is of step" in line
     assert checkpoints.load_newest(str(out)).progress.step >= checkpointed  # it can still be read
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     finish(process)
@@ -192,7 +192,7 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(shards, tmp_path):
     result = result_of(out)
     recoveries(result)
     assert result["restarts"] == 1
-    assert "waited for another worker in vain" in result["restart_log"][0]["why"]
+    assert "gave up waiting for another worker" in result["restart_log"][0]["why"]
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)  # it does not stay
     assert_equal_runs(alone, out)

@@ -285,7 +285,7 @@ def test_what_cannot_be_loaded_of_timm_is_said_in_a_line(resnet, tmp_path):
     assert "are not those of timm:resnet34: of 216 tensors 96 are missing and 0 have another shape" in said
     assert "first missing layer1.2.conv1.weight" in said
     assert "does not exist" in refusal(f"timm:resnet18@{tmp_path / 'no.pth'}")
-    assert "no file of weights by its name" in refusal(f"timm:resnet18@{tmp_path}")
+    assert "not named like a file of weights" in refusal(f"timm:resnet18@{tmp_path}")
     (tmp_path / "bad.pth").write_bytes(b"no weights at all")
     assert "damaged or holds more than tensors" in refusal(f"timm:resnet18@{tmp_path / 'bad.pth'}")
     torch.save({"model": Teacher}, tmp_path / "code.pth")

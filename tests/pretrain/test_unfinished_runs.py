@@ -110,7 +110,7 @@ def test_content_decides_not_names_or_times(photos, tmp_path):
     changed[len(changed) // 2] ^= 1
     (tmp_path / "b" / "part-0.parquet").write_bytes(changed)
     (change,) = differences(one, identity_of({"train": load_manifest(second)}))
-    assert "48 -> 48 rows; the first file that differs is part-0.parquet in the place of shard-00000.parquet" in change
+    assert "48 -> 48 rows; the first file that differs is part-0.parquet instead of shard-00000.parquet" in change
 
 
 def test_rules_that_ended_a_run_and_what_is_watched_may_change(command, photos, tmp_path):

@@ -189,7 +189,8 @@ def test_the_list_holds_no_argument_of_timms_factory():
 WATCHED = """
     import os, sys
 
-    import torch, timm, numpy, safetensors.torch, transformers  # what they do when they are imported is not the folder's doing
+    # what they do when they are imported is not the folder's doing
+    import torch, timm, numpy, safetensors.torch, transformers
     from transformers import Dinov2Model, Dinov2Config
     import finetune.tasks
     from finetune.model import load_model
@@ -205,9 +206,11 @@ WATCHED = """
             seen.append((event, arguments))
         if event == "open":
             path, mode, flags = arguments
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and not str(path).startswith("/dev/"):
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            if writes and not str(path).startswith("/dev/"):
                 seen.append((event, path, mode))
-        if event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "subprocess.Popen", "os.system", "os.exec"):
+        changing = ("os.mkdir", "os.rename", "os.remove", "os.symlink")
+        if event in (*changing, "subprocess.Popen", "os.system", "os.exec"):
             seen.append((event, arguments))
 
     sys.dont_write_bytecode = True

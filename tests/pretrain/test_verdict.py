@@ -28,15 +28,15 @@ def run(status, *, lines=None, **more):
 TABLE = {
     "finished, with kNN": (
         run("finished", lines=rows(100, knn_accuracy=0.31)), 0.1,
-        ("good", "finished", r"31\.0 % of unseen images right, .* gets 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
+        ("good", "finished", r"31\.0 % of unseen .* correctly, .* reaches 10\.0 %\.", r"well spread \(0\.97.* 30 dimensions"),
     ),
     "finished, with kNN before and after": (
         run("finished", lines=rows(100, knn_accuracy=0.31, knn_accuracy_untrained=0.24)), 0.1,
-        ("good", "finished", r"31\.0 % .* the weights it started from get 24\.0 % and always .* gets 10\.0 %\.", r"0\.97"),
+        ("good", "finished", r"31\.0 % .* the weights it started from reach 24\.0 % and always .* reaches 10\.0 %\.", r"0\.97"),
     ),
     "finished, no better than before": (
         run("finished", lines=rows(100, knn_accuracy=0.24, knn_accuracy_untrained=0.24)), None,
-        ("warn", "finished, little learnt", r"learnt little .* the weights it started from get 24\.0 %", r"0\.97"),
+        ("warn", "finished, little learnt", r"learnt little .* the weights it started from reach 24\.0 %", r"0\.97"),
     ),
     "finished at chance": (
         run("finished", lines=rows(100, knn_accuracy=0.105)), 0.1,
@@ -46,7 +46,7 @@ TABLE = {
         run("finished", lines=rows(40)), None, ("good", "finished", r"finished, and the loss fell from 4\.9 to 1", r"0\.97"),
     ),
     "finished, crowded": (
-        run("finished", lines=rows(40, spread=0.2)), None, ("warn", "finished", "finished", r"crowded together \(0\.20"),
+        run("finished", lines=rows(40, spread=0.2)), None, ("warn", "finished", "finished", r"close together \(0\.20"),
     ),
     "finished, unhealthy": (
         run("finished", lines=rows(findings={"no learning": "no learning: the loss 4.1 is stuck at its chance value"})), None,
@@ -87,7 +87,7 @@ TABLE = {
     ),
     "stopped": (
         run("stopped", result={"reason": "step 10: the loss (nan) is not finite"}), None,
-        ("bad", "stopped", r"stopped itself at step 10 .*\(nan\) is not finite", "4.9"),
+        ("bad", "stopped", r"was stopped by a rule at step 10 .*\(nan\) is not finite", "4.9"),
     ),
     "failed": (
         run("failed", result={"reason": "worker died\nTraceback:\n  File x\nOSError: [Errno 28] No space left"}), None,

@@ -49,7 +49,7 @@ def test_a_line_for_each_image(url, tmp_path, monkeypatch, capsys, recipe, num_v
         (["--set", "crop_scal=[0.2,1]"], "unknown argument 'crop_scal'; did you mean 'crop_scale'"),
         (["crop_scal=[0.2,1]"], "unknown argument 'crop_scal'; did you mean 'crop_scale'"),
         (["--set", "crop_scale=[2,3]"], "crop_scale=[2, 3] is not possible: give [low, high], above 0 and at most 1"),
-        (["--set", "crop_scale"], "'crop_scale' is no KEY=VALUE"),
+        (["--set", "crop_scale"], "'crop_scale' is not KEY=VALUE"),
         (["--size", "0"], "--size must be at least 1, not 0"),
         (["--out", "views.jpg"], "name a file that ends in .png"),
     ],

@@ -1,4 +1,4 @@
-"""The driver of a pipeline: starts what is ready, watches what runs, notes what came of it. It may die at any moment.
+"""The driver of a pipeline: starts what is ready, watches what runs, records how it ended. It may die at any moment.
 
 Before a job is started its id is written down; after it ended its end is. A driver that comes later finds each stage either
 done, or with a job to look up, or to be started. Ids are made of (pipeline, a token in out, stage, attempt), so that two
@@ -115,7 +115,7 @@ class Driver:
             )
         elif step == Next.REFUSE_OLD:
             self._fail(
-                name, f"it was made from an earlier run of a stage before it; remove {stage.out} to make it again"
+                name, f"it was made from an earlier run of a stage it depends on; remove {stage.out} to make it again"
             )
         else:
             self._start(stage, command, made_from, record)

@@ -1,4 +1,4 @@
-"""What is to be done next: pure functions of the stages, what is noted of them, and what their jobs came to."""
+"""What is to be done next: pure functions of the stages, their records, and how their jobs ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Next(StrEnum):
     COLLECT = "collect"  # the job that ended meanwhile
     NOTHING = "nothing"  # it is done
     REFUSE_OTHER = "refuse: its job runs with another command"
-    REFUSE_OLD = "refuse: it was made from an earlier run of a stage before it"
+    REFUSE_OLD = "refuse: it was made from an earlier run of a stage it depends on"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def in_order(after: After) -> list[str]:
         for other in before:
             if other not in after:
                 raise UserError(
-                    f"stage {name}: after names no stage: {other!r}{nearest(other, after)} (known: {', '.join(after)})"
+                    f"stage {name}: after names an unknown stage: {other!r}{nearest(other, after)} (known: {', '.join(after)})"
                 )
     try:
         tuple(TopologicalSorter(after).static_order())
@@ -133,12 +133,12 @@ def resumed(
 def verdict(job: JobState | None, *, retries_left: int) -> tuple[Status, str]:
     """What a stage is after its job came to an end, and why; WAITING is to be started again.
 
-    A command that ended by itself has said its word. One that was killed, interrupted or lost with its node has not.
+    A command that ended by itself is not repeated; one that was killed, interrupted or lost with its node is.
     """
     if job is not None and job.status == SUCCEEDED:
         return Status.DONE, ""
     if job is None:
-        reason, again = "its job is lost: the cluster knows nothing of it", True
+        reason, again = "its job is lost: the cluster does not know it", True
     elif job.status == STOPPED:
         reason, again = "it was stopped", False
     elif job.driver_exit_code is None:

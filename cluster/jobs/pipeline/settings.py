@@ -28,7 +28,7 @@ class StageSettings:
     """One stage."""
 
     run: Any = setting(help="the command, a text or a list of words; {out}, {PARAMETER} and {STAGE.KEY} are filled in")
-    after: list[str] = setting([], help="stages that must be done before")
+    after: list[str] = setting([], help="stages that must be done first")
     out: str | None = setting(None, help="folder of the stage; null is OUT/STAGE")
     result: str = setting("result.json", help="file in out that {STAGE.KEY} and the table of results read")
     metrics: list[str] = setting([], help="metrics for the table; empty: that of best_metric, else all")
@@ -163,7 +163,7 @@ def _stage(path: str, name: str, parsed: dict[str, StageSettings], settings: Pip
     one, where = parsed[name], f"{path}: stage {name}"
     above = all_above({stage: tuple(other.after) for stage, other in parsed.items()})[name]
     if one.baseline is not None and one.baseline not in parsed:
-        raise UserError(f"{where}: baseline names no stage: {one.baseline!r}{nearest(one.baseline, parsed)}")
+        raise UserError(f"{where}: baseline names an unknown stage: {one.baseline!r}{nearest(one.baseline, parsed)}")
     words = _words(where, one.run)
     missing = [key for key, value in settings.parameters.items() if value is None and key in placeholders(words)]
     if missing:
@@ -192,7 +192,7 @@ def _words(where: str, run: Any) -> list[str]:
         try:
             words = shlex.split(run, comments=False)
         except ValueError as error:
-            raise UserError(f"{where}: run is no command line: {error}") from error
+            raise UserError(f"{where}: run is not a command line: {error}") from error
     elif isinstance(run, list):
         words = [_text(word) for word in run]
     else:

@@ -1,4 +1,4 @@
-"""What is known of a pipeline's stages, as small JSON files in OUT/pipeline. Each is written whole, before it counts."""
+"""The records of a pipeline's stages, as small JSON files in OUT/pipeline. Each is written whole, before it counts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class State:
             found["command"] = tuple(found["command"])
             return Record(**found)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{url} is no state of a pipeline ({error}); remove it to run the stage again") from error
+            raise UserError(
+                f"{url} is not the state of a pipeline ({error}); remove it to run the stage again"
+            ) from error
 
     def write(self, stage: str, record: Record) -> None:
         """Notes what a stage came to."""

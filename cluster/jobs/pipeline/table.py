@@ -1,4 +1,4 @@
-"""One table of what a pipeline came to: each stage's metrics beside its baselines, as Markdown and as JSON."""
+"""One table of a pipeline's results: each stage's metrics beside its baselines, as Markdown and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of a classifier over a whole validation set."""
+"""Metrics of a classifier over a whole validation set."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_average_precision,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
 
 SINGLE = ("accuracy", "macro_f1", "calibration_error", "validation_loss")
 TOP5 = "top5_accuracy"
@@ -22,6 +17,9 @@ MULTI = ("mean_average_precision", "micro_f1", "macro_f1", "validation_loss")
 def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
     """Numbers over a whole validation set: `accuracy` (top 1), `top5_accuracy` (from six classes on), `macro_f1` over the
     classes that occur, and `calibration_error` (expected, 15 bins, https://arxiv.org/abs/1706.04599); all in [0, 1]."""
+    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use for it
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     num_classes = logits_NC.shape[1]
     numbers = {
         "accuracy": float((logits_NC.argmax(1) == labels_N).float().mean()),
@@ -38,6 +36,8 @@ def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 def confusion(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
     """Counts int64 [true class, predicted class]."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     matrix: Tensor = multiclass_confusion_matrix(logits_NC, labels_N, num_classes=logits_NC.shape[1])
     return matrix
 
@@ -78,6 +78,8 @@ def multi_label_scores(logits_NC: Tensor, targets_NC: Tensor, *, threshold: floa
 
 def average_precisions(logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
     """Float [num_classes]: the mean of the precision at each image of the class, as they are ranked; 0 without any."""
+    from torchmetrics.functional.classification import binary_average_precision
+
     probabilities, true = logits_NC.double().sigmoid(), (targets_NC > 0.5).long()
     return torch.stack(
         [

@@ -93,7 +93,7 @@ class Classifier(TaskModel):
     def _checked(self, last_BCHW: Tensor) -> Tensor:
         if last_BCHW.shape[2:] != self.grid:
             raise UserError(
-                f"this classifier lays a map of {self.grid} positions flat and got one of {tuple(last_BCHW.shape[2:])}: it "
+                f"this classifier flattens a map of {self.grid} positions and got one of {tuple(last_BCHW.shape[2:])}: it "
                 "takes images of the size that it was trained with"
             )
         return last_BCHW

@@ -26,7 +26,7 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of an image: its class, how sure it is in [0, 1], and the probability of every class.
+    """What a classifier predicts for an image: its class, how sure it is in [0, 1], and the probability of every class.
 
     `labels` are the classes that the image shows: `label` alone, or all of those that are likely enough, the likeliest first
     (perhaps none), where an image may show several.
@@ -39,7 +39,7 @@ class Classification:
 
 
 class ImageClassifier(Predictor):
-    """A classifier with all it needs to predict for pictures."""
+    """A classifier with all it needs to predict for images."""
 
     result_type = Classification
 

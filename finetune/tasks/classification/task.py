@@ -1,4 +1,4 @@
-"""Classification while it is learnt."""
+"""Classification during training."""
 
 from __future__ import annotations
 

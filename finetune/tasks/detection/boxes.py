@@ -1,6 +1,6 @@
 """Boxes of a data set as a detector can use them; what it cannot is left out, counted and listed.
 
-A box is left out when it is not four finite numbers, has no area, or lies outside of its picture. The picture is still
+A box is left out when it is not four finite numbers, has no area, or lies outside of its image. The image is still
 trained on, and evaluated, with the boxes that are left; without any it is all background.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
 from pretrain.data.images.geometry import BoxCheck
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 from pretrain.data.reading.annotations import (
     BadAnnotation,
     BoxColumn,
@@ -45,7 +45,7 @@ ONE_CLASS = "object"  # the class of boxes whose column names none
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The boxes of a picture: float32 [N, 4], left, top, right and bottom in its pixels, and class ids int64 [N]."""
+    """The boxes of an image: float32 [N, 4], left, top, right and bottom in its pixels, and class ids int64 [N]."""
 
     xyxy_N4: np.ndarray
     classes_N: np.ndarray
@@ -139,7 +139,7 @@ def _entries(value: Any, column: BoxColumn) -> Iterator[Any]:
 
 
 def inside(xyxy_N4: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes cut at the edges of a picture; what lies outside of it is left without area."""
+    """Boxes cut at the edges of an image; what lies outside of it is left without area."""
     return np.clip(xyxy_N4, 0, np.array([width, height, width, height], np.float32))
 
 
@@ -160,7 +160,7 @@ class TargetReader:
         self.column, self.classes = column, classes
 
     def read(self, value: Any, *, width: float, height: float, location: str = "") -> tuple[Target, LeftOut]:
-        """The boxes of a picture of so many pixels, cut at its edges; those of classes that the model does not know are left
+        """The boxes of an image of so many pixels, cut at its edges; those of classes that the model does not know are left
         out as well."""
         boxes, bad = usable(value, self.column)
         known_N = self.classes.known(boxes.classes)
@@ -185,7 +185,7 @@ class TargetReader:
 
 @dataclass(frozen=True, eq=False)
 class Census:
-    """What the boxes column of a data set says; pictures are not opened for it."""
+    """What the boxes column of a data set says; images are not opened for it."""
 
     column: BoxColumn
     manifest: Manifest
@@ -247,11 +247,11 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """Boxes of a sample of pictures as these show them.
+    """Boxes of a sample of images as these show them.
 
     Attributes:
-        fractions_N2: width and height as fractions of the picture's longer side, cut at its edges, float64.
-        outside: boxes that lie outside of their pictures.
+        fractions_N2: width and height as fractions of the image's longer side, cut at its edges, float64.
+        outside: boxes that lie outside of their images.
         num: boxes that were looked at.
         complaint: what is wrong with all of them together, and the setting that mends it; None where nothing is.
     """
@@ -263,7 +263,7 @@ class Shapes:
 
 
 def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> Shapes:
-    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their pictures only headers are decoded.
+    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their images only headers are decoded.
 
     The rules of what the numbers mean together are those of `pretrain.data check`.
     """
@@ -272,12 +272,12 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
             try:
-                picture = open_picture(data, channels=channels) if data is not None else None
+                image = open_image(data, channels=channels) if data is not None else None
             except BadImage:
-                picture = None  # its row is counted as a bad one when its turn comes
-            if picture is None:
+                image = None  # its row is counted as a bad one when its turn comes
+            if image is None:
                 continue
-            size = picture.width, picture.height
+            size = image.width, image.height
             boxes, _, _ = readable(value, column)
             box_check.add(boxes.xyxy_N4, size)
             with_area_N4 = boxes.xyxy_N4[~boxes.degenerate()]
@@ -297,10 +297,10 @@ def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float
     if shapes.complaint is not None:
         raise UserError(shapes.complaint)
     num_all = census.num_boxes + sum(census.left_out.counts.values())
-    of_column, of_pictures = sum(census.left_out.counts.values()), sum(shapes.outside.counts.values())
+    of_column, of_images = sum(census.left_out.counts.values()), sum(shapes.outside.counts.values())
     for num, among, told, location in (
         (of_column, num_all, str(census.left_out), census.left_out.locations[:1]),
-        (of_pictures, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.locations[:1]),
+        (of_images, shapes.num, f"{shapes.outside}, of those looked at", shapes.outside.locations[:1]),
     ):
         # a few bad ones in a small data set are no sign of anything
         if num > max_left_out * among and (num >= FEW or 2 * num > among):

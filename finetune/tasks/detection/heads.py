@@ -217,7 +217,7 @@ def faster_rcnn(
     """
     generator, width = Anchors(strides, anchors), 4 * channels
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], POOLED_SIDE, sampling_ratio=2)
-    # it would guess the strides from the size of a picture, which a letterboxed one does not fill
+    # it would guess the strides from the size of an image, which a letterboxed one does not fill
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(*(int(math.log2(stride)) for stride in (strides[0], strides[-1])))
     detector = FasterRCNN(

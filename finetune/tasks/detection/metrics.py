@@ -1,4 +1,4 @@
-"""COCO's numbers of detections, by pycocotools."""
+"""COCO's detection metrics, by pycocotools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these f
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedImage:
-    """A picture's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
+    """An image's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
 
     row_id: int
     width: int
@@ -48,7 +48,7 @@ def coco_scores(
     """Numbers over a data set, and a row for each class.
 
     `map` is the mean over classes and the overlaps 0.50, 0.55, ... 0.95 of the average precision, `ap50` and `ap75` that at
-    one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the picture),
+    one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the image),
     left out where there are none; `recall` is the average recall with 100 detections an image. All in [0, 1].
     """
     numbers, rows, _ = evaluated_scores(images, class_names)

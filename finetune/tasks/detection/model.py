@@ -27,7 +27,7 @@ class Detector(TaskModel):
         anchors: for each stride the width and height of its anchors in pixels; FCOS has none.
         channels: of the pyramid and the head; a multiple of 32.
         depth: convolutions of the head before the last ones.
-        max_detections: detections an image, at most.
+        max_detections: maximum detections per image.
         mode: with `linear` the encoder stays as it is, and pyramid and head learn.
 
     Raises UserError for an unknown head or channels that cannot be.
@@ -71,6 +71,6 @@ class Detector(TaskModel):
     @torch.no_grad()
     def detect(self, images_BCHW: Tensor, sizes: Sequence[tuple[float, float]]) -> list[dict[str, Tensor]]:
         """Of each image `boxes` [N, 4] in pixels of the canvas, `scores` and `labels`; `sizes` are the height and width of the
-        picture on it, in its upper left corner."""
+        image on it, in its upper left corner."""
         images = ImageList(images_BCHW, list(sizes))
         return self.head.detections(images, self.pyramid(self.maps(images_BCHW)))

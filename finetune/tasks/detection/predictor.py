@@ -10,12 +10,12 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.training.rank_context import RankContext
-from finetune.pictures import Picture
+from finetune.image_inputs import ImageInput
 from finetune.tasks.base import Evaluation, Predictor
 from finetune.tasks.detection.boxes import LeftOut, TargetReader, boxes_column_of
 from finetune.tasks.detection.metrics import EvaluatedImage, evaluated_scores
 from finetune.tasks.detection.model import Detector
-from finetune.tasks.detection.views import Letterbox, boxes_in_picture, picture_on_canvas
+from finetune.tasks.detection.views import Letterbox, boxes_in_image, image_on_canvas
 from pretrain.data.reading.labels import ClassNames
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.reading.shards import Shards
@@ -54,12 +54,12 @@ class Detections:
 
 
 class ObjectDetector(Predictor):
-    """A detector with all it needs to predict for pictures. Pictures of any size and shape are seen whole."""
+    """A detector with all it needs to predict for images. Images of any size and shape are seen whole."""
 
     result_type = Detections
 
     def host_transform(self) -> HostTransform:
-        """Letterboxed pictures."""
+        """Letterboxed images."""
         return Letterbox(self.config["image_size"], mean=self.config["mean"], channels=self.channels)
 
     @property
@@ -68,11 +68,15 @@ class ObjectDetector(Predictor):
         return list(self.config["class_names"])
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH, score_threshold: float | None = None
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        batch_size: int = BATCH,
+        score_threshold: float | None = None,
     ) -> list[Detections]:
-        """`Detections` of each picture, of at least `score_threshold`; without one the model's own.
+        """`Detections` of each image, of at least `score_threshold`; without one the model's own.
 
-        Raises UserError that names the picture when one cannot be decoded.
+        Raises UserError that names the image when one cannot be decoded.
         """
         min_score = self.config["score_threshold"] if score_threshold is None else score_threshold
         found = super().predict(images, batch_size=batch_size)
@@ -90,11 +94,11 @@ class ObjectDetector(Predictor):
     def found(self, canvases: np.ndarray, geometry_VB5: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """uint8 [B, C, size, size] -> of each image boxes [N, 4] in its pixels, class ids and scores [N], on the host."""
         size = self.config["image_size"]
-        sizes = [picture_on_canvas(geometry_VB5[:, index], size) for index in range(len(canvases))]
+        sizes = [image_on_canvas(geometry_VB5[:, index], size) for index in range(len(canvases))]
         results = []
         for index, one in enumerate(cast(Detector, self.model).detect(self.images(canvases), sizes)):
             boxes, classes, scores = (one[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
-            boxes_N4 = boxes_in_picture(boxes, geometry_VB5[:, index], size)
+            boxes_N4 = boxes_in_image(boxes, geometry_VB5[:, index], size)
             some = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(1)  # one in the margin is cut to nothing
             results.append((boxes_N4[some], classes[some], scores[some].astype(np.float32)))
         return results
@@ -117,7 +121,7 @@ class ObjectDetector(Predictor):
     def evaluated(
         self, shards: Shards, context: RankContext, *, decode_threads: int = 1
     ) -> tuple[list[EvaluatedImage], LeftOut]:
-        """All pictures of a data set with true and found boxes, by row, on every rank, whatever their number."""
+        """All images of a data set with true and found boxes, by row, on every rank, whatever their number."""
         name = self.columns["objects"]
         classes = ClassNames(tuple(self.config["class_values"]), self.class_names)
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)

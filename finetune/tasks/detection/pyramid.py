@@ -13,7 +13,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from pretrain.encoders.base import Encoder
 
-GROUPS = 32  # of group norm; statistics of a batch would mix pictures, and batches are small in detection
+GROUPS = 32  # of group norm; statistics of a batch would mix images, and batches are small in detection
 
 
 class Pyramid(nn.Module):

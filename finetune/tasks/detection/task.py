@@ -1,4 +1,4 @@
-"""Detection while it is learnt."""
+"""Detection during training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
 
-PICTURES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
+IMAGES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
 
 
 class Detection(Task):
@@ -97,7 +97,7 @@ class Detection(Task):
         """
         detection = self.settings
         looked = [
-            look_at_shapes(shards, self._reader.column, PICTURES_LOOKED_AT, channels=encoder.in_channels)
+            look_at_shapes(shards, self._reader.column, IMAGES_LOOKED_AT, channels=encoder.in_channels)
             for shards in (self._train, self._validation)
         ]
         for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
@@ -171,7 +171,7 @@ class Detection(Task):
         ]
 
     def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
-        """Random windows onto the pictures."""
+        """Random windows onto the images."""
         detection = self.settings
         return BoxViewer(
             self.views(size)[0],

@@ -1,11 +1,11 @@
-"""Pictures on a square canvas, and where their boxes come to lie on it.
+"""Images on a square canvas, and where their boxes end up on it.
 
-A canvas is a square window onto a picture, resampled to S pixels; what the window shows beyond the picture's edges is filled
-with the mean colour. For evaluation the window is the smallest that holds the whole picture (aspect ratio kept, picture in the
+A canvas is a square window onto an image, resampled to S pixels; what the window shows beyond the image's edges is filled
+with the mean colour. For evaluation the window is the smallest that holds the whole image (aspect ratio kept, image in the
 upper left corner); for training it is drawn: smaller (zoomed in, a crop) or larger (zoomed out), anywhere, mirrored or not.
 
-`geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the picture: the window (the fifth
-number says how it is mirrored: 1 left and right, 2 top and bottom, 3 both), and the picture itself.
+`geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the image: the window (the fifth
+number says how it is mirrored: 1 left and right, 2 top and bottom, 3 both), and the image itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from pretrain.data.hashing import uniform
 from pretrain.data.images.buffer_pool import BufferPool
-from pretrain.data.images.pixels import Picture, buffers, open_picture
+from pretrain.data.images.pixels import OpenedImage, buffers, open_image
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import draw_colours
@@ -30,18 +30,18 @@ WINDOW = 21  # domain separation, see `pretrain.data.views.random_views.CROP`
 ACROSS, DOWN = 1, 2  # how a window is mirrored
 MIN_SIDE = 2.0  # pixels of the canvas; less of a box is not trained on
 
-Window = tuple[float, float, float]  # left, top and side, in pixels of the picture
+Window = tuple[float, float, float]  # left, top and side, in pixels of the image
 
 
 def letterbox(width: int, height: int) -> Window:
-    """The smallest window that holds a whole picture."""
+    """The smallest window that holds a whole image."""
     return 0.0, 0.0, float(max(width, height))
 
 
 def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, float]) -> Window:
-    """A window whose canvas shows the picture `scale` times as large as the letterbox does, log-uniform.
+    """A window whose canvas shows the image `scale` times as large as the letterbox does, log-uniform.
 
-    As in large-scale jittering (Ghiasi et al., https://arxiv.org/abs/2012.07177): a window smaller than the picture lies
+    As in large-scale jittering (Ghiasi et al., https://arxiv.org/abs/2012.07177): a window smaller than the image lies
     inside of it, and a larger one around it. `draws_3` are uniform in [0, 1): scale, left and top.
     """
     low, high = map(math.log, scale)
@@ -53,7 +53,7 @@ def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, f
 def boxes_on_canvas(
     xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in pixels of a picture, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
+    """Boxes in pixels of an image, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
 
     A box is kept when at least `min_visible` of its area lies on the canvas, and two pixels of either side.
     """
@@ -70,32 +70,37 @@ def boxes_on_canvas(
     return cut_N4.astype(np.float32), visible_N & (sides_N2 >= MIN_SIDE).all(1)
 
 
-def boxes_in_picture(xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int) -> np.ndarray:
-    """Boxes on a letterboxed canvas -> float32 [N, 4] in pixels of the picture, inside of it."""
+def boxes_in_image(xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int) -> np.ndarray:
+    """Boxes on a letterboxed canvas -> float32 [N, 4] in pixels of the image, inside of it."""
     left, top, right, _, _ = (float(number) for number in geometry_25[0])
     whole_N4 = xyxy_N4.astype(np.float64) * ((right - left) / size) + (left, top, left, top)
     return whole_N4.clip(0, np.tile(geometry_25[1, 2:4].astype(np.float64), 2)).astype(np.float32)
 
 
-def picture_on_canvas(geometry_25: np.ndarray, size: int) -> tuple[float, float]:
-    """Height and width of a letterboxed picture on its canvas, in pixels."""
+def image_on_canvas(geometry_25: np.ndarray, size: int) -> tuple[float, float]:
+    """Height and width of a letterboxed image on its canvas, in pixels."""
     side = float(geometry_25[0, 2] - geometry_25[0, 0])
     return size * float(geometry_25[1, 3]) / side, size * float(geometry_25[1, 2]) / side
 
 
 def write_window(
-    picture: Picture, window: Window, target_CSS: np.ndarray, geometry_25: np.ndarray, fill_C: np.ndarray, mirrored: int
+    image: OpenedImage,
+    window: Window,
+    target_CSS: np.ndarray,
+    geometry_25: np.ndarray,
+    fill_C: np.ndarray,
+    mirrored: int,
 ) -> None:
-    """Decodes a picture and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
+    """Decodes an image and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
     size = target_CSS.shape[1]
     left, top, side = window
-    groups = picture.decode(min_denominator([(left, top, side, side)], [size]))
-    scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+    groups = image.decode(min_denominator([(left, top, side, side)], [size]))
+    scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
     box = left * scale_x, top * scale_y, side * scale_x, side * scale_y
     write_crop(groups, box, target_CSS, flipped=bool(mirrored & ACROSS))
     columns, rows = (
         _seen(low, side, length, size, bool(mirrored & way))
-        for low, length, way in ((left, picture.width, ACROSS), (top, picture.height, DOWN))
+        for low, length, way in ((left, image.width, ACROSS), (top, image.height, DOWN))
     )
     if mirrored & DOWN:
         target_CSS[:] = target_CSS[:, ::-1].copy()
@@ -103,11 +108,11 @@ def write_window(
     target_CSS[:, : rows.start], target_CSS[:, rows.stop :] = fill_C11, fill_C11
     target_CSS[:, :, : columns.start], target_CSS[:, :, columns.stop :] = fill_C11, fill_C11
     geometry_25[0] = left, top, left + side, top + side, mirrored
-    geometry_25[1] = 0, 0, picture.width, picture.height, 0
+    geometry_25[1] = 0, 0, image.width, image.height, 0
 
 
 def _seen(low: float, side: float, length: int, size: int, mirrored: bool) -> slice:
-    """The pixels of a canvas, along one axis, whose centres lie on the picture."""
+    """The pixels of a canvas, along one axis, whose centres lie on the image."""
     first = min(size, max(0, math.ceil(-low * size / side - 0.5)))
     stop = max(first, min(size, math.ceil((length - low) * size / side - 0.5)))
     return slice(size - stop, size - first) if mirrored else slice(first, stop)
@@ -119,7 +124,7 @@ def mean_colour(mean: Sequence[float]) -> np.ndarray:
 
 
 class Letterbox:
-    """Host transform of evaluation: whole pictures on canvases, uint8 [B, C, size, size]."""
+    """Host transform of evaluation: whole images on canvases, uint8 [B, C, size, size]."""
 
     def __init__(self, size: int, *, mean: Sequence[float], channels: int = 3) -> None:
         self.size, self.channels, self.fill_C = size, channels, mean_colour(mean)
@@ -130,7 +135,7 @@ class Letterbox:
 
 
 class LetterboxFilling:
-    """A batch of letterboxed pictures that are being made, see `pretrain.data.views.random_views.ViewFilling`."""
+    """A batch of letterboxed images that are being made, see `pretrain.data.views.random_views.ViewFilling`."""
 
     parameters = None
 
@@ -141,22 +146,22 @@ class LetterboxFilling:
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes it into slot `index`. Raises BadImage."""
-        picture = open_picture(data, channels=self._transform.channels)
-        window = letterbox(picture.width, picture.height)
+        image = open_image(data, channels=self._transform.channels)
+        window = letterbox(image.width, image.height)
         target, geometry = self.arrays[0][index], self.geometry_VB5[:, index]
-        write_window(picture, window, target, geometry, self._transform.fill_C, 0)
+        write_window(image, window, target, geometry, self._transform.fill_C, 0)
 
 
 class BoxViews:
-    """Host transform of training: a random window onto each picture, uint8 [B, C, size, size].
+    """Host transform of training: a random window onto each image, uint8 [B, C, size, size].
 
     Everything is drawn by a hash of (seed, pass over the data, row), as all views are.
 
     Args:
         spec: size, horizontal flip and colours; its crop is not used.
-        scale: smallest and largest size of the picture on its canvas, as a factor of the letterbox's.
+        scale: smallest and largest size of the image on its canvas, as a factor of the letterbox's.
         flip_vertical: probability of mirroring top and bottom.
-        mean: of the normalisation, which fills what lies beyond a picture.
+        mean: of the normalisation, which fills what lies beyond an image.
         seed, colours_on_host, channels, pinned: as for `pretrain.data.views.random_views.RandomViews`.
     """
 
@@ -199,10 +204,10 @@ class BoxFilling:
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its window into slot `index`. Raises BadImage."""
         transform, target = self._transform, self.arrays[0][index]
-        picture = open_picture(data, channels=transform.channels)
-        window = jittered(picture.width, picture.height, self._windows_B3[index], transform.scale)
+        image = open_image(data, channels=transform.channels)
+        window = jittered(image.width, image.height, self._windows_B3[index], transform.scale)
         geometry, mirrored = self.geometry_VB5[:, index], int(self._mirrored_B[index])
-        write_window(picture, window, target, geometry, transform.fill_C, mirrored)
+        write_window(image, window, target, geometry, transform.fill_C, mirrored)
         if self.parameters is None and self._changes[index]:
             scratch = buffers.floats(colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
             colour_kernels.colour(target, self._rows[index], scratch)

@@ -1,4 +1,4 @@
-"""Summarization: keywords, each with the positions it stands on, and a sentence."""
+"""Summarization: keywords, each with the positions it refers to, and a sentence."""
 
 from finetune.tasks.summarization.predictor import ImageSummarizer, Keyword, Summary
 

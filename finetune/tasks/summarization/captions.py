@@ -1,4 +1,6 @@
-"""What the captions of a data set hold, read once before training: how many there are, where none is, and the keywords."""
+"""What the captions of a data set hold, read once before training: how many there are, which images have none, and the
+keywords.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of a summarizer over a whole validation set."""
+"""Metrics of a summarizer over a whole validation set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_average_precision
 
 from finetune.tasks.summarization.caption_metrics import bleu, cider_d, cider_d_of_each, rouge_l
 from finetune.tasks.summarization.words import words_of
@@ -63,6 +62,9 @@ def best_threshold(scores_NK: np.ndarray, truth_NK: np.ndarray) -> float:
 
 def average_precisions(scores_NK: np.ndarray, truth_NK: np.ndarray) -> np.ndarray:
     """Average precision of each keyword, float [K]; 0 for one that never occurs."""
+    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use for it
+    from torchmetrics.functional.classification import binary_average_precision
+
     precision_K = np.zeros(scores_NK.shape[1])
     for keyword in np.flatnonzero(truth_NK.any(0)):
         scores_N, truth_N = (torch.from_numpy(np.ascontiguousarray(x[:, keyword])) for x in (scores_NK, truth_NK))

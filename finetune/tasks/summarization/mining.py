@@ -1,4 +1,4 @@
-"""Keywords out of captions, in any language and without a list of its words.
+"""Keywords mined from captions, in any language, without word lists.
 
 Three questions are asked of a sample of the captions, in this order:
 

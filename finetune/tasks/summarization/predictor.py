@@ -21,10 +21,10 @@ from finetune.tasks.summarization.metrics import (
     sentence_scores,
 )
 from finetune.tasks.summarization.model import Summarizer
-from finetune.tasks.summarization.pictures import Box, WholePicture, dwelling_box, inside_of
 from finetune.tasks.summarization.search import Written, write
 from finetune.tasks.summarization.seeing import Seen
 from finetune.tasks.summarization.tokenizer import CaptionTokenizer
+from finetune.tasks.summarization.whole_image import Box, WholeImage, dwelling_box, inside_of
 from pretrain.data.reading.shards import Shards
 from pretrain.training.distributed import gathered_objects
 
@@ -43,13 +43,13 @@ class Keyword:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What a summarizer says of an image.
+    """What a summarizer predicts for an image.
 
     Attributes:
         keywords: those it is sure enough of, the surest first.
         sentence: text.
         log_probability: of the sentence and its end.
-        thumbnail: the part of the picture where most of the keywords' attention lies; None where the model is told not to.
+        thumbnail: the part of the image where most of the keywords' attention lies; None where the model is told not to.
     """
 
     keywords: list[Keyword]
@@ -60,7 +60,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """What the model says of images and what is true of them, N of them with K keywords, in the data's order."""
+    """Predictions and truth for N images with K keywords, in the data's order."""
 
     scores_NK: np.ndarray
     truth_NK: np.ndarray
@@ -70,7 +70,7 @@ class _Evaluated:
 
 
 class ImageSummarizer(Predictor):
-    """A summarizer with all it needs to predict for pictures."""
+    """A summarizer with all it needs to predict for images."""
 
     result_type = Summary
 
@@ -79,9 +79,9 @@ class ImageSummarizer(Predictor):
         self.tokenizer = CaptionTokenizer.from_json(config["tokenizer"])
         self.reader = KeywordReader.of_config(config)
 
-    def host_transform(self) -> WholePicture:
-        """The whole picture, stretched to a square."""
-        return WholePicture(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
+    def host_transform(self) -> WholeImage:
+        """The whole image, stretched to a square."""
+        return WholeImage(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
 
     @torch.no_grad()
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Summary]:
@@ -114,10 +114,10 @@ class ImageSummarizer(Predictor):
         )
 
     @torch.no_grad()
-    def summarized(self, pictures: np.ndarray) -> tuple[Seen, list[Written]]:
+    def summarized(self, images: np.ndarray) -> tuple[Seen, list[Written]]:
         """What is seen in uint8 [B, C, size, size], and the sentences."""
         model = cast(Summarizer, self.model)
-        seen = model.look(self.images(pictures))
+        seen = model.look(self.images(images))
         beams, penalty = self.config["num_beams"], self.config["length_penalty"]
         return seen, write(model.decoder, seen.memory_BMD, num_beams=beams, penalty=penalty)
 
@@ -155,7 +155,7 @@ class ImageSummarizer(Predictor):
         return Evaluation(metrics, details, calibrated)
 
     def evaluated(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> _Evaluated:
-        """What the model says of a whole data set, on every rank, whatever their number."""
+        """Predictions for a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
         parts = [_Evaluated(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
         for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):

@@ -128,7 +128,7 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         )
         notes += [f"passed over: {num} x {kind}" for kind, num in sorted(others.items())]
     for name in read_footer(manifest.files[0]).folder_columns:
-        notes.append(f"column {name!r} stands in the names of the folders ({name}=...) and is read from there")
+        notes.append(f"column {name!r} is read from the names of the folders ({name}=...)")
     locations: list[tuple[str, ...]] = [(column.column,) for column in columns.classes]
     if columns.boxes is not None and columns.boxes.class_field is not None:
         locations.append((columns.boxes.column, columns.boxes.class_field))
@@ -136,7 +136,7 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
         try:
             declared_names([manifest], *location)
         except UserError as error:
-            notes.append(f"training refuses this: {error}")
+            notes.append(f"training will refuse this: {error}")
         if numbered_differently(manifest, *location):
             notes.append(
                 f"files number the classes of {'.'.join(location)!r} differently; they are read by their names"
@@ -155,8 +155,8 @@ def _describe_groups(manifest: Manifest) -> dict[str, Any]:
     advice = []
     if rows.max() > MAX_GROUP_ROWS or sizes.max() > MAX_GROUP_BYTES:
         advice.append(
-            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB mix badly and need memory; write them "
-            "with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
+            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB shuffle badly and need memory; write "
+            "them with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
         )
     if len(rows) < 8 and manifest.num_rows > MAX_GROUP_ROWS:
         advice.append(
@@ -231,7 +231,7 @@ def _given(name: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one row's image is: its size (width, height) or why it is bad, its digest, its small picture for the sheet.
+    """What one row's image is: its size (width, height) or why it is bad, its digest, its small image for the sheet.
 
     `has_few_bits`: it is a 16-bit grey one whose values use fewer bits, by which it is scaled.
     """
@@ -240,11 +240,11 @@ class _Look:
     size: tuple[int, int] | None
     reason: str
     digest: bytes
-    picture: Image.Image | None
+    tile: Image.Image | None
     has_few_bits: bool = False
 
 
-def _look_at(image: bytes | None, *, with_picture: bool = False) -> _Look:
+def _look_at(image: bytes | None, *, with_tile: bool = False) -> _Look:
     """Decodes one encoded image."""
     if image is None:
         return _Look("", None, "null", b"", None)
@@ -255,9 +255,9 @@ def _look_at(image: bytes | None, *, with_picture: bool = False) -> _Look:
         return _Look("", None, str(error), digest, None)
     pixels_HW3 = decoded.pixels_HW3
     height, width, _ = pixels_HW3.shape
-    picture = thumbnail(pixels_HW3) if with_picture else None
+    tile = thumbnail(pixels_HW3) if with_tile else None
     return _Look(
-        image_format(image) or "", (width, height), "", digest, picture, has_few_bits=decoded.significant_bits > 0
+        image_format(image) or "", (width, height), "", digest, tile, has_few_bits=decoded.significant_bits > 0
     )
 
 
@@ -285,7 +285,7 @@ class _Sample:
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="check") as pool:
 
             def look_at_row(image: bytes | None, row_id: int) -> _Look:
-                return _look_at(image, with_picture=row_id in self._on_sheet)
+                return _look_at(image, with_tile=row_id in self._on_sheet)
 
             for piece in _pieces_with(self._shards, self._row_ids):
                 for row_id, look in zip(piece.row_ids, pool.map(look_at_row, piece.images, piece.row_ids), strict=True):
@@ -338,7 +338,7 @@ class _Sample:
             fractions_N4 = boxes.xyxy_N4 / np.array([width, height, width, height], dtype=np.float32)
             for fraction, value in zip(fractions_N4.tolist(), boxes.classes, strict=True):
                 drawn.append((tuple(fraction), "" if value is None else name_of_class(value)))
-        return Cell(look.picture, ", ".join(texts), f"row {row_id}, {width} x {height}", drawn)
+        return Cell(look.tile, ", ".join(texts), f"row {row_id}, {width} x {height}", drawn)
 
     def _location(self, row_id: int) -> dict[str, Any]:
         location = self._shards.location(row_id)

@@ -46,7 +46,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
     if report["few_bits"]:
-        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled by these")
+        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled to those")
     for note in report["notes"]:
         console.print(f"note: {printable(note)}")
     for reason in report["passed_over"]:
@@ -120,7 +120,7 @@ def _boxes_in_words(boxes: dict[str, Any]) -> str:
     classes = f": {_counts_in_words(boxes['classes'])}" if boxes["classes"] else ""
     return (
         f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} rows without; "
-        f"{boxes['outside']} reach out of the image, {boxes['degenerate']} without area"
+        f"{boxes['outside']} reach beyond the image, {boxes['degenerate']} without area"
         + (f"; {boxes['crowds']} crowd regions are left out" if boxes["crowds"] else "")
     )
 

@@ -131,7 +131,7 @@ def decode_image(data: bytes | memoryview, *, min_side: int | None = None, max_p
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture, and how it lay in its file.
+    """A decoded image, and how it lay in its file.
 
     Attributes:
         pixels_HW3: uint8, RGB, upright.
@@ -147,7 +147,7 @@ class Decoded:
 
 
 def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> Decoded:
-    """`decode_image` with what the file says of how the picture lies in it. Raises BadImage."""
+    """`decode_image`, and how the image is stored in the file. Raises BadImage."""
     with only_bad_image():
         image, orientation = open_image(bytes(data), max_pixels)
         size, turned = _as_stored(image, orientation)
@@ -174,7 +174,7 @@ def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int,
 
 
 def significant_bits(data: bytes | memoryview) -> int:
-    """Bits that the grey values of a 16-bit picture use where these are fewer, else 0. Raises BadImage."""
+    """Bits that the grey values of a 16-bit image use where these are fewer, else 0. Raises BadImage."""
     with only_bad_image():
         image, _ = open_image(bytes(data), None)
         if not image.mode.startswith("I;16"):

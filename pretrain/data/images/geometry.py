@@ -1,8 +1,8 @@
-"""Boxes as geometry: from the image that they were drawn on to the pixels of the picture as it is decoded, the right way up.
+"""Boxes as geometry: from the image that they were drawn on to the pixels of the image as it is decoded, the right way up.
 
 A box belongs to a frame: a size and an orientation. Annotation files record the size, if at all; the orientation is that of
-the file as it is stored, where a program did not mind EXIF, or that of the upright picture. Width and height tell which it was
-for pictures that lie on their side; for the others the set's pictures on their side do, as far as there are any.
+the file as it is stored, where a program did not mind EXIF, or that of the upright image. Width and height tell which it was
+for images that lie on their side; for the others the set's images on their side do, as far as there are any.
 
 The rules of what numbers mean, one for import, `check` and fine-tuning, are `BoxCheck`'s.
 """
@@ -22,19 +22,19 @@ WRONG_FRACTION, RIGHT_FRACTION = 0.1, 0.02  # of boxes that do not fit, as they 
 
 
 class WrongFrame(Exception):
-    """Boxes that cannot be brought to their picture; the text says why."""
+    """Boxes that cannot be brought to their image; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How a picture lies in its file: (width, height) as stored, and the EXIF orientation 1 to 8 that brings it upright."""
+    """How an image lies in its file: (width, height) as stored, and the EXIF orientation 1 to 8 that brings it upright."""
 
     stored: Size
     orientation: int = 1
 
     @property
     def upright(self) -> Size:
-        """(width, height) of the picture as it is decoded."""
+        """(width, height) of the image as it is decoded."""
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
 
@@ -42,16 +42,16 @@ class Frame:
 def upright_boxes(
     boxes: Sequence[Box], frame: Frame, *, drawn_on: Size | None, relative: bool = False, on_stored: bool | None = None
 ) -> list[Box]:
-    """Boxes in pixels of the upright picture.
+    """Boxes in pixels of the upright image.
 
     Args:
         boxes: in pixels of the image they were drawn on, or in fractions of its sides.
         frame: of the file.
         drawn_on: (width, height) that the source records for the image; None where it does not.
-        relative: the boxes are fractions. These are taken as those of the upright picture where no size is recorded, as the
-            trainers that read such files have it; boxes in pixels as well, unless the other pictures say otherwise.
-        on_stored: whether the other pictures of the set say that boxes were drawn on the pixels as stored (True), on upright
-            pictures (False), or nothing (None).
+        relative: the boxes are fractions. These are taken as those of the upright image where no size is recorded, as the
+            trainers that read such files have it; boxes in pixels as well, unless the other images say otherwise.
+        on_stored: whether the other images of the set say that boxes were drawn on the pixels as stored (True), on upright
+            images (False), or nothing (None).
 
     Raises WrongFrame where the recorded size is neither that of the file nor a scaled one, or nothing tells how the image lay.
     """
@@ -77,7 +77,7 @@ def upright_boxes(
         raise WrongFrame(
             f"its boxes were drawn on an image of {drawn_on[0]:g} x {drawn_on[1]:g}, but the image has "
             f"{width:g} x {height:g} "
-            "pixels, which is no scaled one"
+            "pixels, which is not the same shape scaled"
         )
     scale = fits_stored if turned else fits_upright
     assert scale is not None
@@ -90,13 +90,13 @@ def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
     is_square = frame.orientation >= 5
     if on_stored is None and not is_square:
         raise WrongFrame(
-            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source tells whether its boxes "
-            "were turned as "
-            "well"
+            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its boxes were rotated "
+            "too"
         )
     if on_stored and is_square:
         raise WrongFrame(
-            "EXIF turns this square image; boxes of others were drawn on pixels as stored, and nothing tells of its own"
+            "EXIF turns this square image; boxes of others were drawn on the pixels as stored, and nothing says whether its "
+            "own were"
         )
     return bool(on_stored)
 
@@ -113,13 +113,13 @@ def scale_to(size: Size, target: Size) -> tuple[float, float] | None:
     slack = 1.0 + 0.5 * factor
     if abs(size[0] * factor - target[0]) > slack or abs(size[1] * factor - target[1]) > slack:
         return None
-    if min(target) * 4 < 3 * slack:  # of tiny pictures everything would fit
+    if min(target) * 4 < 3 * slack:  # of tiny images everything would fit
         return None
     return across, down
 
 
 def turn(box: Box, frame: Frame) -> Box:
-    """A box on the stored pixels as it lies on the upright picture."""
+    """A box on the stored pixels as it lies on the upright image."""
     left, top, width, height = box
     right_of = frame.stored[0] - left - width
     below = frame.stored[1] - top - height
@@ -140,7 +140,7 @@ def _times(box: Box, across: float, down: float) -> Box:
 
 
 def customs(frames: Iterable[tuple[Frame, Size]]) -> bool | None:
-    """Whether boxes of a set were drawn on stored pixels, by pictures on their side and the sizes recorded for them.
+    """Whether boxes of a set were drawn on stored pixels, by images on their side and the sizes recorded for them.
 
     True or False where all of them agree, None where there are none or they differ.
     """
@@ -173,7 +173,7 @@ class BoxCheck:
     whole_numbers: int = 0
 
     def add(self, xyxy_N4: np.ndarray, size: Size) -> None:
-        """Counts the boxes of a picture of this (width, height): corners in pixels, read as `read_as` says."""
+        """Counts the boxes of an image of this (width, height): corners in pixels, read as `read_as` says."""
         if not len(xyxy_N4):
             return
         corners_N4 = np.asarray(xyxy_N4, dtype=np.float64)
@@ -203,7 +203,7 @@ class BoxCheck:
 
     @property
     def better_read_as(self) -> str | None:
-        """The other reading, where boxes fit their pictures by it and not as they are read; else None."""
+        """The other reading, where boxes fit their images by it and not as they are read; else None."""
         if self.num_boxes < NUM_FOR_HINT:
             return None
         if self.misfits > WRONG_FRACTION * self.num_boxes and self.misfits_other < RIGHT_FRACTION * self.num_boxes:

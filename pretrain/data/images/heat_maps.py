@@ -1,4 +1,4 @@
-"""Heat maps over pictures, in numpy and Pillow."""
+"""Heat maps over images, in numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def unit_range(heat_HW: np.ndarray) -> np.ndarray:
 
 
 def overlay(pixels_HW3: np.ndarray, heat_HW: np.ndarray, *, strength: float = 0.6) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], under a heat map of any size, from its lowest value (the picture in grey) to its highest.
+    """An image, uint8 [H, W, 3], under a heat map of any size, from its lowest value (the image in grey) to its highest.
 
-    `strength` in [0, 1] is how much of the picture the highest value hides.
+    `strength` in [0, 1] is how much of the image the highest value hides.
     """
     height, width = pixels_HW3.shape[:2]
     heat_HW1 = enlarged(unit_range(heat_HW), (height, width))[..., None]

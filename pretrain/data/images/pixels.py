@@ -30,7 +30,7 @@ from pretrain.data.images.image_headers import exif_orientation
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
 KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
-MIN_FAST_SIDE = 256  # pixels, see `open_picture`
+MIN_FAST_SIDE = 256  # pixels, see `open_image`
 _MAX_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
 # JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components, start of scan
@@ -39,7 +39,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True)
-class Picture:
+class OpenedImage:
     """An image whose header is read.
 
     Attributes:
@@ -55,8 +55,8 @@ class Picture:
     decode: Callable[[int], np.ndarray]
 
 
-def open_picture(data: Any, *, channels: int = 3, fast: bool = False) -> Picture:
-    """Reads the header of an encoded image, or takes an array that `Picture.decode` gave.
+def open_image(data: Any, *, channels: int = 3, fast: bool = False) -> OpenedImage:
+    """Reads the header of an encoded image, or takes an array that `OpenedImage.decode` gave.
 
     Args:
         data: the encoded file (bytes or a buffer), or uint8 [groups, height, width, 4].
@@ -69,20 +69,20 @@ def open_picture(data: Any, *, channels: int = 3, fast: bool = False) -> Picture
         BadImage: when the header is damaged or its size refused; the pixels behind it may still be bad.
     """
     if isinstance(data, np.ndarray):
-        return Picture(data.shape[2], data.shape[1], lambda denominator: data)
+        return OpenedImage(data.shape[2], data.shape[1], lambda denominator: data)
     encoded = bytes(data)
     if channels not in (1, 3):
         bands = decode_bands(encoded, channels)
-        return Picture(bands.shape[1], bands.shape[0], lambda denominator: _grouped(bands))
+        return OpenedImage(bands.shape[1], bands.shape[0], lambda denominator: _grouped(bands))
     if encoded.startswith(b"\xff\xd8\xff"):
-        picture = _jpeg(encoded, channels, fast)
-        if picture is not None:
-            return picture
+        image = _jpeg(encoded, channels, fast)
+        if image is not None:
+            return image
     width, height = image_size(encoded)
-    return Picture(width, height, lambda denominator: _by_pillow(encoded, channels))
+    return OpenedImage(width, height, lambda denominator: _by_pillow(encoded, channels))
 
 
-def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
+def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
     """None for what is left to Pillow: CMYK, absurd sizes, damaged headers."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -121,7 +121,7 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> Picture | None:
             pixels = np.repeat(pixels, 4, axis=2)
         return (pixels if orientation == 1 else np.ascontiguousarray(UPRIGHT_ARRAYS[orientation](pixels)))[None]
 
-    return Picture(height, width, decode) if orientation >= 5 else Picture(width, height, decode)
+    return OpenedImage(height, width, decode) if orientation >= 5 else OpenedImage(width, height, decode)
 
 
 def _headers(encoded: bytes) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures of a few dozen rows in a grid, with their labels and boxes."""
+"""A contact sheet: small images of a few dozen rows in a grid, with their labels and boxes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Cell:
     """One image of the sheet.
 
     Attributes:
-        picture: scaled to fit `SIDE`; None for an image that cannot be decoded.
+        image: scaled to fit `SIDE`; None for an image that cannot be decoded.
         text: its label, or why it is bad.
         location: which row it is.
         boxes: (left, top, right, bottom) as fractions of the image's sides, and the class name of each.
     """
 
-    picture: Image.Image | None
+    image: Image.Image | None
     text: str
     location: str
     boxes: Sequence[tuple[tuple[float, float, float, float], str]] = field(default=())
@@ -65,11 +65,11 @@ def draw_sheet(cells: Sequence[Cell], *, num_columns: int = COLUMNS) -> bytes:
     for index, cell in enumerate(cells):
         left, top = GAP + index % num_columns * (SIDE + GAP), GAP + index // num_columns * (height + GAP)
         draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill=FRAME)
-        if cell.picture is not None:
-            inner = left + (SIDE - cell.picture.width) // 2, top + (SIDE - cell.picture.height) // 2
-            # boxes are drawn on a picture of their own, which cuts off what reaches beyond it
-            page.paste(_with_boxes(cell.picture, cell.boxes, box_font), inner)
-        ink = INK if cell.picture is not None else BAD_INK
+        if cell.image is not None:
+            inner = left + (SIDE - cell.image.width) // 2, top + (SIDE - cell.image.height) // 2
+            # boxes are drawn on an image of their own, which cuts off what reaches beyond it
+            page.paste(_with_boxes(cell.image, cell.boxes, box_font), inner)
+        ink = INK if cell.image is not None else BAD_INK
         draw.text((left, top + SIDE), _fitted(cell.text, font), fill=ink, font=font)
         draw.text((left, top + SIDE + LINE_HEIGHT), _fitted(cell.location, font), fill=INK, font=font)
     buffer = io.BytesIO()
@@ -81,14 +81,14 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _with_boxes(
-    picture: Image.Image, boxes: Sequence[tuple[tuple[float, float, float, float], str]], font: Font
+    image: Image.Image, boxes: Sequence[tuple[tuple[float, float, float, float], str]], font: Font
 ) -> Image.Image:
-    drawn = picture.copy()
+    drawn = image.copy()
     draw = ImageDraw.Draw(drawn)
     for fractions, name in boxes:
         # what lies far outside is brought near, for the pen counts in 32 bits
         x1, y1, x2, y2 = (
-            round(min(max(fraction, -1.0), 2.0) * side) for fraction, side in zip(fractions, picture.size * 2)
+            round(min(max(fraction, -1.0), 2.0) * side) for fraction, side in zip(fractions, image.size * 2)
         )
         if x2 < x1 or y2 < y1:
             continue
@@ -99,7 +99,7 @@ def _with_boxes(
 
 
 def _fitted(text: str, font: Font) -> str:
-    """As much of a text as fits under a picture."""
+    """As much of a text as fits under an image."""
     text = drawable(text[: SIDE // 2])
     while text and font.getlength(text) > SIDE:
         text = text[:-1]

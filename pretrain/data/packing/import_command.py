@@ -17,9 +17,9 @@ def add_import(commands: Any) -> None:
         "import",
         help="pack images into shards",
         description="Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in\n"
-        "DEST/_quarantine.jsonl, the others are stored byte for byte as they are (but see --short-side). A summary goes to\n"
+        "DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary goes to\n"
         "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
-        "SRC is told by its look, or by --kind:\n"
+        "The kind of SRC is recognised, or given by --kind:\n"
         "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
         "  coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split\n"
         "  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it\n"
@@ -35,7 +35,7 @@ def add_import(commands: Any) -> None:
         "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test\n\n"
         "Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, "
         "DEST/validation, DEST/test.\n"
-        "What became of every file is in DEST/_import.json; exit code 3 means that too many were set aside.\n\n"
+        "What happened to every file is in DEST/_import.json; exit code 3 means that too many were set aside.\n\n"
         "Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects\n"
         "{bbox, category} with boxes as left, top, width, height in pixels.",
         epilog="examples: python -m pretrain.data import my/photos my/shards --validation 0.2\n"

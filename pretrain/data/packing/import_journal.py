@@ -199,5 +199,7 @@ def check_room(dest: str, *, overwrite: bool) -> list[str]:
     if held and not overwrite:
         raise UserError(f"{dest} is not empty (it holds {min(held)}); name another folder or add --overwrite")
     if foreign := sorted(name for name in held if not OWN_NAMES.fullmatch(name.rsplit("/", 1)[-1])):
-        raise UserError(f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or name another folder")
+        raise UserError(
+            f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or choose another folder"
+        )
     return names

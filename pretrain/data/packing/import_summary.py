@@ -60,7 +60,7 @@ def summary_of(
     sides = {split: set(labels) - {""} for split, labels in tally.counts.items()}
     notes = list(listing.notes)
     if VALIDATION in sides and (unseen := sorted(sides[VALIDATION] - sides.get(TRAIN, set()))):
-        notes.append(f"classes in validation that train never shows: {', '.join(unseen)}")
+        notes.append(f"classes in validation that train does not have: {', '.join(unseen)}")
     if with_classes and (
         gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
     ):
@@ -97,10 +97,9 @@ def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fra
     ):
         if num > max_fraction * among:
             return (
-                f"{num} of {among} {what} were set aside, more than the fraction of {max_fraction:g} that --max-set-aside "
-                f"allows; {QUARANTINE} says why for each. Mend them and import again with --overwrite, or allow a larger "
-                "fraction; the shards "
-                "are kept for a look"
+                f"{num} of {among} {what} were set aside, more than --max-set-aside={max_fraction:g} allows; "
+                f"{QUARANTINE} gives the reason for each. Fix them and import again with --overwrite, or allow more; "
+                "the shards are kept so that you can look at them"
             )
     return None
 
@@ -127,7 +126,7 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         lines.append(f"  {len(classes)} classes: {shown}{more}")
     lines.extend(f"  {summary[name]} {name}" for name in ("boxes", "captions") if summary[name] is not None)
     if summary["recognised_as"]:
-        lines.append(f"  read as {summary['recognised_as']}")
+        lines.append(f"  recognised as {summary['recognised_as']}")
     if summary["quarantined"]:
         reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
         lines.append(

@@ -13,13 +13,13 @@ from pretrain.data.images.geometry import BoxCheck, Frame, Size, customs
 from pretrain.data.packing.sources import Record
 from pretrain.data.packing.sources.parallel import in_order
 
-SAMPLE = 256  # pictures; in the order of packing, which is mixed
+SAMPLE = 256  # images; in the order of packing, which is mixed
 
 
 def look_at_boxes(
     records: Sequence[Record], src: str, *, num_threads: int, option: str | None = "--boxes", check_format: bool = True
 ) -> bool | None:
-    """Whether boxes were drawn on pictures as stored (see `upright_boxes`), by a sample of those that have some.
+    """Whether boxes were drawn on images as stored (see `upright_boxes`), by a sample of those that have some.
 
     Args:
         records: of the source, in the order of packing.
@@ -49,7 +49,7 @@ def look_at_boxes(
 
 
 def _frame_of(record: Record) -> Frame | None:
-    """How the picture lies in its file; None where it cannot be read, which packing finds out."""
+    """How the image lies in its file; None where it cannot be read, which packing finds out."""
     try:
         return Frame(*image_frame(record.read()))
     except (UserError, ValueError, BadImage):

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.secrets import masked
 from pretrain.data.packing.sources import Listing, Tree
-from pretrain.data.packing.sources.tree import HIDDEN, OTHER_PICTURES
+from pretrain.data.packing.sources.tree import HIDDEN, OTHER_IMAGES
 
 PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another image, left out"
 READ, PASSED_OVER = "read as annotation", "passed over"
@@ -81,13 +81,13 @@ class Files:
     """The files of a source, known before the first image is packed; the listing of all files is not needed any more then.
 
     Attributes:
-        num_pictures: those that are images to pack.
+        num_images: those that are images to pack.
         left: (path, fate) of each of the others.
         empty_folders: without any file in or below them.
         some, are_here: URLs of images to pack; all others, or these alone, lie in the source.
     """
 
-    num_pictures: int
+    num_images: int
     left: list[tuple[str, str]]
     empty_folders: list[str]
     some: frozenset[str]
@@ -122,12 +122,12 @@ def make_ledger(
         listing: of the source.
         files: of the source.
         records: what became of its records.
-        facts, examples: what was seen of single pictures while packing.
+        facts, examples: what was seen of single images while packing.
     """
     ledger, account = Ledger(), listing.account
     first = listing.records[0].path if listing.records else ""
     here = {
-        PACKED: files.num_pictures - records.aside_here - records.duplicates_here,
+        PACKED: files.num_images - records.aside_here - records.duplicates_here,
         ASIDE: records.aside_here,
         DUPLICATE: records.duplicates_here,
     }
@@ -159,7 +159,7 @@ def make_ledger(
 
 
 def _fates(listing: Listing, tree: Tree, urls: Container[str]) -> Iterator[tuple[str, str]]:
-    """(path, fate) of each file that is no picture of a record."""
+    """(path, fate) of each file that is no image of a record."""
     account = listing.account
     for path in sorted(account.read - tree.files.keys()):
         yield path, READ
@@ -170,11 +170,11 @@ def _fates(listing: Listing, tree: Tree, urls: Container[str]) -> Iterator[tuple
             continue
         elif path in account.left:
             yield path, account.left[path]
-        elif path in tree.pictures:
+        elif path in tree.images:
             yield path, account.unlisted
         else:
             ending = posixpath.splitext(path)[1].lower()
-            if ending in OTHER_PICTURES:
+            if ending in OTHER_IMAGES:
                 yield path, f"image of a format that is not read ({ending})"
             elif ending in ARCHIVES:
                 yield path, f"{ARCHIVE}, which is not unpacked ({ending})"

@@ -19,12 +19,12 @@ from pretrain.data.packing.sources import Objects, Record
 
 MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
 
-TURNED = "image whose boxes were turned with it, as EXIF says"
+TURNED = "image whose boxes were rotated with it, as EXIF says"
 RESIZED = "image whose boxes were scaled to its size, which is not the recorded one"
-OUTSIDE = "box that reaches out of its image, kept"
-ASSUMED = "image that EXIF turns, whose boxes are taken for those of the upright one; no size is recorded with them"
+OUTSIDE = "box that reaches beyond its image, kept"
+ASSUMED = "image that EXIF rotates, whose boxes are taken as those of the upright image; no size is recorded with them"
 FRAMES = "image of several frames or pages, of which the first is read"
-FEW_BITS = "16-bit image whose values use fewer bits, scaled by these"
+FEW_BITS = "16-bit image whose values use fewer bits, scaled to those"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Prepared:
     """A record with what is to be stored, or with `data` None and the reason in `notes`.
 
     `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as they were read.
-    `unread`: its bytes did not come, so nobody knows whether it is good. `facts`: how often what should be said of it was seen.
+    `unread`: its bytes could not be read, so it is unknown whether it is good. `facts`: how often something worth reporting was
+    seen.
     """
 
     record: Record
@@ -108,7 +109,7 @@ def as_jpeg(path: str, same_stem: Container[str]) -> str:
 
 
 def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: dict[str, int]) -> Objects | None:
-    """The objects in pixels of the upright picture. Raises WrongFrame."""
+    """The objects in pixels of the upright image. Raises WrongFrame."""
     if record.objects is None or not record.objects.bbox:
         return record.objects
     frame = Frame(decoded.stored_size, decoded.orientation)
@@ -125,9 +126,8 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
         raw_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in given])
         if not beyond(raw_N4, decoded.stored_size).any():
             raise WrongFrame(
-                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as it is stored; "
-                "record width and "
-                "height with it, or turn them"
+                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as stored; record width and "
+                "height with it, or rotate them"
             )
     if outside:
         facts[OUTSIDE] = outside

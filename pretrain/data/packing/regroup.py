@@ -45,7 +45,7 @@ def check_locations(url: str, dest: str) -> None:
         else f"{target}/".startswith(f"{source}/")
     )
     if inside or any(_normal(file.url).startswith(f"{target}/") for file in find_shards([url])):
-        raise UserError(f"--fix {dest} and the source {url} lie in each other; name a folder outside of the source")
+        raise UserError(f"--fix {dest} and the source {url} contain one another; name a folder outside the source")
     if names := storage.names_in(dest):
         raise UserError(f"--fix {dest}: it is not empty (it holds {names[0]}); name another folder")
 

@@ -1,4 +1,4 @@
-"""Boxes, captions and class values as Parquet columns hold them, whoever wrote the file.
+"""Boxes, captions and class values as Parquet columns hold them, whatever program wrote the file.
 
 A column is looked at once, in the schema (`find_*`), and then read row by row (`read_*`). The values are those of
 `to_pylist`, with names in place of numbers that stand for names (`pretrain.data.reading.naming`); what a row may not hold
@@ -332,7 +332,7 @@ def _is_number(kind: pa.DataType | None) -> bool:
 def _list_at(objects: dict[str, Any], field: str | None) -> list[Any]:
     values = objects.get(field) if field is not None else None
     if values is not None and not isinstance(values, list):
-        raise BadAnnotation(f"{field} is no list")
+        raise BadAnnotation(f"{field} is not a list")
     return values or []
 
 

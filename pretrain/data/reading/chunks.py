@@ -2,7 +2,7 @@
 
 A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
 The columns of a larger one are read in blocks, the next two on their way while the current one is used, so that memory does
-not depend on how somebody grouped the rows.
+not depend on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Chunks:
         read_range: gives the bytes [start, stop).
         executor: reads ahead.
 
-    `is_whole` says that all is kept, so that any number of readers can share it; else each of them has it sent anew, but for
-    the first, for whom it is on its way.
+    `is_whole` says that all is kept, so that any number of readers can share it; otherwise each of them fetches it again,
+    except for the first, for whom it is on its way.
     """
 
     def __init__(self, size_bytes: int, ranges: Sequence[Range], read_range: ReadRange, executor: Executor) -> None:

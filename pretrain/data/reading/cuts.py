@@ -48,7 +48,7 @@ class OpenGroup:
 
 @dataclass
 class _Kept:
-    """`users` say when they need it no more; `num_rows_to_come` were asked for by nobody yet."""
+    """`users` say when they need it no more; `num_rows_to_come` have not been asked for yet."""
 
     group: OpenGroup
     users: list[Stopped]

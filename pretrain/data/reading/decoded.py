@@ -1,4 +1,4 @@
-"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for whoever computes on the pictures.
+"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for any job that computes on the images.
 
 Embedding and prediction over whole data sets share this. A table has the rows of one part of the result:
 

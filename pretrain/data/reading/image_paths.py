@@ -1,6 +1,6 @@
 """Images that a data set names by path and does not hold: `data.image_root` says below which folder they lie.
 
-Like the options of stores, the folder is one of the process. What stands in a column of paths is data of somebody else: it may
+Like the options of stores, the folder is one of the process. What a column of paths holds is untrusted data: it may
 name files below the folder and nothing outside of it.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.images.decode import BadImage
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 
 GIB = 2**30
 
@@ -18,7 +18,7 @@ class KeptImages:
 
     Args:
         limit_bytes: of decoded pixels (four bytes each); what does not fit is decoded again each time.
-        channels: see `pretrain.data.images.pixels.open_picture`.
+        channels: see `pretrain.data.images.pixels.open_image`.
     """
 
     def __init__(self, limit_bytes: int, *, channels: int = 3) -> None:
@@ -33,7 +33,7 @@ class KeptImages:
             if self._bytes >= self._limit:
                 return data
             try:
-                kept = open_picture(data, channels=self._channels, fast=True).decode(1).copy()
+                kept = open_image(data, channels=self._channels, fast=True).decode(1).copy()
             except BadImage as error:
                 kept = error
             with self._lock:

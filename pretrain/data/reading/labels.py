@@ -42,7 +42,7 @@ class ClassNames:
             return np.array([self._index[label] for label in labels], dtype=np.int64)
         except KeyError as error:
             raise UserError(
-                f"the label {error.args[0]!r} is no class of the model ({', '.join(self.names[:20])})"
+                f"the label {error.args[0]!r} is not a class of the model ({', '.join(self.names[:20])})"
             ) from error
 
     def known(self, labels: Sequence[Any]) -> np.ndarray:

@@ -59,7 +59,7 @@ def declared_names(manifests: Iterable[Manifest], *path: str) -> dict[Manifest, 
     other = next((file for file in everywhere if not file.are_numbers or file.names is not None), None)
     if bare is not None and other is not None:
         raise UserError(
-            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so nothing says which classes "
+            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so it is unknown which classes "
             "are the same; give labels as text, or names to both"
         )
     return {

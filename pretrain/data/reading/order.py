@@ -1,7 +1,7 @@
 """The order of samples: a pure function of (row-group table, seed, epoch), in numpy, without reading anything.
 
 Each epoch the row groups (of several data sets by their weights, see `pretrain.data.reading.mixing`) are permuted and laid
-end to end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (but for those
+end to end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (except those
 on a cut). A stream is cut into windows, and rows are shuffled inside their window. The global batch of a step is the next
 `batch_size_global / num_streams` rows of stream 0, then of stream 1, and so on. Ranks own contiguous streams, so the global
 batch is the concatenation of the ranks' batches in the order of the
@@ -170,7 +170,7 @@ class Order:
     def stand_ins(self, row_id: int, pass_number: int) -> Iterator[Segment]:
         """The other rows of a row's data set, one a segment, in an order that the seed, the pass and the row alone decide.
 
-        Each comes once, so whoever takes the first good one finds one as long as there is any.
+        Each comes once, so taking the first good one finds one as long as there is any.
         """
         own = int(np.searchsorted(self._start_of_group, row_id, side="right")) - 1
         groups = self._mixture.groups_beside(own)

@@ -1,4 +1,4 @@
-"""Some pictures by paths, folders, globs and Parquet URLs, for looking at."""
+"""Some images by paths, folders, globs and Parquet URLs, for looking at."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from pretrain.data.reading.shards import Shards
 PARQUET = ".parquet"
 
 
-class NamedPicture(NamedTuple):
+class NamedImage(NamedTuple):
     """An encoded image and what it is called."""
 
     name: str
     data: bytes
 
 
-def pick_pictures(sources: str | Sequence[str], *, limit: int = 16, image_column: str = "image") -> list[NamedPicture]:
-    """At most `limit` pictures, spread evenly over all that the sources hold, in their order.
+def pick_images(sources: str | Sequence[str], *, limit: int = 16, image_column: str = "image") -> list[NamedImage]:
+    """At most `limit` images, spread evenly over all that the sources hold, in their order.
 
     Args:
         sources: image files, folders, globs, Parquet files or folders of these; paths or any fsspec URLs.
         image_column: of Parquet files.
 
-    Raises UserError that names the source in which there is no picture.
+    Raises UserError that names the source in which there is no image.
     """
     parts = [_opened(source, image_column) for source in ([sources] if isinstance(sources, str) else sources)]
     ends = np.cumsum([part.manifest.num_rows if isinstance(part, Shards) else len(part) for part in parts])
     chosen = np.unique(np.linspace(0, ends[-1] - 1, min(limit, ends[-1])).round().astype(int)).tolist()
-    pictures = []
+    images = []
     for index in chosen:
         number = int(np.searchsorted(ends, index, side="right"))
         part, position = parts[number], index - (int(ends[number - 1]) if number else 0)
-        pictures.append(_row(part, position) if isinstance(part, Shards) else _file(part[position]))
-    return pictures
+        images.append(_row(part, position) if isinstance(part, Shards) else _file(part[position]))
+    return images
 
 
 def _opened(source: str, image_column: str) -> Shards | list[FileInfo]:
@@ -60,11 +60,11 @@ def _opened(source: str, image_column: str) -> Shards | list[FileInfo]:
     return images
 
 
-def _file(file: FileInfo) -> NamedPicture:
-    return NamedPicture(file.url.rsplit("/", 1)[-1], storage.read_bytes(file.url))
+def _file(file: FileInfo) -> NamedImage:
+    return NamedImage(file.url.rsplit("/", 1)[-1], storage.read_bytes(file.url))
 
 
-def _row(shards: Shards, row: int) -> NamedPicture:
+def _row(shards: Shards, row: int) -> NamedImage:
     groups, rows = shards.manifest.locate([row])
     (piece,) = shards.read(Segment(int(groups[0]), int(rows[0]), int(rows[0]) + 1))
-    return NamedPicture(f"row {row}", piece.images[0] or b"")
+    return NamedImage(f"row {row}", piece.images[0] or b"")

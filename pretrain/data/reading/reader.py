@@ -2,7 +2,7 @@
 
 One `StreamReader` per canonical stream keeps one window of encoded rows for use; further windows are read ahead within a
 budget of bytes (`pretrain.data.reading.ahead`). What is in memory depends on the windows, the budget and the pages of the
-files, not on how somebody grouped the rows.
+files, not on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class StreamReader:
         return taken
 
     def close(self) -> None:
-        """Lets a `take` that waits in another thread raise CancelledError, so that nobody waits for a store in vain."""
+        """Lets a `take` that waits in another thread raise CancelledError, so that nothing waits for a store that is no longer
+        needed.
+        """
         self._closed = True
 
     def _arrived(self, future: Future[_Window]) -> _Window:
@@ -166,7 +168,7 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows in shuffled order, the position among them where reading starts (0 but for the first), and their bytes."""
+    """Rows in shuffled order, the position among them where reading starts (0 except for the first), and their bytes."""
 
     rows: Rows
     start: int

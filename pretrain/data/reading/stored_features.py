@@ -1,4 +1,4 @@
-"""Features that `python -m pretrain embed` left, read in step with the images they are of.
+"""Features that `python -m pretrain embed` wrote, read in step with their images.
 
     described = describe_features("s3://bucket/features")      # dim, maps, teacher, statistics: what a method is built with
     features = StoredFeatures("s3://bucket/features", manifest)      # refused unless they are of this data
@@ -60,7 +60,7 @@ class MapShape:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What a folder of features says of itself.
+    """What a folder of features says about itself.
 
     Attributes:
         url: of the folder.
@@ -109,8 +109,8 @@ def describe_features(url: str) -> Description:
         if "job.json" in there:
             raise UserError(f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again")
         raise UserError(
-            f"{url} is no folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make one "
-            "with: python -m pretrain embed TEACHER DATA OUT"
+            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make "
+            "one with: python -m pretrain embed TEACHER DATA OUT"
         )
     text = storage.read_bytes(description_url)
     try:
@@ -150,7 +150,7 @@ class StoredFeatures:
         dim: of pooled features that is needed, if any is.
 
     Attributes:
-        described: what the folder says of itself.
+        described: what the folder says about itself.
         start_of_group: of the data set, see `Manifest`.
         layout: of the features.
 

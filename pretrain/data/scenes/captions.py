@@ -27,7 +27,7 @@ def relation(box: Box, other: Box) -> str | None:
 
 
 def _side(start: int, end: int, other_start: int, other_end: int, before: str, after: str) -> str | None:
-    """`before` or `after` when one stretch lies beyond the other's end but for a small share of its own length."""
+    """`before` or `after` when one stretch lies beyond the other's end except for a small part of its own length."""
     shared = SHARED * (end - start)
     if end <= other_start + shared:
         return before

@@ -67,11 +67,11 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a cutout goes. The homography's picture runs from -1 to 1; `picture_side` is its longer side in scene pixels."""
+    """Where a cutout goes. The homography's image runs from -1 to 1; `image_side` is its longer side in scene pixels."""
 
     cutout: Cutout
-    scene_to_picture_33: np.ndarray
-    picture_side: float
+    scene_to_image_33: np.ndarray
+    image_side: float
     box: Box
 
     @property
@@ -180,7 +180,7 @@ def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
     }
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
@@ -244,14 +244,14 @@ def _one_of(cutouts: list[Cutout], rng: np.random.Generator) -> Cutout:
 
 def _crop(texture: Texture, rng: np.random.Generator) -> np.ndarray:
     """A part of a texture at one of its scales, turned by quarters but never mirrored, for some hold writing."""
-    picture = texture.scales[rng.integers(len(texture.scales))]
-    top, left = (int(rng.integers(length - SIDE + 1)) for length in picture.shape[:2])
-    return np.rot90(picture[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
+    image = texture.scales[rng.integers(len(texture.scales))]
+    top, left = (int(rng.integers(length - SIDE + 1)) for length in image.shape[:2])
+    return np.rot90(image[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
 
 
 def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.random.Generator) -> Placement | None:
     """Turns, flips, stretches, tilts and scales a cutout, and finds room for it; None when there is none."""
-    width, height = cutout.picture.size
+    width, height = cutout.image.size
     angle = np.deg2rad(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
     flip = 1.0 if cutout.kind == "digit" else rng.choice([-1.0, 1.0])  # a mirrored seven is no seven
     stretch, shear = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(-0.15, 0.15)
@@ -292,14 +292,14 @@ def _inverse(forward_33: np.ndarray) -> np.ndarray:
 
 def _warp(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
     """A cutout as it looks in its window of the scene: colours of 0 to 255 and alpha of 0 to 1."""
-    large_enough = [level for level in placement.cutout.levels if max(level.size) >= placement.picture_side]
+    large_enough = [level for level in placement.cutout.levels if max(level.size) >= placement.image_side]
     level = large_enough[-1] if large_enough else placement.cutout.levels[0]
     left, top, right, low = placement.window
     half_width, half_height = level.size[0] / 2, level.size[1] / 2
     to_pixels = np.array([[half_width, 0, half_width], [0, half_height, half_height], [0, 0, 1]])
     to_scene = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]])
-    mapping = to_pixels @ placement.scene_to_picture_33 @ to_scene
-    # rounded, so that processors that differ in a number's last bit agree on the picture
+    mapping = to_pixels @ placement.scene_to_image_33 @ to_scene
+    # rounded, so that processors that differ in a number's last bit agree on the image
     coefficients = np.round(mapping / mapping[2, 2], 9).ravel()[:8].tolist()
     size = (right - left, low - top)
     warped = level.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC)
@@ -342,7 +342,7 @@ def recoloured(
 def _paint(
     ground_HW3: np.ndarray, colour_HW3: np.ndarray, alpha_HW: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Lays a layer over the picture, with a soft shadow under it."""
+    """Lays a layer over the image, with a soft shadow under it."""
     solid = Image.fromarray(np.round(alpha_HW * 255).astype(np.uint8))
     shadow = np.asarray(solid.filter(ImageFilter.GaussianBlur(3)), dtype=np.float64) / 255
     shadow = np.roll(shadow, tuple(rng.integers(-2, 3, 2)), axis=(0, 1)) * rng.uniform(0, 0.6)

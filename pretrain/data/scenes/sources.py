@@ -1,7 +1,7 @@
 """What the demo's scenes are made of: things cut out of sample photos, and textures to put behind them.
 
-Every picture lies inside an installed package (scikit-image, scikit-learn), so nothing is downloaded. A `Cutout` is an RGBA
-picture whose alpha is the thing's soft outline; a `Texture` is a grey or coloured picture at several scales to crop from.
+Every image lies inside an installed package (scikit-image, scikit-learn), so nothing is downloaded. A `Cutout` is an RGBA
+image whose alpha is the thing's soft outline; a `Texture` is a grey or coloured image at several scales to crop from.
 Where a class has many samples (coins, faces, handwriting) some of them are kept for validation alone.
 """
 
@@ -25,7 +25,7 @@ SILHOUETTES = ("digit", "horse")  # known by outline alone; a scene fills them w
 
 FULL_SIDE = 144  # pixels of a cutout's longer side: twice what the largest main object needs
 HELD_OUT_FRACTION = 0.25  # of coins, faces and handwriting, seen in validation only
-NUM_FACES = 100  # lfw_subset holds 100 faces, then 100 pictures that are none
+NUM_FACES = 100  # lfw_subset holds 100 faces, then 100 images that are none
 
 Points = Sequence[tuple[float, float]]
 
@@ -82,29 +82,29 @@ class Cutout:
     """A thing on a transparent ground."""
 
     kind: str
-    picture: Image.Image
+    image: Image.Image
 
     @cached_property
     def levels(self) -> list[Image.Image]:
-        """The picture at falling sizes, half an octave apart, so that a small copy is not sampled too coarsely."""
-        longest = max(self.picture.size)
+        """The image at falling sizes, half an octave apart, so that a small copy is not sampled too coarsely."""
+        longest = max(self.image.size)
         sizes = [longest * 2 ** (-step / 2) for step in range(9) if longest * 2 ** (-step / 2) > 12]
-        shapes = [[max(2, round(side * size / longest)) for side in self.picture.size] for size in sizes]
-        return [self.picture.resize((width, height), Image.Resampling.LANCZOS) for width, height in shapes]
+        shapes = [[max(2, round(side * size / longest)) for side in self.image.size] for size in sizes]
+        return [self.image.resize((width, height), Image.Resampling.LANCZOS) for width, height in shapes]
 
     @cached_property
     def outline_N2(self) -> np.ndarray:
-        """Points on the outline, x and y from -1 to 1 along the picture's sides."""
-        mask = np.asarray(self.picture.getchannel("A")) >= 128
+        """Points on the outline, x and y from -1 to 1 along the image's sides."""
+        mask = np.asarray(self.image.getchannel("A")) >= 128
         inner = np.pad(mask, 1)
         inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
         rows, columns = np.nonzero(mask & ~inner)
-        return (np.stack([columns, rows], axis=1) + 0.5) / np.asarray(self.picture.size) * 2 - 1
+        return (np.stack([columns, rows], axis=1) + 0.5) / np.asarray(self.image.size) * 2 - 1
 
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """What lies behind a scene: pictures of falling scale, each at least a scene large, and two ways to name it."""
+    """What lies behind a scene: images of falling scale, each at least a scene large, and two ways to name it."""
 
     name: str
     phrases: tuple[str, str]
@@ -120,26 +120,26 @@ def _photo(name: str) -> Image.Image:
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.exists(path):
-            with Image.open(path) as picture:
-                return picture.convert("RGB")
+            with Image.open(path) as image:
+                return image.convert("RGB")
     raise UserError(
         f"the demo's photo {name!r} is not in {' or '.join(folders)}; reinstall scikit-image and scikit-learn"
     )
 
 
-def _cut(kind: str, picture: Image.Image, mask: Image.Image) -> Cutout:
+def _cut(kind: str, image: Image.Image, mask: Image.Image) -> Cutout:
     """Cuts along a mask, scaled to FULL_SIDE. The colours around the mask stay, so that soft edges get no dark rim."""
     box = mask.getbbox()
     assert box, kind
     scale = FULL_SIDE / max(box[2] - box[0], box[3] - box[1])
     size = (round((box[2] - box[0]) * scale), round((box[3] - box[1]) * scale))
-    cut = picture.crop(box).resize(size, Image.Resampling.BICUBIC)
+    cut = image.crop(box).resize(size, Image.Resampling.BICUBIC)
     cut.putalpha(mask.crop(box).resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(0.8)))
     return Cutout(kind, cut)
 
 
-def _drawn(picture: Image.Image, points: Points, ellipse: tuple[int, int, int, int] | None = None) -> Image.Image:
-    mask = Image.new("L", picture.size)
+def _drawn(image: Image.Image, points: Points, ellipse: tuple[int, int, int, int] | None = None) -> Image.Image:
+    mask = Image.new("L", image.size)
     pen = ImageDraw.Draw(mask)
     if ellipse:
         pen.ellipse(ellipse, fill=255)
@@ -151,24 +151,24 @@ def _mask(inside: np.ndarray) -> Image.Image:
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
-def _flower(picture: Image.Image) -> Cutout:
+def _flower(image: Image.Image) -> Cutout:
     """The large blossom: the largest region that is much more red than blue."""
-    red, _, blue = np.moveaxis(np.asarray(picture).astype(int), 2, 0)
+    red, _, blue = np.moveaxis(np.asarray(image).astype(int), 2, 0)
     regions = measure.label((red - blue > 40) & (red > 110))
     largest = 1 + int(np.argmax(np.bincount(regions.ravel())[1:]))
-    return _cut("flower", picture, _mask(morphology.convex_hull_image(regions == largest)))
+    return _cut("flower", image, _mask(morphology.convex_hull_image(regions == largest)))
 
 
-def _coins(picture: Image.Image) -> list[Cutout]:
+def _coins(image: Image.Image) -> list[Cutout]:
     """The coins of the museum tray, by the watershed of scikit-image's own tutorial; a coin is its region's hull."""
-    grey = np.asarray(picture.convert("L"))
+    grey = np.asarray(image.convert("L"))
     markers = np.where(grey < 30, 1, np.where(grey > 150, 2, 0))
     regions = measure.label(segmentation.watershed(filters.sobel(grey), markers) == 2)
     coins = []
     for region in measure.regionprops(regions):
         if region.area >= 400:  # smaller ones are specks of dust
             inside = morphology.convex_hull_image(regions == region.label)
-            coins.append(_cut("coin", picture, _mask(inside)))
+            coins.append(_cut("coin", image, _mask(inside)))
     return coins
 
 
@@ -177,10 +177,10 @@ def _small_faces() -> list[Cutout]:
     faces = np.load(os.path.join(os.path.dirname(skimage.__file__), "data", "lfw_subset.npy"))[:NUM_FACES]
     cutouts = []
     for face in faces:
-        picture = Image.fromarray(np.round(face * 255).astype(np.uint8)).resize((200, 200), Image.Resampling.BICUBIC)
-        mask = Image.new("L", picture.size)
+        image = Image.fromarray(np.round(face * 255).astype(np.uint8)).resize((200, 200), Image.Resampling.BICUBIC)
+        mask = Image.new("L", image.size)
         ImageDraw.Draw(mask).ellipse((14, 2, 186, 198), fill=255)
-        cutouts.append(_cut("face", picture.convert("RGB"), mask))
+        cutouts.append(_cut("face", image.convert("RGB"), mask))
     return cutouts
 
 
@@ -193,14 +193,14 @@ def _digit(image_HW: np.ndarray) -> Cutout:
     large = Image.fromarray(np.pad(image_HW, 1).astype(np.float32)).resize((80, 80), Image.Resampling.BICUBIC)
     ink = np.clip((np.asarray(large) - 5.0) / 3.0, 0, 1)  # of 16 grey levels: a clean edge where the pen pressed
     alpha = Image.fromarray(np.round(ink * 255).astype(np.uint8))
-    picture = Image.new("RGB", alpha.size, "white")
-    picture.putalpha(alpha)
-    return Cutout("digit", picture.crop(alpha.getbbox()))
+    image = Image.new("RGB", alpha.size, "white")
+    image.putalpha(alpha)
+    return Cutout("digit", image.crop(alpha.getbbox()))
 
 
-def _horse(picture: Image.Image) -> Cutout:
-    inside = np.asarray(picture.convert("L")) < 128
-    return _cut("horse", Image.new("RGB", picture.size, "white"), _mask(inside))
+def _horse(image: Image.Image) -> Cutout:
+    inside = np.asarray(image.convert("L")) < 128
+    return _cut("horse", Image.new("RGB", image.size, "white"), _mask(inside))
 
 
 @cache
@@ -250,11 +250,11 @@ def textures() -> list[Texture]:
     """Every texture, in the order of TEXTURES."""
     found = []
     for name, file, part, sides, phrases in TEXTURES:
-        picture = _photo(file)
-        picture = picture.crop(part) if part else picture
+        image = _photo(file)
+        image = image.crop(part) if part else image
         scales = []
         for side in sides:
-            width, height = (max(side, round(length * side / min(picture.size))) for length in picture.size)
-            scales.append(np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)))
+            width, height = (max(side, round(length * side / min(image.size))) for length in image.size)
+            scales.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)))
         found.append(Texture(name, phrases, scales))
     return found

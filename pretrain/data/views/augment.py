@@ -69,7 +69,7 @@ def normalised(
 ) -> Tensor:
     """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std, on the device.
 
-    On the CPU they lie in `buffer_pool`, for who makes one batch after another.
+    On the CPU they lie in `buffer_pool`, for callers that make one batch after another.
     """
     if device.type != "cpu":
         return normalise(_to_images(array, device), mean, std)

@@ -18,7 +18,7 @@ import numpy as np
 from pretrain.data.hashing import uniform
 from pretrain.data.images import crop_kernels
 from pretrain.data.images.buffer_pool import BufferPool
-from pretrain.data.images.pixels import buffers, open_picture
+from pretrain.data.images.pixels import buffers, open_image
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import Colours, draw_colours
 from pretrain.data.views.recipes import ViewSpec
@@ -124,19 +124,19 @@ class ViewFilling:
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image once and writes its views into slot `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels, fast=True)
+        image = open_image(data, channels=transform.channels, fast=True)
         boxes_V4 = np.empty((len(transform.specs), 4), np.int64)
         crop_kernels.place_crops(
             self._draws.crops_BVA4[index],
             transform.ranges_V4,
-            picture.width,
-            picture.height,
+            image.width,
+            image.height,
             boxes_V4,
             self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        groups = picture.decode(min_denominator(boxes, self._sizes))
-        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+        groups = image.decode(min_denominator(boxes, self._sizes))
+        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
         for view, (left, top, width, height) in enumerate(boxes):
             target = self.arrays[view][index]
             box = left * scale_x, top * scale_y, width * scale_x, height * scale_y
@@ -171,7 +171,7 @@ class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
     `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole
-    picture instead, squeezed into the square.
+    image instead, squeezed into the square.
     """
 
     def __init__(self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3) -> None:
@@ -201,12 +201,12 @@ class CentralFilling:
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into slot `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels)
-        box = (0, 0, picture.width, picture.height)
+        image = open_image(data, channels=transform.channels)
+        box = (0, 0, image.width, image.height)
         if not transform.whole:
-            box = central_box(width=picture.width, height=picture.height, fraction=transform.fraction)
-        groups = picture.decode(min_denominator([box], [transform.size]))
-        scale_x, scale_y = groups.shape[2] / picture.width, groups.shape[1] / picture.height
+            box = central_box(width=image.width, height=image.height, fraction=transform.fraction)
+        groups = image.decode(min_denominator([box], [transform.size]))
+        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
         left, top, width, height = box
         write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
 

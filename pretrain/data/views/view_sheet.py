@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cluster import storage
-from pretrain.data.images.pixels import as_channels, open_picture
+from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.images.sheet import SIDE, Cell, draw_sheet, thumbnail
 from pretrain.data.reading.loader import filled
 from pretrain.data.reading.manifest import load_manifest
@@ -51,7 +51,7 @@ def write_view_sheet(
         if index in bad:
             cells += [Cell(None, bad[index], f"row {row_id}")] + [Cell(None, "", "")] * len(specs)
             continue
-        pixels_CHW = as_channels(open_picture(images[index], channels=channels).decode(1), channels)
+        pixels_CHW = as_channels(open_image(images[index], channels=channels).decode(1), channels)
         num_drawn += 1
         crops = [
             (tuple(positions[:4]), str(view))

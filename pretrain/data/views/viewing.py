@@ -1,4 +1,4 @@
-"""From rows to finished views, by whatever way the settings and the device ask for."""
+"""From rows to finished views, in the way that the settings and the device ask for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Viewer:
         specs: of the views.
         seed: of the run.
         device: that trains.
-        channels: of the images, see `pretrain.data.images.pixels.open_picture`.
+        channels: of the images, see `pretrain.data.images.pixels.open_image`.
         mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and 0.25 where there are
             not three channels.
         keep: `host` keeps decoded images in memory (see `pretrain.data.reading.kept`), `none` does not.

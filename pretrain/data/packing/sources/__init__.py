@@ -53,7 +53,7 @@ SPLITS_BY_FOLDER = (
     "sidecar",
     "cvat",
     "yolo",
-)  # kinds whose splits are told by the paths of their images
+)  # kinds whose splits show in the paths of their images
 
 
 def kind_of(src: str) -> str:
@@ -181,7 +181,7 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
         return
     told = ", ".join(f"{name} {num_of[name]}" for name in SPLITS if num_of[name])
     if split == "none":
-        listing.notes.append(f"the splits of the source are not minded: {told}")
+        listing.notes.append(f"the splits of the source are ignored: {told}")
         listing.records = [replace(record, split=None) for record in listing.records]
         return
     if split is not None:

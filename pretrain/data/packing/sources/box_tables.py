@@ -75,7 +75,7 @@ class BoxColumns:
         if name is None:
             raise ValueError(f"column {self.name!r} is empty, so the box has no class")
         if self.group and str(row.get(self.group)).strip() in ("1", "1.0", "true", "True"):
-            raise ValueError("a group of objects, which is no single box")
+            raise ValueError("a group of objects, which is not a single box")
         how = self.are if meaning in (None, "fractions") else meaning or self.are
         return Objects((as_sizes(four, how),), (class_names.get(name, name),)), frame
 

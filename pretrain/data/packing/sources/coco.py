@@ -60,7 +60,7 @@ def coco_records(
     if not files:
         names = [posixpath.basename(path) for path in tree.with_suffix(".json")]
         held = f"it holds {shown(names)}" if names else "there is none in it"
-        raise UserError(f"{src} is no .json file; give the annotation file ({held})")
+        raise UserError(f"{src} is not a .json file; give the annotation file ({held})")
     if len(files) == 1 and "/" not in files[0]:
         return _of_file(storage.join(src, files[0]), images, boxes, tree=tree)
     return _of_files(src, tree, files, images, boxes)
@@ -94,7 +94,7 @@ def _named_part(folder: str, names: Sequence[str]) -> Tree:
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
     """The images of several files: of one for each split, and of files that say other things of the same images."""
-    layout = layout_of(tree.pictures)
+    layout = layout_of(tree.images)
     listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
     for path in files:
@@ -128,7 +128,7 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
                 )
             else:
                 raise UserError(
-                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one that is meant"
+                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one you mean"
                 )
             if record.objects is not None:
                 with_boxes[record.path] = path
@@ -183,7 +183,7 @@ def _records(content: Content, finder: Finder, listing: Listing, *, split: str |
         earlier = merged.get(record.url)
         merged[record.url] = record if earlier is None else _joined(earlier, record)
         if earlier is not None:
-            listing.account.count("entry of an image that is listed before; joined with it", f"{src}: images[{index}]")
+            listing.account.count("entry of an image that is listed above; joined with it", f"{src}: images[{index}]")
     listing.records += merged.values()
 
 
@@ -204,9 +204,9 @@ def _problem(said: ImageSaid) -> str | None:
         return None
     if said.num_bad:
         return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would pass for an image without any"
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an image without any"
         )
-    return f"it has crowd regions alone ({said.num_crowds}); it would pass for an image without objects"
+    return f"it has only crowd regions ({said.num_crowds}); it would look like an image without objects"
 
 
 def _joined(first: Record, second: Record) -> Record:

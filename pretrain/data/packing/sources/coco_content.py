@@ -1,4 +1,4 @@
-"""A COCO json as Python objects: its images by id, with what its annotations say of each."""
+"""A COCO json as Python objects: its images by id, with what its annotations say about each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain.data.packing.sources.texts import captions_in, clean, id_key
 
 @dataclass
 class ImageSaid:
-    """What a file says of one image."""
+    """What a file says about one image."""
 
     boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Content:
         self.src, self.meaning = src, boxes or "xywh"
         tree = read_json(src)
         if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
-            raise UserError(f"{src} is no COCO json: it has no list `images`")
+            raise UserError(f"{src} is not a COCO json: it has no list `images`")
         self.images: list[Any] = tree["images"]
         self.categories, self.notes = _categories(src, tree)
         self.annotations = tree.get("annotations") or []
@@ -72,7 +72,7 @@ class Content:
             image.captions += captions
             self.num_blank += not captions and not num_bad
             if num_bad:
-                self.problems.append((location, f"caption {str(annotation['caption'])[:60]!r} is no text"))
+                self.problems.append((location, f"caption {str(annotation['caption'])[:60]!r} is not text"))
         has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
         if said and not has_box and "category_id" not in annotation:
             return
@@ -160,5 +160,5 @@ def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], 
     for first in sorted(num_of):
         alike = sorted(name for name in num_of if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:
-            notes.append(f"categories that differ in case only are kept apart: {', '.join(map(repr, alike))}")
+            notes.append(f"categories that differ only in case are kept apart: {', '.join(map(repr, alike))}")
     return names, notes

@@ -62,9 +62,9 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
         line, column = error.position
         raise UserError(f"{url}, line {line}: not valid XML: {ErrorString(error.code)} (column {column})") from error
     except (DefusedXmlException, ValueError, LookupError) as error:
-        raise UserError(f"{url} is no CVAT annotation: {error}") from error
+        raise UserError(f"{url} is not a CVAT annotation: {error}") from error
     if root.tag != "annotations":
-        raise UserError(f"{url} is no CVAT annotation: its root is <{root.tag}>, not <annotations>")
+        raise UserError(f"{url} is not a CVAT annotation: its root is <{root.tag}>, not <annotations>")
     if root.find("track") is not None and root.find("image") is None:
         raise UserError(f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its images")
     for number, item in enumerate(root.iter("image"), 1):
@@ -90,7 +90,7 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 bad.append(reason)
                 continue
             if shape.get("rotation") not in (None, "0", "0.0", "0.00"):
-                listing.account.count(f"turned <{shape.tag}>, of which the upright box around it is taken", location)
+                listing.account.count(f"rotated <{shape.tag}>, for which the upright box around it is taken", location)
             boxes.append(box)
             names.append(label)
         size = numbers([item.get("width"), item.get("height")], 2)
@@ -101,7 +101,7 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 objects=Objects(tuple(boxes), tuple(names)),
                 frame=(size[0], size[1]) if size and min(size) > 0 else None,
                 split=split_named(item.get("subset") or ""),
-                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for an image without any"
+                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image without any"
                 if bad and not boxes
                 else None,
             )

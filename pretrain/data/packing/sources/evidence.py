@@ -33,13 +33,13 @@ class Evidence:
 
     @cached_property
     def json_kinds(self) -> dict[str, str]:
-        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside pictures tell for all."""
+        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside images tell for all."""
         kinds: dict[str, str] = {}
         beside: list[str] = []
         for path in self.tree.with_suffix(".json"):
             if path.lower().endswith(".coco.json"):
                 kinds[path] = "coco"
-            elif self.picture_of(path) is not None:
+            elif self.image_of(path) is not None:
                 beside.append(path)
             elif len(kinds) < MAX_PEEKED:
                 kinds[path] = json_kind(self.tree.files[path])
@@ -58,7 +58,7 @@ class Evidence:
 
     @cached_property
     def xml_kinds(self) -> dict[str, str]:
-        """path -> `voc`, `cvat` or `other` of xml files; a damaged one beside a picture is taken for VOC."""
+        """path -> `voc`, `cvat` or `other` of xml files; a damaged one beside an image is taken for VOC."""
         kinds = {}
         peeked = 0
         for path in self.tree.with_suffix(".xml"):
@@ -79,22 +79,22 @@ class Evidence:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """path of a text file -> the picture it stands for, in YOLO's usual paths: beside it, or in labels/ for images/."""
+        """path of a text file -> the image it stands for, in YOLO's usual paths: beside it, or in labels/ for images/."""
         found: dict[str, str] = {}
         if not self.tree.with_suffix(".txt"):
             return found
-        for picture in self.tree.pictures:
-            for candidate in label_paths(picture):
+        for image in self.tree.images:
+            for candidate in label_paths(image):
                 if (path := self.tree.lower.get(f"{candidate}.txt".lower())) and posixpath.basename(
                     path
                 ) not in NAME_FILES:
-                    found.setdefault(path, picture)
+                    found.setdefault(path, image)
                     break
         return found
 
     @cached_property
     def texts_are(self) -> str:
-        """`boxes`, `captions`, or nothing where there are none beside pictures or all are empty."""
+        """`boxes`, `captions`, or nothing where there are none beside images or all are empty."""
         kinds = [text_kind(self.tree.files[path]) for path in spread(sorted(self.texts), MAX_PEEKED)]
         if not kinds:
             return ""
@@ -128,26 +128,26 @@ class Evidence:
 
     @cached_property
     def captions_beside(self) -> list[str]:
-        """Files with texts of single pictures: .txt that are no boxes, .caption, .text, .json with a caption, ..."""
+        """Files with texts of single images: .txt that are no boxes, .caption, .text, .json with a caption, ..."""
         found = sorted(self.texts) if self.texts_are == "captions" else []
         suffixes = tuple(suffix for suffix in CAPTION_SUFFIXES if suffix != ".txt")
-        found += [path for path in self.tree.with_suffix(*suffixes) if self.picture_of(path) is not None]
+        found += [path for path in self.tree.with_suffix(*suffixes) if self.image_of(path) is not None]
         return sorted({*found, *self.json_files("caption")})
 
-    def picture_of(self, path: str) -> str | None:
-        """The picture that a file of the same folder and stem stands for."""
+    def image_of(self, path: str) -> str | None:
+        """The image that a file of the same folder and stem stands for."""
         folder, name = posixpath.split(path)
         for stem in dict.fromkeys((name.partition(".")[0], stem_of(name))):
-            for picture in self.tree.by_stem.get(stem, ()):
-                if posixpath.dirname(picture) == folder:
-                    return picture
+            for image in self.tree.by_stem.get(stem, ()):
+                if posixpath.dirname(image) == folder:
+                    return image
         return None
 
 
-def label_paths(picture: str) -> list[str]:
-    """Where the labels of a picture may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
+def label_paths(image: str) -> list[str]:
+    """Where the labels of an image may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
     beside it, or in a folder labels/ within its own, next to its own, or with the same folders below it."""
-    *folders, name = posixpath.splitext(picture)[0].split("/")
+    *folders, name = posixpath.splitext(image)[0].split("/")
     lower = [folder.lower() for folder in folders]
     paths = ["/".join([*folders, name])]
     if "images" in lower:
@@ -160,7 +160,7 @@ def label_paths(picture: str) -> list[str]:
 
 
 def json_kind(file: FileInfo) -> str:
-    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one picture) or `other`, by a file's head."""
+    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one image) or `other`, by a file's head."""
     if file.size_bytes > WHOLE_JSON_BYTES:
         head = head_of(file, HEAD_BYTES)
         keys = {match.decode() for match in _KEY.findall(head)}

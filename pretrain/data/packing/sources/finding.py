@@ -1,6 +1,6 @@
-"""The picture that an annotation names: by a path or one URL, as people and programs write them.
+"""The image that an annotation names: by a path or one URL, as people and programs write them.
 
-What stands in an annotation file is data of somebody else. It may name a file that lies below the source, by a relative or an
+What an annotation file holds is untrusted data. It may name a file that lies below the source, by a relative or an
 absolute path, or one object of a named kind of store; it may not make fsspec chain file systems, nor lead out of the folder.
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 
 from cluster import storage
 from cluster.secrets import masked
-from pretrain.data.packing.sources.tree import PICTURE_SUFFIXES, Tree, stem_of
+from pretrain.data.packing.sources.tree import Tree, stem_of
+from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "file")
 MAX_PATH = 4096
@@ -28,7 +29,7 @@ class Leaves(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture: where its bytes are, its path as the annotation names it, and its path below the source where it is there."""
+    """An image: where its bytes are, its path as the annotation names it, and its path below the source where it is there."""
 
     url: str
     name: str
@@ -37,7 +38,7 @@ class Found:
 
 @dataclass
 class Finder:
-    """Finds pictures in a tree.
+    """Finds images in a tree.
 
     Attributes:
         tree: of the source.
@@ -55,7 +56,7 @@ class Finder:
     by_other: list[str] = field(default_factory=list)
 
     def find(self, name: Any, what: str = "the path", *, under: str = "") -> Found:
-        """The picture of this name; one that is not there is given the path where it should be.
+        """The image of this name; one that is not there is given the path where it should be.
 
         Args:
             name: as the annotation has it.
@@ -67,15 +68,15 @@ class Finder:
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)  # ids that are numbers: 17 of 17.jpg
             if self._other(name, under) is None:
-                raise ValueError(f"{what} holds no path but {name}")
+                raise ValueError(f"{what} holds no path, but {name}")
         if not isinstance(name, str) or not name.strip() or set(name) & set("\0\n\r"):
-            raise ValueError(f"{what} holds no path but {name!r}")
+            raise ValueError(f"{what} holds no path, but {name!r}")
         name = name.strip()
         if len(name) > MAX_PATH:
             raise ValueError(f"{what} holds a path of {len(name)} characters")
         scheme, is_url, _ = name.partition("://")
         if "::" in name or (is_url and scheme.lower() not in PROTOCOLS):
-            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is no URL of {', '.join(PROTOCOLS)}")
+            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is not a URL of {', '.join(PROTOCOLS)}")
         if is_url and scheme.lower() != "file":
             return Found(name, masked(name), None)  # the name goes into the shards, where no key belongs
         if is_url:
@@ -131,29 +132,29 @@ class Finder:
         return None
 
     def _other(self, name: str, under: str) -> str | None:
-        """The one picture of this path in other letters, or of this path and an ending."""
+        """The one image of this path in other letters, or of this path and an ending."""
         if posixpath.isabs(name):
             return None
         for base in (under, *self.bases) if under else self.bases:
             path = posixpath.normpath(posixpath.join(base, name))
-            if (found := self.tree.lower.get(path.lower())) in self.tree.pictures:
+            if (found := self.tree.lower.get(path.lower())) in self.tree.images:
                 return found
-            endings = [path + ending for ending in PICTURE_SUFFIXES]
+            endings = [path + ending for ending in IMAGE_SUFFIXES]
             here = [known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None]
             if len(here) == 1 and here[0].startswith(path):
                 return here[0]
-        if "/" not in name and not name.lower().endswith(PICTURE_SUFFIXES):
+        if "/" not in name and not name.lower().endswith(IMAGE_SUFFIXES):
             found_by_stem = self.tree.by_stem.get(name, [])
             return found_by_stem[0] if len(found_by_stem) == 1 else None
         return None
 
     def _by_end(self, name: str, under: str) -> str | None:
-        """The one picture whose path ends as the name does; as much of the end as finds any."""
+        """The one image whose path ends as the name does; as much of the end as finds any."""
         parts = [part for part in name.split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
         alike = self.tree.by_name.get(parts[-1].lower(), [])
-        if not alike and not parts[-1].lower().endswith(PICTURE_SUFFIXES):
+        if not alike and not parts[-1].lower().endswith(IMAGE_SUFFIXES):
             alike = self.tree.by_stem.get(stem_of(parts[-1]), []) if stem_of(parts[-1]) == parts[-1] else []
             parts[-1] = posixpath.basename(alike[0]) if len(alike) == 1 else parts[-1]
         for start in range(len(parts)):
@@ -169,9 +170,9 @@ class Finder:
         """What should be said of names that were not taken as they stand."""
         notes = []
         for names, how in (
-            (self.shortened, "lie elsewhere than their paths say and were found by the end of these"),
-            (self.backslashes, "have backslashes in their paths, which were read as slashes"),
-            (self.by_other, "were found in other letters or with an ending that the name lacks"),
+            (self.shortened, "are not where their paths say and were found by the end of the path"),
+            (self.backslashes, "have backslashes in their paths, read as slashes"),
+            (self.by_other, "were found with other capitals or with an ending that the name lacks"),
         ):
             if names:
                 notes.append(f"{len(names)} images {how} (first: {names[0]})")

@@ -10,7 +10,8 @@ from cluster.errors import UserError, choose
 from pretrain.data.packing.sources.records import Listing, Record
 from pretrain.data.packing.sources.splits import layout_of
 from pretrain.data.packing.sources.texts import clean, shown
-from pretrain.data.packing.sources.tree import OTHER_PICTURES, PICTURE_SUFFIXES, Tree, read_tree
+from pretrain.data.packing.sources.tree import OTHER_IMAGES, Tree, read_tree
+from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 LABELS = ("auto", "folders", "none")
 MAX_STRAYS = 0.25  # of the images; so many outside of class folders, and the folders are none
@@ -36,7 +37,7 @@ def folder_records(
     if tree is None:
         check_folder(src)
         tree = read_tree(src, leave_out=leave_out)
-    paths = list(tree.pictures)
+    paths = list(tree.images)
     if not paths:
         raise UserError(why_no_images(src, tree))
     layout = layout_of(paths)
@@ -47,7 +48,7 @@ def folder_records(
     if layout.level is not None:
         for path in paths:
             if layout.split_of(path) is None and path.count("/") < start:
-                account.left[path] = "image outside of the folders of the splits"
+                account.left[path] = "image outside the folders of the splits"
     kept = [path for path in paths if path not in account.left]
     outside = [path for path in kept if "/" not in inner[path]]
     with_classes = labels == "folders" or (labels == "auto" and _are_classes(kept, inner, len(outside)))
@@ -58,17 +59,17 @@ def folder_records(
         )
     if with_classes and outside:
         listing.notes.append(
-            f"{len(outside)} images lie outside of the class folders and are left out (first: {outside[0]}); "
+            f"{len(outside)} images lie outside the class folders and are left out (first: {outside[0]}); "
             "--labels none packs "
             "all without classes"
         )
-        account.left.update(dict.fromkeys(outside, "image outside of the class folders"))
+        account.left.update(dict.fromkeys(outside, "image outside the class folders"))
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = {}
     for path in sorted(kept):
         if path in account.left:
             continue
-        file, label = tree.pictures[path], None
+        file, label = tree.images[path], None
         if with_classes:
             folder = posixpath.basename(posixpath.dirname(path))
             label = clean(folder) or folder
@@ -81,7 +82,7 @@ def folder_records(
     if labels == "auto" and not with_classes and any("/" in path for path in inner.values()):
         folders = {posixpath.dirname(path) for path in inner.values()}
         if len(folders) == 1 and "" not in folders:
-            why = f"all images lie in one folder ({next(iter(folders))}), which is no classification"
+            why = f"all images lie in one folder ({next(iter(folders))}), which is not a classification"
         else:
             why = "the images do not lie exactly one folder deep"
         listing.notes.append(f"no labels: {why}; --labels folders takes their folders as classes")
@@ -100,11 +101,11 @@ def _notes_of_classes(counts: Counter[str], spellings: dict[str, set[str]]) -> l
     notes = []
     for label, folders_of in sorted(spellings.items()):
         if len(folders_of) > 1:
-            notes.append(f"{len(folders_of)} folders that differ in blanks or Unicode alone are one class, {label!r}")
+            notes.append(f"{len(folders_of)} folders that differ only in blanks or Unicode are one class, {label!r}")
     for first in sorted(counts):
         alike = sorted(name for name in counts if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:
-            notes.append(f"classes that differ in case only are kept apart: {', '.join(map(repr, alike))}")
+            notes.append(f"classes that differ only in case are kept apart: {', '.join(map(repr, alike))}")
     return notes
 
 
@@ -129,8 +130,8 @@ def why_no_images(src: str, tree: Tree) -> str:
             f"(data.url={src}), "
             f"or write it with small row groups: python -m pretrain.data check {src} --fix DEST"
         )
-    known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_PICTURES]
-    looked = f"no images in {src} or its sub-folders (looked for {', '.join(PICTURE_SUFFIXES[:12])}, ...)"
+    known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_IMAGES]
+    looked = f"no images in {src} or its sub-folders (looked for {', '.join(IMAGE_SUFFIXES[:12])}, ...)"
     if known:
         return f"{looked}; it holds {', '.join(known)}, which cannot be decoded: save them as JPEG, PNG or WebP"
     held = ", ".join(f"{num} {ending or 'without an ending'}" for ending, num in endings.most_common(5))

@@ -34,7 +34,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     evidence = Evidence(tree)
     for path, data in zip(files, read_small(tree.files[path] for path in files), strict=True):
         listing.account.read.add(path)
-        image = evidence.picture_of(path)
+        image = evidence.image_of(path)
         try:
             content = json.loads(decode_text(data)[0])
             if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -61,8 +61,8 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         size = numbers([content.get("imageWidth"), content.get("imageHeight")], 2)
         problem = None
         if bad and not objects.bbox:
-            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would pass for an image without any"
-        file = tree.pictures[image]
+            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image without any"
+        file = tree.images[image]
         listing.records.append(
             Record(
                 file.url,
@@ -75,9 +75,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         )
     listing.records = unique(listing.records, src)
     listing.account.unlisted = "image without a json file"
-    if unspoken := len(
-        tree.pictures.keys() - {record.path for record in listing.records} - listing.account.left.keys()
-    ):
+    if unspoken := len(tree.images.keys() - {record.path for record in listing.records} - listing.account.left.keys()):
         listing.notes.append(f"{unspoken} images without a json file are left out")
     listing.notes += finder.notes()
     return listing

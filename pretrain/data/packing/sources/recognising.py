@@ -18,17 +18,17 @@ def readings_of(tree: Tree) -> dict[str, str]:
     evidence = Evidence(tree)
     found: dict[str, str] = {}
     tars = tree.with_suffix(".tar")
-    if tars and len(tree.pictures) * 4 < len(tars):
+    if tars and len(tree.images) * 4 < len(tars):
         return {"tar": f"{len(tars)} tars"}
     if tars:
         found["tar"] = f"{len(tars)} tars (first: {tars[0]})"
     if coco := evidence.json_files("coco"):
         found["coco"] = f"{shown(coco)} with `images` and `annotations`"
-    voc = evidence.xml_files("voc") if tree.pictures else []
+    voc = evidence.xml_files("voc") if tree.images else []
     folders = {path.partition("/")[0] for path in (*tree.files, *(f"{folder}/" for folder in tree.empty_folders))}
     if voc or {"Annotations", "JPEGImages"} <= folders:
         found["voc"] = f"{len(voc)} xml files with <annotation>"
-    if not tree.pictures:
+    if not tree.images:
         return found
     if cvat := evidence.xml_files("cvat"):
         found["cvat"] = f"{shown(cvat)} with <annotations>"
@@ -53,14 +53,12 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
     """(kind, why) of a folder. Raises UserError where several fit, naming the option for each."""
     found = readings_of(tree)
     if "coco" in found and "sidecar" in found and not Evidence(tree).texts:
-        del found["sidecar"]  # a json of COCO may have the name of a picture
+        del found["sidecar"]  # a json of COCO may have the name of an image
     if len(found) > 1:
         ways = "; ".join(f"--kind {kind}: {why}" for kind, why in found.items())
-        raise UserError(
-            f"{src} can be read in {len(found)} ways, and which is meant is not for a program to say: {ways}"
-        )
+        raise UserError(f"{src} can be read in {len(found)} ways, and a program cannot tell which is meant: {ways}")
     if not found:
-        return "folder", "images, and no annotation that is known"
+        return "folder", "images, and no known annotation"
     kind, why = next(iter(found.items()))
     if (
         kind == "table"
@@ -68,7 +66,7 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
         and has_class_folders(tree)
     ):
         raise UserError(
-            f"{src} can be read in 2 ways, and which is meant is not for a program to say: --kind table: {why}; "
+            f"{src} can be read in 2 ways, and a program cannot tell which is meant: --kind table: {why}; "
             "--kind folder: its images lie in class folders"
         )
     return kind, why
@@ -76,7 +74,7 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
 
 def has_class_folders(tree: Tree) -> bool:
     """Whether the images lie exactly one folder deep, in two folders or more, below the folders of splits."""
-    layout = layout_of(tree.pictures)
+    layout = layout_of(tree.images)
     start = 0 if layout.level is None else layout.level + 1
-    folders = {"/".join(path.split("/")[start:-1]) for path in tree.pictures}
+    folders = {"/".join(path.split("/")[start:-1]) for path in tree.images}
     return len(folders) >= 2 and "" not in folders and not any("/" in folder for folder in folders)

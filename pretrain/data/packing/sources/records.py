@@ -43,8 +43,8 @@ class Record:
         relative_boxes: the boxes are fractions of the image's sides in place of pixels.
         frame: (width, height) of the image that the boxes were drawn on, as the source records it; None where it does not.
         split: `train`, `validation` or `test` where the source says so.
-        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would
-            pass for an image without any.
+        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would look
+            like an image without any.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Record:
 
 @dataclass
 class Account:
-    """What became of the files of a source that are no packed pictures, and of all that lies in annotation files.
+    """What became of the files of a source that are no packed images, and of all that lies in annotation files.
 
     Attributes:
         read: paths of files that were read as annotation.
@@ -75,7 +75,7 @@ class Account:
         annotations: how many boxes, captions, labels and rows the source holds, good or bad.
         counts, examples: of things that are no files: what was left out and why.
         said: those of `counts` that a note of their own speaks of, or that lose nothing.
-        unlisted: what a picture is that no record names.
+        unlisted: what an image is that no record names.
     """
 
     read: set[str] = field(default_factory=set)
@@ -84,7 +84,7 @@ class Account:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
-    unlisted: str = "image that no annotation names"
+    unlisted: str = "image not named in any annotation"
 
     def count(self, kind: str, example: str, num: int = 1, *, said: bool = False) -> None:
         """Counts things that were left out."""
@@ -174,7 +174,7 @@ def read_any_text(url: str) -> tuple[str, str]:
 
 
 def read_lines_text(url: str) -> tuple[str, str]:
-    """The same of a file of lines, of which a few may hold bytes that are no UTF-8, as `decode_lines` has it."""
+    """The same of a file of lines, of which a few may hold bytes that are not UTF-8, as `decode_lines` has it."""
     return _read_text(url, decode_lines)
 
 

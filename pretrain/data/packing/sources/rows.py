@@ -20,7 +20,7 @@ from pretrain.data.packing.sources.texts import clean, has_bad_bytes
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson")
 MAX_FIELD_CHARACTERS = 2**24
-MAX_LINES = 200  # of a row; a quote that stays open for more is one that somebody forgot to close
+MAX_LINES = 200  # of a row; a quote that stays open for longer was probably never closed
 DELIMITERS = ",;\t|"
 
 
@@ -37,7 +37,7 @@ class Rows:
 
     Attributes:
         src: the table's URL.
-        columns: the names of its columns, as they stand there but for blanks around them.
+        columns: the names of its columns, as they are there, without blanks around them.
         nested: whether cells may be lists and objects, as in JSON.
         has_header: False where the first line of a CSV is a row like the others.
         notes: what should be said of the file as a whole.
@@ -66,7 +66,7 @@ class Rows:
     def _open_csv(self, lower: str) -> None:
         self._text, encoding = read_lines_text(self.src)
         if encoding != "utf-8":
-            self.notes.append(f"{self.src} is no UTF-8 text and was read as {encoding}")
+            self.notes.append(f"{self.src} is not UTF-8 text and was read as {encoding}")
         first, _, rest = self._text.partition("\n")
         if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's
             self._delimiter = first.strip()[4]
@@ -128,7 +128,7 @@ class Rows:
                 first_line += 1
                 continue
             if has_bad_bytes("".join(cells)):
-                yield first_line, BadLine("bytes that are no UTF-8", tuple(cells))
+                yield first_line, BadLine("bytes that are not UTF-8", tuple(cells))
             elif too_long:
                 what = f"more cells than the {len(self.columns)} of the header; put texts with commas into quotes"
                 yield first_line, BadLine(what, tuple(cells))
@@ -140,7 +140,7 @@ class Rows:
         text, _ = read_lines_text(self.src)
         for number, line in enumerate(text.split("\n"), 1):  # splitlines would also part at U+2028 in a caption
             if has_bad_bytes(line):
-                yield number, BadLine("bytes that are no UTF-8")
+                yield number, BadLine("bytes that are not UTF-8")
             elif line.strip():
                 try:
                     yield number, json.loads(line)
@@ -185,7 +185,7 @@ def _items(src: str) -> Iterator[tuple[int, Any]]:
         tree = lists[0] if len(lists) == 1 else tree
     if not isinstance(tree, list):
         raise UserError(
-            f"{src} is no list of objects like [{{...}}, ...]; nor is it a COCO json, which has a list `images`"
+            f"{src} is not a list of objects like [{{...}}, ...], nor a COCO json, which has a list `images`"
         )
     yield from enumerate(tree, 1)
 

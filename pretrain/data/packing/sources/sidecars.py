@@ -1,4 +1,4 @@
-"""Texts beside pictures: 1.jpg with 1.txt, .caption, .json, .cls ..., as img2dataset and captioning programs write them."""
+"""Texts beside images: 1.jpg with 1.txt, .caption, .json, .cls ..., as img2dataset and captioning programs write them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JSON_KINDS = ("json", "labels.json", "caption.json", "captions.json", "label.jso
 
 @dataclass
 class Said:
-    """What the files beside one picture say of it."""
+    """What the files beside one image say about it."""
 
     label: str | None = None
     labels: tuple[str, ...] | None = None
@@ -66,14 +66,14 @@ class Said:
         self.captions = self.captions or []
         self.num_blank += not texts and not bad
         if bad:
-            self.problems.append(f"{str(value)[:60]!r} is no caption")
+            self.problems.append(f"{str(value)[:60]!r} is not a caption")
         self.captions += [text for text in texts if text not in self.captions]
 
     def _take_json(self, kind: str, text: str) -> None:
         try:
             tree: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
-            self.problems.append(f"no JSON that can be used: {error}")
+            self.problems.append(f"not usable as JSON: {error}")
             return
         if isinstance(tree, list | str) and kind != "json":
             tree = {kind.partition(".")[0]: tree}
@@ -83,7 +83,7 @@ class Said:
             objects = objects_of(tree.get("objects"))
             self.objects = objects if objects is not None else self.objects
         except ValueError as error:
-            self.problems.append(f"no JSON that can be used: {error}")
+            self.problems.append(f"not usable as JSON: {error}")
             self.bad_boxes = True
         label = next((tree[key] for key in LABEL_KEYS if isinstance(tree.get(key), int | str)), None)
         if label is not None and self.label is None:
@@ -98,7 +98,7 @@ class Said:
 
     @property
     def problem(self) -> str | None:
-        """Why the picture cannot be packed: it has boxes that cannot be read and would pass for one without."""
+        """Why the image cannot be packed: it has boxes that cannot be read and would pass for one without."""
         return f"its boxes cannot be read ({self.problems[0]})" if self.bad_boxes and self.objects is None else None
 
 
@@ -106,7 +106,7 @@ def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     """The images below a folder, with what the files of the same stem beside them say: captions, labels, objects.
 
     `.txt`, `.text`, `.caption` and `.caption.txt` are captions, `.cls` and `.label` a label, `.json` may have a label, labels,
-    a caption or captions and objects; equal captions of one picture count once.
+    a caption or captions and objects; equal captions of one image count once.
 
     Raises:
         UserError: when there is no such file.
@@ -117,48 +117,48 @@ def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     beside: dict[str, list[tuple[str, str]]] = {}
     suffixes = (".txt", ".json", ".caption", ".captions", ".text", ".cls", ".label", ".labels", ".tags")
     for path in tree.with_suffix(*suffixes):
-        picture = evidence.picture_of(path)
-        if picture is not None:
+        image = evidence.image_of(path)
+        if image is not None:
             stem = posixpath.basename(path).partition(".")[0]
-            own = posixpath.splitext(posixpath.basename(picture))[0]
+            own = posixpath.splitext(posixpath.basename(image))[0]
             kind = posixpath.basename(path)[len(own if posixpath.basename(path).startswith(f"{own}.") else stem) + 1 :]
-            beside.setdefault(picture, []).append((path, kind))
+            beside.setdefault(image, []).append((path, kind))
     if not beside:
         raise UserError(f"no file in {src} with a caption, a label or a .json lies beside an image of its name")
     listing = Listing(
         [], told=f"images with texts beside them: {len(files)} files (first: {files[0] if files else ''})", tree=tree
     )
     listing.account.unlisted = "image without a text beside it"
-    order = sorted(tree.pictures)
-    listed = [(picture, path, kind) for picture in order for path, kind in beside.get(picture, ())]
+    order = sorted(tree.images)
+    listed = [(image, path, kind) for image in order for path, kind in beside.get(image, ())]
     contents = read_small(tree.files[path] for _, path, _ in listed)
     said: dict[str, Said] = {}
-    for (picture, path, kind), data in zip(listed, contents, strict=True):
-        one = said.setdefault(picture, Said())
+    for (image, path, kind), data in zip(listed, contents, strict=True):
+        one = said.setdefault(image, Said())
         num = len(one.problems)
         if one.take(kind, data):
             listing.account.read.add(path)
             listing.account.annotations += 1
         listing.problems += [(path, problem) for problem in one.problems[num:]]
-    add_records(listing, {picture: said.get(picture) for picture in order}, tree)
+    add_records(listing, {image: said.get(image) for image in order}, tree)
     listing.records = unique(listing.records, src)
     return listing
 
 
 def add_records(listing: Listing, said: dict[str, Said | None], tree: Tree) -> None:
-    """Adds a record for each picture with what is said of it, and notes on the pictures of which nothing is."""
+    """Adds a record for each image with what is said of it, and notes on the images of which nothing is."""
     with_captions = any(one is not None and one.captions is not None for one in said.values())
     counts: Counter[str] = Counter()
-    for picture, one in said.items():
-        file, one = tree.pictures[picture], one or Said()
+    for image, one in said.items():
+        file, one = tree.images[image], one or Said()
         for label in (one.label,) if one.label is not None else one.labels or ():
             counts[label] += 1
         if one.num_blank:
-            listing.account.count("blank caption, left out", picture, one.num_blank)
+            listing.account.count("blank caption, left out", image, one.num_blank)
         listing.records.append(
             Record(
                 file.url,
-                picture,
+                image,
                 file.size_bytes,
                 label=one.label,
                 labels=one.labels,

@@ -1,4 +1,4 @@
-"""Splits that a source has of its own: which folders and words say what a picture is for."""
+"""Splits that a source has of its own: which folders and words say what an image is for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORDS = {
 }
 _DECORATED = re.compile(
     r"(?:coco|images?|imgs?|set|data|labels?)?[-_ ]?([a-z]+?)[-_ ]?"
-    r"(?:set|data|images?|imgs?|pictures|split|folder|(?:19|20)\d\d)?"
+    r"(?:set|data|images?|imgs?|images|split|folder|(?:19|20)\d\d)?"
 )
 
 
@@ -79,7 +79,7 @@ def layout_of(paths: Iterable[str]) -> Layout:
         names = {word: split for word in words if (split := split_named(word))}
         others = sorted(words - names.keys())
         num_direct = sum(num for parts, num in folders.items() if len(parts) <= level)
-        if names and not others:  # a train/ beside many pictures is a folder like others
+        if names and not others:  # a train/ beside many images is a folder like others
             return NO_SPLITS if num_direct * 4 > total else Layout(level, names)
         if len(set(names.values())) >= 2 and TRAIN in names.values():
             return Layout(level, names, tuple(others))

@@ -27,15 +27,15 @@ def tables_in(src: str, tree: Tree) -> list[str]:
     if not candidates:
         raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA[:2])}")
     if len(candidates) > 1:
-        splits = [split_in_name(path) or layout_of(tree.pictures).split_of(path) for path in candidates]
+        splits = [split_in_name(path) or layout_of(tree.images).split_of(path) for path in candidates]
         folders = [posixpath.dirname(path) for path in candidates]
         if len({*splits}) < len(splits) and len({*folders}) < len(folders):
-            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one that is meant")
+            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one you mean")
     return candidates
 
 
 def names_images(tree: Tree, path: str) -> bool:
-    """Whether a file of a tree is a table whose rows name pictures of the tree."""
+    """Whether a file of a tree is a table whose rows name images of the tree."""
     try:
         rows = Rows(tree.files[path].url)
         column = usual(PATHS, rows.columns)

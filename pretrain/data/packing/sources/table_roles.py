@@ -1,4 +1,4 @@
-"""What the columns of a table are for, told by the names that people give them."""
+"""What the columns of a table are for, recognised by their usual names."""
 
 from __future__ import annotations
 

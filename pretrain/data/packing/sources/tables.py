@@ -68,7 +68,7 @@ def table_records(
     finder = Finder(tree, outside=(images,) if images else ())
     listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
     found: dict[tuple[str | None, str], Record] = {}
-    layout = layout_of(tree.pictures) if len(tables) > 1 or "/" in tables[0][0] else None
+    layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
     for name, table in tables:
         split = None if layout is None else layout.split_of(name) or split_in_name(name)
         folder = posixpath.dirname(name)
@@ -78,7 +78,7 @@ def table_records(
     listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
     listing.notes += finder.notes()
     _said_of_labels(listing, [table for _, table in tables])
-    listing.account.unlisted = "image that no row names"
+    listing.account.unlisted = "image not named in any row"
     return listing
 
 
@@ -231,7 +231,7 @@ class _Table:
             num_repeated += 1
             joined = self._joined(earlier, record)
             if joined is None:
-                listing.problems.append((location, f"{record.path} has other labels or objects further up"))
+                listing.problems.append((location, f"{record.path} has other labels or objects in a row above"))
             else:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
@@ -239,7 +239,7 @@ class _Table:
             account.count("column that is not read", f"{self.src}: {name}", said=True)
         if unused:
             listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
-        account.count("row that joins an image further up", self.src, num_repeated, said=True)
+        account.count("row joined with an image above", self.src, num_repeated, said=True)
         if num_short:
             account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
@@ -247,7 +247,7 @@ class _Table:
             )
 
     def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
-        """Says of the picture of a row that cannot be read why it is not packed."""
+        """Says of the image of a row that cannot be read why it is not packed."""
         index = self.rows.columns.index(self.roles.path)
         value = cells[index] if index < len(cells) else None
         try:
@@ -329,7 +329,9 @@ class _Table:
                 value = json_cell(value)
             found, bad = captions_in(value)
             if bad:
-                listing.problems.append((location, f"column {name!r} holds {str(value)[:60]!r}, which is no caption"))
+                listing.problems.append(
+                    (location, f"column {name!r} holds {str(value)[:60]!r}, which is not a caption")
+                )
             elif not found and name in row:
                 listing.account.count("blank caption, left out", location)
             texts += found
@@ -346,7 +348,7 @@ def _answers(value: Any, location: str, listing: Listing) -> tuple[str, ...]:
         return tuple(captions_in(answers[0])[0])
     listing.account.count("conversation of several turns, whose texts are not read", location, said=True)
     listing.notes[:] = dict.fromkeys(
-        [*listing.notes, "conversations of several turns are no captions and are not read"]
+        [*listing.notes, "conversations of several turns are not captions and are not read"]
     )
     return ()
 
@@ -360,7 +362,7 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
     listing.notes += variants(counts)
     if nothing:
         told = ", ".join(f"{word!r} {num}" for word, num in sorted(nothing.items()))
-        listing.notes.append(f"labels that say that there is none were taken so: {told}")
+        listing.notes.append(f"labels that mean `none` were read as no label: {told}")
     unlabelled = sum(table.num_unlabelled for table in tables)
     if unlabelled and counts:
         listing.notes.append(f"{unlabelled} rows have no label")

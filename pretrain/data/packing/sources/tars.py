@@ -19,7 +19,8 @@ from pretrain.data.packing.sources.records import Account, Listing, Record
 from pretrain.data.packing.sources.sidecars import Said
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.texts import variants
-from pretrain.data.packing.sources.tree import OTHER_PICTURES, PICTURE_SUFFIXES, Tree
+from pretrain.data.packing.sources.tree import OTHER_IMAGES, Tree
+from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 MAX_TEXT_BYTES = 2**20
 # what the standard library raises for headers that make no sense, besides its own errors
@@ -92,7 +93,7 @@ def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> 
             account.count(kind, scanned.account.examples[kind], num, said=True)
         account.read.add(path_of.get(tar.url, tar.url[shared:]))
     if not listing.records:
-        raise UserError(f"no images in the tars of {src} (looked for {', '.join(PICTURE_SUFFIXES[:9])}, ...)")
+        raise UserError(f"no images in the tars of {src} (looked for {', '.join(IMAGE_SUFFIXES[:9])}, ...)")
     for kind, num in sorted(account.counts.items()):
         listing.notes.append(f"{num} times in the tars: {kind} (first: {account.examples[kind]})")
     _classes_of_folders(listing, names, labels)
@@ -148,7 +149,7 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
                         found.account.count("link or device in a tar, never followed", location)
         except TAR_ERRORS as error:
             raise UserError(
-                f"{tar.url} is no plain tar, or it is damaged ({error}); unpack compressed tars first"
+                f"{tar.url} is not a plain tar, or it is damaged ({error}); unpack compressed tars first"
             ) from error
     with_captions = any(sample.said.captions is not None for sample in samples.values())
     for key, sample in samples.items():
@@ -193,7 +194,7 @@ def _take(
     kind = kind.lower()
     ending = f".{kind.rpartition('.')[2]}"
     key = folder + slash + stem
-    if ending in PICTURE_SUFFIXES:
+    if ending in IMAGE_SUFFIXES:
         sample = samples.setdefault(key, _Sample())
         if member.issparse() or member.size < 0 or member.offset_data + member.size > tar_bytes:
             return "sparse, or it goes beyond the end of the tar"
@@ -206,7 +207,7 @@ def _take(
         else:
             return f"a second image of the sample (first: {sample.image.name})"
         return None
-    if ending in OTHER_PICTURES:
+    if ending in OTHER_IMAGES:
         return f"an image of a format that is not read ({ending})"
     said = Said()
     if not said.take(kind, b""):

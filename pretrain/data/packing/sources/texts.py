@@ -61,7 +61,7 @@ def decode_lines(data: bytes) -> tuple[str, str]:
 
 
 def has_bad_bytes(text: str) -> bool:
-    """Whether a text that `decode_lines` gave holds bytes that are no UTF-8."""
+    """Whether a text that `decode_lines` gave holds bytes that are not UTF-8."""
     return not text.isascii() and _BAD_BYTES.search(text) is not None
 
 

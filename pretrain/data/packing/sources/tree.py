@@ -20,14 +20,13 @@ from pretrain.data.images.image_headers import image_format
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
-PICTURE_SUFFIXES = IMAGE_SUFFIXES
-# endings of pictures that cannot be decoded; these are counted by name
-OTHER_PICTURES = (
+# endings of images that cannot be decoded; these are counted by name
+OTHER_IMAGES = (
     *(".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
     *(".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii"),
 )
 HIDDEN = "hidden"  # begins what is said of such files
-HEAD_BYTES = 64  # tell a picture's format
+HEAD_BYTES = 64  # tell an image's format
 USUAL_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")  # of `9f86d0.81884c7d65` the last part is none
 
 
@@ -40,14 +39,14 @@ class Tree:
         files: path below the root -> file; hidden ones and those that lead nowhere are in `left`.
         left: path -> why it is not looked at at all: hidden, a link to a folder, a dead link.
         empty_folders: paths of folders without any file in or below them.
-        pictures: those of `files` that are pictures, by their endings or, where they have none, by their first bytes.
+        images: those of `files` that are images, by their endings or, where they have none, by their first bytes.
     """
 
     root: str
     files: dict[str, FileInfo] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     empty_folders: list[str] = field(default_factory=list)
-    pictures: dict[str, FileInfo] = field(default_factory=dict)
+    images: dict[str, FileInfo] = field(default_factory=dict)
 
     def with_suffix(self, *suffixes: str) -> list[str]:
         """Paths that end so, whatever the case, sorted."""
@@ -60,24 +59,24 @@ class Tree:
         start = f"{folder}/"
         parts: list[dict[str, Any]] = [
             {path.removeprefix(start): value for path, value in mapping.items() if path.startswith(start)}
-            for mapping in (self.files, self.left, self.pictures)
+            for mapping in (self.files, self.left, self.images)
         ]
         empty = [path.removeprefix(start) for path in self.empty_folders if path.startswith(start)]
         return Tree(storage.join(self.root, folder), parts[0], parts[1], empty, parts[2])
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:
-        """Pictures by the last part of their path, in lower case."""
+        """Images by the last part of their path, in lower case."""
         found: dict[str, list[str]] = {}
-        for path in self.pictures:
+        for path in self.images:
             found.setdefault(posixpath.basename(path).lower(), []).append(path)
         return found
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
-        """Pictures by the last part of their path without its ending."""
+        """Images by the last part of their path without its ending."""
         found: dict[str, list[str]] = {}
-        for path in self.pictures:
+        for path in self.images:
             found.setdefault(stem_of(path), []).append(path)
         return found
 
@@ -137,7 +136,7 @@ def _local(root: str, leave_out: str) -> Tree:
         try:
             entries = list(os.scandir(f"{prefix}/{folder}" if folder else root))
         except PermissionError:
-            tree.left[folder] = "a folder that may not be read"
+            tree.left[folder] = "a folder without read permission"
             continue
         folders.append(folder)
         for entry in entries:
@@ -158,13 +157,13 @@ def _local(root: str, leave_out: str) -> Tree:
                 tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
-                # of pictures, which may be millions, nobody asks whether they changed while they were read in parts
-                version = "" if entry.name.lower().endswith(PICTURE_SUFFIXES) else str(status.st_mtime)
+                # images may be millions, so it is not checked whether they changed while they were read in parts
+                version = "" if entry.name.lower().endswith(IMAGE_SUFFIXES) else str(status.st_mtime)
                 tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, version)
             elif entry.is_dir():
                 tree.left[path] = "a link to a folder; it is not followed"
             else:
-                tree.left[path] = "a link that leads nowhere" if entry.is_symlink() else "no file but a device"
+                tree.left[path] = "a broken link" if entry.is_symlink() else "a device, not a file"
     tree.empty_folders = sorted(_empty(folders, num_in))
     return tree
 
@@ -176,7 +175,7 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informati
 def _why_hidden(path: str) -> str:
     *folders, name = path.split("/")
     of_system = name.startswith("._") or name in SYSTEM_FILES or any(folder in SYSTEM_FOLDERS for folder in folders)
-    if name.lower().endswith(PICTURE_SUFFIXES) and not of_system:
+    if name.lower().endswith(IMAGE_SUFFIXES) and not of_system:
         return "image that is hidden, or in a folder whose name begins with . or _"
     return f"{HIDDEN}, or of the operating system"
 
@@ -216,17 +215,17 @@ def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str
 
 
 def _told(tree: Tree) -> Tree:
-    """The tree, sorted, with its pictures told: by their endings, and those without an ending by their first bytes."""
+    """The tree, sorted, with its images told: by their endings, and those without an ending by their first bytes."""
     tree.files = dict(sorted(tree.files.items()))
-    tree.pictures = {path: file for path, file in tree.files.items() if path.lower().endswith(PICTURE_SUFFIXES)}
-    unknown = [path for path in tree.files if not USUAL_ENDING.search(path) and path not in tree.pictures]
+    tree.images = {path: file for path, file in tree.files.items() if path.lower().endswith(IMAGE_SUFFIXES)}
+    unknown = [path for path in tree.files if not USUAL_ENDING.search(path) and path not in tree.images]
     if unknown:
         local = storage.is_local(tree.root)
         heads = in_order(lambda path: head_of(tree.files[path]), unknown, 4 if local else REMOTE_THREADS)
         for path, head in zip(unknown, heads, strict=True):
             if image_format(head) is not None:
-                tree.pictures[path] = tree.files[path]
-        tree.pictures = {path: tree.pictures[path] for path in tree.files if path in tree.pictures}
+                tree.images[path] = tree.files[path]
+        tree.images = {path: tree.images[path] for path in tree.files if path in tree.images}
     return tree
 
 
@@ -237,7 +236,7 @@ def read_parts(root: str, folders: Iterable[str], *, leave_out: str | None = Non
         part = read_tree(storage.join(root, folder), leave_out=leave_out)
         tree.files.update({f"{folder}/{path}": file for path, file in part.files.items()})
         tree.left.update({f"{folder}/{path}": why for path, why in part.left.items()})
-        tree.pictures.update({f"{folder}/{path}": file for path, file in part.pictures.items()})
+        tree.images.update({f"{folder}/{path}": file for path, file in part.images.items()})
         tree.empty_folders += [f"{folder}/{path}" for path in part.empty_folders]
     return tree
 

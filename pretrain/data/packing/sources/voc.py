@@ -44,7 +44,7 @@ def voc_records(
         UserError: when there is no xml file.
     """
     tree = tree or read_tree(src, leave_out=leave_out)
-    images = tree.pictures
+    images = tree.images
     annotations = Evidence(tree).xml_files("voc") or tree.with_suffix(".xml")
     if not annotations:
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
@@ -82,7 +82,7 @@ def voc_records(
         file = images[found[0]]
         problem = None
         if parsed.problems and not parsed.objects.bbox:
-            problem = f"none of its objects can be read ({parsed.problems[0]}); it would pass for an image without any"
+            problem = f"none of its objects can be read ({parsed.problems[0]}); it would look like an image without any"
         spoken[found[0]] = path
         listing.records.append(
             Record(
@@ -105,7 +105,7 @@ def voc_records(
 
 
 def _spoil(listing: Listing, tree: Tree, path: str, reason: str) -> None:
-    """Leaves out the picture of a damaged xml file, which is no picture without objects."""
+    """Leaves out the image of a damaged xml file, which is no image without objects."""
     listing.account.read.add(path)
     listing.account.annotations += 1
     reason = reason.removeprefix("not a VOC annotation: ")

@@ -62,7 +62,7 @@ def yolo_records(
     listing = Listing([], notes=setup.notes, tree=tree)
     listing.account.read.update(path for path in setup.read if path in tree.files)
     split_of = split_by_lists(src, tree, setup, listing)
-    images = {path: file for path, file in tree.pictures.items() if split_of is None or path in split_of}
+    images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
     label_of, shared = _labels(images, tree, listing)
     if not any(label_of.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
@@ -75,7 +75,7 @@ def yolo_records(
     for (path, label), content in zip(label_of.items(), contents, strict=True):
         if label in shared:
             stands_for = ", ".join(shared[label])
-            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; which of them is not said"
+            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; the source does not say which"
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
         listing.records.append(
@@ -144,7 +144,7 @@ class _Reader:
         self._first: dict[str, str] = {}
 
     def read(self, data: bytes, location: str) -> tuple[Objects, str | None]:
-        """(boxes of one file, why its picture cannot be used or None)."""
+        """(boxes of one file, why its image cannot be used or None)."""
         account, problems = self._listing.account, self._listing.problems
         try:
             text, _ = decode_text(data)
@@ -169,7 +169,7 @@ class _Reader:
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would pass for an image without any"
+            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would look like an image without any"
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
@@ -204,7 +204,7 @@ class _Reader:
             self._counts["pixels"] += 1
             raise ValueError(f"numbers above 1 are pixels, not fractions of the sides: {line[:60]!r}")
         if not in_pixels and min(points) < -0.01:
-            raise ValueError(f"numbers below 0 are no fractions of the sides: {line[:60]!r}")
+            raise ValueError(f"numbers below 0 are not fractions of the sides: {line[:60]!r}")
         if as_box:
             return as_sizes(points, "cxcywh" if not in_pixels else self._meaning or "")
         return around(list(zip(points[::2], points[1::2], strict=True)))
@@ -219,7 +219,7 @@ class _Reader:
         if self._counts["pixels"] * 2 > listing.account.annotations:
             raise UserError(
                 f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are above 1 (first: "
-                f"{listing.problems[0][0]}), so they are pixels, where YOLO has fractions of the sides; --boxes "
+                f"{listing.problems[0][0]}), so they are pixels, but YOLO uses fractions of the sides; --boxes "
                 "cxcywh reads them as "
                 "centre and size, xywh as left, top, width and height, xyxy as corners"
             )

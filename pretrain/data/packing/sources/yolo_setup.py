@@ -25,11 +25,11 @@ _SPLIT_KEYS = (("train", TRAIN), ("val", VALIDATION), ("valid", VALIDATION), ("v
 
 @dataclass
 class Setup:
-    """What data.yaml, obj.data, classes.txt and the like say of a set.
+    """What data.yaml, obj.data, classes.txt and the like say about a set.
 
     Attributes:
         names: class names by number; None where no file has any.
-        splits: split -> folders, files and lists of pictures, as paths below the root.
+        splits: split -> folders, files and lists of images, as paths below the root.
         read: the files that were read for it.
         key_points: how many numbers of key points a line ends with, where the set has such.
     """
@@ -189,7 +189,7 @@ def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict
             f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the "
             f"first (first: {first})"
         )
-    if others := [path for path in tree.pictures if path not in found]:
+    if others := [path for path in tree.images if path not in found]:
         listing.notes.append(
             f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
         )
@@ -216,8 +216,8 @@ def _images_at(src: str, tree: Tree, ways: Sequence[str], listing: Listing) -> l
                 listing.notes.append(f"{gone} of the images that {way} lists do not exist here")
             return images
         if way == ".":
-            return list(tree.pictures)
-        images = [path for path in tree.pictures if path.startswith(f"{way}/")]
+            return list(tree.images)
+        images = [path for path in tree.images if path.startswith(f"{way}/")]
         if images:
             return images
     return None
@@ -228,6 +228,6 @@ def _listed(tree: Tree, line: str, folder: str) -> str | None:
     for start in range(len(parts)):
         end = "/".join(parts[start:])
         for path in (posixpath.normpath(posixpath.join(folder, end)), end):
-            if path in tree.pictures:
+            if path in tree.images:
                 return path
     return None

@@ -1,4 +1,4 @@
-"""Pictures inside the page, as data: URLs."""
+"""Images inside the page, as data: URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks.pictures REPORT.html docs/report.png: the image of a report on the front page.
+"""python -m tests.benchmarks.page_figures REPORT.html docs/report.png: the image of a report on the front page.
 
 Opens the page in the machine's own Chromium and keeps its top: the verdict, the numbers and the first curves. The page on the
 front is that of `make demo`: runs/demo/pretrain/report.html.
@@ -20,7 +20,7 @@ NUM_COLOURS = 64  # enough for a page, and a small file
 
 def main() -> None:
     """Reads the command line and draws."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.pictures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.page_figures", description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--width", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""Whole pictures for evaluation, and the part of one that attention dwells on."""
+"""Whole images for evaluation, and the part of one that most attention falls on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.images.pixels import open_picture
+from pretrain.data.images.pixels import open_image
 from pretrain.data.views.random_views import write_crop
 
 # left, top, right and bottom as fractions of the image's sides
 Box = tuple[float, float, float, float]
 
 
-class WholePicture:
-    """Host transform: the middle of a picture in both directions, stretched to uint8 [B, C, size, size].
+class WholeImage:
+    """Host transform: the middle of an image in both directions, stretched to uint8 [B, C, size, size].
 
-    A caption speaks of the whole picture, so nothing is cut off a long side. `fraction` is the part of each side that is kept.
+    A caption speaks of the whole image, so nothing is cut off a long side. `fraction` is the part of each side that is kept.
     """
 
     def __init__(self, size: int, *, fraction: float = 1.0, channels: int = 3) -> None:
@@ -32,7 +32,7 @@ class WholeFilling:
 
     parameters = None
 
-    def __init__(self, transform: WholePicture, num: int) -> None:
+    def __init__(self, transform: WholeImage, num: int) -> None:
         self._transform = transform
         self.arrays = [np.empty((num, transform.channels, transform.size, transform.size), np.uint8)]
         edge = (1 - transform.fraction) / 2
@@ -41,9 +41,9 @@ class WholeFilling:
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes it into slot `index`. Raises BadImage."""
         transform = self._transform
-        picture = open_picture(data, channels=transform.channels)
-        spare = min(picture.width, picture.height) * transform.fraction / transform.size
-        groups = picture.decode(next(d for d in (8, 4, 2, 1) if d <= max(1.0, spare)))
+        image = open_image(data, channels=transform.channels)
+        spare = min(image.width, image.height) * transform.fraction / transform.size
+        groups = image.decode(next(d for d in (8, 4, 2, 1) if d <= max(1.0, spare)))
         height, width = groups.shape[1:3]
         edge = (1 - transform.fraction) / 2
         box = (width * edge, height * edge, width * transform.fraction, height * transform.fraction)

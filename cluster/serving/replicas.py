@@ -1,0 +1,163 @@
+"""Replicas of a function on Ray Serve, for the time of one command.
+
+Serve keeps as many replicas as were asked for, starts a dead one again, sends each request to a replica that has room, and
+forms batches in it. The command calls them by a handle. No port of Serve's own serves HTTP: whoever answers clients does that
+in front of the handle, where a request can be refused before it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from cluster.errors import UserError, WorkerFailed
+
+DEPLOYMENT = "replica"
+ENVIRONMENT = {
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+OBJECT_STORE_BYTES = 512 * 2**20  # of a private Ray; what is larger than 100 KB passes through it
+ATTEMPTS = 2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
+
+
+class Answer(NamedTuple):
+    """What an item was answered, and how many items were in its batch."""
+
+    value: Any
+    batch_size: int
+
+
+class Unanswered(Exception):
+    """The replicas that had a request in their hands died."""
+
+
+class Asked(Protocol):
+    """What answers: `Replicas`, or anything like them."""
+
+    async def ask(self, items: Sequence[Any]) -> list[Answer]:
+        """The answer to each item, in order. Raises Unanswered."""
+
+    async def num_ready(self) -> int:
+        """Replicas that can answer now."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is to be served.
+
+    Attributes:
+        make: called once in each replica, gives the function from a batch of items to as many answers; it is called in threads.
+        num_replicas: how many there are.
+        cpus, gpus: what each asks of Ray; None: chosen as for the workers of a training run.
+        max_batch_size: items of a batch at most.
+        batch_wait_seconds: how long a batch that is not full waits for more.
+        address: a Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
+    """
+
+    make: Callable[[], Callable[[Sequence[Any]], Sequence[Any]]]
+    num_replicas: int = 1
+    cpus: float | None = None
+    gpus: float | None = None
+    max_batch_size: int = 32
+    batch_wait_seconds: float = 0.005
+    address: str | None = None
+
+
+@contextmanager
+def replicas(service: Service) -> Iterator[Replicas]:
+    """Starts the replicas and waits until they are ready; ends them, and the Ray that was started for them.
+
+    Raises UserError where Ray Serve is not installed or the cluster cannot hold the replicas, WorkerFailed when they cannot
+    start.
+    """
+    from cluster.training.ray_session import check_resources, ray_session
+    from cluster.training.workers import share_here_of, share_there_of
+
+    here = share_here_of(service.num_replicas, service.cpus, service.gpus)
+    with ray_session(
+        service.address,
+        service.num_replicas,
+        here.cpus,
+        environment=ENVIRONMENT,
+        object_store_bytes=OBJECT_STORE_BYTES,
+    ) as session:
+        try:
+            from ray import serve
+        except ImportError as error:
+            raise UserError(f"serving needs Ray Serve: pip install 'fovea[serve]' ({error})") from error
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        share = here if session.embedded else share_there_of(service.cpus, service.gpus)
+        check_resources(service.num_replicas, share.resources)
+        name = f"fovea-{uuid.uuid4().hex[:8]}"
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        others = set(serve.status().applications)
+        try:
+            yield Replicas(name, _deploy(service, share.resources, name))
+        finally:
+            # a private Ray takes all with it; of a cluster only what is ours
+            if not session.embedded:
+                serve.delete(name)
+                if not others and not set(serve.status().applications):
+                    serve.shutdown()
+
+
+def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
+    from ray import serve
+
+    from cluster.serving.replica import BATCHES_AT_ONCE, Replica
+
+    deployment: Any = serve.deployment(
+        Replica,
+        name=DEPLOYMENT,
+        num_replicas=service.num_replicas,
+        ray_actor_options={"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)},
+        # a batch more than it computes, so that the next is complete when one is done
+        max_ongoing_requests=(BATCHES_AT_ONCE + 1) * service.max_batch_size,
+        health_check_period_s=2,  # how soon a dead replica is started again
+        graceful_shutdown_timeout_s=10,
+    )
+    try:
+        return serve.run(
+            deployment.bind(service.make, service.max_batch_size, service.batch_wait_seconds),
+            name=name,
+            route_prefix=None,
+        )
+    except RuntimeError as error:
+        raise WorkerFailed(f"the replicas cannot start\n{str(error).strip()}") from None
+
+
+class Replicas:
+    """Replicas that are ready to be asked, from any event loop."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self._name, self._handle = name, handle
+
+    async def ask(self, items: Sequence[Any]) -> list[Answer]:
+        """The answer to each item, in order; where its replica died, of another one. Raises Unanswered."""
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import RayServeException
+
+        for _ in range(ATTEMPTS):
+            try:
+                return [Answer(*one) for one in await self._handle.ask.remote(list(items))]
+            except RayActorError:
+                continue
+            except RayServeException as error:  # no replica can be started any more
+                raise Unanswered(f"no replica is available: {type(error).__name__}") from error
+        raise Unanswered(f"{ATTEMPTS} replicas died with this request in their hands")
+
+    async def num_ready(self) -> int:
+        """Replicas that run, as Serve sees them; it notices within seconds that one has died."""
+        return await asyncio.to_thread(self._num_ready)
+
+    def _num_ready(self) -> int:
+        from ray import serve
+
+        application = serve.status().applications.get(self._name)
+        states: dict[Any, int] = {} if application is None else dict(application.deployments[DEPLOYMENT].replica_states)
+        return int(states.get("RUNNING", 0))

@@ -1,0 +1,120 @@
+"""How hard is the code to take over? Lines, the longest functions, complexity, parameters, and how files hang together.
+
+    python -m tests.benchmarks.house [--at COMMIT ...]
+
+Of the packages (not of the tests), as they are here and at each commit: lines; of functions, the longest, the most complex
+(McCabe's, by ruff) and the one with most parameters; of each folder, its files and the imports among
+them; of `pretrain.training.loop.train`, the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = ("cluster", "pretrain", "finetune", "fovea")
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+LONG, BUSIEST = 400, 8  # lines of a file; folders that are listed
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function's name and numbers."""
+
+    name: str
+    lines: int
+    complexity: int
+    parameters: int
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the numbers."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.house", description=__doc__)
+    parser.add_argument("--at", nargs="+", default=[], help="earlier commits to set beside")
+    for commit in parser.parse_args(arguments).at:
+        with tempfile.TemporaryDirectory() as folder:
+            archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True).stdout
+            subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+            show(commit, Path(folder))
+    show("here", Path())
+
+
+def show(name: str, root: Path) -> None:
+    """The numbers of one state of the code."""
+    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    complexity = complexities(root)
+    functions = [function for path in files for function in functions_of(path, root, complexity)]
+    lengths = {path: len(path.read_text().splitlines()) for path in files}
+    print(
+        f"\n{name}: {sum(lengths.values()):,} lines in {len(files)} files; {sum(n > 400 for n in lengths.values())} above 400"
+    )
+    for what in ("lines", "complexity", "parameters"):
+        worst = max(functions, key=lambda function: getattr(function, what))
+        print(f"  most {what:11} {getattr(worst, what):4}  {worst.name}")
+    for function in functions:
+        if function.name == "pretrain/training/loop.py:train":
+            print(
+                f"  the loop: {function.lines} lines, complexity {function.complexity}, {function.parameters} parameters"
+            )
+    rooms = Counter(path.parent.relative_to(root) for path in files)
+    arrows: Counter[Path] = Counter()
+    for path in files:
+        arrows[path.parent.relative_to(root)] += len(neighbours(path, root))
+    listed = "; ".join(f"{folder} {rooms[folder]}, {count}" for folder, count in arrows.most_common(BUSIEST))
+    print(f"  folders, their files and the imports among these: {listed}")
+
+
+def complexities(root: Path) -> dict[str, int]:
+    """McCabe's number of every function, by its file and name."""
+    command = [
+        "ruff", "check", "--isolated", "--no-cache", "--select", "C901", "--config", "lint.mccabe.max-complexity=0",
+        "--output-format", "json", *PACKAGES,
+    ]  # fmt: skip
+    told = subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=root, capture_output=True)
+    found: dict[str, int] = {}
+    for one in json.loads(told.stdout):
+        name, number = re.findall(r"`(\w+)` is too complex \((\d+)", one["message"])[0]
+        key = f"{Path(one['filename']).relative_to(root.resolve())}:{name}"
+        found[key] = max(found.get(key, 0), int(number))
+    return found
+
+
+def functions_of(path: Path, root: Path, complexity: Mapping[str, int]) -> Iterator[Function]:
+    """All functions and methods of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, FUNCTION):
+            given = node.args
+            number = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            name = f"{path.relative_to(root)}:{node.name}"
+            yield Function(name, length, complexity.get(name, 1), number)
+
+
+def neighbours(path: Path, root: Path) -> set[str]:
+    """The files of the same folder that a file imports."""
+    package = ".".join(path.parent.relative_to(root).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [one.name for one in node.names]
+        for name in names:
+            above, _, last = name.rpartition(".")
+            if above == package and (path.parent / f"{last}.py").exists():
+                found.add(last)
+    return found
+
+
+if __name__ == "__main__":
+    main()
