@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cluster.command_line import CommandLine, as_settings
 from cluster.errors import UserError, run_command
 
 DESCRIPTION = "Jobs and pipelines of jobs on a Ray cluster."
@@ -29,7 +30,12 @@ def main(arguments: list[str]) -> int:
     if "--" in arguments:
         cut = arguments.index("--")
         ours, command = arguments[:cut], arguments[cut + 1 :]
-    options = _parser().parse_args(ours)
+    line = parser()
+    options, rest = line.parse_known_args(ours)
+    if rest and options.command != "pipeline":
+        line.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += as_settings(rest)
     if command and options.command != "submit":
         raise UserError("only `submit` takes a command after --")
     options.words = command
@@ -61,8 +67,9 @@ def _pipeline(options: argparse.Namespace) -> int:
     return pipeline(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cluster", description=DESCRIPTION)
+def parser() -> CommandLine:
+    """The command line."""
+    parser = CommandLine(prog="python -m cluster", description=DESCRIPTION)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
 
     def add(name: str, handler: Any, help: str, epilog: str | None = None) -> argparse.ArgumentParser:

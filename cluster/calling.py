@@ -10,14 +10,15 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from cluster.errors import EXIT_INTERRUPTED, UserError, nearest, printable
 from cluster.renamed import OPTIONS, is_now_called
+from cluster.schemas import described
 from cluster.secrets import masked
-from cluster.settings import described, load_settings
+from cluster.settings import load_settings
 
 Schema = TypeVar("Schema")
 
@@ -84,11 +85,7 @@ def options_of(
 
     Raises UserError for a keyword that is no option, and for what the command line would refuse.
     """
-    actions = {
-        action.dest: action
-        for action in parser._actions
-        if action.option_strings and action.dest != "help" and action.option_strings[0] not in OPTIONS
-    }
+    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     words = []
     for name, value in given.items():
         if (new := OPTIONS.get("--" + name.replace("_", "-"))) is not None and _keyword(new) in actions:
@@ -145,44 +142,8 @@ def option_of(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def refuse_old_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the former names of a parser's options, unseen in --help, each of which is refused with the new name."""
-    for old, new in OPTIONS.items():
-        if new in parser._option_string_actions:
-            parser.add_argument(old, action=_Renamed, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-
-
-class _Renamed(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        old = self.option_strings[0]
-        parser.error(is_now_called(old, OPTIONS[old]))
-
-
 def _keyword(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
-
-
-def parser_of(main: Callable[[list[str]], object]) -> argparse.ArgumentParser:
-    """The parser of a command that builds it in its main function, which is left as soon as it reads its arguments."""
-
-    class Found(BaseException):
-        pass
-
-    found: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-        found.append(parser)
-        raise Found
-
-    kept = argparse.ArgumentParser.parse_known_args
-    argparse.ArgumentParser.parse_known_args = catch  # type: ignore[assignment, method-assign]
-    try:
-        main([])
-    except Found:
-        pass
-    finally:
-        argparse.ArgumentParser.parse_known_args = kept  # type: ignore[method-assign]
-    return found[0]
 
 
 def _say(line: str) -> None:

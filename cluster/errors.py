@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType, TracebackType
 
+from cluster.process import set_up_process
 from cluster.renamed import VALUES, is_now_called
 from cluster.secrets import masked
 
@@ -105,6 +106,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     `nohup` keeps it away) end a command as Ctrl-C does, so that nothing half written stays behind.
     """
     sys.excepthook = _print_masked
+    set_up_process()
     try:
         with _interrupted_by_signals():
             return main() or 0

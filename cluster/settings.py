@@ -7,7 +7,6 @@ key, the value seen and what would be right. A schema is a tree of frozen datacl
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     ConfigTypeError,
@@ -29,11 +28,11 @@ from omegaconf.errors import (
 
 from cluster.errors import UserError, nearest
 from cluster.renamed import is_now_called, old_names, with_new_names
+from cluster.schemas import REQUIRED, check_values, fields_of, keys_of, type_name
 from cluster.secrets import masked_tree
 from cluster.typed_yaml import kind_of, read_mapping, read_override
 
 Schema = TypeVar("Schema")
-REQUIRED = MISSING
 OF_A_RUN = "settings.yaml"  # how runs call the file that they write their settings to
 CONFIGS, SHARED = "configs", "share/fovea"  # the wheel puts configs/ into the latter of an environment
 
@@ -159,14 +158,14 @@ def _resolved(tree: Any, schema: type[Schema], where: str = "") -> Schema:
         settings = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or _first_line(error)
-        field = dict(_fields_of(schema)).get(str(key))
+        field = dict(fields_of(schema)).get(str(key))
         meaning = f" ({field.metadata['help']})" if field is not None and "help" in field.metadata else ""
         raise UserError(
             f"{where}the setting {key} has no value{meaning}; give it in the file or as {key}=..."
         ) from error
     except (InterpolationKeyError, UnsupportedInterpolationType, OmegaConfBaseException) as error:
         raise UserError(f"the settings do not resolve: {_first_line(error)}") from error
-    _check_values(settings, prefix="", where=where)
+    check_values(settings, where=where)
     return typing.cast(Schema, settings)
 
 
@@ -237,7 +236,7 @@ def _read_yaml(path: str, schema: type) -> Any:
     try:
         found = read_mapping(shipped(path).read_text(encoding="utf-8-sig"), schema, where=path)
         if Path(path).name == OF_A_RUN:
-            found = with_new_names(found, _keys_of(schema))
+            found = with_new_names(found, keys_of(schema))
         tree = OmegaConf.create(found)
     except FileNotFoundError as error:
         beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
@@ -266,97 +265,24 @@ def _merged(tree: Any, other: Any, schema: type, where: str) -> Any:
         return OmegaConf.merge(tree, other)
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
-        known = [name for name, _ in _fields_of(schema)]
+        known = [name for name, _ in fields_of(schema)]
         hint = nearest(key, known) or nearest(key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known})
         parent = key.rpartition(".")[0]
         siblings = [name for name in known if name.rpartition(".")[0] == parent]
         raise UserError(f"{where}: unknown setting {key!r}{hint} (known here: {', '.join(siblings)})") from error
     except (ValidationError, ConfigTypeError) as error:
         key = str(error.full_key or "")
-        field = dict(_fields_of(schema)).get(key)
-        wanted = f"; {key} must be {_type_name(field.type)}" if field is not None else ""
+        field = dict(fields_of(schema)).get(key)
+        wanted = f"; {key} must be {type_name(field.type)}" if field is not None else ""
         value = OmegaConf.select(other, key) if key else other
         raise UserError(f"{where}: {key}={masked_tree(value, key)!r} has the wrong type{wanted}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {_first_line(error)}") from error
 
 
-def _fields_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    hints = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        name = prefix + field.name
-        yield name, field
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields_of(hints[field.name], prefix=name + ".")
-
-
-def _keys_of(schema: Any) -> set[str]:
-    return {name for name, _ in _fields_of(schema)}
-
-
 def _refuse_old_names(settings: Mapping[str, Any], schema: type, where: str) -> None:
-    for old, new in old_names(settings, _keys_of(schema)):
+    for old, new in old_names(settings, keys_of(schema)):
         raise UserError(f"{where}: the setting {is_now_called(old, new)}")
-
-
-def _check_values(settings: Any, prefix: str, where: str = "") -> None:
-    for field in dataclasses.fields(settings):
-        value, key = getattr(settings, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
-            _check_values(value, prefix=key + ".", where=where)
-            continue
-        choices = field.metadata.get("choices")
-        if choices is not None and value not in choices:
-            hint = nearest(str(value), [str(choice) for choice in choices])
-            raise UserError(f"{where}{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
-        if field.default == REQUIRED and isinstance(value, str) and not value.strip():
-            raise UserError(f"{where}{key}={value!r} is not possible: it must not be empty ({field.metadata['help']})")
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, int | float) and not isinstance(one, bool):
-                wanted = _wanted(one, field.metadata)
-                if wanted is not None:
-                    raise UserError(f"{where}{key}={value!r} is not possible: it must be {wanted}")
-
-
-# word of a bound -> what it asks of a number; by `not (a <= b)` NaN is refused as well
-_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "minimum": ("at least", lambda value, bound: value >= bound),
-    "above": ("above", lambda value, bound: value > bound),
-    "maximum": ("at most", lambda value, bound: value <= bound),
-    "below": ("below", lambda value, bound: value < bound),
-}
-
-
-def _wanted(value: float, metadata: Mapping[str, Any]) -> str | None:
-    """What a number must be and is not."""
-    for name, (words, holds) in _BOUNDS.items():
-        bound = metadata.get(name)
-        if bound is not None and not holds(value, bound):
-            return f"{words} {_shown(bound)}"
-    return None if math.isfinite(value) else "finite"
-
-
-def _range(metadata: Mapping[str, Any]) -> str:
-    """The range of a setting in words."""
-    bounds = [f"{words} {_shown(metadata[name])}" for name, (words, _) in _BOUNDS.items() if metadata[name] is not None]
-    return ", ".join(bounds)
-
-
-def _shown(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-def _type_name(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    words = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
-    plain = text.removesuffix(" | None")
-    if plain.startswith("list["):
-        return f"a list in brackets, [a, b], of {words.get(plain[5:-1], plain[5:-1])} each"
-    if plain.startswith("dict["):
-        return "a mapping in braces, {a: 1, b: 2}"
-    if plain.endswith("Settings"):
-        return "a block of settings, given one by one"
-    return words.get(plain, plain)
 
 
 def _first_line(error: BaseException) -> str:
@@ -369,7 +295,7 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
     `ignored` holds keys, or prefixes that end in a dot, which may differ.
     """
     before = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(old_yaml)))
-    old = flattened(masked_tree(with_new_names(before, _keys_of(type(settings)))))
+    old = flattened(masked_tree(with_new_names(before, keys_of(type(settings)))))
     new = flattened(to_dict(settings))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
@@ -377,43 +303,6 @@ def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list
         if old.get(key) != new.get(key)
         and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in ignored)
     ]
-
-
-class Described(NamedTuple):
-    """One setting in words: its dotted key, its type, its default, what it means, and the values that it may have."""
-
-    key: str
-    kind: str
-    default: str
-    help: str
-    possible: str
-    choices: tuple[str, ...]
-
-
-def described(schema: Any) -> Iterator[Described]:
-    """Every setting of a schema."""
-    for name, field in _fields_of(schema):
-        if "help" not in field.metadata:
-            continue
-        if field.default is not dataclasses.MISSING:
-            default = "(required)" if field.default == REQUIRED else f"= {field.default}"
-        else:
-            assert field.default_factory is not dataclasses.MISSING
-            value = field.default_factory()
-            if dataclasses.is_dataclass(value):
-                continue
-            default = f"= {value}"
-        choices = tuple(field.metadata["choices"] or ())
-        possible = ", ".join(choices) or _range(field.metadata)
-        yield Described(name, str(field.type), default, field.metadata["help"], possible, choices)
-
-
-def describe(schema: Any) -> str:
-    """Every setting with its default and meaning, for --help."""
-    return "\n".join(
-        f"  {one.key} {one.default}\n      {one.help}" + (f" ({one.possible})" if one.possible else "")
-        for one in described(schema)
-    )
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:

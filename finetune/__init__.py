@@ -25,6 +25,9 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
+        from cluster.process import set_up_process
+
+        set_up_process()  # before torch is loaded
         homes = {"load_model": "finetune.model", "RunStopped": "cluster.errors", "UserError": "cluster.errors"}
         return getattr(import_module(homes.get(name, "finetune.api")), name)
 

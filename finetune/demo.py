@@ -9,7 +9,6 @@ need each other run side by side. The same command again continues what was cut 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -30,6 +29,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.columns import in_columns
+from cluster.command_line import CommandLine
+from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, run_command
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -85,9 +86,9 @@ class Images:
     num_unlabelled: int
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Reads the command line, or `words` in its place, and runs the demo."""
-    parser = argparse.ArgumentParser(prog="python -m finetune.demo", description=__doc__)
+def parser() -> CommandLine:
+    """The command line."""
+    parser = CommandLine(prog="python -m finetune.demo", description=__doc__)
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
     parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
     parser.add_argument(
@@ -95,7 +96,12 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
-    arguments = parser.parse_args(words)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Reads the command line, or `words` in its place, and runs the demo."""
+    arguments = parser().parse_args(words)
     return demo(
         arguments.data, Path(arguments.out), workers=arguments.workers, steps=arguments.steps, seed=arguments.seed
     )
@@ -324,7 +330,7 @@ def show_results(out: Path, pretrained: Path, tasks: Sequence[DemoTask], *, has_
     CONSOLE.print("\n[bold]On held-out images: from the pretrained encoder, and from others[/bold]")
     print(in_columns(head, lines, right=range(2, len(head) - 1)))
     print(in_words(rows))
-    print(f"{seconds:.0f} s in all. Everything lies in {out}:")
+    print(f"{duration(seconds)} in all. Everything lies in {out}:")
     how = "learnt from the teacher" if has_teacher else "by SimCLR"
     places = [(f"{pretrained.name}/encoder", f"the encoder, {how} (safetensors + config.json)")]
     places += [(f"{pretrained.name}/report.html", "how it went")]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from cluster import storage
+from cluster.command_line import CommandLine
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.training.rank_context import RankContext, local_context
 from finetune.model import load_model
@@ -27,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m finetune evaluate", description=__doc__)
+    parser = CommandLine(prog="python -m finetune evaluate", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     parser.add_argument("data", metavar="DATA", help="labelled Parquet shards, a path, glob or URL")
     parser.add_argument(
@@ -132,4 +134,4 @@ def _check(predictor: Predictor, shards: Shards, context: RankContext, decode_th
     print(
         f"evaluate: first {len(batch.row_ids)} images read and evaluated, {len(batch.bad_rows)} that cannot be decoded"
     )
-    print(f"evaluate: {num_rows:,} images in all, about {num_rows * seconds:.0f} s; nothing was started")
+    print(f"evaluate: {num_rows:,} images in all, about {duration(num_rows * seconds)}; nothing was started")

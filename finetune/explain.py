@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.command_line import CommandLine
 from cluster.errors import UserError, choose
 from finetune.class_maps import CLASS_MAPS, HasLogits
 from finetune.model import load_model
@@ -25,8 +26,8 @@ from pretrain.explaining.command import explain_parser, run_explain
 NUM_CLASSES = 3
 
 
-def main(arguments: Sequence[str]) -> int:
-    """python -m finetune explain MODEL IMAGES OUT: draws what a model looks at."""
+def parser() -> CommandLine:
+    """The command line."""
     parser = explain_parser(
         "python -m finetune explain",
         "MODEL",
@@ -40,8 +41,13 @@ def main(arguments: Sequence[str]) -> int:
         metavar="NAME",
         help="of this class instead of the most likely one",
     )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """python -m finetune explain MODEL IMAGES OUT: draws what a model looks at."""
     return run_explain(
-        parser.parse_args(arguments),
+        parser().parse_args(arguments),
         lambda options: open_explainer(
             options.network, size=options.size, square=options.square, queries=options.queries, classes=options.classes
         ),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from cluster import storage
+from cluster.command_line import CommandLine
 from cluster.errors import UserError
 from finetune.adapting import LORA
 from finetune.model import load_model, save_model
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and merges; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m finetune merge", description=__doc__)
+def parser() -> CommandLine:
+    """The command line."""
+    parser = CommandLine(prog="python -m finetune merge", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder of mode lora, a path or any fsspec URL")
     parser.add_argument("dest", metavar="DEST", help="folder of the stand-alone model")
     parser.add_argument("--encoder", metavar="URL", help="where the encoder is now, if it has moved")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the command line and merges; returns the exit code."""
+    options = parser().parse_args(arguments)
     merge_model(options.model, options.dest, encoder_url=options.encoder)
     print(f"{options.dest} holds the stand-alone model")
     return 0

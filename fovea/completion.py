@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 
-from cluster.calling import parser_of
-from cluster.settings import described
+from cluster.command_line import CommandLine
+from cluster.schemas import described
 from fovea.__main__ import COMMANDS
 
 # the words behind a command, and those behind an option or `key=`; both shells read this alike
@@ -85,7 +85,7 @@ class Words:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the script for a shell."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="fovea completion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shell", choices=["bash", "zsh"])
@@ -119,11 +119,11 @@ def command_tree() -> dict[str, Words]:
         values = {one.key: one.choices or _TRUTH[one.kind] for one in settings if one.choices or one.kind in _TRUTH}
         tree[name] = Words([*commands, "--check", "--help", *(f"{one.key}=" for one in settings)], values)
         for command, entry in commands.items():
-            tree |= _of_parser(f"{name} {command}", parser_of(entry.main))
+            tree |= _of_parser(f"{name} {command}", entry.parser())
     tree["serve"] = tree["finetune serve"]
-    tree |= _of_parser("data", parser_of(import_module(COMMANDS["data"].module).main))
-    tree |= _of_parser("demo", parser_of(import_module(COMMANDS["demo"].module).main))
-    for path, found in _of_parser("", parser_of(import_module(COMMANDS["submit"].module).main)).items():
+    tree |= _of_parser("data", import_module(COMMANDS["data"].module).parser())
+    tree |= _of_parser("demo", import_module(COMMANDS["demo"].module).parser())
+    for path, found in _of_parser("", import_module(COMMANDS["submit"].module).parser()).items():
         if path:
             tree[path] = found
     return tree

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.calling import option_of, short_names
 from cluster.errors import run_command
-from cluster.settings import Described, described
+from cluster.schemas import Described, described
 from finetune.api import FinetuneKeywords
 from finetune.serving.settings import ServeSettings
 from finetune.settings import FinetuneSettings

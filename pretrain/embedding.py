@@ -25,10 +25,12 @@ import torch
 from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, BatchResult, Machines, parts_of, parts_there, run_batch_job
-from cluster.batch.options import JobProgress, add_machine_options, machines_of, whole
-from cluster.calling import refuse_old_options
+from cluster.batch.options import add_machine_options, machines_of, whole
+from cluster.command_line import CommandLine
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.lease import held_folder
+from cluster.progress import ProgressLine
 from pretrain.data.reading.decoded import ROWS_PER_PART, DecodedRows, columns_to_keep, units_of
 from pretrain.data.reading.feature_layout import (
     CHECKSUM,
@@ -154,7 +156,8 @@ def _run(
     description_url = storage.join(out, DESCRIPTION)
     if parts_there(job) != parts_of(job):
         storage.remove(description_url)  # so that a folder that lacks parts does not look finished
-    result = run_batch_job(job, machines, on_progress=JobProgress("embed"))
+    with ProgressLine("embed, parts") as progress:
+        result = run_batch_job(job, machines, on_progress=progress.reach)
 
     # -- what is said of it -------------------------------------------------------------------------------------------------
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)
@@ -174,7 +177,7 @@ def _run(
     bad = f", {len(result.notes):,} bad rows in bad_rows.jsonl" if result.notes else ""
     print(
         f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of {result.num_parts:,} parts "
-        f"made in {result.seconds:.1f} s"
+        f"made in {duration(result.seconds)}"
     )
     return result
 
@@ -236,9 +239,9 @@ def _spread_images(
         yield batch.arrays[0]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pretrain embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -265,7 +268,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to")
     parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
     add_machine_options(parser)
-    refuse_old_options(parser)
     return parser
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from cluster import storage
+from cluster.command_line import CommandLine
 from cluster.errors import UserError
 from cluster.secrets import MASK, masked
 from cluster.settings import load_settings
@@ -55,15 +55,20 @@ IMAGES = (
 )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m pretrain report OUT`"""
-    parser = argparse.ArgumentParser(prog="python -m pretrain report", description=__doc__)
+def parser() -> CommandLine:
+    """The command line."""
+    parser = CommandLine(prog="python -m pretrain report", description=__doc__)
     parser.add_argument("out", metavar="OUT", help="folder of a run (path or URL), finished or not")
     parser.add_argument("--images", type=int, help="images to look at (default: report_images of the run's settings)")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"about how long to look at images (default: {SECONDS:g})"
     )
-    options = parser.parse_args(list(arguments))
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m pretrain report OUT`"""
+    options = parser().parse_args(arguments)
     print(f"report: {write_report(options.out, num_images=options.images, seconds=options.seconds)}")
     return 0
 

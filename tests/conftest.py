@@ -18,10 +18,13 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-import cluster  # noqa: F401 - before torch: on a busy machine threads that spin are ten times slower
+from cluster.process import set_up_process
+
+set_up_process()  # before torch: on a busy machine threads that spin are ten times slower
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell starts what it runs in the background so, and the commands that tests interrupt would inherit it
@@ -33,14 +36,15 @@ def shared_ray() -> Iterator[None]:
     """A local Ray with four CPUs that all tests of a session share; `run_workers` joins it."""
     import ray
 
+    from cluster.training.ray_private import start_ray
+
     folder = tempfile.mkdtemp(prefix="fovea-test-", dir="/tmp")
-    ray.init(
-        address="local",
+    start_ray(
+        Path(folder),
         num_cpus=4,
         object_store_memory=100 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        _temp_dir=folder,
     )
     yield
     ray.shutdown()

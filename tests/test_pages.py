@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.__main__ import _parser as cluster_parser
-from cluster.calling import parser_of, short_names
-from cluster.settings import described, load_settings
+from cluster.__main__ import parser as cluster_parser
+from cluster.calling import short_names
+from cluster.schemas import described
+from cluster.settings import load_settings
 from finetune.__main__ import COMMANDS as FINETUNE
 from finetune.api import FinetuneKeywords
 from finetune.settings import FinetuneSettings
@@ -22,6 +23,7 @@ from fovea.__main__ import COMMANDS as FOVEA
 from pretrain.__main__ import COMMANDS as PRETRAIN
 from pretrain.api import PretrainKeywords
 from pretrain.settings import PretrainSettings
+from tests.benchmarks import house
 from tests.finetune.stripes import stripes
 
 README = Path("README.md")
@@ -81,11 +83,11 @@ def check_module(module, words):
     if module in ("pretrain", "finetune"):
         commands, schema = {"pretrain": (PRETRAIN, PretrainSettings), "finetune": (FINETUNE, FinetuneSettings)}[module]
         if words[0] in commands:
-            parser_of(commands[words[0]].main).parse_args(words[1:])
+            commands[words[0]].parser().parse_args(words[1:])
         else:
             load_settings(schema, words[0], [word for word in words[1:] if word != "--check"])
     elif module == "pretrain.data":
-        _, rest = parser_of(import_module("pretrain.data.__main__").main).parse_known_args(words)
+        _, rest = import_module("pretrain.data.__main__").parser().parse_known_args(words)
         assert all("=" in word and word[0] != "-" for word in rest), rest
     elif module == "cluster":
         cut = words.index("--") if "--" in words else len(words)
@@ -94,7 +96,7 @@ def check_module(module, words):
         if words[cut + 1 :]:
             check_command(words[cut + 1 :])
     else:
-        parser_of(import_module(module).main).parse_args(words)
+        import_module(module).parser().parse_args(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -184,6 +186,15 @@ def test_the_answer_to_a_usual_question_stands_where_the_list_says(question, whe
 
 def test_the_list_of_questions_is_read():
     assert len(ANSWERS) == QUESTIONS.read_text().count("\n| ") - 1 > 10  # less the heading
+
+
+@pytest.mark.parametrize("page", house.PAGES, ids=str)
+def test_the_ways_through_the_code_are_short_and_as_the_pages_say(page):
+    ways = house.ways(page)
+    assert ways and all(0 < lines <= 400 for lines in ways.values()), ways
+    for _, functions, told in house.STEP.findall(page.read_text()):
+        # to the line they need not be
+        assert int(told) == pytest.approx(house.lines_of_step(functions), rel=0.25, abs=8), functions
 
 
 def test_the_front_page_is_short():

@@ -11,7 +11,8 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.jobs.pipeline.settings import PipelineSettings, StageSettings
-from cluster.settings import describe, load_settings
+from cluster.schemas import describe
+from cluster.settings import load_settings
 from finetune.settings import FinetuneSettings
 from pretrain.settings import PretrainSettings
 

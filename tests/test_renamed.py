@@ -6,7 +6,8 @@ import yaml
 from cluster.calling import options_of
 from cluster.errors import UserError, run_command
 from cluster.renamed import OPTIONS, SETTINGS
-from cluster.settings import described, differences, load_settings, to_yaml
+from cluster.schemas import described
+from cluster.settings import differences, load_settings, to_yaml
 from finetune.settings import FinetuneSettings
 from pretrain.settings import PretrainSettings
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from cluster import storage
 from cluster.batch.jobs import BatchJob, Machines, parts_of, parts_there
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.training.memory import GIB, peak_bytes
-from cluster.training.workers import check_cluster
+from cluster.training.workers import Workers, check_cluster
 
 
 def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[str]) -> list[str]:
@@ -24,14 +25,15 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     there = parts_there(job)
     with storage.no_new_folders(job.out):
         storage.check_writable(job.out)
-        num_nodes = check_cluster(
+        asked = Workers(
             num_workers=machines.workers,
-            cpus_per_worker=machines.cpus_per_worker,
-            gpus_per_worker=machines.gpus_per_worker,
             storage_url=job.out,
             data_urls=data_urls,
+            cpus_per_worker=machines.cpus_per_worker,
+            gpus_per_worker=machines.gpus_per_worker,
             address=machines.address,
         )
+        num_nodes = check_cluster(asked)
     num_parts = len(parts_of(job))
     num_left = num_parts - len(there or ())
     lines = [f"{job.out} can be written; {num_parts - num_left:,} of {num_parts:,} parts are there"]
@@ -49,9 +51,9 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     # reading and computing overlap
     seconds = math.ceil(num_left / share) * max(read, computed) if num_left else 0.0
     lines += [
-        f"first part: {table.num_rows:,} images read in {read:.1f} s, computed in {computed:.1f} s",
+        f"first part: {table.num_rows:,} images read in {duration(read)}, computed in {duration(computed)}",
         f"memory: about {peak_bytes() / GIB:.1f} GiB for a process that does both",
-        f"about {seconds:.0f} s for {num_left:,} parts with {share} worker{'s'[: share != 1]} like this machine",
+        f"about {duration(seconds)} for {num_left:,} parts with {share} worker{'s'[: share != 1]} like this machine",
         "nothing was started",
     ]
     return lines

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 
 from cluster.batch.jobs import Machines
-from cluster.durations import duration
 from cluster.errors import UserError
-
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def add_machine_options(parser: argparse._ActionsContainer) -> None:
@@ -64,22 +60,3 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
         if not (key and equals and value):
             raise UserError(f"label {key + equals + value!r}: write KEY=VALUE, such as ray.io/node-group=cpu")
     return {key: value for key, _, value in pairs}
-
-
-class JobProgress:
-    """A line every few seconds: `on_progress` of a batch job."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._began = self._said = time.monotonic()
-        self._first: int | None = None
-
-    def __call__(self, done: int, of: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = done
-        if now - self._said > SECONDS_BETWEEN_LINES:
-            rate = (done - self._first) / (now - self._began)
-            left = f", about {duration((of - done) / rate)} left" if rate > 0 else ""
-            print(f"{self._title}: {done:,} of {of:,} parts{left}", flush=True)
-            self._said = now

@@ -10,12 +10,13 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from cluster.batch.jobs import MIB, BatchJob, Machines, write_part
 from cluster.errors import UserError, WorkerFailed
+from cluster.process import set_up_process
 
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # its complaint about actors that could not be restarted
 OBJECT_STORE_BYTES = 1024 * MIB  # of a private Ray: some tables of decoded images for each process
@@ -42,9 +43,11 @@ def parts_by_ray(job: BatchJob, machines: Machines, missing: Sequence[int]) -> I
 
 def _parts(job: BatchJob, machines: Machines, missing: Sequence[int], readers: int) -> Iterator[int]:
     import ray
+    import ray.cloudpickle
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    pickled = ray.cloudpickle.dumps(job)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -53,7 +56,7 @@ def _parts(job: BatchJob, machines: Machines, missing: Sequence[int], readers: i
         ray.data.from_items(units, override_num_blocks=min(len(units), 64 * readers))
         .map_batches(
             _Prepare,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(pickled,),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=readers),
@@ -62,7 +65,7 @@ def _parts(job: BatchJob, machines: Machines, missing: Sequence[int], readers: i
         )
         .map_batches(
             _Compute,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(pickled,),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=machines.workers),
@@ -95,11 +98,20 @@ def _raise(failure: str) -> None:
         raise UserError(text) if mended else WorkerFailed(f"a worker failed\n{text.rstrip()}")
 
 
+def _unpickled(job: bytes) -> BatchJob:
+    """A job in the process that works on it, which is set up before the job's modules load torch."""
+    import ray.cloudpickle
+
+    set_up_process()
+    return cast(BatchJob, ray.cloudpickle.loads(job))
+
+
 class _Prepare:
     """An actor that reads: one unit in, its tables out, one a row; or a row that says what failed."""
 
-    def __init__(self, job: BatchJob) -> None:
-        self._job, self._prepare = job, job.prepare()
+    def __init__(self, job: bytes) -> None:
+        self._job = _unpickled(job)
+        self._prepare = self._job.prepare()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for unit in batch["unit"].to_pylist():
@@ -116,8 +128,9 @@ class _Prepare:
 class _Compute:
     """An actor that computes: tables in, parts written."""
 
-    def __init__(self, job: BatchJob) -> None:
-        self._job, self._compute = job, job.compute()
+    def __init__(self, job: bytes) -> None:
+        self._job = _unpickled(job)
+        self._compute = self._job.compute()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         written, failure = 0, ""

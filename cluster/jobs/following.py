@@ -6,14 +6,12 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
+from cluster.durations import duration
 from cluster.errors import printable
 from cluster.jobs.job import PENDING, SUCCEEDED, JobState
 from cluster.jobs.job_server import JobServer, Unreachable
+from cluster.progress import Display
 from cluster.secrets import masked
 
 POLL_SECONDS = 0.5
@@ -108,7 +106,7 @@ def last_lines(server: JobServer, job_id: str, count: int = NUM_LAST_LINES) -> l
 
 def ending(state: JobState) -> str:
     """How a job ended, in words."""
-    took = f" after {state.ended - state.started:.0f} s" if state.ended and state.started else ""
+    took = f" after {duration(state.ended - state.started)}" if state.ended and state.started else ""
     if state.status == SUCCEEDED:
         return f"{state.id} is done{took}"
     if state.status == "STOPPED":
@@ -120,35 +118,13 @@ def ending(state: JobState) -> str:
     return f"{state.id} failed{took}: {reason}"
 
 
-class Terminal:
-    """Prints lines; on a terminal, lines that say `TITLE: step N/M` move one bar instead. A context manager."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._tasks: dict[str, object] = {}
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+class Terminal(Display):
+    """Prints lines; on a terminal, lines that say `TITLE: step N/M` move instead."""
 
     def show(self, line: str) -> None:
         """Shows one line."""
-        found = _PROGRESS.match(line) if self._console.is_terminal else None
+        found = _PROGRESS.match(line) if self.is_terminal else None
         if found is None:
-            self._console.print(line, markup=False)
-            return
-        if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, console=self._console)
-            self._bar.start()
-        title, text = found["title"], line.partition(": ")[2]
-        if title not in self._tasks:
-            self._tasks[title] = self._bar.add_task(title, total=int(found["steps"]), text="")
-        task = self._tasks[title]
-        self._bar.update(task, completed=int(found["step"]), total=int(found["steps"]), text=text)  # type: ignore[arg-type]
+            self.say(line)
+        else:
+            self.update(found["title"], int(found["step"]), int(found["steps"]), line.partition(": ")[2])

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cluster.durations import duration
 from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.jobs import working_tree
 from cluster.jobs.following import NUM_LAST_LINES, Terminal, clean, ending, follow, last_lines
@@ -67,7 +68,7 @@ def status(options: argparse.Namespace) -> int:
     elif state.status == PENDING:
         print(f"{state.id} has not started: {server.why_pending(state)}")
     else:
-        since = f" for {time.time() - state.started:.0f} s" if state.started else ""
+        since = f" for {duration(time.time() - state.started)}" if state.started else ""
         print(f"{state.id} is running{since}")
     print(f"command: {_line(state.command)}")
     if state.status != PENDING:

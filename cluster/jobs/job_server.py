@@ -54,8 +54,7 @@ class JobServer:
         with self._explained("reach"):
             from ray.job_submission import JobSubmissionClient
 
-            for name in ("ray.dashboard.modules", "ray._private.runtime_env.packaging"):
-                logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger("ray").setLevel(logging.WARNING)
             for name in ("dashboard_sdk", "job.sdk"):  # which set their own levels
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             with _only_address(self.address):

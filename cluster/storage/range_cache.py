@@ -70,7 +70,7 @@ class RangeCache:
             os.utime(path)
         return data
 
-    def put(self, url: str, size_bytes: int, version: str, start: int, data: bytes | bytearray) -> None:
+    def put(self, url: str, size_bytes: int, version: str, start: int, data: bytes | memoryview) -> None:
         """Keeps a range, and makes room when the folder is full. A disk that fails costs the cache, not the run."""
         path = self._path(url, size_bytes, version, start, start + len(data))
         if len(data) > self._limit * LOOK_FRACTION * 8:
@@ -121,5 +121,5 @@ class RangeCache:
         return self.folder / key[:2] / key[2:]
 
 
-def _header(data: bytes | bytearray) -> bytes:
+def _header(data: bytes | memoryview) -> bytes:
     return MAGIC + zlib.crc32(data).to_bytes(4, "little")

@@ -31,7 +31,7 @@ def read_range(
     *,
     patience: Patience = DEFAULT_PATIENCE,
     stopped: Callable[[], bool] = lambda: False,
-) -> bytes | bytearray:
+) -> bytes | memoryview:
     """Bytes [start, stop) of a file as it was listed; not tried again once `stopped` says that nobody needs them.
 
     Raises UserError when the file changed since (another size or version), cannot be read, or the store ignores ranges.
@@ -46,7 +46,7 @@ def read_range(
         if kept is not None:
             return kept
 
-    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | bytearray:
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes | memoryview:
         try:
             data = _range_of_version(fs, path, start, stop, file.version)
         except Exception as error:
@@ -88,7 +88,7 @@ def changed(file: FileInfo) -> str:
 
 def _range_of_version(
     fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, version: str
-) -> bytes | bytearray:
+) -> bytes | memoryview:
     # a strong ETag can be made a condition of the request; other versions (times, weak ETags) cannot
     etag = version if version.startswith('"') else None
     if is_http(fs):

@@ -1,29 +1,31 @@
-"""Ranges of objects in S3 at little cost of CPU: signed URLs over plain connections that are kept open.
+"""Ranges of objects in S3 by obstore, at a part of the CPU time that s3fs takes for a request.
 
-s3fs reads through an asynchronous client, which takes several times as long for a request and shares one thread among all of
-them; beside decoding on a rank's few cores that is felt (tests/benchmarks/streaming.py). Here the fetching threads ask by
-themselves. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing objects, options that
-change requests) is left to s3fs, so that one place decides what went wrong.
+s3fs reads through an asynchronous client in Python, of which all threads of a process share one; beside decoding on a rank's
+few cores that is felt (tests/benchmarks/range_reads.py, tests/benchmarks/streaming.py). obstore has the keys and options of
+the file system that s3fs opened. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing
+objects, options that change requests) is left to s3fs, so that one place decides what went wrong.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-import ssl
 import threading
-import time
 import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
 
-from cluster.storage.connections import Connections
 from cluster.storage.retrying import BUSY
 
-# a URL is used for much shorter than it is valid, for clocks differ, and keys that expire make it expire with them
-SIGNED_FOR_SECONDS, USED_FOR_SECONDS = 3600, 600
-MAX_SIGNED = 10_000
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS, SILENT_SECONDS = 10, 30
+KEYS_KEPT = timedelta(minutes=10)  # then they are asked for again, for they may expire
 CONDITION_FAILED, NO_SUCH_RANGE = 412, 416
 UNUSUAL_IN_A_ROW = 3  # after so many answers that s3fs had to deal with, it alone reads from that bucket
 
@@ -40,7 +42,7 @@ class S3Answer(OSError):
 
 def read_s3_range(
     fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int, etag: str | None
-) -> bytes | bytearray | None:
+) -> memoryview | None:
     """Bytes [start, stop) of an object, if its ETag still is `etag`; None where s3fs should be asked.
 
     Raises S3Answer when the store is busy or the object changed, and ConnectionError or TimeoutError.
@@ -57,97 +59,120 @@ def read_s3_range(
 
 
 class S3Ranges:
-    """Reads from S3 with the keys and options of a file system of s3fs.
+    """Reads from S3. `open_bucket` gives obstore's store of a bucket."""
 
-    Args:
-        client: of botocore; only signs.
-        tls: for https, with the certificates that botocore trusts.
-    """
-
-    def __init__(self, client: Any, tls: ssl.SSLContext | None) -> None:
-        self._client, self._tls = client, tls
+    def __init__(self, open_bucket: Callable[[str], Any]) -> None:
+        self._open_bucket = open_bucket
         self._lock = threading.Lock()
-        # (bucket, key, version) -> host, path with signature, when it was signed
-        self._signed: dict[tuple[str, str, str | None], tuple[Connections, str, float]] = {}
-        self._hosts: dict[str, Connections] = {}
+        self._buckets: dict[str, Any] = {}
         self._unusual: dict[str, int] = {}
 
     @classmethod
     def for_options(cls, fs: Any) -> S3Ranges | None:
-        """None where options are set that a signed URL cannot carry, or where there are no keys."""
+        """With the options of a file system of s3fs; None where obstore has no such options, or there are no keys."""
         if getattr(fs, "s3_additional_kwargs", None) or getattr(fs, "req_kw", None) or "verify" in fs.client_kwargs:
             return None
+        if set(fs.config_kwargs) - {"max_pool_connections", "retries"}:
+            return None
         try:
-            from botocore import UNSIGNED
-            from botocore.config import Config
-            from botocore.httpsession import get_cert_path
+            from obstore.store import S3Store
+        except ImportError:
+            log.warning("obstore is missing, so reading from S3 costs more time: pip install 'fovea[s3]'")
+            return None
+        try:
             from botocore.session import Session
 
-            config = Config(**({"signature_version": UNSIGNED} if fs.anon else {"signature_version": "s3v4"}))
-            options = {"endpoint_url": fs.endpoint_url, "use_ssl": fs.use_ssl, **fs.client_kwargs}
             session = Session(**fs.kwargs)
+            if fs.key:
+                session.set_credentials(fs.key, fs.secret, fs.token)
             client = session.create_client(
-                "s3",
-                aws_access_key_id=fs.key,
-                aws_secret_access_key=fs.secret,
-                aws_session_token=fs.token,
-                config=config.merge(Config(**fs.config_kwargs)),
-                **options,
+                "s3", **{"endpoint_url": fs.endpoint_url, "use_ssl": fs.use_ssl, **fs.client_kwargs}
             )
             address = urlsplit(client.meta.endpoint_url)
             if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.netloc):
                 return None
-            tls = None
-            if address.scheme == "https":
-                tls = ssl.create_default_context(cafile=get_cert_path(session.get_config_variable("ca_bundle") or True))
+            authorities = session.get_config_variable("ca_bundle")
+            options: dict[str, Any] = {
+                "config": {"endpoint": client.meta.endpoint_url, "region": _region(client.meta.region_name)},
+                "client_options": {
+                    "allow_http": address.scheme == "http",
+                    "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                    # of each part that comes: it is silence that ends a request, not the time that a large body takes
+                    "read_timeout": timedelta(seconds=SILENT_SECONDS),
+                    "timeout": timedelta(days=1),
+                    **({"root_certificate": Path(authorities).read_text()} if authorities else {}),
+                },
+                "retry_config": {"max_retries": 0, "retry_timeout": timedelta()},  # ours are counted
+            }
+            if fs.anon:
+                options["config"]["skip_signature"] = True
+            else:
+                keys = session.get_credentials()
+                if keys is None:
+                    return None
+                options["credential_provider"] = _provider(keys)
         except Exception:  # whatever botocore has against it, s3fs says it better
             return None
-        return cls(client, tls)
+        return cls(lambda bucket: S3Store(bucket, **options))
 
     def read(
         self, bucket: str, key: str, version: str | None, start: int, stop: int, etag: str | None
-    ) -> bytes | bytearray | None:
+    ) -> memoryview | None:
         """See `read_s3_range`."""
         if self._unusual.get(bucket, 0) >= UNUSUAL_IN_A_ROW:
             return None
-        signed = self._url(bucket, key, version)
-        if signed is None:
-            return None
-        headers = {"Range": f"bytes={start}-{stop - 1}"} | ({"If-Match": etag} if etag else {})
+        asked: dict[str, Any] = {"range": (start, stop)}
+        asked |= {name: value for name, value in (("if_match", etag), ("version", version)) if value}
         try:
-            status, body = signed[0].get(signed[1], headers)
-        except ssl.SSLCertVerificationError:
+            data = memoryview(self._bucket(bucket).get(key, options=asked).bytes())
+        except Exception as error:
+            answer = _as_answer(error)
+            if answer is not None:
+                raise answer from None
+            with self._lock:
+                self._unusual[bucket] = self._unusual.get(bucket, 0) + 1
             return None
-        if status in BUSY or status in (CONDITION_FAILED, NO_SUCH_RANGE):
-            raise S3Answer(status, _in_words(body))
-        is_usual = status in (200, 206)
-        with self._lock:
-            self._unusual[bucket] = 0 if is_usual else self._unusual.get(bucket, 0) + 1
-        return body if is_usual else None
+        self._unusual[bucket] = 0
+        return data
 
-    def _url(self, bucket: str, key: str, version: str | None) -> tuple[Connections, str] | None:
-        now, name = time.monotonic(), (bucket, key, version)
+    def _bucket(self, name: str) -> Any:
         with self._lock:
-            signed = self._signed.get(name)
-            if signed is not None and now - signed[2] < USED_FOR_SECONDS:
-                return signed[:2]
-            if len(self._signed) >= MAX_SIGNED:
-                self._signed.clear()
-        parameters = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
-        try:
-            url = self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=SIGNED_FOR_SECONDS)
-        except Exception:  # no keys, for one
+            if name not in self._buckets:
+                self._buckets[name] = self._open_bucket(name)
+            return self._buckets[name]
+
+
+def _region(name: str | None) -> str:
+    return "us-east-1" if name in (None, "aws-global") else str(name)
+
+
+def _provider(keys: Any) -> Callable[[], dict[str, Any]]:
+    def current() -> dict[str, Any]:
+        now = keys.get_frozen_credentials()  # botocore renews those that expire
+        return {
+            "access_key_id": now.access_key,
+            "secret_access_key": now.secret_key,
+            "token": now.token,
+            "expires_at": datetime.now(UTC) + KEYS_KEPT,
+        }
+
+    return current
+
+
+def _as_answer(error: Exception) -> OSError | None:
+    """What is to be tried again, or says that the object changed; None for the rest. obstore's texts tell them apart."""
+    said, _, details = str(error).partition("\n\nDebug source:")
+    status = re.search(r"status code: (\d{3})", said)
+    if status is not None:
+        number = int(status[1])
+        if number not in BUSY and number not in (CONDITION_FAILED, NO_SUCH_RANGE):
             return None
-        parts = urlsplit(url)
-        with self._lock:
-            if parts.netloc not in self._hosts:
-                self._hosts[parts.netloc] = Connections(parts.netloc, self._tls if parts.scheme == "https" else None)
-            host, target = self._hosts[parts.netloc], f"{parts.path}?{parts.query}" if parts.query else parts.path
-            self._signed[name] = host, target, now
-        return host, target
-
-
-def _in_words(body: bytes | bytearray) -> str:
-    """The message in an answer of S3."""
-    found = re.search(rb"<Message>([^<]{1,300})</Message>", body)
-    return found[1].decode("utf-8", "replace") if found else ""
+        words = re.search(r"<Message>([^<]{1,300})</Message>", said)
+        return S3Answer(number, words[1] if words else "")
+    if "certificate" in details.lower():  # s3fs says what is wrong with it
+        return None
+    if "HTTP error" in said:
+        if "kind: Timeout" in details or "TimedOut" in details:
+            return TimeoutError("no answer in time")
+        return ConnectionError("connection lost")
+    return None

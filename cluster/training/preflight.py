@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.storage import FileInfo, stores
@@ -149,7 +150,7 @@ def _ask(nodes: list[dict[str, Any]], wanted: Wanted, *, wants_gpus: bool) -> li
         gpus = node["Resources"].get("GPU", 0.0) if wants_gpus else 0.0
         asked[task.remote(name, gpus, wanted)] = name
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_SECONDS)
-    reports = [_silent(asked[task], f"no answer in {TIMEOUT_SECONDS:.0f} s") for task in late]
+    reports = [_silent(asked[task], f"no answer in {duration(TIMEOUT_SECONDS)}") for task in late]
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     for task in ready:
         try:

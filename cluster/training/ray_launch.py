@@ -15,14 +15,13 @@ import ray
 import ray.cloudpickle
 import ray.exceptions
 import ray.train
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import storage
 from cluster.errors import StoreUnavailable, UserError, WorkerFailed
 from cluster.training.channel import Channel, Listener, Outcome
 from cluster.training.rank_context import Record, stop_signals
-from cluster.training.ray_scaling import SteppedScaling
+from cluster.training.ray_private import LeanPrivateTrainer, LeanTrainer, SteppedScaling, is_head
 from cluster.training.ray_session import Session
 from cluster.training.ray_worker import Work, WorkerError, work
 
@@ -47,36 +46,6 @@ class Launch:
     def num_workers(self) -> int:
         """The number to have when there is room."""
         return self.sizes[-1]
-
-
-class _LeanTrainer(DataParallelTrainer):
-    """Without helpers that this use has no work for, each a process that imports Ray Data for seconds.
-
-    The hook is not public: in a Ray without it the helpers start, and nothing else changes.
-    """
-
-    idle: tuple[str, ...] = ("DatasetsCallback",)
-    sizes: tuple[int, ...] = ()
-    channel: Any = None
-
-    def _create_default_callbacks(self) -> Any:
-        return [
-            callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in self.idle
-        ]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if len(self.sizes) > 1:
-            channel = self.channel
-            arguments["scaling_policy"] = SteppedScaling(
-                self.scaling_config, self.sizes, lambda: channel.ask_checkpoint.remote()
-            )
-        return super()._initialize_and_run_controller(**arguments)
-
-
-class _LeanPrivateTrainer(_LeanTrainer):
-    """Also without the keeper of placement groups: they end with the private Ray."""
-
-    idle = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 class _NoteFailures(ray.train.UserCallback):
@@ -150,7 +119,7 @@ def _next_records(channel: Any) -> tuple[list[Record], bool]:
 
 def _head_node() -> str:
     """The node whose loss ends everything anyway; the driver may be on one that can be lost."""
-    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and is_head(node)]
     return heads[0] if heads else ray.get_runtime_context().get_node_id()
 
 
@@ -202,15 +171,14 @@ def _fit_with_retries(
 
 def _trainer(
     todo: Launch, channel: Any, num_failed: int, filesystem: pyarrow.fs.FileSystem | None, path: str
-) -> DataParallelTrainer:
+) -> LeanTrainer:
     resources = {"CPU": todo.cpus_per_worker}
     if todo.gpus_per_worker:
         resources["GPU"] = todo.gpus_per_worker
     run_config: Any = ray.train.RunConfig  # these stubs are those of Ray Train V1
     scaling_config: Any = ray.train.ScalingConfig
     max_failures = todo.max_failures if todo.max_failures < 0 else max(0, todo.max_failures - num_failed)
-    # not TorchTrainer: with it the driver and the controller import torch, seconds that the first step waits for
-    trainer = (_LeanPrivateTrainer if todo.private else _LeanTrainer)(
+    trainer = (LeanPrivateTrainer if todo.private else LeanTrainer)(
         work,
         train_loop_config={"work": todo.work(channel)},
         scaling_config=scaling_config(
@@ -228,7 +196,8 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.sizes, trainer.channel = todo.sizes, channel
+    if len(todo.sizes) > 1:
+        trainer.scaling = SteppedScaling(trainer.scaling_config, todo.sizes, lambda: channel.ask_checkpoint.remote())
     return trainer
 
 

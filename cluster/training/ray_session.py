@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import UserError
 from cluster.training.ray_guard import start_guard
@@ -82,16 +81,15 @@ def ray_session(
     with _environment({**DEFAULTS, **private, **(environment or {})}):
         import ray
 
+        from cluster.training.ray_private import quiet_raylet
+
         if ray.is_initialized():  # its settings, its noise and its end are those of who started it
             yield Session()
         elif embedded:
-            with (
-                _quiet_raylet(),
-                _embedded_ray(num_workers, cpus_per_worker, object_store_bytes) as folder,
-            ):
+            with quiet_raylet(), _embedded_ray(num_workers, cpus_per_worker, object_store_bytes) as folder:
                 yield Session(folder)
         else:
-            with _quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
+            with quiet_raylet(), _joined_ray(address or os.environ["RAY_ADDRESS"]):
                 yield Session()
 
 
@@ -113,41 +111,23 @@ def _own_token() -> dict[str, str]:
 def _embedded_ray(num_workers: int, cpus_per_worker: float, object_store_bytes: int) -> Iterator[Path]:
     import ray
 
+    from cluster.training.ray_private import start_ray
+
     folder = _new_folder()
     guard = start_guard(folder)
     try:
-        ray.init(
-            address="local",
+        start_ray(
+            _opened_by_ray(folder),
             num_cpus=max(os.cpu_count() or 1, math.ceil(num_workers * cpus_per_worker)),
             object_store_memory=object_store_bytes,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(_opened_by_ray(folder)),
         )
         yield folder
     finally:
         ray.shutdown()
         guard.communicate()  # closes its input and waits until nothing is left
-
-
-@contextmanager
-def _quiet_raylet() -> Iterator[None]:
-    """Keeps Ray's errors about its processes out of the terminal: what matters is reported by `run_workers`.
-
-    `log_to_driver=False` does not cover them, and nothing public does; in a Ray without the function they are printed.
-    """
-    import ray._private.worker as ray_worker
-
-    printer = getattr(ray_worker, "print_to_stdstream", None)
-    if printer is None:
-        yield
-        return
-    ray_worker.print_to_stdstream = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        ray_worker.print_to_stdstream = printer
 
 
 @contextmanager
@@ -183,6 +163,8 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
         ) from error
     if "://" in address:  # a Ray client, which has a time limit of its own
         return
+    import cluster.training.ray_private  # noqa: F401 - not within the time of the answer
+
     answered = threading.Event()
     threading.Thread(target=_ask, args=(address, answered), name="ask Ray", daemon=True).start()
     if not answered.wait(answer_seconds):
@@ -194,10 +176,10 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
 
 def _ask(address: str, answered: threading.Event) -> None:
     """Notes that a Ray answered, be it with an error: `ray.init` says what is wrong then."""
-    try:
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from cluster.training.ray_private import ask_head
 
-        GcsClient(address=address)
+    try:
+        ask_head(address)
     except Exception as error:
         if any(
             word in str(error).lower()
@@ -213,6 +195,8 @@ def check_resources(num_workers: int, resources_per_worker: dict[str, float]) ->
     A cluster that grows by itself counts as the largest that it may become.
     """
     import ray
+
+    from cluster.training.ray_private import max_resources
 
     totals = max_resources()
     if totals is None:
@@ -239,16 +223,6 @@ def _num_fitting(node: dict[str, float], per_worker: dict[str, float]) -> int:
     # the small number forgives fractions like 3 * 0.1
     fits = [int(node.get(name, 0.0) / each + 1e-9) for name, each in per_worker.items() if each > 0]
     return min(fits, default=10**9)
-
-
-def max_resources() -> dict[str, Any] | None:
-    """Resources of all nodes together, of a cluster that grows by itself; None of others."""
-    try:
-        from ray._private.state import state
-
-        return state.get_max_resources_from_cluster_config() or None
-    except (ImportError, AttributeError):  # not a public interface: then the present size counts
-        return None
 
 
 @contextmanager

@@ -1,8 +1,5 @@
 """What runs inside each Ray Train worker: makes its RankContext, calls the function, tells the channel how it ended.
 
-Two things are read from Ray Train's internals, both by `_internals`: the handle of the controller, because nothing
-public ends a run without retries from within, and the preemption notice, because the public call is a barrier.
-
 torch is imported by the ranks only: the driver and Ray's controller load this module too, and start sooner without it.
 """
 
@@ -18,10 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -30,8 +25,10 @@ import ray.train
 import ray.train.collective
 
 from cluster.errors import RunStopped, StoreUnavailable, UserError
+from cluster.process import set_up_process
 from cluster.training.channel import SEND_TIMEOUT_SECONDS, Beginning, Failure, Sender
 from cluster.training.rank_context import RankContext
+from cluster.training.ray_private import controller, preemption_notices
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +43,9 @@ IDLE_NODE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE of Ray
 
 @dataclass(frozen=True)
 class Work:
-    """What each worker is sent: the function, its settings, the channel's handle, and the CPU threads of torch."""
+    """What each worker is sent: the function with its settings, the channel's handle, and the CPU threads of torch."""
 
-    function: Callable[[RankContext, Any], Any]
-    settings: Any
+    call: bytes  # pickled (function, settings), for their module loads torch
     channel: Any
     num_threads: int
     use_gpu: bool
@@ -64,6 +60,7 @@ class WorkerError(Exception):
 
 def work(config: dict[str, Any]) -> bytes | None:
     """The function that Ray Train calls on each rank. Rank 0 returns the training function's result, pickled."""
+    set_up_process()
     todo: Work = config["work"]
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
@@ -92,7 +89,8 @@ def work(config: dict[str, Any]) -> bytes | None:
         known = beginning.num_asked
         threading.Thread(target=_pass_on_asking, args=(todo.channel, context, known), daemon=True).start()
     try:
-        result = todo.function(context, todo.settings)
+        function, settings = ray.cloudpickle.loads(todo.call)
+        result = function(context, settings)
         pickled = ray.cloudpickle.dumps(result) if rank == 0 else None
     except BaseException as error:
         if sender is not None:
@@ -223,18 +221,7 @@ def _tell(reference: Any) -> None:
 
 def abort_controller() -> None:
     """Ends the whole run without retries; without it, the run ends after one needless restart."""
-    controller = getattr(_internals(), "controller_actor", None)
-    if controller is not None:
-        controller.abort.remote()
-
-
-def _internals() -> Any:
-    try:
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        return get_train_context()
-    except (ImportError, RuntimeError):
-        return SimpleNamespace()
+    controller().abort.remote()
 
 
 class _Watcher:
@@ -282,7 +269,7 @@ class _Watcher:
             self._look_for_preemption()
 
     def _look_for_preemption(self) -> None:
-        notice = getattr(getattr(_internals(), "preemption_context", None), "preemption_info", None)
+        notice = getattr(preemption_notices(), "preemption_info", None)
         if notice is not None and self._deadline is None:
             known = notice.deadline_ms / 1000 if notice.deadline_ms else None
             self._deadline = known or time.time() + PREEMPTION_UNKNOWN_DEADLINE_SECONDS

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cluster.command_line import CommandLine
 from cluster.errors import choose
 from finetune.exporting.classifier import export_classifier
 from finetune.exporting.detector import export_detector
 from finetune.exporting.summarizer import export_summarizer
 from finetune.model import load_model
 from finetune.tasks.base import Predictor
-from pretrain.exporting.command import run_export
+from pretrain.exporting.command import export_parser, run_export
 from pretrain.exporting.exported import Exported
 
 # task -> what makes its models ready for export: f(url, predictor, facts)
@@ -22,9 +23,14 @@ KINDS: dict[str, Callable[[str, Any, dict[str, Any]], Exported]] = {
 }
 
 
+def parser() -> CommandLine:
+    """The command line."""
+    return export_parser("python -m finetune export", "MODEL")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Reads the command line and exports; returns the exit code."""
-    return run_export("python -m finetune export", "MODEL", arguments, open_model)
+    return run_export(parser().parse_args(arguments), open_model)
 
 
 def open_model(url: str) -> Exported:

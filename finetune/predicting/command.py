@@ -15,9 +15,11 @@ from cluster import storage
 from cluster.batch.check import check_batch_job
 from cluster.batch.jobs import BatchJob, Machines
 from cluster.batch.options import add_machine_options, machines_of
-from cluster.calling import refuse_old_options
+from cluster.command_line import CommandLine
+from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.lease import HELD, held_folder
+from cluster.progress import ProgressLine
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
 from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
@@ -25,10 +27,9 @@ from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
 from finetune.predicting.spread import job_of, predict_shards
-from finetune.predicting.stream import predicted
+from finetune.predicting.stream import Stream, followed, predicted
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import set_max_pixels
-from pretrain.data.progress import ProgressLine
 from pretrain.data.reading.manifest import Manifest
 
 UNFINISHED = ".unfinished"  # there while OUT is filled; what a command that was cut off leaves is no result
@@ -50,9 +51,9 @@ TRACKED = pa.schema(
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m finetune predict",
         description="Predicts for images: OUT/predictions.jsonl and OUT/predictions.parquet have a record for each.",
     )
@@ -113,7 +114,6 @@ def parser() -> argparse.ArgumentParser:
         "a cluster (Parquet shards only)", "continues where it was cut off; OUT/parts has the results as Parquet"
     )
     add_machine_options(cluster)
-    refuse_old_options(parser)
     return parser
 
 
@@ -149,8 +149,8 @@ def predict(options: argparse.Namespace) -> Predicted | None:
     clips = find_clips(options.inputs, image_column=options.image_column, frames=options.frames)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     followers = _followers(options, predictor, rules)
-    alarms = [follower for follower in followers if isinstance(follower, AlarmFollower)]
-    if options.workers and (len(alarms) < len(followers) or options.every > 1):
+    needs_images = any(not isinstance(follower, AlarmFollower) for follower in followers)
+    if options.workers and (needs_images or options.every > 1):
         raise UserError("--draw, --localize, --track and --every need the images in order: give them without --workers")
     if options.check:
         _check(options, predictor, clips)
@@ -158,14 +158,13 @@ def predict(options: argparse.Namespace) -> Predicted | None:
     started = time.monotonic()
     with held_folder(options.out):
         storage.write_bytes(storage.join(options.out, UNFINISHED), b"")
-        if options.workers:
-            num_all, num_bad = _spread(options, predictor, clips, alarms)
-        else:
-            num_all, num_bad = _here(options, predictor, clips, followers)
+        total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
+        stream = _stream(options, predictor, clips)
+        num_all, num_bad = write_records(options, predictor, stream, followers, total)
         storage.remove(storage.join(options.out, UNFINISHED))
     seconds = time.monotonic() - started
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
-    print(f"predict: {num_all} images in {seconds:.1f} s ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
+    print(f"predict: {num_all} images in {duration(seconds)} ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
     if still := sum(clip.animated[0] for clip in clips):
         print(f"predict: {still} images are animated, and only their first frame was looked at; --frames takes all")
     for follower in followers:
@@ -179,28 +178,28 @@ def predict(options: argparse.Namespace) -> Predicted | None:
     return Predicted(num_all, num_bad)
 
 
-def _here(
-    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], followers: list[Follower]
-) -> tuple[int, int]:
-    """Predicts in this process; returns the number of images and of bad ones."""
+def write_records(
+    options: argparse.Namespace, predictor: Predictor, stream: Stream, followers: Sequence[Follower], total: int
+) -> Predicted:
+    """Writes the records of a stream to OUT, where followers add to them."""
     more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
     num_all, num_bad = 0, 0
-    total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
     with RecordWriter(options.out, predictor.result_type, more) as writer, ProgressLine("predict", total) as progress:
-        for clip in clips:
-            for record in _records(clip, predictor, followers, options):
-                writer.write(record)
-                num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
-                progress.advance()
-    return num_all, num_bad
+        for record in followed(stream, followers):
+            writer.write(record)
+            num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
+            progress.advance()
+    return Predicted(num_all, num_bad)
 
 
-def _spread(
-    options: argparse.Namespace, predictor: Predictor, clips: list[Clip], alarms: list[AlarmFollower]
-) -> tuple[int, int]:
-    """Predicts on a cluster; returns the number of images and of bad ones."""
-    job, manifest, machines = _job(options, predictor, clips)
-    return predict_shards(job, manifest, clips, storage.absolute(options.out), machines, followers=alarms)
+def _stream(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> Stream:
+    """What the model predicts, in this process or on a cluster."""
+    if options.workers:
+        job, manifest, machines = _job(options, predictor, clips)
+        return predict_shards(job, manifest, clips, machines)
+    asked = {"image_column": options.image_column, "fps": options.fps, "every": options.every}
+    how = {"batch_size": options.batch_size, "decode_threads": options.decode_threads or torch.get_num_threads()}
+    return ((clip, predicted(predictor, clip.items(**asked), **how)) for clip in clips)
 
 
 def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> tuple[BatchJob, Manifest, Machines]:
@@ -231,24 +230,11 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         lines = [
             f"{options.out} can be written",
             f"first {len(records)} images: {bad} of which cannot be decoded",
-            f"{total:,} images{open_end} in all, about {total * seconds:.0f} s",
+            f"{total:,} images{open_end} in all, about {duration(total * seconds)}",
             "nothing was started",
         ]
     for line in lines:
         print(f"predict: {line}")
-
-
-def _records(clip: Clip, predictor: Predictor, followers: list[Follower], options: Any) -> Any:
-    items = clip.items(image_column=options.image_column, fps=options.fps, every=options.every)
-    threads = options.decode_threads or torch.get_num_threads()
-    for follower in followers:
-        follower.begin(clip)
-    for item, record in predicted(predictor, items, batch_size=options.batch_size, decode_threads=threads):
-        for follower in followers:
-            follower.take(item, record)
-        yield record
-    for follower in followers:
-        follower.end()
 
 
 def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Follower]:

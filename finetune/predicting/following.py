@@ -55,10 +55,6 @@ class AlarmFollower:
         self._alarms = [Alarms(rule, gap_seconds=self._gap) for rule in self._rules]
 
     def take(self, item: Item, record: dict[str, Any]) -> None:
-        """Looks at a frame."""
-        self.see(record)
-
-    def see(self, record: dict[str, Any]) -> None:
         """Looks at the record of a frame; the image is not needed."""
         for alarms in self._alarms:
             alarm, event = alarms.look(record)

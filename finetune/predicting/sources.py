@@ -12,7 +12,7 @@ import numpy as np
 from cluster import storage
 from cluster.errors import UserError
 from finetune.image_inputs import encoded, pixels_of
-from pretrain.data.images.decode import animation, num_frames
+from pretrain.data.images.frames import animation, num_frames
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES, load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 

@@ -6,11 +6,10 @@ the same records as `predict` writes in one process.
 
 from __future__ import annotations
 
+import itertools
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +18,12 @@ import torch
 
 from cluster import storage
 from cluster.batch.jobs import NOTES, BatchJob, Compute, Machines, run_batch_job
-from cluster.batch.options import JobProgress
 from cluster.errors import UserError
+from cluster.progress import ProgressLine
 from finetune.model import load_model
-from finetune.predicting.following import AlarmFollower
-from finetune.predicting.records import PREDICTIONS, arrow_schema, record_of, records_in, table_of
-from finetune.predicting.sources import Clip
+from finetune.predicting.records import arrow_schema, record_of, records_in, table_of
+from finetune.predicting.sources import Clip, Item
+from finetune.predicting.stream import Stream
 from finetune.tasks.base import Predictor
 from pretrain.data.reading.decoded import LOCATION, DecodedRows, geometry_of, pixels_of, units_of
 from pretrain.data.reading.manifest import Manifest, load_manifest
@@ -98,32 +97,14 @@ def job_of(
     return job, manifest
 
 
-def predict_shards(
-    job: BatchJob,
-    manifest: Manifest,
-    clips: Sequence[Clip],
-    out: str,
-    machines: Machines,
-    *,
-    followers: Sequence[AlarmFollower] = (),
-) -> tuple[int, int]:
-    """Does the job of `job_of`, continuing what is in `out`; returns the number of rows and of bad ones."""
-    run_batch_job(job, machines, on_progress=JobProgress("predict"))
-    num_rows, num_bad = 0, 0
-    with tempfile.TemporaryDirectory(prefix="fovea-predict-") as folder:
-        path = Path(folder) / f"{PREDICTIONS}.jsonl"
-        with path.open("w", encoding="utf-8") as lines:
-            for follower in followers:
-                follower.begin(clips[0])  # all of them are one data set
-            for record in _records(job.out, manifest, clips):
-                for follower in followers:
-                    follower.see(record)
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-                num_rows, num_bad = num_rows + 1, num_bad + (record["error"] is not None)
-            for follower in followers:
-                follower.end()
-        storage.upload(path, storage.join(out, path.name))
-    return num_rows, num_bad
+def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], machines: Machines) -> Stream:
+    """Does the job of `job_of`, continuing what is there, and gives what came of it; its pictures are without pixels."""
+    with ProgressLine("predict, parts") as progress:
+        run_batch_job(job, machines, on_progress=progress.reach)
+    clip_of = {url: clip for clip in clips for url in clip.urls}
+    found = _records(job.out, manifest, clips)
+    for clip, records in itertools.groupby(found, key=lambda record: clip_of[record["source"]]):
+        yield clip, ((Item(record["source"], record["index"], None, None), record) for record in records)
 
 
 def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:

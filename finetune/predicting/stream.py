@@ -10,11 +10,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cluster.secrets import masked_url
+from finetune.predicting.following import Follower
 from finetune.predicting.records import record_of
-from finetune.predicting.sources import Item
+from finetune.predicting.sources import Clip, Item
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.loader import fill_one
+
+# each clip with its pictures and their records, in order
+Stream = Iterable[tuple[Clip, Iterable[tuple[Item, dict[str, Any]]]]]
+
+
+def followed(stream: Stream, followers: Sequence[Follower]) -> Iterator[dict[str, Any]]:
+    """The records of a stream, each when all followers have taken it in."""
+    for clip, records in stream:
+        for follower in followers:
+            follower.begin(clip)
+        for item, record in records:
+            for follower in followers:
+                follower.take(item, record)
+            yield record
+        for follower in followers:
+            follower.end()
 
 
 class Begun(NamedTuple):

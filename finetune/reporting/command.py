@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
 from cluster import storage
+from cluster.command_line import CommandLine
 from cluster.errors import UserError
 from finetune.reporting.base import PACKAGE
 from finetune.reporting.joined import REPORT, joined_page
@@ -17,9 +17,9 @@ from pretrain.reporting.page import Templates
 SECONDS = 20.0
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Reads the command line and writes the page; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m finetune report", description=__doc__)
+def parser() -> CommandLine:
+    """The command line."""
+    parser = CommandLine(prog="python -m finetune report", description=__doc__)
     parser.add_argument("outs", metavar="OUT", nargs="+", help="folder of a run (path or URL), finished or not")
     parser.add_argument(
         "--out",
@@ -30,7 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"about how long to look at images (default: {SECONDS:g})"
     )
-    options = parser.parse_args(list(arguments))
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the command line and writes the page; returns the exit code."""
+    options = parser().parse_args(arguments)
     if len(options.outs) == 1 and options.out is None:
         url = write_report(options.outs[0], num_images=options.images, seconds=options.seconds)
     else:

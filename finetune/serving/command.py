@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster import storage
 from cluster.calling import add_settings, settings_given
+from cluster.command_line import CommandLine
 from cluster.errors import UserError
 from finetune.serving.settings import ServeSettings
 
@@ -27,9 +28,9 @@ DESCRIPTION = """Answers images by HTTP with the records that `predict` writes, 
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m finetune serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster import storage
+from cluster.command_line import CommandLine, as_settings
 from cluster.errors import UserError, run_command
 from pretrain.data.packing.import_command import add_import
 
@@ -28,19 +29,20 @@ SRC, DEST and URL are local paths or URLs of any store that fsspec knows (s3://,
 
 def main(words: Sequence[str] | None = None) -> int:
     """Reads the command line, or `words` in its place, and runs one command."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
+    line = parser()
+    arguments, rest = line.parse_known_args(words)
     # words behind an option are no positional ones to argparse, once there were none behind the first
-    if rest and not (arguments.handler is _views and all("=" in word and word[0] != "-" for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and arguments.handler is not _views:
+        line.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        arguments.arguments += rest
+        arguments.arguments += as_settings(rest)
     return int(arguments.handler(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
+    """The command line."""
     as_it_stands = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pretrain.data",
         description="Makes data sets of Parquet shards and looks into them.",
         epilog=EXAMPLES,
@@ -164,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of one of the commands."""
-    for action in _parser()._actions:
+    for action in parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             return typing.cast(argparse.ArgumentParser, action.choices[command])
     raise KeyError(command)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cluster import storage
+from cluster.command_line import CommandLine
+from cluster.durations import duration
 from cluster.errors import UserError, printable
 from cluster.training.memory import GIB, peak_bytes
 from pretrain.data.reading.picking import NamedImage, pick_images
@@ -19,20 +21,24 @@ from pretrain.explaining.page import write_explanations
 SAMPLE = 4  # images of a check
 
 
+def parser() -> CommandLine:
+    """The command line."""
+    return explain_parser("python -m pretrain explain", "ENCODER", "Draws what an encoder looks at.")
+
+
 def main(arguments: Sequence[str]) -> int:
     """python -m pretrain explain ENCODER IMAGES OUT: draws what an encoder looks at."""
-    parser = explain_parser("python -m pretrain explain", "ENCODER", "Draws what an encoder looks at.")
     return run_explain(
-        parser.parse_args(arguments),
+        parser().parse_args(arguments),
         lambda options: open_explainer(
             options.network, size=options.size, square=options.square, queries=options.queries
         ),
     )
 
 
-def explain_parser(prog: str, network: str, description: str) -> argparse.ArgumentParser:
+def explain_parser(prog: str, network: str, description: str) -> CommandLine:
     """What both stages can be told."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = CommandLine(prog=prog, description=description)
     parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
@@ -82,6 +88,6 @@ def _check(options: argparse.Namespace, explainer: Explainer, images: Sequence[N
     seconds = (time.monotonic() - started) / len(explained)
     print(f"{options.out} can be written")
     _warn_of_bad(explainer)
-    print(f"{len(explained)} of {len(images)} images explained; about {len(images) * seconds:.0f} s for all")
+    print(f"{len(explained)} of {len(images)} images explained; about {duration(len(images) * seconds)} for all")
     print(f"memory: about {peak_bytes() / GIB:.1f} GiB; nothing was written")
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster import storage
+from cluster.command_line import CommandLine
 from pretrain.exporting.exported import SIZES, Exported, check_empty, open_encoder
 from pretrain.exporting.hugging_face import hugging_face_files, prove
 from pretrain.exporting.model_card import model_card
@@ -17,21 +18,28 @@ from pretrain.exporting.timm_folder import timm_files
 FORMATS = ("onnx", "timm", "huggingface")
 
 
+def parser() -> CommandLine:
+    """The command line."""
+    return export_parser("python -m pretrain export", "ENCODER")
+
+
 def main(arguments: Sequence[str]) -> int:
     """python -m pretrain export ENCODER OUT: an encoder for other programs."""
-    return run_export("python -m pretrain export", "ENCODER", arguments, open_encoder)
+    return run_export(parser().parse_args(arguments), open_encoder)
 
 
-def run_export(prog: str, network: str, arguments: Sequence[str], open_network: Callable[[str], Exported]) -> int:
-    """Reads the command line and exports; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Writes a folder that other programs load, with a model card."
-    )
+def export_parser(prog: str, network: str) -> CommandLine:
+    """What both stages can be told."""
+    parser = CommandLine(prog=prog, description="Writes a folder that other programs load, with a model card.")
     parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
     parser.add_argument("out", metavar="OUT", help="a new or empty folder, a path or any fsspec URL")
     parser.add_argument("--format", choices=FORMATS, required=True, help="the format of the folder")
     parser.add_argument("--check", action="store_true", help="exports into memory and writes nothing")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run_export(options: argparse.Namespace, open_network: Callable[[str], Exported]) -> int:
+    """Exports; returns the exit code."""
     check_empty(options.out)
     storage.check_writable(options.out)
     files, proven = files_of(open_network(options.network), options.format)

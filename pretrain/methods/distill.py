@@ -104,11 +104,11 @@ class Distill(Method):
             "map": map_weight,
             "contrast": contrast_weight,
         }
-        for name, weight in self.weights.items():
-            if not weight >= 0:
-                raise UserError(f"method.arguments.{name}_weight={weight:g} is not possible: give 0 or more")
-        if not any(self.weights.values()):
-            raise UserError("all weights of method.arguments are 0: nothing would be learnt")
+        if not 0 <= mixing <= 1 or (mixing and map_weight):
+            raise UserError(
+                f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight (maps are not mixed)"
+            )
+        _check_weights(self.weights)
         self.knowledge: Knowledge = open_knowledge(
             features,
             teacher,
@@ -120,10 +120,6 @@ class Distill(Method):
         )
         self.stored_features, self.stored_columns = self.knowledge.features_url, self.knowledge.columns
         self.learns_from = self.knowledge.described
-        if not 0 <= mixing <= 1 or (mixing and map_weight):
-            raise UserError(
-                f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight (maps are not mixed)"
-            )
         self.mixing = mixing
         self.batch_temperature = batch_temperature
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
@@ -243,6 +239,15 @@ class Distill(Method):
         new = self.ranks.gathered(target_BK)[: len(self.queue)]
         self.queue.copy_(torch.cat([new, self.queue])[: len(self.queue)])
         self.queue_filled.add_(len(new)).clamp_(max=len(self.queue))
+
+
+def _check_weights(weights: dict[str, float]) -> None:
+    """Raises UserError for weights of losses that cannot be."""
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise UserError(f"method.arguments.{name}_weight={weight:g} is not possible: give 0 or more")
+    if not any(weights.values()):
+        raise UserError("all weights of method.arguments are 0: nothing would be learnt")
 
 
 def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:

@@ -49,14 +49,6 @@ def margin(fraction: float, num: int) -> float:
     return z / (1 + z * z / num) * math.sqrt(fraction * (1 - fraction) / num + z * z / (4 * num * num))
 
 
-def span(seconds: float) -> str:
-    """Seconds in words for a sentence: `42 s`, `12 minutes`, `3.4 hours`, `2.1 days`."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{short(seconds / size, 2)} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def ticks(low: float, high: float, max_ticks: int = 5) -> list[float]:
     """Round numbers between two ends, at most `max_ticks` and at least two; steps are 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:

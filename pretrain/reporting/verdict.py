@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cluster.durations import duration
 from pretrain.reporting.folder import RunRecord
-from pretrain.reporting.numbers import percent, short, span
+from pretrain.reporting.numbers import percent, short
 from pretrain.training.health import COLLAPSES, MIN_SPREAD
 from pretrain.training.probes import UNTRAINED
 
@@ -50,7 +51,7 @@ def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Ve
         )
     if run.status == "killed":
         silence = (
-            f", and it has written nothing for {span(run.silent_seconds)}" if run.silent_seconds is not None else ""
+            f", and it has written nothing for {duration(run.silent_seconds)}" if run.silent_seconds is not None else ""
         )
         first = f"This run was killed {_where(run)}: its process ended without a result{silence}."
         return Verdict("killed", "bad", first, _what_is_left(run))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from cluster.settings import describe, load_settings
+from cluster.command_line import Command, as_settings
+from cluster.schemas import describe
+from cluster.settings import load_settings
 
 Schema = TypeVar("Schema")
 CHECK = "--check"
@@ -13,13 +15,6 @@ COMMON_USAGE = """
 The same command again continues a run that was cut off. With --check the command validates settings, data,
 storage and a first batch, estimates memory and time, and starts nothing. Settings:
 """
-
-
-class Command(NamedTuple):
-    """A sub-command: what it is for, in a line, and what runs with the arguments behind its name (it imports the rest)."""
-
-    summary: str
-    main: Callable[[Sequence[str]], int]
 
 
 def stage_command(
@@ -50,7 +45,7 @@ def stage_command(
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage + _list(commands) + COMMON_USAGE + describe(schema))
         return 0 if arguments else 2
-    config, *overrides = [argument for argument in arguments if argument != CHECK]
+    config, *overrides = as_settings([argument for argument in arguments if argument != CHECK])
     settings = load_settings(schema, config, overrides, beneath=beneath, told=print)
     return runner()(settings, check_only=CHECK in arguments)
 

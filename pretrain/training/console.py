@@ -2,79 +2,44 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn
-
 from cluster.durations import duration
-from cluster.notebook import NotebookLine
-
-SECONDS_BETWEEN_LINES = 10.0
+from cluster.progress import Display
 
 
 class RunConsole:
     """Shows the records that rank 0 reports. Use as a context manager; `show` may be called from any one thread."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        # in a notebook rich needs ipywidgets for what moves, so that line is ours
-        self._console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
-        self._notebook = NotebookLine.here()
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._title, self._display = title, Display()
         self._first: tuple[float, int] | None = None
-        self._printed = 0.0
 
     def __enter__(self) -> RunConsole:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._display.__exit__()
 
     def show(self, record: dict[str, Any]) -> None:
         """Shows a `progress`, `note` or `warning` record."""
         if record.get("kind") == "progress":
             self._show_progress(record)
         elif record.get("kind") == "warning":
-            self._print(f"warning: {record['text']}")
+            self._display.say(f"warning: {record['text']}")
         elif record.get("kind") == "note":
-            self._print(str(record["text"]))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False)
+            self._display.say(str(record["text"]))
 
     def _show_progress(self, record: dict[str, Any]) -> None:
         now, step, num_steps = time.monotonic(), int(record["step"]), int(record["num_steps"])
         if self._first is None:
             self._first = (now, step)
-        text = _line(record, self._remaining(now, step, num_steps))
-        if self._notebook is not None:
-            self._notebook.show(f"{self._title}: {text}")
-        elif self._console.is_terminal:
-            if self._bar is None:
-                self._bar = Progress(
-                    TextColumn("{task.description}"),
-                    BarColumn(20),
-                    TextColumn("{task.fields[text]}"),
-                    console=self._console,
-                )
-                self._bar.start()
-                self._task = self._bar.add_task(self._title, total=num_steps, text="")
-            self._bar.update(self._task, completed=step, text=text)
-            if "knn_accuracy" in record:
-                self._print(f"{self._title}: {text}")
-        elif now - self._printed > SECONDS_BETWEEN_LINES or step == num_steps or "knn_accuracy" in record:
-            self._print(f"{self._title}: {text}")
-            self._printed = now
-
-    def _remaining(self, now: float, step: int, num_steps: int) -> float | None:
-        assert self._first is not None
         steps = step - self._first[1]
-        return (now - self._first[0]) / steps * (num_steps - step) if steps > 0 else None
+        remaining = (now - self._first[0]) / steps * (num_steps - step) if steps > 0 else None
+        is_last = step == num_steps and not self._display.is_terminal
+        stays = "knn_accuracy" in record or is_last
+        self._display.update(self._title, step, num_steps, _line(record, remaining), stays=stays)
 
 
 def _line(record: dict[str, Any], remaining_seconds: float | None) -> str:

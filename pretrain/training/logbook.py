@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import RunStopped, UserError
 from cluster.training.rank_context import RankContext
 from pretrain.training import health
@@ -64,7 +65,7 @@ class Logbook:
         self.clock.count(batch)
         self._context.beat(progress.step)
         if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
-            self._context.note(f"recovered within {seconds:.1f} s")
+            self._context.note(f"recovered within {duration(seconds)}")
         if (unusable := too_many_bad(progress, plan.max_bad_fraction, batch * plan.steps_per_epoch)) is not None:
             self._gather_bad_rows()
             raise RunStopped(unusable)

@@ -47,7 +47,9 @@ def rehearse(
         batch = next(batches)
         first_batch_seconds = time.monotonic() - started
         bad = f", {len(batch.bad_rows)} bad rows replaced" if batch.bad_rows else ""
-        context.note(f"first batch of a worker: {share} images read and decoded in {first_batch_seconds:.1f} s{bad}")
+        context.note(
+            f"first batch of a worker: {share} images read and decoded in {duration(first_batch_seconds)}{bad}"
+        )
         module.train()
         stepper = Stepper(module, optimizer, plan, device)
         step_seconds, wait_seconds = [], []

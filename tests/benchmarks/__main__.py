@@ -34,6 +34,7 @@ from tests.benchmarks import (
     methods,
     overlap,
     predicting,
+    range_reads,
     ray_share,
     reading,
     reports,
@@ -66,6 +67,8 @@ def main() -> None:
     memory.main([])
     print("\n== importing")
     importing.main([])
+    print("\n== range_reads")
+    range_reads.main([])
     print("\n== streaming")
     streaming.main([])
     print("\n== submitting")

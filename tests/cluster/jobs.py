@@ -13,9 +13,9 @@ import torch
 from torch import distributed
 
 from cluster.errors import RunStopped, UserError, run_command
-from cluster.training import ray_worker
+from cluster.training import ray_private
 from cluster.training.rank_context import RankContext
-from cluster.training.workers import run_workers
+from cluster.training.workers import Workers, run_workers
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def be_preempted(context: RankContext, settings: Numbers) -> tuple[int, bool]:
     if context.attempt == 0:
         deadline_ms = int((time.time() + 3) * 1000)
         notice = PreemptionInfo(deadline_ms=deadline_ms, preempted_node_to_ranks={"this": [0]})
-        ray_worker._internals().preemption_context.preemption_info = notice
+        ray_private.preemption_notices().preemption_info = notice
         while not context.stop_requested():
             time.sleep(0.05)
         return context.attempt, False  # a checkpoint is written; the result of a run cut short does not count
@@ -126,7 +126,7 @@ def lose_the_controller(context: RankContext, settings: Numbers) -> tuple[int, t
     import ray
 
     if context.attempt == 0:
-        ray.kill(ray_worker._internals().controller_actor)
+        ray.kill(ray_private.controller())
         time.sleep(60)
     return context.attempt, context.restarts
 
@@ -137,8 +137,7 @@ def main() -> int:
     result = run_workers(
         globals()[sys.argv[1]],
         Numbers(),
-        num_workers=2,
-        storage_url=sys.argv[2],
+        Workers(num_workers=2, storage_url=sys.argv[2]),
         on_record=lambda record: print(record, flush=True),
     )
     print("result", result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -90,17 +91,20 @@ def test_no_file_names_a_version_of_ray_that_is_not_the_pinned_one(text: Path) -
 
 
 def test_aws_yaml_is_valid_for_rays_own_check() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    import jsonschema
+    import ray.autoscaler
+    from ray.autoscaler.sdk import fillout_defaults
 
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
     config = read(Path("cluster/aws.yaml"))
-    prepared = prepare_config(copy.deepcopy(config))
-    validate_config(prepared)
+    prepared = fillout_defaults(copy.deepcopy(config))
+    jsonschema.validate(prepared, schema)
     assert prepared["head_node_type"] == "head" and config["available_node_types"]["head"]["resources"] == {"CPU": 0}
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start ")
     config["available_node_types"]["gpu"]["min_worker"] = 1
-    with pytest.raises(Exception, match="min_worker"):
-        validate_config(prepare_config(config))
+    with pytest.raises(jsonschema.ValidationError, match="min_worker"):
+        jsonschema.validate(fillout_defaults(config), schema)
 
 
 def test_the_slurm_script_passes_bash_and_shellcheck(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from cluster.errors import UserError
-from cluster.settings import describe, load_settings, setting, to_dict, to_yaml
+from cluster.schemas import describe
+from cluster.settings import load_settings, setting, to_dict, to_yaml
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from cluster.lease import HELD, held_folder
 from finetune.__main__ import main
 from finetune.predicting.sources import find_clips
 from pretrain.data.images import decode, pixels
-from pretrain.data.images.decode import BadImage, animation, decode_image, num_frames, set_max_pixels
+from pretrain.data.images.decode import BadImage, decode_image, set_max_pixels
+from pretrain.data.images.frames import animation, num_frames
 from tests.finetune.test_export_model import a_model
 from tests.pretrain.shards import encoded, photo, write_shards
 
@@ -114,6 +115,7 @@ def test_a_limit_of_pixels_and_a_reduced_size(tmp_path, capsys, monkeypatch):
 def test_rows_of_two_data_sets_count_alike_with_and_without_workers(tmp_path):
     from cluster.batch.jobs import Machines
     from finetune.model import load_model
+    from finetune.predicting.command import parser, write_records
     from finetune.predicting.spread import job_of, predict_shards
 
     model = a_model(tmp_path, "full")
@@ -124,8 +126,10 @@ def test_rows_of_two_data_sets_count_alike_with_and_without_workers(tmp_path):
     assert run_command(lambda: main(["predict", model, *inputs, str(tmp_path / "here")])) == 0
     clips, there = find_clips(inputs), str(tmp_path / "there")
     machines = Machines(workers=0)
-    job, manifest = job_of(load_model(model), model, clips, there, machines, image_column="image")
-    assert predict_shards(job, manifest, clips, there, machines) == (17, 0)
+    predictor = load_model(model)
+    job, manifest = job_of(predictor, model, clips, there, machines, image_column="image")
+    stream = predict_shards(job, manifest, clips, machines)
+    assert write_records(parser().parse_args([model, *inputs, there]), predictor, stream, [], 17) == (17, 0)
     here, spread = records(tmp_path / "here"), records(tmp_path / "there")
     assert [(one["source"], one["index"]) for one in here] == [(one["source"], one["index"]) for one in spread]
     assert [one["index"] for one in here] == [*range(10), *range(7)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.settings import described
+from cluster.schemas import described
 from finetune.settings import FinetuneSettings
 from fovea import settings_reference
 from fovea.__main__ import COMMANDS, main

@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import storage
+from cluster import progress, storage
 from cluster.errors import UserError
-from pretrain.data import progress
 from pretrain.data.packing.importing import ImportOptions, describe_import, import_images
 from pretrain.data.packing.sources.folders import folder_records
 from pretrain.data.reading.manifest import load_manifest
@@ -236,7 +235,7 @@ def test_progress_says_rate_and_time_left(monkeypatch, capsys):
         line.start_at(500)  # done before a cut: no part of the rate
         now += 10
         line.advance(100)
-    assert capsys.readouterr().err == "packing: 600 of 1000, 10 a second, 40 s left\n"
+    assert capsys.readouterr().err == "packing: 600 of 1,000, 10 a second, 40 s left\n"
 
 
 def run_cli(*arguments):

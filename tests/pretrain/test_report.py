@@ -166,9 +166,7 @@ def test_running_and_killed_are_told_apart(finished, tmp_path):
     mark(host="another")
     assert first_sentences(out).startswith("running")
     os.utime(out / "metrics.jsonl", (time.time() - 3600, time.time() - 3600))
-    assert re.match(
-        r"killed This run was killed at step 12 .* it has written nothing for 60 minutes", first_sentences(out)
-    )
+    assert re.match(r"killed This run was killed at step 12 .* it has written nothing for 1:00 h", first_sentences(out))
 
 
 def test_a_fault_in_the_report_does_not_fail_the_run(shards, tmp_path, capsys, monkeypatch):

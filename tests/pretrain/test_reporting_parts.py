@@ -15,7 +15,7 @@ from pretrain.reporting.elements import element
 from pretrain.reporting.embeddings import neighbours, plane, principal_components
 from pretrain.reporting.encoder_sections import agreement, embedding_map, spread_queries
 from pretrain.reporting.folder import History, _lines
-from pretrain.reporting.numbers import log_ticks, margin, percent, points, short, span, tick_texts, ticks
+from pretrain.reporting.numbers import log_ticks, margin, percent, points, short, tick_texts, ticks
 from pretrain.reporting.page import emphasised
 from pretrain.reporting.samples import draw_sample, majority_fraction, spread_segments
 from tests.pretrain.shards import photo, write_shards
@@ -32,10 +32,9 @@ def test_numbers_are_written_short(value, text):
     assert short(value) == text
 
 
-def test_shares_differences_and_spans():
+def test_shares_and_differences():
     assert percent(0.2431) == "24.3 %" and percent(None) == "–" and percent(1.0, 0) == "100 %"
     assert points(0.138) == "+13.8 points" and points(-0.02) == "−2.0 points"
-    assert [span(s) for s in (42, 130, 7200, 200_000)] == ["42 s", "2.2 minutes", "2 hours", "2.3 days"]
     # half the width of Wilson's interval: 50 of 100 is 0.4038 to 0.5962 (Agresti and Coull 1998)
     assert margin(0.5, 100) == pytest.approx(0.0962, abs=1e-4) and math.isnan(margin(0.5, 0))
 

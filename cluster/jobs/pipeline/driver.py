@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError, nearest
 from cluster.jobs.job import Job, JobState, check_secrets
 from cluster.jobs.job_server import JOB_VARIABLE, Unreachable
@@ -173,10 +174,10 @@ class Driver:
             self._retries_left[name] -= 1
             self._not_before[name] = time.monotonic() + pause
             self._status[name] = Status.WAITING
-            self._say(name, f"ended early ({reason}); it is started again in {pause:.0f} s")
+            self._say(name, f"ended early ({reason}); it is started again in {duration(pause)}")
         elif status == Status.DONE:
             self._status[name] = Status.DONE
-            self._say(name, f"is done after {self._records[name].seconds:.0f} s")
+            self._say(name, f"is done after {duration(self._records[name].seconds)}")
         else:
             for line in self._runner.last_lines(record.job):
                 self._show(f"{name} | {line}")
@@ -262,7 +263,7 @@ class Driver:
         silent = time.monotonic() - self._answered
         if silent > PATIENCE_SECONDS:
             raise error
-        self._show(f"{error}; trying again for {(PATIENCE_SECONDS - silent) / 60:.0f} minutes")
+        self._show(f"{error}; trying again for {duration(PATIENCE_SECONDS - silent)}")
         time.sleep(10)
 
     def _job_id(self, stage: str, attempt: int) -> str:

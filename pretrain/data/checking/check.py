@@ -18,13 +18,13 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.progress import ProgressLine
 from cluster.secrets import masked
 from pretrain.data.checking.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 from pretrain.data.images.decode import BadImage, decode_whole
 from pretrain.data.images.image_headers import image_format
 from pretrain.data.images.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
 from pretrain.data.packing.sources.tree import read_tree
-from pretrain.data.progress import ProgressLine
 from pretrain.data.reading.annotations import (
     BOXES_COLUMNS,
     CAPTIONS_COLUMNS,

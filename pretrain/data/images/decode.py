@@ -148,32 +148,20 @@ class Decoded:
 
 def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> Decoded:
     """`decode_image`, and how the image is stored in the file. Raises BadImage."""
-    with _only_bad_image():
-        image, orientation = _open(bytes(data), max_pixels)
+    with only_bad_image():
+        image, orientation = open_image(bytes(data), max_pixels)
         size, turned = _as_stored(image, orientation)
         image.load()
-        rgb, bits = _to_rgb(image)
+        rgb, bits = to_rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         return Decoded(np.asarray(rgb), size, turned, bits)
 
 
-def has_more_frames(data: bytes | memoryview) -> bool:
-    """Whether an image that can be decoded has frames or pages behind the first (animations, scans, microscopes)."""
-    encoded = bytes(data)
-    form = image_format(encoded)
-    if form not in ("GIF", "TIFF", "WebP", "AVIF"):
-        return False
-    try:
-        return bool(getattr(OPENERS[form](io.BytesIO(encoded)), "is_animated", False))
-    except Exception:  # the first frame is good, and nothing more can be told
-        return False
-
-
 def image_frame(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[tuple[int, int], int]:
     """((width, height) as stored, EXIF orientation), from the header alone. Raises BadImage."""
-    with _only_bad_image():
-        return _as_stored(*_open(bytes(data), max_pixels))
+    with only_bad_image():
+        return _as_stored(*open_image(bytes(data), max_pixels))
 
 
 def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int, int], int]:
@@ -187,24 +175,24 @@ def _as_stored(image: ImageFile.ImageFile, orientation: int) -> tuple[tuple[int,
 
 def significant_bits(data: bytes | memoryview) -> int:
     """Bits that the grey values of a 16-bit image use where these are fewer, else 0. Raises BadImage."""
-    with _only_bad_image():
-        image, _ = _open(bytes(data), None)
+    with only_bad_image():
+        image, _ = open_image(bytes(data), None)
         if not image.mode.startswith("I;16"):
             return 0
         image.load()
-        return _to_rgb(image)[1]
+        return to_rgb(image)[1]
 
 
 def decode_upright(
     data: bytes | memoryview, *, min_side: int | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """`decode_image` as a Pillow image of mode RGB."""
-    with _only_bad_image():
-        image, orientation = _open(bytes(data), max_pixels)
+    with only_bad_image():
+        image, orientation = open_image(bytes(data), max_pixels)
         if min_side is not None and isinstance(image, JpegImageFile):
             image.draft(None, (max(1, min_side), max(1, min_side)))
         image.load()
-        rgb, _ = _to_rgb(image)
+        rgb, _ = to_rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         return rgb
@@ -220,10 +208,10 @@ def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | N
         BadImage: for everything that cannot be decoded or has another number of bands, and nothing else.
     """
     encoded = bytes(data)
-    with _only_bad_image():
+    with only_bad_image():
         if encoded.startswith(NUMPY_MAGIC):
             return _numpy_bands(encoded, channels, max_pixels)
-        image, orientation = _open(encoded, max_pixels)
+        image, orientation = open_image(encoded, max_pixels)
         if len(image.getbands()) != channels or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
             raise BadImage(f"{image.mode} image, not {channels} bands")
         image.load()
@@ -234,11 +222,11 @@ def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | N
 def num_bands(data: bytes | memoryview) -> int:
     """Channels of an image as stored, from the header alone; a palette counts as one. Raises BadImage when it is none."""
     encoded = bytes(data)
-    with _only_bad_image():
+    with only_bad_image():
         if encoded.startswith(NUMPY_MAGIC):
             shape, _, _ = _numpy_header(io.BytesIO(encoded))
             return int(shape[2]) if len(shape) == 3 else 1
-        return len(_open(encoded, None)[0].getbands())
+        return len(open_image(encoded, None)[0].getbands())
 
 
 def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -268,43 +256,14 @@ def image_size(data: bytes | memoryview, *, max_pixels: int | None = None) -> tu
     Raises:
         BadImage: when the header is damaged or the size is refused; the pixels behind it may still be bad.
     """
-    with _only_bad_image():
-        image, orientation = _open(bytes(data), max_pixels)
+    with only_bad_image():
+        image, orientation = open_image(bytes(data), max_pixels)
         width, height = image.size
         return (height, width) if orientation >= 5 else (width, height)
 
 
-def num_frames(data: bytes | memoryview) -> int:
-    """Frames of an animated image; 1 for all others, and for what cannot be opened."""
-    try:
-        with _only_bad_image():
-            return int(getattr(_open(bytes(data), None)[0], "n_frames", 1))
-    except BadImage:
-        return 1
-
-
-def animation(data: bytes | memoryview) -> Iterator[tuple[float, np.ndarray]]:
-    """Seconds since the start, and uint8 [height, width, 3], of each frame of an animated image. Raises BadImage; a damaged end
-    is left out."""
-    with _only_bad_image():
-        image, _ = _open(bytes(data), None)
-    seconds, index = 0.0, 0
-    while True:
-        try:
-            with _only_bad_image():
-                image.seek(index)
-                image.load()
-                pixels_HW3 = np.array(_to_rgb(image)[0])
-        except BadImage:  # Pillow says EOFError behind the last frame
-            if not index:
-                raise
-            return
-        yield seconds, pixels_HW3
-        seconds, index = seconds + float(image.info.get("duration") or 0) / 1000, index + 1
-
-
 @contextmanager
-def _only_bad_image() -> Iterator[None]:
+def only_bad_image() -> Iterator[None]:
     """Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files: all become BadImage."""
     try:
         yield
@@ -319,7 +278,7 @@ def _only_bad_image() -> Iterator[None]:
         raise BadImage("truncated" if cut else "damaged") from error
 
 
-def _open(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int]:
+def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int]:
     """The image with its header read and its size accepted, and the EXIF orientation that is still to be applied."""
     if not data:
         raise BadImage("empty")
@@ -384,7 +343,7 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
         raise BadImage(f"too large: {width}x{height} pixels")
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
+def to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
     """The image as RGB, and the bits that the values of a 16-bit grey one use where these are fewer, else 0."""
     if image.mode.startswith("I;16"):
         grey, bits = _sixteen_bits_to_eight(image)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.errors import UserError
 from pretrain.data.packing.import_journal import Journal, check_room
 from pretrain.data.packing.importing import (
@@ -60,7 +61,7 @@ def check_import(
         f"first {len(sample)} images: {len(good)} can be used"
         + "".join(f"; {item.record.path}: {item.notes[0]}" for item in prepared if item.data is None),
         f"{dest} can be written" + ("; the command continues a cut-off import there" if stored else ""),
-        f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about {len(records) * seconds:.0f} s",
+        f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about {duration(len(records) * seconds)}",
     ]
     lines += [f"read as {listing.told}"] * bool(listing.told)
     lines += [f"annotation set aside: {location}: {reason}" for location, reason in listing.problems[:5]]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster import storage
+from cluster.durations import duration
 from cluster.secrets import masked
 from pretrain.data.packing.import_taking import LEAK, Tally
 from pretrain.data.packing.ledger import Ledger, as_table
@@ -111,7 +112,7 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
     """The summary in a few lines for the terminal."""
     lines = [
         f"packed {summary['images']} images ({summary['bytes'] / 2**20:.1f} MiB) into {summary['shards']} "
-        f"shard{'s'[: summary['shards'] != 1]} in {summary['seconds']:.1f} s: {dest}"
+        f"shard{'s'[: summary['shards'] != 1]} in {duration(summary['seconds'])}: {dest}"
     ]
     if summary["bytes_before_scaling"]:
         fraction = 1 - summary["bytes"] / summary["bytes_before_scaling"]

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.progress import ProgressLine
 from cluster.secrets import masked
 from pretrain.data.packing.import_journal import Journal
 from pretrain.data.packing.import_summary import QUARANTINE, describe_import, is_known, summary_of, write_quarantine
@@ -38,7 +39,6 @@ from pretrain.data.packing.packing import (
 from pretrain.data.packing.preparing import Prepared, as_jpeg, prepare
 from pretrain.data.packing.sources import KINDS, Listing, Record, list_records
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
-from pretrain.data.progress import ProgressLine
 
 __all__ = ["ImportOptions", "describe_import", "import_images"]
 

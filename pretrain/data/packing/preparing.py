@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import UserError
-from pretrain.data.images.decode import BadImage, Decoded, decode_whole, has_more_frames
+from pretrain.data.images.decode import BadImage, Decoded, decode_whole
+from pretrain.data.images.frames import has_more_frames
 from pretrain.data.images.geometry import Frame, WrongFrame, beyond, upright_boxes
 from pretrain.data.packing.sources import Objects, Record
 

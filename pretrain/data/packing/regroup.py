@@ -17,10 +17,10 @@ from fsspec.utils import glob_translate
 
 from cluster import storage
 from cluster.errors import UserError
+from cluster.progress import ProgressLine
 from cluster.secrets import masked
 from pretrain.data.images.decode import BadImage, decode_image
 from pretrain.data.packing.packing import MIB, ShardWriter
-from pretrain.data.progress import ProgressLine
 from pretrain.data.reading.footers import Footer, read_footer
 from pretrain.data.reading.image_paths import encoded_images
 from pretrain.data.reading.manifest import Manifest, find_shards, load_manifest

@@ -21,7 +21,7 @@ BLOCK_BYTES, BLOCKS_AHEAD = 2**19, 2
 # between two columns: reading so much for nothing takes no longer than another request
 GAP_BYTES = 2**18
 
-ReadRange = Callable[[int, int], bytes | bytearray]
+ReadRange = Callable[[int, int], bytes | memoryview]
 Range = tuple[int, int]
 
 
@@ -112,7 +112,7 @@ class _Blocks:
     def __init__(self, start: int, stop: int, block_bytes: int, read_range: ReadRange, executor: Executor) -> None:
         self.start, self.stop = start, stop
         self._block_bytes, self._read_range, self._executor = max(1, block_bytes), read_range, executor
-        self._at: dict[int, Future[bytes | bytearray]] = {}
+        self._at: dict[int, Future[bytes | memoryview]] = {}
         self._begin(0)
 
     def read(self, start: int, stop: int) -> Any:

@@ -101,8 +101,6 @@ class Shards:
         self.columns = tuple(columns)
         self.as_stored = as_stored
         self._start_of_group = manifest.start_of_group
-        # of the process; Arrow's own pool keeps what was freed, measured at 60 MiB more for the same reading
-        pa.set_memory_pool(pa.system_memory_pool())
         self._footers: OrderedDict[int, Footer] = OrderedDict()
         self._footer_bytes = 0
         self._lock = Lock()
@@ -181,7 +179,7 @@ class Shards:
             footer.metadata, int(self.manifest.group_in_file[group]), self._leaf_columns(footer.schema)
         )
 
-        def read_range(start: int, stop: int) -> bytes | bytearray:
+        def read_range(start: int, stop: int) -> bytes | memoryview:
             return storage.read_range(file, start, stop, stopped=stopped)
 
         return Chunks(file.size_bytes, ranges, read_range, self._fetchers_())

@@ -55,25 +55,20 @@ class CorruptedImages:
         """Makes room for a batch."""
         return CorruptedFilling(self, self.transform.begin(passes, row_ids), np.asarray(row_ids))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transform, name)  # its size, and whatever else a task asks of it
-
 
 class CorruptedFilling:
     """A batch that is being corrupted, see `pretrain.data.views.random_views.ViewFilling`."""
 
     def __init__(self, transform: CorruptedImages, filling: Filling, row_ids: np.ndarray) -> None:
         self._transform, self._filling, self._row_ids = transform, filling, row_ids
+        self.arrays, self.parameters, self.geometry_VB5 = filling.arrays, filling.parameters, filling.geometry_VB5
 
     def fill(self, index: int, data: Any) -> None:
         """Makes an image and corrupts it. Raises BadImage."""
         self._filling.fill(index, data)
-        how, target_CHW = self._transform, self._filling.arrays[0][index]
+        how, target_CHW = self._transform, self.arrays[0][index]
         key = int(hash64(how.seed, int(self._row_ids[index])))
         target_CHW[:] = corrupt(target_CHW.transpose(1, 2, 0), how.kind, how.strength, key).transpose(2, 0, 1)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._filling, name)
 
 
 # -- noise --------------------------------------------------------------------------------------------------------------

@@ -51,10 +51,7 @@ def folder_records(
                 account.left[path] = "image outside the folders of the splits"
     kept = [path for path in paths if path not in account.left]
     outside = [path for path in kept if "/" not in inner[path]]
-    with_classes = labels == "folders"
-    if labels == "auto" and len(outside) < MAX_STRAYS * len(kept):
-        folders = {posixpath.dirname(inner[path]) for path in kept if "/" in inner[path]}
-        with_classes = len(folders) >= 2 and not any("/" in folder for folder in folders)
+    with_classes = labels == "folders" or (labels == "auto" and _are_classes(kept, inner, len(outside)))
     if with_classes and outside and labels == "folders":
         raise UserError(
             f"{len(outside)} images lie directly in {src} (first: {outside[0]}); with --labels folders each image must "
@@ -79,15 +76,7 @@ def folder_records(
             counts[label] += 1
             spellings.setdefault(label, set()).add(folder)
         listing.records.append(Record(file.url, path, file.size_bytes, label=label, split=layout.split_of(path)))
-    for label, folders_of in sorted(spellings.items()):
-        if len(folders_of) > 1:
-            listing.notes.append(
-                f"{len(folders_of)} folders that differ only in blanks or Unicode are one class, {label!r}"
-            )
-    for first in sorted(counts):
-        alike = sorted(name for name in counts if name.casefold() == first.casefold())
-        if len(alike) > 1 and alike[0] == first:
-            listing.notes.append(f"classes that differ only in case are kept apart: {', '.join(map(repr, alike))}")
+    listing.notes += _notes_of_classes(counts, spellings)
     if with_classes and tree.empty_folders:
         listing.notes.append(f"empty folders give no class: {shown(tree.empty_folders)}")
     if labels == "auto" and not with_classes and any("/" in path for path in inner.values()):
@@ -98,6 +87,26 @@ def folder_records(
             why = "the images do not lie exactly one folder deep"
         listing.notes.append(f"no labels: {why}; --labels folders takes their folders as classes")
     return listing
+
+
+def _are_classes(kept: list[str], inner: dict[str, str], num_outside: int) -> bool:
+    """Whether the folders look like classes: two or more, with nearly all images exactly one deep."""
+    folders = {posixpath.dirname(inner[path]) for path in kept if "/" in inner[path]}
+    is_flat = not any("/" in folder for folder in folders)
+    return num_outside < MAX_STRAYS * len(kept) and len(folders) >= 2 and is_flat
+
+
+def _notes_of_classes(counts: Counter[str], spellings: dict[str, set[str]]) -> list[str]:
+    """What is to be said of classes whose names are nearly the same."""
+    notes = []
+    for label, folders_of in sorted(spellings.items()):
+        if len(folders_of) > 1:
+            notes.append(f"{len(folders_of)} folders that differ only in blanks or Unicode are one class, {label!r}")
+    for first in sorted(counts):
+        alike = sorted(name for name in counts if name.casefold() == first.casefold())
+        if len(alike) > 1 and alike[0] == first:
+            notes.append(f"classes that differ only in case are kept apart: {', '.join(map(repr, alike))}")
+    return notes
 
 
 def check_folder(src: str) -> None:

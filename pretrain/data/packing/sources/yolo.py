@@ -70,7 +70,6 @@ def yolo_records(
     listing.told = f"YOLO: {num_files} txt files with boxes, class names of {named_by}"
     contents = read_small(tree.files[label] if label else None for label in label_of.values())
     reader = _Reader(setup, boxes, listing)
-    num_without = 0
     objects: Objects
     problem: str | None
     for (path, label), content in zip(label_of.items(), contents, strict=True):
@@ -79,7 +78,6 @@ def yolo_records(
             objects, problem = Objects((), ()), f"{label} stands for {stands_for}; the source does not say which"
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
-        num_without += label is None
         listing.records.append(
             Record(
                 images[path].url,
@@ -91,7 +89,18 @@ def yolo_records(
                 problem=problem,
             )
         )
-    used = {label for label in label_of.values() if label}
+    _note_unused(set(filter(None, label_of.values())), tree, evidence, listing, is_listed=split_of is not None)
+    reader.finish(src)
+    listing.records = unique(listing.records, src)
+    if num_without := sum(label is None for label in label_of.values()):
+        listing.notes.append(f"{num_without} images without a .txt file are packed as background, with no boxes")
+    if setup.names is None:
+        listing.notes.append(f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers")
+    return listing
+
+
+def _note_unused(used: set[str], tree: Tree, evidence: Evidence, listing: Listing, *, is_listed: bool) -> None:
+    """Accounts for the txt files: those that were read, and those without an image that is packed."""
     listing.account.read |= used
     lone = [
         path
@@ -99,20 +108,13 @@ def yolo_records(
         if path not in used
         and "labels" in path.split("/")[:-1]
         and posixpath.basename(path) not in NAME_FILES
-        and (split_of is None or evidence.texts.get(path) is None)
+        and (not is_listed or evidence.texts.get(path) is None)
     ]
     listing.account.left.update(
         {path: "labels of an image that is left out" for path in evidence.texts if path not in used}
     )
     listing.problems += [(path, "no image of its name") for path in lone]
     listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
-    reader.finish(src)
-    listing.records = unique(listing.records, src)
-    if num_without:
-        listing.notes.append(f"{num_without} images without a .txt file are packed as background, with no boxes")
-    if setup.names is None:
-        listing.notes.append(f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers")
-    return listing
 
 
 def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[str, str | None], dict[str, list[str]]]:
