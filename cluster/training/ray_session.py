@@ -43,6 +43,9 @@ ELASTIC_DEFAULTS = {
 EMBEDDED_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
+    # no port has this number, so Ray goes on without these two servers, which would answer anybody at all addresses
+    "AUTOSCALER_METRIC_PORT": "65536",
+    "DASHBOARD_METRIC_PORT": "65536",
     "RAY_worker_niceness": "0",  # the default of 15 lets any other program starve the training
 }
 
