@@ -23,6 +23,7 @@ from fovea.__main__ import COMMANDS as FOVEA
 from pretrain.__main__ import COMMANDS as PRETRAIN
 from pretrain.api import PretrainKeywords
 from pretrain.settings import PretrainSettings
+from tests.benchmarks import house
 from tests.finetune.stripes import stripes
 
 README = Path("README.md")
@@ -185,6 +186,15 @@ def test_the_answer_to_a_usual_question_stands_where_the_list_says(question, whe
 
 def test_the_list_of_questions_is_read():
     assert len(ANSWERS) == QUESTIONS.read_text().count("\n| ") - 1 > 10  # less the heading
+
+
+@pytest.mark.parametrize("page", house.PAGES, ids=str)
+def test_the_ways_through_the_code_are_short_and_as_the_pages_say(page):
+    ways = house.ways(page)
+    assert ways and all(0 < lines <= 400 for lines in ways.values()), ways
+    for _, functions, told in house.STEP.findall(page.read_text()):
+        # to the line they need not be
+        assert int(told) == pytest.approx(house.lines_of_step(functions), rel=0.25, abs=8), functions
 
 
 def test_the_front_page_is_short():

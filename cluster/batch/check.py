@@ -11,7 +11,7 @@ from cluster.batch.jobs import BatchJob, Machines, parts_of, parts_there
 from cluster.durations import duration
 from cluster.errors import UserError
 from cluster.training.memory import GIB, peak_bytes
-from cluster.training.workers import check_cluster
+from cluster.training.workers import Workers, check_cluster
 
 
 def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[str]) -> list[str]:
@@ -25,14 +25,15 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     there = parts_there(job)
     with storage.no_new_folders(job.out):
         storage.check_writable(job.out)
-        num_nodes = check_cluster(
+        asked = Workers(
             num_workers=machines.workers,
-            cpus_per_worker=machines.cpus_per_worker,
-            gpus_per_worker=machines.gpus_per_worker,
             storage_url=job.out,
             data_urls=data_urls,
+            cpus_per_worker=machines.cpus_per_worker,
+            gpus_per_worker=machines.gpus_per_worker,
             address=machines.address,
         )
+        num_nodes = check_cluster(asked)
     num_parts = len(parts_of(job))
     num_left = num_parts - len(there or ())
     lines = [f"{job.out} can be written; {num_parts - num_left:,} of {num_parts:,} parts are there"]

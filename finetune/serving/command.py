@@ -122,7 +122,7 @@ def is_loopback(host: str) -> bool:
 def bound(host: str, port: int) -> socket.socket:
     """A socket that has the address and lets nobody in yet. Raises UserError where that cannot be."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
@@ -130,7 +130,7 @@ def bound(host: str, port: int) -> socket.socket:
         raise UserError(f"host={host} is no address of this machine: {error}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
+        listener.bind(address)
     except OSError as error:
         listener.close()
         raise _taken(host, port, error) from error

@@ -13,7 +13,7 @@ from cluster.errors import EXIT_INTERRUPTED, UserError, printable
 from cluster.lease import InUse, check_free
 from cluster.secrets import masked
 from cluster.training.rank_context import RankContext, local_context
-from cluster.training.workers import check_cluster, run_workers
+from cluster.training.workers import Workers, check_cluster, run_workers
 from pretrain.data.reading.manifest import Manifest
 from pretrain.training import checkpoints, run_folder
 from pretrain.training.console import RunConsole
@@ -56,13 +56,13 @@ def launch(
     Raises what the workers raise; how the run ended is in result.json then.
     """
     out = settings.out
-    smaller = _smaller(cluster_settings, world_sizes)
+    workers = _workers(settings, cluster_settings, world_sizes)
     run_folder.check_is_no_file(out)
     check_tracking(settings.tracking, out)
     identity = identity_of(data or {})
     before = _Before(out, settings, identity)
     if check_only:
-        return _check(title, function, settings, before, cluster_settings, min([cluster_settings.workers, *smaller]))
+        return _check(title, function, settings, before, workers)
     if not before.is_finished:
         check_free(storage.join(out, run_folder.RUNNING), out)
     run_folder.check_claim(out, before.refused)
@@ -81,26 +81,9 @@ def launch(
         try:
             with run_folder.running(out), RunConsole(title) as console:
                 run_folder.claim(out, cluster.settings.to_yaml(settings))
-                if cluster_settings.workers:
-                    print(
-                        f"{title}: starting {cluster_settings.workers} Ray workers, which takes some seconds",
-                        flush=True,
-                    )
-                result = run_workers(
-                    function,
-                    settings,
-                    num_workers=cluster_settings.workers,
-                    smaller=smaller,
-                    cpus_per_worker=cluster_settings.cpus_per_worker,
-                    gpus_per_worker=cluster_settings.gpus_per_worker,
-                    storage_url=out,
-                    data_urls=settings.data.urls,
-                    max_failures=cluster_settings.max_failures,
-                    process_group_timeout_seconds=cluster_settings.hang_seconds,
-                    resize_every_seconds=cluster_settings.resize_seconds,
-                    address=cluster_settings.address,
-                    on_record=console.show,
-                )
+                if workers.num_workers:
+                    print(f"{title}: starting {workers.num_workers} Ray workers, which takes some seconds", flush=True)
+                result = run_workers(function, settings, workers, on_record=console.show)
                 if result["status"] == "interrupted":
                     run_folder.write_result(out, result)
         except InUse:
@@ -185,22 +168,15 @@ def _check(
     function: Callable[..., dict[str, Any]],
     settings: Any,
     before: _Before,
-    cluster_settings: ClusterSettings,
-    fewest_workers: int,
+    workers: Workers,
 ) -> int:
     with storage.no_new_folders(settings.out):
         run_folder.check_claim(settings.out, before.refused)
         if not before.is_finished:
             before.check_data()
             before.check_parent(settings.training.parent)
-        num_nodes = check_cluster(
-            num_workers=fewest_workers,
-            cpus_per_worker=cluster_settings.cpus_per_worker,
-            gpus_per_worker=cluster_settings.gpus_per_worker,
-            storage_url=settings.out,
-            data_urls=settings.data.urls,
-            address=cluster_settings.address,
-        )
+        fewest = workers.sizes[0]
+        num_nodes = check_cluster(dataclasses.replace(workers, num_workers=fewest, smaller=()))
     if num_nodes:
         print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
     newest = checkpoints.load_newest(settings.out)
@@ -209,20 +185,11 @@ def _check(
     if before.is_finished:
         where, step = "would do nothing: the run there is finished", ""
     print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
-    todo = function, settings, max(1, cluster_settings.workers)
+    todo = function, settings, max(1, workers.num_workers)
     with RunConsole(title) as console, storage.no_new_folders(settings.out):
         if num_nodes:  # on a node that holds a worker: this one may be a head without a GPU
-            run_workers(
-                _rehearsal,
-                todo,
-                num_workers=1,
-                cpus_per_worker=cluster_settings.cpus_per_worker,
-                gpus_per_worker=cluster_settings.gpus_per_worker,
-                storage_url=settings.out,
-                max_failures=0,
-                address=cluster_settings.address,
-                on_record=console.show,
-            )
+            one = dataclasses.replace(workers, num_workers=1, smaller=(), data_urls=(), max_failures=0)
+            run_workers(_rehearsal, todo, one, on_record=console.show)
         else:
             with local_context(console.show) as here:
                 _rehearsal(here, todo)
@@ -236,11 +203,22 @@ def _rehearsal(context: RankContext, todo: tuple[Callable[..., dict[str, Any]], 
     function(dataclasses.replace(context, world_size=num_workers), settings, loop=rehearse)
 
 
-def _smaller(settings: ClusterSettings, world_sizes: Sequence[int]) -> list[int]:
-    """The numbers of workers that the run may shrink to."""
-    if settings.min_workers > settings.workers:
+def _workers(settings: Any, asked: ClusterSettings, world_sizes: Sequence[int]) -> Workers:
+    """What the settings ask for; a run may shrink to those of `world_sizes` that are not below `cluster.min_workers`."""
+    if asked.min_workers > asked.workers:
         raise UserError(
-            f"cluster.min_workers={settings.min_workers} is more than cluster.workers={settings.workers}; "
+            f"cluster.min_workers={asked.min_workers} is more than cluster.workers={asked.workers}; "
             "workers is the maximum that a run takes"
         )
-    return [size for size in world_sizes if 0 < settings.min_workers <= size < settings.workers]
+    return Workers(
+        num_workers=asked.workers,
+        storage_url=settings.out,
+        data_urls=settings.data.urls,
+        smaller=[size for size in world_sizes if 0 < asked.min_workers <= size < asked.workers],
+        cpus_per_worker=asked.cpus_per_worker,
+        gpus_per_worker=asked.gpus_per_worker,
+        max_failures=asked.max_failures,
+        hang_seconds=asked.hang_seconds,
+        resize_seconds=asked.resize_seconds,
+        address=asked.address,
+    )

@@ -1,10 +1,11 @@
 """How hard is the code to take over? Lines, the longest functions, complexity, parameters, and how files hang together.
 
-    python -m tests.benchmarks.house [--at COMMIT ...]
+    python -m tests.benchmarks.house [--at COMMIT ...] [--ways]
 
 Of the packages (not of the tests), as they are here and at each commit: lines; of functions, the longest, the most complex
 (McCabe's, by ruff) and the one with most parameters; of each folder, its files and the imports among
-them; of `pretrain.training.loop.train`, the same numbers.
+them; of `pretrain.training.loop.train`, the same numbers. `--ways` counts the lines of the ways through the code that the pages
+describe, and writes them into their tables.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from pathlib import Path
 
 PACKAGES = ("cluster", "pretrain", "finetune", "fovea")
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+PAGES = (Path("pretrain/README.md"), Path("finetune/README.md"))
+# a table of steps and the paragraph above it; a row of it: its text, the functions, their lines
+TABLE = re.compile(r"^((?:[^|\n]+\n)+)\n\| step \| where \| lines \|\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
+STEP = re.compile(r"^(\| [^|]+ \| (`[^|]+`) \| )(\d+) \|$", re.MULTILINE)
 LONG, BUSIEST = 400, 8  # lines of a file; folders that are listed
 
 
@@ -40,7 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints the numbers."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.house", description=__doc__)
     parser.add_argument("--at", nargs="+", default=[], help="earlier commits to set beside")
-    for commit in parser.parse_args(arguments).at:
+    parser.add_argument("--ways", action="store_true", help="count the lines of the ways in pages")
+    options = parser.parse_args(arguments)
+    if options.ways:
+        write_ways()
+        return
+    for commit in options.at:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True).stdout
             subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
@@ -71,6 +81,43 @@ def show(name: str, root: Path) -> None:
         arrows[path.parent.relative_to(root)] += len(neighbours(path, root))
     listed = "; ".join(f"{folder} {rooms[folder]}, {count}" for folder, count in arrows.most_common(BUSIEST))
     print(f"  folders, their files and the imports among these: {listed}")
+
+
+def write_ways() -> None:
+    """Writes the lines of each step into the pages, and prints the sums."""
+    for page in PAGES:
+        page.write_text(STEP.sub(lambda step: step[1] + str(lines_of_step(step[2])) + " |", page.read_text()))
+        for way, lines in ways(page).items():
+            print(f"{page}: {lines} lines {way[0].lower() + way[1:]}")
+
+
+def ways(page: Path) -> dict[str, int]:
+    """The sentences above the tables of ways in a page, and how many lines each has in the code as it is."""
+    found: dict[str, int] = {}
+    for table in TABLE.finditer(page.read_text()):
+        found[table[1].partition("\n")[0]] = sum(lines_of_step(step[2]) for step in STEP.finditer(table[2]))
+    return found
+
+
+def lines_of_step(cell: str) -> int:
+    """Of the functions that a cell names, as in: `file.py`: `one`, `two`; `other.py`: `three`. Raises KeyError."""
+    lines = 0
+    for part in cell.split("; "):
+        path, *names = re.findall(r"`([^`]+)`", part)
+        lengths = {
+            name: length for node in [ast.parse(Path(path).read_text())] for name, length in named_functions(node)
+        }
+        lines += sum(lengths[name] for name in names)
+    return lines
+
+
+def named_functions(node: ast.AST, before: str = "") -> Iterator[tuple[str, int]]:
+    """Qualified names and lines."""
+    for one in getattr(node, "body", []):
+        if isinstance(one, FUNCTION):
+            yield before + one.name, (one.end_lineno or one.lineno) - one.lineno + 1
+        elif isinstance(one, ast.ClassDef):
+            yield from named_functions(one, f"{before}{one.name}.")
 
 
 def complexities(root: Path) -> dict[str, int]:

@@ -15,7 +15,7 @@ from torch import distributed
 from cluster.errors import RunStopped, UserError, run_command
 from cluster.training import ray_private
 from cluster.training.rank_context import RankContext
-from cluster.training.workers import run_workers
+from cluster.training.workers import Workers, run_workers
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ def main() -> int:
     result = run_workers(
         globals()[sys.argv[1]],
         Numbers(),
-        num_workers=2,
-        storage_url=sys.argv[2],
+        Workers(num_workers=2, storage_url=sys.argv[2]),
         on_record=lambda record: print(record, flush=True),
     )
     print("result", result)

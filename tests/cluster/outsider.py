@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from cluster.training.rank_context import RankContext
-from cluster.training.workers import run_workers
+from cluster.training.workers import Workers, run_workers
 
 KNOCK = "import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', ray.cluster_resources())"
 
@@ -26,7 +26,7 @@ def knock(context: RankContext, settings: None) -> tuple[str | None, int, str]:
 
 def main() -> None:
     """Runs the worker and prints what came."""
-    found: Any = run_workers(knock, None, num_workers=1, storage_url=sys.argv[1])
+    found: Any = run_workers(knock, None, Workers(num_workers=1, storage_url=sys.argv[1]))
     print(*found)
 
 

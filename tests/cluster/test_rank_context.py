@@ -12,7 +12,7 @@ import torch
 
 from cluster.durations import duration
 from cluster.training.rank_context import RankContext, local_context
-from cluster.training.workers import run_workers
+from cluster.training.workers import Workers, run_workers
 from tests.cluster import jobs
 
 
@@ -22,10 +22,8 @@ def test_in_process_gives_what_a_worker_gives() -> None:
     result = run_workers(
         jobs.count,
         jobs.Numbers(count=3),
-        num_workers=0,
-        storage_url="unused",
+        Workers(num_workers=0, storage_url="unused", cpus_per_worker=1),
         on_record=records.append,
-        cpus_per_worker=1,
     )
     assert records == [{"i": i, "rank": 0, "pair": [1, 2]} for i in range(3)]
     assert (result["rank"], result["world_size"], result["attempt"], result["restarts"]) == (0, 1, 0, ())

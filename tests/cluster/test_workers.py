@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import UserError, WorkerFailed
 from cluster.training.ray_guard import processes_of
-from cluster.training.workers import run_workers
+from cluster.training.workers import Workers, run_workers
 from tests.cluster import jobs
 
 pytestmark = pytest.mark.ray
@@ -27,7 +27,9 @@ def two_workers(shared_ray: None, tmp_path: Path) -> dict[str, Any]:
 
 def test_result_records_and_place(two_workers: dict[str, Any]) -> None:
     records: list[dict[str, Any]] = []
-    result = run_workers(jobs.count, jobs.Numbers(count=50), on_record=records.append, cpus_per_worker=2, **two_workers)
+    result = run_workers(
+        jobs.count, jobs.Numbers(count=50), Workers(cpus_per_worker=2, **two_workers), on_record=records.append
+    )
     assert result["total"].item() == 3.0
     assert records == [{"i": i, "rank": 0, "pair": [1, 2]} for i in range(50)]
     assert (result["rank"], result["world_size"], result["device"]) == (0, 2, "cpu")
@@ -39,7 +41,10 @@ def test_result_records_and_place(two_workers: dict[str, Any]) -> None:
 def test_ctrl_c_reaches_every_rank_and_the_result_comes_back(two_workers: dict[str, Any]) -> None:
     former = signal.getsignal(signal.SIGINT)
     result = run_workers(
-        jobs.wait_for_stop, jobs.Numbers(), on_record=lambda record: os.kill(os.getpid(), signal.SIGINT), **two_workers
+        jobs.wait_for_stop,
+        jobs.Numbers(),
+        Workers(**two_workers),
+        on_record=lambda record: os.kill(os.getpid(), signal.SIGINT),
     )
     assert result == [True, True]
     assert signal.getsignal(signal.SIGINT) is former
@@ -47,7 +52,7 @@ def test_ctrl_c_reaches_every_rank_and_the_result_comes_back(two_workers: dict[s
 
 def test_a_users_mistake_crosses_at_once_and_as_it_was(two_workers: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
-        run_workers(jobs.refuse, jobs.Numbers(), **two_workers)
+        run_workers(jobs.refuse, jobs.Numbers(), Workers(**two_workers))
     assert type(caught.value) is UserError
     assert str(caught.value) == jobs.Numbers().text
 
@@ -56,13 +61,15 @@ def test_a_users_mistake_crosses_at_once_and_as_it_was(two_workers: dict[str, An
 def test_a_stop_by_rule_keeps_its_class_and_the_last_record(two_workers: dict[str, Any]) -> None:
     records: list[dict[str, Any]] = []
     with pytest.raises(jobs.Collapsed, match="the features are all the same"):
-        run_workers(jobs.collapse, jobs.Numbers(), on_record=records.append, **(two_workers | {"num_workers": 1}))
+        run_workers(
+            jobs.collapse, jobs.Numbers(), Workers(**(two_workers | {"num_workers": 1})), on_record=records.append
+        )
     assert records == [{"last": "words"}]
 
 
 def test_a_bug_is_told_once_and_whole(two_workers: dict[str, Any]) -> None:
     with pytest.raises(WorkerFailed) as caught:
-        run_workers(jobs.fail, jobs.Numbers(), max_failures=0, **two_workers)
+        run_workers(jobs.fail, jobs.Numbers(), Workers(max_failures=0, **two_workers))
     lines = str(caught.value).splitlines()
     assert lines[0] == "worker 1 of 2 failed"
     assert lines[1] == "Traceback (most recent call last):"
@@ -75,7 +82,9 @@ def test_a_bug_is_told_once_and_whole(two_workers: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced(two_workers: dict[str, Any]) -> None:
     records: list[dict[str, Any]] = []
-    attempt, restarts = run_workers(jobs.lose_a_worker, jobs.Numbers(), on_record=records.append, **two_workers)
+    attempt, restarts = run_workers(
+        jobs.lose_a_worker, jobs.Numbers(), Workers(**two_workers), on_record=records.append
+    )
     assert attempt == 1
     assert restarts == ("worker 1: its process died (killed, crashed, or out of memory)",)
     assert records == [{"attempt": 0}, {"attempt": 1}]
@@ -87,7 +96,7 @@ def test_a_console_that_fails_does_not_end_the_run_but_is_seen(two_workers: dict
         raise OSError("console gone")
 
     with pytest.raises(OSError, match="console gone"):
-        run_workers(jobs.count, jobs.Numbers(), on_record=fail, **(two_workers | {"num_workers": 1}))
+        run_workers(jobs.count, jobs.Numbers(), Workers(**(two_workers | {"num_workers": 1})), on_record=fail)
     assert list(tmp_path.iterdir()) == []  # Ray's notes do not stay in the run's folder
 
 
@@ -103,19 +112,19 @@ def test_a_console_that_fails_does_not_end_the_run_but_is_seen(two_workers: dict
 )
 def test_what_can_never_start_is_refused(two_workers: dict[str, Any], asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        run_workers(jobs.count, jobs.Numbers(), **(two_workers | {"cpus_per_worker": 0.001} | asked))
+        run_workers(jobs.count, jobs.Numbers(), Workers(**(two_workers | {"cpus_per_worker": 0.001} | asked)))
 
 
 @pytest.mark.slow
 def test_a_preempted_run_stops_and_continues_without_spending_failures(two_workers: dict[str, Any]) -> None:
     alone = two_workers | {"num_workers": 1, "max_failures": 0}
-    assert run_workers(jobs.be_preempted, jobs.Numbers(), **alone) == (1, True)
+    assert run_workers(jobs.be_preempted, jobs.Numbers(), Workers(**alone)) == (1, True)
 
 
 @pytest.mark.slow
 def test_a_lost_controller_is_replaced(two_workers: dict[str, Any]) -> None:
     alone = two_workers | {"num_workers": 1, "max_failures": 1}
-    attempt, restarts = run_workers(jobs.lose_the_controller, jobs.Numbers(), **alone)
+    attempt, restarts = run_workers(jobs.lose_the_controller, jobs.Numbers(), Workers(**alone))
     assert attempt == 1
     assert restarts[0].startswith("Ray's controller: ")
 
