@@ -227,3 +227,16 @@ def test_a_private_ray_lets_nobody_in_and_leaves_no_token(tmp_path):
     assert "inside" not in text
     assert "uthentication" in text
     assert not (tmp_path / "home/.ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_whatever_listens_gives_strangers_nothing():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    command = [sys.executable, "-m", "tests.benchmarks.listening"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = done.stdout.splitlines()
+    assert sum("gcs_server" in line and "UNAUTHENTICATED" in line for line in told) == 1  # it does look
+    # the process group's, whose members know each other without a token
+    assert all("127.0.0.1" in line for line in told if "DEADLINE_EXCEEDED" in line)
