@@ -83,13 +83,18 @@ class Words:
     values: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints the script for a shell."""
+def parser() -> CommandLine:
+    """The command line."""
     parser = CommandLine(
         prog="fovea completion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shell", choices=["bash", "zsh"])
-    print(script(parser.parse_args(arguments).shell))
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the script for a shell."""
+    print(script(parser().parse_args(arguments).shell))
     return 0
 
 

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray.cloudpickle
 from ray import serve
+
+from cluster.process import set_up_process
 
 BATCHES_AT_ONCE = 2  # one is prepared (decoded) while another is computed
 
@@ -14,11 +17,12 @@ Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 class Replica:
-    """Holds what `make` gives: a function from a batch of items to as many answers. It is called in threads, by up to
-    `BATCHES_AT_ONCE` at once."""
+    """Holds what `make`, which comes pickled, gives: a function from a batch of items to as many answers. It is called in
+    threads, by up to `BATCHES_AT_ONCE` at once."""
 
-    def __init__(self, make: Callable[[], Compute], max_batch_size: int, batch_wait_seconds: float) -> None:
-        self._compute = make()
+    def __init__(self, make: bytes, max_batch_size: int, batch_wait_seconds: float) -> None:
+        set_up_process()  # before the module of what is made loads torch
+        self._compute: Compute = ray.cloudpickle.loads(make)()
         self._num_computing = 0
         self._changed = asyncio.Event()
         batched: Any = self._batch

@@ -107,6 +107,7 @@ def replicas(service: Service) -> Iterator[Replicas]:
 
 
 def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
+    import ray.cloudpickle
     from ray import serve
 
     from cluster.serving.replica import BATCHES_AT_ONCE, Replica
@@ -123,7 +124,7 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
     )
     try:
         return serve.run(
-            deployment.bind(service.make, service.max_batch_size, service.batch_wait_seconds),
+            deployment.bind(ray.cloudpickle.dumps(service.make), service.max_batch_size, service.batch_wait_seconds),
             name=name,
             route_prefix=None,
         )
