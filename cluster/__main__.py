@@ -13,14 +13,16 @@ from cluster.errors import UserError, run_command
 DESCRIPTION = "Jobs and pipelines of jobs on a Ray cluster."
 ADDRESS_HELP = "the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
 SUBMIT_EPILOG = """example: python -m cluster submit --name first -- \\
-    python -m pretrain configs/pretrain/simclr.yaml data.url=s3://bucket/shards out=s3://bucket/first cluster.workers=8
+    python -m pretrain configs/pretrain/simclr.yaml data.url=s3://bucket/shards out=s3://bucket/first \\
+    cluster.workers=8
 
 The working tree is sent along: code and configurations, without what .gitignore and .rayignore name,
 environments, data and runs. Ctrl-C leaves the job running. The exit code is the job's."""
 PIPELINE_EPILOG = """example: python -m cluster pipeline configs/pipelines/demo.yaml out=runs/pipeline
 
 On the cluster that --address or the environment name, each stage is a Ray job; without one, the stages run
-here one after another. Repeated, the same command does what is missing. Submit it so that it outlives the terminal:
+here one after another. Repeated, the same command does what is missing. Submit it so that it outlives the
+terminal:
   python -m cluster submit -- python -m cluster pipeline FILE.yaml out=s3://bucket/night"""
 
 

@@ -43,7 +43,7 @@ COMMANDS: dict[str, Command] = {
         "MODEL IMAGES OUT: draws the evidence for each class, attention and features", "finetune.explain"
     ),
     "predict": Command(
-        "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, places, tracks",
+        "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, localization, tracks",
         "finetune.predicting.command",
     ),
     "serve": Command("MODEL: answers images by HTTP, on Ray Serve", "finetune.serving.command"),

@@ -33,7 +33,8 @@ _fovea_values() {{
 _BASH = """# completion of fovea for bash; made by: fovea completion bash
 {words}
 _fovea() {{
-  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} key is_value="" at="" word words
+  local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}}
+  local key is_value="" at="" word words
   # readline takes `key=value` for three words
   if [[ $current == "=" ]]; then key=$before current="" is_value=1
   elif [[ $before == "=" ]]; then key=${{COMP_WORDS[COMP_CWORD - 2]}} is_value=1

@@ -20,9 +20,10 @@ PAGE = "docs/settings.md"
 INTRODUCTION = f"""# All settings
 
 Made by `python -m fovea.settings_reference {PAGE}`; a test keeps it current. Settings come from a YAML file
-and any number of `key=value` after it; lists and mappings are written `[a, b]` and `{{a: 1}}`. From Python they
-are given by the short names in the last column, or as `settings={{"training.epochs": 10}}`. Where pretraining
-says nothing, the settings of the method's paper apply before the defaults here (`pretrain/papers.py`). Serving takes options.
+and any number of `key=value` after it; lists and mappings are written `[a, b]` and `{{a: 1}}`. From Python
+they are given by the short names in the last column, or as `settings={{"training.epochs": 10}}`. Where
+pretraining says nothing, the settings of the method's paper apply before the defaults here
+(`pretrain/papers.py`). Serving takes options.
 """
 STAGES = (
     ("Pretraining", "python -m pretrain CONFIG [key=value ...]", PretrainSettings, PretrainKeywords),

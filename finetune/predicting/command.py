@@ -89,15 +89,17 @@ def parser() -> CommandLine:
         help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
     )
     alarms.add_argument("--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)")
-    places = parser.add_argument_group("places (medical images)")
-    places.add_argument("--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps")
-    places.add_argument(
+    localization = parser.add_argument_group("localization (medical images)")
+    localization.add_argument(
+        "--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps"
+    )
+    localization.add_argument(
         "--region-fraction",
         type=float,
         default=0.5,
         help="fraction of the strongest evidence in a region (default: 0.5)",
     )
-    places.add_argument(
+    localization.add_argument(
         "--size",
         type=int,
         metavar="PIXELS",

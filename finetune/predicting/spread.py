@@ -98,7 +98,7 @@ def job_of(
 
 
 def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], machines: Machines) -> Stream:
-    """Does the job of `job_of`, continuing what is there, and gives what came of it; its pictures are without pixels."""
+    """Does the job of `job_of`, continuing what is there, and gives what came of it; its images are without pixels."""
     with ProgressLine("predict, parts") as progress:
         run_batch_job(job, machines, on_progress=progress.reach)
     clip_of = {url: clip for clip in clips for url in clip.urls}

@@ -17,7 +17,7 @@ from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.loader import fill_one
 
-# each clip with its pictures and their records, in order
+# each clip with its images and their records, in order
 Stream = Iterable[tuple[Clip, Iterable[tuple[Item, dict[str, Any]]]]]
 
 

@@ -76,7 +76,7 @@ def files_of(exported: Exported, form: str) -> tuple[dict[str, bytes], list[str]
         }
         if exported.network is not None and exported.network.optional:
             about["optional_inputs"] = {
-                SIZES: "float32 [batch, 2]: height and width of each image on its canvas; boxes are cut at its edges"
+                SIZES: "float32 [batch, 2]: height and width of each image on its canvas, where boxes are cut"
             }
         files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
     elif form == "timm":

@@ -139,7 +139,8 @@ def test_a_collapsed_run_says_so_first(tmp_path, capsys):
         )
         text = first_sentences(out)
         assert re.match(
-            r"collapsed This run collapsed (and|but) .*: all images get nearly the same embedding \(spread 0\.0\d* of 1",
+            r"collapsed This run collapsed (and|but) .*: all images get nearly the same "
+            r"embedding \(spread 0\.0\d* of 1",
             text,
         )
         assert "should not be used" in text
