@@ -62,7 +62,7 @@ def test_misspelt_settings_and_impossible_values(mistake, shards, tmp_path):
         ("method.arguments.temprature=1", ["'temprature'", "did you mean 'temperature'"]),
         ("views.arguments.crop=1", ["views.arguments", "'crop'"]),
         ("knn.train_url=x", ["both knn.train_url and knn.test_url"]),
-        ("--epochs", ["'--epochs' is not an override"]),
+        ("--epochs", ["--epochs has no value", "epochs=VALUE"]),
     ]:
         line = mistake(pretrain, *good, override)
         assert all(word in line for word in words), line

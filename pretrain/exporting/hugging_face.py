@@ -23,6 +23,8 @@ import numpy as np
 import safetensors.torch
 
 import cluster.errors
+import cluster.process
+import cluster.renamed
 import cluster.secrets
 from cluster.errors import UserError
 from pretrain.data.images.decode import decode_upright
@@ -43,6 +45,8 @@ from pretrain.exporting.exported import (
 # the modules that every copied model needs; each becomes a file of its own name
 COPIED: tuple[ModuleType, ...] = (
     cluster.errors,
+    cluster.process,
+    cluster.renamed,
     cluster.secrets,
     base,
     building,

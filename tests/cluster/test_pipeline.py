@@ -116,9 +116,9 @@ def test_a_failed_stage_stops_neither_its_sibling_nor_the_next_run(here):
     assert [row[1] for row in scores(here.out)] == ["done"] * 4
     values = {row[0]: row[2]["score"] for row in scores(here.out)}
     assert scores(here.out)[1][3] == {"right": {"score": values["right"], "steps": 4}}
-    line = rf"\| left \| done \| \d+ s \| score \| {values['left']:.3f} \| {values['right']:.3f} \|"
+    line = rf"\| left \| done \| [\d.]+ s \| score \| {values['left']:.3f} \| {values['right']:.3f} \|"
     assert re.search(line, (here.out / "results.md").read_text())
-    assert re.search(rf"left +done +\d+ s +score +{values['left']:.3f} +{values['right']:.3f}", text)
+    assert re.search(rf"left +done +[\d.]+ s +score +{values['left']:.3f} +{values['right']:.3f}", text)
 
     before = [path.stat().st_mtime_ns for path in here.out.glob("*/result.json")]
     code, text = here.run()

@@ -210,7 +210,7 @@ def labelme_of_shapes(src):
 
 @comes_out(
     {"images/1.png": {"objects": DOG}, "images/2.png": {"objects": DOG}},
-    says=["turned <box>", "train: 1, validation: 1"],
+    says=["rotated <box>", "train: 1, validation: 1"],
 )
 def cvat_turned(src):
     photos(src, "images/1.png", "images/2.png")
@@ -235,7 +235,7 @@ def cvat_turned(src):
         "4.png": None,
         "6.png": None,
     },
-    says=["image whose row was set aside", "line 3", "line 4", "line 5", "no UTF-8", "leads out"],
+    says=["image whose row was set aside", "line 3", "line 4", "line 5", "not UTF-8", "leads out"],
 )
 def table_of_bad_lines(src):
     photos(src, *(f"{n}.png" for n in range(9)))
@@ -372,7 +372,7 @@ def images_of_several_frames(src):
 
 @comes_out(
     {"1.jpg": {"objects": DOG}, "2.jpg": {"objects": DOG}, "3.jpg": {"objects": DOG}},
-    says=["2 x image whose boxes were turned"],
+    says=["2 x image whose boxes were rotated"],
 )
 def coco_with_sizes_in_part(src):
     exif = Image.Exif()

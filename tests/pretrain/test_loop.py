@@ -325,7 +325,7 @@ def test_where_no_checkpoint_is_whole_nothing_starts_at_step_0_unsaid(tmp_path):
     _damage(folder / names[0], "no state")
     _damage(folder / names[1], "half meta")
     with pytest.raises(
-        UserError, match=r"none of the checkpoints in .* is whole .*remove .*checkpoints to start at"
+        UserError, match=r"none of the checkpoints in .* is complete .*remove .*checkpoints to start at"
     ) as told:
         run(url)
     assert all(name in str(told.value) for name in names)
@@ -533,7 +533,7 @@ def test_a_run_goes_on_from_another_ones_checkpoint_with_settings_of_its_own(tmp
     [
         ("nowhere", {}, "has no complete checkpoint; name the folder that a run left"),
         ("parent@9", {}, "has no checkpoint of step 9; there are those of step 7, 14"),
-        ("parent", {"steps": 14}, "stands at step 14, and this run ends at step 14: no step is left"),
+        ("parent", {"steps": 14}, "is at step 14, and this run ends at step 14: no steps are left"),
         ("parent", {"batch_size_global": 4}, "whose 14 steps saw 112 images.*keep 8"),
     ],
 )

@@ -92,7 +92,7 @@ def test_at_a_rate_of_nothing_the_run_is_its_start(shards, first, tmp_path):
         ),
         ({"encoder.arguments.attention_from": 2}, "encoder.arguments.attention_from=2, but .* has 4; with encoder.url"),
         ({"encoder.weights_sha256": "0" * 64}, "now holds different weights from those this run started from"),
-        ({"encoder.url": "random"}, "encoder.url=random names no weights"),
+        ({"encoder.url": "random"}, "encoder.url=random does not name weights"),
         (
             {"encoder.url": "null", "method.keep": 0.1},
             "method.keep=0.1 pulls back to the weights of encoder.url; give that",

@@ -135,7 +135,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_so(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     run.log({"step": 2, "samples_seen": 2, "loss": 1.0})
     run.log({"step": 3, "samples_seen": 3, "loss": 1.0})
-    assert len(run.troubles) == 1 and "no more is sent to mlflow until the next start" in run.troubles[0]
+    assert len(run.troubles) == 1 and "nothing more is sent to mlflow until the next start" in run.troubles[0]
     run.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
 

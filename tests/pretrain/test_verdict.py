@@ -68,7 +68,7 @@ TABLE = {
     ),
     "killed": (
         run("killed", lines=rows(30), silent_seconds=130.0, checkpoint_step=25), None,
-        ("bad", "killed", r"killed at step 30 of 100 \(30 %\).* 2\.2 minutes", r"4\.9 to 2; .* checkpoint of step 25\."),
+        ("bad", "killed", r"killed at step 30 of 100 \(30 %\).* 2:10 min", r"4\.9 to 2; .* checkpoint of step 25\."),
     ),
     "killed at once": (
         run("killed", lines=[]), None, ("bad", "killed", "killed at step 0 of 100", "no checkpoint.* from scratch at step 0"),
