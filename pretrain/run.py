@@ -48,8 +48,8 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
-        # what is made here is used here; workers of a cluster make their own
-        pretrain if settings.cluster.workers else partial(pretrain, parts=parts),
+        # what is made here is used here; workers of a cluster make their own, but none reads all footers again
+        partial(pretrain, manifest=parts.manifest) if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,
         world_sizes=world_sizes,
@@ -72,11 +72,12 @@ class Parts:
     probe: LabelProbe | None
 
     @classmethod
-    def of(cls, settings: PretrainSettings) -> Parts:
-        """Raises UserError for what a run cannot be made of."""
+    def of(cls, settings: PretrainSettings, manifest: Manifest | None = None) -> Parts:
+        """Raises UserError for what a run cannot be made of. `manifest` is that of the data, when it is read already."""
         settings.data.use_stores()
-        columns = [settings.data.image_column]
-        manifest = load_manifest(settings.data.urls, columns=columns, image_column=settings.data.image_column)
+        if manifest is None:
+            column = settings.data.image_column
+            manifest = load_manifest(settings.data.urls, columns=[column], image_column=column)
         order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
         order.streams_of_rank(0, max(1, settings.cluster.workers))
         views = views_of(settings)
@@ -93,11 +94,16 @@ def pretrain(
     settings: PretrainSettings,
     *,
     parts: Parts | None = None,
+    manifest: Manifest | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
+    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made.
+
+    `manifest` is the table of the data's row groups, which the command has read: on many workers, each of which would read
+    the footers of all files, that is millions of requests.
+    """
     settings.data.use_stores()
-    parts = parts or Parts.of(settings)
+    parts = parts or Parts.of(settings, manifest)
     views, manifest, source = settings.views, parts.manifest, parts.source
     viewer = Viewer(
         parts.views,
