@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import time
@@ -10,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import run_command
+from cluster.settings import load_settings
+from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
+from pretrain.data.reading.manifest import load_manifest
+from pretrain.papers import defaults_of
 from pretrain.reporting.folder import read_run
 from pretrain.reporting.verdict import pretraining_verdict
+from pretrain.run import pretrain
+from pretrain.settings import PretrainSettings
+from pretrain.starting import resolved
 from pretrain.training import checkpoints
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
@@ -85,6 +93,16 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert before == sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
     assert run_command(lambda: main([*arguments(shards, whole, steps=13, workers=0), "--check"])) == 2
     assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch):
+    config, *overrides = arguments(shards, tmp_path / "run", steps=12, workers=0)
+    settings, _ = resolved(load_settings(PretrainSettings, config, overrides, beneath=defaults_of))
+    handed = pickle.loads(pickle.dumps(load_manifest(str(shards), columns=["image"])))  # as it comes to a worker
+    monkeypatch.setattr("pretrain.run.load_manifest", None)
+    with local_context() as context:
+        assert pretrain(context, settings, manifest=handed)["status"] == "finished"
+    assert_equal_runs(whole, tmp_path / "run")
 
 
 @pytest.mark.ray
