@@ -9,7 +9,7 @@ QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job p
 	$(patsubst %,tests/pretrain/test_%.py,choosing command corruptions cuts decode exactness health labels packing pixels \
 	reporting_parts schedules_and_optimizers verdict view_sheet) \
 	$(patsubst %,tests/finetune/test_%.py,caption_metrics detection_views summarization) tests/fovea/test_console.py
-SIDE_BY_SIDE := --numprocesses $(TESTERS) --dist loadfile
+SIDE_BY_SIDE := --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 LOWEST := .venv-lowest
 EXTRAS := s3 gcs hf http mlflow onnx huggingface explain video lora serve teacher heif

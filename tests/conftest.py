@@ -31,6 +31,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# files of tests that take long and start no Ray
+LONG = {
+    "test_distill",
+    "test_methods",
+    "test_started_weights",
+    "test_unfinished_runs",
+    "test_signals",
+    "test_summarization_run",
+}
+
+
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """A local Ray with four CPUs that all tests of a session share; `run_workers` joins it."""
@@ -94,3 +105,9 @@ def s3_server() -> Iterator[S3Server]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray or processes come first: others compute while these wait, and none is left for the end."""
+    heavy = {item.path for item in items if item.get_closest_marker("ray") or item.path.stem in LONG}
+    items.sort(key=lambda item: item.path not in heavy)

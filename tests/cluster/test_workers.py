@@ -67,6 +67,7 @@ def test_a_stop_by_rule_keeps_its_class_and_the_last_record(two_workers: dict[st
     assert records == [{"last": "words"}]
 
 
+@pytest.mark.slow
 def test_a_bug_is_told_once_and_whole(two_workers: dict[str, Any]) -> None:
     with pytest.raises(WorkerFailed) as caught:
         run_workers(jobs.fail, jobs.Numbers(), Workers(max_failures=0, **two_workers))

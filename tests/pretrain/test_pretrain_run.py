@@ -106,7 +106,8 @@ def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp_path, shared_ray, workers):
     out = tmp_path / "run"
     steps = 12
