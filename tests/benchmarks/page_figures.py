@@ -49,7 +49,11 @@ def main() -> None:
 
 def shot(page: Page, section: str | None, height: int) -> Image.Image:
     """A section of a page, or its top."""
-    data = page.screenshot() if section is None else page.locator(section).first.screenshot()
+    if section is None:
+        data = page.screenshot()
+    else:
+        page.add_style_tag(content="nav { display: none !important }")  # which stays in sight, over the section
+        data = page.locator(section).first.screenshot()
     image = Image.open(io.BytesIO(data))
     return image.crop((0, 0, image.width, min(image.height, height)))
 
