@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def options(url, out, *, workers=0, **more):
     settings = arguments(f"{url}/data", out, steps=STEPS, workers=workers, **more)
     settings[0] = "configs/pretrain/small/distill.yaml"
-    return [*settings, f"method.arguments.features={url}/features"]
+    return [*settings, f"method.arguments.features={url}/features", "method.arguments.map_weight=0"]
 
 
 def uploaded(folder, url):
