@@ -60,9 +60,9 @@ def recorded_train(module, optimizer, plan, *, context, run, batches_from):
     return train(module, optimizer, plan, context=context, run=run, batches_from=recorded)
 
 
-def recorded_pretrain(context, settings, parts=None):
+def recorded_pretrain(context, settings, **made):
     """What each worker does."""
-    return pretrain(context, settings, parts=parts, loop=recorded_train)
+    return pretrain(context, settings, **made, loop=recorded_train)
 
 
 def rows_by_step(folder, what="rows"):
