@@ -42,7 +42,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_own_photos_and_what_the_encoder_sees(folder):
     for number in range(60):
         place = folder / "photos" / ("across" if number % 2 else "down")
@@ -57,7 +56,6 @@ def test_own_photos_and_what_the_encoder_sees(folder):
     assert len(put_out(run("what_an_encoder_sees", folder, encoder), "image/png")) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_from_a_bucket(folder, s3_server):
     import s3fs
