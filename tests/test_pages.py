@@ -45,6 +45,11 @@ def blocks(page, kind):
     return [body for _, language, body in FENCED.findall(page.read_text()) if language == kind]
 
 
+def anchor_of(heading):
+    """What a link calls the section below a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 def commands_of(text):
     """The commands of a shell block as lists of words, without comments and redirections."""
     for line in text.replace("\\\n", " ").splitlines():
@@ -156,9 +161,7 @@ def test_links_lead_somewhere(page):
         assert there.exists(), f"{page}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, (
-                f"{page}: {target}"
-            )
+            assert anchor in {anchor_of(one) for one in headings}, f"{page}: {target}"
 
 
 def section(page, anchor):
@@ -167,7 +170,7 @@ def section(page, anchor):
     if not anchor:
         return text
     parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    headings = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-"): at for at, one in enumerate(parts) if at % 2}
+    headings = {anchor_of(one): at for at, one in enumerate(parts) if at % 2}
     return parts[headings[anchor] + 1]
 
 
