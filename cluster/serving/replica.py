@@ -10,8 +10,7 @@ import ray.cloudpickle
 from ray import serve
 
 from cluster.process import set_up_process
-
-BATCHES_AT_ONCE = 2  # one is prepared (decoded) while another is computed
+from cluster.serving.replicas import BATCHES_AT_ONCE
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from cluster.errors import UserError, WorkerFailed
 
 DEPLOYMENT = "replica"
+BATCHES_AT_ONCE = 2  # of a replica: one is prepared (decoded) while another is computed
 ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
@@ -34,6 +36,10 @@ class Answer(NamedTuple):
 
 class Unanswered(Exception):
     """The replicas that had a request in their hands died."""
+
+
+class _Died(Exception):
+    """The replica died with a call in its hands."""
 
 
 class Asked(Protocol):
@@ -97,7 +103,8 @@ def replicas(service: Service) -> Iterator[Replicas]:
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         others = set(serve.status().applications)
         try:
-            yield Replicas(name, _deploy(service, share.resources, name))
+            handle = _deploy(service, share.resources, name)
+            yield Replicas(name, handle, service.num_replicas * BATCHES_AT_ONCE, service.max_batch_size)
         finally:
             # a private Ray takes all with it; of a cluster only what is ours
             if not session.embedded:
@@ -110,7 +117,7 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
     import ray.cloudpickle
     from ray import serve
 
-    from cluster.serving.replica import BATCHES_AT_ONCE, Replica
+    from cluster.serving.replica import Replica
 
     deployment: Any = serve.deployment(
         Replica,
@@ -133,24 +140,78 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
 
 
 class Replicas:
-    """Replicas that are ready to be asked, from any event loop."""
+    """Replicas that are ready to be asked, from one event loop.
 
-    def __init__(self, name: str, handle: Any) -> None:
+    Items of several requests go to a replica in one call when all replicas are busy: a call costs as much CPU as a third of a
+    small image, and Serve makes larger batches of what comes together.
+    """
+
+    def __init__(self, name: str, handle: Any, max_calls: int, max_items: int) -> None:
         self._name, self._handle = name, handle
+        self._max_calls, self._max_items = max_calls, max_items
+        self._waiting: deque[tuple[Any, asyncio.Future[Answer]]] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def ask(self, items: Sequence[Any]) -> list[Answer]:
         """The answer to each item, in order; where its replica died, of another one. Raises Unanswered."""
+        loop = asyncio.get_running_loop()
+        asked = [(item, loop.create_future()) for item in items]
+        self._waiting.extend(asked)
+        self._send()
+        return list(await asyncio.gather(*(answer for _, answer in asked)))
+
+    def _send(self) -> None:
+        """Sends what waits while a replica has a hand free."""
+        while self._waiting and len(self._calls) < self._max_calls:
+            sent: list[tuple[Any, asyncio.Future[Answer]]] = []
+            while self._waiting and len(sent) < self._max_items:
+                one = self._waiting.popleft()
+                if not one[1].done():  # whoever asked may be gone
+                    sent.append(one)
+            if sent:
+                call = asyncio.create_task(self._call(sent))
+                self._calls.add(call)
+                call.add_done_callback(self._called)
+
+    def _called(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send()
+
+    async def _call(self, sent: Sequence[tuple[Any, asyncio.Future[Answer]]]) -> None:
+        """Asks for some items together; where the replica died, for each alone: one of them may be what killed it."""
+        try:
+            answers: Sequence[Answer | BaseException] = await self._asked([item for item, _ in sent])
+        except _Died:
+            alone = (self._asked_again(item) for item, _ in sent)
+            answers = await asyncio.gather(*alone, return_exceptions=True)
+        except Exception as error:  # whoever asked is told
+            answers = [error] * len(sent)
+        for (_, waiting), answer in zip(sent, answers, strict=True):
+            if waiting.done():
+                continue
+            if isinstance(answer, BaseException):
+                waiting.set_exception(answer)
+            else:
+                waiting.set_result(answer)
+
+    async def _asked_again(self, item: Any) -> Answer:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return (await self._asked([item]))[0]
+            except _Died:
+                continue
+        raise Unanswered(f"{ATTEMPTS} replicas died with this request in their hands")
+
+    async def _asked(self, items: list[Any]) -> list[Answer]:
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import RayServeException
 
-        for _ in range(ATTEMPTS):
-            try:
-                return [Answer(*one) for one in await self._handle.ask.remote(list(items))]
-            except RayActorError:
-                continue
-            except RayServeException as error:  # no replica can be started any more
-                raise Unanswered(f"no replica is available: {type(error).__name__}") from error
-        raise Unanswered(f"{ATTEMPTS} replicas died with this request in their hands")
+        try:
+            return [Answer(*one) for one in await self._handle.ask.remote(items)]
+        except RayActorError as error:
+            raise _Died from error
+        except RayServeException as error:  # no replica can be started any more
+            raise Unanswered(f"no replica is available: {type(error).__name__}") from error
 
     async def num_ready(self) -> int:
         """Replicas that run, as Serve sees them; it notices within seconds that one has died."""

@@ -34,12 +34,12 @@ class FileInfo:
 @contextmanager
 def explained(action: str, url: str) -> Iterator[None]:
     """Turns the store's errors into a UserError that says what was tried on which URL, without secrets."""
-    shown = masked(url)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        shown = masked(url)
         status = http_status(error)
         if status in (401, 403) or isinstance(error, PermissionError):
             answer = f" (HTTP {status}: {masked(in_words(error))})" if status else ""

@@ -46,14 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def speed(folder: Path, num: int, repeats: int) -> None:
     """Import beside decoding alone, in turn, so that a busy machine slows both down."""
-    from pretrain.data.images.decode import decode_whole
+    from pretrain.data.images.decode import decode_image
     from pretrain.data.packing.importing import ImportOptions, import_images
 
     files = make(folder / "src", num, size=(300, 240))
 
     def decode() -> None:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for _ in pool.map(lambda path: decode_whole(path.read_bytes()), files):
+            for _ in pool.map(lambda path: decode_image(path.read_bytes()), files):
                 pass
 
     rates: dict[str, list[float]] = {"decoding alone": [], "import": [], "import with a split": []}

@@ -253,11 +253,9 @@ def _look_at(image: bytes | None, *, with_tile: bool = False) -> _Look:
         decoded = decode_whole(image)
     except BadImage as error:
         return _Look("", None, str(error), digest, None)
-    pixels_HW3 = decoded.pixels_HW3
-    height, width, _ = pixels_HW3.shape
-    tile = thumbnail(pixels_HW3) if with_tile else None
+    tile = thumbnail(np.asarray(decoded.image)) if with_tile else None
     return _Look(
-        image_format(image) or "", (width, height), "", digest, tile, has_few_bits=decoded.significant_bits > 0
+        image_format(image) or "", decoded.image.size, "", digest, tile, has_few_bits=decoded.significant_bits > 0
     )
 
 

@@ -134,13 +134,13 @@ class Decoded:
     """A decoded image, and how it lay in its file.
 
     Attributes:
-        pixels_HW3: uint8, RGB, upright.
+        image: the pixels, of mode RGB, upright.
         stored_size: (width, height) before EXIF turned it.
         orientation: EXIF's, 1 to 8.
         significant_bits: of grey values in a 16-bit file that do not use them all; else 0.
     """
 
-    pixels_HW3: np.ndarray
+    image: Image.Image
     stored_size: tuple[int, int]
     orientation: int
     significant_bits: int = 0
@@ -155,7 +155,7 @@ def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> 
         rgb, bits = to_rgb(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
-        return Decoded(np.asarray(rgb), size, turned, bits)
+        return Decoded(rgb, size, turned, bits)
 
 
 def image_frame(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[tuple[int, int], int]:

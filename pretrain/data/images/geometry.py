@@ -88,7 +88,7 @@ def upright_boxes(
 def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
     """Whether boxes lie on the stored pixels where the size is the same both ways. Raises WrongFrame where nothing tells."""
     is_square = frame.orientation >= 5
-    if on_stored is None and not is_square:
+    if on_stored is None:
         raise WrongFrame(
             f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its boxes were rotated "
             "too"

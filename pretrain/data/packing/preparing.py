@@ -78,14 +78,14 @@ def prepare(
         facts[FEW_BITS] = 1
     if has_more_frames(data):
         facts[FRAMES] = 1
-    height, width = decoded.pixels_HW3.shape[:2]
+    width, height = decoded.image.size
     stored, path, scale = data, record.path, 1.0
     if short_side and min(width, height) > short_side:
         scale = short_side / min(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         buffer = io.BytesIO()
         # the pixels are upright already, so no orientation is stored
-        Image.fromarray(decoded.pixels_HW3).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).save(
+        decoded.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).save(
             buffer, "JPEG", quality=jpeg_quality
         )
         stored, path = buffer.getvalue(), as_jpeg(record.path, same_stem)

@@ -232,7 +232,7 @@ def _finish(listing: Listing, contents: Sequence[Content], finder: Finder, src: 
         listing.notes.append(f"{num_blank} blank captions are left out")
         listing.account.count("blank caption, left out", contents[0].src, num_blank, said=True)
     listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
-    listing.notes += finder.notes()
+    finder.finish(listing)
 
 
 def _folder(src: str, names: Sequence[str]) -> str:

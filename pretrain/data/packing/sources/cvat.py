@@ -51,7 +51,7 @@ def cvat_records(
         listing.account.read.add(path)
         _read(storage.join(src, path), finder, listing)
     listing.records = unique(listing.records, src)
-    listing.notes += finder.notes()
+    finder.finish(listing)
     return listing
 
 

@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster import storage
 from cluster.secrets import masked
+from pretrain.data.packing.sources.records import Listing
 from pretrain.data.packing.sources.tree import Tree, stem_of
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "file")
 MAX_PATH = 4096
+ELSEWHERE = (
+    "the images named beside it lie where their paths say, and there is none of its name: {path} is another that ends as it "
+    "does; name it by its path if it is meant"
+)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -29,11 +35,15 @@ class Leaves(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image: where its bytes are, its path as the annotation names it, and its path below the source where it is there."""
+    """An image: where its bytes are, its path as the annotation names it, and its path below the source where it is there.
+
+    `base`: the folder that its name was relative to; None where it was found by the end of its path alone.
+    """
 
     url: str
     name: str
     path: str | None
+    base: str | None = ""
 
 
 @dataclass
@@ -46,6 +56,8 @@ class Finder:
         outside: folders outside of the tree for which the same holds; `--images` names one.
         shortened: how many were found by the end of their path only, and the first of them.
         by_other: how many were found without their ending, or in other letters (A.JPG for a.jpg).
+        places: for all names with the same `bases`, how many were relative to which folder (None: found by their ends).
+        unusual: (bases, folder, URL, path) of those that were not relative to the likeliest folder.
     """
 
     tree: Tree
@@ -54,6 +66,8 @@ class Finder:
     shortened: list[str] = field(default_factory=list)
     backslashes: list[str] = field(default_factory=list)
     by_other: list[str] = field(default_factory=list)
+    places: dict[tuple[str, ...], Counter[str | None]] = field(default_factory=dict)
+    unusual: list[tuple[tuple[str, ...], str | None, str, str]] = field(default_factory=list)
 
     def find(self, name: Any, what: str = "the path", *, under: str = "") -> Found:
         """The image of this name; one that is not there is given the path where it should be.
@@ -85,11 +99,33 @@ class Finder:
             raise ValueError(
                 f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of {', '.join(PROTOCOLS)}"
             )
-        return self._path(name, what, under)
+        found = self._path(name, what, under)
+        if found.path is not None:
+            self.places.setdefault(self.bases, Counter())[found.base] += 1
+            if found.base != (self.bases[0] if self.bases else ""):
+                self.unusual.append((self.bases, found.base, found.url, found.path))
+        return found
+
+    def finish(self, listing: Listing) -> None:
+        """Says what was not taken as it stands, and sets aside what may be another image than the one that is named.
+
+        Where most images of an annotation file lie in one folder, one that is missing there must not be taken for one with the
+        same name somewhere else.
+        """
+        wrong: dict[str, str] = {}
+        for bases, base, url, path in self.unusual:
+            usual = max(self.places[bases].items(), key=lambda one: (one[1], one[0] is not None))[0]
+            if usual is not None and base != usual:
+                wrong[url] = path
+        for index, record in enumerate(listing.records if wrong else ()):
+            if record.url in wrong:
+                listing.records[index] = replace(record, problem=ELSEWHERE.format(path=wrong[record.url]))
+        listing.notes += self._notes()
 
     def _path(self, name: str, what: str, under: str) -> Found:
-        if (path := self._at(name, under)) is not None:
-            return Found(self.tree.files[path].url, name, path)
+        if (at := self._at(name, under)) is not None:
+            path, base = at
+            return Found(self.tree.files[path].url, name, path, base)
         if posixpath.isabs(name) and storage.is_local(self.tree.root):
             below = os.path.relpath(name, os.path.abspath(storage.local_path(self.tree.root)))
             if below in self.tree.files:
@@ -99,9 +135,10 @@ class Finder:
         slashed = name
         if "\\" in name:
             slashed = re.sub(r"^[A-Za-z]:", "", name).replace("\\", "/")
-            if (path := self._at(slashed, under)) is not None:
+            if (at := self._at(slashed, under)) is not None:
+                path, base = at
                 self.backslashes.append(name)
-                return Found(self.tree.files[path].url, path, path)
+                return Found(self.tree.files[path].url, path, path, base)
         for folder in self.outside:
             inner = posixpath.normpath(slashed.lstrip("/"))
             if not inner.startswith("..") and storage.exists(url := storage.join(folder, inner)):
@@ -110,42 +147,43 @@ class Finder:
             raise Leaves(
                 f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where"
             )
-        if (path := self._other(slashed, under)) is not None:
+        if (other := self._other(slashed, under)) is not None:
+            path, found_in = other
             self.by_other.append(name)
-            return Found(self.tree.files[path].url, path, path)
-        if (path := self._by_end(slashed, under)) is not None:
+            return Found(self.tree.files[path].url, path, path, found_in)
+        if (end := self._by_end(slashed, under)) is not None:
             (self.backslashes if slashed != name else self.shortened).append(name)
-            return Found(self.tree.files[path].url, path, path)
+            return Found(self.tree.files[end].url, end, end, None)
         if posixpath.isabs(name):
             return Found(name, name, None)
-        base = self.outside[0] if self.outside else storage.join(self.tree.root, *filter(None, self.bases[:1]))
-        return Found(storage.join(base, name), name, None)
+        missing = self.outside[0] if self.outside else storage.join(self.tree.root, *filter(None, self.bases[:1]))
+        return Found(storage.join(missing, name), name, None)
 
-    def _at(self, name: str, under: str) -> str | None:
-        """The path below the tree that a relative path leads to exactly."""
+    def _at(self, name: str, under: str) -> tuple[str, str] | None:
+        """The path below the tree that a relative path leads to exactly, and the folder that it is relative to."""
         if posixpath.isabs(name):
             return None
         for base in (under, *self.bases) if under else self.bases:
             path = posixpath.normpath(posixpath.join(base, name))
             if path in self.tree.files:
-                return path
+                return path, base
         return None
 
-    def _other(self, name: str, under: str) -> str | None:
-        """The one image of this path in other letters, or of this path and an ending."""
+    def _other(self, name: str, under: str) -> tuple[str, str | None] | None:
+        """The one image of this path in other letters, or of this path and an ending; and the folder as `Found.base` has it."""
         if posixpath.isabs(name):
             return None
         for base in (under, *self.bases) if under else self.bases:
             path = posixpath.normpath(posixpath.join(base, name))
             if (found := self.tree.lower.get(path.lower())) in self.tree.images:
-                return found
+                return found, base
             endings = [path + ending for ending in IMAGE_SUFFIXES]
             here = [known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None]
             if len(here) == 1 and here[0].startswith(path):
-                return here[0]
+                return here[0], base
         if "/" not in name and not name.lower().endswith(IMAGE_SUFFIXES):
             found_by_stem = self.tree.by_stem.get(name, [])
-            return found_by_stem[0] if len(found_by_stem) == 1 else None
+            return (found_by_stem[0], None) if len(found_by_stem) == 1 else None
         return None
 
     def _by_end(self, name: str, under: str) -> str | None:
@@ -166,7 +204,7 @@ class Finder:
                 return found[0] if len(found) == 1 else None
         return None
 
-    def notes(self) -> list[str]:
+    def _notes(self) -> list[str]:
         """What should be said of names that were not taken as they stand."""
         notes = []
         for names, how in (

@@ -49,7 +49,9 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         if isinstance(named, str) and named.strip():
             try:
                 finder.bases = (posixpath.dirname(path), "")
-                image = finder.find(named, "imagePath").path or image
+                found = finder.find(named, "imagePath")
+                # images are renamed with their json, which then still has the old name
+                image = image if image is not None and found.base is None else found.path or image
             except ValueError as error:
                 if image is None:
                     listing.problems.append((path, str(error)))
@@ -77,7 +79,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     listing.account.unlisted = "image without a json file"
     if unspoken := len(tree.images.keys() - {record.path for record in listing.records} - listing.account.left.keys()):
         listing.notes.append(f"{unspoken} images without a json file are left out")
-    listing.notes += finder.notes()
+    finder.finish(listing)
     return listing
 
 

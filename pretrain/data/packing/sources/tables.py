@@ -76,7 +76,7 @@ def table_records(
         listing.account.read.add(name)
         table.read(finder, listing, found, split=split, by_path="/" in name)
     listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
-    listing.notes += finder.notes()
+    finder.finish(listing)
     _said_of_labels(listing, [table for _, table in tables])
     listing.account.unlisted = "image not named in any row"
     return listing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from xml.parsers.expat import ErrorString  # the texts of errors; nothing is parsed with it
 
@@ -14,6 +14,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
+from pretrain.data.packing.sources.finding import ELSEWHERE
 from pretrain.data.packing.sources.records import (
     Listing,
     Objects,
@@ -50,6 +51,7 @@ def voc_records(
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
     listing = Listing([], told=f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})", tree=tree)
     spoken: dict[str, str] = {}
+    far: list[int] = []  # numbers of records whose image lies elsewhere
     for path, data in zip(annotations, read_small(tree.files[path] for path in annotations), strict=True):
         try:
             parsed = parse_voc(data, boxes or "xyxy")
@@ -84,6 +86,8 @@ def voc_records(
         if parsed.problems and not parsed.objects.bbox:
             problem = f"none of its objects can be read ({parsed.problems[0]}); it would look like an image without any"
         spoken[found[0]] = path
+        if posixpath.dirname(found[0]) not in _folders_of(path):
+            far.append(len(listing.records))
         listing.records.append(
             Record(
                 file.url,
@@ -95,6 +99,10 @@ def voc_records(
                 problem=problem,
             )
         )
+    if len(far) * 2 < len(listing.records):
+        for number in far:
+            record = listing.records[number]
+            listing.records[number] = replace(record, problem=ELSEWHERE.format(path=record.path))
     listing.records = unique(listing.records, src)
     masks = [path for path in images if path not in spoken and "Segmentation" in path]
     listing.account.left.update(dict.fromkeys(masks, "mask of an image"))
@@ -117,19 +125,23 @@ def _images_of(annotation: str, name: str, tree: Tree) -> list[str]:
     """The image that an xml file speaks of, or all that it may be."""
     name = name.replace("\\", "/")
     found = tree.by_stem.get(stem_of(annotation)) or tree.by_stem.get(stem_of(name)) or []
-    folder = posixpath.dirname(annotation)
     # VOC keeps masks by the same names in SegmentationClass and SegmentationObject
-    images = {
-        "/".join(other if part.lower() == "annotations" else part for part in folder.split("/"))
-        for other in ("JPEGImages", "images", "imgs", "Images")
-    }
+    folders = _folders_of(annotation)
     for rule in (
-        lambda path: posixpath.dirname(path) in images or posixpath.dirname(path) == folder,
+        lambda path: posixpath.dirname(path) in folders,
         lambda path: posixpath.basename(path) == posixpath.basename(name),
     ):
         if len(found) > 1:
             found = list(filter(rule, found)) or found
     return found
+
+
+def _folders_of(annotation: str) -> set[str]:
+    """Where the image of an xml file lies, as VOC and its followers have it."""
+    folder = posixpath.dirname(annotation)
+    others = ("JPEGImages", "images", "imgs", "Images")
+    parts = folder.split("/")
+    return {folder} | {"/".join(name if part.lower() == "annotations" else part for part in parts) for name in others}
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence, label_paths
+from pretrain.data.packing.sources.finding import ELSEWHERE
 from pretrain.data.packing.sources.records import (
     Listing,
     Objects,
@@ -63,7 +64,7 @@ def yolo_records(
     listing.account.read.update(path for path in setup.read if path in tree.files)
     split_of = split_by_lists(src, tree, setup, listing)
     images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
-    label_of, shared = _labels(images, tree, listing)
+    label_of, shared, far = _labels(images, tree)
     if not any(label_of.values()):
         raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
     num_files, named_by = sum(map(bool, label_of.values())), shown(setup.read, 2) or "no file"
@@ -76,6 +77,8 @@ def yolo_records(
         if label in shared:
             stands_for = ", ".join(shared[label])
             objects, problem = Objects((), ()), f"{label} stands for {stands_for}; the source does not say which"
+        elif path in far:
+            objects, problem = Objects((), ()), ELSEWHERE.format(path=path)
         else:
             objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
         listing.records.append(
@@ -117,8 +120,13 @@ def _note_unused(used: set[str], tree: Tree, evidence: Evidence, listing: Listin
     listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
 
 
-def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[str, str | None], dict[str, list[str]]]:
-    """(image -> its txt file or None, txt file -> images of one stem where it may be of several)."""
+def _labels(images: dict[str, Any], tree: Tree) -> tuple[dict[str, str | None], dict[str, list[str]], set[str]]:
+    """Which txt file is whose.
+
+    Returns:
+        image -> its txt file or None; txt file -> images of one stem where it may be of several; images that do not lie where
+        their txt file says, though most others do.
+    """
     found: dict[str, str | None] = {}
     images_of: dict[str, list[str]] = {}
     for path in images:
@@ -131,7 +139,12 @@ def _labels(images: dict[str, Any], tree: Tree, listing: Listing) -> tuple[dict[
         found[path] = label
         if label is not None:
             images_of.setdefault(label, []).append(path)
-    return found, {label: paths for label, paths in images_of.items() if len(paths) > 1}
+    usual = {path for path, label in found.items() if label and f"{label_paths(path)[0]}.txt".lower() == label.lower()}
+    if len(usual) * 2 > sum(map(bool, found.values())):
+        far = {path for path, label in found.items() if label and path not in usual}
+    else:
+        far = set()
+    return found, {label: paths for label, paths in images_of.items() if len(paths) > 1}, far
 
 
 class _Reader:
