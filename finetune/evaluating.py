@@ -18,7 +18,7 @@ from finetune.model import load_model
 from finetune.robustness import FILE, evaluate_corrupted
 from finetune.tasks import TASKS
 from finetune.tasks.base import Predictor
-from pretrain.data.reading.image_paths import use_image_root
+from pretrain.data.reading.image_paths import add_image_root_option, use_image_root
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards
 
@@ -49,9 +49,7 @@ def parser() -> CommandLine:
         action="store_true",
         help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
     )
-    parser.add_argument(
-        "--image-root", metavar="FOLDER", help="folder of the images of DATA where it holds only their paths"
-    )
+    add_image_root_option(parser)
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
         "--check", action="store_true", help="evaluates a first batch, estimates the time, and starts nothing"

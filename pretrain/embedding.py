@@ -42,6 +42,7 @@ from pretrain.data.reading.feature_layout import (
     row_groups_of,
 )
 from pretrain.data.reading.feature_statistics import write_description
+from pretrain.data.reading.image_paths import add_image_root_option, use_image_root
 from pretrain.data.reading.loader import batches_in_sequence
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def embed(options: argparse.Namespace) -> BatchResult | None:
     """Runs the job that the options of the command ask for; None for a check."""
+    use_image_root(options.image_root)
     name, out = _teacher_name(options.teacher), storage.absolute(options.out)
     data = [storage.absolute(url) for url in options.data.split(",")]
     manifest = load_manifest(data, columns=[options.image_column], image_column=options.image_column)
@@ -250,6 +252,7 @@ def parser() -> CommandLine:
     parser.add_argument("data", metavar="DATA", help="Parquet shards: path, glob or URL, several with commas between")
     parser.add_argument("out", metavar="OUT", help="folder of the features, a path or URL")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="struct<bytes, path> or binary")
+    add_image_root_option(parser)
     parser.add_argument(
         "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES", default=None,
         help="columns that go along, with commas between; by default all that are no images and not nested",

@@ -30,6 +30,7 @@ from finetune.predicting.spread import job_of, predict_shards
 from finetune.predicting.stream import Stream, followed, predicted
 from finetune.tasks.base import Predictor
 from pretrain.data.images.decode import set_max_pixels
+from pretrain.data.reading.image_paths import add_image_root_option, use_image_root
 from pretrain.data.reading.manifest import Manifest
 
 UNFINISHED = ".unfinished"  # there while OUT is filled; what a command that was cut off leaves is no result
@@ -77,6 +78,7 @@ def parser() -> CommandLine:
     )
     parser.add_argument("--fps", type=float, help="images a second, for images that are the frames of a video")
     parser.add_argument("--image-column", default="image", help="column of images in Parquet (default: image)")
+    add_image_root_option(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument("--overwrite", action="store_true", help="OUT may hold earlier predictions")
@@ -134,6 +136,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def predict(options: argparse.Namespace) -> Predicted | None:
     """Predicts as the options of the command ask for, and prints; None for a check."""
+    use_image_root(options.image_root)
     rules = [Rule.parse(text) for text in options.alarm]
     for name in ("every", "batch_size", "size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:

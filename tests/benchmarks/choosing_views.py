@@ -1,4 +1,4 @@
-"""Would local views teach small networks more? Multi-crop variants of SimCLR and BYOL at equal CPU time, by linear probe.
+"""Would local views teach small networks more? Multi-crop variants of four methods at equal CPU time, by linear probe.
 
     python -m tests.benchmarks.choosing_views SHARDS [--seeds 0 1] [--cpu-seconds 100] [--rows NAME ...]
 
@@ -8,8 +8,9 @@ that a row has. The variants:
 
 - `simclr_local`: two local views of mild scale; pairs of a global and a local view have as much weight as the global pair (the
   balanced terms of https://arxiv.org/abs/2210.02808).
-- `byol_local`: the online network predicts the targets of both global views from local views, too; `byol_two_predictors` has
-  one predictor for each kind of view (https://arxiv.org/abs/2602.05845).
+- `byol_local`, `simsiam_local`, `mocov3_local`: the targets of both global views are predicted from local views, too;
+  `byol_two_predictors` and the same of the others have one predictor for each kind of view
+  (https://arxiv.org/abs/2602.05845).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightly.models.modules.heads import BYOLPredictionHead
+from lightly.models.modules.heads import BYOLPredictionHead, MoCoProjectionHead, SimSiamPredictionHead
 from torch import Tensor
 
 from pretrain.data.reading.loader import Loader
@@ -35,7 +36,9 @@ from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder, build_encoder, save_encoder
 from pretrain.methods import Method
 from pretrain.methods.byol import BYOL
+from pretrain.methods.mocov3 import MoCoV3
 from pretrain.methods.simclr import SimCLR
+from pretrain.methods.simsiam import SimSiam
 from pretrain.training.contract import StepOutput
 from pretrain.training.optimizers import Rates, build_optimizer, parameter_groups, set_rates
 from tests.benchmarks.clothing import SPLITS, probes
@@ -81,6 +84,52 @@ class BYOLWithLocals(BYOL):
         return StepOutput(loss=loss, embeddings=(projections[0].detach(), projections[1].detach()))
 
 
+class SimSiamWithLocals(SimSiam):
+    """SimSiam that predicts the projections of global views from local ones, too; with a predictor of their own if asked."""
+
+    num_views = None
+
+    def __init__(self, encoder: Encoder, *, two_predictors: bool, **arguments: Any) -> None:
+        super().__init__(encoder, **arguments)
+        dim, bottleneck = arguments["projection_dim"], arguments["bottleneck_dim"]
+        self.local_predictor = SimSiamPredictionHead(dim, bottleneck, dim) if two_predictors else self.predictor
+
+    def forward(self, views: list[Tensor]) -> StepOutput:
+        projections = [self.projector(features) for features in self.features(views)]
+        first, second = (one.detach() for one in projections[:2])
+        among = [
+            self.criterion(self.predictor(projections[0]), second),
+            self.criterion(self.predictor(projections[1]), first),
+        ]
+        predictions = [self.local_predictor(one) for one in projections[2:]]
+        across = [self.criterion(one, target) for one in predictions for target in (first, second)]
+        loss = (torch.stack(among).mean() + torch.stack(across).mean()) / 2
+        return StepOutput(loss=loss, embeddings=(first, second))
+
+
+class MoCoV3WithLocals(MoCoV3):
+    """MoCo v3 whose local views find the keys of both global views, too; with a predictor of their own if asked."""
+
+    num_views = None
+
+    def __init__(self, encoder: Encoder, *, two_predictors: bool, **arguments: Any) -> None:
+        super().__init__(encoder, **arguments)
+        hidden, dim = arguments["hidden_dim"], arguments["projection_dim"]
+        own = MoCoProjectionHead(dim, hidden, dim, num_layers=2, batch_norm=True)
+        self.local_predictor = own if two_predictors else self.predictor
+
+    def forward(self, views: list[Tensor]) -> StepOutput:
+        projections = [self.projector(features) for features in self.features(views)]
+        queries = [self.predictor(one) for one in projections[:2]]
+        local_queries = [self.local_predictor(one) for one in projections[2:]]
+        with torch.no_grad():
+            keys = [self.key_projector(one) for one in self.features(views[:2], self.key_encoder)]
+        among = [self._contrast(queries[0], keys[1]), self._contrast(queries[1], keys[0])]
+        across = [self._contrast(one, key) for one in local_queries for key in keys]
+        loss = torch.stack(among).mean() + torch.stack(across).mean()
+        return StepOutput(loss=loss, embeddings=(queries[0].detach(), queries[1].detach()))
+
+
 def views_of(recipe: str, num_local: int) -> list[ViewSpec]:
     """The two views of a recipe with milder crops, then local ones of the same colours."""
     views = recipe_views(recipe, SIZE, {"crop_scale": [0.2, 1.0]})
@@ -92,19 +141,34 @@ def method_of(row: str, encoder: Encoder) -> tuple[Method, list[ViewSpec]]:
     """A row's method and views."""
     simclr = {"temperature": 0.2, "hidden_dim": 512, "decoupled": True}
     byol = {"hidden_dim": 512, "projection_dim": 128, "momentum": 0.99}
+    simsiam = {"hidden_dim": 512, "projection_dim": 512, "bottleneck_dim": 128}
+    mocov3 = {"hidden_dim": 512, "projection_dim": 128}
     if row == "simclr":
         return SimCLR(encoder, **simclr), views_of("simclr", 0)
     if row == "simclr_local":
         return SimCLRWithLocals(encoder, **simclr), views_of("simclr", NUM_LOCAL)
     if row == "byol":
         return BYOL(encoder, **byol), views_of("byol", 0)
-    two = row == "byol_two_predictors"
-    return BYOLWithLocals(encoder, two_predictors=two, **byol), views_of("byol", NUM_LOCAL)
+    if row == "simsiam":
+        return SimSiam(encoder, **simsiam), views_of("moco_v2", 0)
+    if row == "mocov3":
+        return MoCoV3(encoder, **mocov3), views_of("byol", 0)
+    two = row.endswith("_two_predictors")
+    if row.startswith("byol"):
+        return BYOLWithLocals(encoder, two_predictors=two, **byol), views_of("byol", NUM_LOCAL)
+    if row.startswith("simsiam"):
+        return SimSiamWithLocals(encoder, two_predictors=two, **simsiam), views_of("moco_v2", NUM_LOCAL)
+    return MoCoV3WithLocals(encoder, two_predictors=two, **mocov3), views_of("byol", NUM_LOCAL)
 
 
-ROWS = ("simclr", "simclr_local", "byol", "byol_local", "byol_two_predictors")
+ROWS = (
+    *("simclr", "simclr_local"),
+    *("byol", "byol_local", "byol_two_predictors"),
+    *("simsiam", "simsiam_local", "simsiam_two_predictors"),
+    *("mocov3", "mocov3_local", "mocov3_two_predictors"),
+)
 # of 256 images, scaled linearly: that of configs/pretrain/small
-PEAK_RATES = {"simclr": 4e-3, "byol": 4e-3}
+PEAK_RATES = {"simclr": 4e-3, "byol": 4e-3, "simsiam": 1e-3, "mocov3": 4e-3}
 
 
 def main(arguments: list[str] | None = None) -> None:

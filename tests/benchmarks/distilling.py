@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,7 @@ def show_step(out: Path, shards: dict[str, Path], turns: int) -> None:
     def run_of(name: str, steps: int, turn: str) -> tuple[float, float]:
         """CPU seconds of a run, and seconds of a step by the clock without start-up and what follows the last step."""
         began, folder = cpu_seconds(), out / f"step-{name}-{steps}-{turn}"
+        shutil.rmtree(folder, ignore_errors=True)
         given = [f"data.url={shards['train']}", f"out={folder}", f"training.steps={steps}"]
         command("pretrain", *named[name], *given, "cluster.workers=0", "report_images=0")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

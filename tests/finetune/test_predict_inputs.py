@@ -5,6 +5,8 @@ import json
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,6 +17,7 @@ from finetune.predicting.sources import find_clips
 from pretrain.data.images import decode, pixels
 from pretrain.data.images.decode import BadImage, decode_image, set_max_pixels
 from pretrain.data.images.frames import animation, num_frames
+from pretrain.data.reading.image_paths import use_image_root
 from tests.finetune.test_export_model import a_model
 from tests.pretrain.shards import encoded, photo, write_shards
 
@@ -145,3 +148,28 @@ def test_two_commands_do_not_write_into_one_folder(tmp_path, capsys):
     (out / HELD).write_text("half a li")  # what a killed command leaves is no prediction
     assert run_command(lambda: main(command)) == 0
     assert not (out / HELD).exists()
+
+
+def test_images_that_a_data_set_names_by_path(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(photo(number))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(3)], kind)
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": names}), tmp_path / "data" / "a.parquet")
+    model = a_model(tmp_path / "made", "full")
+    words = ["predict", str(model), str(tmp_path / "data")]
+    assert run_command(lambda: main([*words, str(tmp_path / "nothing")])) == 2
+    try:
+        told = [*words, str(tmp_path / "out"), "--image-root", str(tmp_path / "photos")]
+        assert run_command(lambda: main(told)) == 0
+    finally:
+        use_image_root(None)
+    words[2] = str(tmp_path / "photos")
+    assert run_command(lambda: main([*words, str(tmp_path / "wanted")])) == 0
+    found, wanted = (
+        [record["scores"] for record in map(json.loads, (tmp_path / name / "predictions.jsonl").read_text().splitlines())]
+        for name in ("out", "wanted")
+    )
+    assert found == wanted and len(found) == 3

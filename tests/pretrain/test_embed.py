@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 from cluster.errors import UserError, run_command
 from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
-from pretrain.data.reading.decoded import columns_to_keep, units_of
+from pretrain.data.reading.decoded import DecodedRows, columns_to_keep, units_of
+from pretrain.data.reading.image_paths import use_image_root
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
 from pretrain.data.reading.stored_features import StoredFeatures, describe_features
@@ -271,3 +273,28 @@ def test_on_ray_and_killed_on_the_way_the_same_features(data, encoder, tmp_path)
     both = [np.array([row["features"] for row in part if row["features"] is not None]) for part in (mine, theirs)]
     np.testing.assert_allclose(*both, atol=1e-5, rtol=1e-3)
     assert (out / "bad_rows.jsonl").read_text() == (tmp_path / "here" / "bad_rows.jsonl").read_text()
+
+
+def test_features_of_images_that_the_data_names_by_path(encoder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(photo(number))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(6)], kind)
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": names}), tmp_path / "data" / "a.parquet")
+    held = write_shards(tmp_path / "held", [photo(number) for number in range(6)], rows_per_group=6)
+    try:
+        assert embed(encoder[0], tmp_path / "data", tmp_path / "out", "--image-root", tmp_path / "photos") == 0
+        data = DecodedRows(load_manifest(str(tmp_path / "data")), "image", (), CentralCrop(32))
+    finally:
+        use_image_root(None)
+    assert embed(encoder[0], held, tmp_path / "wanted") == 0
+    found, wanted = ([row["features"] for row in rows(tmp_path / name)] for name in ("out", "wanted"))
+    assert found == wanted and None not in found
+    # a process that reads for others looks into the same folder
+    sent = pickle.loads(pickle.dumps(data))
+    try:
+        assert [table.num_rows for table in sent()((0, 1))] == [6]
+    finally:
+        use_image_root(None)

@@ -97,6 +97,53 @@ def test_boxes_of_every_kind_and_turn(tmp_path, kind, how):
     assert aside == 16 and summary["images"] >= 9  # what cannot be told is set aside by name, the others are there
 
 
+@pytest.mark.parametrize("kind", sorted(WRITERS.keys() - {"tar"}))
+def test_an_image_that_is_missing_is_not_taken_for_one_of_its_name_elsewhere(tmp_path, kind):
+    scenes = random_scenes(random.Random(5), 8, orientations=(1,), endings=(".jpg",))
+    src = tmp_path / "src"
+    WRITERS[kind](src, scenes, "upright")
+    (missing,) = [file for file in src.rglob("*.jpg") if file.name == scenes[2].name]
+    missing.unlink()
+    other = Scene(missing.name, scenes[2].size, (1, 1, 40, 40))
+    put(src / "other" / missing.name, other.encoded())
+    asked = "table" if kind in ("boxes_csv", "hf_folder", "hf_parquet") else kind
+    summary, rows = imported(src, tmp_path / "out", kind=asked)
+    check_boxes(rows)
+    check_account(summary, src)
+    assert not any(row["objects"]["bbox"] for path, row in rows.items() if path.startswith("other/"))
+    assert len(rows) == 7 and summary["quarantined"] == 1
+    (told,) = (json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines())
+    assert told["path"].endswith(missing.name) and f"other/{missing.name} is another" in told["reason"]
+
+
+def test_images_may_all_lie_elsewhere(tmp_path):
+    """Names without folders, of images in two: found by their ends, as all of them are."""
+    scenes = random_scenes(random.Random(6), 8, orientations=(1,), endings=(".jpg",))
+    coco = WRITERS["coco"]
+    coco(tmp_path / "src", scenes, "upright")
+    for number, scene in enumerate(scenes):
+        folder = tmp_path / "src" / "photos" / f"part {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src" / "images" / scene.name).rename(folder / scene.name)
+    summary, rows = imported(tmp_path / "src", tmp_path / "out")
+    check_boxes(rows)
+    assert len(rows) == 8 and summary["quarantined"] == 0
+
+
+def test_a_square_image_that_exif_turns_is_set_aside_where_nothing_tells(tmp_path):
+    scenes = [Scene("a.jpg", (160, 160), (20, 50, 40, 60), 6), Scene("b.jpg", (120, 90), (20, 20, 40, 50), 1)]
+    for how in ("upright", "stored"):
+        WRITERS["coco"](tmp_path / how, scenes, how)
+        summary, rows = imported(tmp_path / how, tmp_path / f"{how} out")
+        check_boxes(rows)
+        assert summary["images"] == summary["quarantined"] == 1
+        # an image on its side shows how the others lie
+        WRITERS["coco"](tmp_path / f"{how} 2", [*scenes, Scene("c.jpg", (120, 90), (20, 20, 40, 50), 8)], how)
+        _, rows = imported(tmp_path / f"{how} 2", tmp_path / f"{how} 2 out")
+        check_boxes(rows)
+        assert len(rows) == (3 if how == "upright" else 2)
+
+
 @pytest.mark.parametrize("kind", sorted(WRITERS))
 def test_every_kind_says_the_same_of_the_same_images(tmp_path, kind):
     scenes = random_scenes(random.Random(3), 8, orientations=(1, 6))

@@ -45,6 +45,7 @@ __all__ = ["ImportOptions", "describe_import", "import_images"]
 SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
 MAX_UNREAD_IN_A_ROW = 200
+IMAGES_AT_ONCE = 8  # that a thread prepares before it hands them over: handing over costs as much as a tenth of a small image
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -249,7 +250,7 @@ def prepare_all(
 ) -> Iterator[Prepared]:
     """All records, read, decoded and scaled by a pool, in their order."""
     function = partial(prepare, short_side=options.short_side, jpeg_quality=options.jpeg_quality, **preparing)
-    return in_order(function, records, num_threads)
+    return in_order(function, records, num_threads, at_once=1 if num_threads >= REMOTE_THREADS else IMAGES_AT_ONCE)
 
 
 def _hash(*words: str) -> bytes:

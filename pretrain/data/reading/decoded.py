@@ -23,6 +23,7 @@ import pyarrow as pa
 from cluster.batch.jobs import Unit, with_notes
 from cluster.errors import UserError, nearest
 from pretrain.data.images.decode import max_pixels_now, set_max_pixels
+from pretrain.data.reading import image_paths
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.loader import Batch, Filling, HostTransform, batches_in_sequence
 from pretrain.data.reading.manifest import Manifest
@@ -87,6 +88,7 @@ class DecodedRows:
         decode_threads: of a process.
         rows_per_part: rows of a table.
         max_pixels: of an image; by default what this process allows.
+        image_root: folder of images that are named by paths; by default that of this process.
         with_bad: leaves rows that cannot be decoded in, null in `pixels`, so that a unit has as many rows as its row groups.
     """
 
@@ -98,10 +100,12 @@ class DecodedRows:
     rows_per_part: int = ROWS_PER_PART
     with_bad: bool = False
     max_pixels: int = dataclasses.field(default_factory=max_pixels_now)
+    image_root: str | None = dataclasses.field(default_factory=image_paths.image_root)
 
     def __call__(self) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
         """The function; nothing is to be loaded for it."""
         set_max_pixels(self.max_pixels)
+        image_paths.use_image_root(self.image_root)
         return self._tables
 
     def _tables(self, task: Sequence[int]) -> Iterator[pa.Table]:

@@ -6,6 +6,7 @@ name files below the folder and nothing outside of it.
 
 from __future__ import annotations
 
+import argparse
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -26,6 +27,15 @@ def use_image_root(folder: str | None) -> None:
 def image_root() -> str | None:
     """The folder that `use_image_root` said."""
     return _roots[0] if _roots else None
+
+
+def add_image_root_option(parser: argparse.ArgumentParser) -> None:
+    """`--image-root FOLDER`, which the command gives to `use_image_root`."""
+    parser.add_argument(
+        "--image-root",
+        metavar="FOLDER",
+        help="folder of the images where Parquet files hold only their paths, as data.image_root",
+    )
 
 
 def location_of(path: str, root: str) -> str | None:

@@ -14,15 +14,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
-    """`function` of all items by a pool of threads, in their order, with a bounded number on the way."""
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, *, at_once: int = 1
+) -> Iterator[Result]:
+    """`function` of all items by a pool of threads, in their order, with a bounded number on the way.
+
+    `at_once`: items that a thread takes together.
+    """
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="import")
     rest = iter(items)
-    on_the_way: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(rest, 4 * num_threads))
+
+    def of_some(some: list[Item]) -> list[Result]:
+        return [function(item) for item in some]
+
+    def submitted(num: int) -> Iterator[Future[list[Result]]]:
+        for _ in range(num):
+            if some := list(islice(rest, at_once)):
+                yield pool.submit(of_some, some)
+
+    on_the_way = deque(submitted(4 * num_threads))
     try:
         while on_the_way:
-            yield on_the_way.popleft().result()
-            on_the_way.extend(pool.submit(function, item) for item in islice(rest, 1))
+            yield from on_the_way.popleft().result()
+            on_the_way.extend(submitted(1))
     finally:
         pool.shutdown(
             wait=False, cancel_futures=True

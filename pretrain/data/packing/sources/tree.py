@@ -134,7 +134,7 @@ def _local(root: str, leave_out: str) -> Tree:
     while todo:
         folder = todo.pop()
         try:
-            entries = list(os.scandir(f"{prefix}/{folder}" if folder else root))
+            entries = os.scandir(f"{prefix}/{folder}" if folder else root)
         except PermissionError:
             tree.left[folder] = "a folder without read permission"
             continue
@@ -216,7 +216,7 @@ def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str
 
 def _told(tree: Tree) -> Tree:
     """The tree, sorted, with its images told: by their endings, and those without an ending by their first bytes."""
-    tree.files = dict(sorted(tree.files.items()))
+    tree.files = {path: tree.files[path] for path in sorted(tree.files)}
     tree.images = {path: file for path, file in tree.files.items() if path.lower().endswith(IMAGE_SUFFIXES)}
     unknown = [path for path in tree.files if not USUAL_ENDING.search(path) and path not in tree.images]
     if unknown:
