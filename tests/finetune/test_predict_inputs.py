@@ -169,7 +169,10 @@ def test_images_that_a_data_set_names_by_path(tmp_path):
     words[2] = str(tmp_path / "photos")
     assert run_command(lambda: main([*words, str(tmp_path / "wanted")])) == 0
     found, wanted = (
-        [record["scores"] for record in map(json.loads, (tmp_path / name / "predictions.jsonl").read_text().splitlines())]
+        [
+            record["scores"]
+            for record in map(json.loads, (tmp_path / name / "predictions.jsonl").read_text().splitlines())
+        ]
         for name in ("out", "wanted")
     )
     assert found == wanted and len(found) == 3
