@@ -17,7 +17,7 @@ from tests.pretrain.shards import photo, write_shards
 from tests.slow_store import SlowStore
 
 STEPS = 40
-PATIENCE_SECONDS = 600  # more than any part of a run waits for a store
+PATIENCE_SECONDS = 1500  # more than any part of a run waits for a store
 
 
 @pytest.fixture(scope="module")
