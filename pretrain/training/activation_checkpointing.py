@@ -21,8 +21,8 @@ def checkpoint_blocks(module: nn.Module) -> None:
     """From now on the blocks of every encoder in a module (`Encoder.blocks`) save nothing but their inputs.
 
     Losses and gradients stay the same to the bit: random layers draw the same numbers again. Blocks that are to be compiled
-    are compiled before. These parts and not timm's `set_grad_checkpointing`, which takes whole stages of most networks,
-    leaves out the last one, and knows some networks not at all (`python -m tests.benchmarks.activations` compares them).
+    are compiled before. These parts and not those of timm's `set_grad_checkpointing`, which takes whole stages of convolutional
+    networks, more at once than blocks (`python -m tests.benchmarks.activations` compares them).
     """
     for part in module.modules():
         if isinstance(part, Encoder):

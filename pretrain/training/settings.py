@@ -133,7 +133,7 @@ class TrainingSettings:
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
     activation_checkpointing: bool = setting(
         False,
-        help="keep only the inputs of the encoder's blocks and compute the rest again in the backward pass: less memory, about "
+        help="keep only the inputs of the encoder's blocks and compute the rest again in the backward pass: less memory, up to "
         "a third more computing, the same numbers",
     )
     clip_gradient: float = setting(0.0, minimum=0, help="maximum norm of the gradient; 0 does not clip")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +83,12 @@ def _per_image(encoder: Encoder, parts: Sequence[nn.Module], num_images: int, *,
 @contextmanager
 def fake_cuda(encoder: nn.Module) -> Iterator[str]:
     """Inside, tensors have no content, and the encoder's are on a CUDA device that is not there, under bfloat16 autocast."""
-    common.amp_definitely_not_available = lambda: False  # type: ignore[assignment]
-    torch.cuda.is_bf16_supported = lambda *_, **__: True  # type: ignore[assignment]
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cuda", torch.bfloat16):
+    with (
+        patch.object(common, "amp_definitely_not_available", lambda: False),
+        patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.autocast("cuda", torch.bfloat16),
+    ):
         for module in encoder.modules():
             for own in (module._parameters, module._buffers):
                 for name, tensor in list(own.items()):
