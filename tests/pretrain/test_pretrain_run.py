@@ -21,6 +21,7 @@ from pretrain.run import Parts, pretrain
 from pretrain.settings import PretrainSettings
 from pretrain.starting import resolved
 from pretrain.training import checkpoints
+from tests.finetune.stripes import cut_off_after
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
 
@@ -92,6 +93,21 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert before == sorted(path.stat().st_mtime_ns for path in whole.rglob("*"))
     assert run_command(lambda: main([*arguments(shards, whole, steps=13, workers=0), "--check"])) == 2
     assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(shards, whole, tmp_path, monkeypatch):
+    from pretrain.training import recipe
+
+    seen, checkpoint_blocks = [], recipe.checkpoint_blocks
+    monkeypatch.setattr(recipe, "checkpoint_blocks", lambda module: (seen.append(module), checkpoint_blocks(module)))
+    out = tmp_path / "run"
+    with cut_off_after(6):
+        assert run_command(lambda: main(arguments(shards, out, steps=12, workers=0))) == 130
+    assert not seen
+    options = arguments(shards, out, steps=12, workers=0, training__activation_checkpointing="true")
+    assert run_command(lambda: main(options)) == 0
+    assert len(seen) == 1
+    assert_equal_runs(whole, out)
 
 
 def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch):
