@@ -110,7 +110,7 @@ def main(folder: Path) -> None:
     from cluster.training.workers import Workers, check_cluster, run_workers
     from tests.cluster import recorded_gpus  # not this module, which has another name while it runs
 
-    memory = {"object_store_memory": 10**8}
+    memory: dict[str, Any] = {"object_store_memory": 10**8}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **memory})
     for _ in range(NUM_NODES):
         cluster.add_node(num_cpus=CPUS_OF_A_NODE, num_gpus=GPUS_OF_A_NODE, **memory)
