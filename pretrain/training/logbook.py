@@ -150,12 +150,22 @@ class Logbook:
             self._warned.add(finding.kind)
 
     def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
-        # all ranks come here, because health looks at the embeddings of all
+        # all ranks come here, because health looks at the embeddings of all; rank 0 computes it, and all get its numbers
         progress, output = self.progress, gradients.output
         logs = sorted(output.logs)
-        *means, num_retries = summed(
-            [*(float(output.logs[name]) for name in logs), storage.retries()], output.loss.device
+        healthy: dict[str, float] = {}
+        if output.embeddings is not None:
+            first, second = (exchange.whole(health.watched_part(part)) for part in output.embeddings)
+            healthy = (
+                health.embedding_health(first, second)
+                if self._context.rank == 0
+                else dict.fromkeys(health.EMBEDDING_NUMBERS, 0.0)
+            )
+        num_retries, *summed_up = summed(
+            [storage.retries(), *(float(output.logs[name]) for name in logs), *healthy.values()], output.loss.device
         )
+        means = summed_up[: len(logs)]
+        healthy = dict(zip(healthy, summed_up[len(logs) :], strict=True))
         record: dict[str, Any] = {
             "step": progress.step,
             "samples_seen": progress.samples_seen,
@@ -171,8 +181,7 @@ class Logbook:
             "seconds": self.clock.total(),
             "failed_writes": progress.failed_writes,
         }
-        if output.embeddings is not None:
-            record |= health.embedding_health(*(exchange.whole(part.detach()) for part in output.embeddings))
+        record |= healthy
         progress.loss_sum, progress.loss_count = 0.0, 0
         return record
 
