@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 # what the health of a batch is taken from where it has more: the numbers need no more, and cost grows with the cube
 MAX_COLUMNS, MAX_PAIRED_ROWS = 1024, 1024
 EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # of `embedding_health`
