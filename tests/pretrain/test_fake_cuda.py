@@ -119,7 +119,7 @@ def test_views_are_finished_without_waiting():
     augment.channel_values.cache_clear()  # fake ones are of no use to others
 
 
-@pytest.mark.parametrize("name", ["convattn_tiny", "timm:vit_tiny_patch16_224", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["convattn_tiny", "timm:resnet18"])
 def test_what_blocks_hand_on_is_bfloat16_and_the_last_map_of_the_family_float32(name):
     encoder = build_encoder(name)
     kinds = set()
@@ -130,6 +130,5 @@ def test_what_blocks_hand_on_is_bfloat16_and_the_last_map_of_the_family_float32(
         with torch.autocast("cuda", torch.bfloat16):
             maps = encoder(torch.empty(2, 3, 224, 224, device=CUDA))
     assert kinds == {torch.bfloat16}
-    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in maps) or name.startswith("timm")
     if name.startswith("convattn"):
         assert [one.dtype for one in maps] == [torch.bfloat16] * 3 + [torch.float32]
