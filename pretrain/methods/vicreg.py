@@ -23,9 +23,11 @@ class _Loss(VICRegLoss):
     """lightly's loss to the last bit, whose covariance leaves the diagonal out by a mask and waits for the device there."""
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        # in lightly's order, by which gradients are added up
+        invariance = invariance_loss(z_a, z_b)
         variance = 0.5 * (variance_loss(z_a, eps=self.eps) + variance_loss(z_b, eps=self.eps))
         covariance = _covariance_loss(z_a) + _covariance_loss(z_b)
-        loss = self.lambda_param * invariance_loss(z_a, z_b) + self.mu_param * variance + self.nu_param * covariance
+        loss = self.lambda_param * invariance + self.mu_param * variance + self.nu_param * covariance
         return cast(Tensor, loss)
 
 
