@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from cluster.errors import RunStopped
-from pretrain.training import loop
-from pretrain.training.agreement import Agreement
+from pretrain.training import distributed, loop
+from pretrain.training.agreement import Agreement, StepNumbers
 from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import load_newest
+from pretrain.training.contract import StepOutput
 from pretrain.training.optimizers import OPTIMIZERS, build_optimizer, move_unless, parameter_groups
+from pretrain.training.stepping import Gradients
 from tests.pretrain.test_loop import Toy, assert_same_weights, run
+from tests.ranks import run_on_ranks
 
 NEVER = 100_000
 
@@ -161,3 +164,20 @@ def test_a_step_that_is_left_out_on_the_device_leaves_every_bit(name, held):
         for state, other in zip(movers[0].state.values(), movers[1].state.values(), strict=True):
             for key, value in state.items():
                 assert torch.equal(value, other[key]), (step, key)
+
+
+def agreed(bad):
+    """What a rank of two knows of a step after which rank 1 has `bad` as its loss, stops, and had two bad rows."""
+    rank = distributed.rank()
+    loss = torch.tensor(bad if rank else 1.0)
+    agreement = Agreement(
+        Gradients(StepOutput(loss), loss.double(), torch.tensor(2.0), 0.1),
+        step=3, samples_seen=32, loss_weight=0.5, stops=rank == 1, asked=False, num_bad_rows=2 * rank,
+    )  # fmt: skip
+    return float(agreement.unsound), agreement.read()
+
+
+def test_all_ranks_know_the_same():
+    assert run_on_ranks(agreed, 2, 2.0) == [(0.0, StepNumbers(1.5, False, True, False, 2))] * 2
+    for unsound, numbers in run_on_ranks(agreed, 2, math.nan):
+        assert unsound == 1.0 and numbers.unsound and math.isnan(numbers.loss)
