@@ -36,6 +36,7 @@ from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
 from pretrain.training.recipe import Feed, describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import REPORT, RunFolder, write_result
+from pretrain.training.stepping import autocast_for
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -156,7 +157,8 @@ def finetune(
     best_metric = settings.best_metric or task.best_metric
 
     def evaluated(predictor: Predictor) -> Evaluation:
-        return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
+        with autocast_for(settings.training.precision, context.device)():
+            return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
 
     calibrated: dict[str, Any] = {}
 

@@ -49,6 +49,21 @@ def test_a_model_folder_that_predicts(world, finished):
     assert {path.name for path in (finished / "model").iterdir()} == {"model.safetensors", "config.json"}
 
 
+def test_evaluation_computes_in_the_precision_of_training(world, finished, tmp_path, monkeypatch):
+    from finetune.tasks.classification.predictor import ImageClassifier
+
+    seen, evaluate = set(), ImageClassifier.evaluate
+
+    def watched(*arguments, **options):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(ImageClassifier, "evaluate", watched)
+    out = tmp_path / "run"
+    assert run_command(lambda: main([*arguments(world, out), "training.precision=bfloat16"])) == 0
+    assert seen == {True} and json.loads((out / "result.json").read_text())["metrics"]["accuracy"] > 0.9
+
+
 def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsys):
     out = tmp_path / "run"
     assert run_command(lambda: main([*arguments(world, out), "--check"])) == 0

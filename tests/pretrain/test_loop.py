@@ -66,9 +66,21 @@ class ToyBatches:
         self.closed = True
 
 
-def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on_record=None, ask_at=None, **options):
+def run(
+    url,
+    *,
+    steps=30,
+    module=None,
+    die_at=None,
+    stop_at=None,
+    close=True,
+    on_record=None,
+    ask_at=None,
+    optimizer=None,
+    **options,
+):
     module = module or Toy()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    optimizer = optimizer(module) if optimizer else torch.optim.AdamW(module.parameters(), lr=0.1)
     records = []
 
     def show(record):
