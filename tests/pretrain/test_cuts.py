@@ -91,7 +91,7 @@ def test_readers_of_the_same_chunks_do_not_disturb_each_other(monkeypatch):
         assert asked == [(100, 9000)]
         asked.clear()
         monkeypatch.setattr(chunks, "WHOLE_GROUP_BYTES", 0)
-        monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
+        monkeypatch.setattr(chunks, "MIN_BLOCK_BYTES", 1000)
         blocks = Chunks(len(CONTENT), [(100, 5000)], read_range, pool)
         for _ in range(2):  # blocks that the first reader has passed are sent again to the second
             file = blocks.file()
