@@ -2,9 +2,9 @@
 
 Luma and colours are those of JFIF (ITU-T T.871). Colours at half the resolution are repeated for the pixels they belong to.
 
-Crops are resampled plane by plane, with one and a half bytes for a pixel where `crop_kernels.crop` has four, and only the view
-is converted to red, green and blue. The weights of a line of colours are the sums of those of the two lines that it stands for, so
-this gives what `crop` gives of the converted image, but for rounding, and for colours that leave [0, 255] in between.
+Crops are resampled plane by plane, with one and a half bytes for a pixel where `crop_kernels.crop` has four, and only the
+view is converted to red, green and blue. The weights of a line of colours are the sums of those of the two lines that it stands
+for, so this gives what `crop` gives of the converted image, but for rounding, and for colours that leave [0, 255] in between.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _repeat(half_W: np.ndarray, first: int, whole_W: np.ndarray) -> None:
 
 @compiled
 def _byte(whole: Any, rest: Any) -> Any:
-    """A number and 256 times another, rounded, within a byte; where no width is named numba takes 64 bits, in twice the time."""
+    """A number and 256 times another, rounded, within a byte. Where no width is named numba takes 64 bits, twice the time."""
     return min(max(_i16(whole + _i16(_i16(rest + _ROUND) >> _i16(8))), _i16(0)), _i16(255))
 
 
@@ -130,9 +130,10 @@ def join_planes(red: np.ndarray, green: np.ndarray, blue: np.ndarray, out: np.nd
 def _weights_of_colours(starts_N: np.ndarray, counts_N: np.ndarray, weights_NK: np.ndarray) -> tuple[Any, Any, Any]:
     """Weights of lines of half the resolution, each of which stands for two."""
     num = len(starts_N)
-    starts, counts = starts_N >> 1, np.empty(num, np.int32)
+    starts, counts = np.empty(num, np.int32), np.empty(num, np.int32)
     weights = np.zeros((num, (weights_NK.shape[1] >> 1) + 4), np.int16)
     for slot in range(num):
+        starts[slot] = starts_N[slot] >> 1
         for k in range(counts_N[slot]):
             weights[slot, ((starts_N[slot] + k) >> 1) - starts[slot]] += weights_NK[slot, k]
         counts[slot] = ((starts_N[slot] + counts_N[slot] - 1) >> 1) - starts[slot] + 1

@@ -10,10 +10,10 @@
                     then red's) [ceil(height / 2), ceil(width / 2)]
 
 Images lie upright. Grey ones, and those of less than `MIN_COLOURS_SIDE` pixels on their short side, come back exactly, from 1
-and 3 bytes a pixel. Of larger ones each pixel has its own luma, and the mean colour of a block of two by two, as in most JPEGs:
-1.5 bytes a pixel. What has smooth colours comes back to within two levels of 255; at an edge between two colours the luma
-does, and the colours mix. A JPEG of 4:2:0 comes back as libjpeg gives it without interpolation of colours (as random views see it): to
-within two levels where no channel of a block is at 0 or 255, beyond which the JPEG's own numbers may have been.
+and 3 bytes a pixel. Of larger ones each pixel has its own luma, and the mean colour of a block of two by two, as in most
+JPEGs: 1.5 bytes a pixel. What has smooth colours comes back to within two levels of 255; at an edge between two colours luma
+does, and the colours mix. A JPEG of 4:2:0 comes back as libjpeg gives it without interpolation of colours (as random views see
+it): to within two levels where no channel of a block is at 0 or 255, beyond which the JPEG's own numbers may have been.
 
 Damage within the planes is not noticed, as of a BMP's. Nothing is compressed: reading costs what the disk costs.
 """

@@ -125,8 +125,8 @@ def scaled_to(image: Image.Image, short_side: int) -> Image.Image:
 def stored_decoded(data: bytes, *, short_side: int = 0) -> bytes:
     """An encoded image as `pretrain.data.images.planes` stores it, scaled down to `short_side` where that is not 0.
 
-    The planes of a JPEG that keeps its size are made of what random views see of it. An image that is stored so already, or one with
-    transparency or bands of its own, which planes cannot hold, stay as they are unless they are scaled. Raises BadImage.
+    The planes of a JPEG that keeps its size are made of what random views see of it. Unless it is scaled, an image stays as it
+    is that is stored so already, or has transparency or bands of its own, which planes cannot hold. Raises BadImage.
     """
     opened = open_image(data, fast=True)
     if short_side and min(opened.width, opened.height) > short_side:

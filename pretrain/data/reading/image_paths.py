@@ -95,7 +95,9 @@ def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map)
             paths = fields["path"].to_pylist()
     encoded: list[Any] = []
     if len(images) and images.nbytes >= MIN_VIEW_BYTES * len(images):
-        encoded = [_unless_encoded(memoryview(value.as_buffer())) if value.is_valid else None for value in images]
+        encoded = [
+            _unless_encoded(memoryview(value.as_buffer()).cast("B")) if value.is_valid else None for value in images
+        ]
     else:
         # copies: views would keep all rows that were decoded with one in memory until the last of them is used
         encoded = images.to_pylist()

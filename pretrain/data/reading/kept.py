@@ -42,9 +42,11 @@ class KeptImages:
             with self._lock:
                 if row_id not in self._images:
                     self._images[row_id] = kept
-                    self._bytes += (
-                        0 if isinstance(kept, BadImage) else len(kept) if isinstance(kept, bytes) else kept.nbytes
-                    )
+                    self._bytes += 0 if isinstance(kept, BadImage) else _num_bytes(kept)
         if isinstance(kept, BadImage):
             raise BadImage(str(kept))
         return kept
+
+
+def _num_bytes(kept: np.ndarray | bytes) -> int:
+    return len(kept) if isinstance(kept, bytes) else kept.nbytes
