@@ -322,12 +322,14 @@ def test_contact_sheet(tmp_path):
 
 
 def test_rows_of_one_row_group_in_a_batch(tmp_path):
-    rows = np.full(400, 64)
-    order = Order(rows, batch_size_global=1024, num_streams=64, window_rows=8192, seed=0)
-    batches = order.epoch_batches(0)[:20] // 64
-    counted = np.mean([[(batch == group).sum() - 1 for group in batch] for batch in batches])
-    assert abs(num_mates(rows, 1024) - counted) < 0.15 * counted and counted > 5
-    assert num_mates(rows, 1024, window_rows=64 * 400) == pytest.approx(num_mates_of_all(rows, 1024), rel=0.1)
+    rows, found = np.full(400, 64), []
+    for window_rows in (2048, 8192, 64 * 400):
+        order = Order(rows, batch_size_global=1024, num_streams=64, window_rows=window_rows, seed=0)
+        batches = order.epoch_batches(0) // 64
+        counted = np.mean([(np.unique(batch, return_counts=True)[1] ** 2).sum() / 1024 - 1 for batch in batches])
+        found.append(num_mates(rows, 1024, window_rows=window_rows))
+        assert found[-1] == pytest.approx(counted, rel=0.15)
+    assert found[0] > 1.5 * found[1] > 2 * found[2] > 2 * num_mates_of_all(rows, 1024)
     assert num_mates_of_all(rows, 1024) == pytest.approx(1023 * 63 / (64 * 400 - 1))
     # all streams read from one row group
     assert num_mates(np.array([5000]), 256) == 255

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError, run_command
+from pretrain.__main__ import main as pretrain
 from pretrain.data import __main__ as commands
 from pretrain.data.checking.check import check
 from pretrain.data.images.decode import (
@@ -35,6 +36,7 @@ from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.data.views.random_views import CentralCrop, CropSource, RandomViews
 from pretrain.data.views.recipes import simclr_views
+from tests.pretrain.runs import arguments, trace
 from tests.pretrain.shards import photo, write_shards
 from tests.pretrain.test_decode import encoded, orientation_exif
 from tests.pretrain.test_pixels import numpy_file
@@ -299,3 +301,23 @@ def test_a_pillow_image_of_it_can_be_saved():
     buffer = io.BytesIO()
     decode_whole(as_planes(pixels)).image.save(buffer, "PNG")
     np.testing.assert_array_equal(np.asarray(Image.open(buffer)), pixels)
+
+
+def test_pretraining_and_embedding_see_the_same_as_with_the_encoded_images(tmp_path):
+    plain = write_shards(tmp_path / "plain", [photo(number) for number in range(48)], label=["a", "b"] * 24)
+    stored = str(tmp_path / "stored")
+    assert regroup(plain, stored, decoded_form=True)["rows_written"] == 48
+    # the same row groups, so that the order is the same; images as small as these come back exactly
+    images = [row["image"]["bytes"] for row in pq.read_table(stored).to_pylist()]
+    assert {image_format(data) for data in images} == {"decoded"}
+    stored = write_shards(tmp_path / "regrouped", images, label=["a", "b"] * 24)
+    traces = []
+    for url in (plain, stored):
+        out = tmp_path / f"out-{len(traces)}"
+        assert run_command(lambda: pretrain(arguments(url, out, steps=3, workers=0))) == 0  # noqa: B023
+        traces.append(trace(out))
+        encoder, features = str(tmp_path / "out-0" / "encoder"), str(tmp_path / f"features-{len(traces)}")
+        assert run_command(lambda: pretrain(["embed", encoder, url, features])) == 0  # noqa: B023
+    assert len(traces[0]) == 3 and traces[0] == traces[1]
+    one, other = (pq.read_table(tmp_path / f"features-{n}").column("features").to_pylist() for n in (1, 2))
+    np.testing.assert_array_equal(one, other)

@@ -1,10 +1,10 @@
-"""The bytes of one row group's columns as a file that pyarrow reads: few requests, never more in memory than 8 MiB.
+"""The bytes of one row group's columns as a file that pyarrow reads: few requests, hardly more in memory than 8 MiB.
 
 A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
 The columns of a larger one are read in blocks, the next two on their way while the current one is used. Blocks are as large as
-they may be for three of all columns to take no more than the largest row group that is fetched whole, so one of 10 MB takes
-four requests. Where several streams read different parts of one row group, each has blocks of its own, and they are small. So
-memory does not depend on how the rows were grouped.
+they may be for four (a read may reach over the end of one) to take no more than the largest row group that is fetched whole, so
+a row group of 10 MB takes five requests. Where several streams read different parts of one row group, each has blocks of its
+own, and they are small. So memory does not depend on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Chunks:
         num_bytes = sum(stop - start for start, stop in ranges)
         self.is_whole = num_bytes <= WHOLE_GROUP_BYTES
         # into so many blocks a column is cut, unless they would be smaller than the smallest
-        self._num_blocks = num_bytes if is_shared else -(-num_bytes * (1 + BLOCKS_AHEAD) // max(1, WHOLE_GROUP_BYTES))
+        self._num_blocks = num_bytes if is_shared else -(-num_bytes * (2 + BLOCKS_AHEAD) // max(1, WHOLE_GROUP_BYTES))
         self._size, self._ranges = size_bytes, coalesced(ranges) if self.is_whole else list(ranges)
         self._read_range, self._executor = read_range, executor
         self._begun = [self._blocks()]
