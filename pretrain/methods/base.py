@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightly.models.modules.memory_bank import MemoryBankModule
+from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -180,6 +180,10 @@ def relative_distance(teacher: nn.Module, student: nn.Module) -> float:
     return float(torch.stack(apart).norm() / torch.stack(torch._foreach_norm(ours)).norm())
 
 
-def keep_bank(bank: MemoryBankModule) -> None:
-    """Puts the content of lightly's memory bank into the state_dict, where it is not by default."""
-    bank._non_persistent_buffers_set.clear()
+def loss_with_queue(temperature: float, queue_size: int, dim: int, ranks: Ranks) -> NTXentLoss:
+    """InfoNCE against a queue of so many keys [queue_size, dim], which is in the state_dict; by default lightly's is not."""
+    loss = NTXentLoss(
+        temperature=temperature, memory_bank_size=(queue_size, dim), gather_distributed=ranks.world_size > 1
+    )
+    loss.memory_bank._non_persistent_buffers_set.clear()
+    return loss

@@ -11,13 +11,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import DenseCLProjectionHead
 from lightly.models.utils import select_most_similar
 from torch import Tensor
 
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
+from pretrain.methods.base import Method, loss_with_queue, momentum_copy, move_towards, relative_distance
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -55,15 +54,8 @@ class DenseCL(Method):
         self.key_projector = momentum_copy(self.projector)
         self.key_dense_projector = momentum_copy(self.dense_projector)
         self.criterion, self.dense_criterion = (
-            NTXentLoss(
-                temperature=temperature,
-                memory_bank_size=(queue_size, projection_dim),
-                gather_distributed=self.ranks.world_size > 1,
-            )
-            for _ in range(2)
+            loss_with_queue(temperature, queue_size, projection_dim, self.ranks) for _ in range(2)
         )
-        keep_bank(self.criterion.memory_bank)
-        keep_bank(self.dense_criterion.memory_bank)
         self.dense_weight, self.momentum, self.queue_size = dense_weight, momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:

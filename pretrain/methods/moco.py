@@ -11,12 +11,11 @@ import math
 from typing import cast
 
 import torch
-from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import MoCoProjectionHead
 from torch import Tensor
 
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
+from pretrain.methods.base import Method, loss_with_queue, momentum_copy, move_towards, relative_distance
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -49,12 +48,7 @@ class MoCo(Method):
         self.projector = MoCoProjectionHead(encoder.channels[-1], hidden_dim, projection_dim)
         self.key_encoder = cast(Encoder, momentum_copy(encoder))
         self.key_projector = momentum_copy(self.projector)
-        self.criterion = NTXentLoss(
-            temperature=temperature,
-            memory_bank_size=(queue_size, projection_dim),
-            gather_distributed=self.ranks.world_size > 1,
-        )
-        keep_bank(self.criterion.memory_bank)
+        self.criterion = loss_with_queue(temperature, queue_size, projection_dim, self.ranks)
         self.momentum, self.queue_size = momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:
