@@ -91,7 +91,7 @@ class State:
                 told["the loop: lines, complexity, parameters"] = f"{one.lines}, {one.complexity}, {one.parameters}"
         for page in PAGES:
             for way, lines in ways(page, root).items():
-                told[f"{way.partition(',')[0].rstrip(':')}, lines"] = str(lines)
+                told[f"lines {way.partition(',')[0].rstrip(':').lower().removeprefix('and ')}"] = str(lines)
         rooms = Counter(path.parent for path in files)
         arrows: Counter[Path] = Counter()
         for path in files:
