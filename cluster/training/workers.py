@@ -178,10 +178,10 @@ def session_and_share(
             return
         import ray
 
-        from cluster.training.ray_private import max_resources
+        from cluster.training.ray_private import kinds_of_node, max_resources
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield session, share_on_cluster(nodes, max_resources(), cpus, gpus)
+        yield session, share_on_cluster(nodes, max_resources(), cpus, gpus, kinds=kinds_of_node())
 
 
 def _preflight(session: Session, workers: Workers, resources: dict[str, float]) -> int:

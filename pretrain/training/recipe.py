@@ -19,6 +19,7 @@ from pretrain.data.reading.shards import Shards, Source
 from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.training import distributed
+from pretrain.training.activation_checkpointing import checkpoint_blocks
 from pretrain.training.anchoring import hold_on
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Trainable
@@ -207,6 +208,8 @@ def _settle(module: Trainable, training: TrainingSettings, context: RankContext)
         module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and context.device.type == "cuda"):
         compile_blocks(module)
+    if training.activation_checkpointing:
+        checkpoint_blocks(module)
 
 
 def _optimizer(

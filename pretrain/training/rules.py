@@ -27,10 +27,11 @@ def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> Use
     """What to do where a step does not fit: the user must change something, a restart would not help."""
     batch, size = plan.training.batch_size_global, plan.training.batch_size_global // context.world_size
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    less = "" if plan.training.activation_checkpointing else "training.activation_checkpointing=true, "
     return UserError(
         f"a step of {size} images on each of {context.world_size} workers does not fit into the memory of "
-        f"{context.device_name} ({said}); choose a smaller training.batch_size_global (now {batch}), method.images_per_pass in "
-        "pretraining, smaller or fewer views, or more workers"
+        f"{context.device_name} ({said}); choose {less}a smaller training.batch_size_global (now {batch}), "
+        "method.images_per_pass in pretraining, smaller or fewer views, or more workers"
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.data.hashing import hash64
+from pretrain.training.activation_checkpointing import BlockStatistics
 from pretrain.training.contract import StepOutput, Trainable
 from pretrain.training.optimizers import set_rates
 from pretrain.training.plan import Plan
@@ -42,6 +43,9 @@ class Stepper:
         self._autocast = autocast_for(plan.training.precision, device)
         self._max_norm = plan.training.clip_gradient or math.inf
         self.exchange = module.exchange()
+        self._while_backward: Callable[[], AbstractContextManager[None]] = nullcontext
+        if plan.training.activation_checkpointing:
+            self._while_backward = BlockStatistics(module).kept
 
     def backward(self, inputs: Any, step: int) -> Gradients:
         """Leaves the gradient of the global batch's loss in `.grad`, clipped where the plan says so."""
@@ -51,7 +55,8 @@ class Stepper:
         set_rates(self._optimizer, rates)
         with self._autocast():
             output: StepOutput = self._module(inputs)
-        output.loss.backward()
+        with self._while_backward():
+            output.loss.backward()
         self.exchange.finish()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm, foreach=True)
         return Gradients(output, float(output.loss.detach()), float(norm), rates.learning_rate)

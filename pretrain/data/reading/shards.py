@@ -101,12 +101,25 @@ class Shards:
         self.columns = tuple(columns)
         self.as_stored = as_stored
         self._start_of_group = manifest.start_of_group
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is open yet, and no row was read."""
         self._footers: OrderedDict[int, Footer] = OrderedDict()
         self._footer_bytes = 0
         self._lock = Lock()
         self._fetchers: ThreadPoolExecutor | None = None
         self._on_cuts = CutGroups()
         self._shown: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: what is open here stays here."""
+        opened = ("_footers", "_footer_bytes", "_lock", "_fetchers", "_on_cuts", "_shown")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     @cached_property
     def mean_row_bytes(self) -> float:
