@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install    ## from images to a pretrained encoder to a classifier (DATA=folder for your own photos)
-	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
+	@$(BIN)/python -m fovea.demo $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
 
 lint: install
 	$(BIN)/ruff check .

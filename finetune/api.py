@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, Unpack
 
 from cluster import storage
 from cluster.calling import ended, options_of, plain_errors, settings_of
@@ -25,16 +25,16 @@ from finetune.comparing import COMPARISON
 from finetune.model import load_model
 from finetune.settings import FinetuneSettings
 from finetune.tasks.base import Predictor
+from pretrain.training.settings import RunKeywords
 
 Path = str | os.PathLike[str]
 Data = Path | list[str]
 PREDICTIONS = "predictions.jsonl"
 
 
-class FinetuneKeywords(TypedDict, total=False):
+class FinetuneKeywords(RunKeywords, total=False):
     """Short name -> setting."""
 
-    out: Annotated[Path, "out"]
     validation: Annotated[Path, "validation_url"]
     task: Annotated[str, "task"]
     encoder: Annotated[Path, "encoder"]
@@ -46,20 +46,7 @@ class FinetuneKeywords(TypedDict, total=False):
     label_fraction: Annotated[float, "label_fraction"]
     labels_per_class: Annotated[int, "labels_per_class"]
     image_size: Annotated[int, "image_size"]
-    epochs: Annotated[float, "training.epochs"]
-    steps: Annotated[int, "training.steps"]
-    batch_size: Annotated[int, "training.batch_size_global"]
-    precision: Annotated[str, "training.precision"]
-    optimizer: Annotated[str, "optimizer.name"]
-    learning_rate: Annotated[float, "optimizer.learning_rate"]
-    weight_decay: Annotated[float, "optimizer.weight_decay"]
-    workers: Annotated[int, "cluster.workers"]
-    image_column: Annotated[str, "data.image_column"]
-    patience: Annotated[int, "patience"]
     best_metric: Annotated[str, "best_metric"]
-    seed: Annotated[int, "seed"]
-    tracking: Annotated[list[str], "tracking"]
-    report_images: Annotated[int, "report_images"]
 
 
 class _DataKeyword(FinetuneKeywords, total=False):

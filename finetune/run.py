@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from cluster import storage
 from cluster.errors import UserError, choose
 from cluster.secrets import masked_url
-from cluster.settings import to_dict
 from cluster.training.rank_context import RankContext
 from finetune.adapting import LORA, adapt, check_adaptable
 from finetune.comparing import compare, others
@@ -23,19 +22,19 @@ from finetune.overlap import overlap
 from finetune.settings import FinetuneSettings
 from finetune.starting import check_images
 from finetune.tasks import TASKS
-from finetune.tasks.base import Evaluation, Predictor, Task, common_config
+from finetune.tasks.base import Evaluation, Predictor, Task, TaskModel, common_config
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import RANDOM, EncoderSource, absolute_encoder, open_encoder
-from pretrain.training.checkpoints import with_room
+from pretrain.training.checkpoints import Progress, with_room
 from pretrain.training.distributed import gathered_objects
 from pretrain.training.launch import launch, write_report
 from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
 from pretrain.training.recipe import Feed, describe_data, num_decode_threads, order_of, summary, train_by
-from pretrain.training.run_folder import REPORT, RunFolder, write_result
+from pretrain.training.run_folder import REPORT, RunFolder
 from pretrain.training.stepping import autocast_for
 
 DEFAULT_IMAGE_SIZE = 224
@@ -141,7 +140,6 @@ def finetune(
     source = source or _first_encoder(settings)
     manifest, validation, task = parts.manifest, parts.validation, parts.task
     columns = sorted(set(task.columns.values()))
-    validation_shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
 
     # -- model ----------------------------------------------------------------------------------------------------------
     torch.set_rng_state(parts.random_state)
@@ -153,28 +151,9 @@ def finetune(
     viewer = task.viewer(settings, source, size, context)
 
     # -- train, evaluate every few epochs, keep the best -------------------------------------------------------------------
-    model_url = storage.join(settings.out, "model")
-    best_metric = settings.best_metric or task.best_metric
-
-    def evaluated(predictor: Predictor) -> Evaluation:
-        with autocast_for(settings.training.precision, context.device)():
-            return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
-
-    calibrated: dict[str, Any] = {}
-
-    def evaluate(step: int, last: bool) -> dict[str, float]:
-        evaluation = evaluated(task.predictor(model, config))
-        choose("best_metric", best_metric, evaluation.metrics)
-        calibrated.update(evaluation.calibrated)
-        return evaluation.metrics
-
-    def keep_best(step: int) -> None:
-        if context.rank == 0:
-            with_room(settings.out, partial(save_model, model_url, model, {**config, **calibrated, "step": step}))
-
-    run_folder = None
-    if context.rank == 0:
-        run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
+    shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
+    best = Best(settings, task, model, config, shards, context)
+    run_folder = RunFolder.of(settings, context)
     feed = Feed(
         _order(settings, manifest),
         manifest,
@@ -190,13 +169,7 @@ def finetune(
         context=context,
         run=run_folder,
         learning_rate_factor=lambda name: _layer_factor(name, source.encoder, settings),
-        evaluating=Evaluating(
-            evaluate,
-            best_metric=best_metric,
-            best_is_lowest=lower_is_better(best_metric),
-            keep_best=keep_best,
-            patience=settings.patience,
-        ),
+        evaluating=best.evaluating(),
         evaluate_every_epochs=settings.evaluate_every_epochs,
         loop=loop,
     )
@@ -208,28 +181,69 @@ def finetune(
 
     # -- what the run leaves: the best model, evaluated once more as it was saved -------------------------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model
-    evaluation = evaluated(load_model(model_url).to(context.device))
-    result = {
-        "status": "finished",
-        "task": settings.task,
-        "mode": settings.mode,
-        "encoder": masked_url(settings.encoder),
-        "model": model_url,
-        "metrics": evaluation.metrics,
-        "best_metric": best_metric,
-        "best_step": progress.best_step,
-        **task.findings,
-        **evaluation.details,
-        **summary(progress, context),
-    }
+    evaluation = best.scores(load_model(best.url).to(context.device))
+    result = _result(settings, best, evaluation, progress, task.findings) | summary(progress, context)
     if run_folder is not None:
         same = overlap(manifest, validation, image_column=settings.data.image_column)
         if same.num:
             result["validation_rows_in_training"] = same.as_json()
-        run_folder.write_bad_rows(progress.bad_rows)
-        run_folder.close()
-        write_result(settings.out, result)
+        run_folder.finish(result, progress.bad_rows)
     return result
+
+
+def _result(
+    settings: FinetuneSettings, best: Best, evaluation: Evaluation, progress: Progress, findings: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "task": settings.task,
+        "mode": settings.mode,
+        "encoder": masked_url(settings.encoder),
+        "model": best.url,
+        "metrics": evaluation.metrics,
+        "best_metric": best.metric,
+        "best_step": progress.best_step,
+        **findings,
+        **evaluation.details,
+    }
+
+
+class Best:
+    """Evaluates the model of a run while it learns, and keeps the best state of it in OUT/model."""
+
+    def __init__(self, settings: FinetuneSettings, task: Task, model: TaskModel, config: dict[str, Any],
+                 validation: Shards, context: RankContext) -> None:  # fmt: skip
+        self.url = storage.join(settings.out, "model")
+        self.metric = settings.best_metric or task.best_metric
+        self._settings, self._task, self._model, self._config = settings, task, model, config
+        self._validation, self._context = validation, context
+        self._calibrated: dict[str, Any] = {}
+
+    def evaluating(self) -> Evaluating:
+        """For the loop."""
+        lowest, patience = lower_is_better(self.metric), self._settings.patience
+        return Evaluating(
+            self.evaluate, best_metric=self.metric, best_is_lowest=lowest, keep_best=self.keep, patience=patience
+        )
+
+    def scores(self, predictor: Predictor) -> Evaluation:
+        """Of a predictor on the validation data."""
+        threads = num_decode_threads(self._settings.data)
+        with autocast_for(self._settings.training.precision, self._context.device)():
+            return predictor.evaluate(self._validation, self._context, decode_threads=threads)
+
+    def evaluate(self, step: int, last: bool) -> dict[str, float]:
+        """The metrics of the model as it is."""
+        evaluation = self.scores(self._task.predictor(self._model, self._config))
+        choose("best_metric", self.metric, evaluation.metrics)
+        self._calibrated.update(evaluation.calibrated)
+        return evaluation.metrics
+
+    def keep(self, step: int) -> None:
+        """Saves the model as it is."""
+        if self._context.rank == 0:
+            config = {**self._config, **self._calibrated, "step": step}
+            with_room(self._settings.out, partial(save_model, self.url, self._model, config))
 
 
 def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:

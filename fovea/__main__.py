@@ -27,7 +27,7 @@ COMMANDS: dict[str, Command] = {
         "turn an encoder into a task model; predict, serve, evaluate, explain, export, ...", "finetune.__main__"
     ),
     "serve": Command("answer images by HTTP with a fine-tuned model", "finetune.__main__", ("serve",)),
-    "demo": Command("from images to an encoder and three models, in a few minutes", "finetune.demo"),
+    "demo": Command("from images to an encoder and three models, in a few minutes", "fovea.demo"),
     "submit": Command("run a command on a Ray cluster and follow it", "cluster.__main__", ("submit",)),
     "pipeline": Command("run stages that depend on each other", "cluster.__main__", ("pipeline",)),
     "status": Command("the state of a job", "cluster.__main__", ("status",)),

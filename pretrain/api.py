@@ -15,22 +15,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, Unpack
 
 from cluster import storage
 from cluster.calling import ended, options_of, plain_errors, settings_of
 from cluster.errors import RunStopped
 from pretrain.encoders import Encoder, load_encoder
 from pretrain.settings import PretrainSettings
+from pretrain.training.settings import RunKeywords
 
 Path = str | os.PathLike[str]
 Data = Path | list[str]
 
 
-class PretrainKeywords(TypedDict, total=False):
+class PretrainKeywords(RunKeywords, total=False):
     """Short name -> setting."""
 
-    out: Annotated[Path, "out"]
     method: Annotated[str, "method.name"]
     method_arguments: Annotated[Mapping[str, Any], "method.arguments"]
     encoder: Annotated[str, "encoder.name"]
@@ -39,21 +39,8 @@ class PretrainKeywords(TypedDict, total=False):
     image_size: Annotated[int, "views.size"]
     channels: Annotated[int, "views.channels"]
     recipe: Annotated[str, "views.recipe"]
-    epochs: Annotated[float, "training.epochs"]
-    steps: Annotated[int, "training.steps"]
-    batch_size: Annotated[int, "training.batch_size_global"]
-    precision: Annotated[str, "training.precision"]
-    optimizer: Annotated[str, "optimizer.name"]
-    learning_rate: Annotated[float, "optimizer.learning_rate"]
-    weight_decay: Annotated[float, "optimizer.weight_decay"]
-    workers: Annotated[int, "cluster.workers"]
-    image_column: Annotated[str, "data.image_column"]
     knn_train: Annotated[Path, "knn.train_url"]
     knn_test: Annotated[Path, "knn.test_url"]
-    patience: Annotated[int, "patience"]
-    seed: Annotated[int, "seed"]
-    tracking: Annotated[list[str], "tracking"]
-    report_images: Annotated[int, "report_images"]
 
 
 class _DataKeyword(PretrainKeywords, total=False):

@@ -13,7 +13,6 @@ import torch
 from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
-from cluster.settings import to_dict
 from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.order import Order
@@ -33,7 +32,7 @@ from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
 from pretrain.training.probes import LabelProbe
 from pretrain.training.recipe import Feed, describe_data, order_of, summary, train_by
-from pretrain.training.run_folder import RunFolder, write_result
+from pretrain.training.run_folder import RunFolder
 
 
 def run(settings: PretrainSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
@@ -121,24 +120,14 @@ def pretrain(
     """
     settings.data.use_stores()
     parts = parts or Parts.of(settings, known)
-    views, manifest, source = settings.views, parts.manifest, parts.source
-    viewer = Viewer(
-        parts.views,
-        seed=settings.seed,
-        device=context.device,
-        channels=views.channels,
-        mean=views.mean,
-        std=views.std,
-        keep=settings.data.keep,
-        keep_bytes=settings.data.keep_bytes,
-    )
+    manifest, source = parts.manifest, parts.source
+    viewer = _viewer(settings, parts.views, context.device)
     start = {} if source is None else parameters_of(source.encoder)
     method = parts.method.to(context.device)
     method.normalisation = viewer.mean, viewer.std
     evaluation = Evaluation(settings, manifest, context, parts.known.probe, lambda: _first_weights(settings))
-    run_folder = None
-    if context.rank == 0:
-        run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
+    run_folder = RunFolder.of(settings, context)
+    hold = ({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
 
     # -- train ----------------------------------------------------------------------------------------------------------
     outcome = train_by(
@@ -149,9 +138,7 @@ def pretrain(
         run=run_folder,
         learning_rate_factor=lambda name: layer_factor(name, method.encoder, settings.encoder.layer_decay),
         constant_rate=method.constant_rate,
-        hold=({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
-        if settings.method.keep
-        else None,
+        hold=hold if settings.method.keep else None,
         on_collapse=settings.method.on_collapse,
         evaluating=Evaluating(
             lambda step, last: evaluation(method.exported, step),
@@ -170,31 +157,47 @@ def pretrain(
         return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves --------------------------------------------------------------------------------------------
-    encoder, encoder_url = method.exported, storage.join(settings.out, "encoder")
-    result = {"status": "finished", "encoder": encoder_url, "metrics": progress.metrics, **summary(progress, context)}
+    url = storage.join(settings.out, "encoder")
+    result = {"status": "finished", "encoder": url, "metrics": progress.metrics, **summary(progress, context)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:
-        result |= {"started_from": source.described(), "moved": moved(encoder, start)}
+        result |= {"started_from": source.described(), "moved": moved(method.exported, start)}
     if run_folder is not None:
-        save = partial(
-            save_encoder,
-            encoder,
-            encoder_url,
-            mean=viewer.mean,
-            std=viewer.std,
-            input_size=views.size,
-            method=settings.method.name,
-            samples_seen=progress.samples_seen,
-            dataset_fingerprint=manifest.fingerprint,
-            teacher=method.learns_from,
-            started_from=None if source is None else source.described(),
-        )
-        with_room(settings.out, save)
-        run_folder.write_bad_rows(progress.bad_rows)
-        run_folder.close()
-        write_result(settings.out, result)
+        with_room(settings.out, partial(_save, url, settings, parts, method, viewer, progress.samples_seen))
+        run_folder.finish(result, progress.bad_rows)
     return result
+
+
+def _viewer(settings: PretrainSettings, specs: list[ViewSpec], device: torch.device) -> Viewer:
+    views = settings.views
+    return Viewer(
+        specs,
+        seed=settings.seed,
+        device=device,
+        channels=views.channels,
+        mean=views.mean,
+        std=views.std,
+        keep=settings.data.keep,
+        keep_bytes=settings.data.keep_bytes,
+    )
+
+
+def _save(
+    url: str, settings: PretrainSettings, parts: Parts, method: Method, viewer: Viewer, samples_seen: int
+) -> None:
+    save_encoder(
+        method.exported,
+        url,
+        mean=viewer.mean,
+        std=viewer.std,
+        input_size=settings.views.size,
+        method=settings.method.name,
+        samples_seen=samples_seen,
+        dataset_fingerprint=parts.manifest.fingerprint,
+        teacher=method.learns_from,
+        started_from=None if parts.source is None else parts.source.described(),
+    )
 
 
 def views_of(settings: PretrainSettings) -> list[ViewSpec]:

@@ -20,9 +20,7 @@ from cluster.errors import UserError, WorkerFailed
 
 DEPLOYMENT = "replica"
 BATCHES_AT_ONCE = 2  # of a replica: one is prepared (decoded) while another is computed
-ENVIRONMENT = {
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-}
+ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 OBJECT_STORE_BYTES = 512 * 2**20  # of a private Ray; what is larger than 100 KB passes through it
 ATTEMPTS = 2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
 
@@ -81,23 +79,17 @@ def replicas(service: Service) -> Iterator[Replicas]:
     Raises UserError where Ray Serve is not installed or the cluster cannot hold the replicas, WorkerFailed when they cannot
     start.
     """
-    from cluster.training.ray_session import check_resources, ray_session
-    from cluster.training.workers import share_here_of, share_there_of
+    from cluster.training.ray_session import check_resources
+    from cluster.training.workers import session_and_share
 
-    here = share_here_of(service.num_replicas, service.cpus, service.gpus)
-    with ray_session(
-        service.address,
-        service.num_replicas,
-        here.cpus,
-        environment=ENVIRONMENT,
-        object_store_bytes=OBJECT_STORE_BYTES,
-    ) as session:
+    asked = service.num_replicas, service.cpus, service.gpus
+    of_session: dict[str, Any] = {"environment": ENVIRONMENT, "object_store_bytes": OBJECT_STORE_BYTES}
+    with session_and_share(service.address, *asked, **of_session) as (session, share):
         try:
             from ray import serve
         except ImportError as error:
             raise UserError(f"serving needs Ray Serve: pip install 'fovea[serve]' ({error})") from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        share = here if session.embedded else share_there_of(service.cpus, service.gpus)
         check_resources(service.num_replicas, share.resources)
         name = f"fovea-{uuid.uuid4().hex[:8]}"
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})

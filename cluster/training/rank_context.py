@@ -120,10 +120,16 @@ def local_context(on_record: Callable[[Record], None] | None = None) -> Iterator
         yield context
 
 
-def stopping() -> list[signal.Signals]:
-    """The signals that ask for an end; a hang-up only where it is not ignored (`nohup`)."""
+@contextmanager
+def stopped_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives the signals that ask for an end to `handle`; a hang-up only where it is not ignored (`nohup`)."""
     hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -151,9 +157,5 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         with suppress(OSError):  # the terminal may be gone
             os.write(2, f"{STOPPING}\n".encode())
 
-    former = {number: signal.signal(number, handle) for number in stopping()}
-    try:
+    with stopped_by(handle):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

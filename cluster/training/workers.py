@@ -107,12 +107,11 @@ def _run_on_ray(
             f"{workers.storage_url} is in the memory of one process; workers need a folder that all can reach"
         )
 
-    from cluster.training.ray_session import ELASTIC_DEFAULTS, check_resources, ray_session
+    from cluster.training.ray_session import ELASTIC_DEFAULTS, check_resources
 
-    here = share_here_of(workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker)
     environment = ELASTIC_DEFAULTS if len(workers.sizes) > 1 else {}
-    with ray_session(workers.address, workers.num_workers, here.cpus, environment=environment) as session:
-        share = here if session.embedded else share_there_of(workers.cpus_per_worker, workers.gpus_per_worker)
+    asked = workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
+    with session_and_share(workers.address, *asked, environment=environment) as (session, share):
         if share.words and on_record is not None:
             on_record({"kind": "note", "text": share.words})
         check_resources(workers.sizes[0], share.resources)
@@ -152,32 +151,37 @@ def check_cluster(workers: Workers) -> int:
     """
     if workers.num_workers == 0 or not (workers.address or os.environ.get("RAY_ADDRESS")):
         return 0
-    from cluster.training.ray_session import check_resources, ray_session
+    from cluster.training.ray_session import check_resources
 
-    with ray_session(workers.address, workers.num_workers, workers.cpus_per_worker or 1) as session:
-        share = share_there_of(workers.cpus_per_worker, workers.gpus_per_worker)
+    asked = workers.num_workers, workers.cpus_per_worker, workers.gpus_per_worker
+    with session_and_share(workers.address, *asked) as (session, share):
         check_resources(workers.num_workers, share.resources)
         return _preflight(session, workers, share.resources)
 
 
-def share_here_of(num_workers: int, cpus: float | None, gpus: float | None) -> Share:
-    """What each worker gets of this machine, by a Ray of the command's own."""
+@contextmanager
+def session_and_share(
+    address: str | None, num_workers: int, cpus: float | None, gpus: float | None, **of_session: Any
+) -> Iterator[tuple[Session, Share]]:
+    """The Ray for so many workers, see `ray_session`, and what each gets of it where the user does not say (None)."""
+    from cluster.training.ray_session import ray_session
+
     has_gpu = False
     if gpus is None:
         import torch
 
         has_gpu = torch.cuda.is_available()
-    return share_here(os.cpu_count() or 1, num_workers, cpus, gpus, has_gpu=has_gpu)
+    here = share_here(os.cpu_count() or 1, num_workers, cpus, gpus, has_gpu=has_gpu)
+    with ray_session(address, num_workers, here.cpus, **of_session) as session:
+        if session.embedded:
+            yield session, here
+            return
+        import ray
 
+        from cluster.training.ray_private import kinds_of_node, max_resources
 
-def share_there_of(cpus: float | None, gpus: float | None) -> Share:
-    """What each worker gets of the cluster that this process has joined."""
-    import ray
-
-    from cluster.training.ray_private import kinds_of_node, max_resources
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return share_on_cluster(nodes, max_resources(), cpus, gpus, kinds=kinds_of_node())
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield session, share_on_cluster(nodes, max_resources(), cpus, gpus, kinds=kinds_of_node())
 
 
 def _preflight(session: Session, workers: Workers, resources: dict[str, float]) -> int:

@@ -41,8 +41,6 @@ class ClassificationReport(TaskReport):
 
     def verdict(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
         """Accuracy beside guessing, and beside random weights or the most frequent mistake."""
-        if "mean_average_precision" in run.metrics:
-            return self._verdict_on_labels(run, others)
         accuracy, num = run.metrics["accuracy"], int(run.result.get("validation_images") or 0)
         matrix = np.array(run.result.get("confusion_matrix") or [[0]])
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
@@ -59,24 +57,6 @@ class ClassificationReport(TaskReport):
         other = float(baseline["metrics"]["accuracy"])
         noise = math.hypot(reach, margin(other, num))
         second, second_tone = worth_of_pretraining(accuracy, other, noise, num=num)
-        return Verdict(word, tone if second_tone == "good" else "warn", first, second)
-
-    def _verdict_on_labels(self, run: RunRecord, others: Sequence[Mapping[str, Any]]) -> Verdict:
-        """Several classes an image: how well they are ranked beside a ranking by chance, and beside random weights."""
-        score, num = run.metrics["mean_average_precision"], int(run.result.get("validation_images") or 0)
-        fractions = [row["images"] / max(1, num) for row in run.result.get("per_class") or [] if row["images"]]
-        chance, reach = sum(fractions) / max(1, len(fractions)), margin(score, num)
-        first = (
-            f"Ranked by a class, its images come first with a mean average precision of {percent(score)} over {len(fractions)} "
-            f"classes and {num:,} validation images, where chance gets {percent(chance)}."
-        )
-        tone = "good" if score - reach > chance else "warn"
-        word = "finished" if tone == "good" else "finished, no better than chance"
-        baseline = random_row(others)
-        if baseline is None:
-            return Verdict(word, tone, first, "")
-        other = float(baseline["metrics"]["mean_average_precision"])
-        second, second_tone = worth_of_pretraining(score, other, math.hypot(reach, margin(other, num)), num=num)
         return Verdict(word, tone if second_tone == "good" else "warn", first, second)
 
     def _usual_mistake(self, run: RunRecord, matrix: np.ndarray) -> str:

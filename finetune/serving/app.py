@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -86,17 +86,7 @@ def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_t
         config, names, result_type, channels: of the model.
         token: that clients must send; None: none.
     """
-    bearer = HTTPBearer(auto_error=False, description="the token that the server was given, or printed when it started")
-
-    async def authorised(sent: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
-        if token is None:
-            return
-        if sent is None:
-            raise Refused(401, "this server asks for a token: send Authorization: Bearer TOKEN")
-        if not hmac.compare_digest(sent.credentials.encode(), token.encode()):
-            raise Refused(401, "the token is wrong")
-
-    guarded = [] if token is None else [Depends(authorised)]
+    guarded = [] if token is None else [Depends(authorised_by(token))]
     app = FastAPI(title="fovea", description=__doc__, docs_url=None, redoc_url=None, openapi_url=None)
     room = Room(settings.max_requests, settings.max_waiting_megabytes * MEGA)
     described = ModelDescription(
@@ -133,46 +123,61 @@ def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_t
     )
     async def predict(request: Request) -> Response:
         """A record for each image."""
-        limit = settings.max_megabytes * MEGA
-        told = content_length(request)
-        if told is not None and told > limit:
-            raise Refused(413, f"{told / MEGA:.1f} MB; a request has at most {settings.max_megabytes:g} MB")
-        with room.taken(limit if told is None else told):
-            try:
-                async with asyncio.timeout(settings.timeout_seconds):
-                    body = await read_body(request, limit, settings.max_megabytes)
-            except TimeoutError:
-                raise Refused(408, f"the request did not arrive within {settings.timeout_seconds:g} s") from None
-            items = images_of(request.headers.get("content-type", ""), body, settings.max_images)
-            del body
-            try:
-                async with asyncio.timeout(settings.timeout_seconds):
-                    answers = await asked.ask(items)
-            except TimeoutError:
-                raise Refused(504, f"no answer within {settings.timeout_seconds:g} s") from None
-            except Unanswered as error:
-                raise Refused(503, str(error)) from None
-        return answer_of(answers, settings.max_megapixels)
+        return await answer(request, asked, room, settings)
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
+    for kind in (Refused, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, failure)
+    return app
+
+
+def authorised_by(token: str) -> Callable[..., Awaitable[None]]:
+    """What refuses requests that do not send the token."""
+    bearer = HTTPBearer(auto_error=False, description="the token that the server was given, or printed when it started")
+
+    async def authorised(sent: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
+        if sent is None:
+            raise Refused(401, "this server asks for a token: send Authorization: Bearer TOKEN")
+        if not hmac.compare_digest(sent.credentials.encode(), token.encode()):
+            raise Refused(401, "the token is wrong")
+
+    return authorised
+
+
+async def failure(request: Request, error: Exception) -> JSONResponse:
+    """Why a request is not answered, in a line."""
+    if isinstance(error, Refused):
         more = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}, 503: {"retry-after": "1"}}
         return JSONResponse({"error": printable(str(error))}, error.status, more.get(error.status))
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+    if isinstance(error, HTTPException):
         why = f"{error.detail}: {request.method} {request.url.path}; there are POST /predict, GET /, /health, /openapi.json"
         return JSONResponse({"error": printable(why)}, error.status_code, error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+    if isinstance(error, ClientDisconnect):
         return JSONResponse({"error": "the request is cut off"}, 400)
+    return JSONResponse({"error": "the server failed; its own output says why"}, 500)
 
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the server failed; its own output says why"}, 500)
 
-    return app
+async def answer(request: Request, asked: Asked, room: Room, settings: ServeSettings) -> Response:
+    """The records of a request's images. Raises Refused."""
+    limit = settings.max_megabytes * MEGA
+    told = content_length(request)
+    if told is not None and told > limit:
+        raise Refused(413, f"{told / MEGA:.1f} MB; a request has at most {settings.max_megabytes:g} MB")
+    with room.taken(limit if told is None else told):
+        try:
+            async with asyncio.timeout(settings.timeout_seconds):
+                body = await read_body(request, limit, settings.max_megabytes)
+        except TimeoutError:
+            raise Refused(408, f"the request did not arrive within {settings.timeout_seconds:g} s") from None
+        items = images_of(request.headers.get("content-type", ""), body, settings.max_images)
+        del body
+        try:
+            async with asyncio.timeout(settings.timeout_seconds):
+                answers = await asked.ask(items)
+        except TimeoutError:
+            raise Refused(504, f"no answer within {settings.timeout_seconds:g} s") from None
+        except Unanswered as error:
+            raise Refused(503, str(error)) from None
+    return answer_of(answers, settings.max_megapixels)
 
 
 def content_length(request: Request) -> int | None:

@@ -13,6 +13,8 @@ from cluster.command_line import CommandLine, as_settings
 from cluster.errors import UserError, run_command
 from pretrain.data.packing.import_command import add_import
 
+AS_IT_STANDS = argparse.RawDescriptionHelpFormatter
+
 # What a command needs is imported by its handler, so that --help and typing errors answer at once.
 
 EXAMPLES = """examples:
@@ -41,17 +43,22 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def parser() -> CommandLine:
     """The command line."""
-    as_it_stands = argparse.RawDescriptionHelpFormatter
     parser = CommandLine(
         prog="python -m pretrain.data",
         description="Makes data sets of Parquet shards and looks into them.",
         epilog=EXAMPLES,
-        formatter_class=as_it_stands,
+        formatter_class=AS_IT_STANDS,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="import | check | views | demo")
 
     add_import(commands)
+    _add_check(commands)
+    _add_views(commands)
+    _add_demo(commands)
+    return parser
 
+
+def _add_check(commands: Any) -> None:
     look = commands.add_parser(
         "check",
         help="describe a data set, and fix its row groups",
@@ -61,7 +68,7 @@ def parser() -> CommandLine:
         epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
         "          python -m pretrain.data check 'hf://datasets/OWNER/NAME/**/*.parquet' --sheet sheet.png\n"
         "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",
-        formatter_class=as_it_stands,
+        formatter_class=AS_IT_STANDS,
     )
     look.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
     look.add_argument("--image-column", default="image", metavar="NAME", help="column with the images (default: image)")
@@ -111,12 +118,14 @@ def parser() -> CommandLine:
     )
     look.set_defaults(handler=_check)
 
+
+def _add_views(commands: Any) -> None:
     views = commands.add_parser(
         "views",
         help="draw images and the views that a recipe makes of them",
         description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views beside it.",
         epilog="example: python -m pretrain.data views my/shards --size 64 --set crop_scale=[0.2,1] strength=0.5",
-        formatter_class=as_it_stands,
+        formatter_class=AS_IT_STANDS,
     )
     views.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
     views.add_argument(
@@ -145,12 +154,14 @@ def parser() -> CommandLine:
     views.add_argument("--out", default="views.png", metavar="FILE.png", help="the sheet (default: views.png)")
     views.set_defaults(handler=_views)
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="make a small data set to try everything with",
         description="Writes a small made-up data set with labels, boxes and captions to DEST.",
         epilog="example: python -m pretrain.data demo my/demo --images 2000",
-        formatter_class=as_it_stands,
+        formatter_class=AS_IT_STANDS,
     )
     demo.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     demo.add_argument("--images", type=int, default=2000, metavar="N", help="how many (default: 2000)")
@@ -166,7 +177,6 @@ def parser() -> CommandLine:
     )
     demo.add_argument("--seed", type=int, default=0, metavar="S", help="another seed makes other images (default: 0)")
     demo.set_defaults(handler=_demo)
-    return parser
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:

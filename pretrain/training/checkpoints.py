@@ -13,7 +13,7 @@ import io
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -338,29 +338,19 @@ def read_meta(folder: str) -> Meta | None:
     return Meta(Progress(**meta), size, checksum)
 
 
-def complete_steps(run_url: str) -> list[int]:
-    """The steps of the checkpoints that are complete, in order, without reading their states."""
+def progress_newest_first(run_url: str) -> Iterator[Progress]:
+    """What the readable checkpoints say about the run, without reading their states."""
     url = storage.join(run_url, "checkpoints")
-    steps = []
-    for name in _step_folders(url):
+    for name in reversed(_step_folders(url)):
         with suppress(Damaged):
             meta = read_meta(storage.join(url, name))
             if meta is not None:
-                steps.append(meta.progress.step)
-    return steps
+                yield meta.progress
 
 
 def newest_progress(run_url: str) -> Progress | None:
-    """What the newest readable checkpoint says about the run, without reading its state; None when there is none."""
-    url = storage.join(run_url, "checkpoints")
-    for name in reversed(_step_folders(url)):
-        try:
-            meta = read_meta(storage.join(url, name))
-        except Damaged:
-            continue
-        if meta is not None:
-            return meta.progress
-    return None
+    """What the newest readable checkpoint says about the run; None when there is none."""
+    return next(progress_newest_first(run_url), None)
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: Optimizer) -> None:

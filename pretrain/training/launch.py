@@ -179,12 +179,12 @@ def _check(
         num_nodes = check_cluster(dataclasses.replace(workers, num_workers=fewest, smaller=()))
     if num_nodes:
         print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
-    newest = checkpoints.load_newest(settings.out)
-    where = "continues the run there" if newest is not None else "starts from scratch"
-    step = f" at step {newest.progress.step}" if newest is not None else ""
+    where = "starts from scratch"
     if before.is_finished:
-        where, step = "would do nothing: the run there is finished", ""
-    print(f"{title}: {settings.out} can be written; the command {where}{step}", flush=True)
+        where = "would do nothing: the run there is finished"
+    elif before.progress is not None:
+        where = f"continues the run there at step {before.progress.step}"
+    print(f"{title}: {settings.out} can be written; the command {where}", flush=True)
     todo = function, settings, max(1, workers.num_workers)
     with RunConsole(title) as console, storage.no_new_folders(settings.out):
         if num_nodes:  # on a node that holds a worker: this one may be a head without a GPU

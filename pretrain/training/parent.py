@@ -43,7 +43,7 @@ def absolute(text: str | None) -> str | None:
 def chosen_step(text: str) -> int:
     """The step to begin at. Raises UserError where there is no such checkpoint, and says which there are."""
     url, step = parsed(text)
-    steps = checkpoints.complete_steps(url)
+    steps = sorted(progress.step for progress in checkpoints.progress_newest_first(url))
     if not steps:
         raise UserError(
             f"{SETTING}={text}: {url} has no complete checkpoint; name the folder that a run left (its out)"

@@ -15,6 +15,8 @@ from typing import Any
 from cluster import lease, storage
 from cluster.errors import RunStopped, UserError
 from cluster.secrets import masked
+from cluster.settings import to_dict
+from cluster.training.rank_context import RankContext
 from pretrain.data.reading.shards import RowLocation
 from pretrain.training.restarts import RestartLog
 from pretrain.training.tracking import Trackers
@@ -52,6 +54,13 @@ class RunFolder:
         self._metrics: Any = None
         self._waiting = b""  # lines that are not in the file yet
         self._size = 0  # of the file, in whole lines
+
+    @classmethod
+    def of(cls, settings: Any, context: RankContext) -> RunFolder | None:
+        """That of a run with these settings, for the rank that writes it; None for the others."""
+        if context.rank:
+            return None
+        return cls(settings.out, tracking=settings.tracking, config=to_dict(settings))
 
     def start_at(self, step: int, *, first_step: int = 0) -> int | None:
         """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
@@ -151,6 +160,12 @@ class RunFolder:
         listed = sorted((RowLocation.parse(location), reason) for location, reason in rows.items())
         lines = [json.dumps({**asdict(location), "reason": reason}) + "\n" for location, reason in listed]
         storage.write_bytes(storage.join(self.url, BAD_ROWS), "".join(lines).encode())
+
+    def finish(self, result: dict[str, Any], bad_rows: dict[str, str]) -> None:
+        """Writes what a finished run leaves, result.json last."""
+        self.write_bad_rows(bad_rows)
+        self.close()
+        write_result(self.url, result)
 
     def close(self, *, finished: bool = True) -> None:
         """Uploads what is left and closes the files; trackers are told whether the run is finished."""

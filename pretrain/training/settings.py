@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from cluster import storage
 from cluster.errors import UserError
@@ -232,3 +233,22 @@ FREE_TO_CHANGE = (  # of the others it is said when they differ
     "knn.",
     "patience",
 )
+
+
+class RunKeywords(TypedDict, total=False):
+    """Short names of settings, for calls from Python; see `cluster.calling.short_names`."""
+
+    out: Annotated[str | os.PathLike[str], "out"]
+    image_column: Annotated[str, "data.image_column"]
+    epochs: Annotated[float, "training.epochs"]
+    steps: Annotated[int, "training.steps"]
+    batch_size: Annotated[int, "training.batch_size_global"]
+    precision: Annotated[str, "training.precision"]
+    optimizer: Annotated[str, "optimizer.name"]
+    learning_rate: Annotated[float, "optimizer.learning_rate"]
+    weight_decay: Annotated[float, "optimizer.weight_decay"]
+    workers: Annotated[int, "cluster.workers"]
+    patience: Annotated[int, "patience"]
+    seed: Annotated[int, "seed"]
+    tracking: Annotated[list[str], "tracking"]
+    report_images: Annotated[int, "report_images"]

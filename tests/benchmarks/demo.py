@@ -30,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cluster.columns import in_columns
-from finetune.demo import TASKS, Row, score_rows
+from fovea.demo_scores import Row, score_rows
 from pretrain.data.scenes.captions import noun
 from pretrain.data.scenes.scenes import compose
 from pretrain.data.scenes.sources import CLASSES
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in options.seeds:
         out = options.out / f"seed{seed}"
         run(out, seed)
-        demos[seed] = score_rows(out, out / "pretrain", TASKS, has_teacher=True)
+        demos[seed] = score_rows(out)
         named, sentences = sentences_of(out / "summarize/report.html")
         times = json.loads((out / SECONDS).read_text())
         seconds = f"{times['wall']:.0f} s, {times['cpu']:.0f} s of CPU"
@@ -69,7 +69,7 @@ def run(out: Path, seed: int) -> None:
     if (out / SECONDS).exists():
         return
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "finetune.demo", "--out", str(out), "--seed", str(seed)]
+    command = [sys.executable, "-m", "fovea.demo", "--out", str(out), "--seed", str(seed)]
     subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, stdout=sys.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.house [--at COMMIT ...] [--ways]
 
-Of the packages (not of the tests), as they are here and at each commit: lines; of functions, the longest, the most complex
-(McCabe's, by ruff) and the one with most parameters; of each folder, its files and the imports among
-them; of `pretrain.training.loop.train`, the same numbers. `--ways` counts the lines of the ways through the code that the pages
-describe, and writes them into their tables.
+A table of the packages (not of the tests), with a column for each commit and one for what is here: lines; of functions, the
+longest, the most complex (McCabe's, by ruff) and the one with most parameters; of `pretrain.training.loop.train`, the same
+numbers; the ways through the code that the pages describe; of the busiest folders, their files and the imports among them.
+`--ways` counts the lines of the ways, and writes them into the pages' tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PAGES = (Path("pretrain/README.md"), Path("finetune/README.md"))
 # a table of steps and the paragraph above it; a row of it: its text, the functions, their lines
 TABLE = re.compile(r"^((?:[^|\n]+\n)+)\n\| step \| where \| lines \|\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
 STEP = re.compile(r"^(\| [^|]+ \| (`[^|]+`) \| )(\d+) \|$", re.MULTILINE)
-LONG, BUSIEST = 400, 8  # lines of a file; folders that are listed
+LONG_FILE, LONG_FUNCTION, BUSIEST = 400, 60, 3  # lines; folders of each state that are listed
+LOOP = "pretrain/training/loop.py:train"
 
 
 @dataclass(frozen=True)
@@ -50,37 +51,64 @@ def main(arguments: list[str] | None = None) -> None:
     if options.ways:
         write_ways()
         return
+    states = {}
     for commit in options.at:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True).stdout
             subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
-            show(commit, Path(folder))
-    show("here", Path())
+            states[commit] = State.of(Path(folder))
+    print(table(states | {"here": State.of(Path())}))
 
 
-def show(name: str, root: Path) -> None:
-    """The numbers of one state of the code."""
-    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    complexity = complexities(root)
-    functions = [function for path in files for function in functions_of(path, root, complexity)]
-    lengths = {path: len(path.read_text().splitlines()) for path in files}
-    print(
-        f"\n{name}: {sum(lengths.values()):,} lines in {len(files)} files; {sum(n > 400 for n in lengths.values())} above 400"
-    )
-    for what in ("lines", "complexity", "parameters"):
-        worst = max(functions, key=lambda function: getattr(function, what))
-        print(f"  most {what:11} {getattr(worst, what):4}  {worst.name}")
-    for function in functions:
-        if function.name == "pretrain/training/loop.py:train":
-            print(
-                f"  the loop: {function.lines} lines, complexity {function.complexity}, {function.parameters} parameters"
-            )
-    rooms = Counter(path.parent.relative_to(root) for path in files)
-    arrows: Counter[Path] = Counter()
-    for path in files:
-        arrows[path.parent.relative_to(root)] += len(neighbours(path, root))
-    listed = "; ".join(f"{folder} {rooms[folder]}, {count}" for folder, count in arrows.most_common(BUSIEST))
-    print(f"  folders, their files and the imports among these: {listed}")
+@dataclass(frozen=True)
+class State:
+    """The numbers of one state of the code: `told` by what they are of; `folders` has the files and the imports of each."""
+
+    told: dict[str, str]
+    folders: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, root: Path) -> State:
+        """That of the code below a folder."""
+        files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+        complexity = complexities(root)
+        functions = [function for path in files for function in functions_of(path, root, complexity)]
+        lengths = [len(path.read_text().splitlines()) for path in files]
+        told = {
+            "lines, files": f"{sum(lengths):,}, {len(files)}",
+            f"files above {LONG_FILE} lines": str(sum(length > LONG_FILE for length in lengths)),
+            f"functions above {LONG_FUNCTION} lines": str(sum(one.lines > LONG_FUNCTION for one in functions)),
+        }
+        for what, name in (
+            ("lines", "longest function"),
+            ("complexity", "most complex"),
+            ("parameters", "most parameters"),
+        ):
+            worst = max(functions, key=lambda function: getattr(function, what))
+            told[name] = f"{getattr(worst, what)} `{worst.name}`"
+        for one in functions:
+            if one.name == LOOP:
+                told["the loop: lines, complexity, parameters"] = f"{one.lines}, {one.complexity}, {one.parameters}"
+        for page in PAGES:
+            for way, lines in ways(page, root).items():
+                told[f"lines {way.partition(',')[0].rstrip(':').lower().removeprefix('and ')}"] = str(lines)
+        rooms = Counter(path.parent for path in files)
+        arrows: Counter[Path] = Counter()
+        for path in files:
+            arrows[path.parent] += len(neighbours(path, root))
+        folders = {str(folder.relative_to(root)): (rooms[folder], num) for folder, num in arrows.most_common()}
+        return cls(told, folders)
+
+
+def table(states: Mapping[str, State]) -> str:
+    """The states side by side, as Markdown."""
+    last = list(states.values())[-1]
+    rows = {name: [state.told.get(name, "") for state in states.values()] for name in last.told}
+    for folder in dict.fromkeys(one for state in states.values() for one in [*state.folders][:BUSIEST]):
+        found = [state.folders.get(folder) for state in states.values()]
+        rows[f"`{folder}`: files, imports among them"] = ["" if one is None else f"{one[0]}, {one[1]}" for one in found]
+    lines = [["", *states], ["---"] * (len(states) + 1), *([name, *cells] for name, cells in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_ways() -> None:
@@ -91,21 +119,22 @@ def write_ways() -> None:
             print(f"{page}: {lines} lines {way[0].lower() + way[1:]}")
 
 
-def ways(page: Path) -> dict[str, int]:
-    """The sentences above the tables of ways in a page, and how many lines each has in the code as it is."""
+def ways(page: Path, root: Path = Path()) -> dict[str, int]:
+    """The sentences above the tables of ways in a page, and how many lines each has in the code as it is there."""
     found: dict[str, int] = {}
-    for table in TABLE.finditer(page.read_text()):
-        found[table[1].partition("\n")[0]] = sum(lines_of_step(step[2]) for step in STEP.finditer(table[2]))
+    text = (root / page).read_text() if (root / page).exists() else ""  # at early commits
+    for way in TABLE.finditer(text):
+        found[way[1].partition("\n")[0]] = sum(lines_of_step(step[2], root) for step in STEP.finditer(way[2]))
     return found
 
 
-def lines_of_step(cell: str) -> int:
+def lines_of_step(cell: str, root: Path = Path()) -> int:
     """Of the functions that a cell names, as in: `file.py`: `one`, `two`; `other.py`: `three`. Raises KeyError."""
     lines = 0
     for part in cell.split("; "):
         path, *names = re.findall(r"`([^`]+)`", part)
         lengths = {
-            name: length for node in [ast.parse(Path(path).read_text())] for name, length in named_functions(node)
+            name: length for node in [ast.parse((root / path).read_text())] for name, length in named_functions(node)
         }
         lines += sum(lengths[name] for name in names)
     return lines

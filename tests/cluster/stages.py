@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--exit", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.05)
     options = parser.parse_args()
+    began = time.time()
     place, journal = storage.join(options.out, "place.json"), Path(options.out) / "processes"
     state = storage.read_json(place) if storage.exists(place) else {"step": 0, "hash": options.seed}
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -42,9 +43,9 @@ def main() -> int:
         return options.exit
     score = int(state["hash"][:6], 16) / 16**6
     metrics = {"score": score, "steps": state["step"]}
-    storage.write_json(
-        storage.join(options.out, "result.json"), {"status": "finished", "value": state["hash"], "metrics": metrics}
-    )
+    result = {"status": "finished", "value": state["hash"], "metrics": metrics}
+    result |= {"began": began, "ended": time.time(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    storage.write_json(storage.join(options.out, "result.json"), result)
     return 0
 
 

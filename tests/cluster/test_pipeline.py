@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from omegaconf import OmegaConf
 
 from cluster.jobs.job_server import JobServer
 
@@ -169,6 +168,19 @@ def test_a_killed_stage_is_started_again_and_ctrl_c_ends_all(here):
     assert not stage_processes(here.out)
 
 
+def test_stages_run_side_by_side_on_this_machine_as_its_cpus_allow(here):
+    """What asks for no CPUs runs alone, also where there is room for others."""
+    third = len(os.sched_getaffinity(0)) / 3
+    longer = f"stages.right.run={STAGE} {{out}} 8 --pause 0.3"
+    code, text = here.run("steps=8", longer, *(f"stages.{name}.cpus={third}" for name in ("left", "right")))
+    assert code == 0, text
+    left, right, last = (
+        json.loads((here.out / name / "result.json").read_text()) for name in ("left", "right", "last")
+    )
+    assert left["began"] < right["ended"] and right["began"] < left["ended"] < right["ended"] < last["began"]
+    assert left["threads"] == str(max(1, int(third))) and f"\n$ {STAGE} {here.out}/first 8" in text
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_stages_are_ray_jobs_that_a_later_driver_finds_again(on_head, head, monkeypatch):
@@ -276,12 +288,14 @@ def test_killed_at_random_the_table_is_that_of_an_undisturbed_run(where, request
 @pytest.mark.slow
 def test_the_demo_killed_at_random_comes_to_the_same_table(here):
     """Real stages: a data set, an encoder, a classifier beside one from random weights, an evaluation."""
-    demo = OmegaConf.load("configs/pipelines/demo.yaml")
-    for name in ("detection", "summarization", "report"):  # more of the same, for minutes
-        del demo.stages[name]
-    OmegaConf.save(demo, here.file)
+    here.file.write_text(Path("configs/pipelines/demo.yaml").read_text())
+    absent = ("simclr", "detect", "summarize", "report")  # more of the same, for minutes
+    few = ["training.steps=20", "training.batch_size_global=8"]
+    pretrain = ["method.arguments.features={features.out}", *few, "knn.train_url={train}", "knn.test_url={validation}"]
     settings = [
-        "images=60", "unlabelled=60", "steps=20", "epochs=2", "workers=0", "batch=8", "task_batch=8", "retries=20",
+        "images=60", "unlabelled=60", "retries=20", f"pretrain_settings={json.dumps(pretrain)}",
+        f"classify_settings={json.dumps([*few, 'compare=[random]'])}",
+        *(f"stages.{name}=null" for name in absent),
     ]  # fmt: skip
     reference = here.out.with_name("undisturbed")
     code, text = here.run(*settings, out=reference)

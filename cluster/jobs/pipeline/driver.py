@@ -8,11 +8,11 @@ drivers that start the same stage mean the same job.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from cluster.jobs.pipeline.runners import Runner
 from cluster.jobs.pipeline.settings import Pipeline, Stage, filled, placeholders
 from cluster.jobs.pipeline.state import State
 from cluster.jobs.pipeline.table import write_results
-from cluster.training.rank_context import stopping
+from cluster.training.rank_context import stopped_by
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0  # before the second attempt; twice as long before each further one
@@ -55,21 +55,24 @@ class Driver:
         """The main flow. Returns the exit code: 0 when all stages are done, 1 when one failed, 130 when interrupted."""
         storage.check_writable(self._pipeline.out)
         self._token = self._state.token()
-        with self._signals():
+        with stopped_by(self._take_signal):
             while not self._signal:
                 waits = False
                 for name in ready(self._pipeline.after, self._status):
-                    now = [stage for stage, status in self._status.items() if status == Status.RUNNING]
-                    if time.monotonic() < self._not_before[name] or not self._runner.has_room(len(now)):
+                    stage = self._stages[name]
+                    running = [self._stages[one].settings.cpus for one in self._all(Status.RUNNING)]
+                    if time.monotonic() < self._not_before[name] or not self._runner.has_room(
+                        stage.settings.cpus, running
+                    ):
                         waits = True
                         continue
-                    self._begin(self._stages[name])
-                running = [name for name, status in self._status.items() if status == Status.RUNNING]
-                for name in running:
+                    self._begin(stage)
+                at_work = self._all(Status.RUNNING)
+                for name in at_work:
                     self._watch(name)
-                if not running and not waits and not ready(self._pipeline.after, self._status):
+                if not at_work and not waits and not ready(self._pipeline.after, self._status):
                     return self._finish()
-                if running or waits:
+                if at_work or waits:
                     time.sleep(self._runner.poll_seconds)
         return self._leave()
 
@@ -138,6 +141,9 @@ class Driver:
             return
         self._records[name] = record
         self._status[name] = Status.RUNNING
+        if stage.settings.title is not None:
+            self._show(f"\n{stage.settings.title}")
+        self._show(f"$ {shlex.join(command)}")
         again = f" again (attempt {attempt})" if attempt > 1 else ""
         self._say(name, f"starts{again} as job {record.job}")
         self._runner.follow(record.job, self._shower(name), anew=True)
@@ -215,6 +221,9 @@ class Driver:
             values[key] = found
         return values
 
+    def _all(self, status: Status) -> list[str]:
+        return [name for name, now in self._status.items() if now == status]
+
     # -- the end --------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> int:
@@ -225,14 +234,14 @@ class Driver:
         table = write_results(self._pipeline, self._status, self._reason, seconds)
         self._show(f"\n{table}")
         self._show(f"results: {storage.join(self._pipeline.out, 'results.md')} and results.json next to it")
-        bad = [name for name, status in self._status.items() if status != Status.DONE]
+        bad = [name for name in self._status if name not in self._all(Status.DONE)]
         if not bad:
             return 0
         self._show(f"not done: {', '.join(bad)}; the same command does what is missing")
         return EXIT_FAILED
 
     def _leave(self) -> int:
-        running = [self._records[name].job for name, status in self._status.items() if status == Status.RUNNING]
+        running = [self._records[name].job for name in self._all(Status.RUNNING)]
         stop = self._signal == signal.SIGTERM and JOB_VARIABLE in os.environ  # `cluster stop` of the pipeline's own job
         if self._runner.lasting and running and not stop:
             self._show(f"detached; these jobs go on: {', '.join(running)}. The same command comes back to them")
@@ -245,17 +254,8 @@ class Driver:
         self._show("interrupted; the same command continues")
         return EXIT_INTERRUPTED
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def handle(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-
-        former = {number: signal.signal(number, handle) for number in stopping()}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    def _take_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
 
     # -- words ----------------------------------------------------------------------------------------------------------
 

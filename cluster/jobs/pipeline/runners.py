@@ -1,4 +1,4 @@
-"""Where a pipeline's stages run: as jobs of a Ray cluster, or as processes on this machine, one after another.
+"""Where a pipeline's stages run: as jobs of a Ray cluster, or as processes on this machine.
 
 Without a cluster there is no Ray head for the jobs either: it would cost a gigabyte, ten seconds and open ports, to start the
 same commands on the same machine. They start their own Ray workers as they do without a pipeline.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -33,8 +33,8 @@ class Runner(Protocol):
     lasting: bool  # whether jobs outlive this process
     poll_seconds: float
 
-    def has_room(self, num_running: int) -> bool:
-        """Whether one more job may be handed over."""
+    def has_room(self, cpus: float, running: Sequence[float]) -> bool:
+        """Whether a job that asks for so many CPUs may be handed over, beside jobs that asked for so many."""
 
     def start(self, job_id: str, job: Job) -> None:
         """Starts a job, or does nothing when a job of this id is there."""
@@ -68,7 +68,7 @@ class RayJobs:
         self._server, self._runtime_env = server, runtime_env
         self._followers: dict[str, threading.Thread] = {}
 
-    def has_room(self, num_running: int) -> bool:
+    def has_room(self, cpus: float, running: Sequence[float]) -> bool:
         """Always: the cluster queues."""
         return True
 
@@ -112,7 +112,7 @@ class RayJobs:
 
 
 class LocalProcesses:
-    """Stages as processes of this machine, one at a time; they end with this process, however it ends."""
+    """Stages as processes of this machine; they end with this process, however it ends."""
 
     lasting = False
     poll_seconds = 0.1
@@ -124,9 +124,9 @@ class LocalProcesses:
         self._running: dict[str, _Process] = {}
         self._followers: dict[str, threading.Thread] = {}
 
-    def has_room(self, num_running: int) -> bool:
-        """One at a time: each takes the whole machine."""
-        return num_running == 0
+    def has_room(self, cpus: float, running: Sequence[float]) -> bool:
+        """Side by side as the machine's CPUs allow; a job that asks for none takes the whole machine."""
+        return not running or (min(cpus, *running) > 0 and cpus + sum(running) <= num_cpus())
 
     def start(self, job_id: str, job: Job) -> None:
         """Starts a process that prints into a file."""
@@ -177,6 +177,8 @@ class _Process:
         environment = {name: value for name, value in os.environ.items() if name not in ADDRESS_VARIABLES}
         self._id, self._words, self._log = job_id, " ".join(job.command), log
         self._begun = time.time()
+        if job.cpus:
+            environment["OMP_NUM_THREADS"] = str(max(1, int(job.cpus)))
         # -S -E: it imports nothing but the standard library
         self._guard = subprocess.Popen(
             [sys.executable, "-S", "-E", guard.__file__], stdin=subprocess.PIPE, start_new_session=True
@@ -233,6 +235,11 @@ class _Process:
         """Until it and its guard are gone; the guard ends what does not want to."""
         self._guard.communicate()
         self._child.wait()
+
+
+def num_cpus() -> int:
+    """CPUs of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _in_thread(work: Callable[[], None]) -> threading.Thread:

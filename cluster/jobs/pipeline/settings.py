@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,19 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}")
 class StageSettings:
     """One stage."""
 
+    title: str | None = setting(None, help="what it does, in a line that is shown when it starts")
     run: Any = setting(help="the command, a text or a list of words; {out}, {PARAMETER} and {STAGE.KEY} are filled in")
     after: list[str] = setting([], help="stages that must be done first")
     out: str | None = setting(None, help="folder of the stage; null is OUT/STAGE")
     result: str = setting("result.json", help="file in out that {STAGE.KEY} and the table of results read")
     metrics: list[str] = setting([], help="metrics for the table; empty: that of best_metric, else all")
     baseline: str | None = setting(None, help="stage whose metrics are shown next to this one's")
-    cpus: float = setting(0.0, minimum=0, help="CPUs of the command itself on a cluster; Ray workers ask for their own")
+    cpus: float = setting(
+        0.0,
+        minimum=0,
+        help="CPUs of the command itself; its Ray workers ask for their own. On this machine stages run side by side as "
+        "these allow, and one of 0 alone",
+    )
     gpus: float = setting(0.0, minimum=0, help="GPUs of the command itself on a cluster")
 
 
@@ -44,10 +50,12 @@ class PipelineSettings:
     out: str = setting(help="folder of the pipeline, a path or any fsspec URL; the same out continues it")
     name: str | None = setting(None, help="begins the ids of its jobs; null is the file's name")
     parameters: dict[str, Any] = setting(
-        {}, texts=True, help="values for {PARAMETER} in commands; on the command line: NAME=value"
+        {},
+        texts=True,
+        help="values for {PARAMETER} in commands, which may hold others and {STAGE.KEY}; on the command line: NAME=value",
     )
     retries: int = setting(3, minimum=0, help="times a stage is started again whose job was killed or lost")
-    stages: dict[str, Any] = setting({}, help="the stages by name")
+    stages: dict[str, Any] = setting({}, help="the stages by name; a stage that is null is left out")
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,12 @@ def load_pipeline(path: str, overrides: Sequence[str]) -> Pipeline:
         )
     if not settings.stages:
         raise UserError(f"{path}: there are no stages")
-    parsed = {stage: _stage_settings(path, stage, values) for stage, values in settings.stages.items()}
+    absent = [stage for stage, values in settings.stages.items() if values is None]
+    parsed = {
+        stage: _stage_settings(path, stage, values, absent)
+        for stage, values in settings.stages.items()
+        if values is not None
+    }
     try:
         order = in_order({stage: tuple(one.after) for stage, one in parsed.items()})
     except UserError as error:
@@ -151,12 +164,13 @@ def _spelt_out(path: str, overrides: Sequence[str]) -> list[str]:
     return made
 
 
-def _stage_settings(path: str, name: str, values: Any) -> StageSettings:
+def _stage_settings(path: str, name: str, values: Any, absent: Sequence[str]) -> StageSettings:
     if not _NAME.fullmatch(name) or name in (STATE_FOLDER, OUT):
         raise UserError(f"{path}: {name!r} is not possible as a stage's name: letters, digits, dashes, underscores")
     if not isinstance(values, dict):
         raise UserError(f"{path}: the stage {name} must hold `key: value` lines, run among them")
-    return settings_from(StageSettings, values, where=f"{path}: stage {name}")
+    found = settings_from(StageSettings, values, where=f"{path}: stage {name}")
+    return replace(found, after=[other for other in found.after if other not in absent])
 
 
 def _stage(path: str, name: str, parsed: dict[str, StageSettings], settings: PipelineSettings, root: str) -> Stage:
@@ -165,11 +179,16 @@ def _stage(path: str, name: str, parsed: dict[str, StageSettings], settings: Pip
     if one.baseline is not None and one.baseline not in parsed:
         raise UserError(f"{where}: baseline names an unknown stage: {one.baseline!r}{nearest(one.baseline, parsed)}")
     words = _words(where, one.run)
-    missing = [key for key, value in settings.parameters.items() if value is None and key in placeholders(words)]
-    if missing:
-        raise UserError(f"{where}: the parameter {missing[0]} has no value; give it as {missing[0]}=...")
+    parameters = settings.parameters
+    for _ in parameters:  # the value of one may name others
+        missing = [key for key, value in parameters.items() if value is None and key in placeholders(words)]
+        if missing:
+            raise UserError(f"{where}: the parameter {missing[0]} has no value; give it as {missing[0]}=...")
+        words = filled(words, {key: parameters.get(key, f"{{{key}}}") for key in placeholders(words)})
+    if ring := [key for key in placeholders(words) if key in parameters]:
+        raise UserError(f"{where}: the value of the parameter {ring[0]} leads back to itself")
     out = storage.join(root, name) if one.out is None else storage.absolute(filled([one.out], {OUT: root})[0])
-    values: dict[str, Any] = {**settings.parameters, OUT: out}
+    values: dict[str, Any] = {**parameters, OUT: out}
     for key in placeholders(words):
         stage, dot, _ = key.partition(".")
         if not dot and key not in values:

@@ -162,16 +162,8 @@ def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int],
     head = FCOSHead(channels, 1, num_classes, num_convs=depth)
     # a position starts from a box of some size: from none at all, the ReLU behind would pass no gradient at half of them
     nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_REACH)
-    detector = FCOS(
-        NoBackbone(channels),
-        num_classes,
-        anchor_generator=Anchors(strides, [[[stride, stride]] for stride in strides]),
-        head=head,
-        score_thresh=MIN_SCORE,
-        topk_candidates=CANDIDATES,
-        detections_per_img=max_detections,
-    )
-    return OneStageHead(detector)
+    generator = Anchors(strides, [[[stride, stride]] for stride in strides])
+    return _one_stage(FCOS, channels, num_classes, generator, head, max_detections)
 
 
 def retinanet(
@@ -189,16 +181,19 @@ def retinanet(
     head = RetinaNetHead(channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm)
     for part in (head.classification_head, head.regression_head):
         part.conv = part.conv[:depth]
-    detector = RetinaNet(
-        NoBackbone(channels),
-        num_classes,
-        anchor_generator=generator,
-        head=head,
-        score_thresh=MIN_SCORE,
-        topk_candidates=CANDIDATES,
-        detections_per_img=max_detections,
-    )
-    return OneStageHead(detector)
+    return _one_stage(RetinaNet, channels, num_classes, generator, head, max_detections)
+
+
+def _one_stage(
+    kind: type[FCOS | RetinaNet],
+    channels: int,
+    num_classes: int,
+    generator: Anchors,
+    head: nn.Module,
+    max_detections: int,
+) -> Head:
+    limits = {"score_thresh": MIN_SCORE, "topk_candidates": CANDIDATES, "detections_per_img": max_detections}
+    return OneStageHead(kind(NoBackbone(channels), num_classes, anchor_generator=generator, head=head, **limits))
 
 
 def faster_rcnn(

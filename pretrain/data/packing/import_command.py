@@ -10,43 +10,68 @@ from cluster.errors import EXIT_STOPPED, UserError
 from cluster.lease import held_beside
 from cluster.storage.web_guard import allow_local_redirects
 
+DESCRIPTION = """Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in
+DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary goes to
+DEST/_import.json. The same command again continues an import that was cut off.
+
+The kind of SRC is recognised, or given by --kind:
+  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out
+  coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split
+  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it
+  yolo         YOLO and Darknet: a folder with a txt file for each image, in labels/ or beside it; class names in a
+               yaml, classes.txt or obj.names
+  labelme      a json file with shapes beside each image
+  cvat         CVAT for images: one xml with the shapes of many images
+  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and labels, captions or
+               boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv, .jsonl or .parquet
+  sidecar      texts beside images: .txt, .caption, .json, .cls (img2dataset and captioning programs)
+  tar          tars with WebDataset naming: a file, folder or glob
+  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test
+
+Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, DEST/validation, DEST/test.
+What happened to every file is in DEST/_import.json; exit code 3 means that too many were set aside.
+
+Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects
+{bbox, category} with boxes as left, top, width, height in pixels."""
+EPILOG = """examples: python -m pretrain.data import my/photos my/shards --validation 0.2
+          python -m pretrain.data import annotations/instances_train2017.json my/shards --images train2017
+          python -m pretrain.data import links.csv my/shards --drop-duplicates --short-side 256
+          python -m pretrain.data import 's3://bucket/shards/*.tar' s3://bucket/parquet"""
+
 
 def add_import(commands: Any) -> None:
     """Adds the command to those of `python -m pretrain.data`."""
     pack = commands.add_parser(
         "import",
         help="pack images into shards",
-        description="Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in\n"
-        "DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary goes to\n"
-        "DEST/_import.json. The same command again continues an import that was cut off.\n\n"
-        "The kind of SRC is recognised, or given by --kind:\n"
-        "  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out\n"
-        "  coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split\n"
-        "  voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it\n"
-        "  yolo         YOLO and Darknet: a folder with a txt file for each image, in labels/ or beside it; class names in a\n"
-        "               yaml, classes.txt or obj.names\n"
-        "  labelme      a json file with shapes beside each image\n"
-        "  cvat         CVAT for images: one xml with the shapes of many images\n"
-        "  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and "
-        "labels, captions or\n"
-        "               boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv, .jsonl or .parquet\n"
-        "  sidecar      texts beside images: .txt, .caption, .json, .cls (img2dataset and captioning programs)\n"
-        "  tar          tars with WebDataset naming: a file, folder or glob\n"
-        "  torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test\n\n"
-        "Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, "
-        "DEST/validation, DEST/test.\n"
-        "What happened to every file is in DEST/_import.json; exit code 3 means that too many were set aside.\n\n"
-        "Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects\n"
-        "{bbox, category} with boxes as left, top, width, height in pixels.",
-        epilog="examples: python -m pretrain.data import my/photos my/shards --validation 0.2\n"
-        "          python -m pretrain.data import annotations/instances_train2017.json my/shards --images train2017\n"
-        "          python -m pretrain.data import links.csv my/shards --drop-duplicates --short-side 256\n"
-        "          python -m pretrain.data import 's3://bucket/shards/*.tar' s3://bucket/parquet",
+        description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     pack.add_argument("src", metavar="SRC", help="what to pack")
     pack.add_argument("dest", metavar="DEST", help="folder for the shards, new or empty")
     pack.add_argument("--kind", default="auto", metavar="KIND", help="kind of source (default: auto)")
+    _add_options_of_source(pack)
+    _add_options_of_shards(pack)
+    pack.add_argument(
+        "--check", action="store_true", help="look at the source and a few images, estimate, pack nothing"
+    )
+    pack.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove what an earlier import wrote to DEST; one that was cut off and had the same options is continued",
+    )
+    pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
+    pack.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads that read and decode (default: one for each CPU; 32 in stores)",
+    )
+    pack.set_defaults(handler=run_import)
+
+
+def _add_options_of_source(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--labels",
         metavar="auto|folders|none",
@@ -85,6 +110,9 @@ def add_import(commands: Any) -> None:
     )
     pack.add_argument("--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)")
     pack.add_argument("--download", action="store_true", default=None, help="torchvision: fetch what is not there")
+
+
+def _add_options_of_shards(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--validation",
         type=float,
@@ -110,22 +138,6 @@ def add_import(commands: Any) -> None:
     pack.add_argument("--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)")
     pack.add_argument("--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)")
     pack.add_argument("--shard-mib", type=int, default=256, metavar="N", help="MiB of a shard (default: 256)")
-    pack.add_argument(
-        "--check", action="store_true", help="look at the source and a few images, estimate, pack nothing"
-    )
-    pack.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="remove what an earlier import wrote to DEST; one that was cut off and had the same options is continued",
-    )
-    pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
-    pack.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="threads that read and decode (default: one for each CPU; 32 in stores)",
-    )
-    pack.set_defaults(handler=run_import)
 
 
 def run_import(arguments: argparse.Namespace) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 from cluster import storage
 from cluster.durations import duration
 from cluster.secrets import masked
-from pretrain.data.packing.import_taking import LEAK, Tally
-from pretrain.data.packing.ledger import Ledger, as_table
+from pretrain.data.packing.import_taking import LEAK, Taking, Tally
+from pretrain.data.packing.ledger import as_table, make_ledger
 from pretrain.data.packing.preparing import ASSUMED, FEW_BITS, FRAMES, OUTSIDE, RESIZED, TURNED
 from pretrain.data.packing.sources import Listing, Record
 from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
@@ -44,15 +44,11 @@ def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
 
 
 def summary_of(
-    listing: Listing,
-    records: Sequence[Record],
-    tally: Tally,
-    problems: Sequence[tuple[str, str]],
-    ledger: Ledger,
-    *,
-    max_set_aside: float,
+    listing: Listing, taking: Taking, problems: Sequence[tuple[str, str]], *, is_changed: bool, max_set_aside: float
 ) -> dict[str, Any]:
     """What was packed, set aside and left out, ready for JSON; `stopped` is a text where too much was set aside."""
+    records, tally = taking.records, taking.tally
+    ledger = make_ledger(listing, taking.files, tally)
     with_classes = is_known("label", records) or is_known("labels", records)
     total: Counter[str] = Counter()
     for labels in tally.counts.values():
@@ -85,6 +81,8 @@ def summary_of(
         "notes": [masked(note) for note in notes],
         "ledger": ledger.as_json(),
         "stopped": _too_many(tally, records, listing, max_set_aside),
+        "bytes_before_scaling": tally.bytes_before if is_changed else None,
+        "duplicates": tally.duplicates if taking.drop_duplicates else None,
     }
 
 

@@ -28,7 +28,7 @@ from pretrain.data.packing.import_journal import Journal
 from pretrain.data.packing.import_summary import QUARANTINE, describe_import, is_known, summary_of, write_quarantine
 from pretrain.data.packing.import_survey import look_at_boxes
 from pretrain.data.packing.import_taking import Taking, Tally
-from pretrain.data.packing.ledger import Fates, files_jsonl, files_of, make_ledger
+from pretrain.data.packing.ledger import files_jsonl, files_of
 from pretrain.data.packing.packing import (
     DEFAULT_BYTES_PER_GROUP,
     DEFAULT_BYTES_PER_SHARD,
@@ -45,9 +45,7 @@ __all__ = ["ImportOptions", "describe_import", "import_images"]
 SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
 MAX_UNREAD_IN_A_ROW = 200
-IMAGES_AT_ONCE = (
-    8  # that a thread prepares before it hands them over: handing over costs as much as a tenth of a small image
-)
+IMAGES_AT_ONCE = 8  # that a thread prepares before it hands them over, which costs as much as a tenth of a small image
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
@@ -140,13 +138,38 @@ def import_images(
     taking = Taking(records, sides, files, tally, journal, options.drop_duplicates)
     if journal.state and show_progress:
         print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
+    num_shards = pack_all(taking, splits, options, num_threads, on_stored=on_stored, show_progress=show_progress)
+    problems = [*listing.problems, *journal.problems]
+    write_quarantine(dest, problems)
+    if not tally.images:
+        first = min(journal.problems or problems)
+        journal.discard()
+        raise UserError(
+            f"none of the {len(records)} images in {src} can be used (first: {first[0]}: {first[1]}); "
+            f"all are listed in {storage.join(dest, QUARANTINE)}"
+        )
+    journal.publish(splits)
+    if lines := files_jsonl(files.left):
+        storage.write_bytes(storage.join(dest, FILES), lines)
+    summary: dict[str, Any] = {"format_version": 1, "source": masked(src)}
+    changed = options.short_side > 0 or options.decoded_form
+    summary |= summary_of(listing, taking, problems, is_changed=changed, max_set_aside=max_set_aside)
+    summary |= {"decoded": options.decoded_form, "shards": num_shards, "seconds": round(time.monotonic() - started, 3)}
+    storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
+    journal.discard()  # last: until then the same command does again what was cut off
+    return summary
 
+
+def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_threads: int,
+             *, on_stored: bool | None, show_progress: bool) -> int:  # fmt: skip
+    """Packs what the journal does not know as packed, split by split; returns the number of shards of them all."""
+    records, journal = taking.records, taking.journal
     schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if is_known(name, records)})
     preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
-            numbers = array("q", (number for number, side in enumerate(sides) if side == split))
+            numbers = array("q", (number for number, side in enumerate(taking.sides) if side == split))
             reached = journal.reached_of(split)
             progress.start_at(reached.records_done)
             with ShardWriter(
@@ -159,50 +182,15 @@ def import_images(
             ) as writer:
                 todo = numbers[reached.records_done :]
                 prepared = prepare_all((records[number] for number in todo), options, num_threads, **preparing)
-                num_unread = 0
                 for done, (number, item) in enumerate(zip(todo, prepared, strict=True), reached.records_done + 1):
                     progress.advance()
-                    num_unread = num_unread + 1 if item.unread else 0
-                    if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
-                        raise UserError(
-                            f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once "
-                            "they can, the same command continues"
-                        )
                     taking.take(item, number, writer)
-                    if (
-                        writer.num_shards > journal.reached_of(split).shards_done
-                    ):  # all rows up to here lie in whole shards
-                        journal.reached(split, done, writer.num_shards, asdict(tally))
-            journal.reached(split, len(numbers), writer.num_shards, asdict(tally))
+                    if writer.num_shards > journal.reached_of(split).shards_done:
+                        # all rows up to here lie in whole shards
+                        journal.reached(split, done, writer.num_shards, asdict(taking.tally))
+            journal.reached(split, len(numbers), writer.num_shards, asdict(taking.tally))
             num_shards += writer.num_shards
-    problems = [*listing.problems, *journal.problems]
-    write_quarantine(dest, problems)
-    if not tally.images:
-        first = min(journal.problems or problems)
-        journal.discard()
-        raise UserError(
-            f"none of the {len(records)} images in {src} can be used (first: {first[0]}: {first[1]}); "
-            f"all are listed in {storage.join(dest, QUARANTINE)}"
-        )
-    journal.publish(splits)
-    fates = Fates(tally.images, tally.aside, tally.duplicates + tally.leaks, tally.aside_here, tally.left_out_here)
-    ledger = make_ledger(listing, files, fates, facts=tally.facts, examples=tally.examples)
-    if lines := files_jsonl(files.left):
-        storage.write_bytes(storage.join(dest, FILES), lines)
-    found = summary_of(listing, records, tally, problems, ledger, max_set_aside=max_set_aside)
-    summary = {
-        "format_version": 1,
-        "source": masked(src),
-        **found,
-        "decoded": options.decoded_form,
-        "bytes_before_scaling": tally.bytes_before if options.short_side or options.decoded_form else None,
-        "duplicates": tally.duplicates if options.drop_duplicates else None,
-        "shards": num_shards,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
-    journal.discard()  # last: until then the same command does again what was cut off
-    return summary
+    return num_shards
 
 
 def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], list[str], list[str]]:
@@ -255,7 +243,10 @@ def _of_same_stem(records: Sequence[Record]) -> frozenset[str]:
 def prepare_all(
     records: Iterable[Record], options: ImportOptions, num_threads: int, **preparing: Any
 ) -> Iterator[Prepared]:
-    """All records, read, decoded and scaled by a pool, in their order."""
+    """All records, read, decoded and scaled by a pool, in their order.
+
+    Raises UserError where so many in a row cannot be read that the store must be gone.
+    """
     function = partial(
         prepare,
         short_side=options.short_side,
@@ -263,7 +254,17 @@ def prepare_all(
         decoded_form=options.decoded_form,
         **preparing,
     )
-    return in_order(function, records, num_threads, at_once=1 if num_threads >= REMOTE_THREADS else IMAGES_AT_ONCE)
+    num_unread = 0
+    for item in in_order(
+        function, records, num_threads, at_once=1 if num_threads >= REMOTE_THREADS else IMAGES_AT_ONCE
+    ):
+        num_unread = num_unread + 1 if item.unread else 0
+        if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
+            raise UserError(
+                f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once they can, "
+                "the same command continues"
+            )
+        yield item
 
 
 def _hash(*words: str) -> bytes:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.secrets import masked
 from pretrain.data.packing.sources import Listing, Tree
 from pretrain.data.packing.sources.tree import HIDDEN, OTHER_IMAGES
+
+if TYPE_CHECKING:
+    from pretrain.data.packing.import_taking import Tally
 
 PACKED, ASIDE, DUPLICATE = "packed", "set aside, see _quarantine.jsonl", "equal to another image, left out"
 READ, PASSED_OVER = "read as annotation", "passed over"
@@ -66,17 +69,6 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Fates:
-    """How many records were packed, set aside, or left out as equal to others; `here` those whose files lie in the source."""
-
-    packed: int
-    aside: int
-    duplicates: int
-    aside_here: int
-    duplicates_here: int
-
-
-@dataclass(frozen=True)
 class Files:
     """The files of a source, known before the first image is packed; the listing of all files is not needed any more then.
 
@@ -113,25 +105,16 @@ def files_of(listing: Listing) -> Files:
     return Files(len(here), list(_fates(listing, tree, urls)), tree.empty_folders, some, few_here)
 
 
-def make_ledger(
-    listing: Listing, files: Files, records: Fates, *, facts: Mapping[str, int], examples: Mapping[str, str]
-) -> Ledger:
-    """The ledger of an import.
-
-    Args:
-        listing: of the source.
-        files: of the source.
-        records: what became of its records.
-        facts, examples: what was seen of single images while packing.
-    """
-    ledger, account = Ledger(), listing.account
+def make_ledger(listing: Listing, files: Files, tally: Tally) -> Ledger:
+    """The ledger of an import: listing and files of the source, and what became of its records."""
+    ledger, account, examples = Ledger(), listing.account, tally.examples
     first = listing.records[0].path if listing.records else ""
     here = {
-        PACKED: files.num_images - records.aside_here - records.duplicates_here,
-        ASIDE: records.aside_here,
-        DUPLICATE: records.duplicates_here,
+        PACKED: files.num_images - tally.aside_here - tally.left_out_here,
+        ASIDE: tally.aside_here,
+        DUPLICATE: tally.left_out_here,
     }
-    everywhere = {PACKED: records.packed, ASIDE: records.aside, DUPLICATE: records.duplicates}
+    everywhere = {PACKED: tally.images, ASIDE: tally.aside, DUPLICATE: tally.duplicates + tally.leaks}
     for kind, num in here.items():
         ledger.add(f"image {kind}", examples.get(kind, first), num)
     for kind, num in everywhere.items():
@@ -153,7 +136,7 @@ def make_ledger(
         ledger.add(
             "annotation set aside, see _quarantine.jsonl", listing.problems[0][0], len(listing.problems), is_file=False
         )
-    for kind, num in sorted(facts.items()):
+    for kind, num in sorted(tally.facts.items()):
         ledger.add(kind, examples.get(kind, ""), num, is_file=False)
     return ledger
 

@@ -7,15 +7,18 @@ import sys
 
 import pytest
 
-from cluster.errors import UserError
-from finetune.demo import Command, Row, in_words, say_and_run
+from cluster.jobs.pipeline.settings import filled, load_pipeline
+from cluster.settings import load_settings
+from fovea.demo import PIPELINE, SIDE_BY_SIDE, settings_of
+from fovea.demo_scores import Row, in_words
+from pretrain.settings import PretrainSettings
 from tests.pretrain.shards import photo
 
 slow = pytest.mark.slow  # several commands, each of which imports torch
 
 
 def demo(photos, out):
-    command = [sys.executable, "-m", "finetune.demo", "--data", str(photos), "--out", str(out)]
+    command = [sys.executable, "-m", "fovea.demo", "--data", str(photos), "--out", str(out)]
     return subprocess.run(
         [*command, "--steps", "4", "--workers", "0"],
         capture_output=True,
@@ -78,10 +81,38 @@ def test_the_words_follow_the_numbers_and_their_noise():
     )
 
 
-def test_commands_side_by_side_are_named_in_what_they_print_and_one_that_fails_ends_the_demo(capfd):
-    fine = Command("fine", "platform", ())
-    say_and_run("Two at once", fine, fine)
-    printed = capfd.readouterr().out
-    assert printed.count("$ python -m platform") == 2 and printed.count("fine | ") == 2
-    with pytest.raises(UserError, match="the command of broken failed with exit code 1"):
-        say_and_run("One breaks", fine, Command("broken", "no_such_module", ()))
+def test_without_options_the_demo_is_the_pipeline_as_it_stands_in_its_file(monkeypatch):
+    monkeypatch.setattr("fovea.demo.num_cpus", lambda: 2)
+    asked = settings_of(None, steps=500, has_teacher=True)
+    assert load_pipeline(PIPELINE, asked) == load_pipeline(PIPELINE, [])
+
+
+@pytest.mark.parametrize("num_cpus", [1, 2, 3, 8])
+def test_what_was_side_by_side_fits_the_machine(num_cpus, monkeypatch):
+    monkeypatch.setattr("fovea.demo.num_cpus", lambda: num_cpus)
+    stages = {one.name: one for one in load_pipeline(PIPELINE, settings_of(None, steps=4, has_teacher=True)).stages}
+    for beside in SIDE_BY_SIDE:
+        cpus = [stages[name].settings.cpus for name in beside]
+        assert 0.9 * num_cpus < sum(cpus) <= num_cpus
+
+
+def test_without_a_teacher_the_encoder_is_simclrs(monkeypatch):
+    stages = {one.name: one for one in load_pipeline(PIPELINE, settings_of(None, steps=4, has_teacher=False)).stages}
+    assert not {"features", "simclr"} & set(stages) and "pretrain" in stages["classify"].after
+    words = stages["pretrain"].words
+    assert "configs/pretrain/demo.yaml" in words and "training.batch_size_global=64" in words
+    assert "compare=[random]" in stages["classify"].words
+
+
+@pytest.mark.parametrize("num_images", [100, 30_000])
+def test_many_photos_are_shown_to_the_teacher_when_a_step_needs_them(num_images, tmp_path, monkeypatch):
+    (tmp_path / "_import.json").write_text(json.dumps({"classes": {"hats": 50, "shoes": 50}}))
+    monkeypatch.setattr("fovea.demo.count_rows", lambda folder: num_images)
+    plan = load_pipeline(PIPELINE, settings_of(tmp_path, steps=4, has_teacher=True))
+    stages = {one.name: one for one in plan.stages}
+    few = num_images < 1000
+    assert set(stages) == {"pretrain", "simclr", "classify", "evaluation", *["features"] * few}
+    words = stages["pretrain"].words
+    assert ("method.arguments.features={features.out}" in words) == few != ("data.keep=none" in words)
+    settings = load_settings(PretrainSettings, words[3], filled(words[4:], {"features.out": "/features"}))
+    assert settings.data.url == str(tmp_path / "train") == settings.knn.train_url
