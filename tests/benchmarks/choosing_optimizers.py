@@ -59,8 +59,8 @@ def compare(options: argparse.Namespace) -> None:
     scores: dict[tuple[str, str], list[tuple[float, float]]] = {}
     print(f"{'method':14} {'optimizer':14} {'seed':>4} {'CPU':>6} {'linear':>7} {'10-shot':>8}")
     for seed in options.seeds:
-        for method in options.methods:
-            for row in (*options.rows, RANDOM):
+        for row in (*options.rows, RANDOM):
+            for method in options.methods:
                 if row == RANDOM and method != options.methods[0]:
                     continue  # the same for all methods
                 told = measured(method, row, seed, options, shards)

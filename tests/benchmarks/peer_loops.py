@@ -120,15 +120,17 @@ def litdata(url: str) -> Iterator[int]:
     """LitData from the shards, fetched by its threads; torchvision decodes and crops in this process."""
     import torch
     from litdata import StreamingDataLoader, StreamingDataset, index_parquet_dataset
+    from litdata.streaming import downloader
     from litdata.streaming.item_loader import ParquetLoader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the store here is one without TLS
     torch.set_num_threads(1)
-    cache = Path(os.environ["PEER_CACHE"])
+    cache, is_local = Path(os.environ["PEER_CACHE"]), "://" not in url
     (cache / "index").mkdir()
-    index_parquet_dataset(url, str(cache / "index"))
+    index_parquet_dataset(url, str(cache / "index"))  # in a store the index goes beside the shards
     data = StreamingDataset(
-        url, item_loader=ParquetLoader(), index_path=str(cache / "index"), cache_dir=str(cache / "chunks"), shuffle=True,
-        transform=TwoCrops(),
+        url, item_loader=ParquetLoader(), index_path=str(cache / "index") if is_local else None,
+        cache_dir=str(cache / "chunks"), shuffle=True, transform=TwoCrops(),
     )  # fmt: skip
     for first, _ in StreamingDataLoader(data, batch_size=BATCH, num_workers=0, drop_last=True):
         yield len(first)

@@ -94,7 +94,7 @@ def turn(loop: str, source: str, options: argparse.Namespace, cores: list[int], 
         command, capture_output=True, text=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
     )
     if done.returncode:
-        print(f"{loop} from {source} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}")
+        print(f"{loop} from {source} failed: {done.stderr.strip()[-600:]}")
         return None
     told: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return told
