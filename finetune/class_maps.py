@@ -102,5 +102,5 @@ def _captum() -> Any:
     try:
         import captum.attr
     except ImportError as error:
-        raise UserError("class maps need captum: pip install fovea[explain]") from error
+        raise UserError("class maps need captum: pip install 'fovea[explain]'") from error
     return captum.attr

@@ -83,7 +83,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
         predictor.to(context.device)
         threads = options.decode_threads or torch.get_num_threads()
         if options.check:
-            _check(predictor, shards, context, threads)
+            _check(predictor, shards, context, threads, options.data)
             return None
         evaluation = predictor.evaluate(shards, context, decode_threads=threads)
         for line in _left_out(evaluation.details):
@@ -120,12 +120,12 @@ def _left_out(details: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _check(predictor: Predictor, shards: Shards, context: RankContext, decode_threads: int) -> None:
+def _check(predictor: Predictor, shards: Shards, context: RankContext, decode_threads: int, url: str) -> None:
     """Evaluates a first batch and says how long all of them would take."""
     started = time.monotonic()
     batch = next(predictor.batches(shards, context, batch_size=64, decode_threads=decode_threads), None)
     if batch is None:
-        raise UserError("no row of DATA can be used; `python -m pretrain.data check` lists what is wrong with them")
+        raise UserError(f"no row of {url} can be used; `python -m pretrain.data check` lists what is wrong with them")
     predictor.results(batch.arrays, batch.geometry_VB5)
     seconds = (time.monotonic() - started) / len(batch.row_ids)
     num_rows = shards.manifest.num_rows

@@ -227,7 +227,9 @@ def _probe(address: str) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"what answers at {shown} is not a Ray dashboard (HTTP {answer.status_code})") from error
     if version.split(".")[0] in ("0", "1"):
-        raise UserError(f"the cluster at {shown} runs Ray {version}; Fovea needs Ray 2.50 or newer there")
+        from cluster.training.ray_private import KNOWN_VERSIONS
+
+        raise UserError(f"the cluster at {shown} runs Ray {version}; Fovea needs a Ray{KNOWN_VERSIONS} there")
     return version
 
 

@@ -190,7 +190,10 @@ class TransformersNetwork(nn.Module):
         if last.ndim == 4:
             maps_BCHW, class_BD = last, None
         elif self._patch is None:
-            raise UserError("the network gives tokens but does not say the size of its patches")
+            kind = type(network).__name__
+            raise UserError(
+                f"{kind} gives tokens, and its config.json does not say the size of its patches (patch_size)"
+            )
         else:
             height, width = (side // self._patch for side in images_BCHW.shape[2:])
             num_extra = last.shape[1] - height * width

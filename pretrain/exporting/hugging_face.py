@@ -179,7 +179,7 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     Raises UserError when they are too far apart, or transformers is missing.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("a Hugging Face folder is checked by transformers itself: pip install fovea[huggingface]")
+        raise UserError("a Hugging Face folder is checked by transformers itself: pip install 'fovea[huggingface]'")
     images, what = proof.proof_images(exported)
     arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)

@@ -37,7 +37,7 @@ def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tupl
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("the ONNX export needs onnx, onnxscript and onnxruntime: pip install fovea[onnx]") from error
+        raise UserError("the ONNX export needs onnx, onnxscript and onnxruntime: pip install 'fovea[onnx]'") from error
     network = exported.network
     if network is None:
         raise UserError(f"a {exported.kind} model is not exported as ONNX; --format huggingface takes it")

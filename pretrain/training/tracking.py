@@ -51,7 +51,7 @@ def check_tracking(names: Sequence[str], out: str) -> None:
     for name in names:
         choose("tracking", name, TRACKERS)
         if any(importlib.util.find_spec(module) is None for module in NEEDS[name]):
-            raise UserError(f"tracking={name} needs packages that are not installed: pip install fovea[{name}]")
+            raise UserError(f"tracking={name} needs packages that are not installed: pip install 'fovea[{name}]'")
     if "mlflow" in names and not storage.is_local(out) and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError(
             f"tracking=mlflow cannot keep its file in {out}, which is not a local folder; set MLFLOW_TRACKING_URI to a server "

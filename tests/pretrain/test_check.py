@@ -240,7 +240,9 @@ def test_types_that_arrow_cannot_select_from(tmp_path):
     assert report["captions"]["captions"] == 2 and report["boxes"]["classes"] == {"cat": 1}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(table=tables())
 def test_whatever_objects_hold_the_report_is_made(tmp_path, table):
     schema, objects = table

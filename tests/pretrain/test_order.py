@@ -152,7 +152,7 @@ def test_position_is_one_integer():
 def test_impossible_worlds_are_explained():
     with pytest.raises(UserError, match=r"batch_size_global=128 is larger than the data \(100 rows\)"):
         make_order([100], 128, 4)
-    with pytest.raises(UserError, match="batch_size_global=50 is not divisible by num_streams=4"):
+    with pytest.raises(UserError, match=r"batch_size_global=50 is not divisible by data\.num_streams=4"):
         make_order([100], 50, 4)
     with pytest.raises(UserError, match=r"3 workers do not divide the 4 streams.*1, 2, 4"):
         make_order([100], 48, 4).streams_of_rank(0, 3)

@@ -333,7 +333,9 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
         assert list(row["captions"]) == expected["captions"]
 
 
-fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def list_or_refuse(path, **options):

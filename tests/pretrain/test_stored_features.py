@@ -319,7 +319,9 @@ def test_moments_of_pieces_are_those_of_the_whole():
 # -- any table of row groups ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     files=st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=3), min_size=1, max_size=2),
     rows_per_part=st.integers(20, 300),

@@ -79,14 +79,14 @@ class Order:
         self.num_rows = self._mixture.num_rows
         if batch_size_global > self.num_rows:
             raise UserError(
-                f"batch_size_global={batch_size_global} is larger than the data ({self.num_rows} rows); "
+                f"training.batch_size_global={batch_size_global} is larger than the data ({self.num_rows} rows); "
                 f"choose at most {self.num_rows}"
             )
         if batch_size_global % num_streams:
             fitting = default_num_streams(batch_size_global)
             raise UserError(
-                f"batch_size_global={batch_size_global} is not divisible by num_streams={num_streams}; "
-                f"{fitting} streams would fit, or leave num_streams at 0 to have it chosen"
+                f"training.batch_size_global={batch_size_global} is not divisible by data.num_streams={num_streams}; "
+                f"{fitting} streams would fit, or leave data.num_streams at 0 to have it chosen"
             )
         self.batch_size_global = batch_size_global
         self.num_streams = num_streams
