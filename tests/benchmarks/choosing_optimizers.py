@@ -13,7 +13,8 @@ one core, and differs from the others of its method and seed in the optimizer al
 - `lars_x8`, `lars_x32`: 8 and 32 times that rate, for a rate that is scaled linearly from 4096 images to 64 is small. For BYOL
   the former is what scaling by the square root gives.
 
-Probes are those of `tests.benchmarks.clothing`. Runs that are finished in `--out` are not repeated.
+Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last LAST_LINES lines of the log, on what is trained
+on, so it says how far an optimizer got and not what that is worth. Runs that are finished in `--out` are not repeated.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.benchmarks.clothing import command, packed, probes
 LARS_FACTORS = {"lars": 1.0, "lars_x8": 8.0, "lars_x32": 32.0}
 ROWS = ("adamw", "lars", "lars_x8", "lars_x32", "adamw_gentle")
 RANDOM = "random weights"
+LAST_LINES = 3  # of ten steps each
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(options: argparse.Namespace) -> None:
     """All runs, seed by seed, so that what is cut short has each row once."""
     shards = packed(options.photos, options.out / "data")
-    scores: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    print(f"{'method':14} {'optimizer':14} {'seed':>4} {'CPU':>6} {'linear':>7} {'10-shot':>8}")
+    scores: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    print(f"{'method':14} {'optimizer':14} {'seed':>4} {'CPU':>6} {'loss':>7} {'linear':>7} {'10-shot':>8}")
     for seed in options.seeds:
         for row in (*options.rows, RANDOM):
             for method in options.methods:
@@ -65,18 +67,18 @@ def compare(options: argparse.Namespace) -> None:
                     continue  # the same for all methods
                 told = measured(method, row, seed, options, shards)
                 whose = "" if row == RANDOM else method
-                scores.setdefault((whose, row), []).append((told["linear"], told["few"]))
-                print(f"{whose:14} {row:14} {seed:>4} {told['cpu']:>4.0f} s {told['linear']:>7.1%} {told['few']:>8.1%}",
-                      flush=True)  # fmt: skip
+                scores.setdefault((whose, row), []).append((told["loss"], told["linear"], told["few"]))
+                print(f"{whose:14} {row:14} {seed:>4} {told['cpu']:>4.0f} s {told['loss']:>7.3f} "
+                      f"{told['linear']:>7.1%} {told['few']:>8.1%}", flush=True)  # fmt: skip
     for (method, row), pairs in scores.items():
-        linear, few = (statistics.mean(column) for column in zip(*pairs, strict=True))
-        print(f"{method:14} {row:14} mean {'':>6} {linear:>7.1%} {few:>8.1%}")
+        loss, linear, few = (statistics.mean(column) for column in zip(*pairs, strict=True))
+        print(f"{method:14} {row:14} mean {'':>6} {loss:>7.3f} {linear:>7.1%} {few:>8.1%}")
 
 
 def measured(
     method: str, row: str, seed: int, options: argparse.Namespace, shards: dict[str, Path]
 ) -> dict[str, float]:
-    """Accuracies of both probes on the test split in [0, 1], and seconds of CPU that the run took."""
+    """Accuracies of both probes on the test split in [0, 1], seconds of CPU that the run took, and its last loss."""
     out = options.out / f"{method}-{row.replace(' ', '-')}-{seed}"
     file = out.with_suffix(".json")
     if not file.exists():
@@ -93,8 +95,10 @@ def measured(
         cpu = _cpu_of_children() - before
         linear, few = probes(str(of_encoder / "encoder"), shards, seed=seed, random=row == RANDOM)
         file.write_text(json.dumps({"linear": linear, "few": few, "cpu": cpu}))
-    told: dict[str, float] = json.loads(file.read_text())
-    return told
+    log = out / "metrics.jsonl"  # random weights have none
+    lines = log.read_text().splitlines()[-LAST_LINES:] if log.exists() else []
+    loss = statistics.mean(json.loads(line)["loss"] for line in lines) if lines else float("nan")
+    return {**json.loads(file.read_text()), "loss": loss}
 
 
 def optimizer_of(method: str, row: str) -> list[str]:
