@@ -11,10 +11,10 @@ one core, and differs from the others of its method and seed in the optimizer al
 - `adamw_gentle`: 5e-4 for 256 images, as papers on transformers have it;
 - `lars`: learning rate, decay and end of the method's paper (`pretrain/papers.py`), scaled linearly to the batch;
 - `lars_x8`, `lars_x32`: 8 and 32 times that rate, for a rate that is scaled linearly from 4096 images to 64 is small. For BYOL
-  the former is what scaling by the square root gives.
+  and SimCLR the former is what scaling by the square root gives.
 
-Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last LAST_LINES lines of the log, on what is trained
-on, so it says how far an optimizer got and not what that is worth. Runs that are finished in `--out` are not repeated.
+Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last lines of the log, of what is trained on, so
+it says how far an optimizer got and not what that is worth. Runs that are finished in `--out` are not repeated.
 """
 
 from __future__ import annotations
