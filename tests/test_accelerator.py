@@ -1,13 +1,14 @@
 """The benchmark that is to be the first program on a GPU runs to its end without one, and loses no more than what fails."""
 
 import re
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 from torch.autograd import DeviceType
 
 from tests.benchmarks import accelerator
-from tests.benchmarks.accelerator_watch import Averaging, _kernel_lines
+from tests.benchmarks.accelerator_watch import Averaging, Phase, _kernel_lines, _Watched
 
 
 def test_without_time_nothing_begins_and_all_is_named(tmp_path, capsys):
@@ -34,13 +35,13 @@ def test_a_small_setting_runs_to_the_end_on_the_cpu(tmp_path):
     page = tmp_path / "page.txt"
     arguments = [
         "--size",
-        "64",
+        "32",
         "--batch",
-        "16",
+        "8",
         "--steps",
-        "4",
+        "2",
         "--images",
-        "64",
+        "32",
         "--minutes",
         "40",
         "--part-minutes",
@@ -54,10 +55,11 @@ def test_a_small_setting_runs_to_the_end_on_the_cpu(tmp_path):
     assert failed == {title for title in parts if "no_such_network" in title}
     assert len(failed) == 3
     assert "no time was left" not in text
-    assert "64 images, made like photos" in parts["photos"]
+    assert "not measured" not in text
+    assert "32 images, made like photos" in parts["photos"]
     step = parts["step: convattn_nano"]
     for pattern in (
-        r"[\d.]+ images/s at 64 pixels, batch 16, [\d.]+% of the peak; [\d.]+ ms a step",
+        r"[\d.]+ images/s at 32 pixels, batch 8, [\d.]+% of the peak; [\d.]+ ms a step",
         r"GiB of the host's memory at most",
         r"operations of the CPU by time",
         r" +[\d.]+% +[\d.]+ ms +[\d.]+ x  aten::",
@@ -68,8 +70,8 @@ def test_a_small_setting_runs_to_the_end_on_the_cpu(tmp_path):
     for title in ("run: convattn_nano", "run: convattn_nano, keep"):
         assert re.search(r"images/s .*% of the time waiting for data", parts[title])
     assert "images/s" in parts["lightly: convattn_nano"]
-    assert re.search(r"2 ranks, batch 16 each, [\d.]+ MB in \d+ messages a step", parts["averaging: convattn_nano"])
-    assert "batch 64" in parts["step: convattn_nano, batch 64"]
+    assert re.search(r"2 ranks, batch 8 each, [\d.]+ MB in \d+ messages a step", parts["averaging: convattn_nano"])
+    assert "batch 32" in parts["step: convattn_nano, batch 32"]
     assert "32 pixels" in parts["run: convattn_nano, size 32 keep"]
     assert "no_such_network" in text.split("-- step: timm:no_such_network")[1]  # the fault in full
 
@@ -120,3 +122,35 @@ def test_kernels_of_a_gpu_are_summed_by_name_and_their_time_counted_once(monkeyp
     assert "cudaStreamSynchronize 0.5" in told[0]
     assert told[2].split() == ["66.7%", "3.00", "ms", "1.0", "x", "gemm"]
     assert len(told) == 4
+
+
+def test_a_phase_that_fails_says_so_and_the_steps_go_on(capsys):
+    @contextmanager
+    def failing(module):
+        yield
+        raise RuntimeError("no such counter")
+
+    ended = []
+
+    @contextmanager
+    def working(module):
+        yield
+        ended.append(module)
+
+    def refused(module):
+        raise_at_once = contextmanager(lambda: (_ for _ in ()).throw(OSError("not here")))
+        return raise_at_once()
+
+    class Batches:
+        def __next__(self):
+            return "batch"
+
+        def close(self):
+            ended.append("closed")
+
+    watched = _Watched(Batches(), "module", [Phase(2, failing), Phase(1, refused), Phase(1, working)], fixed=False)
+    assert [next(watched) for _ in range(5)] == ["batch"] * 5
+    watched.close()
+    assert ended == ["module", "closed"]
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["not measured, RuntimeError: no such counter", "not measured, OSError: not here"]

@@ -44,6 +44,7 @@ GOALS = (
 )
 MIN_SECONDS = 15  # with less than this left no part begins
 LINES_OF_A_FAILURE = 12
+OUT_OF_TIME = "ended after"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=60, help="timed steps of a part")
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--images", type=int, default=2048, help="made when there are no PHOTOS")
-    given = sys.argv[1:] if arguments is None else arguments
     parser.add_argument("--part-minutes", type=float, default=2.5, help="each part may take")
+    given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     page = Page(options.page, f"python -m tests.benchmarks.accelerator {shlex.join(given)}")
@@ -78,7 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
                 page.write()
                 continue
             began = time.monotonic()
-            text, fault = measured(part, min(60 * options.part_minutes, until - began))
+            left = until - began
+            text, fault = measured(part, min(60 * options.part_minutes, left))
+            if fault.startswith(OUT_OF_TIME) and left <= 60 * options.part_minutes:
+                # it was begun, but the time of the whole was over
+                page.left_out.append(part.title)
+                text, fault = f"{text}\ncut short".strip(), ""
             page.add(part.title, time.monotonic() - began, text, fault)
     page.finish()
     return 1 if page.failures else 0
@@ -122,7 +128,7 @@ def measured(part: Part, seconds: float) -> tuple[str, str]:
             code = process.wait(timeout=seconds)
             fault = "" if code == 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
-            fault = f"ended after {seconds:.0f} s"
+            fault = f"{OUT_OF_TIME} {seconds:.0f} s"
         finally:
             _end(process)
         printed.seek(0)

@@ -25,7 +25,17 @@ from pretrain.encoders import build_encoder
 from pretrain.papers import defaults_of
 from pretrain.run import pretrain
 from pretrain.settings import PretrainSettings
-from tests.benchmarks.accelerator_watch import Averaging, Phase, averaging, gradients, profiled, timed, waits, watched
+from tests.benchmarks.accelerator_watch import (
+    Averaging,
+    Phase,
+    averaging,
+    gradients,
+    profiled,
+    timed,
+    told,
+    waits,
+    watched,
+)
 from tests.benchmarks.photo_like import write_photo_like
 
 CONFIG = "configs/pretrain/simclr.yaml"
@@ -128,19 +138,25 @@ def best_seconds(work: Callable[[], object], repeats: int = 20) -> float:
 def step(options: argparse.Namespace) -> None:
     """Steps on one batch that stays on the device."""
     found: dict[str, Any] = {}
+    num_warm_up = warm_up_steps(options)
+
+    def line() -> str:
+        seconds = found["seconds"] / options.steps
+        return (
+            f"{speed(options, seconds)}; {1000 * seconds:.1f} ms a step, {found['warm_up_seconds']:.0f} s for the first "
+            f"{num_warm_up}; {memory()}"
+        )
+
     phases = [
-        Phase(warm_up_steps(options), timed(found, "warm_up_")),
+        Phase(num_warm_up, timed(found, "warm_up_")),
         Phase(options.steps, timed(found)),
-        Phase(PROFILED_STEPS, profiled(found, PROFILED_STEPS)),
-        Phase(WATCHED_STEPS, waits(found, WATCHED_STEPS)),
-        Phase(WATCHED_STEPS, gradients(found)),
+        Phase(1, told(line)),
+        Phase(PROFILED_STEPS, profiled(PROFILED_STEPS)),
+        Phase(WATCHED_STEPS, waits(WATCHED_STEPS)),
+        Phase(WATCHED_STEPS, gradients()),
     ]
     with local_context() as context:
         trained(context, options, phases, fixed=True, batch=options.batch)
-    seconds = found["seconds"] / options.steps
-    print(f"{speed(options, seconds)}; {1000 * seconds:.1f} ms a step, {found['warm_up_seconds']:.0f} s for the first "
-          f"{warm_up_steps(options)}; {memory()}")  # fmt: skip
-    print("\n".join(found["lines"]))
 
 
 def run(options: argparse.Namespace) -> None:

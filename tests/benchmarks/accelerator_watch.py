@@ -60,8 +60,11 @@ class _Watched:
         if not self._left:
             self._end_phase()
             phase = next(self._phases, Phase(1, lambda module: nullcontext()))
-            self._left, self._open = phase.steps, phase.around(self._module)
-            self._open.__enter__()
+            self._left = phase.steps
+            with _guarded():
+                around = phase.around(self._module)
+                around.__enter__()
+                self._open = around
         self._left -= 1
         began = time.perf_counter()
         batch = self._first if self._fixed else next(self._batches)
@@ -70,12 +73,22 @@ class _Watched:
 
     def _end_phase(self) -> None:
         if self._open is not None:
-            self._open.__exit__(None, None, None)
+            with _guarded():
+                self._open.__exit__(None, None, None)
         self._open = None
 
     def close(self) -> None:
         self._end_phase()
         self._batches.close()
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """What one phase cannot say does not cost the others their lines."""
+    try:
+        yield
+    except Exception as error:
+        print(f"not measured, {type(error).__name__}: {error}", flush=True)
 
 
 WAITED: list[float] = []  # seconds of each step so far that the loop waited for its batch
@@ -101,11 +114,22 @@ def timed(found: dict[str, Any], prefix: str = "") -> Callable[[nn.Module], Abst
     return around
 
 
+def told(line: Callable[[], str]) -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Prints a line when the phases before are over."""
+
+    @contextmanager
+    def around(module: nn.Module) -> Iterator[None]:
+        print(line(), flush=True)
+        yield
+
+    return around
+
+
 # -- kernels ---------------------------------------------------------------------------------------------------------------
 
 
-def profiled(found: dict[str, Any], steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Adds lines on kernels, and on waits, to `found["lines"]`."""
+def profiled(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Prints lines on kernels, and on waits."""
 
     @contextmanager
     def around(module: nn.Module) -> Iterator[None]:
@@ -118,7 +142,7 @@ def profiled(found: dict[str, Any], steps: int) -> Callable[[nn.Module], Abstrac
             yield
             _synchronise()
             seconds = time.perf_counter() - began
-        found.setdefault("lines", []).extend(_kernel_lines(profile, seconds, steps))
+        print(*_kernel_lines(profile, seconds, steps), sep="\n", flush=True)
 
     return around
 
@@ -170,8 +194,8 @@ def _union(spans: list[tuple[float, float]]) -> float:
 # -- waits -----------------------------------------------------------------------------------------------------------------
 
 
-def waits(found: dict[str, Any], steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Adds a line on where the host waits for the device; on the CPU, where it asks a tensor for a number."""
+def waits(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Prints a line on where the host waits for the device; on the CPU, where it asks a tensor for a number."""
 
     @contextmanager
     def around(module: nn.Module) -> Iterator[None]:
@@ -190,10 +214,8 @@ def waits(found: dict[str, Any], steps: int) -> Callable[[nn.Module], AbstractCo
             waiting = [warning for warning in caught if "synchroniz" in str(warning.message)]
             where = collections.Counter(f"{_short(warning.filename)}:{warning.lineno}" for warning in waiting)
         parts = ", ".join(f"{place} {count / steps:.1f}" for place, count in where.most_common(10))
-        found.setdefault("lines", []).append(
-            f"waits of the host for the device, a step (goal 1): {where.total() / steps:.1f}"
-            + (f" ({parts})" if parts else "")
-        )
+        told_where = f" ({parts})" if parts else ""
+        print(f"waits of the host for the device, a step (goal 1): {where.total() / steps:.1f}{told_where}", flush=True)
 
     return around
 
@@ -219,8 +241,8 @@ def _short(path: str) -> str:
 # -- gradients -------------------------------------------------------------------------------------------------------------
 
 
-def gradients(found: dict[str, Any]) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Adds a line on when, within the backward pass, which share of the gradients' bytes is ready."""
+def gradients() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Prints a line on when, within the backward pass, which share of the gradients' bytes is ready."""
 
     @contextmanager
     def around(module: nn.Module) -> Iterator[None]:
@@ -248,7 +270,7 @@ def gradients(found: dict[str, Any]) -> Callable[[nn.Module], AbstractContextMan
             done += size
             while wanted and done >= wanted[0] * whole:
                 parts.append(f"{wanted.pop(0):.0%} at {_between(starts[0], moment) / lasted:.0%}")
-        found.setdefault("lines", []).append(f"gradient bytes ready in the backward pass: {', '.join(parts)}")
+        print(f"gradient bytes ready in the backward pass: {', '.join(parts)}", flush=True)
 
     return around
 
