@@ -111,7 +111,8 @@ def run_command(main: Callable[[], int | None]) -> int:
         with _interrupted_by_signals():
             return main() or 0
     except UserError as error:
-        print(f"error: {printable(masked(str(error)))}", file=sys.stderr, flush=True)
+        way_out = "; give the same command again once the store answers" if isinstance(error, StoreUnavailable) else ""
+        print(f"error: {printable(masked(str(error)))}{way_out}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except RunStopped as error:
         print(f"stopped: {printable(masked(str(error)))}", file=sys.stderr, flush=True)

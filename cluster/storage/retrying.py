@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from cluster.secrets import masked
 
@@ -41,6 +42,8 @@ CONNECTION_ERRORS = frozenset(
     }
 )
 PATIENT_BEFORE_WARNING = 3
+# a store that did not answer for so long is given up; each further request then waits for it so long, until it answers
+SECONDS_TO_GIVE_UP, SECONDS_ONCE_GIVEN_UP = 30.0, 5.0
 LONGEST_SLEEP_SECONDS = 0.2
 
 
@@ -71,6 +74,7 @@ DEFAULT_PATIENCE = Patience()
 
 _lock = threading.Lock()
 _retries = 0
+_given_up: set[str] = set()  # stores of which a request ended its patience, until they answer again
 
 
 def retries() -> int:
@@ -89,10 +93,30 @@ def retrying(
     """Calls `function` until it succeeds, fails for good, or the patience ends; then its last exception is raised.
 
     The patience also ends when `stopped` says so, or this process comes to its end: threads that read ahead must not keep
-    it alive for minutes.
+    it alive for minutes. A store that was waited for in vain is waited for briefly until it answers: a run that ends for it
+    writes a dozen files, and a dozen times the patience would be half an hour.
     """
+    store, began = urlsplit(url).netloc, time.monotonic()
+    seconds_left = min(patience.total_seconds, SECONDS_ONCE_GIVEN_UP) if store in _given_up else patience.total_seconds
+    try:
+        result = _retried(function, url, patience, began + seconds_left, pause, stopped)
+    except Exception as error:
+        if store and is_transient(error) and time.monotonic() - began >= SECONDS_TO_GIVE_UP:
+            _given_up.add(store)
+        raise
+    _given_up.discard(store)
+    return result
+
+
+def _retried(
+    function: Callable[[], Result],
+    url: str,
+    patience: Patience,
+    deadline: float,
+    pause: Callable[[float], object],
+    stopped: Callable[[], bool],
+) -> Result:
     global _retries
-    deadline = time.monotonic() + patience.total_seconds
     for attempt, seconds in enumerate(patience.pauses(), start=1):
         try:
             return function()

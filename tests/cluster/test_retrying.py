@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.server
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,7 +18,7 @@ import s3fs
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.storage.retrying import Patience, retrying
+from cluster.storage.retrying import SECONDS_ONCE_GIVEN_UP, Patience, retrying
 from cluster.storage.s3_ranges import UNUSUAL_IN_A_ROW
 from tests import slow_store
 from tests.conftest import S3Server
@@ -139,6 +142,37 @@ def test_open_input_reads_through_faults(faulty: SlowStore, url: str) -> None:
         file.seek(5)
         assert file.read() == CONTENT[5:]
     assert storage.retries() > before
+
+
+def test_a_store_that_was_waited_for_in_vain_is_waited_for_briefly_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked = 0.0, 0
+
+    def pause(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def fail() -> None:
+        nonlocal asked
+        asked += 1
+        raise TimeoutError("too slow")
+
+    def seconds_for(function: Callable[[], object], url: str, **options: Any) -> float:
+        before = now
+        with suppress(TimeoutError):
+            retrying(function, url=url, pause=pause, **options)
+        return now - before
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    seconds_for(fail, "s3://gone/x", patience=QUICK)  # a little patience is no reason to lose more
+    assert seconds_for(fail, "s3://gone/x") > 40
+    assert seconds_for(fail, "s3://gone/other/y") <= SECONDS_ONCE_GIVEN_UP
+    assert seconds_for(fail, "s3://another/x") > 40
+    assert seconds_for(lambda: None, "s3://gone/y") == 0  # it answers
+    assert seconds_for(fail, "s3://gone/x") > 40
+    for url in ("s3://gone/x", "s3://another/x"):
+        seconds_for(lambda: None, url)
 
 
 def test_pauses_grow_and_total_time_is_bounded() -> None:
