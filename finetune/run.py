@@ -36,6 +36,7 @@ from pretrain.training.loop import Outcome, train
 from pretrain.training.plan import Evaluating
 from pretrain.training.recipe import Feed, describe_data, num_decode_threads, order_of, summary, train_by
 from pretrain.training.run_folder import REPORT, RunFolder, write_result
+from pretrain.training.stepping import autocast_for
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -73,23 +74,25 @@ def run_one(
     settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
 ) -> int:
     """Checks everything that can be checked in seconds, then runs the workers. Returns the exit code."""
-    parts = Parts.of(settings)
+    parts, source = Parts.of(settings)
     task, manifest = parts.task, parts.manifest
+    order = _order(settings, manifest)
     if settings.best_metric is not None and task.metric_names:
         choose("best_metric", settings.best_metric, task.metric_names)
-    check_images(manifest, settings.data.image_column, parts.source.encoder.in_channels)
+    check_images(manifest, settings.data.image_column, source.encoder.in_channels)
     if settings.mode == LORA:
         check_adaptable(settings.encoder)
     same = overlap(manifest, parts.validation, image_column=settings.data.image_column)
-    for line in (describe_data(manifest, parts.order), *task.notes, *[str(same)] * bool(same.num)):
+    for line in (describe_data(manifest, order), *task.notes, *[str(same)] * bool(same.num)):
         print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
-        # what is made here is used here; workers of a cluster make their own
-        finetune if settings.cluster.workers else partial(finetune, parts=parts),
+        # what is made here is used here; workers of a cluster open the encoder for themselves, but none reads all footers and
+        # labels again: on many of them that would be millions of requests to a store
+        partial(finetune, parts=parts, source=None if settings.cluster.workers else source),
         settings,
         cluster_settings=settings.cluster,
-        world_sizes=parts.order.world_sizes,
+        world_sizes=order.world_sizes,
         data={"train": manifest, "validation": parts.validation},
         check_only=check_only,
         report=report,
@@ -98,31 +101,28 @@ def run_one(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of: the training rows and their order, what their labels say, and the encoder.
+    """What a run is made of besides its encoder: the training rows, and what their labels say.
 
     `task_config` is what the task makes of labels and encoder; `random_state` is torch's after the encoder was made, which
     heads draw from, here and on workers alike.
     """
 
-    order: Order
     manifest: Manifest
     validation: Manifest
     task: Task
-    source: EncoderSource
     task_config: dict[str, Any]
     random_state: Tensor
 
     @classmethod
-    def of(cls, settings: FinetuneSettings) -> Parts:
-        """Raises UserError for what a run cannot be made of."""
+    def of(cls, settings: FinetuneSettings) -> tuple[Parts, EncoderSource]:
+        """And the encoder. Raises UserError for what a run cannot be made of."""
         settings.data.use_stores()
         order, manifest, validation = open_data(settings)
         order.streams_of_rank(0, max(1, settings.cluster.workers))
         task: Task = TASKS[settings.task](settings, manifest, validation)
-        torch.manual_seed(settings.seed)
-        source = _open_encoder(settings)
+        source = _first_encoder(settings)
         config = task.config_for(source.encoder, _image_size(settings, source))
-        return cls(order, manifest, validation, task, source, config, torch.get_rng_state())
+        return cls(manifest, validation, task, config, torch.get_rng_state()), source
 
 
 def finetune(
@@ -130,12 +130,16 @@ def finetune(
     settings: FinetuneSettings,
     *,
     parts: Parts | None = None,
+    source: EncoderSource | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made."""
+    """What each worker does; returns the contents of result.json. `parts` and `source` are those of the settings, when they are
+    made."""
     settings.data.use_stores()
-    parts = parts or Parts.of(settings)
-    manifest, validation, task, source = parts.manifest, parts.validation, parts.task, parts.source
+    if parts is None:
+        parts, source = Parts.of(settings)
+    source = source or _first_encoder(settings)
+    manifest, validation, task = parts.manifest, parts.validation, parts.task
     columns = sorted(set(task.columns.values()))
     validation_shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
 
@@ -153,7 +157,8 @@ def finetune(
     best_metric = settings.best_metric or task.best_metric
 
     def evaluated(predictor: Predictor) -> Evaluation:
-        return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
+        with autocast_for(settings.training.precision, context.device)():
+            return predictor.evaluate(validation_shards, context, decode_threads=num_decode_threads(settings.data))
 
     calibrated: dict[str, Any] = {}
 
@@ -171,7 +176,7 @@ def finetune(
     if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
     feed = Feed(
-        parts.order,
+        _order(settings, manifest),
         manifest,
         viewer,
         lambda images, batch: task.to_inputs(images, batch, context.device),
@@ -237,7 +242,11 @@ def open_data(settings: FinetuneSettings) -> tuple[Order, Manifest, Manifest]:
     chosen = TASKS[settings.task].choose_rows(settings, manifest)
     if chosen is not None:
         manifest = manifest.chosen(chosen)
-    return order_of(manifest, settings.data, settings.training, seed=settings.seed), manifest, validation
+    return _order(settings, manifest), manifest, validation
+
+
+def _order(settings: FinetuneSettings, manifest: Manifest) -> Order:
+    return order_of(manifest, settings.data, settings.training, seed=settings.seed)
 
 
 def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
@@ -245,6 +254,12 @@ def usable(manifest: Manifest, settings: FinetuneSettings) -> Manifest:
     task = TASKS[settings.task]
     columns = task.columns_of(settings)
     return manifest.with_rows_of_use(task.usable_rows(columns, manifest), f"a {' and a '.join(columns)}")
+
+
+def _first_encoder(settings: FinetuneSettings) -> EncoderSource:
+    """The encoder as the run begins with it, on every worker alike."""
+    torch.manual_seed(settings.seed)
+    return _open_encoder(settings)
 
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:

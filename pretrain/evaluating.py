@@ -123,4 +123,5 @@ def how_to_look(settings: PretrainSettings) -> dict[str, Any]:
         "decode_threads": num_decode_threads(settings.data),
         "mean": settings.views.mean,
         "std": settings.views.std,
+        "precision": settings.training.precision,
     }

@@ -49,7 +49,7 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
     return launch(
         "pretrain",
         # what is made here is used here; workers of a cluster make their own, but none reads all footers again
-        partial(pretrain, manifest=parts.manifest) if settings.cluster.workers else partial(pretrain, parts=parts),
+        partial(pretrain, known=parts.known) if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,
         world_sizes=world_sizes,
@@ -60,24 +60,41 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the command has read of the data before there are workers.
+
+    These take it from there: each of many reading all footers and listings again would be millions of requests to a store.
+    """
+
+    manifest: Manifest
+    stored: StoredFeatures | None
+    probe: LabelProbe | None
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a run is made of. The order of samples is known before a byte of image is read."""
 
-    manifest: Manifest
+    known: Known
     order: Order
     views: list[ViewSpec]
     source: EncoderSource | None
     method: Method
-    stored: Callable[[Source], Source]
-    probe: LabelProbe | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the data."""
+        return self.known.manifest
 
     @classmethod
-    def of(cls, settings: PretrainSettings, manifest: Manifest | None = None) -> Parts:
-        """Raises UserError for what a run cannot be made of. `manifest` is that of the data, when it is read already."""
+    def of(cls, settings: PretrainSettings, known: Known | None = None) -> Parts:
+        """Raises UserError for what a run cannot be made of. `known` is what was read of the data already."""
         settings.data.use_stores()
-        if manifest is None:
+        if known is None:
             column = settings.data.image_column
             manifest = load_manifest(settings.data.urls, columns=[column], image_column=column)
+        else:
+            manifest = known.manifest
         order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
         order.streams_of_rank(0, max(1, settings.cluster.workers))
         views = views_of(settings)
@@ -85,8 +102,9 @@ class Parts:
         source = start_of(settings)
         method = method_of(settings, source)
         best_metric(settings)
-        stored = with_stored_features(method, manifest)
-        return cls(manifest, order, views, source, method, stored, label_probe(settings))
+        if known is None:
+            known = Known(manifest, stored_features(method, manifest), label_probe(settings))
+        return cls(known, order, views, source, method)
 
 
 def pretrain(
@@ -94,16 +112,15 @@ def pretrain(
     settings: PretrainSettings,
     *,
     parts: Parts | None = None,
-    manifest: Manifest | None = None,
+    known: Known | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made.
 
-    `manifest` is the table of the data's row groups, which the command has read: on many workers, each of which would read
-    the footers of all files, that is millions of requests.
+    `known` is what the command has read of the data.
     """
     settings.data.use_stores()
-    parts = parts or Parts.of(settings, manifest)
+    parts = parts or Parts.of(settings, known)
     views, manifest, source = settings.views, parts.manifest, parts.source
     viewer = Viewer(
         parts.views,
@@ -118,7 +135,7 @@ def pretrain(
     start = {} if source is None else parameters_of(source.encoder)
     method = parts.method.to(context.device)
     method.normalisation = viewer.mean, viewer.std
-    evaluation = Evaluation(settings, manifest, context, parts.probe, lambda: _first_weights(settings))
+    evaluation = Evaluation(settings, manifest, context, parts.known.probe, lambda: _first_weights(settings))
     run_folder = None
     if context.rank == 0:
         run_folder = RunFolder(settings.out, tracking=settings.tracking, config=to_dict(settings))
@@ -127,7 +144,7 @@ def pretrain(
     outcome = train_by(
         settings,
         method,
-        Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=parts.stored),
+        Feed(parts.order, manifest, viewer, method.to_inputs, wrap_source=partial(with_stored, parts)),
         context=context,
         run=run_folder,
         learning_rate_factor=lambda name: layer_factor(name, method.encoder, settings.encoder.layer_decay),
@@ -208,12 +225,15 @@ def method_of(settings: PretrainSettings, start: EncoderSource | None = None) ->
     )
 
 
-def with_stored_features(method: Method, manifest: Manifest) -> Callable[[Source], Source]:
-    """Adds the stored features that a method asks for to what is read. Raises UserError when they are not of this data."""
-    if method.stored_features is None:
-        return lambda source: source
-    stored = StoredFeatures(method.stored_features, manifest)
-    return partial(with_features, features=stored, names=method.stored_columns)
+def stored_features(method: Method, manifest: Manifest) -> StoredFeatures | None:
+    """The stored features that a method asks for. Raises UserError when they are not of this data."""
+    return None if method.stored_features is None else StoredFeatures(method.stored_features, manifest)
+
+
+def with_stored(parts: Parts, source: Source) -> Source:
+    """Adds the stored features that the method asks for to what is read."""
+    stored = parts.known.stored
+    return source if stored is None else with_features(source, stored, parts.method.stored_columns)
 
 
 def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:

@@ -31,6 +31,7 @@ try:
 
     _printer = ray_worker.print_to_stdstream
     _max_resources = state.get_max_resources_from_cluster_config
+    _cluster_config = state.get_cluster_config
     # a method that overrides nothing would never be called
     _HOOKS = (
         DataParallelTrainer._create_default_callbacks,
@@ -71,6 +72,13 @@ def ask_head(address: str) -> None:
 def max_resources() -> dict[str, Any] | None:
     """Resources of all nodes together, of a cluster that grows by itself; None of others."""
     return _max_resources() or None
+
+
+def kinds_of_node() -> list[dict[str, float]]:
+    """Resources of one node of each kind that a cluster may start by itself; none of a cluster that does not grow."""
+    config = _cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [dict(group.resources) for group in groups if group.max_count]
 
 
 def is_head(node: dict[str, Any]) -> bool:

@@ -27,8 +27,10 @@ import ray.train.collective
 from cluster.errors import RunStopped, StoreUnavailable, UserError
 from cluster.process import set_up_process
 from cluster.training.channel import SEND_TIMEOUT_SECONDS, Beginning, Failure, Sender
+from cluster.training.preflight import usable_gpus
 from cluster.training.rank_context import RankContext
 from cluster.training.ray_private import controller, preemption_notices
+from cluster.training.shares import HOW_ON_CPUS
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,11 @@ def work(config: dict[str, Any]) -> bytes | None:
     train_context = ray.train.get_context()
     rank, world_size = train_context.get_world_rank(), train_context.get_world_size()
     began = time.monotonic()
-    device = _set_up_device(todo)  # first: NCCL takes the device that is set
+    try:
+        device = _set_up_device(todo)  # first: NCCL takes the device that is set
+    except UserError as error:
+        _report_failure(todo.channel, error, rank, world_size)
+        raise WorkerError(_summary(error)) from None
     beginning = _join_group(todo, rank, world_size, device)
     if beginning.over:
         return None
@@ -158,11 +164,16 @@ def _lost_nodes() -> dict[str, str]:
 
 
 def _set_up_device(todo: Work) -> Any:
+    """Raises UserError for a GPU that torch cannot use: nodes that joined after the preflight were not asked before."""
     import torch
     from ray.train.torch import get_device
 
     torch.set_num_threads(todo.num_threads)
     os.environ["OMP_NUM_THREADS"] = str(todo.num_threads)  # for processes that the function starts
+    if todo.use_gpu and not torch.cuda.is_available():
+        _, words = usable_gpus()
+        node = ray.util.get_node_ip_address()
+        raise UserError(f"node {node}: torch cannot use the GPU that Ray gave a worker there ({words}); {HOW_ON_CPUS}")
     device = get_device() if todo.use_gpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

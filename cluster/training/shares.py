@@ -30,7 +30,12 @@ def share_here(num_cpus: int, num_workers: int, cpus: float | None, gpus: float 
 
 
 def share_on_cluster(
-    nodes: Sequence[Mapping[str, float]], may_become: Mapping[str, float] | None, cpus: float | None, gpus: float | None
+    nodes: Sequence[Mapping[str, float]],
+    may_become: Mapping[str, float] | None,
+    cpus: float | None,
+    gpus: float | None,
+    *,
+    kinds: Sequence[Mapping[str, float]] = (),
 ) -> Share:
     """On a cluster that was joined: a GPU where any node has one, and with it its part of the node's CPUs less one.
 
@@ -38,6 +43,7 @@ def share_on_cluster(
         nodes: resources of each node that is alive.
         may_become: of all nodes together when the cluster has grown as far as it may, where that is known.
         cpus, gpus: what the user asks for; None: chosen here.
+        kinds: resources of one node of each kind that the cluster may start, where that is known.
     """
     num_gpus = max(sum(node.get("GPU", 0.0) for node in nodes), (may_become or {}).get("GPU", 0.0))
     if gpus == 0 and num_gpus:
@@ -47,7 +53,7 @@ def share_on_cluster(
     if cpus is not None:
         return Share(cpus, 1)
     # images are decoded by a worker's CPUs, and one of a node is left for Ray and the system
-    of_each_gpu = [(node.get("CPU", 0.0) - 1) // node["GPU"] for node in nodes if node.get("GPU", 0.0) >= 1]
+    of_each_gpu = [(node.get("CPU", 0.0) - 1) // node["GPU"] for node in (*nodes, *kinds) if node.get("GPU", 0.0) >= 1]
     chosen = max(1.0, min(of_each_gpu, default=1.0))
     return Share(chosen, 1, f"each worker asks for a GPU and {chosen:g} CPUs, with which it decodes images")
 

@@ -174,10 +174,10 @@ def share_there_of(cpus: float | None, gpus: float | None) -> Share:
     """What each worker gets of the cluster that this process has joined."""
     import ray
 
-    from cluster.training.ray_private import max_resources
+    from cluster.training.ray_private import kinds_of_node, max_resources
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return share_on_cluster(nodes, max_resources(), cpus, gpus)
+    return share_on_cluster(nodes, max_resources(), cpus, gpus, kinds=kinds_of_node())
 
 
 def _preflight(session: Session, workers: Workers, resources: dict[str, float]) -> int:

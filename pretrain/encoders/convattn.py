@@ -197,7 +197,8 @@ class ConvAttnEncoder(Encoder):
         for down, stage in zip(self.downs, self.stages, strict=True):
             x = stage(_evenly_padded(down, x))
             maps.append(x)
-        return [*maps[:-1], self.norm(x)]
+        # features stay exact: losses tell images apart by small differences
+        return [*maps[:-1], self.norm(x.to(torch.promote_types(x.dtype, torch.float32)))]
 
     def layer_of(self, parameter_name: str) -> int:
         """0 for the stem; a stage's blocks count on, a stage's downsampling belongs to its first block."""

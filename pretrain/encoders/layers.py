@@ -192,7 +192,10 @@ class SeparableConvolutionalAttention(AttentionOverMaps):
 
 
 class LayerNormOverChannels(nn.Module):
-    """LayerNorm over the channels of each position of images_BCHW; free of copies for channels-last maps."""
+    """LayerNorm over the channels of each position of images_BCHW; free of copies for channels-last maps.
+
+    The output has the input's dtype. Autocast would leave float32: twice the bytes in all that is added to it.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -200,9 +203,10 @@ class LayerNormOverChannels(nn.Module):
         self.eps = eps
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Same shape."""
+        """Same shape and dtype."""
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-        return F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+        normed_BHWC = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps)
+        return normed_BHWC.to(x_BCHW.dtype).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightly.models.modules.memory_bank import MemoryBankModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -178,8 +177,3 @@ def relative_distance(teacher: nn.Module, student: nn.Module) -> float:
     ours, theirs = [p.detach() for p in student.parameters()], [p.detach() for p in teacher.parameters()]
     apart = torch._foreach_norm(torch._foreach_sub(ours, theirs))
     return float(torch.stack(apart).norm() / torch.stack(torch._foreach_norm(ours)).norm())
-
-
-def keep_bank(bank: MemoryBankModule) -> None:
-    """Puts the content of lightly's memory bank into the state_dict, where it is not by default."""
-    bank._non_persistent_buffers_set.clear()

@@ -11,13 +11,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import DenseCLProjectionHead
 from lightly.models.utils import select_most_similar
 from torch import Tensor
 
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
+from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance
+from pretrain.methods.contrast import NTXent
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -55,15 +55,9 @@ class DenseCL(Method):
         self.key_projector = momentum_copy(self.projector)
         self.key_dense_projector = momentum_copy(self.dense_projector)
         self.criterion, self.dense_criterion = (
-            NTXentLoss(
-                temperature=temperature,
-                memory_bank_size=(queue_size, projection_dim),
-                gather_distributed=self.ranks.world_size > 1,
-            )
+            NTXent(temperature, queue=(queue_size, projection_dim), gather_distributed=self.ranks.world_size > 1)
             for _ in range(2)
         )
-        keep_bank(self.criterion.memory_bank)
-        keep_bank(self.dense_criterion.memory_bank)
         self.dense_weight, self.momentum, self.queue_size = dense_weight, momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:
@@ -81,9 +75,9 @@ class DenseCL(Method):
 
     def _dense_loss(self, query_BND: Tensor, matched_BND: Tensor, key_BND: Tensor) -> Tensor:
         """Queries against their positions' keys and the queue, which takes in the mean key of each image."""
-        bank = self.dense_criterion.memory_bank
         query, positive = F.normalize(query_BND, dim=-1), F.normalize(matched_BND, dim=-1)
-        _, negatives_DK = bank(F.normalize(key_BND.mean(1), dim=-1), update=query.requires_grad)
+        keys_BD = F.normalize(key_BND.mean(1), dim=-1)
+        negatives_DK = self.dense_criterion.negatives(keys_BD, update=query.requires_grad)
         logits = torch.cat([(query * positive).sum(-1, keepdim=True), query @ negatives_DK], dim=-1)
         own = torch.zeros(logits.shape[:-1].numel(), dtype=torch.long, device=logits.device)
         return F.cross_entropy(logits.flatten(0, 1) / self.dense_criterion.temperature, own)

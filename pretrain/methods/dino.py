@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance, rising_momentum
+from pretrain.methods.host_numbers import HostNumber
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import assignment_information, outputs_in_use
 
@@ -72,6 +73,7 @@ class DINO(Method):
         )
         self.share: Tensor
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
+        self._fraction = HostNumber(self, "share")
         self.temperatures = warmup_teacher_temperature, teacher_temperature
         self.warmup_fraction, self.momentum, self.frozen_until = warmup_fraction, momentum, frozen_until
         self.num_global_views, self.output_dim = num_global_views, output_dim
@@ -83,7 +85,7 @@ class DINO(Method):
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Mean cross-entropy of teacher and student over pairs of views. At chance it is log(output_dim)."""
-        fraction = float(self.share)
+        fraction = self._fraction.get()
         features = self.features(views)
         frozen = {}
         if fraction < self.frozen_until:
@@ -115,7 +117,7 @@ class DINO(Method):
         momentum = rising_momentum(self.momentum, step, num_steps)
         move_towards(self.teacher, self.encoder, momentum)
         move_towards(self.teacher_head, self.head, momentum)
-        self.share.fill_((step + 1) / max(1, num_steps))
+        self._fraction.set((step + 1) / max(1, num_steps))
 
     def health(self) -> dict[str, float]:
         """How far the teacher is behind."""

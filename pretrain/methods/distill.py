@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightly.loss import DCLLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
@@ -26,6 +25,8 @@ from pretrain.data.hashing import uniform
 from pretrain.data.reading.loader import Batch
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
+from pretrain.methods.contrast import DecoupledNTXent
+from pretrain.methods.host_numbers import HostNumber
 from pretrain.methods.knowledge import Knowledge, Said, open_knowledge
 from pretrain.training.contract import StepOutput
 
@@ -144,11 +145,12 @@ class Distill(Method):
         self.criterion: nn.Module | None = None
         if contrast_weight:
             self.projector = SimCLRProjectionHead(channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True)
-            self.criterion = DCLLoss(temperature=contrast_temperature, gather_distributed=self.ranks.world_size > 1)
+            self.criterion = DecoupledNTXent(contrast_temperature, gather_distributed=self.ranks.world_size > 1)
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
+            self._num_queued = HostNumber(self, "queue_filled", int)
         self._last: tuple[Tensor, Tensor] | None = None  # predictions and targets of the step before, for `health`
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
@@ -157,7 +159,8 @@ class Distill(Method):
         if self.weights["contrast"] and len(mine) < 2:
             raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")
         if self.mixing and self.training:
-            fractions_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing).to(mine[0])
+            fractions_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing)
+            fractions_B = fractions_B.to(mine[0], non_blocking=True)
             mine = [mixed(view, fractions_B) for view in mine]
             said = said._replace(pooled=[mixed(pooled_BD, fractions_B.to(pooled_BD)) for pooled_BD in said.pooled])
         return DistillInputs(mine, said)
@@ -218,8 +221,6 @@ class Distill(Method):
             return F.smooth_l1_loss(prediction_BK, target_BK * target_BK.shape[1] ** 0.5)
         # SEED: an image's own teacher features are the first that it is compared with
         others_NK = torch.cat([self.ranks.gathered(target_BK), self._queued()])
-        own_BN = torch.zeros(len(target_BK), len(others_NK), dtype=torch.bool, device=target_BK.device)
-        own_BN[torch.arange(len(target_BK)), self.ranks.rank * len(target_BK) + torch.arange(len(target_BK))] = True
         theirs_BN = (target_BK @ others_NK.T / self.teacher_temperature).softmax(1)
         mine_BN = (unit_BK @ others_NK.T / self.student_temperature).log_softmax(1)
         return -(theirs_BN * mine_BN).sum(1).mean()
@@ -230,7 +231,7 @@ class Distill(Method):
         return F.cross_entropy(logits_BN, own)
 
     def _queued(self) -> Tensor:
-        return self.queue[: int(self.queue_filled)]
+        return self.queue[: self._num_queued.get()]
 
     @torch.no_grad()
     def _remember(self, target_BK: Tensor) -> None:
@@ -238,7 +239,7 @@ class Distill(Method):
             return
         new = self.ranks.gathered(target_BK)[: len(self.queue)]
         self.queue.copy_(torch.cat([new, self.queue])[: len(self.queue)])
-        self.queue_filled.add_(len(new)).clamp_(max=len(self.queue))
+        self._num_queued.set(min(self._num_queued.get() + len(new), len(self.queue)))
 
 
 def _check_weights(weights: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from cluster.errors import UserError, choose
 from pretrain.data.reading.feature_layout import FEATURES, MAPS
 from pretrain.data.reading.loader import Batch
 from pretrain.data.reading.stored_features import describe_features
+from pretrain.data.views.augment import channel_values
 from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.training import distributed
@@ -122,7 +123,7 @@ class StoredKnowledge(Knowledge):
         said = Said([_stacked(batch, FEATURES, device)], [])
         if MAPS in self.columns:
             assert batch.geometry_VB5 is not None
-            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5)).to(device)
+            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5)).to(device, non_blocking=True)
             said = Said(said.pooled, [[_stacked(batch, MAPS, device)]], geometry_VB5)
         return views, said
 
@@ -182,7 +183,8 @@ class LiveKnowledge(Knowledge):
         geometry_VB5 = None
         if self.sees == "whole" and self._levels:
             assert batch.geometry_VB5 is not None
-            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5[:-1])).to(views[0].device)
+            geometry = np.ascontiguousarray(batch.geometry_VB5[:-1])
+            geometry_VB5 = torch.from_numpy(geometry).to(views[0].device, non_blocking=True)
         return mine, Said([pooled for pooled, _ in outputs], [maps for _, maps in outputs], geometry_VB5)
 
     @torch.no_grad()
@@ -202,9 +204,9 @@ class LiveKnowledge(Knowledge):
 
     def _as_its_own(self, images_BCHW: Tensor, normalisation: Normalisation) -> Tensor:
         """Normalised as the teacher's images are, where they were as the student's are."""
-        teacher, like = self._teacher[0], images_BCHW
-        mean, std = (like.new_tensor(values)[:, None, None] for values in (teacher.mean, teacher.std))
-        own_mean, own_std = (like.new_tensor(values)[:, None, None] for values in normalisation)
+        teacher, device = self._teacher[0], images_BCHW.device
+        mean, std = (channel_values(tuple(values), device) for values in (teacher.mean, teacher.std))
+        own_mean, own_std = (channel_values(tuple(values), device) for values in normalisation)
         return (images_BCHW * own_std + own_mean - mean) / std
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
+from pretrain.methods.host_numbers import HostNumber
 from pretrain.training.contract import StepOutput
 
 
@@ -47,6 +48,7 @@ class LeJEPA(Method):
         self.gaussian_weight, self.num_global_views = gaussian_weight, num_global_views
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._num_steps = HostNumber(self, "steps", int)
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Weighted sum of both terms over the global batch, at least 0."""
@@ -54,7 +56,7 @@ class LeJEPA(Method):
         # directions depend on the step alone, not on what else drew random numbers on a rank
         devices = [projections_VBD.device] if projections_VBD.is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(int(self.steps))
+            torch.manual_seed(self._num_steps.get())
             gaussian = self.gaussian(projections_VBD)
         invariance = lejepa_invariance_loss(
             all_proj=projections_VBD, global_proj=projections_VBD[: self.num_global_views]
@@ -66,4 +68,4 @@ class LeJEPA(Method):
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Counts steps."""
-        self.steps.fill_(step + 1)
+        self._num_steps.set(step + 1)

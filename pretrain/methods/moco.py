@@ -11,12 +11,12 @@ import math
 from typing import cast
 
 import torch
-from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import MoCoProjectionHead
 from torch import Tensor
 
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Method, keep_bank, momentum_copy, move_towards, relative_distance
+from pretrain.methods.base import Method, momentum_copy, move_towards, relative_distance
+from pretrain.methods.contrast import NTXent
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import spread
 
@@ -49,12 +49,9 @@ class MoCo(Method):
         self.projector = MoCoProjectionHead(encoder.channels[-1], hidden_dim, projection_dim)
         self.key_encoder = cast(Encoder, momentum_copy(encoder))
         self.key_projector = momentum_copy(self.projector)
-        self.criterion = NTXentLoss(
-            temperature=temperature,
-            memory_bank_size=(queue_size, projection_dim),
-            gather_distributed=self.ranks.world_size > 1,
+        self.criterion = NTXent(
+            temperature, queue=(queue_size, projection_dim), gather_distributed=self.ranks.world_size > 1
         )
-        keep_bank(self.criterion.memory_bank)
         self.momentum, self.queue_size = momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:

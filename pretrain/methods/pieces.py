@@ -91,8 +91,8 @@ class Pieces:
         sound = largest.isfinite()
         bits = INTEGER_BITS - math.ceil(math.log2(self.num * self._num_calls))
         exponents = bits - torch.frexp(largest.where(sound, 1.0)).exponent
-        sizes = torch.tensor([parameter.numel() for parameter in self._parameters], device=largest.device)
-        scale = torch.ldexp(torch.ones_like(largest), exponents).where(sound, 0.0).repeat_interleave(sizes)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        scale = _repeated(torch.ldexp(torch.ones_like(largest), exponents).where(sound, 0.0), sizes)
         total = torch.zeros(len(scale), dtype=torch.int64, device=scale.device)
         for piece in self._gradients:
             flat = torch.cat([gradient.reshape(-1) for gradient in piece]).double()
@@ -100,7 +100,7 @@ class Pieces:
         if distributed.world_size() > 1:
             dist.all_reduce(total)
         unit = torch.ldexp(torch.ones_like(largest), -exponents).where(sound, math.nan)
-        sums = total.double().mul_(unit.repeat_interleave(sizes)).split(sizes.tolist())
+        sums = total.double().mul_(_repeated(unit, sizes)).split(sizes)
         for parameter, value in zip(self._parameters, sums, strict=True):
             # in the strides of the parameter: fused optimizers walk both in memory order
             parameter.grad = torch.empty_like(parameter).copy_(value.view_as(parameter))
@@ -149,6 +149,11 @@ class _ThroughEncoder(torch.autograd.Function):
 
 def _gathered(outputs: list[list[Tensor]]) -> list[Tensor]:
     return [distributed.gathered(torch.cat(view)) for view in zip(*outputs, strict=True)]
+
+
+def _repeated(values_P: Tensor, sizes: Sequence[int]) -> Tensor:
+    # `repeat_interleave` would wait for the device to say how long the result is
+    return torch.cat([value.expand(size) for value, size in zip(values_P.unbind(), sizes, strict=True)])
 
 
 def _seed(seed: int, index: int) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-from lightly.loss import DCLLoss, NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
+from pretrain.methods.contrast import DecoupledNTXent, NTXent
 from pretrain.training.contract import StepOutput
 
 
@@ -47,13 +47,10 @@ class SimCLR(Method):
         self.projector = SimCLRProjectionHead(
             encoder.channels[-1], hidden_dim, projection_dim, num_layers=num_layers, batch_norm=True
         )
-        # lightly's losses compute a rank's rows only, against the columns of all ranks
+        # these losses compute a rank's rows only, against the columns of all ranks
         gather = self.ranks.world_size > 1
-        loss = DCLLoss if decoupled else NTXentLoss
-        self.criterion: nn.Module = loss(temperature=temperature, gather_distributed=gather)
-        if isinstance(self.criterion, NTXentLoss):
-            # lightly leaves the pointer of a memory bank of size 0 uninitialised, and it would go into every checkpoint
-            self.criterion.memory_bank.bank_ptr.zero_()
+        loss = DecoupledNTXent if decoupled else NTXent
+        self.criterion: nn.Module = loss(temperature, gather_distributed=gather)
         self._num_others = 2 if decoupled else 1
 
     def forward(self, views: list[Tensor]) -> StepOutput:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
+from pretrain.methods.host_numbers import HostNumber
 from pretrain.training.contract import StepOutput
 from pretrain.training.health import assignment_information, outputs_in_use
 
@@ -64,6 +65,7 @@ class SwAV(Method):
         self.share: Tensor
         self.register_buffer("queue_VKD", torch.zeros(num_global_views, queue_size, projection_dim))
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
+        self._fraction, self._num_queued = HostNumber(self, "share"), HostNumber(self, "queue_VKD", _num_queued)
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
         self.queue_from, self.frozen_until = queue_from, frozen_until
         self.num_global_views, self.num_prototypes = num_global_views, num_prototypes
@@ -73,7 +75,7 @@ class SwAV(Method):
         embeddings = [F.normalize(self.projector(features), dim=1) for features in self.features(views)]
         # gradients of zero rather than none, so that one rank and many do the same
         weight = self.prototypes.heads[0].weight
-        weight = weight.detach() + 0 * weight if float(self.share) < self.frozen_until else weight
+        weight = weight.detach() + 0 * weight if self._fraction.get() < self.frozen_until else weight
         scores = [F.linear(embedding, weight) for embedding in embeddings]
         codes = self._codes([embedding.detach() for embedding in embeddings[: self.num_global_views]], weight.detach())
         losses = [
@@ -97,20 +99,26 @@ class SwAV(Method):
     def _codes(self, embeddings_BD: Sequence[Tensor], prototypes_PD: Tensor) -> list[Tensor]:
         """Assignments of this rank's rows, balanced over those of all ranks and the queue."""
         codes = []
+        size, num_queued = self.queue_VKD.shape[1], self._num_queued.get()
+        # a queue that is not full yet has zeros at its end
+        uses_queue = 0 < size == num_queued and self._fraction.get() >= self.queue_from
         for view, embedding in enumerate(embeddings_BD):
             everywhere, rows, rank = self.ranks.gathered(embedding), len(embedding), self.ranks.rank
             queue = self.queue_VKD[view]
-            known = everywhere
-            # a queue that is not full yet has zeros at its end
-            if len(queue) and float(self.share) >= self.queue_from and bool(queue[-1].any()):
-                known = torch.cat([everywhere, queue])
+            known = torch.cat([everywhere, queue]) if uses_queue else everywhere
             code = sinkhorn(known @ prototypes_PD.T, iterations=self.sinkhorn_iterations, epsilon=self.epsilon)
             codes.append(code[rank * rows : (rank + 1) * rows])
-            if len(queue):
-                self.queue_VKD[view] = torch.cat([everywhere, queue])[: len(queue)]
+            if size:
+                self.queue_VKD[view] = torch.cat([everywhere, queue])[:size]
+        self._num_queued.follow(min(size, num_queued + len(everywhere)))
         return codes
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Brings the prototypes back to the unit sphere."""
         self.prototypes.normalize()
-        self.share.fill_((step + 1) / max(1, num_steps))
+        self._fraction.set((step + 1) / max(1, num_steps))
+
+
+def _num_queued(queue_VKD: Tensor) -> int:
+    """Embeddings in the queue of each view; they come first, and zeros follow."""
+    return int(queue_VKD[0].any(1).sum()) if queue_VKD.numel() else 0

@@ -5,13 +5,36 @@ Bardes et al., VICReg: Variance-Invariance-Covariance Regularization, https://ar
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from lightly.loss import VICRegLoss
+from lightly.loss.vicreg_loss import invariance_loss, variance_loss
 from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
+from pretrain.methods.contrast import off_diagonal
 from pretrain.training.contract import StepOutput
+
+
+class _Loss(VICRegLoss):
+    """lightly's loss to the last bit, whose covariance leaves the diagonal out by a mask and waits for the device there."""
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        # in lightly's order, by which gradients are added up
+        invariance = invariance_loss(z_a, z_b)
+        variance = 0.5 * (variance_loss(z_a, eps=self.eps) + variance_loss(z_b, eps=self.eps))
+        covariance = _covariance_loss(z_a) + _covariance_loss(z_b)
+        loss = self.lambda_param * invariance + self.mu_param * variance + self.nu_param * covariance
+        return cast(Tensor, loss)
+
+
+def _covariance_loss(embeddings_BD: Tensor) -> Tensor:
+    centred_BD = embeddings_BD - embeddings_BD.mean(0)
+    covariance_DD = torch.einsum("bc,bd->cd", centred_BD, centred_BD) / (len(embeddings_BD) - 1)
+    return off_diagonal(covariance_DD).pow(2).sum() / embeddings_BD.shape[1]
 
 
 class VICReg(Method):
@@ -38,9 +61,7 @@ class VICReg(Method):
     ) -> None:
         super().__init__(encoder)
         self.projector = VICRegProjectionHead(encoder.channels[-1], hidden_dim, projection_dim)
-        self.criterion = VICRegLoss(
-            lambda_param=invariance_weight, mu_param=variance_weight, nu_param=covariance_weight
-        )
+        self.criterion = _Loss(lambda_param=invariance_weight, mu_param=variance_weight, nu_param=covariance_weight)
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Weighted sum of the three terms over the global batch, at least 0."""

@@ -40,8 +40,13 @@ def hold_on(
     @torch.no_grad()
     def pull(*_: Any) -> None:
         for number, parameters, anchors in held:
-            rate = optimizer.param_groups[number]["lr"]
-            torch._foreach_lerp_(parameters, anchors, min(1.0, strength * rate / peak_rate))
+            weight = min(1.0, strength * optimizer.param_groups[number]["lr"] / peak_rate)
+            unsound = getattr(optimizer, "found_inf", None)  # see `optimizers.move_unless`
+            if unsound is None:
+                torch._foreach_lerp_(parameters, anchors, weight)
+            else:
+                weights = ((1 - unsound.double()) * weight).to(parameters[0].dtype)
+                torch._foreach_lerp_(parameters, anchors, [weights] * len(parameters))
 
     if peak_rate > 0:  # nothing moves else
         optimizer.register_step_post_hook(pull)

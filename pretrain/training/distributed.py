@@ -1,4 +1,4 @@
-"""What ranks do together: averaging gradients, agreeing on numbers, batch norm over the whole global batch.
+"""What ranks do together: averaging gradients, agreeing on numbers.
 
 Everything is a no-op with one rank, so the same code runs without a process group.
 """
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def world_size() -> int:
@@ -213,83 +212,3 @@ class _Bucket:
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
         self.ready.clear()
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over ranks whose gradient is summed over ranks as well: every rank's loss depends on every rank's input."""
-
-    @staticmethod
-    def forward(_: Any, tensor: Tensor) -> Tensor:
-        return summed_tensor(tensor)
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        return summed_tensor(gradient)
-
-
-class BatchNormOverRanks(_BatchNorm):
-    """Batch norm with the statistics of the global batch, on any device (torch's SyncBatchNorm refuses CPU tensors).
-
-    Input [B, C, ...] with the same B on every rank. Two passes (mean, then squares around it), as exact as one process.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected at least 2 axes, got {input.dim()}")
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalises over all axes but the second."""
-        self._check_input_dim(input)
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        axes = [0, *range(2, input.dim())]
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        count = input.numel() // input.shape[1] * world_size()
-        mean = _SumOverRanks.apply(input.sum(axes)) / count
-        centred = input - mean.view(shape)
-        variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                assert self.num_batches_tracked is not None
-                self.num_batches_tracked.add_(1)
-                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                unbiased = variance * (count / max(count - 1, 1))
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised
-
-
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> int:
-    """Makes every batch norm inside `module` use the global batch; names and values in its state stay. Returns how many.
-
-    Does nothing with one rank.
-    """
-    if world_size() == 1:
-        return 0
-    found = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, BatchNormOverRanks | nn.SyncBatchNorm):
-                setattr(parent, name, _synchronised(child, device))
-                found += 1
-    return found
-
-
-def _synchronised(norm: _BatchNorm, device: torch.device) -> nn.Module:
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-    new = BatchNormOverRanks(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )
-    for name, parameter in norm.named_parameters():
-        setattr(new, name, parameter)
-    for name, buffer in norm.named_buffers():
-        setattr(new, name, buffer)
-    return new.train(norm.training)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cluster.training.rank_context import RankContext
 from pretrain.data.reading.loader import batches_in_sequence
@@ -16,6 +18,7 @@ from pretrain.data.views.random_views import CentralCrop
 from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, pooled
 from pretrain.training.distributed import gathered_objects
+from pretrain.training.stepping import autocast_for
 
 
 @torch.no_grad()
@@ -31,12 +34,15 @@ def labelled_features(
     decode_threads: int = 1,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, list[Any]]:
     """Features float32 [N, D] and labels of every good row of a data set, on every rank, in the data's order.
 
     Rows without a label are left out; without `label_column` none is, and there are no labels. The encoder is used as it is
-    (put it into eval mode first). Without `mean` and `std` those of `pretrain.data.views.viewing` are taken.
+    (put it into eval mode first), in the `precision` of training, see `autocast_for`. Without `mean` and `std` those of
+    `pretrain.data.views.viewing` are taken.
     """
+    autocast = autocast_for(precision, context.device)
     mean, std = mean or default_mean(encoder.in_channels), std or default_std(encoder.in_channels)
     features: list[np.ndarray] = []
     labels: list[Any] = []
@@ -55,10 +61,20 @@ def labelled_features(
             labels.extend(column[index] for index in keep)
         if keep:
             images = normalised(batch.arrays[0][keep], context.device, mean, std)
-            features.append(pooled(encoder(images)).float().cpu().numpy())
+            # on an accelerator encoders are compiled for each size of a batch
+            size_of_pass = len(images) if context.device.type == "cpu" else batch_size
+            with autocast():
+                features.append(pooled_features(encoder, images, size_of_pass).cpu().numpy())
     own = np.concatenate(features) if features else np.zeros((0, encoder.channels[-1]), np.float32)
     parts = gathered_objects((own, labels))
     return np.concatenate([part for part, _ in parts]), [label for _, part in parts for label in part]
+
+
+def pooled_features(encoder: Encoder, images_BCHW: Tensor, batch_size: int) -> Tensor:
+    """Features float32 [B, D] of at most `batch_size` images, seen as a batch of that size: the rest of it is zeros."""
+    missing = batch_size - len(images_BCHW)
+    padded = F.pad(images_BCHW, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images_BCHW
+    return pooled(encoder(padded))[: len(images_BCHW)].float()
 
 
 def class_ids(labels: Sequence[Any], classes: Sequence[Any]) -> torch.Tensor:

@@ -75,6 +75,8 @@ class Uploader:
 
     def _upload(self) -> None:
         try:
+            # a thread begins on GPU 0, whose memory would hold a context for each rank of the machine
+            torch.cuda.set_device(self._device)
             while not self._closed.is_set():
                 batch = next(self._loader)
                 with torch.cuda.stream(self._stream):

@@ -13,12 +13,13 @@ from cluster.durations import duration
 from cluster.errors import RunStopped, UserError
 from cluster.training.rank_context import RankContext
 from pretrain.training import health
+from pretrain.training.agreement import Agreement, StepNumbers
 from pretrain.training.checkpoints import CheckpointWriter, Progress
 from pretrain.training.clock import Clock
 from pretrain.training.contract import GradientExchange, Trainable
 from pretrain.training.distributed import gathered_objects, summed, world_size
 from pretrain.training.plan import Plan
-from pretrain.training.rules import too_many_bad
+from pretrain.training.rules import check_finite, too_many_bad
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Gradients
 
@@ -44,6 +45,7 @@ class Logbook:
         batch = plan.training.batch_size_global
         self._watch = health.HealthWatch(num_steps=plan.num_steps, batch_size_global=batch)
         self._warned: set[str] = set()
+        self._skipped_in_a_row = 0
         self._checkpointed_at = time.monotonic()
 
     @property
@@ -56,26 +58,49 @@ class Logbook:
         evaluating = self._plan.evaluating
         return evaluating is not None and 0 < evaluating.patience <= self.progress.evaluations_since_best
 
-    def count_step(self, num_bad_rows: int) -> None:
-        """A step was taken, with so many bad rows over all ranks. Raises RunStopped when they are too many."""
-        progress, plan, batch = self.progress, self._plan, self._plan.training.batch_size_global
-        progress.step += 1
-        progress.samples_seen += batch
-        progress.bad_row_count += num_bad_rows
-        self.clock.count(batch)
-        self._context.beat(progress.step)
-        if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
-            self._context.note(f"recovered within {duration(seconds)}")
-        if (unusable := too_many_bad(progress, plan.max_bad_fraction, batch * plan.steps_per_epoch)) is not None:
+    def is_due(self, step: int) -> bool:
+        """Whether something is evaluated, logged or written after this step, so that its numbers are wanted at once."""
+        training, evaluating = self._plan.training, self._plan.evaluating
+        intervals = [training.log_every_steps, training.checkpoint_every_steps]
+        if evaluating is not None and evaluating.every_steps:
+            intervals.append(evaluating.every_steps)
+        return step >= self._plan.num_steps or any(step % interval == 0 for interval in intervals)
+
+    def settle(self, agreement: Agreement) -> StepNumbers:
+        """Takes in what all ranks know of a step. Raises RunStopped by the rules for unsound steps and bad rows."""
+        numbers, progress, plan = agreement.read(), self.progress, self._plan
+        if numbers.unsound:
+            self._skipped_in_a_row += 1
+            progress.skipped_steps += 1
+            check_finite(plan.training.on_nonfinite, agreement, self._skipped_in_a_row)
+            self._context.warn(f"step {agreement.step} skipped: loss or gradient is not finite")
+        else:
+            self._skipped_in_a_row = 0
+            progress.loss_sum += numbers.loss
+            progress.loss_count += 1
+        progress.bad_row_count += numbers.num_bad_rows
+        seen, rows_per_epoch = agreement.samples_seen, plan.training.batch_size_global * plan.steps_per_epoch
+        if (unusable := too_many_bad(progress, seen, plan.max_bad_fraction, rows_per_epoch)) is not None:
             self._gather_bad_rows()
             raise RunStopped(unusable)
         if (
             "bad rows" not in self._warned
-            and (unusable := too_many_bad(progress, plan.max_bad_fraction, 0)) is not None
+            and (unusable := too_many_bad(progress, seen, plan.max_bad_fraction, 0)) is not None
         ):
             self._warned.add("bad rows")
             rule = "the run stops when they are more than that fraction of all rows"
-            self._context.warn(f"step {progress.step}: {unusable}; {rule}")
+            self._context.warn(f"step {agreement.step + 1}: {unusable}; {rule}")
+        return numbers
+
+    def count_step(self) -> None:
+        """A step was taken."""
+        progress, batch = self.progress, self._plan.training.batch_size_global
+        progress.step += 1
+        progress.samples_seen += batch
+        self.clock.count(batch)
+        self._context.beat(progress.step)
+        if self._run is not None and (seconds := self._run.restarts.step_taken()) is not None:
+            self._context.note(f"recovered within {duration(seconds)}")
 
     def tell_troubles(self) -> None:
         """Says what could not be written since the last call."""
@@ -150,19 +175,29 @@ class Logbook:
             self._warned.add(finding.kind)
 
     def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
-        # all ranks come here, because health looks at the embeddings of all
+        # all ranks come here, because health looks at the embeddings of all; rank 0 computes it, and all get its numbers
         progress, output = self.progress, gradients.output
         logs = sorted(output.logs)
-        *means, num_retries = summed(
-            [*(float(output.logs[name]) for name in logs), storage.retries()], output.loss.device
+        healthy: dict[str, float] = {}
+        if output.embeddings is not None:
+            first, second = (exchange.whole(health.watched_part(part)) for part in output.embeddings)
+            healthy = (
+                health.embedding_health(first, second)
+                if self._context.rank == 0
+                else dict.fromkeys(health.EMBEDDING_NUMBERS, 0.0)
+            )
+        num_retries, *summed_up = summed(
+            [storage.retries(), *(float(output.logs[name]) for name in logs), *healthy.values()], output.loss.device
         )
+        means = summed_up[: len(logs)]
+        healthy = dict(zip(healthy, summed_up[len(logs) :], strict=True))
         record: dict[str, Any] = {
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "epoch": progress.step / self._plan.steps_per_epoch,
             "loss": progress.loss_sum / progress.loss_count if progress.loss_count else math.nan,
             "learning_rate": gradients.learning_rate,
-            "gradient_norm": gradients.norm,
+            "gradient_norm": float(gradients.norm),
             **{name: mean / world_size() for name, mean in zip(logs, means, strict=True)},
             **self.clock.rates(),
             "bad_rows": progress.bad_row_count,
@@ -171,8 +206,7 @@ class Logbook:
             "seconds": self.clock.total(),
             "failed_writes": progress.failed_writes,
         }
-        if output.embeddings is not None:
-            record |= health.embedding_health(*(exchange.whole(part.detach()) for part in output.embeddings))
+        record |= healthy
         progress.loss_sum, progress.loss_count = 0.0, 0
         return record
 

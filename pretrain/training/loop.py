@@ -13,13 +13,14 @@ import torch
 from torch.optim import Optimizer
 
 from cluster.training.rank_context import RankContext
+from pretrain.training.agreement import Agreement
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Batches, Trainable, UnusableRows
-from pretrain.training.distributed import equalise, summed
+from pretrain.training.distributed import equalise
 from pretrain.training.logbook import Logbook
 from pretrain.training.plan import Plan
 from pretrain.training.resuming import resume
-from pretrain.training.rules import check_finite, out_of_memory
+from pretrain.training.rules import out_of_memory
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Stepper
 
@@ -54,7 +55,8 @@ def train(
     progress, writer = resume(module, optimizer, plan, context, run)
     stepper = Stepper(module, optimizer, plan, context.device)
     book = Logbook(module, optimizer, progress, plan, context, run, writer)
-    status, skipped_in_a_row = "finished", 0
+    status = "finished"
+    former: Agreement | None = None  # of the step before, as long as nobody has looked at it
     module.train()
     batches = batches_from(progress.samples_seen)
     try:
@@ -64,38 +66,36 @@ def train(
             progress.bad_rows.update(batch.bad_rows)
             gradients = stepper.backward(batch.inputs, progress.step)
 
-            # -- what all ranks must know, in one message -----------------------------------------------------------------
-            loss, unsound, stops, asked, num_bad_rows = summed(
-                [
-                    gradients.loss * stepper.exchange.loss_weight,
-                    not gradients.sound,
-                    context.stop_requested(),
-                    book.wants_checkpoint(),
-                    len(batch.bad_rows),
-                ],
-                context.device,
+            # -- what all ranks must know, in one message; nobody waits for it here --------------------------------------
+            agreement = Agreement(
+                gradients,
+                step=progress.step,
+                samples_seen=progress.samples_seen + plan.training.batch_size_global,
+                loss_weight=stepper.exchange.loss_weight,
+                stops=context.stop_requested(),
+                asked=book.wants_checkpoint(),
+                num_bad_rows=len(batch.bad_rows),
             )
 
-            # -- the optimizer moves on sound gradients only --------------------------------------------------------------
-            if unsound:
-                skipped_in_a_row += 1
-                progress.skipped_steps += 1
-                check_finite(plan.training.on_nonfinite, progress.step, gradients, skipped_in_a_row)
-                context.warn(f"step {progress.step} skipped: loss or gradient is not finite")
-            else:
-                skipped_in_a_row = 0
-                progress.loss_sum += loss
-                progress.loss_count += 1
-            stepper.move(progress.step, sound=not unsound)
-            book.count_step(int(num_bad_rows))
+            # -- the numbers of the step before, while the device is at this one; of this one where they are wanted ------
+            told = [book.settle(former)] if former is not None else []
+            former = agreement
+            if book.is_due(progress.step + 1) or any(numbers.stops or numbers.asked for numbers in told):
+                told.append(book.settle(agreement))
+                former = None
+
+            # -- the optimizer moves on sound gradients only -------------------------------------------------------------
+            stepper.move(progress.step, unsound=agreement.unsound)
+            book.count_step()
 
             # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
             book.tell_troubles()
-            numbers = book.evaluate_when_due()
-            book.log_when_due(gradients, stepper.exchange, numbers)
+            scores = book.evaluate_when_due()
+            book.log_when_due(gradients, stepper.exchange, scores)
+            stops = any(numbers.stops for numbers in told)
             if stops and not book.over:
                 status = "interrupted"
-            book.write_checkpoint_when_due(asked=bool(asked), stops=bool(stops))
+            book.write_checkpoint_when_due(asked=any(numbers.asked for numbers in told), stops=stops)
             if stops:
                 break
     except torch.OutOfMemoryError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cluster.errors import choose
@@ -61,7 +61,19 @@ def _adamw(groups: list[dict[str, Any]], learning_rate: float, momentum: float) 
 
 
 def _sgd(groups: list[dict[str, Any]], learning_rate: float, momentum: float) -> Optimizer:
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+    if momentum:
+        optimizer.register_step_pre_hook(_start_momentum)
+    return optimizer
+
+
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    # a first step that is left out would leave the momentum as uninitialised memory
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, float], Optimizer]] = {
@@ -77,6 +89,22 @@ def build_optimizer(
     """Builds `adamw` (`momentum` is its first beta), `lars` or `sgd`. Raises UserError for another name."""
     bare = [{key: value for key, value in group.items() if key != "names"} for group in groups]
     return OPTIMIZERS[choose("optimizer", name, OPTIMIZERS)](bare, learning_rate, momentum)
+
+
+def move_unless(unsound: Tensor, optimizer: Optimizer) -> None:
+    """Takes the optimizer's step unless `unsound`, a float32 scalar on the device, is 1: then nothing of it changes.
+
+    Those of `build_optimizer` decide on the device, as for torch's gradient scaler; others wait for it.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not bool(unsound):
+            optimizer.step()
+        return
+    optimizer.found_inf = unsound  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

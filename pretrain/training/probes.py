@@ -76,4 +76,4 @@ def rankme(
     shards = Shards(manifest.sample(num_images), image_column=image_column)
     features, _ = labelled_features(encoder, shards, label_column=None, context=context, **how)
     chosen = np.linspace(0, len(features) - 1, min(num_images, len(features))).astype(np.int64)
-    return effective_rank(torch.from_numpy(features[chosen])) if len(chosen) else 0.0
+    return effective_rank(torch.from_numpy(features[chosen]).double()) if len(chosen) else 0.0

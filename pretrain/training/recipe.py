@@ -18,8 +18,9 @@ from pretrain.data.reading.order import Order, default_num_streams
 from pretrain.data.reading.shards import Shards, Source
 from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
-from pretrain.training import distributed
+from pretrain.training.activation_checkpointing import checkpoint_blocks
 from pretrain.training.anchoring import hold_on
+from pretrain.training.batch_norm import synchronise_batch_norm
 from pretrain.training.checkpoints import Progress
 from pretrain.training.contract import Trainable
 from pretrain.training.data_identity import Identity, identity_of, summary_of
@@ -190,23 +191,26 @@ def train_by(
 
 def compile_blocks(module: nn.Module) -> None:
     """Compiles the blocks of every encoder in a module, momentum copies too."""
-    # one graph for each shape of a block's images and weights, with gradient and without: more than the default of 8
+    # one graph for each shape of a block's images and weights, with gradient and without: more than the default of 8. Left
+    # alone, the compiler takes the second size of crops for one of many, and its kernels for any size are slower
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     for part in module.modules():
         if isinstance(part, Encoder):
             for block in part.blocks():
-                block.compile()
+                block.compile(dynamic=False)
 
 
 def _settle(module: Trainable, training: TrainingSettings, context: RankContext) -> None:
     # where every rank computes the loss of the whole batch, norms in heads see all of it
-    num_norms = 0 if module.sees_global_batch else distributed.synchronise_batch_norm(module, context.device)
+    num_norms = 0 if module.sees_global_batch else synchronise_batch_norm(module)
     if num_norms:
         context.note(f"{num_norms} batch norms use the statistics of all {context.world_size} workers")
     if context.device.type == "cuda":
         module.to(memory_format=torch.channels_last)
     if training.compile or (training.compile is None and context.device.type == "cuda"):
         compile_blocks(module)
+    if training.activation_checkpointing:
+        checkpoint_blocks(module)
 
 
 def _optimizer(

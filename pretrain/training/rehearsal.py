@@ -56,7 +56,8 @@ def rehearse(
         for index in range(1 + NUM_TIMED_STEPS):
             begun = time.monotonic()
             gradients = stepper.backward(batch.inputs, index)
-            stepper.move(index, sound=True)
+            stepper.move(index, unsound=(~gradients.sound).float())
+            sound = bool(gradients.sound)  # waits for the device, so that a step's time is that of its work
             stepped = time.monotonic()
             batch = next(batches)
             step_seconds.append(stepped - begun)
@@ -66,8 +67,10 @@ def rehearse(
     finally:
         batches.close()
     context.note(f"memory of a worker: {_memory(device)}")
-    if not gradients.sound:
-        raise UserError(f"the loss of the first steps is {gradients.loss}: choose a lower optimizer.learning_rate")
+    if not sound:
+        raise UserError(
+            f"the loss of the first steps is {float(gradients.loss)}: choose a lower optimizer.learning_rate"
+        )
     step, wait = min(step_seconds[1:]), min(wait_seconds[1:])
     workers = f"{num_workers} workers" if num_workers > 1 else "1 worker"
     context.note(

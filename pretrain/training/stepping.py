@@ -9,28 +9,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain.data.hashing import hash64
+from pretrain.training.activation_checkpointing import BlockStatistics
 from pretrain.training.contract import StepOutput, Trainable
-from pretrain.training.optimizers import set_rates
+from pretrain.training.optimizers import move_unless, set_rates
 from pretrain.training.plan import Plan
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a backward pass left beside `.grad`: the loss of this rank, and the norm over the global batch's gradient."""
+    """What a backward pass left beside `.grad`: the loss of this rank, and the norm over the global batch's gradient.
+
+    Both are scalars on the device, which may not have come as far; to look at them is to wait.
+    """
 
     output: StepOutput
-    loss: float
-    norm: float
+    loss: Tensor
+    norm: Tensor
     learning_rate: float
 
     @property
-    def sound(self) -> bool:
-        """Whether the optimizer may move by them."""
-        return math.isfinite(self.loss + self.norm)
+    def sound(self) -> Tensor:
+        """Whether the optimizer may move by them: a bool on the device."""
+        return (self.loss + self.norm).isfinite()
 
 
 class Stepper:
@@ -42,6 +46,9 @@ class Stepper:
         self._autocast = autocast_for(plan.training.precision, device)
         self._max_norm = plan.training.clip_gradient or math.inf
         self.exchange = module.exchange()
+        self._while_backward: Callable[[], AbstractContextManager[None]] = nullcontext
+        if plan.training.activation_checkpointing:
+            self._while_backward = BlockStatistics(module).kept
 
     def backward(self, inputs: Any, step: int) -> Gradients:
         """Leaves the gradient of the global batch's loss in `.grad`, clipped where the plan says so."""
@@ -51,15 +58,15 @@ class Stepper:
         set_rates(self._optimizer, rates)
         with self._autocast():
             output: StepOutput = self._module(inputs)
-        output.loss.backward()
+        with self._while_backward():
+            output.loss.backward()
         self.exchange.finish()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm, foreach=True)
-        return Gradients(output, float(output.loss.detach()), float(norm), rates.learning_rate)
+        return Gradients(output, output.loss.detach().double(), norm, rates.learning_rate)
 
-    def move(self, step: int, *, sound: bool) -> None:
-        """Moves the optimizer, on sound gradients only, and whatever the module moves after a step."""
-        if sound:
-            self._optimizer.step()
+    def move(self, step: int, *, unsound: Tensor) -> None:
+        """Moves the optimizer unless `unsound`, a scalar on the device, is 1; then whatever the module moves after a step."""
+        move_unless(unsound, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         self._module.after_step(step, self._plan.num_steps)
 

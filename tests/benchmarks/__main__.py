@@ -19,6 +19,7 @@ from pretrain.data.packing.importing import import_images
 from pretrain.data.scenes.scenes import write_demo
 from tests.benchmarks import (
     accelerator,
+    activations,
     attention_cost,
     clothing,
     continuing,
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--cells", type=Path)
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("\n== activations")
+    activations.main([])
     print("\n== attention_cost")
     attention_cost.main([])
     print("\n== reports")

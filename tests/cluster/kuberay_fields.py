@@ -62,7 +62,8 @@ POD = {
     "imagePullSecrets": [{"name": str}],
     "terminationGracePeriodSeconds": int,
     "priorityClassName": str,
-    "securityContext": dict,
+    "runtimeClassName": str,
+    "securityContext": {"fsGroup": int, "fsGroupChangePolicy": ["Always", "OnRootMismatch"], "runAsUser": int},
 }
 TEMPLATE = {"metadata": METADATA, "spec": POD}
 HEAD = {

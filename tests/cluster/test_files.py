@@ -22,6 +22,7 @@ from pretrain.settings import PretrainSettings
 from tests.cluster.kuberay_fields import OBJECTS, problems
 
 KUBERAY = Path("cluster/kuberay")
+IMAGE_USER = 1000
 SBATCH = Path("cluster/slurm/fovea.sbatch")
 
 
@@ -68,6 +69,17 @@ def test_kuberay_clusters_lock_their_doors_and_share_a_volume(name: str) -> None
         assert mounts <= {volume["name"] for volume in pod["volumes"]} and "shared" in mounts
         claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
         assert claims == [claim["metadata"]["name"]]
+        # the image's user, see the Dockerfile, could not write to a volume that is root's
+        assert pod["securityContext"]["fsGroup"] == IMAGE_USER
+        wants_gpus = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert ("runtimeClassName" in pod) == wants_gpus
+
+
+def test_the_image_has_the_user_and_all_packages() -> None:
+    text = Path("cluster/Dockerfile").read_text()
+    assert f"--uid {IMAGE_USER} ray" in text
+    for package in ("cluster", "pretrain", "finetune", "fovea"):
+        assert f"COPY {package} {package}\n" in text
 
 
 def test_the_entrypoint_of_the_job_has_settings_that_there_are_and_room_for_its_workers() -> None:
@@ -102,9 +114,25 @@ def test_aws_yaml_is_valid_for_rays_own_check() -> None:
     assert prepared["head_node_type"] == "head" and config["available_node_types"]["head"]["resources"] == {"CPU": 0}
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start ")
+    for kind in prepared["available_node_types"].values():  # without, Ray takes an image with an old driver
+        assert kind["node_config"]["ImageId"].startswith(
+            "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia"
+        )
+    of_gpus = prepared["available_node_types"]["gpu"]["docker"]["worker_run_options"]
+    assert "-e NVIDIA_VISIBLE_DEVICES=all" in of_gpus
     config["available_node_types"]["gpu"]["min_worker"] = 1
     with pytest.raises(jsonschema.ValidationError, match="min_worker"):
         jsonschema.validate(fillout_defaults(config), schema)
+
+
+def test_the_command_in_aws_yaml_has_settings_that_there_are_and_room_for_its_workers() -> None:
+    text = Path("cluster/aws.yaml").read_text()
+    (line,) = (line for line in text.splitlines() if "cluster.workers=" in line)
+    given = ["data.url=a", "out=b", *line.removeprefix("#").split()]
+    settings = load_settings(PretrainSettings, "configs/pretrain/simclr.yaml", given, beneath=defaults_of)
+    kind = read(Path("cluster/aws.yaml"))["available_node_types"]["gpu"]
+    assert settings.cluster.workers == kind["resources"]["GPU"] * kind["max_workers"]
+    assert settings.training.batch_size_global // settings.cluster.workers == 256 and "activations of 256" in text
 
 
 def test_the_slurm_script_passes_bash_and_shellcheck(tmp_path: Path) -> None:

@@ -1,12 +1,23 @@
 """The check of all nodes before workers are booked."""
 
 import dataclasses
+import os
 
 import pytest
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.training.preflight import CODE, NodeReport, Wanted, _names, check_nodes, look, problems, versions
+from cluster.training.preflight import (
+    CODE,
+    NodeReport,
+    Wanted,
+    _names,
+    check_nodes,
+    look,
+    problems,
+    usable_gpus,
+    versions,
+)
 
 GOOD = NodeReport("head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, 0, 0, 50.0, "/tmp")
 
@@ -73,6 +84,21 @@ def test_a_node_looks_for_itself(tmp_path):
     data.unlink()
     blind = look("n1", 0.0, Wanted(str(tmp_path / "elsewhere"), "token", (file,), {}))
     assert [error.split(":")[-1] for error in blind.errors] == [" it does not exist"] * 2
+
+
+def test_the_driver_and_what_torch_was_built_for_are_named(tmp_path, monkeypatch):
+    """By torch in a process of its own that sees all GPUs, whatever this one may see."""
+    import torch
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 470.57.02\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    num, words = usable_gpus()
+    assert f"torch {torch.__version__}, built for" in words and words.endswith("driver 470.57.02")
+    if not torch.cuda.device_count() and not os.path.exists("/dev/nvidia0"):
+        assert num == 0
 
 
 @pytest.mark.ray

@@ -37,6 +37,13 @@ def test_a_worker_takes_a_gpu_where_any_node_has_one(nodes, may_become, cpus, gp
     assert share.resources == resources and words in share.words and bool(words) == bool(share.words)
 
 
+def test_nodes_that_have_not_started_yet_count_as_the_kinds_that_they_will_be():
+    """A cluster at rest is a head alone; its first run must not decode with one thread a GPU."""
+    kinds = [{"CPU": 16}, {"CPU": 48, "GPU": 4}]
+    assert share_on_cluster([HEAD], {"CPU": 98, "GPU": 8}, None, None, kinds=kinds).resources == {"CPU": 11, "GPU": 1}
+    assert share_on_cluster([HEAD, GPUS], None, None, None, kinds=kinds).resources == {"CPU": 7, "GPU": 1}
+
+
 def test_here_the_machine_is_shared_evenly():
     assert share_here(16, 3, None, None, has_gpu=True).resources == {"CPU": 5, "GPU": 1}
     assert share_here(2, 4, None, 0, has_gpu=True).resources == {"CPU": 1}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
+from cluster.settings import load_settings
 from cluster.training.rank_context import RankContext, local_context
 from finetune.__main__ import main
 from finetune.model import load_model
+from finetune.run import Parts
+from finetune.settings import FinetuneSettings
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
 from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
 from finetune.tasks.detection.hard_attention import make_attention_hard
@@ -78,6 +82,14 @@ def arguments(world, out, **more):
         **more,
     }
     return [CONFIG, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+
+
+def test_what_is_known_of_the_data_goes_to_workers(world, tmp_path):
+    config, *overrides = arguments(world, tmp_path / "out")
+    parts, _ = Parts.of(load_settings(FinetuneSettings, config, overrides))
+    there = pickle.loads(pickle.dumps(parts))
+    assert there.task.config == parts.task.config and there.task_config == parts.task_config
+    assert there.manifest.fingerprint == parts.manifest.fingerprint
 
 
 def run(world, out, **more):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError, run_command
+from cluster.settings import load_settings
+from cluster.training.rank_context import local_context
 from finetune.__main__ import main
 from finetune.model import load_model
-from finetune.run import _layer_factor
+from finetune.run import Parts, _layer_factor, finetune
 from finetune.settings import FinetuneSettings
 from finetune.tasks.classification.metrics import confusion, per_class, scores
 from pretrain.encoders import build_encoder, load_encoder
@@ -44,6 +47,21 @@ def test_a_model_folder_that_predicts(world, finished):
         assert prediction.score == max(prediction.scores.values())
         assert sum(prediction.scores.values()) == pytest.approx(1.0, abs=1e-5)
     assert {path.name for path in (finished / "model").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_evaluation_computes_in_the_precision_of_training(world, finished, tmp_path, monkeypatch):
+    from finetune.tasks.classification.predictor import ImageClassifier
+
+    seen, evaluate = set(), ImageClassifier.evaluate
+
+    def watched(*arguments, **options):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(ImageClassifier, "evaluate", watched)
+    out = tmp_path / "run"
+    assert run_command(lambda: main([*arguments(world, out), "training.precision=bfloat16"])) == 0
+    assert seen == {True} and json.loads((out / "result.json").read_text())["metrics"]["accuracy"] > 0.9
 
 
 def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsys):
@@ -87,6 +105,21 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
     results = [json.loads((Path(o) / "result.json").read_text()) for o in (finished, out)]
     assert results[0]["metrics"] == results[1]["metrics"] and results[0]["best_step"] == results[1]["best_step"]
     assert results[1]["restarts"] == 1
+
+
+def test_workers_read_no_footers_and_no_labels_again(world, finished, tmp_path, monkeypatch):
+    config, *overrides = arguments(world, tmp_path / "run")
+    settings = load_settings(FinetuneSettings, config, overrides)
+    parts, _ = Parts.of(settings)
+    handed = pickle.loads(pickle.dumps(parts))  # as it comes to a worker
+    monkeypatch.setattr("pretrain.data.reading.manifest.find_shards", None)
+    monkeypatch.setattr("finetune.run.TASKS", None)
+    with local_context() as context:
+        assert finetune(context, settings, parts=handed)["status"] == "finished"
+    first, second = (
+        safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, tmp_path / "run")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.ray

@@ -14,9 +14,11 @@ from rich.console import Console
 from cluster.errors import UserError
 from pretrain.data.checking.check import Asked, check, copies_of, parse_rows
 from pretrain.data.checking.check_report import print_report, printable
+from pretrain.data.checking.row_groups import num_mates, num_mates_of_all
 from pretrain.data.packing.packing import pack, schema_of
 from pretrain.data.reading.labels import distinct_labels, read_class_names_of
 from pretrain.data.reading.manifest import load_manifest
+from pretrain.data.reading.order import Order
 from tests.pretrain.shards import encoded, photo, write_shards
 from tests.pretrain.test_annotations import tables
 
@@ -319,3 +321,24 @@ def test_contact_sheet(tmp_path):
     with Image.open(tmp_path / "few.png") as sheet:
         assert sheet.size == (6 + 3 * 166, 6 + 194) and few["decoded"] == 3
     check(write_shards(tmp_path / "bad", images[-1:]), sheet_url=str(tmp_path / "bad.png"))
+
+
+def test_rows_of_one_row_group_in_a_batch(tmp_path):
+    rows, found = np.full(400, 64), []
+    for window_rows in (2048, 8192, 64 * 400):
+        order = Order(rows, batch_size_global=1024, num_streams=64, window_rows=window_rows, seed=0)
+        batches = order.epoch_batches(0) // 64
+        counted = np.mean([(np.unique(batch, return_counts=True)[1] ** 2).sum() / 1024 - 1 for batch in batches])
+        found.append(num_mates(rows, 1024, window_rows=window_rows))
+        assert found[-1] == pytest.approx(counted, rel=0.15)
+    assert found[0] > 1.5 * found[1] > 2 * found[2] > 2 * num_mates_of_all(rows, 1024)
+    assert num_mates_of_all(rows, 1024) == pytest.approx(1023 * 63 / (64 * 400 - 1))
+    # all streams read from one row group
+    assert num_mates(np.array([5000]), 256) == 255
+
+    url = write_shards(tmp_path / "data", [encoded(number) for number in range(1200)], rows_per_group=100)
+    report = check(url, max_rows=10)
+    assert list(report["row_groups"]["mates"]) == ["256", "1024"]
+    assert "a row meets" not in printed(report)  # the window holds all rows
+    report["row_groups"]["mates"]["256"]["window"] = 77.5
+    assert "in a batch of 256, 1024 a row meets 77.5, " in printed(report)

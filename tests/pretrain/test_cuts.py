@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
+
 from pretrain.data.reading import chunks
 from pretrain.data.reading.chunks import Chunks
 from pretrain.data.reading.cuts import CutGroups, OpenGroup
@@ -91,10 +93,35 @@ def test_readers_of_the_same_chunks_do_not_disturb_each_other(monkeypatch):
         assert asked == [(100, 9000)]
         asked.clear()
         monkeypatch.setattr(chunks, "WHOLE_GROUP_BYTES", 0)
-        monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
+        monkeypatch.setattr(chunks, "MIN_BLOCK_BYTES", 1000)
         blocks = Chunks(len(CONTENT), [(100, 5000)], read_range, pool)
         for _ in range(2):  # blocks that the first reader has passed are sent again to the second
             file = blocks.file()
             file.seek(100)
             assert b"".join(bytes(file.read(700)) for _ in range(7)) == CONTENT[100:5000]
         assert sorted(asked) == sorted([(start, min(start + 1000, 5000)) for start in range(100, 5000, 1000)] * 2)
+
+
+@pytest.mark.parametrize("megabytes", [9, 10, 30, 200])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_large_row_groups_take_few_requests_within_bounded_memory(megabytes, is_shared):
+    size, labels = megabytes * 10**6, 200_000
+    asked, held = [], []
+
+    def read_range(start, stop):
+        asked.append(stop - start)
+        return bytes(stop - start)
+
+    with ThreadPoolExecutor(1) as pool:
+        opened = Chunks(size + labels, [(0, labels), (labels, labels + size)], read_range, pool, is_shared=is_shared)
+        file, done = opened.file(), 0
+        for start, stop in ((0, labels), (labels, labels + size)):
+            file.seek(start)
+            while file.tell() < stop:
+                done += len(file.read(2**18))
+                held.append(sum(len(block.result()) for blocks in file._blocks for block in blocks._at.values()))
+        assert done == size + labels == sum(asked)
+    assert max(held) <= (4 * 2**19 + labels if is_shared else chunks.WHOLE_GROUP_BYTES + labels)
+    num = {9: 5, 10: 5, 30: 15, 200: 96}[megabytes] + 1
+    assert len(asked) == (-(-size // 2**19) + 1 if is_shared else num)
+    assert asked.count(labels) == 1  # a small column is one request

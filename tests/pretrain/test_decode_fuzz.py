@@ -17,6 +17,7 @@ from PIL import Image
 
 from pretrain.data.images.decode import BadImage, decode_image, image_size
 from pretrain.data.images.image_headers import image_format
+from pretrain.data.images.planes import as_planes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of every second thing in a bad TIFF
 
@@ -59,7 +60,14 @@ def _seeds():
         *[(image, "TIFF", {"big_tiff": True}), (image, "TIFF", {"tiled": True})],
         *[(palette, "GIF", {}), (palette, "GIF", {"transparency": 2, "interlace": 1}), (image, "GIF", frames)],
     ]
-    return [encoded(image, form, **more) for image, form, more in options]
+    stored = [
+        as_planes(np.asarray(image)),
+        as_planes(np.zeros((9, 7, 3), np.uint8)),
+        as_planes(np.asarray(image.resize((257, 256)))),
+    ]
+    for data in stored:
+        decode_image(data)  # compiles, which would take more than `MAX_SECONDS`
+    return [*(encoded(image, form, **more) for image, form, more in options), *stored]
 
 
 SEEDS = _seeds()
@@ -129,7 +137,7 @@ def look(data: bytes) -> str:
 
 
 def test_seeds_are_good():
-    assert {image_format(data) for data in SEEDS} == {"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF"}
+    assert {image_format(data) for data in SEEDS} == {"JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "decoded"}
     assert [look(data) for data in SEEDS] == [""] * len(SEEDS)
 
 

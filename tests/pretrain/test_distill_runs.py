@@ -1,5 +1,6 @@
 """Runs that learn from stored features: the same bits from a disk and a store, and on other workers after a kill."""
 
+import pickle
 import subprocess
 import sys
 import uuid
@@ -11,7 +12,13 @@ import pytest
 
 from cluster import storage
 from cluster.errors import run_command
+from cluster.settings import load_settings
 from pretrain.__main__ import main
+from pretrain.data.reading.order import Segment
+from pretrain.data.reading.shards import Shards
+from pretrain.papers import defaults_of
+from pretrain.run import Parts, with_stored
+from pretrain.settings import PretrainSettings
 from tests.pretrain.features import write_features
 from tests.pretrain.recording import rows_by_step
 from tests.pretrain.runs import arguments, assert_equal_runs, start, wait_for_step
@@ -48,6 +55,24 @@ def test_a_store_and_a_disk_give_equal_runs(folder, s3_server, tmp_path):
     for url, out in ((str(folder), tmp_path / "disk"), (far, tmp_path / "store")):
         assert run_command(lambda url=url, out=out: main(options(url, out))) == 0
     assert_equal_runs(tmp_path / "disk", tmp_path / "store")
+
+
+def test_workers_list_no_features_and_read_no_labels_again(folder, tmp_path, monkeypatch):
+    """What the command knows of stored features and labelled data goes to the workers, and reads the same rows there."""
+    data = write_shards(tmp_path / "labelled", [photo(number) for number in range(8)], label=list("abababab"))
+    config, *overrides = options(folder, tmp_path / "out", knn__train_url=data, knn__test_url=data)
+    settings = load_settings(PretrainSettings, config, overrides, beneath=defaults_of)
+    here = Parts.of(settings)
+    known = pickle.loads(pickle.dumps(here.known))
+    monkeypatch.setattr("cluster.storage.find_files", None)
+    there = Parts.of(settings, known)
+    assert there.known.probe is not None
+
+    def features(parts):
+        source = with_stored(parts, Shards(parts.manifest, image_column="image"))
+        return [row for rows in source.read(Segment(group=0, start=0, stop=4)) for row in rows.columns["features"]]
+
+    assert np.array_equal(features(here), features(there)) and len(features(there)) == 4
 
 
 def test_features_of_other_data_end_the_command_in_one_line(folder, tmp_path, capsys):

@@ -50,7 +50,7 @@ def test_compiled_by_blocks_gradients_are_ready_while_others_are_computed(monkey
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(nn.Module, "compile", lambda self: _compile_by(self, counter))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: _compile_by(self, counter, **options))
     dynamo.counters.clear()
     method = build_method("simclr", nano(), {})
     plain = copy.deepcopy(method)
@@ -76,8 +76,8 @@ def _count_compiled(node):
     return sum("CompiledFunction" in one.name() for one in found)
 
 
-def _compile_by(module, backend):
-    module._compiled_call_impl = torch.compile(module._call_impl, backend=backend, fullgraph=False)
+def _compile_by(module, backend, **options):
+    module._compiled_call_impl = torch.compile(module._call_impl, backend=backend, **options)
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])

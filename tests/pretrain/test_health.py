@@ -5,11 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.training.health import (
+    EMBEDDING_NUMBERS,
+    MAX_COLUMNS,
     HealthWatch,
     assignment_information,
+    effective_rank,
     embedding_health,
     fallen_rank,
     outputs_in_use,
+    watched_part,
 )
 
 
@@ -45,7 +49,7 @@ NAN, INF = math.nan, math.inf
 )
 def test_no_embeddings_end_a_run(embeddings):
     numbers = embedding_health(embeddings, embeddings)
-    assert numbers.keys() == {"spread", "effective_rank", "alignment", "uniformity"}
+    assert tuple(numbers) == EMBEDDING_NUMBERS
     assert all(isinstance(number, float) for number in numbers.values())
     watch = HealthWatch(num_steps=1000, batch_size_global=8)
     for step in range(1, 200):
@@ -98,6 +102,38 @@ def test_collapse_is_told_from_the_third_line_on_and_since_when():
     assert [len(texts) for texts in told] == [0, 0, 0, 1, 1, 0]
     assert told[3][0].startswith("collapse: all images get nearly the same embedding (spread 0.0")
     assert ", since step 20; a lower learning rate" in told[3][0]
+
+
+def embeddings_of(kind: str, rows: int, columns: int) -> torch.Tensor:
+    noise = torch.randn(rows, columns)
+    return {
+        "healthy": noise,
+        "one point": torch.ones(columns) + 1e-4 * noise,
+        "one line": torch.randn(columns) * (1 + 0.1 * torch.randn(rows, 1)),
+        "four directions": torch.randn(rows, 4) @ torch.randn(4, columns),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["healthy", "one point", "one line", "four directions"])
+@pytest.mark.parametrize(("rows", "columns"), [(256, 128), (512, 2048), (256, 8192)])
+def test_part_of_the_columns_in_float32_gives_the_verdict_of_all_in_float64(kind, rows, columns):
+    torch.manual_seed(3)
+    all_of_it = embeddings_of(kind, rows, columns)
+    part = watched_part(all_of_it)
+    assert part.shape == (rows, min(columns, MAX_COLUMNS)) and part.dtype == torch.float32
+    told = [
+        findings(HealthWatch(num_steps=1000, batch_size_global=rows), [embedding_health(some, some)] * 3, dim=columns)
+        for some in (all_of_it.double(), part)
+    ]
+    kinds = [[text.split(":")[0] for text in texts[-1]] for texts in told]
+    assert kinds[0] == kinds[1] == ([] if kind == "healthy" else ["collapse"])
+    assert math.isclose(effective_rank(all_of_it.double()), effective_rank(part), rel_tol=0.15, abs_tol=0.5)
+
+
+def test_columns_are_chosen_alike_each_time():
+    embeddings = torch.arange(5000.0).expand(2, -1)
+    assert torch.equal(watched_part(embeddings), watched_part(embeddings + 0.0))
+    assert len(set(watched_part(embeddings)[0].tolist())) == MAX_COLUMNS
 
 
 def test_a_bad_line_between_good_ones_is_not_told():

@@ -66,9 +66,21 @@ class ToyBatches:
         self.closed = True
 
 
-def run(url, *, steps=30, module=None, die_at=None, stop_at=None, close=True, on_record=None, ask_at=None, **options):
+def run(
+    url,
+    *,
+    steps=30,
+    module=None,
+    die_at=None,
+    stop_at=None,
+    close=True,
+    on_record=None,
+    ask_at=None,
+    optimizer=None,
+    **options,
+):
     module = module or Toy()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    optimizer = optimizer(module) if optimizer else torch.optim.AdamW(module.parameters(), lr=0.1)
     records = []
 
     def show(record):
@@ -176,9 +188,13 @@ def test_a_step_that_does_not_fit_into_memory_is_the_users_to_mend(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
 
     with pytest.raises(
-        UserError, match=r"a step of 8 images on each of 1 workers .*Tried to allocate 20.*batch_size_global"
+        UserError,
+        match=r"a step of 8 images on each of 1 workers .*Tried to allocate 20.*activation_checkpointing.*batch_size_global",
     ):
         run(str(tmp_path / "run"), module=Large())
+    with pytest.raises(UserError, match="does not fit") as told:
+        run(str(tmp_path / "other"), module=Large(), activation_checkpointing=True)
+    assert "activation_checkpointing" not in str(told.value)  # it is on already
 
 
 class Blinded(Toy):

@@ -16,7 +16,8 @@ from pretrain.encoders import build_encoder
 from pretrain.methods import METHODS, build_method
 from pretrain.papers import PAPERS
 from pretrain.training import distributed
-from pretrain.training.distributed import GradientAverager, synchronise_batch_norm
+from pretrain.training.batch_norm import synchronise_batch_norm
+from pretrain.training.distributed import GradientAverager
 from pretrain.training.optimizers import build_optimizer, parameter_groups
 from tests.pretrain.features import describe_features_only
 from tests.ranks import run_on_ranks
@@ -351,7 +352,7 @@ def steps_of(name, num_steps, *, method=None, first=0):
     """Losses, gradients and the method after some steps of this rank's share of each batch."""
     rank, world = distributed.rank(), distributed.world_size()
     method = method or make_method(name)
-    synchronise_batch_norm(method, torch.device("cpu"))
+    synchronise_batch_norm(method)
     averager = GradientAverager((p for p in method.parameters() if p.requires_grad), bucket_bytes=100_000)
     optimizer = build_optimizer("sgd", parameter_groups(method, weight_decay=1e-4), learning_rate=0.05)
     losses, share = [], BATCH // world

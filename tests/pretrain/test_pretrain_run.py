@@ -14,14 +14,14 @@ from cluster.errors import run_command
 from cluster.settings import load_settings
 from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
-from pretrain.data.reading.manifest import load_manifest
 from pretrain.papers import defaults_of
 from pretrain.reporting.folder import read_run
 from pretrain.reporting.verdict import pretraining_verdict
-from pretrain.run import pretrain
+from pretrain.run import Parts, pretrain
 from pretrain.settings import PretrainSettings
 from pretrain.starting import resolved
 from pretrain.training import checkpoints
+from tests.finetune.stripes import cut_off_after
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, train_workers_of, wait_for_step
 from tests.pretrain.shards import photo, write_shards
 
@@ -95,13 +95,28 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
+def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(shards, whole, tmp_path, monkeypatch):
+    from pretrain.training import recipe
+
+    seen, checkpoint_blocks = [], recipe.checkpoint_blocks
+    monkeypatch.setattr(recipe, "checkpoint_blocks", lambda module: (seen.append(module), checkpoint_blocks(module)))
+    out = tmp_path / "run"
+    with cut_off_after(6):
+        assert run_command(lambda: main(arguments(shards, out, steps=12, workers=0))) == 130
+    assert not seen
+    options = arguments(shards, out, steps=12, workers=0, training__activation_checkpointing="true")
+    assert run_command(lambda: main(options)) == 0
+    assert len(seen) == 1
+    assert_equal_runs(whole, out)
+
+
 def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch):
     config, *overrides = arguments(shards, tmp_path / "run", steps=12, workers=0)
     settings, _ = resolved(load_settings(PretrainSettings, config, overrides, beneath=defaults_of))
-    handed = pickle.loads(pickle.dumps(load_manifest(str(shards), columns=["image"])))  # as it comes to a worker
-    monkeypatch.setattr("pretrain.run.load_manifest", None)
+    known = pickle.loads(pickle.dumps(Parts.of(settings).known))  # as it comes to a worker
+    monkeypatch.setattr("pretrain.data.reading.manifest.find_shards", None)
     with local_context() as context:
-        assert pretrain(context, settings, manifest=handed)["status"] == "finished"
+        assert pretrain(context, settings, known=known)["status"] == "finished"
     assert_equal_runs(whole, tmp_path / "run")
 
 

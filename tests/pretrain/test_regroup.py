@@ -224,7 +224,7 @@ def test_the_command(tmp_path, capsys):
     assert report["rows"] == 5002 and report["decoded"] == 60 and report["fix"]["rows_written"] == 5000
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     for wrong, words in [
-        (["--drop-bad"], "--drop-bad and --drop-duplicates need --fix DEST"),
+        (["--drop-bad"], "--drop-bad, --drop-duplicates and --decoded need --fix DEST"),
         (["--sheet", "sheet.jpg"], "name a file that ends in .png"),
         (["--fix", url], "contain one another"),
         (["--fix", tmp_path / "new", "--sheet", tmp_path / "new" / "s.png"], "name a file outside it"),

@@ -11,7 +11,8 @@ from cluster.errors import UserError
 from pretrain.encoders import build_encoder
 from pretrain.methods import build_method, method_views
 from pretrain.training import distributed
-from pretrain.training.distributed import GradientAverager, synchronise_batch_norm
+from pretrain.training.batch_norm import synchronise_batch_norm
+from pretrain.training.distributed import GradientAverager
 from tests.ranks import run_on_ranks
 
 
@@ -52,7 +53,7 @@ def test_loss_is_the_papers(temperature):
 def one_rank_of_simclr():
     rank, world = distributed.rank(), distributed.world_size()
     method = make_method()
-    assert synchronise_batch_norm(method, torch.device("cpu")) == 2
+    assert synchronise_batch_norm(method) == 2
     averager = GradientAverager(method.parameters(), bucket_bytes=100_000)
     share = 8 // world
     output = method([view[rank * share : (rank + 1) * share] for view in make_views()])

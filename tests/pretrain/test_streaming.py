@@ -194,7 +194,7 @@ def test_a_large_row_group_is_read_in_blocks(tmp_path, monkeypatch, whole):
     url = f"memory://{uuid.uuid4().hex}"
     storage.upload(tmp_path / "a.parquet", f"{url}/a.parquet")
     monkeypatch.setattr(chunks, "WHOLE_GROUP_BYTES", whole)
-    monkeypatch.setattr(chunks, "BLOCK_BYTES", 70_000)
+    monkeypatch.setattr(chunks, "MIN_BLOCK_BYTES", 70_000)
     sizes = []
     read_range = storage.read_range
     monkeypatch.setattr(storage, "read_range", lambda *key, **more: sizes.append(key[2] - key[1]) or read_range(*key))

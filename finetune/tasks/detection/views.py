@@ -22,7 +22,7 @@ from pretrain.data.images.pixels import OpenedImage, buffers, open_image
 from pretrain.data.reading.loader import HostTransform
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import draw_colours
-from pretrain.data.views.random_views import min_denominator, write_crop
+from pretrain.data.views.random_views import CropSource
 from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.viewing import Viewer
 
@@ -94,10 +94,8 @@ def write_window(
     """Decodes an image and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
     size = target_CSS.shape[1]
     left, top, side = window
-    groups = image.decode(min_denominator([(left, top, side, side)], [size]))
-    scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
-    box = left * scale_x, top * scale_y, side * scale_x, side * scale_y
-    write_crop(groups, box, target_CSS, flipped=bool(mirrored & ACROSS))
+    box = left, top, side, side
+    CropSource.of(image, [box], [size]).write(box, target_CSS, flipped=bool(mirrored & ACROSS))
     columns, rows = (
         _seen(low, side, length, size, bool(mirrored & way))
         for low, length, way in ((left, image.width, ACROSS), (top, image.height, DOWN))

@@ -20,6 +20,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.progress import ProgressLine
 from cluster.secrets import masked
+from pretrain.data.checking.row_groups import describe_groups, spread
 from pretrain.data.checking.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 from pretrain.data.images.decode import BadImage, decode_whole
 from pretrain.data.images.image_headers import image_format
@@ -46,7 +47,6 @@ from pretrain.data.reading.numberings import declared_names, numbered_differentl
 from pretrain.data.reading.order import Segment
 from pretrain.data.reading.shards import Rows, Shards
 
-MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
 CLASS_COLUMNS = ("label", "labels")  # looked at without being named, where their type fits
 NUM_ROWS_LISTED = 20
 OWN_FILES = ("_import.json", "_quarantine.jsonl", "_files.jsonl", "_dropped.jsonl")  # beside shards, by our commands
@@ -102,7 +102,8 @@ def check(
         "files": len(manifest.files),
         "bytes": sum(file.size_bytes for file in manifest.files),
         "rows": manifest.num_rows,
-        "row_groups": _describe_groups(manifest),
+        "image_bytes": int(manifest.bytes_of_group.sum()),
+        "row_groups": describe_groups(manifest),
         "columns": {field.name: str(field.type) for field in schema},
         "passed_over": columns.passed_over,
         "notes": _notes(url, manifest, columns),
@@ -147,35 +148,6 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
 def _spread_evenly(num: int, among: int) -> np.ndarray:
     """int64 [num]: the middle of each of `num` equal stretches of 0..among-1."""
     return (np.arange(num, dtype=np.int64) * 2 + 1) * among // (2 * max(1, num))
-
-
-def _describe_groups(manifest: Manifest) -> dict[str, Any]:
-    """Row groups and whether shuffled reading likes them; `advice` says what to do where it does not."""
-    rows, sizes = manifest.rows_of_group, manifest.bytes_of_group
-    advice = []
-    if rows.max() > MAX_GROUP_ROWS or sizes.max() > MAX_GROUP_BYTES:
-        advice.append(
-            f"row groups of up to {rows.max()} rows and {sizes.max() / 2**20:.1f} MiB shuffle badly and need memory; write "
-            "them with at most a few hundred rows: `check URL --fix DEST` does so (pyarrow: row_group_size=64)"
-        )
-    if len(rows) < 8 and manifest.num_rows > MAX_GROUP_ROWS:
-        advice.append(
-            f"{len(rows)} row groups are too few to shuffle {manifest.num_rows} rows or to share among workers"
-        )
-    if len(manifest.files) > 1 and sum(file.size_bytes for file in manifest.files) / len(manifest.files) < 2**20:
-        advice.append("files of less than 1 MiB each make start-up slow; 100 to 500 MiB are better")
-    return {
-        "count": len(rows),
-        "rows": _spread(rows),
-        "image_bytes": _spread(sizes),
-        "suits_shuffling": not advice,
-        "advice": advice,
-    }
-
-
-def _spread(values: Any) -> dict[str, int]:
-    array = np.asarray(values)
-    return {"min": int(array.min()), "median": int(np.median(array)), "max": int(array.max())}
 
 
 @dataclass(frozen=True)
@@ -353,8 +325,8 @@ class _Sample:
         return {
             "decoded": len(self._row_ids),
             "formats": dict(self._formats.most_common()),
-            "width": _spread(good_N2[:, 0]) if len(good_N2) else None,
-            "height": _spread(good_N2[:, 1]) if len(good_N2) else None,
+            "width": spread(good_N2[:, 0]) if len(good_N2) else None,
+            "height": spread(good_N2[:, 1]) if len(good_N2) else None,
             "few_bits": self._num_few_bits,
             "bad": self._num_bad,
             "bad_rows": self._bad_rows,

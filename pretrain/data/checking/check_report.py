@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import errors
+from pretrain.data.checking.row_groups import mates_in_words
 
 NUM_CLASSES_SHOWN = 20
 NUM_CHARACTERS_SHOWN = 200
@@ -45,6 +46,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for advice in [*groups["advice"], *(report["boxes"]["advice"] if report["boxes"] is not None else [])]:
         console.print(f"advice: {printable(advice)}")
+    if (mates := mates_in_words(groups, report["image_bytes"] / report["rows"])) is not None:
+        console.print(f"note: {mates}")
     if report["few_bits"]:
         console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled to those")
     for note in report["notes"]:

@@ -80,7 +80,7 @@ def _filter(distance: float, cubic: bool) -> float:
 
 
 @compiled
-def _find_weights(
+def find_weights(
     low: float,
     length: float,
     limit: int,
@@ -117,7 +117,7 @@ def _find_weights(
 
 
 @compiled
-def _mix_rows_wide(
+def mix_rows_wide(
     rows_RW: np.ndarray,
     starts_N: np.ndarray,
     counts_N: np.ndarray,
@@ -127,7 +127,7 @@ def _mix_rows_wide(
     out_NW: np.ndarray,
     sums_W: np.ndarray,
 ) -> None:
-    """`_mix_rows` for many small weights: wider sums, brought back into [0, 255]."""
+    """`mix_rows` for many small weights: wider sums, brought back into [0, 255]."""
     rows, out, num = rows_RW.reshape(rows_RW.size), out_NW.reshape(out_NW.size), _u64(num_bytes)
     width, out_width = _u64(rows_RW.shape[1]), _u64(out_NW.shape[1])
     for i in range(len(starts_N)):
@@ -166,7 +166,7 @@ def _add_rows(
 
 
 @compiled
-def _mix_rows(
+def mix_rows(
     rows_RW: np.ndarray,
     starts_N: np.ndarray,
     counts_N: np.ndarray,
@@ -215,7 +215,7 @@ def _mix_rows(
 
 
 @compiled
-def _transpose(source_HW: np.ndarray, target_WH: np.ndarray, height: int, width: int) -> None:
+def transpose(source_HW: np.ndarray, target_WH: np.ndarray, height: int, width: int) -> None:
     """Pixels (four bytes each) in blocks of eight by eight, which stay in registers."""
     whole_height, whole_width = height // 8 * 8, width // 8 * 8
     for top in range(0, whole_height, 8):
@@ -284,8 +284,8 @@ def crop(
     weights_y = np.empty((size, int(taps * max(1.0, height / size)) + 4), np.int16)
     wide = max(width, height) > MAX_NARROW * size
     bits = WIDE_BITS if wide else CUBIC_BITS if cubic else NARROW_BITS
-    _find_weights(left, width, image_width, flip, cubic, bits, starts_x, counts_x, weights_x)
-    _find_weights(top, height, image_height, False, cubic, bits, starts_y, counts_y, weights_y)
+    find_weights(left, width, image_width, flip, cubic, bits, starts_x, counts_x, weights_x)
+    find_weights(top, height, image_height, False, cubic, bits, starts_y, counts_y, weights_y)
     first, last = image_width, 0
     for index in range(size):
         first, last = min(first, starts_x[index]), max(last, starts_x[index] + counts_x[index])
@@ -313,13 +313,13 @@ def crop(
         stop = min(y + strip, size)
         starts, counts, weights = starts_y[y:stop], counts_y[y:stop], weights_y[y:stop]
         if wide:
-            _mix_rows_wide(image_rows, starts, counts, weights, first * 4, num * 4, across_rows, totals)
+            mix_rows_wide(image_rows, starts, counts, weights, first * 4, num * 4, across_rows, totals)
         else:
-            _mix_rows(image_rows, starts, counts, weights, first * 4, num * 4, cubic, across_rows, narrow)
-        _transpose(across.reshape(strip, num), turned.reshape(num, strip), strip, num)
+            mix_rows(image_rows, starts, counts, weights, first * 4, num * 4, cubic, across_rows, narrow)
+        transpose(across.reshape(strip, num), turned.reshape(num, strip), strip, num)
         if wide:
-            _mix_rows_wide(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, mixed_rows, totals)
+            mix_rows_wide(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, mixed_rows, totals)
         else:
-            _mix_rows(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, cubic, mixed_rows, narrow)
-        _transpose(mixed.reshape(size, strip), done.reshape(strip, size), size, strip)
+            mix_rows(turned_rows, starts_x, counts_x, weights_x, 0, strip * 4, cubic, mixed_rows, narrow)
+        transpose(mixed.reshape(size, strip), done.reshape(strip, size), size, strip)
         _split(done.view(np.uint8), out_CSS, y, stop)

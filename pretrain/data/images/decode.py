@@ -1,10 +1,10 @@
 """Encoded images to RGB pixels, the right way up. Whatever the bytes are, the answer is an array or `BadImage`.
 
-Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF, and HEIC where the
-package pillow-heif is installed, told apart by their first bytes. Each is opened by its own
-Pillow plugin and not by `Image.open`, which tries every plugin there is, warns by Pillow's global size limit, and lets the
-WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many threads; Pillow's decoders release
-the GIL, and nothing of Pillow's global state is read or changed.
+Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF, HEIC where the
+package pillow-heif is installed, and images that are stored decoded (`pretrain.data.images.planes`), told apart by their first
+bytes. Each is opened by its own Pillow plugin and not by `Image.open`, which tries every plugin there is, warns by Pillow's
+global size limit, and lets the WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many
+threads; Pillow's decoders release the GIL, and nothing of Pillow's global state is read or changed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pretrain.data.images.image_headers import (
     late_png_exif,
     without_large_texts,
 )
+from pretrain.data.images.planes import PlanesImageFile
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = (
@@ -82,6 +83,7 @@ OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
     "PNM": PpmImagePlugin.PpmImageFile,
+    "decoded": PlanesImageFile,
 }
 # formats that are known by their first bytes and cannot be decoded here
 NOT_DECODED = {
@@ -242,7 +244,7 @@ def _numpy_bands(encoded: bytes, channels: int, max_pixels: int | None) -> np.nd
         raise BadImage(f"array of shape {shape}, not [height, width, {channels}]")
     if dtype not in (np.uint8, np.uint16):
         raise BadImage(f"array of {dtype}, not uint8 or uint16")
-    _check_size(shape[1], shape[0], max_pixels)
+    check_size(shape[1], shape[0], max_pixels)
     if len(encoded) - stream.tell() < dtype.itemsize * shape[0] * shape[1] * channels:
         raise BadImage("truncated")
     values = np.frombuffer(encoded, dtype, shape[0] * shape[1] * channels, stream.tell())
@@ -286,14 +288,14 @@ def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile
     if form is None:
         raise BadImage("base64 text of an image; store its bytes" if _is_base64_image(data) else "not an image")
     if form == "WebP":
-        _check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
+        check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
     elif form == "GIF" and len(data) >= 10:
         width, height = struct.unpack_from("<HH", data, 6)
-        _check_size(width, height, max_pixels)
+        check_size(width, height, max_pixels)
     image = _opened(form, data)
-    _check_size(*image.size, max_pixels)
+    check_size(*image.size, max_pixels)
     if isinstance(image, TiffImageFile):
-        _check_size(int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels)
+        check_size(int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels)
         return image, 1  # Pillow turns a TIFF while loading, and its size is that of the turned image
     if image.info.get("progressive"):
         num_scans = data.count(b"\xff\xda")  # cannot occur in coded pixels, so only metadata adds a few
@@ -336,7 +338,8 @@ def _heic(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+def check_size(width: int, height: int, max_pixels: int | None) -> None:
+    """Raises BadImage for a size that is none or too large; None: `max_pixels_now`."""
     if width < 1 or height < 1:
         raise BadImage("damaged")
     if width * height > (_max_pixels if max_pixels is None else max_pixels) or max(width, height) > MAX_SIDE:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from pretrain.data.images.planes import MAGIC, PlanesImageFile
+
 ORIENTATION_TAG = 0x0112
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and refused by Pillow above a size
@@ -14,6 +16,8 @@ def image_format(data: bytes | memoryview) -> str | None:
     start = bytes(data[:32])
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
+    if start.startswith(MAGIC):
+        return PlanesImageFile.format
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":

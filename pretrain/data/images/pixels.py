@@ -20,12 +20,15 @@ from pretrain.data.images.decode import (
     MAX_PIXELS,
     MAX_SIDE,
     UPRIGHT_ARRAYS,
+    check_size,
     decode_bands,
     decode_upright,
     image_size,
     max_pixels_now,
+    only_bad_image,
 )
 from pretrain.data.images.image_headers import exif_orientation
+from pretrain.data.images.planes import COLOURS, MAGIC, RGB, Planes
 
 # of a thread: decoded photos of up to a megapixel, the work of a crop, and that of colours
 BLOCK_BYTES = {"pixels": 4 * 2**20, "crops": 2 * 2**20, "colours": 2 * 2**20}
@@ -48,11 +51,13 @@ class OpenedImage:
             the full size, or of less where a JPEG's would be more than `MAX_PIXELS`; the channels lie in groups of four, and
             what is beyond the last one means nothing. The array may be a buffer that this thread's next `decode` overwrites.
             Raises BadImage.
+        planes: of an image that is stored decoded, where crops can be cut straight out of them.
     """
 
     width: int
     height: int
     decode: Callable[[int], np.ndarray]
+    planes: Planes | None = None
 
 
 def open_image(data: Any, *, channels: int = 3, fast: bool = False) -> OpenedImage:
@@ -70,6 +75,8 @@ def open_image(data: Any, *, channels: int = 3, fast: bool = False) -> OpenedIma
     """
     if isinstance(data, np.ndarray):
         return OpenedImage(data.shape[2], data.shape[1], lambda denominator: data)
+    if bytes(data[: len(MAGIC)]) == MAGIC and channels in (1, 3):
+        return _stored(data, channels)
     encoded = bytes(data)
     if channels not in (1, 3):
         bands = decode_bands(encoded, channels)
@@ -124,6 +131,22 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
     return OpenedImage(height, width, decode) if orientation >= 5 else OpenedImage(width, height, decode)
 
 
+def _stored(encoded: bytes | memoryview, channels: int) -> OpenedImage:
+    with only_bad_image():
+        planes = Planes.of(encoded)
+    check_size(planes.width, planes.height, None)
+
+    def decode(denominator: int) -> np.ndarray:
+        if channels == 1 and planes.kind == RGB:
+            return _by_pillow(encoded, channels)
+        out = buffers.bytes(4 * planes.width * planes.height).view(np.uint32)
+        (planes if channels == 3 else planes.grey()).write_pixels(out)
+        return out.view(np.uint8).reshape(1, planes.height, planes.width, 4)
+
+    cropped = planes if channels == 3 and planes.kind == COLOURS else None
+    return OpenedImage(planes.width, planes.height, decode, cropped)
+
+
 def _headers(encoded: bytes) -> tuple[int, bool]:
     """EXIF orientation of a JPEG, and whether its pixels may come in several scans; reads no further than its first scan."""
     orientation, num_components, position = 0, 0, 2
@@ -145,7 +168,7 @@ def _headers(encoded: bytes) -> tuple[int, bool]:
     return orientation or 1, True
 
 
-def _by_pillow(encoded: bytes, channels: int) -> np.ndarray:
+def _by_pillow(encoded: bytes | memoryview, channels: int) -> np.ndarray:
     image = decode_upright(encoded)
     if channels == 1:
         image = image.convert("L").convert("RGB")

@@ -100,6 +100,12 @@ def add_import(commands: Any) -> None:
         metavar="N",
         help="scale larger images down to N pixels on their short side and store them as JPEG (default: 0, as they are)",
     )
+    pack.add_argument(
+        "--decoded",
+        action="store_true",
+        help="store images decoded, in 1.5 bytes a pixel (3 where the short side is below 256): several times the room of "
+        "JPEG on disk, read several times as fast, by Fovea alone",
+    )
     pack.add_argument("--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)")
     pack.add_argument("--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)")
     pack.add_argument("--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)")
@@ -144,6 +150,7 @@ def import_as_asked(arguments: argparse.Namespace) -> dict[str, Any] | None:
         drop_duplicates=arguments.drop_duplicates,
         short_side=arguments.short_side,
         jpeg_quality=arguments.jpeg_quality,
+        decoded_form=arguments.decoded,
         rows_per_group=arguments.rows_per_group,
         bytes_per_group=arguments.group_mib * 2**20,
         bytes_per_shard=arguments.shard_mib * 2**20,

@@ -115,8 +115,11 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"shard{'s'[: summary['shards'] != 1]} in {duration(summary['seconds'])}: {dest}"
     ]
     if summary["bytes_before_scaling"]:
-        fraction = 1 - summary["bytes"] / summary["bytes_before_scaling"]
-        lines.append(f"  scaling down saved {fraction:.0%} of {summary['bytes_before_scaling'] / 2**20:.1f} MiB")
+        fraction, before = summary["bytes"] / summary["bytes_before_scaling"], summary["bytes_before_scaling"] / 2**20
+        saved = f"scaling down saved {1 - fraction:.0%} of {before:.1f} MiB"
+        lines.append(
+            f"  {f'stored decoded, {fraction:.1f} times the {before:.1f} MiB before' if summary['decoded'] else saved}"
+        )
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
     if summary["classes"] is not None:

@@ -66,6 +66,7 @@ class ImportOptions:
         short_side: larger images are scaled down to so many pixels on their short side, and stored as JPEG; 0 stores all
             images byte for byte as they are.
         jpeg_quality: of images that are scaled down, 1 to 95.
+        decoded_form: images are stored decoded, see `pretrain.data.images.planes`, at the size that `short_side` says.
         rows_per_group, bytes_per_group: a row group ends with whichever comes first.
         bytes_per_shard: a file ends with the row group that reaches it.
     """
@@ -75,6 +76,7 @@ class ImportOptions:
     drop_duplicates: bool = False
     short_side: int = 0
     jpeg_quality: int = 92
+    decoded_form: bool = False
     rows_per_group: int = DEFAULT_ROWS_PER_GROUP
     bytes_per_group: int = DEFAULT_BYTES_PER_GROUP
     bytes_per_shard: int = DEFAULT_BYTES_PER_SHARD
@@ -192,7 +194,8 @@ def import_images(
         "format_version": 1,
         "source": masked(src),
         **found,
-        "bytes_before_scaling": tally.bytes_before if options.short_side else None,
+        "decoded": options.decoded_form,
+        "bytes_before_scaling": tally.bytes_before if options.short_side or options.decoded_form else None,
         "duplicates": tally.duplicates if options.drop_duplicates else None,
         "shards": num_shards,
         "seconds": round(time.monotonic() - started, 3),
@@ -237,6 +240,8 @@ def journal_options(
     """What must be the same for an import to continue."""
     stored = asdict(options)
     stored["validation_share"] = stored.pop("validation_fraction")  # as journals have always called it
+    if not options.decoded_form:
+        del stored["decoded_form"]  # which older journals do not know
     return {**stored, "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
 
 
@@ -251,7 +256,13 @@ def prepare_all(
     records: Iterable[Record], options: ImportOptions, num_threads: int, **preparing: Any
 ) -> Iterator[Prepared]:
     """All records, read, decoded and scaled by a pool, in their order."""
-    function = partial(prepare, short_side=options.short_side, jpeg_quality=options.jpeg_quality, **preparing)
+    function = partial(
+        prepare,
+        short_side=options.short_side,
+        jpeg_quality=options.jpeg_quality,
+        decoded_form=options.decoded_form,
+        **preparing,
+    )
     return in_order(function, records, num_threads, at_once=1 if num_threads >= REMOTE_THREADS else IMAGES_AT_ONCE)
 
 

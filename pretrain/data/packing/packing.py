@@ -45,8 +45,8 @@ class ShardWriter:
     Args:
         dest_url: a folder, which must not hold Parquet files yet.
         schema: of the rows, see `schema_of`.
-        rows_per_group, bytes_per_group: a row group ends with whichever comes first. Readers hold whole row groups, and
-            shuffle better the smaller they are.
+        rows_per_group, bytes_per_group: a row group holds no more of either, but at least one row. Readers hold whole row
+            groups, and shuffle better the smaller they are.
         bytes_per_shard: a file ends with the row group that reaches it.
         first_shard: number of the first shard to write, after those with lower numbers that are there already.
 
@@ -115,8 +115,11 @@ class ShardWriter:
         """Adds a row; columns left out are null. Raises ValueError for a column that the schema does not have."""
         if unknown := row.keys() - set(self._schema.names):
             raise ValueError(f"columns {sorted(unknown)} are not in the schema {self._schema.names}")
+        num_bytes = sum(map(_num_bytes, row.values()))
+        if self._bytes_waiting + num_bytes > self._bytes_per_group:
+            self._finish_group()
         self._rows.append(row)
-        self._bytes_waiting += sum(map(_num_bytes, row.values()))
+        self._bytes_waiting += num_bytes
         if len(self._rows) >= self._rows_per_group or self._bytes_waiting >= self._bytes_per_group:
             self._finish_group()
 

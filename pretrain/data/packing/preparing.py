@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import UserError
-from pretrain.data.images.decode import BadImage, Decoded, decode_whole
+from pretrain.data.images.decode import BadImage, Decoded, decode_upright, decode_whole, num_bands
 from pretrain.data.images.frames import has_more_frames
 from pretrain.data.images.geometry import Frame, WrongFrame, beyond, upright_boxes
+from pretrain.data.images.image_headers import image_format
+from pretrain.data.images.pixels import open_image
+from pretrain.data.images.planes import PlanesImageFile, as_planes
 from pretrain.data.packing.sources import Objects, Record
 
 MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole files
@@ -48,13 +51,19 @@ class Prepared:
 
 
 def prepare(
-    record: Record, *, short_side: int, jpeg_quality: int, on_stored: bool | None = None, same_stem: Container[str] = ()
+    record: Record,
+    *,
+    short_side: int,
+    jpeg_quality: int,
+    decoded_form: bool = False,
+    on_stored: bool | None = None,
+    same_stem: Container[str] = (),
 ) -> Prepared:
     """Reads and checks one image.
 
     Args:
         record: says what is known of it.
-        short_side, jpeg_quality: see `pretrain.data.packing.importing.ImportOptions`.
+        short_side, jpeg_quality, decoded_form: see `pretrain.data.packing.importing.ImportOptions`.
         on_stored: as in `pretrain.data.images.geometry.upright_boxes`.
         same_stem: paths that would be equal with another ending; these get a second one.
     """
@@ -79,17 +88,17 @@ def prepare(
     if has_more_frames(data):
         facts[FRAMES] = 1
     width, height = decoded.image.size
-    stored, path, scale = data, record.path, 1.0
+    stored, path = data, record.path
+    if decoded_form:
+        stored = stored_decoded(data, short_side=short_side)
     if short_side and min(width, height) > short_side:
         scale = short_side / min(width, height)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        buffer = io.BytesIO()
-        # the pixels are upright already, so no orientation is stored
-        decoded.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).save(
-            buffer, "JPEG", quality=jpeg_quality
-        )
-        stored, path = buffer.getvalue(), as_jpeg(record.path, same_stem)
-        if objects is not None and scale != 1.0:
+        if not decoded_form:
+            buffer = io.BytesIO()
+            # the pixels are upright already, so no orientation is stored
+            scaled_to(decoded.image, short_side).save(buffer, "JPEG", quality=jpeg_quality)
+            stored, path = buffer.getvalue(), as_jpeg(record.path, same_stem)
+        if objects is not None:
             boxes = tuple((x * scale, y * scale, w * scale, h * scale) for x, y, w, h in objects.bbox)
             objects = Objects(boxes, objects.category)
     return Prepared(
@@ -101,6 +110,30 @@ def prepare(
         digest=hashlib.blake2b(data, digest_size=16).digest(),
         facts=facts,
     )
+
+
+def scaled_to(image: Image.Image, short_side: int) -> Image.Image:
+    """An image scaled down to `short_side` pixels on its short side; a smaller one as it is."""
+    width, height = image.size
+    if not short_side or min(width, height) <= short_side:
+        return image
+    scale = short_side / min(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def stored_decoded(data: bytes, *, short_side: int = 0) -> bytes:
+    """An encoded image as `pretrain.data.images.planes` stores it, scaled down to `short_side` where that is not 0.
+
+    The planes of a JPEG that keeps its size are made of what random views see of it. Unless it is scaled, an image stays as it
+    is that is stored so already, or has transparency or bands of its own, which planes cannot hold. Raises BadImage.
+    """
+    opened = open_image(data, fast=True)
+    if short_side and min(opened.width, opened.height) > short_side:
+        return as_planes(np.asarray(scaled_to(decode_upright(data), short_side)))
+    if image_format(data) == PlanesImageFile.format or num_bands(data) not in (1, 3):
+        return data
+    return as_planes(opened.decode(1)[0])
 
 
 def as_jpeg(path: str, same_stem: Container[str]) -> str:

@@ -21,6 +21,7 @@ from cluster.progress import ProgressLine
 from cluster.secrets import masked
 from pretrain.data.images.decode import BadImage, decode_image
 from pretrain.data.packing.packing import MIB, ShardWriter
+from pretrain.data.packing.preparing import stored_decoded
 from pretrain.data.reading.footers import Footer, read_footer
 from pretrain.data.reading.image_paths import encoded_images
 from pretrain.data.reading.manifest import Manifest, find_shards, load_manifest
@@ -70,6 +71,7 @@ def regroup(
     *,
     drop_bad: bool = False,
     drop_duplicates: bool = False,
+    decoded_form: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Writes all rows of a data set to new shards in `dest` and returns what was written, ready for JSON.
@@ -83,6 +85,7 @@ def regroup(
         image_column: holds the encoded images.
         drop_bad: leave out rows whose image cannot be decoded; all images are decoded for it.
         drop_duplicates: of rows whose encoded images are equal byte for byte, keep the first.
+        decoded_form: images are stored decoded, see `pretrain.data.packing.preparing.stored_decoded`; bad ones as they are.
 
     Raises:
         UserError: when `dest` does not suit, a file cannot be read, or the files' columns differ.
@@ -100,6 +103,8 @@ def regroup(
             images = batch.column(image_column)
             encoded = encoded_images(images, pool.map)
             reasons = keeper.reasons(encoded, location, pool)
+            if decoded_form:
+                encoded = list(pool.map(_decoded_if_good, encoded))
             for index, reason in enumerate(reasons):
                 if reason is None:
                     row = {
@@ -176,6 +181,13 @@ def _why_bad(data: bytes | None) -> str | None:
     except BadImage as error:
         return str(error)
     return None
+
+
+def _decoded_if_good(data: bytes | None) -> bytes | None:
+    try:
+        return None if data is None else stored_decoded(data)
+    except BadImage:
+        return data
 
 
 def _common_schema(manifest: Manifest) -> pa.Schema:

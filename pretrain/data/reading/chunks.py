@@ -1,8 +1,10 @@
-"""The bytes of one row group's columns as a file that pyarrow reads: few requests, never more in memory than three blocks.
+"""The bytes of one row group's columns as a file that pyarrow reads: few requests, hardly more in memory than 8 MiB.
 
 A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
-The columns of a larger one are read in blocks, the next two on their way while the current one is used, so that memory does
-not depend on how the rows were grouped.
+The columns of a larger one are read in blocks, the next two on their way while the current one is used. Blocks are as large as
+they may be for four (a read may reach over the end of one) to take no more than the largest row group that is fetched whole, so
+a row group of 10 MB takes five requests. Where several streams read different parts of one row group, each has blocks of its
+own, and they are small. So memory does not depend on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from cluster.storage.reading import PositionedFile
 
 # up to this size what is needed of a row group is fetched whole; above it in blocks
 WHOLE_GROUP_BYTES = 8 * 2**20
-BLOCK_BYTES, BLOCKS_AHEAD = 2**19, 2
+MIN_BLOCK_BYTES, BLOCKS_AHEAD = 2**19, 2
 # between two columns: reading so much for nothing takes no longer than another request
 GAP_BYTES = 2**18
 
@@ -59,13 +61,25 @@ class Chunks:
         ranges: what will be read, sorted.
         read_range: gives the bytes [start, stop).
         executor: reads ahead.
+        is_shared: several streams read different parts at about the same time, each with blocks of its own.
 
     `is_whole` says that all is kept, so that any number of readers can share it; otherwise each of them fetches it again,
     except for the first, for whom it is on its way.
     """
 
-    def __init__(self, size_bytes: int, ranges: Sequence[Range], read_range: ReadRange, executor: Executor) -> None:
-        self.is_whole = sum(stop - start for start, stop in ranges) <= WHOLE_GROUP_BYTES
+    def __init__(
+        self,
+        size_bytes: int,
+        ranges: Sequence[Range],
+        read_range: ReadRange,
+        executor: Executor,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        num_bytes = sum(stop - start for start, stop in ranges)
+        self.is_whole = num_bytes <= WHOLE_GROUP_BYTES
+        # into so many blocks a column is cut, unless they would be smaller than the smallest
+        self._num_blocks = num_bytes if is_shared else -(-num_bytes * (2 + BLOCKS_AHEAD) // max(1, WHOLE_GROUP_BYTES))
         self._size, self._ranges = size_bytes, coalesced(ranges) if self.is_whole else list(ranges)
         self._read_range, self._executor = read_range, executor
         self._begun = [self._blocks()]
@@ -80,9 +94,12 @@ class Chunks:
 
     def _blocks(self) -> list[_Blocks]:
         return [
-            _Blocks(start, stop, stop - start if self.is_whole else BLOCK_BYTES, self._read_range, self._executor)
+            _Blocks(start, stop, self._block_bytes(stop - start), self._read_range, self._executor)
             for start, stop in self._ranges
         ]
+
+    def _block_bytes(self, num_bytes: int) -> int:
+        return num_bytes if self.is_whole else max(MIN_BLOCK_BYTES, -(-num_bytes // self._num_blocks))
 
 
 class ChunkFile(PositionedFile):

@@ -52,8 +52,9 @@ def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) 
     if footer_bytes > len(tail):
         tail = bytes(storage.read_range(file, size - footer_bytes, size, stopped=stopped))
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail[-footer_bytes:]))
-        schema = metadata.schema.to_arrow_schema()
+        # not by `metadata.schema`: that and the metadata hold each other, and thousands of footers would wait for the collector
+        parquet = pq.ParquetFile(pa.BufferReader(tail[-footer_bytes:]))
+        metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file.url} is damaged: its footer cannot be read ({str(error).splitlines()[0]})") from error
     in_folders = {name: value for name, value in folder_columns(file.url).items() if name not in schema.names}

@@ -15,6 +15,10 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.images.planes import MAGIC
+
+# stored decoded, copying an image takes a third of the time of its crops; what lies beside such large ones in memory is little
+MIN_VIEW_BYTES = 2**16
 
 _roots: list[str] = []
 
@@ -73,8 +77,15 @@ def check_paths(paths: Sequence[str | None], what: str) -> float:
     return sum(sizes) / len(sizes)
 
 
-def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map) -> list[bytes | None]:
-    """The encoded images of a column; those that lie outside of it are read by `mapped(function, paths)`."""
+def _unless_encoded(view: memoryview) -> bytes | memoryview:
+    return view if view[: len(MAGIC)] == MAGIC else bytes(view)
+
+
+def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map) -> list[Any]:
+    """The encoded images of a column, as bytes, or as views of them where they are large and stored decoded; None where null.
+
+    Those that lie outside of it are read by `mapped(function, paths)`.
+    """
     paths: list[str | None] = []
     if pa.types.is_struct(images.type):
         # flatten() applies the struct's own validity to its child, field() does not
@@ -82,8 +93,14 @@ def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map)
         images = fields["bytes"]
         if image_root() is not None and images.null_count and "path" in fields:
             paths = fields["path"].to_pylist()
-    # copies: views would keep all rows that were decoded with one in memory until the last of them is used
-    encoded: list[bytes | None] = images.to_pylist()
+    encoded: list[Any] = []
+    if len(images) and images.nbytes >= MIN_VIEW_BYTES * len(images):
+        encoded = [
+            _unless_encoded(memoryview(value.as_buffer()).cast("B")) if value.is_valid else None for value in images
+        ]
+    else:
+        # copies: views would keep all rows that were decoded with one in memory until the last of them is used
+        encoded = images.to_pylist()
     if paths:
         outside = [index for index, data in enumerate(encoded) if data is None]
         read = mapped(read_image, [paths[index] for index in outside])

@@ -253,27 +253,37 @@ def _read_table(files: Sequence[FileInfo], columns: Sequence[str]) -> Table:
     """Reads all footers, checks the columns (the first is the image column), and gives the row-group table."""
     remote = not storage.is_local(files[0].url)
     pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="footer")
-    rows: list[tuple[int, int, int, int]] = []
-    first: Footer | None = None
+    groups: list[np.ndarray] = []
+    first: dict[str, pa.DataType] | None = None
     try:
         # results come in the order of the files, so the first bad file by name is the one reported
-        for index, footer in enumerate(pool.map(read_footer, files)):
-            first = first or footer
+        for file, (kinds, of_file) in zip(files, pool.map(lambda file: _of_footer(file, columns), files), strict=True):
+            first = first or kinds
             for column in columns:
-                _check_column(files[index].url, footer.schema, column, is_image=column == columns[0])
-            for column in columns:
-                _check_same(files[0].url, first.schema, files[index].url, footer.schema, column, columns[0])
-            rows.extend((index, *group) for group in _groups_of(files[index].url, footer, columns[0]))
+                _check_same(files[0].url, first[column], file.url, kinds[column], column, is_image=column == columns[0])
+            groups.append(of_file)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    return table[:, 0].astype(np.int32), table[:, 1].astype(np.int32), table[:, 2].copy(), table[:, 3].copy()
+    file_of_group = np.repeat(np.arange(len(files), dtype=np.int32), [len(of_file) for of_file in groups])
+    table = np.concatenate(groups)
+    return file_of_group, table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy()
+
+
+def _of_footer(file: FileInfo, columns: Sequence[str]) -> tuple[dict[str, pa.DataType], np.ndarray]:
+    """The types of the columns, and `_groups_of`. A footer takes a hundred times as much memory as what is kept of it."""
+    footer = read_footer(file)
+    for column in columns:
+        _check_column(file.url, footer.schema, column, is_image=column == columns[0])
+    groups = np.array(_groups_of(file.url, footer, columns[0]), dtype=np.int64).reshape(-1, 3)
+    return {column: footer.schema.field(column).type for column in columns}, groups
 
 
 def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, int, int]]:
     """(number, rows, compressed image bytes) of each row group that has rows."""
     metadata = footer.metadata
-    leaves = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    if not metadata.num_row_groups:
+        return []
+    leaves = [metadata.row_group(0).column(index).path_in_schema for index in range(metadata.num_columns)]
     bytes_leaf = leaves.index(image_column if image_column in leaves else f"{image_column}.bytes")
     path_leaf = leaves.index(f"{image_column}.path") if f"{image_column}.path" in leaves else None
     groups, num_null, num_paths = [], 0, 0
@@ -326,9 +336,10 @@ def image_kind(kind: pa.DataType) -> str | None:
     return "binary" if is_binary else None
 
 
-def _check_same(url: str, schema: pa.Schema, other_url: str, other: pa.Schema, column: str, image_column: str) -> None:
-    kind, other_kind = schema.field(column).type, other.field(column).type
-    if column == image_column:
+def _check_same(
+    url: str, kind: pa.DataType, other_url: str, other_kind: pa.DataType, column: str, *, is_image: bool
+) -> None:
+    if is_image:
         same = image_kind(kind) == image_kind(other_kind)
     else:  # string and large_string hold the same values; which is written depends on the writer's version
         same = same_values(kind) == same_values(other_kind)

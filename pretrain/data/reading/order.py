@@ -139,11 +139,11 @@ class Order:
         inner = np.arange(first, self.rows_per_stream, size, dtype=np.int64)
         return np.concatenate([[0], inner, [self.rows_per_stream]])
 
-    def segments(self, epoch: int, stream: int, start: int = 0) -> list[Segment]:
-        """The pieces of row groups that make up a stream from its row `start` on, before the shuffle in windows."""
+    def segments(self, epoch: int, stream: int, start: int = 0, stop: int | None = None) -> list[Segment]:
+        """The pieces of row groups that make up rows [start, stop) of a stream, before the shuffle in windows."""
         pieces, ends = self._layout(epoch)
         position = stream * self.rows_per_stream + start
-        stop = (stream + 1) * self.rows_per_stream
+        stop = stream * self.rows_per_stream + (self.rows_per_stream if stop is None else stop)
         segments = []
         piece = int(np.searchsorted(ends, position, side="right"))
         while position < stop:

@@ -101,12 +101,25 @@ class Shards:
         self.columns = tuple(columns)
         self.as_stored = as_stored
         self._start_of_group = manifest.start_of_group
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is open yet, and no row was read."""
         self._footers: OrderedDict[int, Footer] = OrderedDict()
         self._footer_bytes = 0
         self._lock = Lock()
         self._fetchers: ThreadPoolExecutor | None = None
         self._on_cuts = CutGroups()
         self._shown: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: what is open here stays here."""
+        opened = ("_footers", "_footer_bytes", "_lock", "_fetchers", "_on_cuts", "_shown")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     @cached_property
     def mean_row_bytes(self) -> float:
@@ -151,7 +164,7 @@ class Shards:
         def open_group(stopped: Callable[[], bool]) -> OpenGroup:
             if is_local:
                 return OpenGroup()
-            return OpenGroup(self._fetchers_().submit(self._fetched, group, stopped))
+            return OpenGroup(self._fetchers_().submit(self._fetched, group, stopped, segment.is_shared))
 
         is_whole = segment.stop - segment.start == rows_of_group
         if is_whole or not segment.is_shared or (is_local and num_bytes > chunks.WHOLE_GROUP_BYTES):
@@ -172,7 +185,7 @@ class Shards:
                 self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
             return self._fetchers
 
-    def _fetched(self, group: int, stopped: Callable[[], bool]) -> Chunks:
+    def _fetched(self, group: int, stopped: Callable[[], bool], is_shared: bool) -> Chunks:
         index = int(self.manifest.file_of_group[group])
         file, footer = self.manifest.files[index], self._footer(index, stopped)
         ranges = chunks.ranges_of_columns(
@@ -182,7 +195,7 @@ class Shards:
         def read_range(start: int, stop: int) -> bytes | memoryview:
             return storage.read_range(file, start, stop, stopped=stopped)
 
-        return Chunks(file.size_bytes, ranges, read_range, self._fetchers_())
+        return Chunks(file.size_bytes, ranges, read_range, self._fetchers_(), is_shared=is_shared)
 
     def _pieces(self, segment: Segment, opened: OpenGroup) -> Iterator[Rows]:
         manifest, group = self.manifest, segment.group

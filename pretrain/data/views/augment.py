@@ -87,12 +87,12 @@ def normalise(
 ) -> Tensor:
     """(images - mean) / std, by channel, in place."""
     device = images_BCHW.device
-    return images_BCHW.sub_(_on_device(tuple(mean), device)).div_(_on_device(tuple(std), device))
+    return images_BCHW.sub_(channel_values(tuple(mean), device)).div_(channel_values(tuple(std), device))
 
 
 @lru_cache(maxsize=64)
-def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # kept, because each copy from the host would wait for the device
+def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel, float32 [C, 1, 1]; kept, because each copy from the host would wait for the device."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
@@ -132,8 +132,8 @@ def solarize(images_BCHW: Tensor) -> Tensor:
 
 def grey(images_BCHW: Tensor) -> Tensor:
     """Luma of ITU-R 601, [B, 1, H, W]."""
-    weights = torch.tensor(_GREY_WEIGHTS, device=images_BCHW.device, dtype=images_BCHW.dtype).view(1, 3, 1, 1)
-    return (images_BCHW * weights).sum(1, keepdim=True)
+    weights_C11 = channel_values(tuple(_GREY_WEIGHTS), images_BCHW.device).to(images_BCHW.dtype)
+    return (images_BCHW * weights_C11).sum(1, keepdim=True)
 
 
 def adjust_brightness(images_BCHW: Tensor, factor_B111: Tensor) -> Tensor:
@@ -157,8 +157,7 @@ def adjust_hue(images_BCHW: Tensor, shift_B111: Tensor) -> Tensor:
     value, chroma, hue = _value_chroma_hue(images_BCHW)
     hue = hue + 6 * shift_B111
     # each channel of HSV -> RGB is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images_BCHW.device).view(1, 3, 1, 1)
-    k = hue + offsets
+    k = hue + channel_values((5.0, 3.0, 1.0), images_BCHW.device)
     k.sub_(torch.floor(k / 6), alpha=6)  # k mod 6; several times faster than remainder on CPUs
     return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
 

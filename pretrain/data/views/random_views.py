@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.hashing import uniform
-from pretrain.data.images import crop_kernels
+from pretrain.data.images import crop_kernels, plane_kernels
 from pretrain.data.images.buffer_pool import BufferPool
-from pretrain.data.images.pixels import buffers, open_image
+from pretrain.data.images.pixels import OpenedImage, buffers, open_image
 from pretrain.data.views import colour_kernels
 from pretrain.data.views.colours import Colours, draw_colours
 from pretrain.data.views.recipes import ViewSpec
@@ -135,12 +135,10 @@ class ViewFilling:
             self.geometry_VB5[:, index],
         )
         boxes = boxes_V4.tolist()
-        groups = image.decode(min_denominator(boxes, self._sizes))
-        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
-        for view, (left, top, width, height) in enumerate(boxes):
+        source = CropSource.of(image, boxes, self._sizes)
+        for view, box in enumerate(boxes):
             target = self.arrays[view][index]
-            box = left * scale_x, top * scale_y, width * scale_x, height * scale_y
-            write_crop(groups, box, target, flipped=self._flipped_VB[view][index], cubic=transform.specs[view].cubic)
+            source.write(box, target, flipped=self._flipped_VB[view][index], cubic=transform.specs[view].cubic)
             if self._rows is not None and self._changes[view][index]:
                 scratch = buffers.floats(colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
                 colour_kernels.colour(target, self._rows[view][index], scratch)
@@ -159,6 +157,40 @@ def write_crop(
     scratch = buffers.integers(crop_kernels.crop_scratch_pixels(groups_GHW4.shape[2], size))
     for group, pixels_HW4 in enumerate(groups_GHW4):
         crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
+
+
+@dataclass(frozen=True)
+class CropSource:
+    """What crops of an image are cut from.
+
+    Attributes:
+        image: the image.
+        groups_GHW4: its pixels, of a fraction of its size where all crops allow that; None where its planes are cut.
+    """
+
+    image: OpenedImage
+    groups_GHW4: np.ndarray | None
+
+    @classmethod
+    def of(cls, image: OpenedImage, boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> CropSource:
+        """Decodes an image for crops of `boxes` (left, top, width and height) to views of `sizes`. Raises BadImage."""
+        return cls(image, None if image.planes is not None else image.decode(min_denominator(boxes, sizes)))
+
+    def write(
+        self, box: Sequence[float], target_CSS: np.ndarray, *, flipped: bool = False, cubic: bool = False
+    ) -> None:
+        """`write_crop` of a box in pixels of the whole image."""
+        left, top, width, height = map(float, box)
+        if self.groups_GHW4 is not None:
+            scale_x = self.groups_GHW4.shape[2] / self.image.width
+            scale_y = self.groups_GHW4.shape[1] / self.image.height
+            scaled = left * scale_x, top * scale_y, width * scale_x, height * scale_y
+            write_crop(self.groups_GHW4, scaled, target_CSS, flipped=flipped, cubic=cubic)
+            return
+        assert self.image.planes is not None
+        scratch = buffers.integers(plane_kernels.plane_scratch_pixels(self.image.width, target_CSS.shape[1]))
+        planes = self.image.planes.split()
+        plane_kernels.crop_planes(*planes, left, top, width, height, flipped, cubic, target_CSS, scratch)
 
 
 def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
@@ -205,10 +237,7 @@ class CentralFilling:
         box = (0, 0, image.width, image.height)
         if not transform.whole:
             box = central_box(width=image.width, height=image.height, fraction=transform.fraction)
-        groups = image.decode(min_denominator([box], [transform.size]))
-        scale_x, scale_y = groups.shape[2] / image.width, groups.shape[1] / image.height
-        left, top, width, height = box
-        write_crop(groups, (left * scale_x, top * scale_y, width * scale_x, height * scale_y), self.arrays[0][index])
+        CropSource.of(image, [box], [transform.size]).write(box, self.arrays[0][index])
 
 
 def central_box(*, width: int, height: int, fraction: float) -> tuple[int, int, int, int]:
