@@ -99,6 +99,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cells = [] if options.cells is None else ["--bccd", str(options.cells)]
         maps.main(["--out", folder, "--seeds", "0", *cells])
+    if torch.cuda.is_available():
+        print("\n== accelerator")
+        accelerator.main([] if options.photos is None else [str(options.photos)])
     if options.photos is not None:
         print("\n== clothing")
         clothing.main([str(options.photos)])
@@ -118,9 +121,6 @@ def main() -> None:
         methods.main([str(options.photos)])
         print("\n== encoders")
         encoders.main([str(options.photos)])
-        if torch.cuda.is_available():
-            print("\n== accelerator")
-            accelerator.main([str(options.photos)])
         print("\n== view_training")
         view_training.main([str(options.photos)])
         if options.cells is not None:
