@@ -100,7 +100,7 @@ def test_batches_that_do_not_fit(mistake, shards, tmp_path):
     line = mistake(pretrain, *good, "training.batch_size_global=16", "cluster.workers=3")
     assert "3 workers do not divide" in line and "possible numbers of workers: 1, 2, 4, 8, 16" in line
     line = mistake(pretrain, *good, "training.batch_size_global=16", "data.num_streams=5")
-    assert "batch_size_global=16 is not divisible by num_streams=5" in line
+    assert "batch_size_global=16 is not divisible by data.num_streams=5" in line
 
 
 def test_an_out_that_cannot_be_used(mistake, shards, tmp_path):

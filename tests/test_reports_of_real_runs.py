@@ -1,12 +1,14 @@
 """The reports of the demo and of a run on real photos, in a browser. Screenshots go to FOVEA_SCREENSHOTS where it is set."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import run_command
-from finetune import demo
+from cluster.jobs.pipeline.command import pipeline
+from fovea.demo import PIPELINE, settings_of
 from pretrain.__main__ import main
 from pretrain.data.packing.importing import ImportOptions, import_images
 from tests.browser import assert_sound, look
@@ -42,9 +44,9 @@ def test_the_report_of_a_run_on_real_photos(tmp_path):
         assert "always guessing the most frequent class reaches 23.8 %" in one.text
 
 
-def test_the_reports_of_the_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "SCENES", ("--images", "240", "--validation", "0.5", "--unlabelled", "200"))
-    demo.demo(None, tmp_path, workers=0, steps=40)
+def test_the_reports_of_the_demo(tmp_path):
+    less = [f"out={tmp_path}", "images=240", "unlabelled=200", *settings_of(None, steps=40, has_teacher=True)]
+    assert pipeline(Namespace(file=PIPELINE, settings=less, address=None)) == 0
     pages = sorted(tmp_path.glob("**/report.html"))
     assert {page.parent.name for page in pages} >= {"pretrain"} and len(pages) >= 2
     for page in pages:

@@ -1,7 +1,8 @@
 """GPUs that only Ray believes in: what workers would do with them is recorded, and their process group is gloo's.
 
 `python -m tests.cluster.recorded_gpus FOLDER` starts a Ray of a head without GPUs and two nodes with two each, runs workers on
-it, and prints as JSON what each of them saw and what the preflight found. `set_up` runs in each of Ray's processes.
+it, and writes what each of them saw and what the preflight found to FOLDER/found.json. `set_up` runs in each of Ray's
+processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 STATE = "RECORDED_GPUS"  # names a file: GPUs that torch can use of each node, and whether workers can
 GPUS_OF_A_NODE, CPUS_OF_A_NODE, NUM_NODES = 2, 7, 2
+FOUND = "found.json"
 WORDS = "built for CUDA 13.2; driver 470.57"
 recorded: dict[str, Any] = {}
 
@@ -100,7 +102,7 @@ def _change_preflight(preflight: Any) -> None:
 
 
 def main(folder: Path) -> None:
-    """Prints what workers saw, and what was refused and why."""
+    """Writes what workers saw, and what was refused and why."""
     state = folder / "state.json"
     os.environ[STATE] = str(state)
     import ray
@@ -135,7 +137,7 @@ def main(folder: Path) -> None:
         "late": outcome(GPUS_OF_A_NODE, False, run),
         "notes": notes,
     }
-    print(json.dumps(found))
+    (folder / FOUND).write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
 

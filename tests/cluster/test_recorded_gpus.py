@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.recorded_gpus import GPUS_OF_A_NODE, NUM_NODES, WORDS
+from tests.cluster.recorded_gpus import FOUND, GPUS_OF_A_NODE, NUM_NODES, WORDS
 
 pytestmark = pytest.mark.ray
 
@@ -21,14 +22,16 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {
         **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_prestart_worker_first_driver": "0",
         "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # a worker sees its neighbour's GPU, and must not be bound to that
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # Ray's processes import what is recorded from here
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
+    folder = tmp_path_factory.mktemp("gpus")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cluster.recorded_gpus", str(tmp_path_factory.mktemp("gpus"))],
+        [sys.executable, "-m", "tests.cluster.recorded_gpus", str(folder)],
         capture_output=True, text=True, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads((folder / FOUND).read_text())
     return found
 
 

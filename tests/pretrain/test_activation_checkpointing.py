@@ -57,7 +57,7 @@ def trained(encoder, *, checkpointing, compiled=False, **more):
         losses.append(
             stepper.backward([torch.randn(8, 3, SIDE, SIDE, generator=generator) for _ in range(2)], step).loss
         )
-        stepper.move(step, sound=True)
+        stepper.move(step, unsound=torch.zeros(()))
     return losses, method
 
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_tracked_is_said_before_anything_starts(names, out, words
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install fovea\[wandb\]"):
+    with pytest.raises(UserError, match=r"pip install 'fovea\[wandb\]'"):
         check_tracking(["wandb"], "/somewhere")
 
 
