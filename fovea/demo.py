@@ -100,7 +100,7 @@ def settings_of(photos: Path | None, *, steps: int, has_teacher: bool) -> list[s
     if photos is not None:
         num = count_rows(photos / "train")
         found = {"learn_from": "{train}", "train": f"{photos}/train", "validation": f"{photos}/validation"}
-        absent = ["data", "detect", "summarize", "report", *["classify", "evaluation"] * (not has_classes(photos))]
+        absent = ["data", "detect", "summarize", "report", *["classify"] * (not has_classes(photos))]
         classify += length(num, PHOTO_BATCH, PHOTO_STEPS)
     found |= {"classify_settings": classify}
     probes = [] if "classify" in absent else ["knn.train_url={train}", "knn.test_url={validation}"]

@@ -80,8 +80,8 @@ def listing(folder: Path, num: int, repeats: int) -> None:
 
 
 def memory(folder: Path, num: int) -> None:
-    """Peak memory of an import of N and of 10 N files, each in a process of its own."""
-    sizes = {}
+    """Peak memory of an import of N and of 10 N files, each in a process of its own, and whether it grows while packing."""
+    sizes, grown = {}, {}
     for files in (10, num, 10 * num):
         make(folder / f"src{files}", files, size=(32, 32))
         command = [
@@ -92,21 +92,37 @@ def memory(folder: Path, num: int) -> None:
             str(folder / f"src{files}"),
             str(folder / f"out{files}"),
         ]
-        sizes[files] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        sizes[files], *grown[files] = map(float, told.split())
     base = sizes.pop(10)
     told = ", ".join(f"{files} files {size - base:.0f} MiB" for files, size in sizes.items())
     growth = (sizes[10 * num] - sizes[num]) * 2**20 / (9 * num)
     print(f"import with a split, above the {base:.0f} MiB of ten: {told}; {growth:.0f} bytes for each further image")
+    first, last = grown[10 * num]
+    print(f"while {10 * num} files are packed: {first:.0f} MiB when a tenth is done, {last:.0f} MiB when all are")
 
 
 def child(src: str, dest: str) -> None:
-    """Imports in this process and prints its peak resident memory in MiB."""
+    """Imports in this process; prints MiB of resident memory: at its highest, after a tenth of packing, after all of it."""
+    from pretrain.data.packing import import_taking
     from pretrain.data.packing.importing import ImportOptions, import_images
 
+    total, seen = len(os.listdir(src)), []
+    take = import_taking.Taking.take
+
+    def and_look(self: import_taking.Taking, *arguments: object) -> None:
+        take(self, *arguments)  # type: ignore[arg-type]
+        seen.append(memory_now("VmRSS") if len(seen) + 1 in (-(-total // 10), total) else 0.0)
+
+    import_taking.Taking.take = and_look  # type: ignore[method-assign]
     import_images(src, dest, ImportOptions(validation_fraction=0.5), show_progress=False)
-    # not getrusage, whose maximum a process inherits from the one that started it
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    print(int(line.split()[1]) / 2**10)
+    print(memory_now("VmHWM"), seen[-(-total // 10) - 1], seen[total - 1])
+
+
+def memory_now(what: str) -> float:
+    """Resident memory of this process in MiB; not by getrusage, whose maximum is inherited from the process that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
+    return int(line.split()[1]) / 2**10
 
 
 def make(folder: Path, num: int, *, size: tuple[int, int]) -> list[Path]:

@@ -111,7 +111,7 @@ def test_many_photos_are_shown_to_the_teacher_when_a_step_needs_them(num_images,
     plan = load_pipeline(PIPELINE, settings_of(tmp_path, steps=4, has_teacher=True))
     stages = {one.name: one for one in plan.stages}
     few = num_images < 1000
-    assert set(stages) == {"pretrain", "simclr", "classify", "evaluation", *["features"] * few}
+    assert set(stages) == {"pretrain", "simclr", "classify", *["features"] * few}
     words = stages["pretrain"].words
     assert ("method.arguments.features={features.out}" in words) == few != ("data.keep=none" in words)
     settings = load_settings(PretrainSettings, words[3], filled(words[4:], {"features.out": "/features"}))
