@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
-# a file's tests share what they set up; each process computes with one thread and waits for others a third of its time
-TESTERS ?= 3
+# a file's tests share what they set up; each process computes with one thread and waits for others half of its time
+TESTERS ?= 4
 QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job pipeline_plan rank_context settings shares) \
 	$(patsubst %,tests/pretrain/test_%.py,choosing command corruptions cuts decode exactness health labels packing pixels \
 	reporting_parts schedules_and_optimizers verdict view_sheet) \

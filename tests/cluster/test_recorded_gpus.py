@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.recorded_gpus import FOUND, GPUS_OF_A_NODE, NUM_NODES, WORDS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # a cluster of three nodes
 
 
 @pytest.fixture(scope="module")
