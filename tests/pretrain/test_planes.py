@@ -303,6 +303,7 @@ def test_a_pillow_image_of_it_can_be_saved():
     np.testing.assert_array_equal(np.asarray(Image.open(buffer)), pixels)
 
 
+@pytest.mark.slow
 def test_pretraining_and_embedding_see_the_same_as_with_the_encoded_images(tmp_path):
     plain = write_shards(tmp_path / "plain", [photo(number) for number in range(48)], label=["a", "b"] * 24)
     stored = str(tmp_path / "stored")

@@ -95,6 +95,7 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(shards, whole, tmp_path, monkeypatch):
     from pretrain.training import recipe
 
