@@ -100,5 +100,5 @@ def test_a_store_that_stays_away_ends_the_run_in_words_and_it_continues(remote, 
     proxy.fail(lambda request: None)
     process = run_on(remote, "long", f"http://127.0.0.1:{proxy.port}")
     said = process.communicate(timeout=600)[0]
-    assert process.returncode == 0 and "continues at step" in said, said
+    assert process.returncode == 0 and "the command was given again" in said, said
     assert_as_undisturbed(remote, "long")
