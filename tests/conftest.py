@@ -111,3 +111,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start Ray or processes come first: others compute while these wait, and none is left for the end."""
     heavy = {item.path for item in items if item.get_closest_marker("ray") or item.path.stem in LONG}
     items.sort(key=lambda item: item.path not in heavy)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks of tests are so small that two threads mostly wait for each other, above all on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,8 +5,6 @@ import json
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,7 +17,7 @@ from pretrain.data.images.decode import BadImage, decode_image, set_max_pixels
 from pretrain.data.images.frames import animation, num_frames
 from pretrain.data.reading.image_paths import use_image_root
 from tests.finetune.test_export_model import a_model
-from tests.pretrain.shards import encoded, photo, write_shards
+from tests.pretrain.shards import encoded, photo, write_by_path, write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +149,7 @@ def test_two_commands_do_not_write_into_one_folder(tmp_path, capsys):
 
 
 def test_images_that_a_data_set_names_by_path(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for number in range(3):
-        (tmp_path / "photos" / f"{number}.jpg").write_bytes(photo(number))
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    names = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(3)], kind)
-    (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"image": names}), tmp_path / "data" / "a.parquet")
+    write_by_path(tmp_path, 3)
     model = a_model(tmp_path / "made", "full")
     words = ["predict", str(model), str(tmp_path / "data")]
     assert run_command(lambda: main([*words, str(tmp_path / "nothing")])) == 2

@@ -50,3 +50,13 @@ def write_shards(folder, images, *, rows_per_group=7, rows_per_file=40, plain_bi
         table = pa.table({"image": array, **{name: values[part] for name, values in columns.items()}})
         pq.write_table(table, folder / f"shard-{start // rows_per_file:05d}.parquet", row_group_size=rows_per_group)
     return str(folder)
+
+
+def write_by_path(folder, num):
+    """Photos in `photos` below a folder, and in `data` a Parquet file that holds only their paths."""
+    for name in ("photos", "data"):
+        (folder / name).mkdir()
+    for number in range(num):
+        (folder / "photos" / f"{number}.jpg").write_bytes(photo(number))
+    paths = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(num)], IMAGE)
+    pq.write_table(pa.table({"image": paths}), folder / "data" / "a.parquet")

@@ -16,6 +16,8 @@ from pretrain.training.settings import TrainingSettings
 from pretrain.training.stepping import Stepper
 from tests.benchmarks.activations import saved_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 3
 SIDE = 32
 SMALL = {"stem_stride": 1, "dims": [8, 16, 16, 32], "depths": [1, 1, 2, 2]}
@@ -26,14 +28,6 @@ ENCODERS = {
     "timm's ResNet": ("timm:test_resnet", {}),
     "timm's ViT": ("timm:test_vit", {"drop_path_rate": 0.3}),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(encoder, *, checkpointing, compiled=False, **more):

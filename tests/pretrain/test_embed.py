@@ -29,7 +29,7 @@ from pretrain.embedding import check_maps, seen_by
 from pretrain.encoders import build_encoder, save_encoder
 from pretrain.encoders.teachers import TeacherOutput, open_teacher
 from pretrain.training.features import labelled_features
-from tests.pretrain.shards import photo, write_shards
+from tests.pretrain.shards import photo, write_by_path, write_shards
 
 NUM_IMAGES = 70
 BAD = {5: "not an image", 40: "null"}
@@ -276,13 +276,7 @@ def test_on_ray_and_killed_on_the_way_the_same_features(data, encoder, tmp_path)
 
 
 def test_features_of_images_that_the_data_names_by_path(encoder, tmp_path):
-    (tmp_path / "photos").mkdir()
-    for number in range(6):
-        (tmp_path / "photos" / f"{number}.jpg").write_bytes(photo(number))
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    names = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(6)], kind)
-    (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"image": names}), tmp_path / "data" / "a.parquet")
+    write_by_path(tmp_path, 6)
     held = write_shards(tmp_path / "held", [photo(number) for number in range(6)], rows_per_group=6)
     try:
         assert embed(encoder[0], tmp_path / "data", tmp_path / "out", "--image-root", tmp_path / "photos") == 0

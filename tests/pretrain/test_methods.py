@@ -22,6 +22,8 @@ from pretrain.training.optimizers import build_optimizer, parameter_groups
 from tests.pretrain.features import describe_features_only
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "barlow_twins": {"hidden_dim": 32, "projection_dim": 16},
     "byol": {"hidden_dim": 32, "projection_dim": 16, "momentum": 0.9},
@@ -46,15 +48,6 @@ SMALL = {
 VIEWS = {"distill": {"num_views": 2}}
 BATCH, STEPS = 8, 10
 TEACHER_DIM, TEACHER_CHANNELS, TEACHER_CELLS = 6, 3, 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These networks are so small that two threads mostly wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_method(name, **more):
