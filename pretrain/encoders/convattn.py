@@ -33,6 +33,7 @@ from pretrain.encoders.layers import (
     LayerNormOverChannels,
     PointwiseConv,
     SeparableConvolutionalAttention,
+    at_least_float32,
 )
 
 NORMS = {"layer": LayerNormOverChannels, "batch": nn.BatchNorm2d}
@@ -198,7 +199,7 @@ class ConvAttnEncoder(Encoder):
             x = stage(_evenly_padded(down, x))
             maps.append(x)
         # features stay exact: losses tell images apart by small differences
-        return [*maps[:-1], self.norm(x.to(torch.promote_types(x.dtype, torch.float32)))]
+        return [*maps[:-1], self.norm(at_least_float32(x))]
 
     def layer_of(self, parameter_name: str) -> int:
         """0 for the stem; a stage's blocks count on, a stage's downsampling belongs to its first block."""

@@ -19,6 +19,11 @@ from cluster.errors import UserError, choose
 MODES = ("soft", "hard")
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """In float32 where autocast left less: softmax over similarities and statistics of batches need it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class PointwiseConv(nn.Conv2d):
     """`nn.Conv2d` with a kernel of 1, computed as a matrix product over the channels of each position.
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.data.reading.loader import Batch
 from pretrain.data.views.augment import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.encoders import Encoder
+from pretrain.encoders.layers import at_least_float32
 from pretrain.methods.pieces import Pieces
 from pretrain.training.contract import GradientExchange, Trainable
 from pretrain.training.distributed import ALONE, Ranks, all_ranks
@@ -142,13 +143,8 @@ def _pooled(maps_BCHW: Tensor) -> Tensor:
     return maps_BCHW.mean((2, 3))
 
 
-def _exact(tensor: Tensor) -> Tensor:
-    # softmax over similarities and statistics of batches need float32 at least
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _last_maps(encoder: Encoder, num: int, images_BCHW: Tensor) -> list[Tensor]:
-    return [_exact(level) for level in encoder(images_BCHW)[-num:]]
+    return [at_least_float32(level) for level in encoder(images_BCHW)[-num:]]
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pretrain.encoders.layers import at_least_float32
 from pretrain.training.distributed import rank, world_size
 
 
@@ -66,7 +67,7 @@ class _OverRanks(torch.autograd.Function):
         world_size: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         axes = [0, *range(2, input.dim())]
-        own = torch.stack(torch.var_mean(_exact(input), axes, correction=0))
+        own = torch.stack(torch.var_mean(at_least_float32(input), axes, correction=0))
         # every rank's, by a sum to which each adds its own: sums over ranks are what the compiler knows best
         all_W2C = own.new_zeros(world_size, *own.shape)
         all_W2C[rank] = own
@@ -84,8 +85,8 @@ class _OverRanks(torch.autograd.Function):
     def backward(ctx: Any, wanted: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         input, weight_C, mean_C, scale_C = ctx.saved_tensors
         axes, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
-        wanted_exactly = _exact(wanted)
-        normalised = (_exact(input) - mean_C.view(shape)) * scale_C.view(shape)
+        wanted_exactly = at_least_float32(wanted)
+        normalised = (at_least_float32(input) - mean_C.view(shape)) * scale_C.view(shape)
         own_2C = torch.stack([wanted_exactly.sum(axes), (wanted_exactly * normalised).sum(axes)])
         sums_2C = own_2C.clone()
         dist.all_reduce(sums_2C)
@@ -98,10 +99,6 @@ class _OverRanks(torch.autograd.Function):
         of_weight = None if weight_C is None else own_2C[1].to(weight_C.dtype)
         of_bias = own_2C[0].to(mean_C.dtype) if ctx.has_bias else None
         return gradient, of_weight, of_bias, None, None, None
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def synchronise_batch_norm(module: nn.Module) -> int:

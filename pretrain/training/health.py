@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.encoders.layers import at_least_float32
+
 # what the health of a batch is taken from where it has more: the numbers need no more, and cost grows with the cube
 MAX_COLUMNS, MAX_PAIRED_ROWS = 1024, 1024
 EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # of `embedding_health`
@@ -31,7 +33,7 @@ def spread(embeddings_BD: Tensor) -> float:
 
     1 when they fill the sphere, 0 when all are one point (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
     """
-    normalised = F.normalize(_exact(embeddings_BD.detach()), dim=1)
+    normalised = F.normalize(at_least_float32(embeddings_BD.detach()), dim=1)
     if len(normalised) < 2:
         return math.nan
     return float(normalised.std(0).mean() * embeddings_BD.shape[1] ** 0.5)
@@ -50,8 +52,8 @@ def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
       potential of pairs (of the first `MAX_PAIRED_ROWS` images), 0 when collapsed, lower is more even
       (https://arxiv.org/abs/2005.10242).
     """
-    raw = _exact(first_BD)
-    first, second = F.normalize(raw, dim=1), F.normalize(_exact(second_BD), dim=1)
+    raw = at_least_float32(first_BD)
+    first, second = F.normalize(raw, dim=1), F.normalize(at_least_float32(second_BD), dim=1)
     pairs = torch.pdist(first[:MAX_PAIRED_ROWS])
     return {
         "spread": spread(raw),
@@ -66,7 +68,7 @@ def effective_rank(embeddings_BD: Tensor) -> float:
 
     In float32 what lies on one point or line comes out below 1.5, where float64 says 1.0.
     """
-    embeddings = _exact(embeddings_BD)
+    embeddings = at_least_float32(embeddings_BD)
     if not torch.isfinite(embeddings).all():
         return math.nan  # for which there is no decomposition
     # fractions do not change, and squares stay finite
@@ -76,10 +78,6 @@ def effective_rank(embeddings_BD: Tensor) -> float:
     fractions = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
     fractions = fractions / fractions.sum().clamp_min(1e-12) + 1e-12
     return float(torch.exp(-(fractions * fractions.log()).sum()))
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -234,7 +234,7 @@ class Driver:
         table = write_results(self._pipeline, self._status, self._reason, seconds)
         self._show(f"\n{table}")
         self._show(f"results: {storage.join(self._pipeline.out, 'results.md')} and results.json next to it")
-        bad = [name for name in self._status if name not in self._all(Status.DONE)]
+        bad = [name for name, status in self._status.items() if status != Status.DONE]
         if not bad:
             return 0
         self._show(f"not done: {', '.join(bad)}; the same command does what is missing")

@@ -90,7 +90,7 @@ def prepare(
     width, height = decoded.image.size
     stored, path = data, record.path
     if decoded_form:
-        stored = stored_decoded(data, short_side=short_side)
+        stored = stored_decoded(data, short_side=short_side, image=decoded.image)
     if short_side and min(width, height) > short_side:
         scale = short_side / min(width, height)
         if not decoded_form:
@@ -122,15 +122,18 @@ def scaled_to(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def stored_decoded(data: bytes, *, short_side: int = 0) -> bytes:
+def stored_decoded(data: bytes, *, short_side: int = 0, image: Image.Image | None = None) -> bytes:
     """An encoded image as `pretrain.data.images.planes` stores it, scaled down to `short_side` where that is not 0.
 
     The planes of a JPEG that keeps its size are made of what random views see of it. Unless it is scaled, an image stays as it
-    is that is stored so already, or has transparency or bands of its own, which planes cannot hold. Raises BadImage.
+    is that is stored so already, or has transparency or bands of its own, which planes cannot hold. `image` is what was decoded
+    of it before. Raises BadImage.
     """
+    if short_side:
+        whole = decode_upright(data) if image is None else image
+        if (scaled := scaled_to(whole, short_side)) is not whole:
+            return as_planes(np.asarray(scaled))
     opened = open_image(data, fast=True)
-    if short_side and min(opened.width, opened.height) > short_side:
-        return as_planes(np.asarray(scaled_to(decode_upright(data), short_side)))
     if image_format(data) == PlanesImageFile.format or num_bands(data) not in (1, 3):
         return data
     return as_planes(opened.decode(1)[0])

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,9 +118,7 @@ class Finder:
             usual = max(self.places[bases].items(), key=lambda one: (one[1], one[0] is not None))[0]
             if usual is not None and base != usual:
                 wrong[url] = path
-        for index, record in enumerate(listing.records if wrong else ()):
-            if record.url in wrong:
-                listing.records[index] = replace(record, problem=ELSEWHERE.format(path=wrong[record.url]))
+        set_aside_elsewhere(listing, wrong)
         listing.notes += self._notes()
 
     def _path(self, name: str, what: str, under: str) -> Found:
@@ -215,3 +214,10 @@ class Finder:
             if names:
                 notes.append(f"{len(names)} images {how} (first: {names[0]})")
         return notes
+
+
+def set_aside_elsewhere(listing: Listing, paths: Mapping[str, str]) -> None:
+    """Sets aside the records of images, URL -> path, that may be others of the names than those that are meant."""
+    for index, record in enumerate(listing.records if paths else ()):
+        if record.url in paths:
+            listing.records[index] = replace(record, problem=ELSEWHERE.format(path=paths[record.url]))

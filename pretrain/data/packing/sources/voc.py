@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers.expat import ErrorString  # the texts of errors; nothing is parsed with it
 
@@ -14,7 +14,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
-from pretrain.data.packing.sources.finding import ELSEWHERE
+from pretrain.data.packing.sources.finding import set_aside_elsewhere
 from pretrain.data.packing.sources.records import (
     Listing,
     Objects,
@@ -51,7 +51,7 @@ def voc_records(
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
     listing = Listing([], told=f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})", tree=tree)
     spoken: dict[str, str] = {}
-    far: list[int] = []  # numbers of records whose image lies elsewhere
+    far: dict[str, str] = {}  # images that lie elsewhere, URL -> path
     for path, data in zip(annotations, read_small(tree.files[path] for path in annotations), strict=True):
         try:
             parsed = parse_voc(data, boxes or "xyxy")
@@ -87,7 +87,7 @@ def voc_records(
             problem = f"none of its objects can be read ({parsed.problems[0]}); it would look like an image without any"
         spoken[found[0]] = path
         if posixpath.dirname(found[0]) not in _folders_of(path):
-            far.append(len(listing.records))
+            far[file.url] = found[0]
         listing.records.append(
             Record(
                 file.url,
@@ -100,9 +100,7 @@ def voc_records(
             )
         )
     if len(far) * 2 < len(listing.records):
-        for number in far:
-            record = listing.records[number]
-            listing.records[number] = replace(record, problem=ELSEWHERE.format(path=record.path))
+        set_aside_elsewhere(listing, far)
     listing.records = unique(listing.records, src)
     masks = [path for path in images if path not in spoken and "Segmentation" in path]
     listing.account.left.update(dict.fromkeys(masks, "mask of an image"))
