@@ -11,7 +11,9 @@ from cluster.command_line import CommandLine, as_settings
 from cluster.errors import UserError, run_command
 
 DESCRIPTION = "Jobs and pipelines of jobs on a Ray cluster."
-ADDRESS_HELP = "the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
+ADDRESS_HELP = (
+    "the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
+)
 SUBMIT_EPILOG = """example: python -m cluster submit --name first -- \\
     python -m pretrain configs/pretrain/simclr.yaml data.url=s3://bucket/shards out=s3://bucket/first \\
     cluster.workers=8
@@ -102,12 +104,17 @@ def parser() -> CommandLine:
         one.add_argument("job", metavar="JOB", help="id of the job")
         if name == "logs":
             one.add_argument(
-                "-f", "--follow", action="store_true", help="follow until the job ends and exit with its code"
+                "-f",
+                "--follow",
+                action="store_true",
+                help="follow until the job ends and exit with its code",
             )
     add("list", _job("list"), "the jobs of the cluster, the newest first")
     pipeline = add("pipeline", _pipeline, "run stages that depend on each other", PIPELINE_EPILOG)
     pipeline.add_argument("file", metavar="FILE.yaml", help="the stages; see configs/pipelines/")
-    pipeline.add_argument("settings", metavar="key=value", nargs="*", help="parameters and settings of the file")
+    pipeline.add_argument(
+        "settings", metavar="key=value", nargs="*", help="parameters and settings of the file"
+    )
     return parser
 
 

@@ -1,7 +1,8 @@
 """Commands as functions: keyword arguments become settings or options, and a user's mistake stays one line.
 
-The functions that the packages export (`pretrain.pretrain`, `finetune.predict`, ...) run what the commands run. Those of the
-stages take settings, by short names or dotted keys; the others take their command's options as keywords.
+The functions that the packages export (`pretrain.pretrain`, `finetune.predict`, ...) run what the commands
+run. Those of the stages take settings, by short names or dotted keys;
+the others take their command's options as keywords.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Schema = TypeVar("Schema")
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Lets a UserError leave as the command would print it: one line, without secrets, and without what raised it inside."""
+    """Lets a UserError leave as the command would print it:
+    one line, without secrets, and without what raised it inside.
+    """
     try:
         yield
     except UserError as error:
@@ -63,8 +66,8 @@ def settings_of(
     for name, value in given.items():
         if name not in short:
             raise UserError(
-                f"{function}() takes no {name!r}{nearest(name, short)} (known: {', '.join(short)}; every other setting by its "
-                f"dotted key, such as settings={{'training.precision': 'float32'}})"
+                f"{function}() takes no {name!r}{nearest(name, short)} (known: {', '.join(short)}; every "
+                "other setting by its dotted key, such as settings={'training.precision': 'float32'})"
             )
         if value is not None:
             values[short[name]] = value
@@ -72,7 +75,9 @@ def settings_of(
 
 
 def ended(code: int) -> None:
-    """Raises KeyboardInterrupt for the exit code of a run that was interrupted, so that a script or notebook ends as well."""
+    """Raises KeyboardInterrupt for the exit code of a run that was interrupted,
+    so that a script or notebook ends as well.
+    """
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt("interrupted; the same call continues")
     assert code == 0, code
@@ -81,17 +86,22 @@ def ended(code: int) -> None:
 def options_of(
     function: str, parser: argparse.ArgumentParser, positionals: list[Any], given: Mapping[str, Any]
 ) -> argparse.Namespace:
-    """A command's options from a call: `drop_duplicates=True` is `--drop-duplicates`, a list gives an option several times.
+    """A command's options from a call: `drop_duplicates=True` is `--drop-duplicates`,
+    a list gives an option several times.
 
     Raises UserError for a keyword that is no option, and for what the command line would refuse.
     """
-    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    actions = {
+        action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"
+    }
     words = []
     for name, value in given.items():
         if (new := OPTIONS.get("--" + name.replace("_", "-"))) is not None and _keyword(new) in actions:
             raise UserError(f"{function}(): {is_now_called(name, _keyword(new))}")
         if name not in actions:
-            raise UserError(f"{function}() takes no {name!r}{nearest(name, actions)} (known: {', '.join(actions)})")
+            raise UserError(
+                f"{function}() takes no {name!r}{nearest(name, actions)} (known: {', '.join(actions)})"
+            )
         action = actions[name]
         option = action.option_strings[-1]
         if action.nargs == 0:
@@ -118,7 +128,9 @@ def options_of(
 
 
 def add_settings(parser: argparse.ArgumentParser, schema: type) -> None:
-    """Adds an option for each setting of a schema: `max_images` is `--max-images`. `settings_given` reads them."""
+    """Adds an option for each setting of a schema: `max_images` is `--max-images`.
+    `settings_given` reads them.
+    """
     for one in described(schema):
         default = one.default.removeprefix("= ")
         about = f"{one.help} (default: {default})" if default != "None" else one.help
@@ -132,9 +144,13 @@ def add_settings(parser: argparse.ArgumentParser, schema: type) -> None:
 
 
 def settings_given(options: argparse.Namespace, schema: type[Schema]) -> Schema:
-    """The settings that the options of `add_settings` give. Raises UserError for a value that is not possible."""
+    """The settings that the options of `add_settings` give.
+    Raises UserError for a value that is not possible.
+    """
     given = {one.key: getattr(options, one.key) for one in described(schema)}
-    return load_settings(schema, None, [f"{key}={value}" for key, value in given.items() if value is not None])
+    return load_settings(
+        schema, None, [f"{key}={value}" for key, value in given.items() if value is not None]
+    )
 
 
 def option_of(key: str) -> str:

@@ -11,7 +11,11 @@ GAP = 2  # blanks between columns
 
 
 def in_columns(
-    head: Sequence[str], lines: Sequence[Sequence[str]], *, right: Collection[int] = (), width: int | None = None
+    head: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    width: int | None = None,
 ) -> str:
     """The lines under their header.
 

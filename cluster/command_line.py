@@ -1,4 +1,6 @@
-"""The one builder of command lines: an option can be written `--name value` or `name=value`, and so can a setting."""
+"""The one builder of command lines: an option can be written `--name value` or `name=value`,
+and so can a setting.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from cluster.renamed import OPTIONS, is_now_called
 
 
 class Command(NamedTuple):
-    """A command: what it is for, in a line, and its module with `parser()` and `main(arguments)`, imported when needed."""
+    """A command: what it is for, in a line, and its module with `parser()` and `main(arguments)`,
+    imported when needed.
+    """
 
     summary: str
     module: str
@@ -28,7 +32,9 @@ class Command(NamedTuple):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """Reads the options of a command. What stands behind `--` is left as it is; a former name is refused with the new one."""
+    """Reads the options of a command. What stands behind `--` is left as it is;
+    a former name is refused with the new one.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See argparse."""
@@ -61,7 +67,9 @@ class CommandLine(argparse.ArgumentParser):
     def _refuse_old(self, option: str, name: str) -> None:
         new = OPTIONS.get(option)
         if new in self._option_string_actions:
-            self.error(is_now_called(name, new if name == option else new.removeprefix("--").replace("-", "_")))
+            self.error(
+                is_now_called(name, new if name == option else new.removeprefix("--").replace("-", "_"))
+            )
 
 
 def as_settings(words: Sequence[str]) -> list[str]:

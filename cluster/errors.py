@@ -1,8 +1,8 @@
 """One kind of exception for what a user can fix, and the exit codes of every command.
 
 Exit codes: 0 done; 1 a fault of ours or of the machine (with a traceback); 2 something the user can fix
-(one clear line, no traceback); 3 the run stopped itself by a rule (collapse, non-finite loss, too many bad rows);
-130 interrupted, and the same command continues.
+(one clear line, no traceback); 3 the run stopped itself by a rule (collapse, non-finite loss, too many bad
+rows); 130 interrupted, and the same command continues.
 """
 
 from __future__ import annotations
@@ -41,15 +41,21 @@ class StoreUnavailable(UserError):
 
 
 class RunStopped(Exception):
-    """A run that ended itself by a rule; the message says which rule, what was seen and what usually helps."""
+    """A run that ended itself by a rule; the message says which rule,
+    what was seen and what usually helps.
+    """
 
 
 class WorkerFailed(Exception):
-    """A worker's own exception, given up after all restarts; the message holds the worker's whole traceback, once."""
+    """A worker's own exception, given up after all restarts;
+    the message holds the worker's whole traceback, once.
+    """
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text that does nothing to a terminal: control and format characters are escaped, but those in `keep`."""
+    """Text that does nothing to a terminal: control and format characters are escaped,
+    but those in `keep`.
+    """
     return "".join(
         character
         if character.isprintable() or character in keep
@@ -84,7 +90,9 @@ def _interrupted_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     # signals that somebody else handles or ignores are left alone
-    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    taken = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    ]
     for number in taken:
         signal.signal(number, interrupt)
     try:
@@ -102,8 +110,9 @@ def _print_masked(kind: type[BaseException], error: BaseException, trace: Traceb
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command's main function and turns its exceptions into one clear line and an exit code.
 
-    What is none of them goes on, and its traceback is printed without secrets. SIGTERM and SIGHUP (a closed terminal, unless
-    `nohup` keeps it away) end a command as Ctrl-C does, so that nothing half written stays behind.
+    What is none of them goes on, and its traceback is printed without secrets. SIGTERM and SIGHUP (a closed
+    terminal, unless `nohup` keeps it away) end a command as Ctrl-C does, so
+    that nothing half written stays behind.
     """
     sys.excepthook = _print_masked
     set_up_process()
@@ -111,7 +120,11 @@ def run_command(main: Callable[[], int | None]) -> int:
         with _interrupted_by_signals():
             return main() or 0
     except UserError as error:
-        way_out = "; give the same command again once the store answers" if isinstance(error, StoreUnavailable) else ""
+        way_out = (
+            "; give the same command again once the store answers"
+            if isinstance(error, StoreUnavailable)
+            else ""
+        )
         print(f"error: {printable(masked(str(error)))}{way_out}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except RunStopped as error:

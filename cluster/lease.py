@@ -1,9 +1,9 @@
 """One command at a time in a folder: a file that says who holds it, renewed while they do.
 
-On a local disk, on NFS and in stores with conditional writes (S3, GCS) the file is created once, however many ask at the
-same time; in others, and where one is taken over, the last writer wins and sees that it did. What holds a folder on this
-machine is asked whether it lives; elsewhere its file is renewed twice a minute, and taken over when it was not for three
-minutes.
+On a local disk, on NFS and in stores with conditional writes (S3, GCS) the file is created once, however
+many ask at the same time; in others, and where one is taken over, the last writer wins and sees that it did.
+What holds a folder on this machine is asked whether it lives; elsewhere its file is renewed twice a minute,
+and taken over when it was not for three minutes.
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def held_folder(folder: str) -> AbstractContextManager[None]:
 
 
 def held_beside(folder: str) -> AbstractContextManager[None]:
-    """The same by a file beside the folder, for one that must be empty before; where nothing can lie beside it (a bucket, a
-    mount in a folder of somebody else's) nobody holds it."""
+    """The same by a file beside the folder, for one that must be empty before; where nothing can lie beside
+    it (a bucket, a mount in a folder of somebody else's) nobody holds it."""
     above, _, name = storage.absolute(folder).rstrip("/").rpartition("/")
-    if above.endswith(":/") or (storage.is_local(folder) and Path(above).exists() and not os.access(above, os.W_OK)):
+    if above.endswith(":/") or (
+        storage.is_local(folder) and Path(above).exists() and not os.access(above, os.W_OK)
+    ):
         return nullcontext()
     return held(f"{above}/.{name}{HELD}", folder)
 
@@ -85,8 +87,8 @@ def check_free(url: str, folder: str) -> None:
     if mark is not None and is_held(mark):
         since = datetime.fromtimestamp(float(mark["started_at"]), UTC).isoformat(sep=" ", timespec="seconds")
         raise InUse(
-            f"{folder} is in use: process {mark['pid']} on {mark['host']} has been running there since {since}; wait until it "
-            "ends, stop it, or choose another out"
+            f"{folder} is in use: process {mark['pid']} on {mark['host']} has been running there since "
+            f"{since}; wait until it ends, stop it, or choose another out"
         )
 
 
@@ -96,7 +98,9 @@ def read(url: str) -> dict[str, Any] | None:
         return None
     try:
         mark = json.loads(storage.read_bytes(url))
-        known = isinstance(mark["host"], str) and isinstance(mark["pid"], int) and float(mark["started_at"]) >= 0
+        known = (
+            isinstance(mark["host"], str) and isinstance(mark["pid"], int) and float(mark["started_at"]) >= 0
+        )
     except (ValueError, KeyError, TypeError):
         return None
     return mark if known else None
@@ -123,7 +127,8 @@ def _take(url: str, folder: str, mark: dict[str, Any]) -> None:
         before = read(url)
         if before is not None and before.get("token") != mark["token"]:
             print(
-                f"{folder}: process {before['pid']} on {before['host']}, which held it, is gone; it is taken over",
+                f"{folder}: process {before['pid']} on {before['host']}, which held it, is gone; it is "
+                "taken over",
                 flush=True,
             )
         storage.write_bytes(url, data)
@@ -173,7 +178,9 @@ def _renew(url: str, mark: dict[str, Any], done: threading.Event) -> None:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process of this machine began, in the kernel's ticks; None where there is none, 0 where nobody knows."""
+    """When a process of this machine began, in the kernel's ticks;
+    None where there is none, 0 where nobody knows.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

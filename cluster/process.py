@@ -1,13 +1,16 @@
-"""How a process that computes is set up: called where commands, calls from Python and workers begin, before they load torch."""
+"""How a process that computes is set up: called where commands, calls from Python and workers begin,
+before they load torch.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# Threads that compute must not spin for long while they wait for each other: threads that decode share their cores, and a
-# single other busy program makes endless spinning ten times slower. A few microseconds are worth it: steps of small images
-# were seen to be a quarter faster than without. OpenMP reads this when torch is loaded.
+# Threads that compute must not spin for long while they wait for each other: threads that decode share their
+# cores, and a single other busy program makes endless spinning ten times slower. A few microseconds are
+# worth it: steps of small images were seen to be a quarter faster than without. OpenMP reads this when torch
+# is loaded.
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 # Arrow's own pool keeps what was freed, measured at 60 MiB more for the same reading
 ARROW = {"ARROW_DEFAULT_MEMORY_POOL": "system"}

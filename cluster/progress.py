@@ -1,4 +1,6 @@
-"""How far a long command is: moving lines on a terminal, one line that changes in a notebook, now and then a line elsewhere."""
+"""How far a long command is: moving lines on a terminal, one line that changes in a notebook,
+now and then a line elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Display:
 
     def __init__(self, file: TextIO | None = None, *, transient: bool = False) -> None:
         # in a notebook rich needs ipywidgets for what moves, so that line is ours
-        self._console = Console(file=file or sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
+        self._console = Console(
+            file=file or sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False
+        )
         self._notebook = _in_notebook()
         self._shown_there: Any = None
         self._transient = transient
@@ -50,7 +54,9 @@ class Display:
         self._console.print(line, markup=False)
 
     def update(self, title: str, done: int, total: int, text: str, *, stays: bool = False) -> None:
-        """How far this thing is, and in words. Where nothing moves, a line every ten seconds; `stays`: in any case."""
+        """How far this thing is, and in words. Where nothing moves, a line every ten seconds; `stays`:
+        in any case.
+        """
         now, line = time.monotonic(), f"{title}: {text}"
         if self._notebook:
             if stays or now - self._printed >= SECONDS_BETWEEN_UPDATES:
@@ -84,7 +90,9 @@ class Display:
 
 
 class ProgressLine:
-    """Counts up to `total` on the standard error output. Use as a context manager; shows nothing when not `shown`."""
+    """Counts up to `total` on the standard error output.
+    Use as a context manager; shows nothing when not `shown`.
+    """
 
     def __init__(self, title: str, total: int = 0, *, shown: bool = True) -> None:
         self._title, self._total = title, total

@@ -1,8 +1,8 @@
 """Names that have changed: one table of old and new ones.
 
-What a user types by an old name (a command, a settings file, a call from Python) is refused, and the message says the new
-name. What runs and models wrote under old names is read as if it had the new ones, so that a run that was cut off
-continues, and a model folder loads.
+What a user types by an old name (a command, a settings file, a call from Python) is refused, and the message
+says the new name. What runs and models wrote under old names is read as if it had the new ones, so that a
+run that was cut off continues, and a model folder loads.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ SETTINGS = {
 OPTIONS = {"--crop-share": "--crop-fraction", "--region-share": "--region-fraction"}
 VALUES = {"shares": "fractions"}
 # keys in the config.json of a fine-tuned model
-MODEL_KEYS = {"crop_share": "crop_fraction", "thumbnail_share": "thumbnail_fraction", "most": "max_detections"}
+MODEL_KEYS = {
+    "crop_share": "crop_fraction",
+    "thumbnail_share": "thumbnail_fraction",
+    "most": "max_detections",
+}
 
 
 def old_names(settings: Mapping[str, Any], known: Container[str] | None = None) -> Iterator[tuple[str, str]]:
-    """(old, new) name of each setting that has an old one. With `known`, only of those that a schema with these keys has."""
+    """(old, new) name of each setting that has an old one.
+    With `known`, only of those that a schema with these keys has.
+    """
     for old, new in SETTINGS.items():
         if known is None or new in known or new.rpartition(".")[0] in known:
             *blocks, name = old.split(".")

@@ -1,4 +1,6 @@
-"""What a schema of settings says: its fields by dotted key, the values that each may have, and all of it in words."""
+"""What a schema of settings says: its fields by dotted key, the values that each may have,
+and all of it in words.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,13 @@ def check_values(settings: Any, prefix: str = "", where: str = "") -> None:
         choices = field.metadata.get("choices")
         if choices is not None and value not in choices:
             hint = nearest(str(value), [str(choice) for choice in choices])
-            raise UserError(f"{where}{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})")
+            raise UserError(
+                f"{where}{key}={value!r} is not possible{hint} (allowed: {', '.join(map(str, choices))})"
+            )
         if field.default == REQUIRED and isinstance(value, str) and not value.strip():
-            raise UserError(f"{where}{key}={value!r} is not possible: it must not be empty ({field.metadata['help']})")
+            raise UserError(
+                f"{where}{key}={value!r} is not possible: it must not be empty ({field.metadata['help']})"
+            )
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, int | float) and not isinstance(one, bool):
                 wanted = _wanted(one, field.metadata)
@@ -68,7 +74,11 @@ def _wanted(value: float, metadata: Mapping[str, Any]) -> str | None:
 
 def _range(metadata: Mapping[str, Any]) -> str:
     """The range of a setting in words."""
-    bounds = [f"{words} {_shown(metadata[name])}" for name, (words, _) in _BOUNDS.items() if metadata[name] is not None]
+    bounds = [
+        f"{words} {_shown(metadata[name])}"
+        for name, (words, _) in _BOUNDS.items()
+        if metadata[name] is not None
+    ]
     return ", ".join(bounds)
 
 
@@ -91,7 +101,9 @@ def type_name(annotation: Any) -> str:
 
 
 class Described(NamedTuple):
-    """One setting in words: its dotted key, its type, its default, what it means, and the values that it may have."""
+    """One setting in words: its dotted key, its type, its default, what it means,
+    and the values that it may have.
+    """
 
     key: str
     kind: str

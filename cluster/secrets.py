@@ -1,7 +1,9 @@
-"""What must not be seen: secrets in settings, URLs and messages are replaced by `***`, by rules that are only here.
+"""What must not be seen: secrets in settings, URLs and messages are replaced by `***`,
+by rules that are only here.
 
-Of the options of a store only those with a harmless name are shown, whatever the others are called and hold. Of a URL with a
-query, scheme, host and path are shown: signatures and keys in queries go by too many names to know them all.
+Of the options of a store only those with a harmless name are shown, whatever the others are called and hold.
+Of a URL with a query, scheme, host and path are shown:
+signatures and keys in queries go by too many names to know them all.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from typing import Any
 MASK = "***"
 OPTIONS = "storage_options"
 
-# a name with one of these words holds a secret, wherever it stands: in settings, in the query of a URL, in a message
+# a name with one of these words holds a secret, wherever it stands: in settings, in the query of a URL, in a
+# message
 _WORDS = (
     r"secret|passw|passphrase|token|credential|signature|authorization|bearer|api_?key|access_?key|account_?key|private|cookie"
     r"|customer_?key|hmac|sas\b"
@@ -47,7 +50,9 @@ _known: set[str] = set()
 
 
 def remember(values: Iterable[Any]) -> None:
-    """Notes secret values of this process, so that `masked` finds them in any text. Short ones are too common to hide."""
+    """Notes secret values of this process, so that `masked` finds them in any text.
+    Short ones are too common to hide.
+    """
     with _lock:
         _known.update(value for value in values if isinstance(value, str) and len(value) >= 6)
 
@@ -64,7 +69,9 @@ def masked_url(url: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A text without the secrets that were remembered, users and queries of URLs, and `secret=...` of any kind."""
+    """A text without the secrets that were remembered, users and queries of URLs,
+    and `secret=...` of any kind.
+    """
     return _PAIR.sub(rf"\1\2{MASK}", masked_url(text))
 
 
@@ -77,7 +84,8 @@ def _without_known(text: str) -> str:
 
 
 def masked_tree(value: Any, name: str = "") -> Any:
-    """Plain dicts, lists and scalars with every text under a secret's name replaced, and URLs without their secrets.
+    """Plain dicts, lists and scalars with every text under a secret's name replaced,
+    and URLs without their secrets.
 
     `name` is that of the setting, dotted or not.
     """
@@ -87,7 +95,9 @@ def masked_tree(value: Any, name: str = "") -> Any:
 def _tree(value: Any, name: str, of_store: bool) -> Any:
     if isinstance(value, dict):
         return {
-            (masked(key) if isinstance(key, str) else key): _tree(inner, str(key), of_store or str(key) == OPTIONS)
+            (masked(key) if isinstance(key, str) else key): _tree(
+                inner, str(key), of_store or str(key) == OPTIONS
+            )
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
@@ -113,7 +123,9 @@ def secrets_in(value: Any, name: str = "") -> list[str]:
 def _secrets(value: Any, name: str, of_store: bool) -> list[str]:
     if isinstance(value, dict):
         return [
-            text for key, inner in value.items() for text in _secrets(inner, str(key), of_store or str(key) == OPTIONS)
+            text
+            for key, inner in value.items()
+            for text in _secrets(inner, str(key), of_store or str(key) == OPTIONS)
         ]
     if isinstance(value, list | tuple):
         return [text for inner in value for text in _secrets(inner, name, of_store)]

@@ -1,7 +1,8 @@
 """Settings: YAML and key=value overrides are merged into a typed schema and become frozen dataclasses.
 
-OmegaConf is met here and nowhere else. An unknown key, a wrong type or an impossible value fails at once and names the
-key, the value seen and what would be right. A schema is a tree of frozen dataclasses with fields made by `setting`.
+OmegaConf is met here and nowhere else. An unknown key, a wrong type or an impossible value fails at once and
+names the key, the value seen and what would be right.
+A schema is a tree of frozen dataclasses with fields made by `setting`.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def setting(
 ) -> Any:
     """A field of a schema: its default, what it means, and the values that make sense.
 
-    `minimum` and `maximum` may be reached, `above` and `below` not; they hold for each number of a list. Numbers are finite.
-    With `texts`, what is typed without a type (`Any`) is text, whatever it looks like.
+    `minimum` and `maximum` may be reached, `above` and `below` not; they hold for each number of a list.
+    Numbers are finite. With `texts`, what is typed without a type (`Any`) is text, whatever it looks like.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "texts": texts, **bounds}
@@ -72,18 +73,21 @@ def load_settings(
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     told: Callable[[str], object] | None = None,
 ) -> Schema:
-    """Merges schema defaults, a YAML file, `key=value` overrides and values by dotted key, in that order; checks everything.
+    """Merges schema defaults, a YAML file, `key=value` overrides and values by dotted key, in that order;
+    checks everything.
 
-    `values` are Python's own (numbers, text, lists, mappings, paths); the others are read from text. `beneath` gives further
-    defaults, which depend on what was merged; the file and the overrides go before them. By default these are the schema's
-    own: what its `defaults_beneath` gives, where it has one. `told` takes lines about what an override did beside what it
-    says.
+    `values` are Python's own (numbers, text, lists, mappings, paths); the others are read from text.
+    `beneath` gives further defaults, which depend on what was merged; the file and the overrides go before
+    them. By default these are the schema's own: what its `defaults_beneath` gives, where it has one. `told`
+    takes lines about what an override did beside what it says.
 
     Raises UserError naming the key, the value seen and the values allowed.
     """
     file = None if config is None else _read_yaml(config, schema)
     changes = [_read(override, schema) for override in overrides]
-    changes += [_Change(key, f"{key}={masked_tree(value, key)!r}", value) for key, value in _flat(values, schema)]
+    changes += [
+        _Change(key, f"{key}={masked_tree(value, key)!r}", value) for key, value in _flat(values, schema)
+    ]
     for change in changes:
         _refuse_old_names(change.nested(), schema, change.said)
     tree = _layers(schema, {}, config, file, changes, told)
@@ -147,7 +151,9 @@ def _plain(value: Any) -> Any:
 
 
 def settings_from(schema: type[Schema], values: Mapping[str, Any], *, where: str) -> Schema:
-    """Checks plain values against a schema as `load_settings` does; `where` begins the messages of its UserErrors."""
+    """Checks plain values against a schema as `load_settings` does;
+    `where` begins the messages of its UserErrors.
+    """
     tree = OmegaConf.structured(schema)
     _unlock(tree)
     return _resolved(_merged(tree, OmegaConf.create(dict(values)), schema, where), schema, f"{where}: ")
@@ -182,7 +188,8 @@ def _layers(
     tree = OmegaConf.merge(tree, defaults)
     if file is not None:
         tree = _merged(tree, file, schema, where=str(config))
-    # names first: another name takes the former one's arguments with it, but not those that are given along with it
+    # names first: another name takes the former one's arguments with it, but not those that are given along
+    # with it
     for change in sorted(changes, key=lambda change: not change.key.endswith(".name")):
         names = _names(tree)
         tree = _merged(tree, change.tree(), schema, where=change.said)
@@ -191,7 +198,8 @@ def _layers(
                 if tree[part]["arguments"] and told is not None:
                     gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
                     told(
-                        f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {names.get(part)}"
+                        f"note: {change.said} leaves out {part}.arguments={gone}, which were those of "
+                        f"{names.get(part)}"
                     )
                 tree[part]["arguments"] = {}
     return tree
@@ -208,7 +216,9 @@ def _names(tree: Any) -> dict[Any, Any]:
 
 
 def shipped(path: str) -> Path:
-    """The file of a path that begins with `configs/`: what is there, else the one that came with the installed package."""
+    """The file of a path that begins with `configs/`:
+    what is there, else the one that came with the installed package.
+    """
     here = Path(path)
     if here.exists() or here.parts[:1] != (CONFIGS,):
         return here
@@ -221,12 +231,16 @@ def shipped(path: str) -> Path:
 
 
 def to_yaml(settings: Any) -> str:
-    """Every resolved setting, as the YAML that goes into a run folder and loads again; secrets stand there as `***`."""
+    """Every resolved setting, as the YAML that goes into a run folder and loads again;
+    secrets stand there as `***`.
+    """
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(settings)))
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Every resolved setting as plain dicts, lists and scalars (JSON can hold them); secrets stand there as `***`."""
+    """Every resolved setting as plain dicts, lists and scalars (JSON can hold them);
+    secrets stand there as `***`.
+    """
     return typing.cast(dict[str, Any], masked_tree(OmegaConf.to_container(OmegaConf.structured(settings))))
 
 
@@ -239,7 +253,9 @@ def _read_yaml(path: str, schema: type) -> Any:
             found = with_new_names(found, keys_of(schema))
         tree = OmegaConf.create(found)
     except FileNotFoundError as error:
-        beside = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
+        beside = (
+            sorted(str(p) for p in Path(path).parent.glob("*.yaml")) if Path(path).parent.is_dir() else []
+        )
         raise UserError(
             f"the settings file {path} does not exist{nearest(path, beside)}"
             + (f" (there: {', '.join(beside)})" if beside else "")
@@ -266,10 +282,14 @@ def _merged(tree: Any, other: Any, schema: type, where: str) -> Any:
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
         known = [name for name, _ in fields_of(schema)]
-        hint = nearest(key, known) or nearest(key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known})
+        hint = nearest(key, known) or nearest(
+            key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known}
+        )
         parent = key.rpartition(".")[0]
         siblings = [name for name in known if name.rpartition(".")[0] == parent]
-        raise UserError(f"{where}: unknown setting {key!r}{hint} (known here: {', '.join(siblings)})") from error
+        raise UserError(
+            f"{where}: unknown setting {key!r}{hint} (known here: {', '.join(siblings)})"
+        ) from error
     except (ValidationError, ConfigTypeError) as error:
         key = str(error.full_key or "")
         field = dict(fields_of(schema)).get(key)
@@ -290,7 +310,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list[str]:
-    """What differs between the settings.yaml of an earlier run and these settings, in words (`key: old -> new`).
+    """What differs between the settings.yaml of an earlier run and these settings,
+    in words (`key: old -> new`).
 
     `ignored` holds keys, or prefixes that end in a dot, which may differ.
     """

@@ -1,8 +1,9 @@
 """YAML and `key=value` read by the types of a schema: what is typed is what comes out.
 
-A text stays what it is (`007`, `1.10`, `yes`, `12:30:00`), a whole number is decimal, and a list or mapping is parsed only
-where one is expected. Where the schema has no type (arguments of a network), plain words follow the core schema of YAML 1.2:
-`true`, `null`, `3`, `1e-3`, and all else is text. What cannot be converted is left for the schema to refuse.
+A text stays what it is (`007`, `1.10`, `yes`, `12:30:00`), a whole number is decimal, and a list or mapping
+is parsed only where one is expected. Where the schema has no type (arguments of a network), plain words
+follow the core schema of YAML 1.2: `true`, `null`, `3`, `1e-3`, and all else is text. What cannot be
+converted is left for the schema to refuse.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ NO_TEXTS, TEXT, TEXTS = range(3)
 class Kind(NamedTuple):
     """What a value should be: a type of the schema, and whether it may be null.
 
-    `texts` says which plain words without a type are texts: none, the value itself, or those in its lists, too.
+    `texts` says which plain words without a type are texts:
+    none, the value itself, or those in its lists, too.
     """
 
     type: Any = Any
@@ -49,8 +51,8 @@ def read_mapping(text: str, schema: type, *, where: str) -> dict[str, Any]:
 
     A block without lines is empty, and `a.b: 1` means what it means as `a.b=1`.
 
-    Raises UserError with line, column and cause for what is no YAML, for a key that is there twice, and where the file holds
-    something else than keys.
+    Raises UserError with line, column and cause for what is no YAML, for a key that is there twice, and
+    where the file holds something else than keys.
     """
     node = _composed(text, where)
     if node is None or (isinstance(node, ScalarNode) and node.style is None and node.value in _NULLS):
@@ -70,7 +72,9 @@ def read_override(key: str, text: str, schema: type) -> dict[str, Any]:
 
 
 def read_words(overrides: Sequence[str]) -> dict[str, Any]:
-    """`key=text` words as nested plain values, where there is no schema. Raises UserError for what is none."""
+    """`key=text` words as nested plain values, where there is no schema.
+    Raises UserError for what is none.
+    """
     found: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -121,12 +125,15 @@ def _composed(text: str, where: str) -> Node | None:
         mark = error.problem_mark or error.context_mark
         location = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         hint = "; YAML is indented by spaces, not by tabs" if "\\t" in str(error.problem) else ""
-        raise UserError(f"{where}{location} cannot be read as YAML: {error.problem or error.context}{hint}") from error
+        raise UserError(
+            f"{where}{location} cannot be read as YAML: {error.problem or error.context}{hint}"
+        ) from error
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         column = error.position - text.rfind("\n", 0, error.position)
         raise UserError(
-            f"{where}, line {line}, column {column} cannot be read as YAML: the character {error.character!r} is not allowed"
+            f"{where}, line {line}, column {column} cannot be read as YAML: the character "
+            f"{error.character!r} is not allowed"
         ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{where} cannot be read as YAML: {str(error).splitlines()[0]}") from error
@@ -185,23 +192,30 @@ def _of_mapping(node: MappingNode, kind: Kind, where: str) -> dict[str, Any]:
     for key_node, value_node in node.value:
         line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
         if not isinstance(key_node, ScalarNode):
-            raise UserError(f"{where}, line {line}, column {column}: a key must be a word, not a list or mapping")
+            raise UserError(
+                f"{where}, line {line}, column {column}: a key must be a word, not a list or mapping"
+            )
         key = str(key_node.value)
         if key == "<<" and key_node.style is None:  # `<<: *name` takes over the keys of another mapping
             others = value_node.value if isinstance(value_node, SequenceNode) else [value_node]
             merged = [_of_node(other, kind, where) for other in others]
             for other in reversed(merged):
                 if not isinstance(other, dict):
-                    raise UserError(f"{where}, line {line}, column {column}: << takes over a mapping, not {other!r}")
+                    raise UserError(
+                        f"{where}, line {line}, column {column}: << takes over a mapping, not {other!r}"
+                    )
                 taken_over = _joined(taken_over, other)
             continue
         if ":" in key and key_node.style is None and isinstance(value_node, ScalarNode) and node.flow_style:
             name, _, value = key.partition(":")
             if value_node.value == "" and value_node.style is None:
-                raise UserError(f"{where}: {key!r} has no value; write a space after the colon: {name}: {value}")
+                raise UserError(
+                    f"{where}: {key!r} has no value; write a space after the colon: {name}: {value}"
+                )
         if key in lines:
             raise UserError(
-                f"{where}, line {line}, column {column}: the key {key!r} appears twice (first in line {lines[key]})"
+                f"{where}, line {line}, column {column}: the key {key!r} appears twice (first in line "
+                f"{lines[key]})"
             )
         lines[key] = line
         names = key.split(".") if dataclasses.is_dataclass(kind.type) and key_node.style is None else [key]

@@ -28,7 +28,11 @@ else:
         from cluster.process import set_up_process
 
         set_up_process()  # before torch is loaded
-        homes = {"load_model": "finetune.model", "RunStopped": "cluster.errors", "UserError": "cluster.errors"}
+        homes = {
+            "load_model": "finetune.model",
+            "RunStopped": "cluster.errors",
+            "UserError": "cluster.errors",
+        }
         return getattr(import_module(homes.get(name, "finetune.api")), name)
 
     def __dir__() -> list[str]:

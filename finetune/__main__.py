@@ -47,8 +47,12 @@ COMMANDS: dict[str, Command] = {
         "finetune.predicting.command",
     ),
     "serve": Command("MODEL: answers images by HTTP, on Ray Serve", "finetune.serving.command"),
-    "report": Command("OUT ...: writes report.html of a run, or one page of several", "finetune.reporting.command"),
-    "merge": Command("MODEL DEST: merges adapters and their encoder into a stand-alone model", "finetune.merging"),
+    "report": Command(
+        "OUT ...: writes report.html of a run, or one page of several", "finetune.reporting.command"
+    ),
+    "merge": Command(
+        "MODEL DEST: merges adapters and their encoder into a stand-alone model", "finetune.merging"
+    ),
 }
 
 

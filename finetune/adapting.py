@@ -1,9 +1,10 @@
-"""LoRA (Hu et al., https://arxiv.org/abs/2106.09685) by peft: small matrices learn beside the frozen layers of an encoder.
+"""LoRA (Hu et al., https://arxiv.org/abs/2106.09685) by peft:
+small matrices learn beside the frozen layers of an encoder.
 
-A layer of weights W computes (W + alpha / rank * B A) x with A [rank, in] and B [out, rank], B zero at first. Of such a model
-only the adapters and the head are kept: the encoder is loaded from where it was, and must be the same to the bit. `merge`
-adds B A to W, which leaves the plain network. A model is adapted before its `TaskModel` is made around it, so no task needs
-to know.
+A layer of weights W computes (W + alpha / rank * B A) x with A [rank, in] and B [out, rank], B zero at
+first. Of such a model only the adapters and the head are kept: the encoder is loaded from where it was, and
+must be the same to the bit. `merge` adds B A to W, which leaves the plain network. A model is adapted before
+its `TaskModel` is made around it, so no task needs to know.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ LORA = "lora"
 
 
 def check_adaptable(encoder: str) -> None:
-    """Raises UserError when the encoder of this name cannot be loaded a second time, or peft is not there."""
+    """Raises UserError when the encoder of this name cannot be loaded a second time,
+    or peft is not there.
+    """
     if encoder.partition(":")[0] == RANDOM:
         raise UserError(
-            f"mode=lora with encoder={encoder}: adapters need weights that can be loaded again; use mode=full, or an "
-            "encoder folder or timm:NAME"
+            f"mode=lora with encoder={encoder}: adapters need weights that can be loaded again; use "
+            "mode=full, or an encoder folder or timm:NAME"
         )
     _peft()
 
 
 def adapt(encoder: Encoder, settings: LoraSettings) -> dict[str, Any]:
-    """Freezes an encoder and puts adapters beside its layers; returns what `load_adapted` must know, JSON."""
+    """Freezes an encoder and puts adapters beside its layers;
+    returns what `load_adapted` must know, JSON.
+    """
     alpha = settings.rank if settings.alpha is None else settings.alpha
     described = {"rank": settings.rank, "alpha": alpha, "encoder_sha256": fingerprint(encoder)}
     _inject(encoder, rank=settings.rank, alpha=alpha, dropout=settings.dropout)
@@ -53,13 +58,13 @@ def load_adapted(encoder_url: str, config: Mapping[str, Any]) -> Encoder:
         encoder = open_encoder(encoder_url, "", arguments).encoder
     except UserError as error:
         raise UserError(
-            f"this model holds adapters and a head for the encoder {encoder_url}, which cannot be loaded: {error}; if it has "
-            "moved: python -m finetune merge MODEL DEST --encoder URL"
+            f"this model holds adapters and a head for the encoder {encoder_url}, which cannot be loaded: "
+            f"{error}; if it has moved: python -m finetune merge MODEL DEST --encoder URL"
         ) from error
     if fingerprint(encoder) != lora["encoder_sha256"]:
         raise UserError(
-            f"the encoder {encoder_url} has different weights from those this model was adapted to; give the original one: "
-            "python -m finetune merge MODEL DEST --encoder URL"
+            f"the encoder {encoder_url} has different weights from those this model was adapted to; give "
+            "the original one: python -m finetune merge MODEL DEST --encoder URL"
         )
     _inject(encoder, rank=lora["rank"], alpha=lora["alpha"], dropout=0.0)
     return encoder
@@ -79,7 +84,9 @@ def merge(encoder: nn.Module) -> None:
     """Adds what the adapters learnt to the layers and takes the adapters away."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    adapted = {name: module for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapted = {
+        name: module for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     for name, layer in adapted.items():
         with torch.no_grad():
             layer.merge()
@@ -91,9 +98,9 @@ def merge(encoder: nn.Module) -> None:
 def layers_to_adapt(encoder: nn.Module) -> list[str]:
     """Names of the convolutions and linear layers that adapters can stand beside.
 
-    Depthwise and other grouped convolutions are left as they are: they hold few weights, and an update of low rank is no
-    smaller. So are kinds of their own (weights standardised on the fly, padding by the input's size), whose output is not
-    that of W + B A.
+    Depthwise and other grouped convolutions are left as they are: they hold few weights, and an update of
+    low rank is no smaller. So are kinds of their own (weights standardised on the fly, padding by the
+    input's size), whose output is not that of W + B A.
     """
     return [
         name

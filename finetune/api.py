@@ -2,11 +2,12 @@
 
     from finetune import finetune, load_model
 
-    made = finetune("my/shards/train", validation="my/shards/validation", encoder="runs/encoder/encoder", out="runs/classifier")
+    made = finetune("my/shards/train", validation="my/shards/validation", encoder="runs/encoder/encoder",
+        out="runs/classifier")
     print(made.metrics["accuracy"], made.load_model().predict("my/photo.jpg"))
 
-Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. A user's mistake
-is a UserError of one line; a run that stops itself by a rule is a RunStopped.
+Each runs what its command runs, prints what it prints, and continues what was cut off when it is called
+again. A user's mistake is a UserError of one line; a run that stops itself by a rule is a RunStopped.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ def finetune(
     Args:
         data: labelled Parquet shards to learn from: a path, glob or URL, or a list of them.
         config: a settings file, such as configs/finetune/classification.yaml.
-        settings: any setting by its dotted key, {"lora.rank": 8}; `python -m finetune --help` lists them all.
-        keywords: short names of the settings in use most, see `FinetuneKeywords`; `out`, `encoder` and `validation` are needed.
+        settings: any setting by its dotted key, {"lora.rank": 8}; `python -m finetune --help` lists them
+            all.
+        keywords: short names of the settings in use most, see `FinetuneKeywords`;
+            `out`, `encoder` and `validation` are needed.
 
     Raises:
         UserError: something that the caller can fix, in one line.
@@ -100,7 +103,9 @@ def finetune(
     """
     with plain_errors():
         given = {"data": data, **keywords}
-        asked = settings_of("finetune", FinetuneSettings, _DataKeyword, given, config=config, settings=settings)
+        asked = settings_of(
+            "finetune", FinetuneSettings, _DataKeyword, given, config=config, settings=settings
+        )
         from finetune.reporting.command import write_report
         from finetune.run import run
 
@@ -109,7 +114,9 @@ def finetune(
         result = storage.read_json(storage.join(out, "result.json"))
         compared = storage.join(out, COMPARISON)
         rows = storage.read_json(compared)["rows"] if storage.exists(compared) else []
-        return Finetuned(out, result["model"], result["metrics"], rows, storage.join(out, "report.html"), result)
+        return Finetuned(
+            out, result["model"], result["metrics"], rows, storage.join(out, "report.html"), result
+        )
 
 
 @dataclass(frozen=True)
@@ -149,10 +156,12 @@ def evaluate(model: Path, data: Path, **options: Any) -> Evaluated:
 class Predictions:
     """What a model predicts: iterating gives a record for each image, in their order.
 
-    A record holds the image (`source`, `index`, `seconds`), why it could not be decoded (`error`), and the task's results.
+    A record holds the image (`source`, `index`, `seconds`), why it could not be decoded (`error`),
+    and the task's results.
 
     Attributes:
-        out: folder with predictions.jsonl, predictions.parquet and what else was asked for; None where none was named.
+        out: folder with predictions.jsonl, predictions.parquet and what else was asked for; None where none
+            was named.
         num_images, num_bad: how many there were, and how many of them could not be decoded.
     """
 
@@ -197,7 +206,9 @@ def _records(out: str) -> Iterator[dict[str, Any]]:
 
 
 def _made(function: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options. Raises UserError for the command's `--check`, which makes nothing that a function could return."""
+    """The options. Raises UserError for the command's `--check`,
+    which makes nothing that a function could return.
+    """
     if options.get("check"):
         raise UserError(f"{function}(): check=True makes nothing; use the command's --check")
     return options

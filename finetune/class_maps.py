@@ -26,10 +26,11 @@ class HasLogits(Protocol):
 
 
 def grad_cam(model: nn.Module, images_BCHW: Tensor, classes_B: Tensor) -> Tensor:
-    """Grad-CAM (https://arxiv.org/abs/1610.02391) on the encoder's last map: [B, H, W] of that map, not negative.
+    """Grad-CAM (https://arxiv.org/abs/1610.02391) on the encoder's last map:
+    [B, H, W] of that map, not negative.
 
-    With a linear head on the pooled map it is exactly what each position adds to the logit, where that is positive, up to a
-    factor.
+    With a linear head on the pooled map it is exactly what each position adds to the logit, where that is
+    positive, up to a factor.
 
     Raises UserError for a model without logits, or where captum is not installed.
     """
@@ -45,8 +46,8 @@ def grad_cam(model: nn.Module, images_BCHW: Tensor, classes_B: Tensor) -> Tensor
 
 
 def integrated_gradients(model: nn.Module, images_BCHW: Tensor, classes_B: Tensor) -> Tensor:
-    """Integrated gradients (https://arxiv.org/abs/1703.01365) from a grey image, [B, H, W] of the image's pixels: the size of
-    what each pixel adds to the logit, over its channels.
+    """Integrated gradients (https://arxiv.org/abs/1703.01365) from a grey image, [B, H, W] of the image's
+    pixels: the size of what each pixel adds to the logit, over its channels.
 
     Raises UserError for a model without logits, or where captum is not installed.
     """
@@ -55,7 +56,10 @@ def integrated_gradients(model: nn.Module, images_BCHW: Tensor, classes_B: Tenso
     with eval_mode(model), torch.enable_grad():
         # zero is the mean colour of the training data
         fractions_BCHW: Tensor = attr.IntegratedGradients(network).attribute(
-            images_BCHW.detach(), target=classes_B, n_steps=STEPS, internal_batch_size=max(STEPS, len(images_BCHW))
+            images_BCHW.detach(),
+            target=classes_B,
+            n_steps=STEPS,
+            internal_batch_size=max(STEPS, len(images_BCHW)),
         )
     return fractions_BCHW.detach().sum(1).abs()
 

@@ -18,7 +18,8 @@ COMPARISON = "comparison.json"
 
 
 def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], int]) -> int:
-    """Trains what `settings.compare` names, writes OUT/comparison.json and shows the table. Returns the exit code.
+    """Trains what `settings.compare` names, writes OUT/comparison.json and shows the table.
+    Returns the exit code.
 
     `settings` are those of the run that is finished in OUT; what is finished already is not trained again.
     """
@@ -34,7 +35,9 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
     best = rows[0]["best_metric"]
     compared = {"task": settings.task, "best_metric": best, "rows": rows}
     if comparison_in(settings.out) != compared:
-        storage.remove(storage.join(settings.out, REPORT))  # it is written after this, by whichever run gets so far
+        storage.remove(
+            storage.join(settings.out, REPORT)
+        )  # it is written after this, by whichever run gets so far
         storage.write_json(storage.join(settings.out, COMPARISON), compared)
     show(rows, best)
     return 0
@@ -49,8 +52,8 @@ def comparison_in(out: str) -> dict[str, Any] | None:
 def others(settings: FinetuneSettings) -> list[FinetuneSettings]:
     """The settings of each run to compare with.
 
-    From random weights all of the network is trained, whatever the mode, except with `linear`: adapters of a network that knows
-    nothing would be a baseline of straw.
+    From random weights all of the network is trained, whatever the mode, except with `linear`: adapters of a
+    network that knows nothing would be a baseline of straw.
     """
     found = []
     for name in dict.fromkeys(settings.compare):
@@ -105,5 +108,7 @@ def show(rows: list[dict[str, Any]], best_metric: str) -> None:
     lines = []
     for name in names:
         numbers = (row["metrics"].get(name) for row in rows)
-        lines.append([name.replace("_", " "), *("" if number is None else f"{number:.3f}" for number in numbers)])
+        lines.append(
+            [name.replace("_", " "), *("" if number is None else f"{number:.3f}" for number in numbers)]
+        )
     print(f"on the validation data:\n{in_columns(head, lines, right=range(1, len(head)))}", flush=True)

@@ -39,7 +39,8 @@ def parser() -> CommandLine:
         action="append",
         default=[],
         metavar="WHAT=NAME",
-        help="column of DATA where it differs from the training data's, such as label=species; image=NAME for the image",
+        help="column of DATA where it differs from the training data's, such as label=species; image=NAME "
+        "for the image",
     )
     parser.add_argument(
         "--json", metavar="FILE", help="writes all numbers and details there (a path or any fsspec URL)"
@@ -47,18 +48,25 @@ def parser() -> CommandLine:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="also under noise, blur, weather and compression at five strengths; a table, and corruptions.json next to MODEL",
+        help="also under noise, blur, weather and compression at five strengths; a table, and "
+        "corruptions.json next to MODEL",
     )
     add_image_root_option(parser)
-    parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
     parser.add_argument(
-        "--check", action="store_true", help="evaluates a first batch, estimates the time, and starts nothing"
+        "--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="evaluates a first batch, estimates the time, and starts nothing",
     )
     return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Evaluates as the options of the command ask for, and prints; returns all numbers and details, None for a check."""
+    """Evaluates as the options of the command ask for, and prints;
+    returns all numbers and details, None for a check.
+    """
     use_image_root(options.image_root)
     predictor = load_model(options.model)
     columns = predictor.columns
@@ -66,7 +74,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     for given in options.column:
         what, equals, name = given.partition("=")
         if not equals or what not in {*columns, "image"}:
-            raise UserError(f"--column {given!r}: write WHAT=NAME with WHAT one of {', '.join([*columns, 'image'])}")
+            raise UserError(
+                f"--column {given!r}: write WHAT=NAME with WHAT one of {', '.join([*columns, 'image'])}"
+            )
         if what == "image":
             image_column = name
         else:
@@ -90,13 +100,18 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
             print(line)
         for name, value in evaluation.metrics.items():
             print(f"{name.replace('_', ' '):24} {value:.4f}")
-        whole = {"model": options.model, "data": options.data, "metrics": evaluation.metrics, **evaluation.details}
+        whole = {
+            "model": options.model,
+            "data": options.data,
+            "metrics": evaluation.metrics,
+            **evaluation.details,
+        }
         if options.corruptions:
             clean = evaluation.metrics[TASKS[predictor.config["task"]].best_metric]
             corrupted = evaluate_corrupted(predictor, shards, context, clean=clean, decode_threads=threads)
             print(
-                f"{corrupted['metric'].replace('_', ' ')} {clean:.4f} as they are, {corrupted['mean']:.4f} on average over "
-                f"{len(corrupted['kinds'])} corruptions at five strengths"
+                f"{corrupted['metric'].replace('_', ' ')} {clean:.4f} as they are, {corrupted['mean']:.4f} "
+                f"on average over {len(corrupted['kinds'])} corruptions at five strengths"
             )
             beside = storage.join(storage.absolute(options.model).rstrip("/").rpartition("/")[0], FILE)
             about = {"model": options.model, "data": options.data, "rows": manifest.num_rows}
@@ -113,23 +128,30 @@ def _left_out(details: Mapping[str, Any]) -> list[str]:
     lines = []
     if unknown := details.get("unknown_classes"):
         told = ", ".join(f"{name} ({num:,})" for name, num in list(unknown.items())[:20])
-        lines.append(f"{sum(unknown.values()):,} labels of classes that the model does not know are left out: {told}")
+        lines.append(
+            f"{sum(unknown.values()):,} labels of classes that the model does not know are left out: {told}"
+        )
     if boxes := details.get("validation_boxes_left_out"):
         told = ", ".join(f"{num:,} {reason}" for reason, num in boxes["counts"].items())
         lines.append(f"boxes that are left out: {told} (first: {boxes['places'][0]})")
     return lines
 
 
-def _check(predictor: Predictor, shards: Shards, context: RankContext, decode_threads: int, url: str) -> None:
+def _check(
+    predictor: Predictor, shards: Shards, context: RankContext, decode_threads: int, url: str
+) -> None:
     """Evaluates a first batch and says how long all of them would take."""
     started = time.monotonic()
     batch = next(predictor.batches(shards, context, batch_size=64, decode_threads=decode_threads), None)
     if batch is None:
-        raise UserError(f"no row of {url} can be used; `python -m pretrain.data check` lists what is wrong with them")
+        raise UserError(
+            f"no row of {url} can be used; `python -m pretrain.data check` lists what is wrong with them"
+        )
     predictor.results(batch.arrays, batch.geometry_VB5)
     seconds = (time.monotonic() - started) / len(batch.row_ids)
     num_rows = shards.manifest.num_rows
     print(
-        f"evaluate: first {len(batch.row_ids)} images read and evaluated, {len(batch.bad_rows)} that cannot be decoded"
+        f"evaluate: first {len(batch.row_ids)} images read and evaluated, {len(batch.bad_rows)} that cannot "
+        "be decoded"
     )
     print(f"evaluate: {num_rows:,} images in all, about {duration(num_rows * seconds)}; nothing was started")

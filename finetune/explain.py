@@ -49,7 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     return run_explain(
         parser().parse_args(arguments),
         lambda options: open_explainer(
-            options.network, size=options.size, square=options.square, queries=options.queries, classes=options.classes
+            options.network,
+            size=options.size,
+            square=options.square,
+            queries=options.queries,
+            classes=options.classes,
         ),
     )
 
@@ -62,7 +66,8 @@ def open_explainer(
     queries: str = "all",
     classes: Sequence[str] = (),
 ) -> Explainer:
-    """The explainer of a model folder; class maps are of the three likeliest classes, or of those that are named.
+    """The explainer of a model folder; class maps are of the three likeliest classes,
+    or of those that are named.
 
     Raises UserError for a class that the model does not have.
     """
@@ -71,7 +76,9 @@ def open_explainer(
     names = list(config.get("class_names", []))
     classifier = predictor if isinstance(predictor, ImageClassifier) else None
     if classes and classifier is None:
-        raise UserError(f"{url} is a {config['task']} model, and class maps are of classifiers; leave --class out")
+        raise UserError(
+            f"{url} is a {config['task']} model, and class maps are of classifiers; leave --class out"
+        )
     chosen = [names.index(choose("class", name, names)) for name in classes]
     return Explainer(
         predictor.model.encoder,
@@ -80,7 +87,9 @@ def open_explainer(
         std=config["std"],
         square=square,
         queries=queries,
-        class_maps=None if classifier is None else lambda images: class_maps(classifier, images, names, chosen),
+        class_maps=None
+        if classifier is None
+        else lambda images: class_maps(classifier, images, names, chosen),
     )
 
 
@@ -95,7 +104,9 @@ def explain(
     classes: Sequence[str] = (),
     image_column: str = "image",
 ) -> list[Explanation]:
-    """Explains what a model folder makes of images: paths, folders, globs, Parquet URLs. See `pretrain.explaining.explain`."""
+    """Explains what a model folder makes of images: paths, folders, globs, Parquet URLs.
+    See `pretrain.explaining.explain`.
+    """
     explainer = open_explainer(model_url, size=size, square=square, queries=queries, classes=classes)
     return explainer.explain(pick_images(images, limit=limit, image_column=image_column))
 
@@ -120,7 +131,9 @@ def class_maps(
 
 
 def _drawable(heat_HW: Tensor) -> Tensor:
-    """The map as it can be seen: gradients of single pixels are averaged over their neighbours, and the strongest 1 % cut."""
+    """The map as it can be seen: gradients of single pixels are averaged over their neighbours,
+    and the strongest 1 % cut.
+    """
     if heat_HW.numel() > 64 * 64:
         heat_HW = F.avg_pool2d(heat_HW[None, None], 7, stride=1, padding=3, count_include_pad=False)[0, 0]
     return heat_HW.clamp_max(float(heat_HW.float().flatten().quantile(0.99)))

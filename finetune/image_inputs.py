@@ -22,7 +22,9 @@ def listed(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
 
 
 def encoded(image: ImageInput, channels: int) -> bytes:
-    """The bytes of an image file: what is read, or what would be read of an array [H, W, C] or a PIL image."""
+    """The bytes of an image file: what is read, or what would be read of an array [H, W,
+    C] or a PIL image.
+    """
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):

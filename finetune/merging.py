@@ -1,4 +1,6 @@
-"""python -m finetune merge MODEL DEST: merges a model of adapters with its encoder into a stand-alone one."""
+"""python -m finetune merge MODEL DEST: merges a model of adapters with
+its encoder into a stand-alone one.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def merge_model(url: str, dest: str, *, encoder_url: str | None = None) -> None:
-    """Writes the model folder `url`, of mode lora, as a whole model to `dest`. Raises UserError when it cannot be."""
+    """Writes the model folder `url`, of mode lora, as a whole model to `dest`.
+    Raises UserError when it cannot be.
+    """
     if storage.exists(storage.join(dest, "config.json")):
         raise UserError(f"{dest} holds a model or encoder already; choose another folder")
     predictor = load_model(url, encoder_url=encoder_url)  # which merges

@@ -1,6 +1,8 @@
-"""A fine-tuned model as a folder: `model.safetensors` and `config.json`, loaded with one call and ready to predict.
+"""A fine-tuned model as a folder: `model.safetensors` and `config.json`,
+loaded with one call and ready to predict.
 
-The folder of a model with adapters (mode `lora`) holds these and the head; its encoder is loaded from where it was.
+The folder of a model with adapters (mode `lora`) holds these and the head;
+its encoder is loaded from where it was.
 """
 
 from __future__ import annotations

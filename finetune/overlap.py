@@ -17,7 +17,9 @@ MAX_BYTES_HERE, MAX_BYTES_AWAY = 256 * 2**20, 32 * 2**20
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of so many validation rows `num` are, byte by byte, among so many training rows; `first` says where one lies."""
+    """Of so many validation rows `num` are, byte by byte, among so many training rows;
+    `first` says where one lies.
+    """
 
     num: int
     num_validation: int
@@ -26,8 +28,9 @@ class Overlap:
 
     def __str__(self) -> str:
         return (
-            f"{self.num:,} of {self.num_validation:,} validation rows that were looked at are equal to training rows "
-            f"({self.num_train:,} looked at; first: {self.first}); the model has seen them, so its scores will be too high"
+            f"{self.num:,} of {self.num_validation:,} validation rows that were looked at are equal to "
+            f"training rows ({self.num_train:,} looked at; first: {self.first}); the model has seen them, "
+            "so its scores will be too high"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -39,7 +42,9 @@ _found: dict[tuple[str, str, str], Overlap] = {}  # a run asks at its start and 
 
 
 def overlap(train: Manifest, validation: Manifest, *, image_column: str) -> Overlap:
-    """Compares images by their bytes: all rows, or of large data sets whole row groups spread evenly over them."""
+    """Compares images by their bytes: all rows, or of large data sets whole
+    row groups spread evenly over them.
+    """
     key = train.fingerprint, validation.fingerprint, image_column
     if key not in _found:
         known = {digest for digest, _ in _digests(train, image_column)}
@@ -53,7 +58,9 @@ def _digests(manifest: Manifest, image_column: str) -> Iterator[tuple[bytes, str
     """Digest and location of each row that holds an image, of those that are looked at."""
     max_bytes = MAX_BYTES_HERE if storage.is_local(manifest.files[0].url) else MAX_BYTES_AWAY
     bytes_a_row = max(1.0, float(manifest.bytes_of_group.sum()) / max(1, manifest.num_rows))
-    shards = Shards(manifest.sample(max(1, int(min(MAX_ROWS, max_bytes / bytes_a_row)))), image_column=image_column)
+    shards = Shards(
+        manifest.sample(max(1, int(min(MAX_ROWS, max_bytes / bytes_a_row)))), image_column=image_column
+    )
     for rows in read_in_sequence(shards):
         for row_id, data in zip(rows.row_ids, rows.images, strict=True):
             if data is not None:

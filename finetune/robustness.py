@@ -34,8 +34,8 @@ def evaluate_corrupted(
         seed: of what is drawn.
         say: takes a line as each kind is done.
 
-    Returns the metric's name, `clean`, `kinds` (a list of the five strengths' scores by kind), and the means `by_kind`,
-    `by_group`, `by_strength` and over all of them, `mean`; `kept` is that mean over `clean`.
+    Returns the metric's name, `clean`, `kinds` (a list of the five strengths' scores by kind), and the means
+    `by_kind`, `by_group`, `by_strength` and over all of them, `mean`; `kept` is that mean over `clean`.
     """
     metric = TASKS[predictor.config["task"]].best_metric
     transform = predictor.transform
@@ -59,8 +59,12 @@ def evaluate_corrupted(
         "clean": clean,
         "kinds": kinds,
         "by_kind": by_kind,
-        "by_group": {group: statistics.mean(by_kind[kind] for kind in members) for group, members in GROUPS.items()},
-        "by_strength": [statistics.mean(scores[level] for scores in kinds.values()) for level in range(len(STRENGTHS))],
+        "by_group": {
+            group: statistics.mean(by_kind[kind] for kind in members) for group, members in GROUPS.items()
+        },
+        "by_strength": [
+            statistics.mean(scores[level] for scores in kinds.values()) for level in range(len(STRENGTHS))
+        ],
         "mean": mean,
         "kept": mean / clean if clean else None,
     }

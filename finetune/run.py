@@ -40,10 +40,13 @@ from pretrain.training.stepping import autocast_for
 DEFAULT_IMAGE_SIZE = 224
 
 
-def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
+def run(
+    settings: FinetuneSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
+) -> int:
     """The command: the run itself, then the ones to compare it with. Returns the exit code.
 
-    `report(out)` is called when the run has ended, however it did, and again when there is something to compare it with.
+    `report(out)` is called when the run has ended, however it did,
+    and again when there is something to compare it with.
     """
     settings = _with_absolute_urls(settings)
     _check_compared(settings)
@@ -57,7 +60,9 @@ def run(settings: FinetuneSettings, *, check_only: bool = False, report: Callabl
 
 
 def _check_compared(settings: FinetuneSettings) -> None:
-    """Raises UserError for an encoder to compare with that cannot be opened: after the main run it would be late."""
+    """Raises UserError for an encoder to compare with that cannot be opened:
+    after the main run it would be late.
+    """
     settings.data.use_stores()
     for other in others(settings):
         try:
@@ -86,8 +91,8 @@ def run_one(
         print(f"finetune: {line}", flush=True)
     return launch(
         "finetune",
-        # what is made here is used here; workers of a cluster open the encoder for themselves, but none reads all footers and
-        # labels again: on many of them that would be millions of requests to a store
+        # what is made here is used here; workers of a cluster open the encoder for themselves, but none
+        # reads all footers and labels again: on many of them that would be millions of requests to a store
         partial(finetune, parts=parts, source=None if settings.cluster.workers else source),
         settings,
         cluster_settings=settings.cluster,
@@ -102,8 +107,8 @@ def run_one(
 class Parts:
     """What a run is made of besides its encoder: the training rows, and what their labels say.
 
-    `task_config` is what the task makes of labels and encoder; `random_state` is torch's after the encoder was made, which
-    heads draw from, here and on workers alike.
+    `task_config` is what the task makes of labels and encoder; `random_state` is torch's after the encoder
+    was made, which heads draw from, here and on workers alike.
     """
 
     manifest: Manifest
@@ -132,8 +137,8 @@ def finetune(
     source: EncoderSource | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json. `parts` and `source` are those of the settings, when they are
-    made."""
+    """What each worker does; returns the contents of result.json. `parts` and `source` are those of the
+    settings, when they are made."""
     settings.data.use_stores()
     if parts is None:
         parts, source = Parts.of(settings)
@@ -141,7 +146,7 @@ def finetune(
     manifest, validation, task = parts.manifest, parts.validation, parts.task
     columns = sorted(set(task.columns.values()))
 
-    # -- model ----------------------------------------------------------------------------------------------------------
+    # -- model ----------------------------------------------------------------------------------------------
     torch.set_rng_state(parts.random_state)
     size = _image_size(settings, source)
     config = common_config(settings, source, size, task.columns) | parts.task_config
@@ -150,7 +155,7 @@ def finetune(
     model = task.training_model(source.encoder, config).to(context.device)
     viewer = task.viewer(settings, source, size, context)
 
-    # -- train, evaluate every few epochs, keep the best -------------------------------------------------------------------
+    # -- train, evaluate every few epochs, keep the best ----------------------------------------------------
     shards = Shards(validation, image_column=settings.data.image_column, columns=columns)
     best = Best(settings, task, model, config, shards, context)
     run_folder = RunFolder.of(settings, context)
@@ -179,7 +184,7 @@ def finetune(
             run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
-    # -- what the run leaves: the best model, evaluated once more as it was saved -------------------------------------------
+    # -- what the run leaves: the best model, evaluated once more as it was saved ---------------------------
     gathered_objects(None)  # every rank waits until rank 0 has written the model
     evaluation = best.scores(load_model(best.url).to(context.device))
     result = _result(settings, best, evaluation, progress, task.findings) | summary(progress, context)
@@ -192,7 +197,11 @@ def finetune(
 
 
 def _result(
-    settings: FinetuneSettings, best: Best, evaluation: Evaluation, progress: Progress, findings: Mapping[str, Any]
+    settings: FinetuneSettings,
+    best: Best,
+    evaluation: Evaluation,
+    progress: Progress,
+    findings: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
         "status": "finished",
@@ -223,7 +232,11 @@ class Best:
         """For the loop."""
         lowest, patience = lower_is_better(self.metric), self._settings.patience
         return Evaluating(
-            self.evaluate, best_metric=self.metric, best_is_lowest=lowest, keep_best=self.keep, patience=patience
+            self.evaluate,
+            best_metric=self.metric,
+            best_is_lowest=lowest,
+            keep_best=self.keep,
+            patience=patience,
         )
 
     def scores(self, predictor: Predictor) -> Evaluation:
@@ -278,7 +291,9 @@ def _first_encoder(settings: FinetuneSettings) -> EncoderSource:
 
 def _open_encoder(settings: FinetuneSettings) -> EncoderSource:
     architecture = settings.architecture
-    return open_encoder(settings.encoder, architecture.name, architecture.arguments, image_size=settings.image_size)
+    return open_encoder(
+        settings.encoder, architecture.name, architecture.arguments, image_size=settings.image_size
+    )
 
 
 def _image_size(settings: FinetuneSettings, source: EncoderSource) -> int:
@@ -287,14 +302,18 @@ def _image_size(settings: FinetuneSettings, source: EncoderSource) -> int:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Losses and errors are better when they are lower; all else that is measured is better when it is higher."""
+    """Losses and errors are better when they are lower;
+    all else that is measured is better when it is higher.
+    """
     return metric.endswith(("loss", "error"))
 
 
 def _layer_factor(parameter_name: str, encoder: Encoder, settings: FinetuneSettings) -> float:
-    """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT): 1 for the head, less below.
+    """Layer-wise learning-rate decay (ELECTRA, https://arxiv.org/abs/2003.10555; BEiT):
+    1 for the head, less below.
 
-    Adapters start from nothing on each layer, and fresh layers know nothing that could be spared: these learn at one rate.
+    Adapters start from nothing on each layer, and fresh layers know nothing that could be spared:
+    these learn at one rate.
     """
     is_fresh = settings.encoder.partition(":")[0] == RANDOM
     if settings.mode != "full" or is_fresh or not parameter_name.startswith("encoder."):

@@ -33,7 +33,8 @@ class ClassificationSettings:
     balance: str = setting(
         "none",
         choices=["none", "weights", "sampling"],
-        help="for rare classes: their images weigh more in the loss, or come as often as those of the largest class",
+        help="for rare classes: their images weigh more in the loss, or come as often as those of the "
+        "largest class",
     )
     mixup: float = setting(
         0.0, minimum=0, help="mixes pairs of images by fractions from Beta(x, x); 0 is off, 0.2 to 0.8 usual"
@@ -61,26 +62,33 @@ class LoraSettings:
 
     rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
     alpha: float | None = setting(None, above=0, help="the update is scaled by alpha / rank; null: by 1")
-    dropout: float = setting(0.0, minimum=0, maximum=0.99, help="fraction of the adapters' inputs that is left out")
+    dropout: float = setting(
+        0.0, minimum=0, maximum=0.99, help="fraction of the adapters' inputs that is left out"
+    )
 
 
 @dataclass(frozen=True)
 class DetectionSettings:
     """Boxes and their classes."""
 
-    objects_column: str = setting("objects", help="column of boxes and classes: struct of lists, or list of structs")
+    objects_column: str = setting(
+        "objects", help="column of boxes and classes: struct of lists, or list of structs"
+    )
     box_format: str = setting(
         "xywh",
         choices=["xywh", "xyxy"],
         help="four numbers of a box, in pixels: left, top, width, height, or two corners",
     )
-    head: str = setting("fcos", choices=["fcos", "retinanet", "faster_rcnn"], help="what finds boxes on the maps")
+    head: str = setting(
+        "fcos", choices=["fcos", "retinanet", "faster_rcnn"], help="what finds boxes on the maps"
+    )
     channels: int = setting(128, minimum=32, help="of the feature pyramid and the head, a multiple of 32")
     depth: int = setting(4, minimum=1, maximum=4, help="convolutions of the head before the last ones")
     strides: list[int] = setting(
         [],
         minimum=1,
-        help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training data",
+        help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training "
+        "data",
     )
     anchors_per_position: int = setting(
         3, minimum=1, help="anchors at each position of a map, fitted likewise; FCOS has none"
@@ -90,7 +98,9 @@ class DetectionSettings:
         0.3, minimum=0, maximum=1, help="minimum score that predict reports, unless it is given another"
     )
     min_scale: float = setting(
-        0.5, minimum=0.05, help="minimum scale of a training image on its canvas; 1 fits it exactly, below 1 zooms out"
+        0.5,
+        minimum=0.05,
+        help="minimum scale of a training image on its canvas; 1 fits it exactly, below 1 zooms out",
     )
     max_scale: float = setting(2.0, minimum=0.05, help="maximum scale of it; above 1 zooms in and crops")
     min_visible: float = setting(
@@ -107,7 +117,8 @@ class DetectionSettings:
     hard_attention_keys: int = setting(
         0,
         minimum=0,
-        help="keys that each query of the last stages' attention keeps (hard attention); 0: as the encoder is",
+        help="keys that each query of the last stages' attention keeps (hard attention); 0: as the encoder "
+        "is",
     )
     hard_attention_stages: int = setting(
         1, minimum=1, help="how many of the encoder's last stages with attention this applies to"
@@ -127,16 +138,21 @@ class SummarizationSettings:
 
     captions_column: str = setting("captions", help="column of the captions: a text, or a list of texts")
     keywords_column: str | None = setting(
-        None, help="column of keywords: text or whole numbers, or a list of them; null mines them from the captions"
+        None,
+        help="column of keywords: text or whole numbers, or a list of them; null mines them from the "
+        "captions",
     )
     num_keywords: int = setting(256, minimum=0, help="maximum number of keywords, the most frequent ones")
-    keyword_min_images: int = setting(10, minimum=1, help="minimum number of training images that a keyword occurs in")
+    keyword_min_images: int = setting(
+        10, minimum=1, help="minimum number of training images that a keyword occurs in"
+    )
     keyword_max_fraction: float = setting(
         0.25, minimum=0, maximum=1, help="mined terms in more than this fraction of the images are dropped"
     )
     stop_words: list[str] = setting(
         [],
-        help="terms not to mine, in addition to those that say nothing about their image, which are always dropped",
+        help="terms not to mine, in addition to those that say nothing about their image, which are always "
+        "dropped",
     )
     keyword_threshold: float | None = setting(
         None,
@@ -144,7 +160,9 @@ class SummarizationSettings:
         maximum=1,
         help="score from which a keyword is reported; null: that of the best F1 on the validation data",
     )
-    keyword_weight: float = setting(10.0, minimum=0, help="weight of the keywords' loss, relative to the sentence's")
+    keyword_weight: float = setting(
+        10.0, minimum=0, help="weight of the keywords' loss, relative to the sentence's"
+    )
     vocabulary_size: int = setting(4096, minimum=300, help="maximum number of tokens of the byte-level BPE")
     max_tokens: int = setting(48, minimum=2, help="longest sentence in tokens, its end included")
     width: int = setting(128, minimum=8, help="channels of keywords and decoder")
@@ -155,7 +173,9 @@ class SummarizationSettings:
     )
     num_fed: int = setting(8, minimum=0, help="most likely keywords that the decoder is given")
     dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
-    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99, help="fraction of a token's target spread over all")
+    label_smoothing: float = setting(
+        0.0, minimum=0, maximum=0.99, help="fraction of a token's target spread over all"
+    )
     num_beams: int = setting(3, minimum=1, help="beams of the search; 1 is greedy")
     length_penalty: float = setting(
         0.6, minimum=0, help="length penalty of the search; 0 prefers short sentences, 1 long ones"
@@ -163,7 +183,9 @@ class SummarizationSettings:
     min_crop: float = setting(
         0.8, minimum=0.01, maximum=1, help="minimum fraction of an image's area that a training crop takes"
     )
-    flip: bool = setting(False, help="mirror half of the images; captions must then not mention left or right")
+    flip: bool = setting(
+        False, help="mirror half of the images; captions must then not mention left or right"
+    )
     thumbnail_fraction: float = setting(
         0.6,
         minimum=0,
@@ -174,8 +196,8 @@ class SummarizationSettings:
     def __post_init__(self) -> None:
         if self.width % 4 or self.width % max(1, self.num_heads):
             raise UserError(
-                f"summarization.width={self.width} is not possible: it must be divisible by 4 and by num_heads "
-                f"({self.num_heads})"
+                f"summarization.width={self.width} is not possible: it must be divisible by 4 and by "
+                f"num_heads ({self.num_heads})"
             )
 
 
@@ -186,27 +208,34 @@ class FinetuneSettings:
     out: str = setting(help="folder of the run, a path or any fsspec URL; the same out continues the run")
     task: str = setting("classification", choices=TASK_NAMES, help="what the model is for")
     encoder: str = setting(
-        help="encoder folder (URL), timm:NAME, random, or random:URL and random:timm:NAME (that network, fresh weights)"
+        help="encoder folder (URL), timm:NAME, random, or random:URL and random:timm:NAME (that network, "
+        "fresh weights)"
     )
     compare: list[str] = setting(
         ["random"],
-        help="encoders to compare with, each trained the same way in OUT/compare; random is the same network with fresh "
+        help="encoders to compare with, each trained the same way in OUT/compare; random is the same "
+        "network with fresh "
         "weights; [] for none",
     )
     architecture: EncoderSettings = setting(EncoderSettings, help="network when encoder is random")
     mode: str = setting(
         "full",
         choices=["linear", "full", "lora"],
-        help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved without the encoder",
+        help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved "
+        "without the encoder",
     )
     lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
-    seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="seed of the head's weights, the order and the views")
+    seed: int = setting(
+        0, minimum=0, maximum=2**63 - 1, help="seed of the head's weights, the order and the views"
+    )
     tracking: list[str] = setting(
         [], help="mlflow, wandb: send the numbers there too; TensorBoard's are always written"
     )
     data: DataSettings = setting(DataSettings, help="training data")
     validation_url: str = setting(help="labelled shards that the model is evaluated on")
-    image_size: int | None = setting(None, minimum=8, help="side of an image in pixels; null takes the encoder's")
+    image_size: int | None = setting(
+        None, minimum=8, help="side of an image in pixels; null takes the encoder's"
+    )
     crop_fraction: float = setting(
         0.875, minimum=0.01, maximum=1, help="fraction of the short side that evaluation sees"
     )
@@ -214,22 +243,32 @@ class FinetuneSettings:
         None,
         minimum=0.01,
         maximum=1,
-        help="learning rate of a layer divided by that of the next, for pretrained layers (mode full); null: 0.75 for "
+        help="learning rate of a layer divided by that of the next, for pretrained layers (mode full); "
+        "null: 0.75 for "
         "classification, 1 (all alike) for detection and summarization",
     )
-    report_images: int = setting(400, minimum=0, help="images used for report.html when the run ends; 0: only numbers")
+    report_images: int = setting(
+        400, minimum=0, help="images used for report.html when the run ends; 0: only numbers"
+    )
     label_fraction: float = setting(
         1.0,
         minimum=1e-6,
         maximum=1,
-        help="fraction of the labels to learn from, the same for each class; a smaller set is part of a larger one",
+        help="fraction of the labels to learn from, the same for each class; a smaller set is part of a "
+        "larger one",
     )
-    labels_per_class: int = setting(0, minimum=0, help="number of labels of each class to learn from; 0 for all")
-    best_metric: str | None = setting(None, help="metric that decides which model is kept; null: the task's own")
+    labels_per_class: int = setting(
+        0, minimum=0, help="number of labels of each class to learn from; 0 for all"
+    )
+    best_metric: str | None = setting(
+        None, help="metric that decides which model is kept; null: the task's own"
+    )
     patience: int = setting(
         0, minimum=0, help="the run ends after this many evaluations without a better one; 0: never"
     )
-    evaluate_every_epochs: float = setting(5.0, minimum=0, help="epochs between evaluations; 0 only at the end")
+    evaluate_every_epochs: float = setting(
+        5.0, minimum=0, help="epochs between evaluations; 0 only at the end"
+    )
     classification: ClassificationSettings = setting(ClassificationSettings, help="classification")
     detection: DetectionSettings = setting(DetectionSettings, help="detection")
     summarization: SummarizationSettings = setting(SummarizationSettings, help="summarization")

@@ -13,7 +13,9 @@ from pretrain.data.reading.shards import Shards
 
 
 def check_images(manifest: Manifest, image_column: str, channels: int, *, num: int = 8) -> None:
-    """Raises UserError when the first images have other channels than the encoder; damaged ones say nothing."""
+    """Raises UserError when the first images have other channels than the encoder;
+    damaged ones say nothing.
+    """
     shards = Shards(manifest, image_column=image_column)
     rows = next(shards.read(Segment(0, 0, min(num, int(manifest.rows_of_group[0])))))
     found = None
@@ -26,6 +28,6 @@ def check_images(manifest: Manifest, image_column: str, channels: int, *, num: i
             return
     if found is not None:
         raise UserError(
-            f"the encoder takes images of {channels} channel{'s'[: channels != 1]}, and those of {manifest.files[0].url} have "
-            f"{found}; give an encoder for these"
+            f"the encoder takes images of {channels} channel{'s'[: channels != 1]}, and those of "
+            f"{manifest.files[0].url} have {found}; give an encoder for these"
         )

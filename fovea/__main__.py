@@ -11,7 +11,9 @@ from cluster.errors import UserError, nearest, run_command
 
 
 class Command(NamedTuple):
-    """What it is for, in a line; the module whose `main(arguments)` runs; and the words that go before the arguments there."""
+    """What it is for, in a line; the module whose `main(arguments)` runs;
+    and the words that go before the arguments there.
+    """
 
     summary: str
     module: str
@@ -24,7 +26,8 @@ COMMANDS: dict[str, Command] = {
         "learn an encoder from images without labels; embed, explain, export, report", "pretrain.__main__"
     ),
     "finetune": Command(
-        "turn an encoder into a task model; predict, serve, evaluate, explain, export, ...", "finetune.__main__"
+        "turn an encoder into a task model; predict, serve, evaluate, explain, export, ...",
+        "finetune.__main__",
     ),
     "serve": Command("answer images by HTTP with a fine-tuned model", "finetune.__main__", ("serve",)),
     "demo": Command("from images to an encoder and three models, in a few minutes", "fovea.demo"),
@@ -34,7 +37,9 @@ COMMANDS: dict[str, Command] = {
     "logs": Command("what a job printed", "cluster.__main__", ("logs",)),
     "stop": Command("end a job", "cluster.__main__", ("stop",)),
     "list": Command("the jobs of a cluster", "cluster.__main__", ("list",)),
-    "completion": Command("bash | zsh: completion of these commands and of all settings", "fovea.completion"),
+    "completion": Command(
+        "bash | zsh: completion of these commands and of all settings", "fovea.completion"
+    ),
 }
 USAGE = """usage: fovea COMMAND ...
 
@@ -63,10 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        print(USAGE.format(commands="\n".join(f"  {name:{width}}  {one.summary}" for name, one in COMMANDS.items())))
+        print(
+            USAGE.format(
+                commands="\n".join(f"  {name:{width}}  {one.summary}" for name, one in COMMANDS.items())
+            )
+        )
         return 0 if words else 2
     if words[0] not in COMMANDS:
-        raise UserError(f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)} (known: {', '.join(COMMANDS)})")
+        raise UserError(
+            f"unknown command {words[0]!r}{nearest(words[0], COMMANDS)} (known: {', '.join(COMMANDS)})"
+        )
     command = COMMANDS[words[0]]
     return int(import_module(command.module).main([*command.before, *words[1:]]) or 0)
 

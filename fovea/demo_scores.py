@@ -67,7 +67,9 @@ def show_results(out: Path, tasks: Sequence[DemoTask], *, seconds: float) -> Non
     how = "learnt from the teacher" if has_teacher else "by SimCLR"
     places = [("pretrain/encoder", f"the encoder, {how} (safetensors + config.json)")]
     places += [("pretrain/report.html", "how it went")]
-    places += [(f"{task.folder}/model", f"{task.what}; finetune.model.load_model loads it") for task in tasks]
+    places += [
+        (f"{task.folder}/model", f"{task.what}; finetune.model.load_model loads it") for task in tasks
+    ]
     places += [(f"{task.folder}/report.html", "what it sees, beside random weights") for task in tasks]
     places += [("report/report.html", "all of it on one page")]
     for name, what in places:
@@ -77,7 +79,9 @@ def show_results(out: Path, tasks: Sequence[DemoTask], *, seconds: float) -> Non
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `noise` is half the 95 % interval of the gain, 0 where nothing says how large it is."""
+    """A line of the table. `noise` is half the 95 % interval of the gain,
+    0 where nothing says how large it is.
+    """
 
     what: str
     score: str
@@ -104,7 +108,9 @@ def score_rows(out: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Row]:
     from finetune.reporting.base import Z95, noise_of  # it brings torch along, which takes seconds
 
     mine, simclr = (last_metrics(out / name) for name in ("pretrain", "simclr"))
-    num = count_rows(next(path for name in ("data", "photos") if (path := out / name / "validation").exists()))
+    num = count_rows(
+        next(path for name in ("data", "photos") if (path := out / name / "validation").exists())
+    )
 
     def noise_of_fractions(*fractions: float) -> float:
         return Z95 * math.hypot(*(math.sqrt(fraction * (1 - fraction) / num) for fraction in fractions))
@@ -112,7 +118,11 @@ def score_rows(out: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Row]:
     rows = []
     if "knn_accuracy" in mine and "knn_accuracy_untrained" in mine:
         pair = mine["knn_accuracy"], mine["knn_accuracy_untrained"]
-        rows.append(Row("the encoder", "kNN", pair[0], simclr.get("knn_accuracy"), pair[1], noise_of_fractions(*pair)))
+        rows.append(
+            Row(
+                "the encoder", "kNN", pair[0], simclr.get("knn_accuracy"), pair[1], noise_of_fractions(*pair)
+            )
+        )
     for task in tasks:
         results = read_comparison(out / task.folder)
         own, random = results["pretrained"], results["random weights"]
@@ -120,7 +130,9 @@ def score_rows(out: Path, tasks: Sequence[DemoTask] = TASKS) -> list[Row]:
             value, fresh = own["metrics"][key], random["metrics"][key]
             beside = results["simclr"]["metrics"][key] if "simclr" in results else None
             min_noise = noise_of_fractions(value, fresh) if key == "accuracy" else 0.0
-            rows.append(Row(task.what, name, value, beside, fresh, noise_of(key, own, random, min_noise=min_noise)))
+            rows.append(
+                Row(task.what, name, value, beside, fresh, noise_of(key, own, random, min_noise=min_noise))
+            )
     return rows
 
 
@@ -145,7 +157,8 @@ def in_words(rows: Sequence[Row]) -> str:
     from finetune.reporting.base import AHEAD, BEHIND, LEVEL
 
     by_standing = {
-        word: [f"{row.score} of {row.what}" for row in rows if row.standing == word] for word in (AHEAD, BEHIND, LEVEL)
+        word: [f"{row.score} of {row.what}" for row in rows if row.standing == word]
+        for word in (AHEAD, BEHIND, LEVEL)
     }
     num_ahead = len(by_standing[AHEAD])
     if num_ahead == len(rows):

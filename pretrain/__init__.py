@@ -1,4 +1,6 @@
-"""Learn an image encoder from images without labels. The functions below are imported when they are first asked for."""
+"""Learn an image encoder from images without labels.
+The functions below are imported when they are first asked for.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,11 @@ else:
         from cluster.process import set_up_process
 
         set_up_process()  # before torch is loaded
-        homes = {"load_encoder": "pretrain.encoders", "RunStopped": "cluster.errors", "UserError": "cluster.errors"}
+        homes = {
+            "load_encoder": "pretrain.encoders",
+            "RunStopped": "cluster.errors",
+            "UserError": "cluster.errors",
+        }
         return getattr(import_module(homes.get(name, "pretrain.api")), name)
 
     def __dir__() -> list[str]:

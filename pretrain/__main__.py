@@ -35,12 +35,16 @@ def _runner() -> Callable[..., int]:
 
 
 COMMANDS: dict[str, Command] = {
-    "embed": Command("ENCODER DATA OUT: the features of every image, Parquet in, Parquet out", "pretrain.embedding"),
+    "embed": Command(
+        "ENCODER DATA OUT: the features of every image, Parquet in, Parquet out", "pretrain.embedding"
+    ),
     "export": Command(
-        "ENCODER OUT: a folder for ONNX, timm or Hugging Face, with a model card", "pretrain.exporting.command"
+        "ENCODER OUT: a folder for ONNX, timm or Hugging Face, with a model card",
+        "pretrain.exporting.command",
     ),
     "explain": Command(
-        "ENCODER IMAGES OUT: draws attention by layer and head, rollout and features", "pretrain.explaining.command"
+        "ENCODER IMAGES OUT: draws attention by layer and head, rollout and features",
+        "pretrain.explaining.command",
     ),
     "report": Command("OUT: writes report.html of a run, finished or not", "pretrain.report"),
 }

@@ -6,8 +6,8 @@
     made = pretrain(shards.train, out="runs/encoder", method="simclr", epochs=10, workers=0)
     encoder = made.load_encoder()
 
-Each runs what its command runs, prints what it prints, and continues what was cut off when it is called again. A user's mistake
-is a UserError of one line; a run that stops itself by a rule is a RunStopped.
+Each runs what its command runs, prints what it prints, and continues what was cut off when it is called
+again. A user's mistake is a UserError of one line; a run that stops itself by a rule is a RunStopped.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def pretrain(
 
     Args:
         data: Parquet shards: a path, glob or URL, or a list of them.
-        config: a settings file, such as configs/pretrain/small/simclr.yaml. Without one, what is not said is as in the method's
-            paper.
-        settings: any setting by its dotted key, {"training.warmup_epochs": 1}; `python -m pretrain --help` lists them all.
+        config: a settings file, such as configs/pretrain/small/simclr.yaml. Without one, what is not said is
+            as in the method's paper.
+        settings: any setting by its dotted key, {"training.warmup_epochs": 1}; `python -m pretrain --help`
+            lists them all.
         keywords: short names of the settings in use most, see `PretrainKeywords`; `out` is needed.
 
     Raises:
@@ -93,14 +94,18 @@ def pretrain(
     """
     with plain_errors():
         given = {"data": data, **keywords}
-        asked = settings_of("pretrain", PretrainSettings, _DataKeyword, given, config=config, settings=settings)
+        asked = settings_of(
+            "pretrain", PretrainSettings, _DataKeyword, given, config=config, settings=settings
+        )
         from pretrain.report import write_report
         from pretrain.run import run
 
         ended(run(asked, report=write_report))
         out = storage.absolute(asked.out)
         result = storage.read_json(storage.join(out, "result.json"))
-        return Pretrained(out, result["encoder"], result["metrics"], storage.join(out, "report.html"), result)
+        return Pretrained(
+            out, result["encoder"], result["metrics"], storage.join(out, "report.html"), result
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Embedded:
     """Features of a data set, as `python -m pretrain embed` leaves them.
 
     Attributes:
-        out: folder of the features; `pretrain(method="distill", method_arguments={"features": out})` takes it.
+        out: folder of the features; `pretrain(method="distill", method_arguments={"features": out})` takes
+            it.
         num_images: rows that have features.
         num_bad: rows that could not be decoded; OUT/bad_rows.jsonl lists them.
     """
@@ -119,7 +125,8 @@ class Embedded:
 
 
 def embed(teacher: Path, data: Data, out: Path, **options: Any) -> Embedded:
-    """Computes the features of every image once, Parquet in, Parquet out, as `python -m pretrain embed` does.
+    """Computes the features of every image once, Parquet in, Parquet out,
+    as `python -m pretrain embed` does.
 
     Args:
         teacher: a saved encoder (path or URL), timm:NAME, package:efficientnet_lite0, ...
@@ -134,7 +141,9 @@ def embed(teacher: Path, data: Data, out: Path, **options: Any) -> Embedded:
     with plain_errors():
         urls = ",".join(map(os.fspath, data)) if isinstance(data, list) else data
         parser = embedding.parser()
-        result = embedding.embed(options_of("embed", parser, [teacher, urls, out], _without_check("embed", options)))
+        result = embedding.embed(
+            options_of("embed", parser, [teacher, urls, out], _without_check("embed", options))
+        )
         assert result is not None
         bad = len(result.notes)
         return Embedded(storage.absolute(os.fspath(out)), result.num_rows - bad, bad)
@@ -182,8 +191,8 @@ def import_images(src: Path, dest: Path, **options: Any) -> Imported:
 
     Raises:
         UserError: something that the caller can fix.
-        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are kept so that you can
-            look at them.
+        RunStopped: more than `max_set_aside` of the images or annotations were set aside; the shards are
+            kept so that you can look at them.
     """
     from pretrain.data import __main__ as commands
     from pretrain.data.packing.import_command import import_as_asked
@@ -199,7 +208,8 @@ def import_images(src: Path, dest: Path, **options: Any) -> Imported:
 
 
 def check(url: Path, **options: Any) -> dict[str, Any]:
-    """Says what is in a data set, as `python -m pretrain.data check` does, and returns the report as its `--json` has it.
+    """Says what is in a data set, as `python -m pretrain.data check` does,
+    and returns the report as its `--json` has it.
 
     Args:
         url: a Parquet file, a folder of them, or a glob.
@@ -214,7 +224,9 @@ def check(url: Path, **options: Any) -> dict[str, Any]:
 
 
 def _without_check(function: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The command's `--check` makes nothing that a function could return. Raises UserError where it is asked for."""
+    """The command's `--check` makes nothing that a function could return.
+    Raises UserError where it is asked for.
+    """
     from cluster.errors import UserError
 
     if options.get("check"):

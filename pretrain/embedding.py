@@ -1,15 +1,17 @@
-"""python -m pretrain embed TEACHER DATA OUT: the features of every image, computed once. Parquet in, Parquet out.
+"""python -m pretrain embed TEACHER DATA OUT: the features of every image, computed once.
+Parquet in, Parquet out.
 
-TEACHER is the folder of a saved encoder or whatever else `pretrain.encoders.teachers` opens. OUT gets a Parquet file for some
-hundred rows each, a row for every row of the data in its order: `features` (pooled, fixed_size_list<halffloat>), `maps` when
-asked for (the last map at CELLS x CELLS positions, reduced to few channels by the PCA in map_pca.safetensors), a checksum of
-the image, where each row lay (`file`, `row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be
-decoded have null for features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they
-are of. The same command again continues where it was cut off. A run reads them in step with the images:
+TEACHER is the folder of a saved encoder or whatever else `pretrain.encoders.teachers` opens. OUT gets a
+Parquet file for some hundred rows each, a row for every row of the data in its order: `features` (pooled,
+fixed_size_list<halffloat>), `maps` when asked for (the last map at CELLS x CELLS positions, reduced to few
+channels by the PCA in map_pca.safetensors), a checksum of the image, where each row lay (`file`,
+`row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be decoded have null for
+features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they are
+of. The same command again continues where it was cut off. A run reads them in step with the images:
     method.arguments.features=OUT.
 
-With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job), where --readers
-decode on nodes that --reader-label chooses, for the workers that have the GPUs.
+With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job),
+where --readers decode on nodes that --reader-label chooses, for the workers that have the GPUs.
 """
 
 from __future__ import annotations
@@ -74,13 +76,15 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
                 f"a column {column!r} of the data cannot go along, embed has its own; leave it out by --keep"
             )
 
-    # -- what is looked at, and how maps are reduced ------------------------------------------------------------------------
+    # -- what is looked at, and how maps are reduced --------------------------------------------------------
     teacher = open_teacher(name)
     size = options.size or teacher.input_size
     seen = seen_by(teacher, size)
     # a position of a map is a position of the image only where the teacher sees all of it
     is_whole = options.whole_image or options.maps > 0
-    transform = CentralCrop(size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels)
+    transform = CentralCrop(
+        size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels
+    )
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
     components = None
     if options.maps:
@@ -96,10 +100,11 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             components = fit_components(maps, num=options.map_channels)
             if components is None:
                 raise UserError(
-                    f"none of {num} images spread over the data can be decoded; pretrain.data check lists why"
+                    f"none of {num} images spread over the data can be decoded; pretrain.data check lists "
+                    "why"
                 )
 
-    # -- the job ------------------------------------------------------------------------------------------------------------
+    # -- the job --------------------------------------------------------------------------------------------
     job = BatchJob(
         units=units_of(manifest, rows_per_part=options.rows_per_part),
         prepare=DecodedRows(
@@ -111,7 +116,9 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             rows_per_part=options.rows_per_part,
             with_bad=True,
         ),
-        compute=Embedding(name, size, options.maps, components, int(options.cpus_per_worker) if options.workers else 0),
+        compute=Embedding(
+            name, size, options.maps, components, int(options.cpus_per_worker) if options.workers else 0
+        ),
         out=out,
         identity={
             "job": "embed",
@@ -139,7 +146,13 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
         return None
     with held_folder(out):
         return _run(
-            job, machines, manifest, data, teacher, _maps_described(components, options.maps), options.rows_per_part
+            job,
+            machines,
+            manifest,
+            data,
+            teacher,
+            _maps_described(components, options.maps),
+            options.rows_per_part,
         )
 
 
@@ -161,7 +174,7 @@ def _run(
     with ProgressLine("embed, parts") as progress:
         result = run_batch_job(job, machines, on_progress=progress.reach)
 
-    # -- what is said of it -------------------------------------------------------------------------------------------------
+    # -- what is said of it ---------------------------------------------------------------------------------
     lines = "".join(json.dumps(note) + "\n" for note in result.notes)
     storage.write_bytes(storage.join(out, "bad_rows.jsonl"), lines.encode())
     if not storage.exists(description_url):
@@ -178,8 +191,8 @@ def _run(
     new = result.num_parts - result.num_parts_before
     bad = f", {len(result.notes):,} bad rows in bad_rows.jsonl" if result.notes else ""
     print(
-        f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of {result.num_parts:,} parts "
-        f"made in {duration(result.seconds)}"
+        f"embed: features of {result.num_rows - len(result.notes):,} images{bad}; {new:,} of "
+        f"{result.num_parts:,} parts made in {duration(result.seconds)}"
     )
     return result
 
@@ -205,14 +218,16 @@ def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"--size {size}: the teacher {teacher.name} does not take images of {size} pixels ({reason}); its own size is "
-                f"{teacher.input_size}"
+                f"--size {size}: the teacher {teacher.name} does not take images of {size} pixels "
+                f"({reason}); its own size is {teacher.input_size}"
             ) from error
     return output
 
 
 def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, channels: int) -> None:
-    """Raises UserError where what a teacher says of images of `size` pixels has no map of so many cells and channels."""
+    """Raises UserError where what a teacher says of images of `size` pixels has no
+    map of so many cells and channels.
+    """
     if not seen.maps:
         raise UserError(
             f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
@@ -222,17 +237,22 @@ def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, cha
     if cells > positions:
         larger = -(-cells * size // positions)
         raise UserError(
-            f"--maps {cells}: the last map of {teacher.name} has {last.shape[2]} x {last.shape[3]} positions at {size} pixels; "
-            f"ask for at most {positions}, or for larger images, such as --size {larger}"
+            f"--maps {cells}: the last map of {teacher.name} has {last.shape[2]} x {last.shape[3]} "
+            f"positions at {size} pixels; ask for at most {positions}, or for larger images, such as --size "
+            f"{larger}"
         )
     if channels > last.shape[1]:
-        raise UserError(f"--map-channels {channels}: the last map of {teacher.name} has only {last.shape[1]} channels")
+        raise UserError(
+            f"--map-channels {channels}: the last map of {teacher.name} has only {last.shape[1]} channels"
+        )
 
 
 def _spread_images(
     manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int
 ) -> Iterator[np.ndarray]:
-    """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set, of few row groups."""
+    """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set,
+    of few row groups.
+    """
     sample = manifest.sample(num)
     num = min(num, sample.num_rows)
     rows = np.arange(num) * sample.num_rows // num
@@ -244,32 +264,51 @@ def _spread_images(
 def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(
-        prog="python -m pretrain embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pretrain embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "teacher", metavar="TEACHER", help="encoder folder (a path or any fsspec URL), or another teacher"
     )
-    parser.add_argument("data", metavar="DATA", help="Parquet shards: path, glob or URL, several with commas between")
+    parser.add_argument(
+        "data", metavar="DATA", help="Parquet shards: path, glob or URL, several with commas between"
+    )
     parser.add_argument("out", metavar="OUT", help="folder of the features, a path or URL")
-    parser.add_argument("--image-column", default="image", metavar="NAME", help="struct<bytes, path> or binary")
+    parser.add_argument(
+        "--image-column", default="image", metavar="NAME", help="struct<bytes, path> or binary"
+    )
     add_image_root_option(parser)
     parser.add_argument(
         "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES", default=None,
         help="columns that go along, with commas between; by default all that are no images and not nested",
     )  # fmt: skip
-    parser.add_argument("--size", type=whole(1), help="side of the images in pixels; by default the teacher's own")
+    parser.add_argument(
+        "--size", type=whole(1), help="side of the images in pixels; by default the teacher's own"
+    )
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole image, squeezed into a square, instead of a central square; always so with --maps",
+        help="the teacher sees the whole image, squeezed into a square, instead of a central square; " "always so with --maps",
     )  # fmt: skip
     parser.add_argument(
-        "--crop-fraction", type=_fraction, default=0.875, help="fraction of the short side that the central square has"
+        "--crop-fraction",
+        type=_fraction,
+        default=0.875,
+        help="fraction of the short side that the central square has",
     )
     parser.add_argument(
-        "--maps", type=whole(1), default=0, metavar="CELLS", help="also the last map, at CELLS x CELLS positions"
+        "--maps",
+        type=whole(1),
+        default=0,
+        metavar="CELLS",
+        help="also the last map, at CELLS x CELLS positions",
     )
-    parser.add_argument("--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to")
-    parser.add_argument("--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT")
+    parser.add_argument(
+        "--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to"
+    )
+    parser.add_argument(
+        "--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT"
+    )
     add_machine_options(parser)
     return parser
 

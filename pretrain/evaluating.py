@@ -38,7 +38,12 @@ class Evaluation:
         probe: LabelProbe | None,
         first_weights: Callable[[], Encoder],
     ) -> None:
-        self._settings, self._manifest, self._context, self._first_weights = settings, manifest, context, first_weights
+        self._settings, self._manifest, self._context, self._first_weights = (
+            settings,
+            manifest,
+            context,
+            first_weights,
+        )
         self._probe = probe
         self._before: dict[str, float] | None = None
         self.best_metric = best_metric(settings)
@@ -83,17 +88,21 @@ def best_metric(settings: PretrainSettings) -> str | None:
     """The number that `patience` goes by, if any is measured. Raises UserError for one that is not."""
     labelled = settings.knn.train_url is not None
     measured = (
-        [KNN] * labelled + [LINEAR] * (labelled and settings.knn.linear) + [RANKME] * bool(settings.rankme_images)
+        [KNN] * labelled
+        + [LINEAR] * (labelled and settings.knn.linear)
+        + [RANKME] * bool(settings.rankme_images)
     )
     if settings.best_metric is not None and measured:
         return choose("best_metric", settings.best_metric, measured)
     if not measured and (settings.patience or settings.best_metric is not None):
         raise UserError(
-            f"patience={settings.patience} needs a metric: knn.train_url and knn.test_url, or rankme_images above 0"
+            f"patience={settings.patience} needs a metric: knn.train_url and knn.test_url, or rankme_images "
+            "above 0"
         )
     if settings.patience and not settings.knn.every_epochs:
         raise UserError(
-            f"patience={settings.patience} counts evaluations, but knn.every_epochs=0 evaluates only at the end"
+            f"patience={settings.patience} counts evaluations, but knn.every_epochs=0 evaluates only at the "
+            "end"
         )
     return measured[0] if measured else None
 
@@ -104,7 +113,9 @@ def label_probe(settings: PretrainSettings) -> LabelProbe | None:
     if knn.train_url is None and knn.test_url is None:
         return None
     if knn.train_url is None or knn.test_url is None:
-        raise UserError("kNN needs both knn.train_url and knn.test_url; give the missing one or set both to null")
+        raise UserError(
+            "kNN needs both knn.train_url and knn.test_url; give the missing one or set both to null"
+        )
     return LabelProbe(
         knn.train_url,
         knn.test_url,

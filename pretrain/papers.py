@@ -1,7 +1,7 @@
 """The settings of each method's paper: the defaults of a run that names the method and nothing else.
 
-Plain data without torch, for the command line reads it before anything else. Learning rates are those of 256 images; they
-are scaled by the batch (`optimizer.scaling`). Weight decay is that of matrices and kernels.
+Plain data without torch, for the command line reads it before anything else. Learning rates are those of 256
+images; they are scaled by the batch (`optimizer.scaling`). Weight decay is that of matrices and kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
             "final_weight_decay": 0.4,
             "final_fraction": 0.002,
         },
-        "training": {"batch_size_global": 1024, "epochs": 100.0, "warmup_epochs": 10.0, "clip_gradient": 3.0},
+        "training": {
+            "batch_size_global": 1024,
+            "epochs": 100.0,
+            "warmup_epochs": 10.0,
+            "clip_gradient": 3.0,
+        },
     },
     "distill": {  # no paper's: what tests/benchmarks/distilling.py found, with the usual decay of AdamW
         "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05, "scaling": "sqrt"},

@@ -1,4 +1,6 @@
-"""report.html of a pretraining run: made of its folder, and of its data and encoder as far as they are available."""
+"""report.html of a pretraining run: made of its folder,
+and of its data and encoder as far as they are available.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +61,14 @@ def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(prog="python -m pretrain report", description=__doc__)
     parser.add_argument("out", metavar="OUT", help="folder of a run (path or URL), finished or not")
-    parser.add_argument("--images", type=int, help="images to look at (default: report_images of the run's settings)")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"about how long to look at images (default: {SECONDS:g})"
+        "--images", type=int, help="images to look at (default: report_images of the run's settings)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"about how long to look at images (default: {SECONDS:g})",
     )
     return parser
 
@@ -85,7 +92,9 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     """
     run = read_run(out)
     if "task" in run.settings:
-        raise UserError(f"{run.url} is a fine-tuning run; its report is written by: python -m finetune report {out}")
+        raise UserError(
+            f"{run.url} is a fine-tuning run; its report is written by: python -m finetune report {out}"
+        )
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates().page(page_of(run, num_images=num_images, seconds=seconds)))
     return url
@@ -201,7 +210,9 @@ def _seen_by_teacher(name: str, embedded: Embedded, deadline: float) -> Embedded
         tiles = embedded.sample.tiles[start : min(start + look.images_per_pass, len(embedded))]
         images_BCHW = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 255
         size = min(teacher.input_size, 160)  # the squares are shown at 128
-        images_BCHW = torch.nn.functional.interpolate(images_BCHW, size=(size, size), mode="bilinear", antialias=True)
+        images_BCHW = torch.nn.functional.interpolate(
+            images_BCHW, size=(size, size), mode="bilinear", antialias=True
+        )
         features.append(look.at((images_BCHW - mean) / std).pooled_BD.numpy())
         if time.monotonic() > deadline:
             break
@@ -229,11 +240,17 @@ def _what_to_look_at(settings: PretrainSettings) -> tuple[str | list[str], str |
 
 def _labels(values: Sequence[Any] | None) -> list[str] | None:
     """Labels as text; None where there are none."""
-    return None if values is None or all(value is None for value in values) else [str(value) for value in values]
+    return (
+        None
+        if values is None or all(value is None for value in values)
+        else [str(value) for value in values]
+    )
 
 
 def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
-    """The encoder that the run left, or that of its newest checkpoint. Raises UserError when there is neither."""
+    """The encoder that the run left, or that of its newest checkpoint.
+    Raises UserError when there is neither.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     url = storage.join(run.url, "encoder")
     if storage.exists(storage.join(url, "config.json")):
@@ -247,7 +264,9 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
 
 
 def _chance(run: RunRecord) -> float | None:
-    """What always naming the most frequent class of the kNN's test data would get; None when it cannot be known."""
+    """What always naming the most frequent class of the kNN's test data would get;
+    None when it cannot be known.
+    """
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
     with suppress(Exception):  # the data may be gone, and then it is unknown
         if url and column and run.history.values("knn_accuracy"):
@@ -272,7 +291,9 @@ def _tiles(run: RunRecord) -> list[Tile]:
     if "knn_accuracy" in metrics:
         tiles.append(Tile("kNN accuracy", percent(metrics["knn_accuracy"]), _untrained(run, "knn_accuracy")))
     if "linear_accuracy" in metrics:
-        tiles.append(Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(run, "linear_accuracy")))
+        tiles.append(
+            Tile("Linear probe", percent(metrics["linear_accuracy"]), _untrained(run, "linear_accuracy"))
+        )
     if "rankme" in metrics:
         tiles.append(Tile("RankMe", short(metrics["rankme"]), "dimensions in use"))
     elif "effective_rank" in metrics:

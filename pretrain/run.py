@@ -35,8 +35,11 @@ from pretrain.training.recipe import Feed, describe_data, order_of, summary, tra
 from pretrain.training.run_folder import RunFolder
 
 
-def run(settings: PretrainSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None) -> int:
-    """The command: checks everything that can be checked in seconds, then runs the workers. Returns the exit code.
+def run(
+    settings: PretrainSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
+) -> int:
+    """The command: checks everything that can be checked in seconds, then runs the workers.
+    Returns the exit code.
 
     `report(out)` is called when the run has ended, however it did.
     """
@@ -47,7 +50,8 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
-        # what is made here is used here; workers of a cluster make their own, but none reads all footers again
+        # what is made here is used here; workers of a cluster make their own, but none reads all footers
+        # again
         partial(pretrain, known=parts.known) if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,
@@ -62,7 +66,8 @@ def run(settings: PretrainSettings, *, check_only: bool = False, report: Callabl
 class Known:
     """What the command has read of the data before there are workers.
 
-    These take it from there: each of many reading all footers and listings again would be millions of requests to a store.
+    These take it from there: each of many reading all footers and listings again
+    would be millions of requests to a store.
     """
 
     manifest: Manifest
@@ -87,7 +92,9 @@ class Parts:
 
     @classmethod
     def of(cls, settings: PretrainSettings, known: Known | None = None) -> Parts:
-        """Raises UserError for what a run cannot be made of. `known` is what was read of the data already."""
+        """Raises UserError for what a run cannot be made of.
+        `known` is what was read of the data already.
+        """
         settings.data.use_stores()
         if known is None:
             column = settings.data.image_column
@@ -114,7 +121,8 @@ def pretrain(
     known: Known | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json. `parts` are those of the settings, when they are made.
+    """What each worker does; returns the contents of result.json.
+    `parts` are those of the settings, when they are made.
 
     `known` is what the command has read of the data.
     """
@@ -129,7 +137,7 @@ def pretrain(
     run_folder = RunFolder.of(settings, context)
     hold = ({f"encoder.{name}": was for name, was in start.items()}, settings.method.keep)
 
-    # -- train ----------------------------------------------------------------------------------------------------------
+    # -- train ----------------------------------------------------------------------------------------------
     outcome = train_by(
         settings,
         method,
@@ -156,9 +164,14 @@ def pretrain(
             run_folder.close(finished=False)
         return {"status": outcome.status, "step": progress.step}
 
-    # -- what the run leaves --------------------------------------------------------------------------------------------
+    # -- what the run leaves --------------------------------------------------------------------------------
     url = storage.join(settings.out, "encoder")
-    result = {"status": "finished", "encoder": url, "metrics": progress.metrics, **summary(progress, context)}
+    result = {
+        "status": "finished",
+        "encoder": url,
+        "metrics": progress.metrics,
+        **summary(progress, context),
+    }
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:
@@ -208,7 +221,9 @@ def views_of(settings: PretrainSettings) -> list[ViewSpec]:
         if given is not None and len(given) != views.channels:
             raise UserError(f"views.{name} has {len(given)} numbers, but views.channels={views.channels}")
     if views.std is not None and min(views.std) <= 0:
-        raise UserError(f"views.std={views.std} is not possible: images are divided by it, so all must be above 0")
+        raise UserError(
+            f"views.std={views.std} is not possible: images are divided by it, so all must be above 0"
+        )
     return method_views(settings.method.name, views.recipe, views.size, views.arguments)
 
 
@@ -240,7 +255,9 @@ def with_stored(parts: Parts, source: Source) -> Source:
 
 
 def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
-    """The numbers of workers that the run can have. Raises UserError where pieces do not fit the batch or the workers."""
+    """The numbers of workers that the run can have.
+    Raises UserError where pieces do not fit the batch or the workers.
+    """
     pieces, batch, workers = (
         settings.method.exact_pieces,
         order.batch_size_global,
@@ -253,8 +270,8 @@ def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
         raise UserError(f"method.exact_pieces={pieces} does not divide training.batch_size_global={batch}")
     if workers not in possible:
         raise UserError(
-            f"cluster.workers={workers} does not divide method.exact_pieces={pieces}; possible numbers of workers: "
-            f"{', '.join(map(str, possible))}"
+            f"cluster.workers={workers} does not divide method.exact_pieces={pieces}; possible numbers of "
+            f"workers: {', '.join(map(str, possible))}"
         )
     return possible
 
@@ -283,6 +300,8 @@ def _with_absolute_urls(settings: PretrainSettings) -> PretrainSettings:
         data=settings.data.with_absolute_urls(),
         training=settings.training.with_absolute_parent(),
         knn=dataclasses.replace(
-            settings.knn, train_url=absolute(settings.knn.train_url), test_url=absolute(settings.knn.test_url)
+            settings.knn,
+            train_url=absolute(settings.knn.train_url),
+            test_url=absolute(settings.knn.test_url),
         ),
     )

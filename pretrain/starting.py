@@ -1,4 +1,6 @@
-"""Pretraining that starts from existing weights: what the settings must agree with, and how far a run has moved from them."""
+"""Pretraining that starts from existing weights: what the settings must agree with,
+and how far a run has moved from them.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ WITHOUT_WEIGHTS = ("drop_path",)  # arguments that a started network may have ot
 
 
 def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
-    """The settings with what the start says filled in, so that OUT/settings.yaml holds it, and notes for the user.
+    """The settings with what the start says filled in, so that OUT/settings.yaml holds it,
+    and notes for the user.
 
-    The weights' checksum is among them: a run that is continued must start from the same ones. Raises UserError for a start
-    that is not there or that the settings contradict.
+    The weights' checksum is among them: a run that is continued must start from the same ones. Raises
+    UserError for a start that is not there or that the settings contradict.
     """
     encoder = settings.encoder
     if encoder.url is None:
@@ -31,23 +34,32 @@ def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
             raise UserError("encoder.weights_sha256 is that of encoder.url; give both or neither")
         if settings.method.keep:
             raise UserError(
-                f"method.keep={settings.method.keep:g} pulls back to the weights of encoder.url; give that, or method.keep=0"
+                f"method.keep={settings.method.keep:g} pulls back to the weights of encoder.url; give that, "
+                "or method.keep=0"
             )
         return dataclasses.replace(
             settings, encoder=dataclasses.replace(encoder, name=encoder.name or DEFAULT_ENCODER)
         ), []
-    settings = dataclasses.replace(settings, encoder=dataclasses.replace(encoder, url=absolute_encoder(encoder.url)))
+    settings = dataclasses.replace(
+        settings, encoder=dataclasses.replace(encoder, url=absolute_encoder(encoder.url))
+    )
     own = _opened(settings.encoder, settings.views.size)
     source = _checked(own, settings)
     views, channels, notes = settings.views, settings.views.channels, []
     if channels != own.encoder.in_channels:
-        how = "summed over them" if channels == 1 else f"repeated and scaled by {own.encoder.in_channels}/{channels}"
+        how = (
+            "summed over them"
+            if channels == 1
+            else f"repeated and scaled by {own.encoder.in_channels}/{channels}"
+        )
         notes.append(
-            f"{encoder.url} takes images of {own.encoder.in_channels} channels, views.channels={channels}: the weights of its "
-            f"first convolution are {how}"
+            f"{encoder.url} takes images of {own.encoder.in_channels} channels, views.channels={channels}: "
+            f"the weights of its first convolution are {how}"
         )
     if source.says_images:
-        views = dataclasses.replace(views, mean=views.mean or list(source.mean), std=views.std or list(source.std))
+        views = dataclasses.replace(
+            views, mean=views.mean or list(source.mean), std=views.std or list(source.std)
+        )
     pinned = dataclasses.replace(settings.encoder, weights_sha256=source.weights_sha256)
     licence = f", licence {source.licence}" if source.licence else ""
     notes.append(f"starts from {encoder.url} ({source.encoder.spec['name']}{licence})")
@@ -57,7 +69,8 @@ def resolved(settings: PretrainSettings) -> tuple[PretrainSettings, list[str]]:
 def start_of(settings: PretrainSettings) -> EncoderSource | None:
     """The encoder to start from, for images of `views.channels`; None for fresh weights.
 
-    Raises UserError when it is not there, has other weights than the run began with, or the settings contradict it.
+    Raises UserError when it is not there, has other weights than the run began with,
+    or the settings contradict it.
     """
     encoder = settings.encoder
     if encoder.url is None:
@@ -69,9 +82,9 @@ def _checked(source: EncoderSource, settings: PretrainSettings) -> EncoderSource
     encoder = settings.encoder
     if encoder.weights_sha256 not in (None, source.weights_sha256):
         raise UserError(
-            f"{encoder.url} now holds different weights from those this run started from (encoder.weights_sha256 was "
-            f"{str(encoder.weights_sha256)[:12]}..., is {str(source.weights_sha256)[:12]}...); put the former ones back, or "
-            "choose another out"
+            f"{encoder.url} now holds different weights from those this run started from "
+            f"(encoder.weights_sha256 was {str(encoder.weights_sha256)[:12]}..., is "
+            f"{str(source.weights_sha256)[:12]}...); put the former ones back, or choose another out"
         )
     return source.for_channels(settings.views.channels)
 
@@ -96,7 +109,8 @@ def fresh_encoder(settings: PretrainSettings) -> Encoder:
 
 
 def layer_factor(parameter_name: str, encoder: Encoder, decay: float) -> float:
-    """A parameter's fraction of the learning rate: 1 for heads and the last layer, `decay` less with each layer below it.
+    """A parameter's fraction of the learning rate: 1 for heads and the last layer,
+    `decay` less with each layer below it.
 
     Layer-wise learning-rate decay, ELECTRA, https://arxiv.org/abs/2003.10555, and BEiT.
     """
@@ -108,7 +122,8 @@ def layer_factor(parameter_name: str, encoder: Encoder, decay: float) -> float:
 
 @torch.no_grad()
 def moved(encoder: Encoder, start: dict[str, Tensor]) -> dict[str, Any]:
-    """How far parameters are from the start: norm of the difference over that of the start, of all and of each layer.
+    """How far parameters are from the start: norm of the difference over that of the start,
+    of all and of each layer.
 
     Layers are `Encoder.layer_of`'s, the stem first; None for one whose parameters were all 0.
     """
@@ -137,24 +152,27 @@ def _opened(settings: PretrainEncoderSettings, size: int) -> EncoderSource:
     spec = source.encoder.spec
     if name is not None and name != spec["name"] and name != spec["name"].partition(".")[0]:
         raise UserError(
-            f"encoder.url={url} is a {spec['name']}, but encoder.name says {name}; encoder.name=null takes it as it is"
+            f"encoder.url={url} is a {spec['name']}, but encoder.name says {name}; encoder.name=null takes "
+            "it as it is"
         )
     changed = {}
     for key, value in settings.arguments.items():
         has = spec["arguments"].get(key)
-        if has == value or (isinstance(has, list | tuple) and isinstance(value, list) and list(has) == value):
+        if has == value or (
+            isinstance(has, list | tuple) and isinstance(value, list) and list(has) == value
+        ):
             continue
         if key == "stem_stride" and "stem_stride" in spec["arguments"]:
             raise UserError(
-                f"encoder.arguments.stem_stride={value}, but {url} was trained with a stem of stride {has}, whose weights fit "
-                "no other stride; leave it out, or start with fresh weights"
+                f"encoder.arguments.stem_stride={value}, but {url} was trained with a stem of stride {has}, "
+                "whose weights fit no other stride; leave it out, or start with fresh weights"
             )
         if key in WITHOUT_WEIGHTS and key in spec["arguments"]:
             changed[key] = value
             continue
         raise UserError(
-            f"encoder.arguments.{key}={value!r}, but {url} has {has!r}; with encoder.url the network stays as it was saved: "
-            "leave it out"
+            f"encoder.arguments.{key}={value!r}, but {url} has {has!r}; with encoder.url the network stays "
+            "as it was saved: leave it out"
         )
     if not changed:
         return source

@@ -19,7 +19,8 @@ from pretrain.encoders.teachers import open_teacher
 
 @dataclass(frozen=True)
 class Embedding:
-    """Makes features of decoded images; sent to each process that computes, where calling it loads the teacher.
+    """Makes features of decoded images; sent to each process that computes,
+    where calling it loads the teacher.
 
     Args:
         teacher: its name.
@@ -72,7 +73,8 @@ class Embedding:
         exact = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
         if len(exact) and not np.abs(exact).max() < np.finfo(np.float16).max:  # NaN too
             raise UserError(
-                f"the teacher {self.teacher} gives features up to {np.abs(exact).max():g}, which float16 cannot represent"
+                f"the teacher {self.teacher} gives features up to {np.abs(exact).max():g}, which float16 "
+                "cannot represent"
             )
         return exact.astype(np.float16)
 

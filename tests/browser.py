@@ -77,7 +77,9 @@ def look(path, *, widths=(390, 1400), schemes=("light", "dark"), screenshots=Non
 
 
 def assert_sound(seen, *, min_images):
-    """No word in the console, nothing asked of any network, all images there, no script, nothing wider than the screen."""
+    """No word in the console, nothing asked of any network, all images there, no script,
+    nothing wider than the screen.
+    """
     for place, one in seen.items():
         assert one.console == [] and one.requests == [] and one.scripts == 0, place
         assert one.failed_images == [] and one.num_images >= min_images, place

@@ -27,7 +27,8 @@ from cluster.process import set_up_process
 set_up_process()  # before torch: on a busy machine threads that spin are ten times slower
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a shell starts what it runs in the background so, and the commands that tests interrupt would inherit it
+    # a shell starts what it runs in the background so, and the commands that tests interrupt would inherit
+    # it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -108,14 +109,18 @@ def s3_server() -> Iterator[S3Server]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray or processes come first: others compute while these wait, and none is left for the end."""
+    """Files that start Ray or processes come first:
+    others compute while these wait, and none is left for the end.
+    """
     heavy = {item.path for item in items if item.get_closest_marker("ray") or item.path.stem in LONG}
     items.sort(key=lambda item: item.path not in heavy)
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Networks of tests are so small that two threads mostly wait for each other, above all on a busy machine."""
+    """Networks of tests are so small that two threads mostly wait for each other,
+    above all on a busy machine.
+    """
     import torch
 
     before = torch.get_num_threads()

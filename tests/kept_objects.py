@@ -1,4 +1,5 @@
-"""moto's server reads a whole object for each range of it, 25 ms for one of 38 MB, and so it would be what is measured.
+"""moto's server reads a whole object for each range of it, 25 ms for one of 38 MB,
+and so it would be what is measured.
 
 `FakeKey.value = kept_values()` makes it keep what it read, as if stores had objects in memory.
 """

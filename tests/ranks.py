@@ -19,11 +19,12 @@ PRELOADED = ["torch.distributed", "pretrain.methods", "pretrain.training.loop", 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
     """Calls `function(*args)` on each rank of a gloo group and returns the results, by rank.
 
-    The function belongs to a module, and asks torch.distributed for its rank. Each process computes with one thread, so
-    that results do not depend on the machine. Raises RuntimeError with every rank's traceback, whole; a rank that is
-    killed or hangs is named.
+    The function belongs to a module, and asks torch.distributed for its rank. Each process computes with one
+    thread, so that results do not depend on the machine. Raises RuntimeError with every rank's traceback,
+    whole; a rank that is killed or hangs is named.
     """
-    # ranks are forked from a server that has imported what they need, which takes several seconds a process otherwise
+    # ranks are forked from a server that has imported what they need, which takes several seconds a process
+    # otherwise
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="fovea-ranks-") as folder:
@@ -35,7 +36,8 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> li
             process.start()
         errors = []
         for rank, process in enumerate(ranks):
-            # once one rank has failed the others may wait for it until the group's timeout: they get a moment only
+            # once one rank has failed the others may wait for it until the group's timeout: they get a
+            # moment only
             process.join(5.0 if errors else TIMEOUT_SECONDS)
             path = Path(folder, f"error-{rank}")
             if path.exists():
@@ -53,14 +55,20 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> li
         return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(num_ranks)]
 
 
-def _one_rank(function: Callable[..., Any], rank: int, num_ranks: int, folder: str, args: tuple[Any, ...]) -> None:
+def _one_rank(
+    function: Callable[..., Any], rank: int, num_ranks: int, folder: str, args: tuple[Any, ...]
+) -> None:
     import torch
     from torch import distributed
 
     torch.set_num_threads(1)
     try:
         distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=60),
         )
         result = function(*args)
         Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))

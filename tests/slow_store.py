@@ -4,8 +4,8 @@
         store.fail(lambda request: "reset" if request.number == 3 else None)
         ... # ask http://127.0.0.1:{store.port}
 
-It runs in a thread of its own; `python -m tests.slow_store HOST PORT SECONDS` is one in a process of its own, which prints
-its port.
+It runs in a thread of its own; `python -m tests.slow_store HOST PORT SECONDS` is one in a process of its
+own, which prints its port.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ ANSWERS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the proxy saw: the number of the request (0..), its method, path and headers with small letters."""
+    """What the proxy saw: the number of the request (0..), its method,
+    path and headers with small letters.
+    """
 
     number: int
     method: str
@@ -117,7 +119,11 @@ class SlowStore:
             return False
         if fault in ANSWERS:
             status, code = ANSWERS[fault]
-            text = f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>" if method != "HEAD" else ""
+            text = (
+                f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>"
+                if method != "HEAD"
+                else ""
+            )
             answer.write(
                 f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n"
                 f"Content-Length: {len(text)}\r\n\r\n{text}".encode()
@@ -129,7 +135,9 @@ class SlowStore:
         to_store.write(b"\r\n".join(lines) + body)
         head = await store.readuntil(b"\r\n\r\n")
         (_, status, *_), headers = _parsed(head)
-        num_bytes = 0 if method == "HEAD" or status in ("204", "304") else int(headers.get("content-length", 0))
+        num_bytes = (
+            0 if method == "HEAD" or status in ("204", "304") else int(headers.get("content-length", 0))
+        )
         answer.write(head)
         sent = 0
         while sent < num_bytes:

@@ -1,4 +1,6 @@
-"""The benchmark that is to be the first program on a GPU runs to its end without one, and loses no more than what fails."""
+"""The benchmark that is to be the first program on a GPU runs to its end without one,
+and loses no more than what fails.
+"""
 
 import re
 from contextlib import contextmanager
@@ -17,7 +19,13 @@ def test_without_time_nothing_begins_and_all_is_named(tmp_path, capsys):
     text = page.read_text()
     assert text.rstrip() == capsys.readouterr().out.rstrip().removesuffix(str(page)).rstrip()
     last = text.rstrip().splitlines()[-1]
-    for part in ("photos", "machine", "step: convattn_small", "run: timm:vit_small_patch16_224", "averaging"):
+    for part in (
+        "photos",
+        "machine",
+        "step: convattn_small",
+        "run: timm:vit_small_patch16_224",
+        "averaging",
+    ):
         assert part in last
     assert "6,000 images/s" in text
 
@@ -70,7 +78,9 @@ def test_a_small_setting_runs_to_the_end_on_the_cpu(tmp_path):
     for title in ("run: convattn_nano", "run: convattn_nano, keep"):
         assert re.search(r"images/s .*% of the time waiting for data", parts[title])
     assert "images/s" in parts["lightly: convattn_nano"]
-    assert re.search(r"2 ranks, batch 8 each, [\d.]+ MB in \d+ messages a step", parts["averaging: convattn_nano"])
+    assert re.search(
+        r"2 ranks, batch 8 each, [\d.]+ MB in \d+ messages a step", parts["averaging: convattn_nano"]
+    )
     assert "batch 32" in parts["step: convattn_nano, batch 32"]
     assert "32 pixels" in parts["run: convattn_nano, size 32 keep"]
     assert "no_such_network" in text.split("-- step: timm:no_such_network")[1]  # the fault in full
@@ -148,7 +158,9 @@ def test_a_phase_that_fails_says_so_and_the_steps_go_on(capsys):
         def close(self):
             ended.append("closed")
 
-    watched = _Watched(Batches(), "module", [Phase(2, failing), Phase(1, refused), Phase(1, working)], fixed=False)
+    watched = _Watched(
+        Batches(), "module", [Phase(2, failing), Phase(1, refused), Phase(1, working)], fixed=False
+    )
     assert [next(watched) for _ in range(5)] == ["batch"] * 5
     watched.close()
     assert ended == ["module", "closed"]

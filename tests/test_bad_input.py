@@ -78,7 +78,9 @@ def test_data_that_is_not_there(mistake, shards, tmp_path):
     (tmp_path / "photos" / "a.jpg").write_bytes(photo(0))
     assert "missing" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'missing'}")
     assert "empty" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'empty'}")
-    assert "python -m pretrain.data import" in mistake(pretrain, PRETRAIN, out, f"data.url={tmp_path / 'photos'}")
+    assert "python -m pretrain.data import" in mistake(
+        pretrain, PRETRAIN, out, f"data.url={tmp_path / 'photos'}"
+    )
     assert "data.url=None is not possible" in mistake(pretrain, PRETRAIN, out, "data.url=")
     assert "data.url='' is not possible" in mistake(pretrain, PRETRAIN, out, "data.url=''")
     assert "empty" in mistake(data, "import", tmp_path / "empty", tmp_path / "packed")
@@ -125,13 +127,21 @@ def test_another_run_in_the_same_out(mistake, shards, tmp_path):
     assert run_command(lambda: pretrain([*good, "training.steps=1"])) == 0
     line = mistake(pretrain, *good, "training.steps=1", "seed=4")
     assert "holds a run with other settings (seed: 0 -> 4)" in line
-    assert run_command(lambda: pretrain([*good, "training.steps=1", "data.decode_threads=3"])) == 0  # finished already
+    assert (
+        run_command(lambda: pretrain([*good, "training.steps=1", "data.decode_threads=3"])) == 0
+    )  # finished already
 
 
 def test_encoder_folders_that_cannot_be_used(mistake, shards, tmp_path):
     folder = tmp_path / "encoder"
     save_encoder(build_encoder("convattn_nano", stem_stride=2), str(folder), input_size=32)
-    good = [FINETUNE, f"data.url={shards}", f"validation_url={shards}", f"out={tmp_path / 'out'}", f"encoder={folder}"]
+    good = [
+        FINETUNE,
+        f"data.url={shards}",
+        f"validation_url={shards}",
+        f"out={tmp_path / 'out'}",
+        f"encoder={folder}",
+    ]
     good += ["training.batch_size_global=16"]
 
     assert "not an encoder or model folder" in mistake(finetune, *good, f"encoder={tmp_path}")
@@ -149,11 +159,15 @@ def test_labels_that_cannot_be_used(mistake, shards, tmp_path):
     common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}"]
     common += ["training.batch_size_global=16", f"data.url={shards}"]
     never = write_shards(tmp_path / "never", images, label=["c0", "zebra"] * 10)
-    assert "classes that the training data never shows: zebra" in mistake(finetune, *common, f"validation_url={never}")
+    assert "classes that the training data never shows: zebra" in mistake(
+        finetune, *common, f"validation_url={never}"
+    )
     none = write_shards(tmp_path / "none", images, label=pa.array([None] * 20, pa.string()))
     assert "none of 20 rows has a label" in mistake(finetune, *common, f"validation_url={none}")
     real = write_shards(tmp_path / "real", images, label=[0.5] * 20)
-    assert "must be text or whole numbers" in mistake(finetune, *common, f"validation_url={real}", f"data.url={real}")
+    assert "must be text or whole numbers" in mistake(
+        finetune, *common, f"validation_url={real}", f"data.url={real}"
+    )
     line = mistake(finetune, *common, f"validation_url={shards}", "classification.label_column=lable")
     assert "'lable'" in line and "label" in line
 
@@ -172,7 +186,9 @@ def test_what_classification_cannot_be_told(mistake, shards, tmp_path):
         finetune, *common, f"validation_url={lists}"
     )
     of_lists = [*common, f"data.url={lists}", f"validation_url={lists}"]
-    assert "balance=sampling needs one class" in mistake(finetune, *of_lists, "classification.balance=sampling")
+    assert "balance=sampling needs one class" in mistake(
+        finetune, *of_lists, "classification.balance=sampling"
+    )
     assert "labels_per_class needs one class an image" in mistake(finetune, *of_lists, "labels_per_class=2")
 
 
@@ -189,7 +205,13 @@ def test_images_of_other_channels_than_the_encoder(mistake, shards, tmp_path):
 
 
 def test_what_is_compared_with_is_opened_before_the_first_step(mistake, shards, tmp_path):
-    common = [FINETUNE, "encoder=random", "architecture.name=convattn_nano", f"out={tmp_path / 'out'}", "image_size=16"]
+    common = [
+        FINETUNE,
+        "encoder=random",
+        "architecture.name=convattn_nano",
+        f"out={tmp_path / 'out'}",
+        "image_size=16",
+    ]
     common += [
         "training.batch_size_global=16",
         f"data.url={shards}",

@@ -150,8 +150,14 @@ def test_a_mistake_in_settings_is_one_line(function, given, words, tmp_path):
     ("call", "words"),
     [
         (lambda: pretrain.import_images("nowhere", "there"), ["nowhere"]),
-        (lambda: pretrain.import_images("a", "b", validate=0.2), ["takes no 'validate'", "did you mean 'validation'"]),
-        (lambda: pretrain.import_images("a", "b", drop_duplicates=3), ["drop_duplicates=3", "True or False"]),
+        (
+            lambda: pretrain.import_images("a", "b", validate=0.2),
+            ["takes no 'validate'", "did you mean 'validation'"],
+        ),
+        (
+            lambda: pretrain.import_images("a", "b", drop_duplicates=3),
+            ["drop_duplicates=3", "True or False"],
+        ),
         (lambda: pretrain.import_images("a", "b", check=True), ["--check"]),
         (lambda: pretrain.check("nowhere"), ["nowhere"]),
         (lambda: pretrain.embed("nowhere", "here", "out"), ["here"]),
@@ -166,7 +172,9 @@ def test_a_mistake_in_settings_is_one_line(function, given, words, tmp_path):
 def test_a_mistake_in_options_is_one_line(call, words):
     with pytest.raises(finetune.UserError) as caught:
         call()
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(
+        caught.value
+    )
 
 
 def test_what_is_unknown_beneath_the_settings_is_one_line_too(shards, tmp_path):
@@ -181,12 +189,20 @@ def test_an_interrupted_run_interrupts_the_caller(shards, tmp_path, monkeypatch)
 
 
 def test_values_are_what_a_command_line_would_make_of_them():
-    words = ["data.url=[a,b]", "out=007", "training.epochs=2", "method.name=byol", "encoder.arguments={top_k: 4}"]
+    words = [
+        "data.url=[a,b]",
+        "out=007",
+        "training.epochs=2",
+        "method.name=byol",
+        "encoder.arguments={top_k: 4}",
+    ]
     values = {
         "data.url": ("a", "b"), "out": "007", "training": {"epochs": np.float32(2)}, "method": {"name": "byol"},
         "encoder.arguments": {"top_k": np.int64(4)},
     }  # fmt: skip
-    assert load_settings(PretrainSettings, None, words) == load_settings(PretrainSettings, None, [], values=values)
+    assert load_settings(PretrainSettings, None, words) == load_settings(
+        PretrainSettings, None, [], values=values
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,10 +216,17 @@ def test_short_names_are_settings_of_their_type(keywords, schema):
             kind = typing.get_type_hints(kind)[part]
         wanted = set(typing.get_args(kind)) - {type(None)} or {kind}
         given = set(typing.get_args(hints[name])) or {hints[name]}
-        assert given & wanted or wanted == {typing.Any} or typing.get_origin(kind), (name, key, hints[name], kind)
+        assert given & wanted or wanted == {typing.Any} or typing.get_origin(kind), (
+            name,
+            key,
+            hints[name],
+            kind,
+        )
 
 
 def test_importing_the_packages_imports_nothing_heavy():
-    code = "import pretrain, finetune, sys; print({'torch', 'ray', 'pyarrow', 'omegaconf'} & set(sys.modules))"
+    code = (
+        "import pretrain, finetune, sys; print({'torch', 'ray', 'pyarrow', 'omegaconf'} & set(sys.modules))"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "set()"

@@ -1,4 +1,6 @@
-"""The notebooks run from their first cell to their last, on few images; only the cell with their parameters is another."""
+"""The notebooks run from their first cell to their last, on few images;
+only the cell with their parameters is another.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +18,11 @@ FEW = {
     "batch_size": 8,
     "steps": 2,
     "image_size": 32,
-    "settings": {"training.warmup_epochs": 0, "cluster.cpus_per_worker": 1, "encoder.arguments": {"stem_stride": 2}},
+    "settings": {
+        "training.warmup_epochs": 0,
+        "cluster.cpus_per_worker": 1,
+        "encoder.arguments": {"stem_stride": 2},
+    },
 }
 
 
@@ -32,7 +38,9 @@ def run(name, folder, parameters):
 
 
 def put_out(cells, kind):
-    return [output["data"][kind] for cell in cells for output in cell.outputs if kind in output.get("data", {})]
+    return [
+        output["data"][kind] for cell in cells for output in cell.outputs if kind in output.get("data", {})
+    ]
 
 
 @pytest.fixture
@@ -47,9 +55,17 @@ def test_own_photos_and_what_the_encoder_sees(folder):
         place = folder / "photos" / ("across" if number % 2 else "down")
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.jpg").write_bytes(stripes(number)[0])
-    tuning = {"batch_size": 8, "steps": 2, "settings": {"training.warmup_epochs": 0, "cluster.cpus_per_worker": 1}}
-    cells = run("own_photos", folder, {"photos": "photos", "work": "made", "training": FEW, "tuning": tuning})
-    assert any(text.startswith("pretrain: step 2/2") for text in put_out(cells, "text/plain"))  # one line that moves
+    tuning = {
+        "batch_size": 8,
+        "steps": 2,
+        "settings": {"training.warmup_epochs": 0, "cluster.cpus_per_worker": 1},
+    }
+    cells = run(
+        "own_photos", folder, {"photos": "photos", "work": "made", "training": FEW, "tuning": tuning}
+    )
+    assert any(
+        text.startswith("pretrain: step 2/2") for text in put_out(cells, "text/plain")
+    )  # one line that moves
     assert put_out(cells, "image/png") and (folder / "made/classifier/report.html").exists()
 
     encoder = {"encoder": "made/encoder/encoder", "data": "made/shards/validation", "work": "made/seen"}
@@ -64,5 +80,7 @@ def test_from_a_bucket(folder, s3_server):
     s3fs.S3FileSystem().put(str(local), f"{s3_server.url}/notebook/shards", recursive=True)
     bucket = f"{s3_server.url}/notebook"
     more = {"method": "simclr", "encoder": "convattn_nano", "report_images": 0, **FEW}
-    cells = run("from_a_bucket", folder, {"bucket": bucket, "data": f"{bucket}/shards", "workers": 1, "more": more})
+    cells = run(
+        "from_a_bucket", folder, {"bucket": bucket, "data": f"{bucket}/shards", "workers": 1, "more": more}
+    )
     assert put_out(cells, "text/plain")[-1].startswith("[(1, ")

@@ -1,4 +1,6 @@
-"""The pages say what is so: every command is parsed, every setting is known, every link leads somewhere, and examples run."""
+"""The pages say what is so: every command is parsed, every setting is known, every link leads somewhere,
+and examples run.
+"""
 
 import ast
 import os
@@ -29,7 +31,9 @@ from tests.finetune.stripes import stripes
 README = Path("README.md")
 PAGES = [
     README,
-    *sorted(path for name in ("cluster", "pretrain", "finetune", "docs") for path in Path(name).rglob("*.md")),
+    *sorted(
+        path for name in ("cluster", "pretrain", "finetune", "docs") for path in Path(name).rglob("*.md")
+    ),
 ]
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -71,7 +75,9 @@ def check_command(words):
         targets = re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE)
         assert all("=" in word or word in targets for word in rest), words
     elif program == "pip":
-        assert rest[0] == "install" and set(re.findall(r"\w+", rest[1].partition("[")[2])) <= set(EXTRAS), words
+        assert rest[0] == "install" and set(re.findall(r"\w+", rest[1].partition("[")[2])) <= set(EXTRAS), (
+            words
+        )
     elif program == "fovea":
         command = FOVEA[rest[0]]
         check_module(command.module.removesuffix(".__main__"), [*command.before, *rest[1:]])
@@ -86,7 +92,10 @@ def check_module(module, words):
     if "--help" in words:
         return
     if module in ("pretrain", "finetune"):
-        commands, schema = {"pretrain": (PRETRAIN, PretrainSettings), "finetune": (FINETUNE, FinetuneSettings)}[module]
+        commands, schema = {
+            "pretrain": (PRETRAIN, PretrainSettings),
+            "finetune": (FINETUNE, FinetuneSettings),
+        }[module]
         if words[0] in commands:
             commands[words[0]].parser().parse_args(words[1:])
         else:
@@ -122,7 +131,9 @@ def test_every_command_in_the_header_of_a_configuration_is_one(path):
 
 def test_the_table_of_the_front_page_names_commands():
     told = [
-        text for text in re.findall(r"^\|[^|]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE) if "..." not in text
+        text
+        for text in re.findall(r"^\|[^|]*\| `([^`]+)` \|", README.read_text(), re.MULTILINE)
+        if "..." not in text
     ]
     assert len(told) > 10
     for text in told:
@@ -229,7 +240,9 @@ FEW = [
 
 @pytest.mark.slow
 def test_the_five_lines_run(my):
-    block = next(text for text in blocks(Path(os.environ["PYTHONPATH"]) / README, "") if "data import" in text)
+    block = next(
+        text for text in blocks(Path(os.environ["PYTHONPATH"]) / README, "") if "data import" in text
+    )
     ran = []
     for words in commands_of(block):
         if words[0] == "fovea":
@@ -243,7 +256,9 @@ def test_the_five_lines_run(my):
 
 @pytest.mark.slow
 def test_the_five_lines_of_python_run(my):
-    block = next(text for text in blocks(Path(os.environ["PYTHONPATH"]) / README, "python") if "import_images" in text)
+    block = next(
+        text for text in blocks(Path(os.environ["PYTHONPATH"]) / README, "python") if "import_images" in text
+    )
     few = 'steps=2, batch_size=8, workers=0, settings={"training.warmup_epochs": 0}'
     code = block.replace("epochs=10", few).replace("config=small", f"config=small, {few}")
     assert code.count(few) == 2

@@ -1,4 +1,6 @@
-"""The loaders' benchmark measures ours from disk and from a store, and goes on without a peer that is not there."""
+"""The loaders' benchmark measures ours from disk and from a store,
+and goes on without a peer that is not there.
+"""
 
 import re
 import sys

@@ -1,4 +1,5 @@
-"""Signals and kills at random moments of a command's whole life: given again, it ends with the undisturbed result.
+"""Signals and kills at random moments of a command's whole life:
+given again, it ends with the undisturbed result.
 
 `FOVEA_SIGNALS=30` sends so many to each command (default: 3). Pipelines have such a test of their own.
 """
@@ -58,7 +59,12 @@ def world(tmp_path_factory):
 
 
 def _finetuning(world, out):
-    more = {"encoder": "random", "architecture.name": "convattn_nano", "training.epochs": 2, "image_size": 32}
+    more = {
+        "encoder": "random",
+        "architecture.name": "convattn_nano",
+        "training.epochs": 2,
+        "image_size": 32,
+    }
     return of_finetuning(world, out, **more)
 
 
@@ -81,16 +87,25 @@ def result_of(kind, out):
     if kind in ("import", "embed"):
         shards = sorted(out.rglob("*.parquet"))
         assert shards
-        return {str(path.relative_to(out)): path.read_bytes() if kind == "import" else _table(path) for path in shards}
+        return {
+            str(path.relative_to(out)): path.read_bytes() if kind == "import" else _table(path)
+            for path in shards
+        }
     if kind in ("pretrain", "finetune"):
         weights = safetensors.torch.load_file(
             out / ("encoder" if kind == "pretrain" else "model") / "model.safetensors"
         )
-        assert json.loads((out / "result.json").read_text())["status"] == "finished" and (out / "report.html").exists()
+        assert (
+            json.loads((out / "result.json").read_text())["status"] == "finished"
+            and (out / "report.html").exists()
+        )
         steps = [line[:2] for line in trace(out)] if kind == "pretrain" else _losses(out)
         return {"weights": {name: tensor.tolist() for name, tensor in weights.items()}, "steps": steps}
     if kind == "predict":
-        return {"records": (out / "predictions.jsonl").read_text(), "table": _table(out / "predictions.parquet")}
+        return {
+            "records": (out / "predictions.jsonl").read_text(),
+            "table": _table(out / "predictions.parquet"),
+        }
     return json.loads((out / "found.json").read_text())["metrics"]
 
 
@@ -99,7 +114,10 @@ def _table(path):
 
 
 def _losses(out):
-    return [(line["step"], line["loss"]) for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
+    return [
+        (line["step"], line["loss"])
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 def start(words):
@@ -142,7 +160,9 @@ def test_a_command_that_was_cut_off_ends_as_if_it_was_not(kind, world, tmp_path)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             said, _ = process.communicate(timeout=300)
-        assert process.returncode in ENDS and "Traceback" not in said, f"{with_time}: {process.returncode}\n{said}"
+        assert process.returncode in ENDS and "Traceback" not in said, (
+            f"{with_time}: {process.returncode}\n{said}"
+        )
         if process.returncode:
             for _ in range(MAX_STARTS):
                 again = start(command(kind, world, out))

@@ -1,4 +1,6 @@
-"""Every number that the commands can be told has a range, which is refused beyond its edges and shown by --help."""
+"""Every number that the commands can be told has a range,
+which is refused beyond its edges and shown by --help.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,23 @@ def load(schema: type, name: str, value: Any, field: dataclasses.Field[Any]) -> 
 
 
 @pytest.mark.parametrize(("schema", "name", "kind", "field"), SETTINGS)
-def test_the_edges_of_every_number(schema: type, name: str, kind: str, field: dataclasses.Field[Any]) -> None:
+def test_the_edges_of_every_number(
+    schema: type, name: str, kind: str, field: dataclasses.Field[Any]
+) -> None:
     bounds = {key: field.metadata[key] for key in ("minimum", "above", "maximum", "below")}
-    assert bounds["minimum"] is not None or bounds["above"] is not None, "what is the least that makes sense?"
+    assert bounds["minimum"] is not None or bounds["above"] is not None, (
+        "what is the least that makes sense?"
+    )
     for bad in ("nan", "inf", "-inf"):
         with pytest.raises(UserError, match=name):
             load(schema, name, bad, field)
     step = 1 if kind == "int" else 1e-9
-    for key, sign, reached in (("minimum", -1, True), ("above", -1, False), ("maximum", 1, True), ("below", 1, False)):
+    for key, sign, reached in (
+        ("minimum", -1, True),
+        ("above", -1, False),
+        ("maximum", 1, True),
+        ("below", 1, False),
+    ):
         edge = bounds[key]
         if edge is None:
             continue
@@ -91,6 +102,11 @@ def test_help_shows_every_range(schema: type) -> None:
     lines = describe(schema).splitlines()
     for name, _, field in numbers_of(schema):
         (at,) = [number for number, line in enumerate(lines) if line.startswith(f"  {name} ")]
-        for key, word in (("minimum", "at least"), ("above", "above"), ("maximum", "at most"), ("below", "below")):
+        for key, word in (
+            ("minimum", "at least"),
+            ("above", "above"),
+            ("maximum", "at most"),
+            ("below", "below"),
+        ):
             if field.metadata[key] is not None:
                 assert f"{word} {field.metadata[key]}" in lines[at + 1], lines[at + 1]

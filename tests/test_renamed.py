@@ -1,4 +1,6 @@
-"""Names that changed: refused with the new name where a user types them, read silently where an older run wrote them."""
+"""Names that changed: refused with the new name where a user types them,
+read silently where an older run wrote them.
+"""
 
 import pytest
 import yaml
@@ -67,7 +69,9 @@ def test_what_a_run_wrote_by_old_names_is_read_by_the_new_ones(schema, tmp_path)
     written = tmp_path / "settings.yaml"
     written.write_text(yaml.safe_dump(nested({**REQUIRED[schema], **{old: 1 for old, _ in names}})))
     settings = load_settings(schema, str(written), [])
-    assert settings == load_settings(schema, None, [], values={**REQUIRED[schema], **{new: 1 for _, new in names}})
+    assert settings == load_settings(
+        schema, None, [], values={**REQUIRED[schema], **{new: 1 for _, new in names}}
+    )
     # an unfinished run with the same values goes on, of one with others it is told by the names of today
     changed = dict(one.split(": ", 1) for one in differences(written.read_text(), settings, ignored=[]))
     assert not changed.keys() & ({old for old, _ in names} | {new for _, new in names})

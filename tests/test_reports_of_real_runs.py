@@ -1,4 +1,6 @@
-"""The reports of the demo and of a run on real photos, in a browser. Screenshots go to FOVEA_SCREENSHOTS where it is set."""
+"""The reports of the demo and of a run on real photos, in a browser.
+Screenshots go to FOVEA_SCREENSHOTS where it is set.
+"""
 
 import os
 from argparse import Namespace
@@ -29,7 +31,9 @@ def screenshots(name):
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs the photos of clothing_cc0")
 def test_the_report_of_a_run_on_real_photos(tmp_path):
     for split in ("train", "validation"):
-        import_images(str(PHOTOS / split), str(tmp_path / split), ImportOptions(short_side=96), show_progress=False)
+        import_images(
+            str(PHOTOS / split), str(tmp_path / split), ImportOptions(short_side=96), show_progress=False
+        )
     options = [
         "configs/pretrain/small/simclr.yaml", f"data.url={tmp_path / 'train'}", f"out={tmp_path / 'run'}",
         f"knn.train_url={tmp_path / 'train'}", f"knn.test_url={tmp_path / 'validation'}", "training.steps=60",
@@ -45,7 +49,12 @@ def test_the_report_of_a_run_on_real_photos(tmp_path):
 
 
 def test_the_reports_of_the_demo(tmp_path):
-    less = [f"out={tmp_path}", "images=240", "unlabelled=200", *settings_of(None, steps=40, has_teacher=True)]
+    less = [
+        f"out={tmp_path}",
+        "images=240",
+        "unlabelled=200",
+        *settings_of(None, steps=40, has_teacher=True),
+    ]
     assert pipeline(Namespace(file=PIPELINE, settings=less, address=None)) == 0
     pages = sorted(tmp_path.glob("**/report.html"))
     assert {page.parent.name for page in pages} >= {"pretrain"} and len(pages) >= 2

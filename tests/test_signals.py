@@ -35,7 +35,9 @@ sys.exit(run_command(main))
 
 
 def _hears_hang_ups():
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup would hand on that they are ignored
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # tests that run under nohup would hand on that they are ignored
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

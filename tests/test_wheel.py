@@ -1,4 +1,5 @@
-"""The wheel: installed into a fresh environment, away from the sources, it runs the five lines of the front page.
+"""The wheel: installed into a fresh environment, away from the sources,
+it runs the five lines of the front page.
 
 Its dependencies are those of this environment, so that nothing is fetched.
 """
@@ -90,7 +91,10 @@ def away(tmp_path, monkeypatch):
 def test_it_holds_types_templates_and_configurations(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"{package}/py.typed" for package in ("cluster", "pretrain", "finetune", "fovea")} <= set(names)
-    assert "pretrain/reporting/templates/page.html" in names and "finetune/reporting/templates/style.css" in names
+    assert (
+        "pretrain/reporting/templates/page.html" in names
+        and "finetune/reporting/templates/style.css" in names
+    )
     shipped = {name.partition("share/fovea/")[2] for name in names if "share/fovea/" in name}
     assert "configs/notebooks/own_photos.ipynb" in shipped
     assert {str(path) for path in Path("configs").rglob("*.yaml")} <= shipped
@@ -107,8 +111,13 @@ def test_help_answers_at_once(environment, away):
 
 
 def test_it_runs_the_five_lines(environment, away):
-    where = "import pretrain, finetune, cluster; print(*{m.__file__ for m in (pretrain, finetune, cluster)}, sep='\\n')"
-    files = subprocess.run([environment / "python", "-c", where], check=True, capture_output=True, text=True).stdout
+    where = (
+        "import pretrain, finetune, cluster; print(*{m.__file__ for m in (pretrain, finetune, "
+        "cluster)}, sep='\\n')"
+    )
+    files = subprocess.run(
+        [environment / "python", "-c", where], check=True, capture_output=True, text=True
+    ).stdout
     assert all(file.startswith(str(environment.parent)) for file in files.split()), files
     block = next(text for text in blocks(away, "") if "data import" in text)
     lines = [words for words in commands_of(block) if words[0] == "fovea"]

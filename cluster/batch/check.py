@@ -17,10 +17,11 @@ from cluster.training.workers import Workers, check_cluster
 def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[str]) -> list[str]:
     """What the job would do and how long it would take, in lines for the terminal. Writes nothing.
 
-    The first table of the first unit is read and computed in this process, so the estimate holds for machines like it.
+    The first table of the first unit is read and computed in this process,
+    so the estimate holds for machines like it.
 
-    Raises UserError for what would stop the job at its start: an OUT of something else or that cannot be written, data that
-    cannot be read, a cluster that is not ready.
+    Raises UserError for what would stop the job at its start: an OUT of something else or that cannot be
+    written, data that cannot be read, a cluster that is not ready.
     """
     there = parts_there(job)
     with storage.no_new_folders(job.out):
@@ -43,7 +44,9 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     started = time.monotonic()
     table = next(iter(job.prepare()(job.units[0].task)), None)
     if table is None:
-        raise UserError(f"none of the first rows of {', '.join(data_urls)} can be used; see pretrain.data check")
+        raise UserError(
+            f"none of the first rows of {', '.join(data_urls)} can be used; see pretrain.data check"
+        )
     prepared = time.monotonic()
     compute(table)
     read, computed = prepared - started, time.monotonic() - prepared
@@ -53,7 +56,8 @@ def check_batch_job(job: BatchJob, machines: Machines, *, data_urls: Sequence[st
     lines += [
         f"first part: {table.num_rows:,} images read in {duration(read)}, computed in {duration(computed)}",
         f"memory: about {peak_bytes() / GIB:.1f} GiB for a process that does both",
-        f"about {duration(seconds)} for {num_left:,} parts with {share} worker{'s'[: share != 1]} like this machine",
+        f"about {duration(seconds)} for {num_left:,} parts with {share} worker{'s'[: share != 1]} like this "
+        "machine",
         "nothing was started",
     ]
     return lines

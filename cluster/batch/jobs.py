@@ -1,14 +1,17 @@
-"""Work over a whole data set, piece by piece: here, or by Ray Data on CPU nodes that read for nodes that compute.
+"""Work over a whole data set, piece by piece:
+here, or by Ray Data on CPU nodes that read for nodes that compute.
 
-A job is a list of units, each a small description (a file and its row groups, say) that one machine can work off. `prepare`
-reads a unit and gives tables, `compute` makes a table of each, and each of those becomes one Parquet file in OUT:
+A job is a list of units, each a small description (a file and its row groups, say) that one machine can work
+off. `prepare` reads a unit and gives tables, `compute` makes a table of each,
+and each of those becomes one Parquet file in OUT:
 
     OUT/part-00000012-0000.parquet     unit 12, its first table; names sort in the order of the data
     OUT/job.json                       what the parts are made of, so that no other job goes on with them
     OUT/result.json                    at the end
 
-Parts appear whole or not at all, so the same command goes on where it was cut off, on any number of workers. `prepare` may
-leave notes (rows that could not be used) in a table's schema; they travel with the parts, so a continued job has them all.
+Parts appear whole or not at all, so the same command goes on where it was cut off, on any number of workers.
+`prepare` may leave notes (rows that could not be used) in a table's schema;
+they travel with the parts, so a continued job has them all.
 """
 
 from __future__ import annotations
@@ -51,12 +54,13 @@ class BatchJob:
     Attributes:
         units: in the order of the data.
         prepare: called once in each process that reads, gives the function that reads a unit. Runs on CPUs.
-        compute: called once in each process that computes (it loads a model), gives the function that makes a part of a table
-            and returns the metadata of its input's schema with it.
+        compute: called once in each process that computes (it loads a model), gives the function that makes
+            a part of a table and returns the metadata of its input's schema with it.
         out: folder of the parts, any fsspec URL.
         identity: JSON of all that the parts depend on; a folder with another one is refused.
         files: name -> content of what lies beside the parts before the first of them is made.
-        row_groups: gives how many rows of a part belong to each row group of its file, in order; by default it has one.
+        row_groups: gives how many rows of a part belong to each row group of its file, in order;
+            by default it has one.
     """
 
     units: Sequence[Unit]
@@ -76,8 +80,8 @@ class Machines:
         workers: processes that compute; 0 does all in this process, without Ray.
         readers: processes that read and decode; 0 is one for each worker.
         cpus_per_worker, gpus_per_worker, cpus_per_reader: what each asks of Ray.
-        worker_labels, reader_labels: labels of the nodes that may run them (`ray.io/accelerator-type: "!in(A100)"` or labels
-            of one's own), so that decoding does not take the CPUs of GPU nodes.
+        worker_labels, reader_labels: labels of the nodes that may run them (`ray.io/accelerator-type:
+            "!in(A100)"` or labels of one's own), so that decoding does not take the CPUs of GPU nodes.
         address: a Ray cluster to join; else RAY_ADDRESS, else a private Ray on this machine.
     """
 
@@ -109,7 +113,9 @@ def part_name(unit: int, part: int) -> str:
 
 def with_notes(table: pa.Table, notes: Sequence[Any]) -> pa.Table:
     """The table with notes (JSON) in its schema."""
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), NOTES: json.dumps(list(notes)).encode()})
+    return table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), NOTES: json.dumps(list(notes)).encode()}
+    )
 
 
 def run_batch_job(
@@ -117,8 +123,9 @@ def run_batch_job(
 ) -> BatchResult:
     """Works off all units that have parts missing, then checks all parts; returns what they hold.
 
-    `on_progress` is called with the number of parts that are there and of all parts. Raises UserError when `out` holds another
-    job or other files, what `prepare` and `compute` raise, and KeyboardInterrupt at Ctrl-C (the parts stay).
+    `on_progress` is called with the number of parts that are there and of all parts. Raises UserError when
+    `out` holds another job or other files, what `prepare` and `compute` raise,
+    and KeyboardInterrupt at Ctrl-C (the parts stay).
     """
     began = time.monotonic()
     wanted = parts_of(job)
@@ -148,15 +155,25 @@ def run_batch_job(
     result = BatchResult(num_rows, len(wanted), len(there), time.monotonic() - began, notes)
     storage.write_json(
         storage.join(job.out, RESULT),
-        {"status": "finished", "rows": num_rows, "parts": len(wanted), "notes": len(notes), "seconds": result.seconds},
+        {
+            "status": "finished",
+            "rows": num_rows,
+            "parts": len(wanted),
+            "notes": len(notes),
+            "seconds": result.seconds,
+        },
     )
     return result
 
 
 def parts_here(job: BatchJob, machines: Machines, missing: Sequence[int]) -> Iterator[int]:
-    """Works units off in this process, reading the next table while one is computed; yields the parts written, one by one."""
+    """Works units off in this process, reading the next table while one is computed;
+    yields the parts written, one by one.
+    """
     prepare, compute = job.prepare(), job.compute()
-    tables = ((unit, part, table) for unit in missing for part, table in enumerate(prepare(job.units[unit].task)))
+    tables = (
+        (unit, part, table) for unit in missing for part, table in enumerate(prepare(job.units[unit].task))
+    )
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as ahead:
         following = ahead.submit(next, tables, None)
         while (now := following.result()) is not None:
@@ -166,11 +183,14 @@ def parts_here(job: BatchJob, machines: Machines, missing: Sequence[int]) -> Ite
 
 
 def write_part(job: BatchJob, unit: int, part: int, table: pa.Table) -> int:
-    """Writes a part, whole or not at all; returns 1, or 0 when it was there (a unit is worked off again as a whole)."""
+    """Writes a part, whole or not at all; returns 1,
+    or 0 when it was there (a unit is worked off again as a whole).
+    """
     url = storage.join(job.out, part_name(unit, part))
     again = storage.exists(url)
     buffer = io.BytesIO()
-    # numbers of 16 bits are few enough for a dictionary, which would make them larger and five times slower to read
+    # numbers of 16 bits are few enough for a dictionary, which would make them larger and five times slower
+    # to read
     plain = [column.name for column in table.schema if not _holds_halves(column.type)]
     dictionary: Any = True if len(plain) == table.num_columns else plain or False
     with pq.ParquetWriter(buffer, table.schema, compression="zstd", use_dictionary=dictionary) as file:
@@ -202,11 +222,15 @@ def parts_there(job: BatchJob) -> set[str] | None:
         before = storage.read_json(storage.join(job.out, JOB))
         differing = sorted(key for key in {*identity, *before} if identity.get(key) != before.get(key))
         if differing:
-            told = "; ".join(f"{key} is {before.get(key)!r} there, {identity.get(key)!r} here" for key in differing)
+            told = "; ".join(
+                f"{key} is {before.get(key)!r} there, {identity.get(key)!r} here" for key in differing
+            )
             raise UserError(f"{job.out} holds the parts of another job ({told}); choose another folder")
         return parts_of(job).intersection(names)
     if names:
-        raise UserError(f"{job.out} is not empty and holds no job of this kind (there: {', '.join(names[:5])})")
+        raise UserError(
+            f"{job.out} is not empty and holds no job of this kind (there: {', '.join(names[:5])})"
+        )
     return None
 
 

@@ -11,19 +11,36 @@ from cluster.errors import UserError
 
 def add_machine_options(parser: argparse._ActionsContainer) -> None:
     """Adds what `machines_of` reads."""
-    parser.add_argument("--workers", type=whole(0), default=0, help="Ray processes that compute; 0: this process alone")
-    parser.add_argument("--readers", type=whole(0), default=0, help="Ray processes that decode; 0: one for each worker")
-    parser.add_argument("--cpus-per-worker", type=whole(1), default=1, help="CPUs of each that computes (default: 1)")
     parser.add_argument(
-        "--cpus-per-reader", type=whole(1), default=1, help="CPUs of each that decodes, and its threads (default: 1)"
+        "--workers", type=whole(0), default=0, help="Ray processes that compute; 0: this process alone"
     )
-    parser.add_argument("--gpus-per-worker", type=float, help="by default 1 where this machine has a GPU, else 0")
+    parser.add_argument(
+        "--readers", type=whole(0), default=0, help="Ray processes that decode; 0: one for each worker"
+    )
+    parser.add_argument(
+        "--cpus-per-worker", type=whole(1), default=1, help="CPUs of each that computes (default: 1)"
+    )
+    parser.add_argument(
+        "--cpus-per-reader",
+        type=whole(1),
+        default=1,
+        help="CPUs of each that decodes, and its threads (default: 1)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, help="by default 1 where this machine has a GPU, else 0"
+    )
     for who in ("worker", "reader"):
         parser.add_argument(
-            f"--{who}-label", action="append", default=[], metavar="KEY=VALUE", help=f"label of the nodes for {who}s"
+            f"--{who}-label",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"label of the nodes for {who}s",
         )
     parser.add_argument(
-        "--check", action="store_true", help="tries a first part, estimates time and memory, and starts nothing"
+        "--check",
+        action="store_true",
+        help="tries a first part, estimates time and memory, and starts nothing",
     )
     parser.add_argument("--address", help="Ray cluster to join; by default RAY_ADDRESS, else a private Ray")
 
@@ -58,5 +75,7 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     for key, equals, value in pairs:
         if not (key and equals and value):
-            raise UserError(f"label {key + equals + value!r}: write KEY=VALUE, such as ray.io/node-group=cpu")
+            raise UserError(
+                f"label {key + equals + value!r}: write KEY=VALUE, such as ray.io/node-group=cpu"
+            )
     return {key: value for key, _, value in pairs}

@@ -1,7 +1,8 @@
-"""Units of a batch job on a Ray cluster: Ray Data streams them from processes that read to processes that compute.
+"""Units of a batch job on a Ray cluster: Ray Data streams them from processes
+that read to processes that compute.
 
-Each row that passes between them is one whole table as Arrow's stream format, so that Ray neither splits nor joins what
-belongs together, and each unit's parts can be written where they are computed.
+Each row that passes between them is one whole table as Arrow's stream format, so that Ray neither splits nor
+joins what belongs together, and each unit's parts can be written where they are computed.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ OBJECT_STORE_BYTES = 1024 * MIB  # of a private Ray: some tables of decoded imag
 def parts_by_ray(job: BatchJob, machines: Machines, missing: Sequence[int]) -> Iterator[int]:
     """Works units off on the cluster; yields the parts written as they come.
 
-    Raises UserError as `prepare` or `compute` raised it, or when the cluster can never hold the processes; WorkerFailed with
-    the traceback of anything else.
+    Raises UserError as `prepare` or `compute` raised it, or when the cluster can never hold the processes;
+    WorkerFailed with the traceback of anything else.
     """
     from cluster.training.ray_session import check_resources, ray_session
 

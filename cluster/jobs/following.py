@@ -27,7 +27,8 @@ _FROM_RAY = re.compile(r"^(Running entrypoint for job |[\d:, -]+\tINFO job_manag
 def follow(server: JobServer, job_id: str, show: Callable[[str], None], *, skip: int = 0) -> JobState:
     """Shows what a job prints until it ends, except the first `skip` characters; returns how it ended.
 
-    A line that breaks is taken up where it broke. Raises Unreachable when the cluster is silent for ten minutes.
+    A line that breaks is taken up where it broke.
+    Raises Unreachable when the cluster is silent for ten minutes.
     """
     return asyncio.run(_follow(server, job_id, show, skip))
 
@@ -63,7 +64,9 @@ async def _follow(server: JobServer, job_id: str, show: Callable[[str], None], s
 
 
 class Lines:
-    """Makes whole, clean lines of pieces of a log, each shown once also when the log is read again from its beginning."""
+    """Makes whole, clean lines of pieces of a log, each shown once also when the log
+    is read again from its beginning.
+    """
 
     def __init__(self, show: Callable[[str], None], skip: int = 0) -> None:
         self._show = show

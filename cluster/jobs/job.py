@@ -18,7 +18,9 @@ PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED = "PENDING", "RUNNING", "SUCCEEDED"
 
 @dataclass(frozen=True)
 class Job:
-    """What to run. `cpus` and `gpus` are those of the command itself; Ray workers that it starts ask for their own."""
+    """What to run. `cpus` and `gpus` are those of the command itself;
+    Ray workers that it starts ask for their own.
+    """
 
     command: Sequence[str]
     cpus: float = 0.0
@@ -28,7 +30,9 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """What the cluster knows of a job. `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times are Unix seconds."""
+    """What the cluster knows of a job. `status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED;
+    times are Unix seconds.
+    """
 
     id: str
     status: str
@@ -47,7 +51,9 @@ class JobState:
 
     @property
     def exit_code(self) -> int:
-        """The exit code that a shell would have seen: the command's own, 128 + n for signal n; 130 when it was stopped."""
+        """The exit code that a shell would have seen: the command's own, 128 + n for signal n;
+        130 when it was stopped.
+        """
         code = self.driver_exit_code
         if self.status == SUCCEEDED:
             return 0
@@ -66,33 +72,41 @@ def new_id(name: str) -> str:
 def entrypoint(command: Sequence[str]) -> str:
     """The shell line of a command. A leading `python` becomes the interpreter that the cluster's node has.
 
-    That is this process's own where the node has the same environment at the same path (this machine, a shared file
-    system, the same image), else the first `python` there. `exec` keeps the shell out of the way of signals and exit code.
+    That is this process's own where the node has the same environment at the same path (this machine, a
+    shared file system, the same image), else the first `python` there. `exec` keeps the shell out
+    of the way of signals and exit code.
     """
     if not command:
-        raise UserError("no command; give it after --, for example: -- python -m pretrain CONFIG out=s3://bucket/run")
+        raise UserError(
+            "no command; give it after --, for example: -- python -m pretrain CONFIG out=s3://bucket/run"
+        )
     first, *rest = command
     words = shlex.join(rest)
     if first not in ("python", "python3"):
         return f"exec {shlex.join(command)}"
-    if sys.prefix == sys.base_prefix:  # no environment of its own: the same path elsewhere may be a bare system's
+    if (
+        sys.prefix == sys.base_prefix
+    ):  # no environment of its own: the same path elsewhere may be a bare system's
         return f"exec {first} {words}"
     own = shlex.quote(sys.executable)
     return f"P={own}; [ -x $P ] || P={first}; exec $P {words}"
 
 
 def check_secrets(job: Job) -> None:
-    """Raises UserError when a command or its runtime environment holds a secret, which the dashboard would show."""
+    """Raises UserError when a command or its runtime environment holds a secret,
+    which the dashboard would show.
+    """
     for word in job.command:
         name, _, value = word.partition("=")
         if masked(word) != word and not value.replace(".", "").lstrip("-").isdigit():
             raise UserError(
-                f"{name} holds a secret, and everybody who reaches the cluster's dashboard can read a job's command; "
-                "give it to the nodes instead (environment of the pods, an instance role, ~/.aws/credentials)"
+                f"{name} holds a secret, and everybody who reaches the cluster's dashboard can read a job's "
+                "command; give it to the nodes instead (environment of the pods, an instance role, "
+                "~/.aws/credentials)"
             )
     for name, value in dict(job.runtime_env.get("env_vars", {})).items():
         if masked(f"{name}={value}") != f"{name}={value}":
             raise UserError(
-                f"env_vars.{name} looks like a secret, and the cluster's dashboard shows a job's runtime environment; "
-                "give it to the nodes instead (environment of the pods, an instance role)"
+                f"env_vars.{name} looks like a secret, and the cluster's dashboard shows a job's runtime "
+                "environment; give it to the nodes instead (environment of the pods, an instance role)"
             )

@@ -96,7 +96,10 @@ def stop(options: argparse.Namespace) -> int:
         return 0
     server.stop(state.id)
     if state.status == PENDING:
-        print(f"{state.id} has not started; Ray ends it as soon as it would start, and keeps it in the list until then")
+        print(
+            f"{state.id} has not started; Ray ends it as soon as it would start, and keeps it in the list "
+            "until then"
+        )
         return 0
     for _ in range(40):
         state = server.state(state.id)
@@ -126,8 +129,9 @@ def _check_words(command: Sequence[str]) -> None:
         key, equals, value = word.partition("=")
         if equals and key == "out" and "://" not in value and not os.path.isabs(os.path.expanduser(value)):
             raise UserError(
-                f"{word}: on the cluster this would lie in the job's copy of the working tree and vanish with it; "
-                "give an absolute path on a file system that all nodes share, or a URL (s3://bucket/run)"
+                f"{word}: on the cluster this would lie in the job's copy of the working tree and vanish "
+                "with it; give an absolute path on a file system that all nodes share, or a URL "
+                "(s3://bucket/run)"
             )
 
 
@@ -151,7 +155,8 @@ def _compare_versions(server: JobServer) -> None:
     there, here = server.ray_version, ray.__version__
     if there != "unknown" and there.split(".")[:2] != here.split(".")[:2]:
         print(
-            f"note: the cluster runs Ray {there}, this environment has {here}; the job uses the cluster's", flush=True
+            f"note: the cluster runs Ray {there}, this environment has {here}; the job uses the cluster's",
+            flush=True,
         )
 
 

@@ -1,6 +1,8 @@
-"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail. A user's mistake is a UserError.
+"""The job server of a Ray cluster, over HTTP: submit, look, list, stop, tail.
+A user's mistake is a UserError.
 
-Whoever reaches the dashboard reads the commands and runtime environments of all jobs, so what holds a secret is refused.
+Whoever reaches the dashboard reads the commands and runtime environments of all jobs,
+so what holds a secret is refused.
 """
 
 from __future__ import annotations
@@ -30,21 +32,31 @@ class Unreachable(UserError):
 
 
 def address_of(given: str | None) -> str | None:
-    """The address of a cluster: the given one, else that of the environment; None where neither names one."""
+    """The address of a cluster: the given one, else that of the environment;
+    None where neither names one.
+    """
     return given or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
 
 
 class JobServer:
-    """A connection to the job server at `address` (http://HOST:8265, or what `ray.init` takes, inside the cluster).
+    """A connection to the job server at `address` (http://HOST:8265, or what
+    `ray.init` takes, inside the cluster).
 
-    Raises Unreachable when nothing answers, UserError when what answers is no Ray, too old, or wants a token.
+    Raises Unreachable when nothing answers, UserError when what answers is no Ray, too old,
+    or wants a token.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address_of(address) or DEFAULT_ADDRESS
         if self.address.startswith("ray://"):
-            raise UserError(f"{self.address} is an address of Ray Client; give that of the dashboard, http://HOST:8265")
-        if self.address != "auto" and "://" not in self.address and self.address.rpartition(":")[2] == "8265":
+            raise UserError(
+                f"{self.address} is an address of Ray Client; give that of the dashboard, http://HOST:8265"
+            )
+        if (
+            self.address != "auto"
+            and "://" not in self.address
+            and self.address.rpartition(":")[2] == "8265"
+        ):
             self.address = f"http://{self.address}"
         self.shown = masked(self.address)
         _listens(self.address)
@@ -69,8 +81,14 @@ class JobServer:
             self._client.submit_job(
                 entrypoint=entrypoint(job.command),
                 submission_id=job_id,
-                runtime_env=_with_variables(job.runtime_env, {JOB_VARIABLE: job_id, "PYTHONUNBUFFERED": "1"}),
-                metadata={"command": shlex.join(job.command), "cpus": f"{job.cpus:g}", "gpus": f"{job.gpus:g}"},
+                runtime_env=_with_variables(
+                    job.runtime_env, {JOB_VARIABLE: job_id, "PYTHONUNBUFFERED": "1"}
+                ),
+                metadata={
+                    "command": shlex.join(job.command),
+                    "cpus": f"{job.cpus:g}",
+                    "gpus": f"{job.gpus:g}",
+                },
                 entrypoint_num_cpus=job.cpus or None,
                 entrypoint_num_gpus=job.gpus or None,
             )
@@ -110,7 +128,9 @@ class JobServer:
             return str(self._client.get_job_logs(job_id) or "")
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
-        """What the job prints, from its beginning, in pieces as they come; ends with the job, or when the line breaks."""
+        """What the job prints, from its beginning, in pieces as they come;
+        ends with the job, or when the line breaks.
+        """
         import aiohttp
 
         pieces = self._client.tail_job_logs(job_id)
@@ -122,7 +142,9 @@ class JobServer:
             yield piece
 
     def inherited_env(self) -> dict[str, Any] | None:
-        """Within a job that was submitted from here: its runtime environment, working tree included; else None."""
+        """Within a job that was submitted from here: its runtime environment, working tree included;
+        else None.
+        """
         parent = os.environ.get(JOB_VARIABLE)
         if not parent:
             return None
@@ -131,12 +153,16 @@ class JobServer:
 
     def why_pending(self, state: JobState) -> str:
         """In words, why a job has not started yet."""
-        wants = [f"{amount:g} {name}" for name, amount in (("CPU", state.cpus), ("GPU", state.gpus)) if amount]
+        wants = [
+            f"{amount:g} {name}" for name, amount in (("CPU", state.cpus), ("GPU", state.gpus)) if amount
+        ]
         if not wants:
             return "its environment is being set up"
         totals = self._totals()
         has = ", ".join(f"{totals.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-        return f"it waits for {' and '.join(wants)} of one node" + (f"; the cluster has {has} in all" if totals else "")
+        return f"it waits for {' and '.join(wants)} of one node" + (
+            f"; the cluster has {has} in all" if totals else ""
+        )
 
     def _totals(self) -> dict[str, float]:
         from ray.util.state import list_nodes
@@ -165,7 +191,9 @@ class JobServer:
             ConnectionError,
             ray.exceptions.RpcError,
         ) as error:
-            raise Unreachable(f"cannot {action} the Ray cluster at {self.shown}: it does not answer") from error
+            raise Unreachable(
+                f"cannot {action} the Ray cluster at {self.shown}: it does not answer"
+            ) from error
         except ray.exceptions.AuthenticationError as error:
             raise UserError(_token_wanted(self.shown)) from error
         except (RuntimeError, ValueError, TypeError, requests.exceptions.RequestException) as error:
@@ -177,7 +205,8 @@ class JobServer:
                     f"cannot {action} the Ray cluster at {self.shown}: that id was used before"
                 ) from error
             reason = next(
-                (line.strip() for line in reversed(text.splitlines()) if line.strip(" .\n")), type(error).__name__
+                (line.strip() for line in reversed(text.splitlines()) if line.strip(" .\n")),
+                type(error).__name__,
             )
             raise UserError(f"cannot {action} the Ray cluster at {self.shown}: {masked(reason)}") from error
 
@@ -200,14 +229,17 @@ def _listens(address: str) -> None:
     if address == "auto":
         return
     if not host:
-        raise UserError(f"{masked(address)} is not the address of a Ray dashboard, which looks like {DEFAULT_ADDRESS}")
+        raise UserError(
+            f"{masked(address)} is not the address of a Ray dashboard, which looks like {DEFAULT_ADDRESS}"
+        )
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else str(error.strerror or error).lower()
         raise Unreachable(
-            f"no Ray cluster at {masked(address)} ({reason}); name its dashboard by --address or RAY_API_SERVER_ADDRESS "
-            "(from outside, after: ssh -L 8265:127.0.0.1:8265 HEAD, or kubectl port-forward service/HEAD-svc 8265)"
+            f"no Ray cluster at {masked(address)} ({reason}); name its dashboard by --address or "
+            "RAY_API_SERVER_ADDRESS (from outside, after: ssh -L 8265:127.0.0.1:8265 HEAD, or kubectl "
+            "port-forward service/HEAD-svc 8265)"
         ) from error
 
 
@@ -219,22 +251,30 @@ def _probe(address: str) -> str:
     try:
         answer = requests.get(f"{address}/api/version", timeout=CONNECT_SECONDS)
     except requests.exceptions.RequestException as error:
-        raise UserError(f"what answers at {shown} is not a Ray dashboard ({type(error).__name__})") from error
+        raise UserError(
+            f"what answers at {shown} is not a Ray dashboard ({type(error).__name__})"
+        ) from error
     if answer.status_code in (401, 403):
         return "unknown"  # the client has the words, and perhaps the token
     try:
         version = str(answer.json()["ray_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"what answers at {shown} is not a Ray dashboard (HTTP {answer.status_code})") from error
+        raise UserError(
+            f"what answers at {shown} is not a Ray dashboard (HTTP {answer.status_code})"
+        ) from error
     if version.split(".")[0] in ("0", "1"):
         from cluster.training.ray_private import KNOWN_VERSIONS
 
-        raise UserError(f"the cluster at {shown} runs Ray {version}; Fovea needs a Ray{KNOWN_VERSIONS} there")
+        raise UserError(
+            f"the cluster at {shown} runs Ray {version}; Fovea needs a Ray{KNOWN_VERSIONS} there"
+        )
     return version
 
 
 def _token_headers() -> dict[str, str]:
-    """The token that the environment names now: Ray's own client keeps the one it knew when this process first met Ray."""
+    """The token that the environment names now: Ray's own client keeps the one it
+    knew when this process first met Ray.
+    """
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return {}
     token, path = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -246,8 +286,8 @@ def _token_headers() -> dict[str, str]:
 
 def _token_wanted(shown: str) -> str:
     return (
-        f"the Ray cluster at {shown} wants a token, and the one given is missing or wrong: set RAY_AUTH_MODE=token and "
-        "RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
+        f"the Ray cluster at {shown} wants a token, and the one given is missing or wrong: set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN"
     )
 
 

@@ -1,8 +1,8 @@
 """What is sent of the working tree to the cluster with a job: code and configurations, as one small zip.
 
-Left out are what .gitignore and .rayignore name, hidden files, environments, runs, and files of data or weights by their
-endings. A `!pattern` in .rayignore brings any of these back. The same files give the same bytes, so that a tree that did
-not change is not sent again.
+Left out are what .gitignore and .rayignore name, hidden files, environments, runs, and files of data or
+weights by their endings. A `!pattern` in .rayignore brings any of these back. The same files give the same
+bytes, so that a tree that did not change is not sent again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ IGNORE_FILES = (".gitignore", RAYIGNORE)
 
 # what the tree of this project and of its users holds besides code
 _DATA = (
-    "parquet arrow csv tsv jsonl npy npz h5 hdf5 lmdb tar tgz gz bz2 xz zst zip 7z jpg jpeg png webp bmp tif tiff gif heic "
-    "mp4 avi mov mkv safetensors pt pth ckpt bin onnx pkl pickle whl so o log db sqlite"
+    "parquet arrow csv tsv jsonl npy npz h5 hdf5 lmdb tar tgz gz bz2 xz zst zip 7z jpg jpeg png webp bmp "
+    "tif tiff gif heic mp4 avi mov mkv safetensors pt pth ckpt bin onnx pkl pickle whl so o log db sqlite"
 )
 DATA_ENDINGS = frozenset(f".{ending}" for ending in _DATA.split())
 NEVER_NAMES = frozenset({"__pycache__", "node_modules", "build", "dist"})
@@ -48,13 +48,16 @@ def files_of(root: Path) -> list[TreeFile]:
 
 
 def pack(root: Path, files: list[TreeFile], target: Path) -> None:
-    """Writes the files to a zip, byte for byte the same for the same content. Raises UserError above 100 MiB."""
+    """Writes the files to a zip, byte for byte the same for the same content.
+    Raises UserError above 100 MiB.
+    """
     total = sum(file.size_bytes for file in files)
     if total > LIMIT_BYTES:
         largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in _largest(files))
         raise UserError(
-            f"the working tree has {total / 2**20:.0f} MiB to send, Ray takes {LIMIT_BYTES / 2**20:.0f} (largest: {largest}); "
-            f"name what is not code in {RAYIGNORE}, one pattern a line as in .gitignore"
+            f"the working tree has {total / 2**20:.0f} MiB to send, Ray takes {LIMIT_BYTES / 2**20:.0f} "
+            f"(largest: {largest}); name what is not code in {RAYIGNORE}, one pattern a line as in "
+            ".gitignore"
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
         for file in files:
@@ -71,7 +74,9 @@ def describe(files: list[TreeFile]) -> str:
     return f"{len(files)} files, {size / 2**20:.1f} MiB"
 
 
-def _walk(folder: Path, root: Path, above: list[tuple[Path, list[GitIgnoreSpec | None]]]) -> Iterator[TreeFile]:
+def _walk(
+    folder: Path, root: Path, above: list[tuple[Path, list[GitIgnoreSpec | None]]]
+) -> Iterator[TreeFile]:
     rules = [*above, (folder, [_read_rules(folder / name) for name in IGNORE_FILES])]
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
@@ -83,7 +88,9 @@ def _walk(folder: Path, root: Path, above: list[tuple[Path, list[GitIgnoreSpec |
 
 
 def _wanted(path: Path, rules: list[tuple[Path, list[GitIgnoreSpec | None]]], *, is_dir: bool) -> bool:
-    ignored = [_verdict(path, [(folder, specs[index]) for folder, specs in rules], is_dir) for index in (0, 1)]
+    ignored = [
+        _verdict(path, [(folder, specs[index]) for folder, specs in rules], is_dir) for index in (0, 1)
+    ]
     if ignored[1] is not None:  # .rayignore has the last word
         return not ignored[1]
     if ignored[0]:
@@ -126,7 +133,9 @@ def _largest(files: list[TreeFile], count: int = 5) -> list[tuple[str, int]]:
 
 @contextmanager
 def packed(root: Path) -> Iterator[str]:
-    """The working tree as a zip for a job's runtime environment, while the context lasts; says how large it is."""
+    """The working tree as a zip for a job's runtime environment, while the context lasts;
+    says how large it is.
+    """
     files = files_of(root)
     if not files:
         raise UserError(f"there is nothing to send in {root}; start from the folder with your code")

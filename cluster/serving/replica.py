@@ -1,4 +1,6 @@
-"""What runs in each replica: Serve gathers items of many requests into batches, and threads compute their answers."""
+"""What runs in each replica: Serve gathers items of many requests into batches,
+and threads compute their answers.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 class Replica:
-    """Holds what `make`, which comes pickled, gives: a function from a batch of items to as many answers. It is called in
-    threads, by up to `BATCHES_AT_ONCE` at once."""
+    """Holds what `make`, which comes pickled, gives: a function from a batch of items to as many answers. It
+    is called in threads, by up to `BATCHES_AT_ONCE` at once."""
 
     def __init__(self, make: bytes, max_batch_size: int, batch_wait_seconds: float) -> None:
         set_up_process()  # before the module of what is made loads torch
@@ -30,8 +32,8 @@ class Replica:
 
     async def ask(self, items: Sequence[Any]) -> list[tuple[Any, int]]:
         """The answer to each item of a request, and the size of the batch that it was in."""
-        # Serve forms batches of what comes within the waiting time, also while others are computed: what waits here until one
-        # of those is done makes fewer and larger batches
+        # Serve forms batches of what comes within the waiting time, also while others are computed: what
+        # waits here until one of those is done makes fewer and larger batches
         while self._num_computing >= BATCHES_AT_ONCE:
             await self._changed.wait()
         return list(await asyncio.gather(*map(self._batch, items)))

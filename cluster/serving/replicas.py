@@ -1,8 +1,8 @@
 """Replicas of a function on Ray Serve, for the time of one command.
 
-Serve keeps as many replicas as were asked for, starts a dead one again, sends each request to a replica that has room, and
-forms batches in it. The command calls them by a handle. No port of Serve's own serves HTTP: whoever answers clients does that
-in front of the handle, where a request can be refused before it is read.
+Serve keeps as many replicas as were asked for, starts a dead one again, sends each request to a replica that
+has room, and forms batches in it. The command calls them by a handle. No port of Serve's own serves HTTP:
+whoever answers clients does that in front of the handle, where a request can be refused before it is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ DEPLOYMENT = "replica"
 BATCHES_AT_ONCE = 2  # of a replica: one is prepared (decoded) while another is computed
 ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 OBJECT_STORE_BYTES = 512 * 2**20  # of a private Ray; what is larger than 100 KB passes through it
-ATTEMPTS = 2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
+ATTEMPTS = (
+    2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
+)
 
 
 class Answer(NamedTuple):
@@ -55,7 +57,8 @@ class Service:
     """What is to be served.
 
     Attributes:
-        make: called once in each replica, gives the function from a batch of items to as many answers; it is called in threads.
+        make: called once in each replica, gives the function from a batch of items to as many answers; it is
+            called in threads.
         num_replicas: how many there are.
         cpus, gpus: what each asks of Ray; None: chosen as for the workers of a training run.
         max_batch_size: items of a batch at most.
@@ -76,8 +79,8 @@ class Service:
 def replicas(service: Service) -> Iterator[Replicas]:
     """Starts the replicas and waits until they are ready; ends them, and the Ray that was started for them.
 
-    Raises UserError where Ray Serve is not installed or the cluster cannot hold the replicas, WorkerFailed when they cannot
-    start.
+    Raises UserError where Ray Serve is not installed or the cluster cannot hold the replicas, WorkerFailed
+    when they cannot start.
     """
     from cluster.training.ray_session import check_resources
     from cluster.training.workers import session_and_share
@@ -92,7 +95,9 @@ def replicas(service: Service) -> Iterator[Replicas]:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         check_resources(service.num_replicas, share.resources)
         name = f"fovea-{uuid.uuid4().hex[:8]}"
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        serve.start(
+            proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False}
+        )
         others = set(serve.status().applications)
         try:
             handle = _deploy(service, share.resources, name)
@@ -123,7 +128,9 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
     )
     try:
         return serve.run(
-            deployment.bind(ray.cloudpickle.dumps(service.make), service.max_batch_size, service.batch_wait_seconds),
+            deployment.bind(
+                ray.cloudpickle.dumps(service.make), service.max_batch_size, service.batch_wait_seconds
+            ),
             name=name,
             route_prefix=None,
         )
@@ -134,8 +141,8 @@ def _deploy(service: Service, resources: dict[str, float], name: str) -> Any:
 class Replicas:
     """Replicas that are ready to be asked, from one event loop.
 
-    Items of several requests go to a replica in one call when all replicas are busy: a call costs as much CPU as a third of a
-    small image, and Serve makes larger batches of what comes together.
+    Items of several requests go to a replica in one call when all replicas are busy: a call costs as much
+    CPU as a third of a small image, and Serve makes larger batches of what comes together.
     """
 
     def __init__(self, name: str, handle: Any, max_calls: int, max_items: int) -> None:
@@ -170,7 +177,9 @@ class Replicas:
         self._send()
 
     async def _call(self, sent: Sequence[tuple[Any, asyncio.Future[Answer]]]) -> None:
-        """Asks for some items together; where the replica died, for each alone: one of them may be what killed it."""
+        """Asks for some items together; where the replica died, for each alone:
+        one of them may be what killed it.
+        """
         try:
             answers: Sequence[Answer | BaseException] = await self._asked([item for item, _ in sent])
         except _Died:
@@ -213,5 +222,7 @@ class Replicas:
         from ray import serve
 
         application = serve.status().applications.get(self._name)
-        states: dict[Any, int] = {} if application is None else dict(application.deployments[DEPLOYMENT].replica_states)
+        states: dict[Any, int] = (
+            {} if application is None else dict(application.deployments[DEPLOYMENT].replica_states)
+        )
         return int(states.get("RUNNING", 0))

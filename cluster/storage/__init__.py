@@ -1,8 +1,9 @@
 """Files by URL: one helper for data, runs and encoders, local or in any store that fsspec can open.
 
-A plain path is a local file. Writing is atomic for a reader: a local file appears by rename, an object appears when its
-upload is complete. What a store fails to do for a moment is tried again (`cluster.storage.retrying`); errors that stay become
-`UserError` with the URL in them, so that no traceback reaches a user who mistyped a bucket.
+A plain path is a local file. Writing is atomic for a reader: a local file appears by rename, an object
+appears when its upload is complete. What a store fails to do for a moment is tried again
+(`cluster.storage.retrying`); errors that stay become `UserError` with the URL in them, so that no traceback
+reaches a user who mistyped a bucket.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def join(url: str, *parts: str) -> str:
 def absolute(url: str) -> str:
     """A local path made absolute (workers may run in another directory); other URLs as they are.
 
-    Raises UserError for a relative path within a Ray job that names nothing in the job's copy of the working tree.
+    Raises UserError for a relative path within a Ray job that names nothing
+    in the job's copy of the working tree.
     """
     if not is_local(url):
         return url.rstrip("/")
@@ -67,8 +69,9 @@ def absolute(url: str) -> str:
         and not path.exists()
     ):
         raise UserError(
-            f"{url} is a relative path, which in a Ray job lies in its copy of the working tree and vanishes with it; "
-            "give an absolute path on a file system that all nodes share, or a URL (s3://bucket/run)"
+            f"{url} is a relative path, which in a Ray job lies in its copy of the working tree and "
+            "vanishes with it; give an absolute path on a file system that all nodes share, or a URL "
+            "(s3://bucket/run)"
         )
     return str(path)
 
@@ -79,7 +82,9 @@ def exists(url: str) -> bool:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL names a folder that is there. Web servers have none. Raises UserError when the store refuses to say."""
+    """Whether a URL names a folder that is there. Web servers have none.
+    Raises UserError when the store refuses to say.
+    """
     if url.startswith(("http://", "https://")):
         return False
     if is_local(url):  # of a link, what it leads to
@@ -220,7 +225,9 @@ def no_new_folders(url: str) -> Iterator[None]:
 
 
 def check_writable(url: str) -> None:
-    """Writes a small file in a folder and leaves nothing, before hours of work depend on it. Raises UserError."""
+    """Writes a small file in a folder and leaves nothing, before hours of work depend on it.
+    Raises UserError.
+    """
     probe = join(url, f".write-test-{uuid.uuid4().hex[:8]}")
     try:
         with no_new_folders(url):

@@ -33,17 +33,21 @@ def _is_pattern(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 def find_files(url: str, suffix: str) -> list[FileInfo]:
-    """The files that a URL names, sorted by URL: one file, a glob, or all under a folder that end in `suffix`.
+    """The files that a URL names, sorted by URL:
+    one file, a glob, or all under a folder that end in `suffix`.
 
-    The case of an ending does not matter, and `.pq` is `.parquet`. Hidden files and those in hidden or underscore folders
-    (`_temporary`) are left out, as Spark and Hugging Face do; so are files that begin with an underscore, where an ending is
-    asked for: among all files they may be photos, which cameras call _DSC0001.JPG. Returns an empty list when nothing is there.
+    The case of an ending does not matter, and `.pq` is `.parquet`. Hidden files and those in hidden or
+    underscore folders (`_temporary`) are left out, as Spark and Hugging Face do; so are files that begin
+    with an underscore, where an ending is asked for: among all files they may be photos, which cameras call
+    _DSC0001.JPG. Returns an empty list when nothing is there.
     """
     return tried("list", url, lambda fs, path: _find_files(fs, path, suffix))
 
 
 def passed_over(url: str, suffix: str) -> list[str]:
-    """The files under a folder that `find_files` leaves out although they have the ending: hidden, or in such a folder."""
+    """The files under a folder that `find_files` leaves out although they have the ending:
+    hidden, or in such a folder.
+    """
 
     def listed(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         info = info_of(fs, path)

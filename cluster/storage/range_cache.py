@@ -1,8 +1,9 @@
 """A cache on a local disk of what was read from stores: bounded in size, shared by the processes of a node.
 
-Each range is one file, named by a hash of (URL, size, version, range), so what belongs to an older version of a file is never
-found again. A file appears by rename and carries a checksum, so a process that is killed while it writes, or a machine that
-loses power, leaves nothing that would be read. The file's time is that of its last use; the least recently used go first.
+Each range is one file, named by a hash of (URL, size, version, range), so what belongs to an older version
+of a file is never found again. A file appears by rename and carries a checksum, so a process that is killed
+while it writes, or a machine that loses power, leaves nothing that would be read. The file's time is that of
+its last use; the least recently used go first.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"FOVEA-R1"
 HEADER_BYTES = len(MAGIC) + 4
-# room is made down to this fraction of the limit, and looked for whenever a process wrote that fraction of it: the ranks of a
-# node, which do not count each other's writes in between, together stay below the limit
+# room is made down to this fraction of the limit, and looked for whenever a process wrote that fraction of
+# it: the ranks of a node, which do not count each other's writes in between, together stay below the limit
 KEPT_FRACTION, LOOK_FRACTION = 0.9, 1 / 128
 ABANDONED_SECONDS = 3600  # a temporary file of this age was left by a process that died
 
@@ -52,7 +53,9 @@ class RangeCache:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"data.cache_dir={folder} cannot be written: {error.strerror or error}") from error
+            raise UserError(
+                f"data.cache_dir={folder} cannot be written: {error.strerror or error}"
+            ) from error
 
     def get(self, url: str, size_bytes: int, version: str, start: int, stop: int) -> bytes | None:
         """The range when it is there and whole, else None."""
@@ -71,7 +74,9 @@ class RangeCache:
         return data
 
     def put(self, url: str, size_bytes: int, version: str, start: int, data: bytes | memoryview) -> None:
-        """Keeps a range, and makes room when the folder is full. A disk that fails costs the cache, not the run."""
+        """Keeps a range, and makes room when the folder is full.
+        A disk that fails costs the cache, not the run.
+        """
         path = self._path(url, size_bytes, version, start, start + len(data))
         if len(data) > self._limit * LOOK_FRACTION * 8:
             return  # would push out all others
@@ -87,7 +92,9 @@ class RangeCache:
                 temporary.unlink()
             if not self._has_warned:
                 self._has_warned = True
-                log.warning("data.cache_dir=%s: cannot keep what was read: %s", self.folder, error.strerror or error)
+                log.warning(
+                    "data.cache_dir=%s: cannot keep what was read: %s", self.folder, error.strerror or error
+                )
             return
         with self._lock:
             self._unseen += HEADER_BYTES + len(data)

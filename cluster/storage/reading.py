@@ -1,4 +1,6 @@
-"""Parts of files: a range of bytes of the version that was listed, and files of a store as seekable streams."""
+"""Parts of files: a range of bytes of the version that was listed,
+and files of a store as seekable streams.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ def read_range(
     patience: Patience = DEFAULT_PATIENCE,
     stopped: Callable[[], bool] = lambda: False,
 ) -> bytes | memoryview:
-    """Bytes [start, stop) of a file as it was listed; not tried again once `stopped` says that nobody needs them.
+    """Bytes [start, stop) of a file as it was listed; not tried again once
+    `stopped` says that nobody needs them.
 
-    Raises UserError when the file changed since (another size or version), cannot be read, or the store ignores ranges.
+    Raises UserError when the file changed since (another size or version), cannot be read,
+    or the store ignores ranges.
     """
     assert 0 <= start <= stop <= file.size_bytes, (file, start, stop)
     if start == stop:
@@ -69,7 +73,8 @@ def read_range(
 
 
 def use_cache(folder: str | None, limit_gib: float) -> None:
-    """Keeps what this process reads from stores by `read_range` in a local folder, up to so many GiB; 0 keeps nothing.
+    """Keeps what this process reads from stores by `read_range` in a local folder, up to so many GiB;
+    0 keeps nothing.
 
     Raises UserError when a limit is given without a folder, or the folder cannot be written.
     """
@@ -77,13 +82,22 @@ def use_cache(folder: str | None, limit_gib: float) -> None:
     if limit_gib and folder is None:
         raise UserError(f"data.cache_gib={limit_gib:g} needs data.cache_dir, a folder on a local disk")
     if folder is not None and not is_local(folder):
-        raise UserError(f"data.cache_dir={masked(folder)} is not a local folder; give a path on a local disk")
-    _cache = RangeCache(str(local_path(folder)), int(limit_gib * 2**30)) if folder is not None and limit_gib else None
+        raise UserError(
+            f"data.cache_dir={masked(folder)} is not a local folder; give a path on a local disk"
+        )
+    _cache = (
+        RangeCache(str(local_path(folder)), int(limit_gib * 2**30))
+        if folder is not None and limit_gib
+        else None
+    )
 
 
 def changed(file: FileInfo) -> str:
     """What is said of a file that is no longer what was listed."""
-    return f"{masked(file.url)} changed while it was being read; start again, and leave the data of a run as it is"
+    return (
+        f"{masked(file.url)} changed while it was being read; start again, and leave the data of a run "
+        "as it is"
+    )
 
 
 def _range_of_version(
@@ -92,7 +106,9 @@ def _range_of_version(
     # a strong ETag can be made a condition of the request; other versions (times, weak ETags) cannot
     etag = version if version.startswith('"') else None
     if is_http(fs):
-        headers = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"} | ({"If-Match": etag} if etag else {})
+        headers = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"} | (
+            {"If-Match": etag} if etag else {}
+        )
         return bytes(fs.cat_file(path, start=start, end=stop, headers=headers))
     if "s3" in fs.protocol:
         data = read_s3_range(fs, path, start, stop, etag)

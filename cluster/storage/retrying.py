@@ -1,8 +1,9 @@
-"""Retrying calls of stores: what fails for a moment is tried again after a pause, what fails for good is not.
+"""Retrying calls of stores: what fails for a moment is tried again after a pause,
+what fails for good is not.
 
-Among a hundred million reads of an object store some time out, break off or are refused because the store is busy. These
-are survived and counted; `retries` is this process's count. A missing file, a refused permission or missing credentials
-will be no better a second later, and fail at once.
+Among a hundred million reads of an object store some time out, break off or are refused because the store is
+busy. These are survived and counted; `retries` is this process's count. A missing file, a refused permission
+or missing credentials will be no better a second later, and fail at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 # answers of S3 that come with status 400, or inside a status of 200, and mean the same as 503
-BUSY_CODES = frozenset({"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"})
+BUSY_CODES = frozenset(
+    {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
+)
 # what the libraries under fsspec raise when a connection fails: their classes, or classes these derive from
 CONNECTION_ERRORS = frozenset(
     {
@@ -42,7 +45,8 @@ CONNECTION_ERRORS = frozenset(
     }
 )
 PATIENT_BEFORE_WARNING = 3
-# a store that did not answer for so long is given up; each further request then waits for it so long, until it answers
+# a store that did not answer for so long is given up; each further request then waits for it so long, until
+# it answers
 SECONDS_TO_GIVE_UP, SECONDS_ONCE_GIVEN_UP = 30.0, 5.0
 LONGEST_SLEEP_SECONDS = 0.2
 
@@ -55,8 +59,8 @@ class Incomplete(OSError):
 class Patience:
     """How often and how long one read is tried: at most `attempts` times and `total_seconds`.
 
-    The pause before attempt n + 1 is drawn evenly from [0.5, 1] * min(first_seconds * 2**(n - 1), longest_seconds), so that
-    a thousand ranks that were cut off together do not come back together.
+    The pause before attempt n + 1 is drawn evenly from [0.5, 1] * min(first_seconds * 2**(n - 1),
+    longest_seconds), so that a thousand ranks that were cut off together do not come back together.
     """
 
     attempts: int = 12
@@ -90,14 +94,18 @@ def retrying(
     pause: Callable[[float], object] = time.sleep,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Calls `function` until it succeeds, fails for good, or the patience ends; then its last exception is raised.
+    """Calls `function` until it succeeds, fails for good, or the patience ends;
+    then its last exception is raised.
 
-    The patience also ends when `stopped` says so, or this process comes to its end: threads that read ahead must not keep
-    it alive for minutes. A store that was waited for in vain is waited for briefly until it answers: a run that ends for it
-    writes a dozen files, and a dozen times the patience would be half an hour.
+    The patience also ends when `stopped` says so, or this process comes to its end: threads that read ahead
+    must not keep it alive for minutes. A store that was waited for in vain is waited for briefly until it
+    answers: a run that ends for it writes a dozen files,
+    and a dozen times the patience would be half an hour.
     """
     store, began = urlsplit(url).netloc, time.monotonic()
-    seconds_left = min(patience.total_seconds, SECONDS_ONCE_GIVEN_UP) if store in _given_up else patience.total_seconds
+    seconds_left = (
+        min(patience.total_seconds, SECONDS_ONCE_GIVEN_UP) if store in _given_up else patience.total_seconds
+    )
     try:
         result = _retried(function, url, patience, began + seconds_left, pause, stopped)
     except Exception as error:
@@ -124,7 +132,9 @@ def _retried(
             if not is_transient(error) or time.monotonic() + seconds > deadline:
                 raise
             if attempt >= PATIENT_BEFORE_WARNING:  # from here on somebody may wonder why nothing happens
-                log.warning("%s: attempt %d failed (%s); trying again", masked(url), attempt, masked(in_words(error)))
+                log.warning(
+                    "%s: attempt %d failed (%s); trying again", masked(url), attempt, masked(in_words(error))
+                )
             while seconds > 0 and not stopped() and not _process_ends():
                 pause(min(seconds, LONGEST_SLEEP_SECONDS))
                 seconds -= LONGEST_SLEEP_SECONDS
@@ -181,7 +191,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _codes(error: BaseException) -> set[str]:
     responses = [getattr(cause, "response", None) for cause in _causes(error)]
-    return {str(response.get("Error", {}).get("Code")) for response in responses if isinstance(response, dict)}
+    return {
+        str(response.get("Error", {}).get("Code")) for response in responses if isinstance(response, dict)
+    }
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -1,9 +1,10 @@
 """Ranges of objects in S3 by obstore, at a part of the CPU time that s3fs takes for a request.
 
-s3fs reads through an asynchronous client in Python, of which all threads of a process share one; beside decoding on a rank's
-few cores that is felt (tests/benchmarks/range_reads.py, tests/benchmarks/streaming.py). obstore has the keys and options of
-the file system that s3fs opened. Only plain answers are dealt with: whatever is unusual (other regions, refusals, missing
-objects, options that change requests) is left to s3fs, so that one place decides what went wrong.
+s3fs reads through an asynchronous client in Python, of which all threads of a process share one; beside
+decoding on a rank's few cores that is felt (tests/benchmarks/range_reads.py, tests/benchmarks/streaming.py).
+obstore has the keys and options of the file system that s3fs opened. Only plain answers are dealt with:
+whatever is unusual (other regions, refusals, missing objects, options that change requests) is left to s3fs,
+so that one place decides what went wrong.
 """
 
 from __future__ import annotations
@@ -69,8 +70,14 @@ class S3Ranges:
 
     @classmethod
     def for_options(cls, fs: Any) -> S3Ranges | None:
-        """With the options of a file system of s3fs; None where obstore has no such options, or there are no keys."""
-        if getattr(fs, "s3_additional_kwargs", None) or getattr(fs, "req_kw", None) or "verify" in fs.client_kwargs:
+        """With the options of a file system of s3fs;
+        None where obstore has no such options, or there are no keys.
+        """
+        if (
+            getattr(fs, "s3_additional_kwargs", None)
+            or getattr(fs, "req_kw", None)
+            or "verify" in fs.client_kwargs
+        ):
             return None
         if set(fs.config_kwargs) - {"max_pool_connections", "retries"}:
             return None
@@ -89,7 +96,9 @@ class S3Ranges:
                 "s3", **{"endpoint_url": fs.endpoint_url, "use_ssl": fs.use_ssl, **fs.client_kwargs}
             )
             address = urlsplit(client.meta.endpoint_url)
-            if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(address.netloc):
+            if urllib.request.getproxies().get(address.scheme) and not urllib.request.proxy_bypass(
+                address.netloc
+            ):
                 return None
             authorities = session.get_config_variable("ca_bundle")
             options: dict[str, Any] = {
@@ -97,7 +106,8 @@ class S3Ranges:
                 "client_options": {
                     "allow_http": address.scheme == "http",
                     "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-                    # of each part that comes: it is silence that ends a request, not the time that a large body takes
+                    # of each part that comes: it is silence that ends a request, not the time that a large
+                    # body takes
                     "read_timeout": timedelta(seconds=SILENT_SECONDS),
                     "timeout": timedelta(days=1),
                     **({"root_certificate": Path(authorities).read_text()} if authorities else {}),
@@ -160,7 +170,9 @@ def _provider(keys: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _as_answer(error: Exception) -> OSError | None:
-    """What is to be tried again, or says that the object changed; None for the rest. obstore's texts tell them apart."""
+    """What is to be tried again, or says that the object changed; None for the rest.
+    obstore's texts tell them apart.
+    """
     said, _, details = str(error).partition("\n\nDebug source:")
     status = re.search(r"status code: (\d{3})", said)
     if status is not None:

@@ -1,4 +1,6 @@
-"""Calls of a store: tried again where failures pass, with errors that name the URL; and what a store knows about a file."""
+"""Calls of a store: tried again where failures pass, with errors that name the URL;
+and what a store knows about a file.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,28 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import StoreUnavailable, UserError
 from cluster.secrets import masked
-from cluster.storage.retrying import DEFAULT_PATIENCE, Patience, http_status, in_words, is_transient, retrying
+from cluster.storage.retrying import (
+    DEFAULT_PATIENCE,
+    Patience,
+    http_status,
+    in_words,
+    is_transient,
+    retrying,
+)
 from cluster.storage.stores import filesystem
 
 Result = TypeVar("Result")
 
-# libraries under fsspec whose exceptions are no OSError: missing credentials, unreachable endpoints, refused requests
+# libraries under fsspec whose exceptions are no OSError: missing credentials, unreachable endpoints, refused
+# requests
 STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One file of a listing. `version` changes when the content does (ETag where the store has one, else the time)."""
+    """One file of a listing. `version` changes when the content does (ETag where
+    the store has one, else the time).
+    """
 
     url: str
     size_bytes: int
@@ -46,7 +58,10 @@ def explained(action: str, url: str) -> Iterator[None]:
             raise UserError(f"cannot {action} {shown}: permission denied{answer}") from error
         if isinstance(error, FileNotFoundError) and status in (None, 404):
             raise UserError(f"cannot {action} {shown}: it does not exist") from error
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in STORE_LIBRARIES:
+        if (
+            not isinstance(error, OSError)
+            and type(error).__module__.partition(".")[0] not in STORE_LIBRARIES
+        ):
             raise
         kind = StoreUnavailable if is_transient(error) else UserError
         raise kind(f"cannot {action} {shown}: {masked(in_words(error))}") from error
@@ -61,7 +76,9 @@ def tried(
     *,
     guarded: bool = False,
 ) -> Result:
-    """Calls `function(file system, path)`, again after failures that pass; errors that stay are explained."""
+    """Calls `function(file system, path)`, again after failures that pass;
+    errors that stay are explained.
+    """
     fs, path = filesystem(url, patient=False, guarded=guarded)
     with explained(action, url):
         return retrying(lambda: function(fs, path), url=url, patience=patience, stopped=stopped)
@@ -92,7 +109,16 @@ def file_info(fs: fsspec.AbstractFileSystem, info: dict[str, Any]) -> FileInfo:
     if info.get("islink"):  # size and time of what it leads to, which is what is read
         behind = os.stat(info["name"])
         info = {**info, "size": behind.st_size, "mtime": behind.st_mtime}
-    versions = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "blob_id", "last_modified", "created")
+    versions = (
+        "ETag",
+        "etag",
+        "mtime",
+        "LastModified",
+        "Last-Modified",
+        "blob_id",
+        "last_modified",
+        "created",
+    )
     version = next((str(info[key]) for key in versions if info.get(key)), "")
     name = info["name"]
     url = name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name)

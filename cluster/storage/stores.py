@@ -1,7 +1,9 @@
-"""Opening stores: which file system a URL means, with which options, and what to install when its library is missing.
+"""Opening stores: which file system a URL means, with which options,
+and what to install when its library is missing.
 
-Stores find their keys where their libraries look (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ...). Further options, such
-as `{"endpoint_url": ..., "key": ..., "secret": ..., "anon": true}` for s3://, are given once a process by `use_options`.
+Stores find their keys where their libraries look (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, HF_TOKEN, ...).
+Further options, such as `{"endpoint_url": ..., "key": ..., "secret": ..., "anon": true}` for s3://, are
+given once a process by `use_options`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _options: dict[str, dict[str, Any]] = {}
 
 
 def use_options(urls: str | Sequence[str], options: Mapping[str, Any]) -> None:
-    """Opens the stores (protocol and bucket or host) of these URLs with options of fsspec from now on, in this process.
+    """Opens the stores (protocol and bucket or host) of these URLs with options of fsspec from now on,
+    in this process.
 
     Raises UserError when an option holds the mask that stands for a secret in a written settings.yaml.
     """
@@ -44,8 +47,8 @@ def use_options(urls: str | Sequence[str], options: Mapping[str, Any]) -> None:
     secret = secrets.secrets_in(plain, secrets.OPTIONS)
     if secrets.MASK in secret:
         raise UserError(
-            f"data.storage_options holds {secrets.MASK!r}, which replaces a secret that was not written down; "
-            "give the secret again, or in the store's environment variables"
+            f"data.storage_options holds {secrets.MASK!r}, which replaces a secret that was not written "
+            "down; give the secret again, or in the store's environment variables"
         )
     secrets.remember(secret)
     for url in [urls] if isinstance(urls, str) else urls:
@@ -63,16 +66,20 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
-def filesystem(url: str, *, patient: bool = True, guarded: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(
+    url: str, *, patient: bool = True, guarded: bool = False
+) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path inside it.
 
     Args:
         url: a path or any URL that fsspec can open.
-        patient: whether the store's library tries failed requests again by itself; False where we count the attempts.
-        guarded: the URL stands in data, not in a command: redirects of web servers are looked at (`cluster.storage.web_guard`).
+        patient: whether the store's library tries failed requests again by itself; False where we count the
+            attempts.
+        guarded: the URL stands in data, not in a command:
+            redirects of web servers are looked at (`cluster.storage.web_guard`).
 
-    Raises UserError for an unknown protocol, one whose package is missing (with the command that installs it), or options
-    that it does not know.
+    Raises UserError for an unknown protocol, one whose package is missing (with the command that installs
+    it), or options that it does not know.
     """
     if not url:
         raise UserError("an empty URL; give a path or something like s3://bucket/folder")

@@ -1,4 +1,6 @@
-"""Redirects of web addresses that come from data are followed, except to addresses that only this machine should reach."""
+"""Redirects of web addresses that come from data are followed,
+except to addresses that only this machine should reach.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def allow_local_redirects(allowed: bool = True) -> None:
 
 
 def why_refused(scheme: str, host: str, addresses: list[str]) -> str | None:
-    """Why a redirect may not be followed: to something that is no web address, or to this machine; None where it may."""
+    """Why a redirect may not be followed: to something that is no web address, or to this machine;
+    None where it may.
+    """
     if scheme not in ("http", "https"):
         return f"it redirects to {scheme or 'no'} address, which is not a web address"
     for text in addresses:
@@ -29,8 +33,8 @@ def why_refused(scheme: str, host: str, addresses: list[str]) -> str | None:
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_loopback or address.is_link_local or address.is_unspecified:
             return (
-                f"it redirects to {host} ({address}), which is this machine or its link; --allow-local-redirects follows "
-                "such"
+                f"it redirects to {host} ({address}), which is this machine or its link; "
+                "--allow-local-redirects follows such"
             )
     return None
 
@@ -54,11 +58,15 @@ async def _before_redirect(session: Any, context: Any, params: Any) -> None:
     try:
         target = params.url.join(URL(location))
     except ValueError as error:
-        raise UserError(f"cannot read {masked(str(params.url))}: it redirects to {masked(location)!r}") from error
+        raise UserError(
+            f"cannot read {masked(str(params.url))}: it redirects to {masked(location)!r}"
+        ) from error
     addresses: list[str] = []
     if target.scheme in ("http", "https") and target.host:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(
+                target.host, target.port, type=socket.SOCK_STREAM
+            )
             addresses = [str(entry[4][0]) for entry in found]
         except OSError:
             addresses = []  # a host without an address is found out by the request

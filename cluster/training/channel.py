@@ -1,7 +1,9 @@
-"""Messages between the driver and its workers: a small actor that passes on records, failures and the wish to stop.
+"""Messages between the driver and its workers:
+a small actor that passes on records, failures and the wish to stop.
 
-The actor is a plain class (`cluster.training.ray_launch` makes the Ray actor of it), asks for no CPU, and both sides wait in it
-rather than poll it. Losing it costs console lines and Ctrl-C, never training: each end gives up quietly.
+The actor is a plain class (`cluster.training.ray_launch` makes the Ray actor of it), asks for no CPU, and
+both sides wait in it rather than poll it. Losing it costs console lines and Ctrl-C, never training:
+each end gives up quietly.
 """
 
 from __future__ import annotations
@@ -77,16 +79,19 @@ class Channel:
     async def begin(self, num_workers: int = 1, lost_nodes: Mapping[str, str] | None = None) -> Beginning:
         """Called once by each worker group; each call after the first is a restart.
 
-        `lost_nodes` are all that are gone by now (id -> address): workers hear of a dead node by a broken connection, long
-        before Ray misses it.
+        `lost_nodes` are all that are gone by now (id -> address): workers hear of a dead node by a broken
+        connection, long before Ray misses it.
         """
         now = time.monotonic()
         if self._outcome.num_attempts:
             resized = f"Ray changed the number of workers from {self._num_workers} to {num_workers}"
             other = resized if num_workers != self._num_workers else "Ray replaced the workers"
-            # a death or else the first failure is the cause; the others are mostly its echo (connection reset by peer)
+            # a death or else the first failure is the cause; the others are mostly its echo (connection
+            # reset by peer)
             reason = (*self._deaths, *self._failures, other)[0]
-            gone = sorted(address for node, address in (lost_nodes or {}).items() if node not in self._lost_nodes)
+            gone = sorted(
+                address for node, address in (lost_nodes or {}).items() if node not in self._lost_nodes
+            )
             self._restarts.append(f"{reason} (gone since: node {', '.join(gone)})" if gone else reason)
         self._lost_nodes = dict(lost_nodes or {})
         beginning = Beginning(
@@ -100,7 +105,9 @@ class Channel:
         self._deaths, self._failures, self._outcome.failures = [], [], []
         self._outcome.num_attempts += 1
         self._num_workers, self._position = num_workers, None
-        self._heard = self._heard or now  # an attempt that does not move prolongs the silence of the one before
+        self._heard = (
+            self._heard or now
+        )  # an attempt that does not move prolongs the silence of the one before
         return beginning
 
     async def note_death(self, reason: str) -> None:
@@ -183,7 +190,9 @@ class Sender:
         self._position = position
 
     def close(self) -> None:
-        """Passes on what is queued and ends the thread; returns within `SEND_TIMEOUT_SECONDS` in any case."""
+        """Passes on what is queued and ends the thread;
+        returns within `SEND_TIMEOUT_SECONDS` in any case.
+        """
         self._closing.set()
         self._queue.put(None)
         self._thread.join(SEND_TIMEOUT_SECONDS)
@@ -209,12 +218,14 @@ class Sender:
 class Listener:
     """The driver's end for records: a thread calls `on_record` for each, in order.
 
-    An exception in `on_record` ends the calls, not the run; it is raised by `close`, so that it does not pass unseen. `lost`
-    says that there is no channel any more.
+    An exception in `on_record` ends the calls, not the run; it is raised by `close`, so that it does not
+    pass unseen. `lost` says that there is no channel any more.
     """
 
     def __init__(
-        self, next_records: Callable[[], tuple[list[Record], bool]], on_record: Callable[[Record], None] | None
+        self,
+        next_records: Callable[[], tuple[list[Record], bool]],
+        on_record: Callable[[Record], None] | None,
     ) -> None:
         self._next_records = next_records
         self._on_record = on_record

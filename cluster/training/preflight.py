@@ -1,8 +1,9 @@
-"""Before workers are booked on several nodes: can each of them do its part? Problems are reported node by node.
+"""Before workers are booked on several nodes:
+can each of them do its part? Problems are reported node by node.
 
-A small task on every node writes to the storage, reads a first piece of the data, and tells what is installed, how many GPUs
-it sees and how much disk is free. It asks for no CPU, so it runs on a busy cluster too. What the answers mean is decided by
-`problems`, a pure function.
+A small task on every node writes to the storage, reads a first piece of the data, and tells what is
+installed, how many GPUs it sees and how much disk is free. It asks for no CPU, so it runs on a busy cluster
+too. What the answers mean is decided by `problems`, a pure function.
 """
 
 from __future__ import annotations
@@ -69,9 +70,14 @@ class NodeReport:
 
 
 def check_nodes(
-    storage_url: str, data_urls: Sequence[str], resources_per_worker: Mapping[str, float], *, disk_gib: float = DISK_GIB
+    storage_url: str,
+    data_urls: Sequence[str],
+    resources_per_worker: Mapping[str, float],
+    *,
+    disk_gib: float = DISK_GIB,
 ) -> int:
-    """Looks at every node that may hold a worker, and at this one; returns their number. Needs a connection to Ray.
+    """Looks at every node that may hold a worker, and at this one; returns their number.
+    Needs a connection to Ray.
 
     Raises UserError that lists all that is wrong, node by node.
     """
@@ -85,7 +91,10 @@ def check_nodes(
         if node["NodeID"] == here
         or all(node["Resources"].get(name, 0.0) >= each for name, each in resources_per_worker.items())
     ]
-    token, folder = uuid.uuid4().hex, storage.join(storage.absolute(storage_url), f".preflight-{uuid.uuid4().hex[:12]}")
+    token, folder = (
+        uuid.uuid4().hex,
+        storage.join(storage.absolute(storage_url), f".preflight-{uuid.uuid4().hex[:12]}"),
+    )
     first = [storage.find_files(url, "")[:1] for url in data_urls]
     urls = [storage_url, *data_urls]
     wanted = Wanted(folder, token, tuple(file for files in first for file in files), _options(urls))
@@ -105,7 +114,8 @@ def check_nodes(
 def problems(
     reports: Sequence[NodeReport], seen: Sequence[str], *, storage_url: str, disk_gib: float = DISK_GIB
 ) -> list[str]:
-    """All that is wrong, a sentence each. `seen` are the names of the files that nodes wrote, as this node sees them.
+    """All that is wrong, a sentence each. `seen` are the names of the files that nodes wrote,
+    as this node sees them.
 
     Versions are compared with those of the first report, which is this node's.
     """
@@ -124,14 +134,19 @@ def problems(
                 found.append(f"{where}{package} {there}, but {here or 'none'} here")
         if report.gpus_visible < report.gpus_promised:
             found.append(
-                f"{where}Ray promises {report.gpus_promised:g} GPUs, torch can use {report.gpus_visible} ({report.gpu_words})"
+                f"{where}Ray promises {report.gpus_promised:g} GPUs, torch can use {report.gpus_visible} "
+                f"({report.gpu_words})"
             )
         if report.disk_free_gib < disk_gib:
             found.append(
-                f"{where}{report.disk_free_gib:.1f} GiB free in {report.disk}, at least {disk_gib:g} are needed"
+                f"{where}{report.disk_free_gib:.1f} GiB free in {report.disk}, at least {disk_gib:g} are "
+                "needed"
             )
         if not report.errors and report.name not in seen:
-            found.append(f"{where}what it writes to {masked(storage_url)} is not seen here; all must share one storage")
+            found.append(
+                f"{where}what it writes to {masked(storage_url)} is not seen here; all must share one "
+                "storage"
+            )
     return found
 
 
@@ -157,7 +172,9 @@ def _ask(nodes: list[dict[str, Any]], wanted: Wanted, *, wants_gpus: bool) -> li
             reports.append(ray.get(task))
         except ray.exceptions.RayError as error:
             text = str(error).strip().splitlines()
-            if nodes[names.index(asked[task])]["NodeID"] in alive:  # one that went meanwhile is no part of the cluster
+            if (
+                nodes[names.index(asked[task])]["NodeID"] in alive
+            ):  # one that went meanwhile is no part of the cluster
                 reports.append(_silent(asked[task], masked(text[-1] if text else type(error).__name__)))
     return sorted(reports, key=lambda report: names.index(report.name))
 
@@ -169,7 +186,9 @@ def look(name: str, gpus_promised: float, wanted: Wanted) -> NodeReport:
     errors = []
     try:
         if storage.read_bytes(storage.join(wanted.folder, "driver")) != wanted.token.encode():
-            errors.append(f"{masked(wanted.folder)} is another folder than the driver's; all must share one storage")
+            errors.append(
+                f"{masked(wanted.folder)} is another folder than the driver's; all must share one storage"
+            )
         storage.write_bytes(storage.join(wanted.folder, name), b"")
     except UserError as error:
         errors.append(str(error))
@@ -247,14 +266,18 @@ def usable_gpus() -> tuple[int, str]:
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            query, capture_output=True, text=True, timeout=30, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     return lines[0].strip() if lines else None
 
 
 def _options(urls: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    return {url: stores.options_of(url) for url in urls if not stores.is_local(url) and stores.options_of(url)}
+    return {
+        url: stores.options_of(url) for url in urls if not stores.is_local(url) and stores.options_of(url)
+    }
 
 
 def _names(hosts: Sequence[str]) -> list[str]:

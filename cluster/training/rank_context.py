@@ -1,8 +1,9 @@
-"""What a training function knows about where it runs: its rank, its device, and how to talk to the process that started it.
+"""What a training function knows about where it runs:
+its rank, its device, and how to talk to the process that started it.
 
-`local_context()` gives a `RankContext` in this process, without Ray; `cluster.training.workers.run_workers` gives one to each
-worker. It holds no checkpoint: a training function finds the newest complete checkpoint in its own run folder, because
-Ray's bookkeeping lags behind the storage when a worker dies.
+`local_context()` gives a `RankContext` in this process, without Ray; `cluster.training.workers.run_workers`
+gives one to each worker. It holds no checkpoint: a training function finds the newest complete checkpoint in
+its own run folder, because Ray's bookkeeping lags behind the storage when a worker dies.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class RankContext:
     _checkpoint: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def report(self, record: Record) -> None:
-        """Sends a small record to the process that started the run; only rank 0's arrive, in order, once each.
+        """Sends a small record to the process that started the run;
+        only rank 0's arrive, in order, once each.
 
-        Under Ray this never waits for the network. What arrives is what JSON makes of the record at this moment (tuples
-        become lists). Raises TypeError for what JSON cannot hold, tensors among it, on every rank.
+        Under Ray this never waits for the network. What arrives is what JSON makes of the record at this
+        moment (tuples become lists). Raises TypeError for what JSON cannot hold, tensors among it,
+        on every rank.
         """
         copied = json.loads(json.dumps(record))
         if self.rank == 0:
@@ -79,12 +82,15 @@ class RankContext:
         self.report({"kind": "warning", "text": text})
 
     def beat(self, position: int) -> None:
-        """A sign of life: how far the run is. The attempt after a failure is told the last one; cheap enough each step."""
+        """A sign of life: how far the run is. The attempt after a failure is told the last one;
+        cheap enough each step.
+        """
         if self.rank == 0:
             self._beat(position)
 
     def stop_requested(self) -> bool:
-        """True once Ctrl-C, SIGTERM or a preemption notice asks for an end: a flag in memory, cheap enough each step.
+        """True once Ctrl-C, SIGTERM or a preemption notice asks for an end:
+        a flag in memory, cheap enough each step.
 
         Ranks may see it some steps apart: a loop must agree over ranks before it leaves.
         """
@@ -109,8 +115,8 @@ class RankContext:
 def local_context(on_record: Callable[[Record], None] | None = None) -> Iterator[RankContext]:
     """A context in this process: rank 0 of 1, on the first CUDA device if there is one, else on the CPU.
 
-    `on_record` is called within `report`. In the main thread the first SIGINT, SIGTERM or SIGHUP asks for a stop, a second
-    SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.
+    `on_record` is called within `report`. In the main thread the first SIGINT, SIGTERM or SIGHUP asks for a
+    stop, a second SIGINT raises KeyboardInterrupt, and the former handlers come back at the end.
     """
     import torch
 
@@ -122,7 +128,9 @@ def local_context(on_record: Callable[[Record], None] | None = None) -> Iterator
 
 @contextmanager
 def stopped_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Gives the signals that ask for an end to `handle`; a hang-up only where it is not ignored (`nohup`)."""
+    """Gives the signals that ask for an end to `handle`;
+    a hang-up only where it is not ignored (`nohup`).
+    """
     hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
     former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     try:
@@ -134,7 +142,8 @@ def stopped_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextmanager
 def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `request_stop` at the first SIGINT, at SIGTERM and SIGHUP; a second SIGINT raises KeyboardInterrupt.
+    """Calls `request_stop` at the first SIGINT, at SIGTERM and SIGHUP;
+    a second SIGINT raises KeyboardInterrupt.
 
     A SIGHUP that is ignored (`nohup`) stays so.
 
@@ -153,7 +162,8 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
             return
         asked = True  # before the line that invites the next Ctrl-C, which may come at once
         request_stop()
-        # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered twice
+        # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered
+        # twice
         with suppress(OSError):  # the terminal may be gone
             os.write(2, f"{STOPPING}\n".encode())
 

@@ -49,7 +49,9 @@ class Launch:
 
 
 class _NoteFailures(ray.train.UserCallback):
-    """Runs in Ray's controller: tells the channel why workers ended, which a killed worker cannot do itself."""
+    """Runs in Ray's controller: tells the channel why workers ended,
+    which a killed worker cannot do itself.
+    """
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -76,10 +78,14 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
     stop, aborted, done = threading.Event(), threading.Event(), threading.Event()
     results: list[Any] = []
     fit = threading.Thread(
-        target=_fit_until_done, args=(todo, session, channel, results, aborted, done), name="fit", daemon=True
+        target=_fit_until_done,
+        args=(todo, session, channel, results, aborted, done),
+        name="fit",
+        daemon=True,
     )
     try:
-        # fit() runs in a thread: in the main thread it would put its own handler on Ctrl-C, which ends the run at once
+        # fit() runs in a thread: in the main thread it would put its own handler on Ctrl-C, which ends the
+        # run at once
         with stop_signals(stop.set):
             fit.start()
             told = False
@@ -87,7 +93,9 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
                 if stop.is_set() and not told:
                     channel.say.remote("stop")
                     told = True
-                if listener.lost:  # nobody could say any more how the run goes, and each attempt would fail for it
+                if (
+                    listener.lost
+                ):  # nobody could say any more how the run goes, and each attempt would fail for it
                     aborted.set()
                     raise WorkerFailed(
                         "Ray's head lost the channel between driver and workers; the same command continues"
@@ -124,7 +132,12 @@ def _head_node() -> str:
 
 
 def _fit_until_done(
-    todo: Launch, session: Session, channel: Any, results: list[Any], aborted: threading.Event, done: threading.Event
+    todo: Launch,
+    session: Session,
+    channel: Any,
+    results: list[Any],
+    aborted: threading.Event,
+    done: threading.Event,
 ) -> None:
     """Appends the function's result, or the exception that `launch` is to raise, to `results`."""
     try:
@@ -139,7 +152,9 @@ def _fit_until_done(
 def _fit_with_retries(
     todo: Launch, channel: Any, aborted: threading.Event, filesystem: pyarrow.fs.FileSystem | None, path: str
 ) -> Any:
-    """Calls Ray Train, and again when its controller failed, as it does when a worker is killed for memory."""
+    """Calls Ray Train, and again when its controller failed,
+    as it does when a worker is killed for memory.
+    """
     num_controller_failures = 0
     while not aborted.is_set():
         try:
@@ -159,7 +174,9 @@ def _fit_with_retries(
             _raise_fatal(outcome)
             cause = getattr(error, "controller_failure", error)
             if "marker" in str(cause):  # the file by which each of Ray Train's workers knows its storage
-                raise UserError(f"the nodes do not see the same {todo.storage_url}; it must be shared by all") from None
+                raise UserError(
+                    f"the nodes do not see the same {todo.storage_url}; it must be shared by all"
+                ) from None
             num_controller_failures += 1
             if 0 <= todo.max_failures < max(num_controller_failures, outcome.num_attempts):
                 raise WorkerFailed(f"Ray's controller failed: {_reason(cause)}") from None
@@ -197,13 +214,17 @@ def _trainer(
         ),
     )
     if len(todo.sizes) > 1:
-        trainer.scaling = SteppedScaling(trainer.scaling_config, todo.sizes, lambda: channel.ask_checkpoint.remote())
+        trainer.scaling = SteppedScaling(
+            trainer.scaling_config, todo.sizes, lambda: channel.ask_checkpoint.remote()
+        )
     return trainer
 
 
 @contextmanager
 def _ray_storage(storage_url: str, session: Session) -> Iterator[tuple[pyarrow.fs.FileSystem | None, str]]:
-    """A folder for Ray Train's own notes, which all nodes must see, also those that join later; removed afterwards."""
+    """A folder for Ray Train's own notes, which all nodes must see, also those that join later;
+    removed afterwards.
+    """
     if session.folder is not None:
         yield None, str(session.folder / "train")
         return
@@ -231,7 +252,9 @@ def _raise_fatal(outcome: Outcome) -> None:
 
 
 def _worker_text(outcome: Outcome, error: ray.train.WorkerGroupError, todo: Launch) -> str:
-    attempts = f" (attempt {outcome.num_attempts} of {todo.max_failures + 1})" if outcome.num_attempts > 1 else ""
+    attempts = (
+        f" (attempt {outcome.num_attempts} of {todo.max_failures + 1})" if outcome.num_attempts > 1 else ""
+    )
     deaths = _deaths(error.worker_failures)
     if outcome.failures and not deaths:
         first = outcome.failures[0]  # the first is the cause, the others mostly hear of it

@@ -1,9 +1,11 @@
 """All that is used of Ray outside its public interface; a test keeps it out of every other file.
 
-Ray may change each of these between two releases. Where one is missing, the import of this module raises UserError with one
-line that names the versions of Ray that have them all; `pyproject.toml` asks for the same versions.
+Ray may change each of these between two releases. Where one is missing, the import of this module raises
+UserError with one line that names the versions of Ray that have them all;
+`pyproject.toml` asks for the same versions.
 
-The module imports Ray Train, so `cluster.training.ray_session` imports it only when Ray's environment is set.
+The module imports Ray Train, so `cluster.training.ray_session` imports
+it only when Ray's environment is set.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ try:
     from ray._private.state import state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.train.v2._internal.execution.context import get_train_context
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy import (
+        ElasticScalingPolicy,
+        NoopDecision,
+        ResizeDecision,
+    )
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     _printer = ray_worker.print_to_stdstream
@@ -41,19 +47,22 @@ try:
     )
 except (ImportError, AttributeError) as error:
     raise UserError(
-        f"Ray {ray.__version__} lacks a part that Fovea uses ({error}); install one of the versions known to work: "
-        f"pip install 'ray[default,train]{KNOWN_VERSIONS}'"
+        f"Ray {ray.__version__} lacks a part that Fovea uses ({error}); install one of the versions known "
+        f"to work: pip install 'ray[default,train]{KNOWN_VERSIONS}'"
     ) from error
 
 
 def start_ray(folder: Path, **options: Any) -> None:
-    """`ray.init` of a Ray of this process's own, with its sockets and logs in `folder`, which has no public option."""
+    """`ray.init` of a Ray of this process's own, with its sockets and logs in `folder`,
+    which has no public option.
+    """
     ray.init(address="local", _temp_dir=str(folder), **options)
 
 
 @contextmanager
 def quiet_raylet() -> Iterator[None]:
-    """Keeps Ray's errors about its processes out of the terminal: what matters of them is told by `run_workers`.
+    """Keeps Ray's errors about its processes out of the terminal:
+    what matters of them is told by `run_workers`.
 
     `log_to_driver=False` does not cover them.
     """
@@ -65,7 +74,9 @@ def quiet_raylet() -> Iterator[None]:
 
 
 def ask_head(address: str) -> None:
-    """Connects to the head of a cluster and lets go; raises whatever Ray does, where `ray.init` would try for minutes."""
+    """Connects to the head of a cluster and lets go;
+    raises whatever Ray does, where `ray.init` would try for minutes.
+    """
     GcsClient(address=address)
 
 
@@ -75,7 +86,9 @@ def max_resources() -> dict[str, Any] | None:
 
 
 def kinds_of_node() -> list[dict[str, float]]:
-    """Resources of one node of each kind that a cluster may start by itself; none of a cluster that does not grow."""
+    """Resources of one node of each kind that a cluster may start by itself;
+    none of a cluster that does not grow.
+    """
     config = _cluster_config()
     groups = [] if config is None else config.node_group_configs
     return [dict(group.resources) for group in groups if group.max_count]
@@ -87,14 +100,18 @@ def is_head(node: dict[str, Any]) -> bool:
 
 
 def controller() -> Any:
-    """The handle of Ray Train's controller, within a worker: nothing public ends a run without retries from there."""
+    """The handle of Ray Train's controller, within a worker:
+    nothing public ends a run without retries from there.
+    """
     return get_train_context().controller_actor
 
 
 def preemption_notices() -> Any:
-    """Where Ray Train's watcher of nodes puts its notice (`preemption_info`), within a worker; the public call is a barrier.
+    """Where Ray Train's watcher of nodes puts its notice (`preemption_info`), within a worker;
+    the public call is a barrier.
 
-    None in the oldest of the known versions, which gives no notice: the loss of the node is then survived as any other.
+    None in the oldest of the known versions, which gives no notice:
+    the loss of the node is then survived as any other.
     """
     return getattr(get_train_context(), "preemption_context", None)
 
@@ -102,7 +119,8 @@ def preemption_notices() -> Any:
 class LeanTrainer(DataParallelTrainer):
     """Without the helpers that this use has no work for, each a process that imports Ray Data for seconds.
 
-    Not TorchTrainer: with it the driver and the controller import torch, seconds that the first step waits for.
+    Not TorchTrainer: with it the driver and the controller import torch,
+    seconds that the first step waits for.
     """
 
     idle: tuple[str, ...] = ("DatasetsCallback",)
@@ -110,7 +128,9 @@ class LeanTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> Any:
         return [
-            callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in self.idle
+            callback
+            for callback in super()._create_default_callbacks()
+            if type(callback).__name__ not in self.idle
         ]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
@@ -128,18 +148,23 @@ class LeanPrivateTrainer(LeanTrainer):
 class SteppedScaling(ElasticScalingPolicy):
     """How many workers a run that may shrink and grow is given: only numbers that divide its work evenly.
 
-    Ray Train's elastic policy would take any number between the smallest and the largest. This one starts with the largest
-    of `sizes` that there is room for, shrinks after a loss, and grows when nodes join. A healthy group is asked for a
-    checkpoint (`ask_checkpoint`) some seconds before it is started again with another size.
+    Ray Train's elastic policy would take any number between the smallest and the largest. This one starts
+    with the largest of `sizes` that there is room for, shrinks after a loss, and grows when nodes join. A
+    healthy group is asked for a checkpoint (`ask_checkpoint`) some seconds before
+    it is started again with another size.
     """
 
-    def __init__(self, scaling_config: Any, sizes: Sequence[int], ask_checkpoint: Callable[[], object]) -> None:
+    def __init__(
+        self, scaling_config: Any, sizes: Sequence[int], ask_checkpoint: Callable[[], object]
+    ) -> None:
         super().__init__(scaling_config)
         self._sizes = sorted(sizes)
         self._ask_checkpoint = ask_checkpoint
         self._asked = False
 
-    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if not isinstance(decision, ResizeDecision):
             return decision
@@ -157,5 +182,7 @@ class SteppedScaling(ElasticScalingPolicy):
 
 
 def max_size(sizes: Sequence[int], room: int) -> int:
-    """The largest of the possible numbers of workers that fits, or 0 (below every smallest number, so Ray waits)."""
+    """The largest of the possible numbers of workers that fits,
+    or 0 (below every smallest number, so Ray waits).
+    """
     return max((size for size in sizes if size <= room), default=0)

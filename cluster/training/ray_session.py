@@ -1,4 +1,6 @@
-"""Ray for the duration of one run: joins an existing cluster, or starts a small private one and removes its traces."""
+"""Ray for the duration of one run: joins an existing cluster,
+or starts a small private one and removes its traces.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ OBJECT_STORE_BYTES = (
 _TOKEN = secrets.token_hex(32)  # one a process, because Ray reads it once
 _has_token = False
 
-# Values that a user's environment may override. Ray reads them when it is imported, started or when a run starts.
+# Values that a user's environment may override. Ray reads them when it is imported, started or when a run
+# starts.
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or each print of a worker appears twice in its log
@@ -43,7 +46,8 @@ ELASTIC_DEFAULTS = {
 EMBEDDED_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
-    # no port has this number, so Ray goes on without these two servers, which would answer anybody at all addresses
+    # no port has this number, so Ray goes on without these two servers, which would answer anybody at all
+    # addresses
     "AUTOSCALER_METRIC_PORT": "65536",
     "DASHBOARD_METRIC_PORT": "65536",
     "RAY_worker_niceness": "0",  # the default of 15 lets any other program starve the training
@@ -73,9 +77,9 @@ def ray_session(
 ) -> Iterator[Session]:
     """Connects this process to Ray and leaves things as they were: what it started it ends.
 
-    In order of precedence: the Ray that this process is connected to; `address`; RAY_ADDRESS (set inside Ray jobs); a
-    private Ray on this machine with as many CPUs as it has, or as the workers want if that is more. Raises UserError
-    when the cluster cannot be reached. `environment` holds further defaults that Ray reads.
+    In order of precedence: the Ray that this process is connected to; `address`; RAY_ADDRESS (set inside Ray
+    jobs); a private Ray on this machine with as many CPUs as it has, or as the workers want if that is more.
+    Raises UserError when the cluster cannot be reached. `environment` holds further defaults that Ray reads.
     """
     embedded = address is None and not os.environ.get("RAY_ADDRESS")
     connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
@@ -97,17 +101,21 @@ def ray_session(
 
 
 def _own_token() -> dict[str, str]:
-    """How the private Ray authenticates: by a token of this process, known to its children by their environment alone.
+    """How the private Ray authenticates: by a token of this process,
+    known to its children by their environment alone.
 
-    Ray's processes listen on all interfaces, whatever address they are given, so without a token whoever reaches this machine
-    could run code in them; and Ray's default would leave a file with a token in the home directory. A RAY_AUTH_MODE that is
-    set is obeyed. Ray reads the mode when it is imported: where that was before, there is no token.
+    Ray's processes listen on all interfaces, whatever address they are given, so without a token whoever
+    reaches this machine could run code in them; and Ray's default would leave a file with a token in the
+    home directory. A RAY_AUTH_MODE that is set is obeyed. Ray reads the mode when it is imported:
+    where that was before, there is no token.
     """
     global _has_token
     if "RAY_AUTH_MODE" in os.environ:
         return {}
     _has_token = _has_token or "ray" not in sys.modules
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN} if _has_token else {"RAY_AUTH_MODE": "disabled"}
+    return (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN} if _has_token else {"RAY_AUTH_MODE": "disabled"}
+    )
 
 
 @contextmanager
@@ -150,11 +158,14 @@ def _joined_ray(address: str) -> Iterator[None]:
 
 
 def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds: float = 20.0) -> None:
-    """Raises UserError within seconds where no Ray answers at HOST:PORT; Ray itself tries for minutes, with many words.
+    """Raises UserError within seconds where no Ray answers at HOST:PORT;
+    Ray itself tries for minutes, with many words.
 
     Addresses without a port (`auto`) are left to Ray.
     """
-    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    host, _, port = (
+        address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    )
     if not host or not port.isdigit():
         return
     way_out = "give another cluster.address, or unset RAY_ADDRESS to use a Ray of its own"
@@ -172,8 +183,8 @@ def check_answers(address: str, *, connect_seconds: float = 5.0, answer_seconds:
     threading.Thread(target=_ask, args=(address, answered), name="ask Ray", daemon=True).start()
     if not answered.wait(answer_seconds):
         raise UserError(
-            f"cannot join the Ray cluster at {address}: something listens there and did not answer as Ray within "
-            f"{answer_seconds:g} s; it hangs, or is another program; {way_out}"
+            f"cannot join the Ray cluster at {address}: something listens there and did not answer as Ray "
+            f"within {answer_seconds:g} s; it hangs, or is another program; {way_out}"
         )
 
 
@@ -193,7 +204,8 @@ def _ask(address: str, answered: threading.Event) -> None:
 
 
 def check_resources(num_workers: int, resources_per_worker: dict[str, float]) -> None:
-    """Raises UserError when no node or not all nodes together can ever hold the workers (busy is not refused).
+    """Raises UserError when no node or not all nodes together can ever
+    hold the workers (busy is not refused).
 
     A cluster that grows by itself counts as the largest that it may become.
     """
@@ -204,7 +216,9 @@ def check_resources(num_workers: int, resources_per_worker: dict[str, float]) ->
     totals = max_resources()
     if totals is None:
         totals = ray.cluster_resources()
-        room = sum(_num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"])
+        room = sum(
+            _num_fitting(node["Resources"], resources_per_worker) for node in ray.nodes() if node["Alive"]
+        )
     else:
         room = num_workers
     on_cpus = f"; {HOW_ON_CPUS}"
@@ -212,13 +226,15 @@ def check_resources(num_workers: int, resources_per_worker: dict[str, float]) ->
         want, have = each * num_workers, totals.get(name, 0.0)
         if want > have:
             raise UserError(
-                f"{num_workers} workers with {each:g} {name} each want {want:g} {name}, the Ray cluster has {have:g}; "
-                f"ask for fewer workers or less per worker, or use a larger cluster{on_cpus if name == 'GPU' else ''}"
+                f"{num_workers} workers with {each:g} {name} each want {want:g} {name}, the Ray cluster has "
+                f"{have:g}; ask for fewer workers or less per worker, or use a larger "
+                f"cluster{on_cpus if name == 'GPU' else ''}"
             )
     if room < num_workers:
         each_has = ", ".join(f"{amount:g} {name}" for name, amount in resources_per_worker.items())
         raise UserError(
-            f"{num_workers} workers with {each_has} each do not fit: the cluster's nodes hold {room} such workers"
+            f"{num_workers} workers with {each_has} each do not fit: the cluster's nodes hold {room} such "
+            "workers"
         )
 
 
@@ -240,7 +256,9 @@ def _environment(defaults: dict[str, str]) -> Iterator[None]:
 
 
 def _opened_by_ray(folder: Path) -> Path:
-    """What Ray is given of our folder: it opens its own to everybody, who would otherwise rename sockets and plant links."""
+    """What Ray is given of our folder: it opens its own to everybody,
+    who would otherwise rename sockets and plant links.
+    """
     inner = folder / "ray"
     inner.mkdir()
     return inner

@@ -1,6 +1,8 @@
-"""What runs inside each Ray Train worker: makes its RankContext, calls the function, tells the channel how it ended.
+"""What runs inside each Ray Train worker: makes its RankContext, calls the function,
+tells the channel how it ended.
 
-torch is imported by the ranks only: the driver and Ray's controller load this module too, and start sooner without it.
+torch is imported by the ranks only: the driver and Ray's controller load this module too,
+and start sooner without it.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ IDLE_NODE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE of Ray
 
 @dataclass(frozen=True)
 class Work:
-    """What each worker is sent: the function with its settings, the channel's handle, and the CPU threads of torch."""
+    """What each worker is sent: the function with its settings, the channel's handle,
+    and the CPU threads of torch.
+    """
 
     call: bytes  # pickled (function, settings), for their module loads torch
     channel: Any
@@ -57,11 +61,15 @@ class Work:
 
 
 class WorkerError(Exception):
-    """Stands for a worker's exception on its way through Ray, which must pickle it; the channel has the whole text."""
+    """Stands for a worker's exception on its way through Ray, which must pickle it;
+    the channel has the whole text.
+    """
 
 
 def work(config: dict[str, Any]) -> bytes | None:
-    """The function that Ray Train calls on each rank. Rank 0 returns the training function's result, pickled."""
+    """The function that Ray Train calls on each rank.
+    Rank 0 returns the training function's result, pickled.
+    """
     set_up_process()
     todo: Work = config["work"]
     train_context = ray.train.get_context()
@@ -118,11 +126,12 @@ def _join_group(todo: Work, rank: int, world_size: int, device: Any) -> Beginnin
     store: Any = None
     told = None
     if rank == 0:
-        # one rank asks and tells the others, so that all have the same attempt number even if one died before asking
+        # one rank asks and tells the others, so that all have the same attempt number even if one died
+        # before asking
         beginning = ray.get(todo.channel.begin.remote(world_size, _lost_nodes()))
         host = LOOPBACK if todo.is_here else ray.util.get_node_ip_address()
-        # on this address alone, where the store by itself listens on all; port 0: the system picks a free one as it binds,
-        # where looking for one first leaves it open to be taken
+        # on this address alone, where the store by itself listens on all; port 0: the system picks a free
+        # one as it binds, where looking for one first leaves it open to be taken
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, 0), family=family)
         port = listener.getsockname()[1]
@@ -164,7 +173,9 @@ def _lost_nodes() -> dict[str, str]:
 
 
 def _set_up_device(todo: Work) -> Any:
-    """Raises UserError for a GPU that torch cannot use: nodes that joined after the preflight were not asked before."""
+    """Raises UserError for a GPU that torch cannot use:
+    nodes that joined after the preflight were not asked before.
+    """
     import torch
     from ray.train.torch import get_device
 
@@ -173,7 +184,9 @@ def _set_up_device(todo: Work) -> Any:
     if todo.use_gpu and not torch.cuda.is_available():
         _, words = usable_gpus()
         node = ray.util.get_node_ip_address()
-        raise UserError(f"node {node}: torch cannot use the GPU that Ray gave a worker there ({words}); {HOW_ON_CPUS}")
+        raise UserError(
+            f"node {node}: torch cannot use the GPU that Ray gave a worker there ({words}); {HOW_ON_CPUS}"
+        )
     device = get_device() if todo.use_gpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -181,7 +194,9 @@ def _set_up_device(todo: Work) -> Any:
 
 
 def _report_failure(channel: Any, error: BaseException, rank: int, world_size: int) -> None:
-    own = error.__traceback__.tb_next if error.__traceback__ is not None else None  # without the frame of `work`
+    own = (
+        error.__traceback__.tb_next if error.__traceback__ is not None else None
+    )  # without the frame of `work`
     text = "".join(traceback.format_exception(type(error), error, own))
     # a store that did not answer for minutes may answer the next attempt
     ends_the_run = isinstance(error, UserError | RunStopped) and not isinstance(error, StoreUnavailable)
@@ -236,7 +251,9 @@ def abort_controller() -> None:
 
 
 class _Watcher:
-    """A thread that turns a word from the channel or a notice of preemption into the stop flag of the context."""
+    """A thread that turns a word from the channel or a notice of preemption
+    into the stop flag of the context.
+    """
 
     def __init__(self, todo: Work, context: RankContext) -> None:
         self._todo = todo
@@ -248,8 +265,8 @@ class _Watcher:
     def wait_out_preemption(self) -> None:
         """After a stop because of a preemption, waits for the end of this process.
 
-        Ray takes a function that returns for a finished run, and only a run that is still there when the node goes is
-        restarted from its budget for preemptions.
+        Ray takes a function that returns for a finished run, and only a run that is still there when the
+        node goes is restarted from its budget for preemptions.
         """
         if self._deadline is None or self._asked.is_set():
             return

@@ -1,7 +1,7 @@
 """Runs a training function on workers: in this process, on a private Ray, or on an existing cluster.
 
-`run_workers` is all that the floors above need. Ray is imported only when workers are asked for, so that `--help` and
-in-process runs do not wait for it.
+`run_workers` is all that the floors above need. Ray is imported only when workers are asked for, so that
+`--help` and in-process runs do not wait for it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ class Workers:
     Args:
         num_workers: Processes to start; 0 calls the function in this process, without Ray.
         storage_url: A folder that all nodes can reach; on a cluster Ray's notes live there during the run.
-        data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it can read this and
-            write to `storage_url`, and whether it has the same packages, its GPUs and room on its disk.
-        smaller: Smaller numbers of workers that the run may go on with when machines are lost, by falling back to its
-            newest checkpoint; it grows again when there is room. Empty: it waits until all its workers can be replaced.
-        cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not among
-            them). By default this machine's CPUs are shared evenly; on a cluster that is joined see `shares`.
-        gpus_per_worker: 1: the device of a rank is CUDA, 0: it is the CPU; by default 1 where there are GPUs.
+        data_urls: What the workers will read. On a cluster of several nodes each is asked first whether it
+            can read this and write to `storage_url`, and whether it has the same packages, its GPUs and room
+            on its disk.
+        smaller: Smaller numbers of workers that the run may go on with when machines are lost, by falling
+            back to its newest checkpoint; it grows again when there is room. Empty: it waits until all its
+            workers can be replaced.
+        cpus_per_worker: CPUs to ask of Ray, and torch's compute threads (threads that decode images are not
+            among them). By default this machine's CPUs are shared evenly; on a cluster that is joined see
+            `shares`.
+        gpus_per_worker: 1: the device of a rank is CUDA, 0: it is the CPU; by default 1 where there are
+            GPUs.
         max_failures: How many restarts to make after failures, -1 for no limit. Preemptions are not counted.
         hang_seconds: How long a collective may wait for a rank that hangs before all are restarted.
         resize_seconds: How often a run that has shrunk looks whether it can grow.
@@ -72,7 +76,9 @@ class Workers:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The numbers of workers that the run can have, in order."""
-        return tuple(sorted({self.num_workers, *(size for size in self.smaller if 0 < size < self.num_workers)}))
+        return tuple(
+            sorted({self.num_workers, *(size for size in self.smaller if 0 < size < self.num_workers)})
+        )
 
 
 def run_workers(
@@ -84,14 +90,14 @@ def run_workers(
 ) -> Result:
     """Calls `function(context, settings)` on each worker and returns what rank 0's call returned.
 
-    `function` belongs to a module that workers can import. It may be called again after a failure, and then finds the newest
-    complete checkpoint in its run folder by itself. Several workers have a torch process group (gloo for CPU tensors, NCCL
-    for CUDA tensors). `settings` are anything picklable; `on_record` is called in a thread of this process with each record
-    that rank 0 reports, in order.
+    `function` belongs to a module that workers can import. It may be called again after a failure, and then
+    finds the newest complete checkpoint in its run folder by itself. Several workers have a torch process
+    group (gloo for CPU tensors, NCCL for CUDA tensors). `settings` are anything picklable; `on_record` is
+    called in a thread of this process with each record that rank 0 reports, in order.
 
-    Raises UserError or RunStopped as the function raised it, at once and without a restart; WorkerFailed with the
-    worker's traceback when the restarts are used up; KeyboardInterrupt at the second Ctrl-C. At the first Ctrl-C or
-    SIGTERM all ranks see `stop_requested()`, and the function's return is the run's.
+    Raises UserError or RunStopped as the function raised it, at once and without a restart; WorkerFailed
+    with the worker's traceback when the restarts are used up; KeyboardInterrupt at the second Ctrl-C. At the
+    first Ctrl-C or SIGTERM all ranks see `stop_requested()`, and the function's return is the run's.
     """
     if workers.num_workers == 0:  # in this process
         with _num_threads(workers.cpus_per_worker), local_context(on_record) as context:
@@ -104,7 +110,8 @@ def _run_on_ray(
 ) -> Any:
     if workers.storage_url.startswith("memory:"):
         raise UserError(
-            f"{workers.storage_url} is in the memory of one process; workers need a folder that all can reach"
+            f"{workers.storage_url} is in the memory of one process; workers need a folder that all can "
+            "reach"
         )
 
     from cluster.training.ray_session import ELASTIC_DEFAULTS, check_resources
@@ -147,7 +154,8 @@ def _run_on_ray(
 def check_cluster(workers: Workers) -> int:
     """Asks the cluster that `run_workers` would join whether it is ready; returns its number of nodes.
 
-    0 where `run_workers` would start a Ray of its own, or none. Raises UserError with all that is wrong, node by node.
+    0 where `run_workers` would start a Ray of its own, or none.
+    Raises UserError with all that is wrong, node by node.
     """
     if workers.num_workers == 0 or not (workers.address or os.environ.get("RAY_ADDRESS")):
         return 0
@@ -163,7 +171,9 @@ def check_cluster(workers: Workers) -> int:
 def session_and_share(
     address: str | None, num_workers: int, cpus: float | None, gpus: float | None, **of_session: Any
 ) -> Iterator[tuple[Session, Share]]:
-    """The Ray for so many workers, see `ray_session`, and what each gets of it where the user does not say (None)."""
+    """The Ray for so many workers, see `ray_session`,
+    and what each gets of it where the user does not say (None).
+    """
     from cluster.training.ray_session import ray_session
 
     has_gpu = False

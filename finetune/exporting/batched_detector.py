@@ -1,7 +1,9 @@
-"""Detection of a whole batch at once, without loops over images or numbers of boxes that the data decides, as ONNX wants it.
+"""Detection of a whole batch at once, without loops over images or numbers of boxes that the data decides,
+as ONNX wants it.
 
-It computes what torchvision's detectors do image by image (`finetune.tasks.detection.heads`): candidates are the surest of
-each level, a non-maximum suppression for each class follows, and the surest that are left are given.
+It computes what torchvision's detectors do image by image (`finetune.tasks.detection.heads`): candidates are
+the surest of each level, a non-maximum suppression for each class follows,
+and the surest that are left are given.
 
 Shapes: B images, P positions of all anchors, N candidates, C classes, M detections.
 """
@@ -31,8 +33,8 @@ ALL = 2**63 - 1  # boxes of a class
     schema="(Tensor boxes_GN4, Tensor scores_GKN, float overlap, float min_score) -> Tensor",
 )
 def suppressed(boxes_GN4: Tensor, scores_GKN: Tensor, overlap: float, min_score: float) -> Tensor:
-    """int64 [selected, 3]: group, class and number of the boxes that non-maximum suppression keeps, by classes in groups;
-    those of a score of at most `min_score` count for nothing."""
+    """int64 [selected, 3]: group, class and number of the boxes that non-maximum suppression keeps, by
+    classes in groups; those of a score of at most `min_score` count for nothing."""
     kept = [torch.zeros(0, 3, dtype=torch.int64)]
     for group, (boxes_N4, scores_KN) in enumerate(zip(boxes_GN4, scores_GKN, strict=True)):
         for number, scores_N in enumerate(scores_KN):
@@ -77,7 +79,8 @@ class BatchedDetector(ForPixels):
         return {torch.ops.fovea.suppressed.default: translated}
 
     def forward(self, images_BCHW: Tensor, picture_sizes_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`boxes` [B, M, 4] in pixels of the canvas, `scores` [B, M] and `labels` [B, M], surest first; a score of 0 is no box.
+        """`boxes` [B, M, 4] in pixels of the canvas, `scores` [B, M] and `labels` [B, M], surest first;
+        a score of 0 is no box.
 
         `picture_sizes_B2` are height and width of the images, in the upper left corners of their canvases.
         """
@@ -133,7 +136,9 @@ class BatchedDetector(ForPixels):
         looked = roi.box_head(_pooled(roi.box_roi_pool, maps, regions_BN4))
         logits, deltas = roi.box_predictor(looked)
         num_classes = logits.shape[-1]
-        scores_BNC = logits.softmax(-1).view(num_batch, num_regions, num_classes)[..., 1:] * is_region_BN[..., None]
+        scores_BNC = (
+            logits.softmax(-1).view(num_batch, num_regions, num_classes)[..., 1:] * is_region_BN[..., None]
+        )
         boxes = roi.box_coder.decode_single(deltas, regions_BN4.reshape(-1, 4))
         boxes_BNC4 = boxes.view(num_batch, num_regions, num_classes, 4)[:, :, 1:]
         boxes_BNC4 = _inside(boxes_BNC4, edges_B14[:, None])
@@ -148,7 +153,9 @@ class BatchedDetector(ForPixels):
         labels_F = torch.arange(num_classes - 1, device=logits.device).repeat_interleave(num_regions)
         return grouped[0].view(num_batch, -1, 4), scores_BF, labels_F.expand(num_batch, -1)
 
-    def _regions(self, rpn: Any, images_BCHW: Tensor, maps: list[Tensor], edges_B14: Tensor) -> tuple[Tensor, Tensor]:
+    def _regions(
+        self, rpn: Any, images_BCHW: Tensor, maps: list[Tensor], edges_B14: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Where to look again: regions [B, N, 4] and which of them are some, bool [B, N]."""
         objectness, deltas = rpn.head(maps)
         anchors_P4 = _anchors(rpn.anchor_generator, images_BCHW, maps)
@@ -160,14 +167,18 @@ class BatchedDetector(ForPixels):
             anchors_p4, start = anchors_P4[start : start + score_Bp.shape[1]], start + score_Bp.shape[1]
             score_Bn, index_Bn = score_Bp.topk(min(rpn.pre_nms_top_n(), score_Bp.shape[1]))
             boxes_Bn4 = _decoded(
-                rpn.box_coder, delta_Bp4.gather(1, index_Bn[..., None].expand(-1, -1, 4)), anchors_p4[index_Bn]
+                rpn.box_coder,
+                delta_Bp4.gather(1, index_Bn[..., None].expand(-1, -1, 4)),
+                anchors_p4[index_Bn],
             )
             found.append((boxes_Bn4, score_Bn.sigmoid(), torch.full_like(index_Bn, level)))
         boxes_BN4, scores_BN, levels_BN = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         boxes_BN4 = _inside(boxes_BN4, edges_B14)
         scores_BN = scores_BN * _large(boxes_BN4, MIN_REGION)
         kept_BN = _kept(boxes_BN4, scores_BN, levels_BN, len(maps), rpn.nms_thresh, 0.0)
-        scores_BN, best_BN = torch.where(kept_BN, scores_BN, 0.0).topk(min(rpn.post_nms_top_n(), scores_BN.shape[1]))
+        scores_BN, best_BN = torch.where(kept_BN, scores_BN, 0.0).topk(
+            min(rpn.post_nms_top_n(), scores_BN.shape[1])
+        )
         return boxes_BN4.gather(1, best_BN[..., None].expand(-1, -1, 4)), scores_BN > 0
 
 
@@ -179,7 +190,9 @@ def _anchors(generator: Callable[..., list[Tensor]], images_BCHW: Tensor, maps: 
 def _decoded(coder: Any, deltas_BN4: Tensor, anchors_BN4: Tensor) -> Tensor:
     """Boxes [B, N, 4] from a head's outputs for anchors."""
     if hasattr(coder, "decode_single"):
-        return coder.decode_single(deltas_BN4.reshape(-1, 4), anchors_BN4.reshape(-1, 4)).view(deltas_BN4.shape)
+        return coder.decode_single(deltas_BN4.reshape(-1, 4), anchors_BN4.reshape(-1, 4)).view(
+            deltas_BN4.shape
+        )
     decoded: Tensor = coder.decode(deltas_BN4, anchors_BN4)
     return decoded
 
@@ -211,7 +224,9 @@ def _kept(
 
 
 def _pooled(pool: Any, maps: list[Tensor], regions_BN4: Tensor) -> Tensor:
-    """[B * N, channels, side, side] of each region from the map that suits its size, as MultiScaleRoIAlign."""
+    """[B * N, channels, side, side] of each region from the map that suits its size,
+    as MultiScaleRoIAlign.
+    """
     num_batch, num_regions, _ = regions_BN4.shape
     images = torch.arange(num_batch, device=regions_BN4.device).to(regions_BN4.dtype)
     rois = torch.cat([images[:, None, None].expand(-1, num_regions, 1), regions_BN4], 2).reshape(-1, 5)

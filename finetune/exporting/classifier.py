@@ -53,7 +53,9 @@ def export_classifier(url: str, predictor: ImageClassifier, facts: dict[str, Any
     of_transformers = {
         "normalised_features": bool(model.norm.state_dict()),
         "grid": None if model.grid is None else list(model.grid),
-        "problem_type": "multi_label_classification" if predictor.multi_label else "single_label_classification",
+        "problem_type": "multi_label_classification"
+        if predictor.multi_label
+        else "single_label_classification",
     }
     return Exported(
         url,

@@ -1,4 +1,6 @@
-"""A detector for other programs: boxes after non-maximum suppression, equally many for each image of a batch."""
+"""A detector for other programs: boxes after non-maximum suppression,
+equally many for each image of a batch.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +54,18 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         for row, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
             num = len(one["scores"])
             answers["boxes"][row, :num] = one["boxes"].numpy() / (width, height, width, height)
-            answers["scores"][row, :num], answers["labels"][row, :num] = one["scores"].numpy(), one["labels"].numpy()
+            answers["scores"][row, :num], answers["labels"][row, :num] = (
+                one["scores"].numpy(),
+                one["labels"].numpy(),
+            )
         return answers
 
     def answers_of(outputs: dict[str, np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:
         if geometry_VB5 is None:  # by transformers, in fractions already
             return outputs
-        sizes = np.array([image_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))])
+        sizes = np.array(
+            [image_on_canvas(geometry_VB5[:, index], size) for index in range(len(outputs["boxes"]))]
+        )
         return {**outputs, "boxes": outputs["boxes"] / sizes[:, None, [1, 0, 1, 0]]}
 
     return Exported(

@@ -21,8 +21,8 @@ NOT_THIS = -30.0  # the logit of a class that a box is not
 
 @dataclass
 class FoveaObjectDetectionOutput(ModelOutput):
-    """As of DETR: `logits` [B, boxes, classes + 1], the last for no object, and `pred_boxes` [B, boxes, 4], centre, width and
-    height in fractions of the image's sides."""
+    """As of DETR: `logits` [B, boxes, classes + 1], the last for no object, and `pred_boxes` [B, boxes, 4],
+    centre, width and height in fractions of the image's sides."""
 
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
@@ -31,7 +31,8 @@ class FoveaObjectDetectionOutput(ModelOutput):
 class FoveaForObjectDetection(FoveaPreTrainedModel):
     """An encoder, a feature pyramid and a head; boxes come after non-maximum suppression, surest first.
 
-    `processor.post_process_object_detection(outputs, threshold, target_sizes)` gives boxes in pixels, labels and scores.
+    `processor.post_process_object_detection(outputs, threshold, target_sizes)` gives boxes in pixels,
+    labels and scores.
     """
 
     def __init__(self, config: FoveaConfig) -> None:
@@ -64,14 +65,20 @@ class FoveaForObjectDetection(FoveaPreTrainedModel):
     ) -> Any:
         """What is found on canvases [B, C, S, S] with images in their upper left corners.
 
-        `pixel_mask` [B, S, S] is 1 on the image, as the image processor gives it; `picture_sizes` [B, 2], height and
-        width, say the same more exactly.
+        `pixel_mask` [B, S, S] is 1 on the image, as the image processor gives it; `picture_sizes` [B, 2],
+        height and width, say the same more exactly.
         """
         if picture_sizes is None and pixel_mask is not None:
             picture_sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], 1)
         whole = [tuple(pixel_values.shape[-2:])] * len(pixel_values)
-        sizes = whole if picture_sizes is None else [(float(height), float(width)) for height, width in picture_sizes]
-        found = self.head.detections(ImageList(pixel_values, sizes), self.pyramid(self.encoder(pixel_values)))
+        sizes = (
+            whole
+            if picture_sizes is None
+            else [(float(height), float(width)) for height, width in picture_sizes]
+        )
+        found = self.head.detections(
+            ImageList(pixel_values, sizes), self.pyramid(self.encoder(pixel_values))
+        )
         num, num_labels = max(1, *(len(one["scores"]) for one in found)), int(self.config.num_labels or 0)
         logits = pixel_values.new_full((len(found), num, num_labels + 1), NOT_THIS)
         logits[..., num_labels] = 0.0

@@ -20,8 +20,8 @@ OF_GENERATION = ("num_beams", "length_penalty")
 
 @dataclass
 class FoveaSummaryOutput(ModelOutput):
-    """`keyword_logits` [B, keywords] (names in `config.id2label`), where each keyword looks, [B, keywords, positions], and with
-    `decoder_input_ids` the scores of the next token, `logits` [B, length, tokens]."""
+    """`keyword_logits` [B, keywords] (names in `config.id2label`), where each keyword looks, [B, keywords,
+    positions], and with `decoder_input_ids` the scores of the next token, `logits` [B, length, tokens]."""
 
     keyword_logits: Tensor | None = None
     keyword_attentions: Tensor | None = None
@@ -29,7 +29,9 @@ class FoveaSummaryOutput(ModelOutput):
 
 
 class FoveaForImageCaptioning(FoveaPreTrainedModel, Sight):
-    """An encoder, keywords that look over its maps, and a decoder that writes a sentence over what was seen."""
+    """An encoder, keywords that look over its maps,
+    and a decoder that writes a sentence over what was seen.
+    """
 
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
@@ -45,7 +47,9 @@ class FoveaForImageCaptioning(FoveaPreTrainedModel, Sight):
         return_dict: bool | None = None,
         **_: Any,
     ) -> Any:
-        """Keywords of images [B, C, S, S], and the scores that follow the tokens of sentences, where these are given."""
+        """Keywords of images [B, C, S, S], and the scores that follow the tokens of sentences,
+        where these are given.
+        """
         seen = self.look_at(self.encoder(pixel_values))
         scores = None if decoder_input_ids is None else self.decoder(decoder_input_ids, seen.memory_BMD)
         output = FoveaSummaryOutput(seen.logits_BK, seen.attention_BKT, scores)
@@ -53,9 +57,15 @@ class FoveaForImageCaptioning(FoveaPreTrainedModel, Sight):
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: Tensor, num_beams: int | None = None, length_penalty: float | None = None, **_: Any
+        self,
+        pixel_values: Tensor,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        **_: Any,
     ) -> Tensor:
-        """Token ids [B, length] of a sentence for each image, from its start to its end, padded; the tokenizer decodes them."""
+        """Token ids [B, length] of a sentence for each image, from its start to its end, padded;
+        the tokenizer decodes them.
+        """
         own = self.config.summarizer
         seen = self.look_at(self.encoder(pixel_values))
         written = write(

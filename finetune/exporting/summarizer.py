@@ -88,7 +88,9 @@ def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _tokenizer_files(own: CaptionTokenizer) -> dict[str, bytes]:
-    """The tokenizer as transformers reads it, with the model's numbers: its own come after those of no text."""
+    """The tokenizer as transformers reads it, with the model's numbers:
+    its own come after those of no text.
+    """
     tree = own.to_json()
     vocabulary = {token: number + NUM_SPECIAL for token, number in tree["model"]["vocab"].items()}
     tree["model"]["vocab"] = {**SPECIAL, **vocabulary}

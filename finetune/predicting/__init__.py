@@ -1,1 +1,3 @@
-"""What a model predicts for images, data sets and videos: `python -m finetune predict MODEL INPUT ... OUT`."""
+"""What a model predicts for images, data sets and videos:
+`python -m finetune predict MODEL INPUT ... OUT`.
+"""

@@ -1,4 +1,6 @@
-"""Alarms over a video: frames whose class score is above a threshold, and the events that neighbouring frames form."""
+"""Alarms over a video: frames whose class score is above a threshold,
+and the events that neighbouring frames form.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +28,31 @@ class Rule:
             name, threshold = "", -1.0
         if not name or not 0 <= threshold <= 1:
             raise UserError(
-                f"--alarm {text!r} is not possible: write CLASS>FRACTION with a fraction from 0 to 1, like person>0.9"
+                f"--alarm {text!r} is not possible: write CLASS>FRACTION with a fraction from 0 to 1, like "
+                "person>0.9"
             )
         return cls(name, threshold)
 
 
 def score_of(record: dict[str, Any], name: str) -> float:
-    """How sure a record is that the class is there: its probability, or that of its surest box or keyword; 0 for none."""
+    """How sure a record is that the class is there: its probability, or that of its surest box or keyword;
+    0 for none.
+    """
     if isinstance(record.get("scores"), dict):
         return float(record["scores"].get(name, 0.0))
     if "keywords" in record:
-        return max((float(word["score"]) for word in record["keywords"] if word["text"] == name), default=0.0)
+        return max(
+            (float(word["score"]) for word in record["keywords"] if word["text"] == name), default=0.0
+        )
     pairs = zip(record.get("labels") or [], record.get("scores") or [], strict=False)
     return max((float(score) for label, score in pairs if label == name), default=0.0)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Neighbouring frames over a threshold. Seconds are those of the first and the last of them, None without a time."""
+    """Neighbouring frames over a threshold. Seconds are those of the first and the last of them,
+    None without a time.
+    """
 
     source: str
     alarm: str
@@ -61,7 +70,8 @@ class Alarms:
 
     Args:
         rule: what raises an alarm.
-        gap_seconds, gap_frames: two frames belong to one event when no more lies between them; seconds where there is a time.
+        gap_seconds, gap_frames: two frames belong to one event when no more lies between them;
+            seconds where there is a time.
     """
 
     def __init__(self, rule: Rule, *, gap_seconds: float = 1.0, gap_frames: int = 1) -> None:
@@ -85,9 +95,22 @@ class Alarms:
             now = self._open
             peak = (score, index) if score > now.peak_score else (now.peak_score, now.peak_index)
             self._open = Event(
-                source, now.alarm, now.first_index, index, now.start_seconds, seconds, now.num_frames + 1, *peak
+                source,
+                now.alarm,
+                now.first_index,
+                index,
+                now.start_seconds,
+                seconds,
+                now.num_frames + 1,
+                *peak,
             )
-        alarm = {"kind": "frame", "source": source, "index": index, "seconds": seconds, "time": clock(seconds)}
+        alarm = {
+            "kind": "frame",
+            "source": source,
+            "index": index,
+            "seconds": seconds,
+            "time": clock(seconds),
+        }
         return {**alarm, "alarm": self.rule.name, "score": score}, ended
 
     def close(self) -> Event | None:

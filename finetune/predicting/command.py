@@ -1,4 +1,6 @@
-"""python -m finetune predict MODEL INPUT [INPUT ...] OUT: what a model predicts for images, data sets and videos."""
+"""python -m finetune predict MODEL INPUT [INPUT ...] OUT:
+what a model predicts for images, data sets and videos.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from cluster.lease import HELD, held_folder
 from cluster.progress import ProgressLine
 from finetune.model import load_model
 from finetune.predicting.alarms import Rule
-from finetune.predicting.following import AlarmFollower, DrawFollower, Follower, LocalizeFollower, TrackFollower
+from finetune.predicting.following import (
+    AlarmFollower,
+    DrawFollower,
+    Follower,
+    LocalizeFollower,
+    TrackFollower,
+)
 from finetune.predicting.localizing import Localizer
 from finetune.predicting.records import RecordWriter
 from finetune.predicting.sources import Clip, find_clips
@@ -39,14 +47,21 @@ LOCALIZED = pa.schema(
     [
         ("localized", pa.string()),
         ("probability", pa.float64()),
-        ("regions", pa.list_(pa.struct([("box", BOX), ("score", pa.float64()), ("area_share", pa.float64())]))),
+        (
+            "regions",
+            pa.list_(pa.struct([("box", BOX), ("score", pa.float64()), ("area_share", pa.float64())])),
+        ),
     ]
 )
 TRACKED = pa.schema(
     [
         (
             "tracks",
-            pa.list_(pa.struct([("track", pa.int64()), ("label", pa.string()), ("score", pa.float64()), ("box", BOX)])),
+            pa.list_(
+                pa.struct(
+                    [("track", pa.int64()), ("label", pa.string()), ("score", pa.float64()), ("box", BOX)]
+                )
+            ),
         )
     ]
 )
@@ -56,7 +71,8 @@ def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(
         prog="python -m finetune predict",
-        description="Predicts for images: OUT/predictions.jsonl and OUT/predictions.parquet have a record for each.",
+        description="Predicts for images: OUT/predictions.jsonl and OUT/predictions.parquet have a record "
+        "for each.",
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     parser.add_argument(
@@ -64,7 +80,9 @@ def parser() -> CommandLine:
     )
     parser.add_argument("out", metavar="OUT", help="folder for the results, a path or any fsspec URL")
     parser.add_argument("--draw", action="store_true", help="writes each image with its result to OUT/drawn")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th image or frame (default: 1)")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every N-th image or frame (default: 1)"
+    )
     parser.add_argument(
         "--frames",
         action="store_true",
@@ -76,11 +94,17 @@ def parser() -> CommandLine:
         metavar="N",
         help="larger images are refused (default: 100); JPEGs above 100 are decoded at a reduced size",
     )
-    parser.add_argument("--fps", type=float, help="images a second, for images that are the frames of a video")
-    parser.add_argument("--image-column", default="image", help="column of images in Parquet (default: image)")
+    parser.add_argument(
+        "--fps", type=float, help="images a second, for images that are the frames of a video"
+    )
+    parser.add_argument(
+        "--image-column", default="image", help="column of images in Parquet (default: image)"
+    )
     add_image_root_option(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
-    parser.add_argument("--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs")
+    parser.add_argument(
+        "--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs"
+    )
     parser.add_argument("--overwrite", action="store_true", help="OUT may hold earlier predictions")
     alarms = parser.add_argument_group("alarms (surveillance)")
     alarms.add_argument(
@@ -90,7 +114,9 @@ def parser() -> CommandLine:
         metavar="CLASS>FRACTION",
         help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
     )
-    alarms.add_argument("--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)")
+    alarms.add_argument(
+        "--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)"
+    )
     localization = parser.add_argument_group("localization (medical images)")
     localization.add_argument(
         "--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps"
@@ -109,13 +135,16 @@ def parser() -> CommandLine:
     )
     tracks = parser.add_argument_group("tracks (traffic)")
     tracks.add_argument(
-        "--track", action="store_true", help="links a detector's boxes over frames: OUT/tracks, MOT format and a video"
+        "--track",
+        action="store_true",
+        help="links a detector's boxes over frames: OUT/tracks, MOT format and a video",
     )
     tracks.add_argument(
         "--track-score", type=float, default=0.5, help="score of a box that begins a track (default: 0.5)"
     )
     cluster = parser.add_argument_group(
-        "a cluster (Parquet shards only)", "continues where it was cut off; OUT/parts has the results as Parquet"
+        "a cluster (Parquet shards only)",
+        "continues where it was cut off; OUT/parts has the results as Parquet",
     )
     add_machine_options(cluster)
     return parser
@@ -149,14 +178,18 @@ def predict(options: argparse.Namespace) -> Predicted | None:
     storage.check_writable(options.out)
     if options.max_megapixels is not None:
         if not options.max_megapixels > 0:
-            raise UserError(f"--max-megapixels {options.max_megapixels:g} is not possible: it must be above 0")
+            raise UserError(
+                f"--max-megapixels {options.max_megapixels:g} is not possible: it must be above 0"
+            )
         set_max_pixels(int(options.max_megapixels * 1e6))
     clips = find_clips(options.inputs, image_column=options.image_column, frames=options.frames)
     predictor = load_model(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     followers = _followers(options, predictor, rules)
     needs_images = any(not isinstance(follower, AlarmFollower) for follower in followers)
     if options.workers and (needs_images or options.every > 1):
-        raise UserError("--draw, --localize, --track and --every need the images in order: give them without --workers")
+        raise UserError(
+            "--draw, --localize, --track and --every need the images in order: give them without --workers"
+        )
     if options.check:
         _check(options, predictor, clips)
         return None
@@ -169,9 +202,15 @@ def predict(options: argparse.Namespace) -> Predicted | None:
         storage.remove(storage.join(options.out, UNFINISHED))
     seconds = time.monotonic() - started
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
-    print(f"predict: {num_all} images in {duration(seconds)} ({num_all / max(seconds, 1e-9):.0f} a second){bad}")
+    print(
+        f"predict: {num_all} images in {duration(seconds)} ({num_all / max(seconds, 1e-9):.0f} a "
+        f"second){bad}"
+    )
     if still := sum(clip.animated[0] for clip in clips):
-        print(f"predict: {still} images are animated, and only their first frame was looked at; --frames takes all")
+        print(
+            f"predict: {still} images are animated, and only their first frame was looked at; --frames "
+            "takes all"
+        )
     for follower in followers:
         if isinstance(follower, AlarmFollower):
             print(f"predict: {follower.num_frames} frames over a threshold, {follower.events} events")
@@ -179,17 +218,26 @@ def predict(options: argparse.Namespace) -> Predicted | None:
             print(f"predict: {follower.tracks} tracks")
     print(f"predict: {options.out} has the results")
     if num_all and num_bad == num_all:
-        raise UserError(f"none of {num_all} images could be decoded; {options.out} gives the reason for each")
+        raise UserError(
+            f"none of {num_all} images could be decoded; {options.out} gives the reason for each"
+        )
     return Predicted(num_all, num_bad)
 
 
 def write_records(
-    options: argparse.Namespace, predictor: Predictor, stream: Stream, followers: Sequence[Follower], total: int
+    options: argparse.Namespace,
+    predictor: Predictor,
+    stream: Stream,
+    followers: Sequence[Follower],
+    total: int,
 ) -> Predicted:
     """Writes the records of a stream to OUT, where followers add to them."""
     more = pa.schema([*(LOCALIZED if options.localize else []), *(TRACKED if options.track else [])])
     num_all, num_bad = 0, 0
-    with RecordWriter(options.out, predictor.result_type, more) as writer, ProgressLine("predict", total) as progress:
+    with (
+        RecordWriter(options.out, predictor.result_type, more) as writer,
+        ProgressLine("predict", total) as progress,
+    ):
         for record in followed(stream, followers):
             writer.write(record)
             num_all, num_bad = num_all + 1, num_bad + (record["error"] is not None)
@@ -203,11 +251,16 @@ def _stream(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]
         job, manifest, machines = _job(options, predictor, clips)
         return predict_shards(job, manifest, clips, machines)
     asked = {"image_column": options.image_column, "fps": options.fps, "every": options.every}
-    how = {"batch_size": options.batch_size, "decode_threads": options.decode_threads or torch.get_num_threads()}
+    how = {
+        "batch_size": options.batch_size,
+        "decode_threads": options.decode_threads or torch.get_num_threads(),
+    }
     return ((clip, predicted(predictor, clip.items(**asked), **how)) for clip in clips)
 
 
-def _job(options: argparse.Namespace, predictor: Predictor, clips: list[Clip]) -> tuple[BatchJob, Manifest, Machines]:
+def _job(
+    options: argparse.Namespace, predictor: Predictor, clips: list[Clip]
+) -> tuple[BatchJob, Manifest, Machines]:
     """What a cluster is to do, on what data and where."""
     machines = machines_of(options, has_gpu=torch.cuda.is_available())
     model, out = storage.absolute(options.model), storage.absolute(options.out)
@@ -225,13 +278,18 @@ def _check(options: argparse.Namespace, predictor: Predictor, clips: list[Clip])
         started = time.monotonic()
         sample = list(itertools.islice(items, options.batch_size))
         records = [
-            record for _, record in predicted(predictor, sample, batch_size=options.batch_size, decode_threads=threads)
+            record
+            for _, record in predicted(
+                predictor, sample, batch_size=options.batch_size, decode_threads=threads
+            )
         ]
         seconds = (time.monotonic() - started) / max(1, len(records))
         bad = sum(record["error"] is not None for record in records)
         known = [clip.num_items for clip in clips if clip.num_items is not None]
         total = -(-sum(known) // options.every)
-        open_end = f" and {len(clips) - len(known)} videos of unknown length" if len(known) < len(clips) else ""
+        open_end = (
+            f" and {len(clips) - len(known)} videos of unknown length" if len(known) < len(clips) else ""
+        )
         lines = [
             f"{options.out} can be written",
             f"first {len(records)} images: {bad} of which cannot be decoded",
@@ -248,13 +306,19 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
     known = predictor.names
     for rule in rules:
         if rule.name not in known:
-            raise UserError(f"--alarm {rule.name!r}: not a class of the model (known: {', '.join(known[:20])})")
+            raise UserError(
+                f"--alarm {rule.name!r}: not a class of the model (known: {', '.join(known[:20])})"
+            )
     if options.localize:
-        localizer = Localizer(predictor, options.localize, size=options.size, fraction=options.region_fraction)
+        localizer = Localizer(
+            predictor, options.localize, size=options.size, fraction=options.region_fraction
+        )
         followers.append(LocalizeFollower(options.out, localizer))
     if options.track:
         if predictor.config["task"] != "detection":
-            raise UserError(f"--track links boxes, but this model is for {predictor.config['task']}; give a detector")
+            raise UserError(
+                f"--track links boxes, but this model is for {predictor.config['task']}; give a detector"
+            )
         followers.append(TrackFollower(options.out, known, options.track_score, options.fps))
     if rules:
         followers.append(AlarmFollower(options.out, rules, gap_seconds=options.alarm_gap))
@@ -266,4 +330,6 @@ def _followers(options: Any, predictor: Predictor, rules: list[Rule]) -> list[Fo
 def _refuse_full(out: str, overwrite: bool) -> None:
     there = [name for name in storage.names_in(out) if name != HELD]
     if there and not overwrite and UNFINISHED not in there:
-        raise UserError(f"{out} is not empty (there: {', '.join(there[:3])}); choose another OUT or give --overwrite")
+        raise UserError(
+            f"{out} is not empty (there: {', '.join(there[:3])}); choose another OUT or give --overwrite"
+        )

@@ -16,7 +16,9 @@ INK, PAPER = (20, 20, 20), (250, 250, 250)
 
 
 class Mark(NamedTuple):
-    """A box to draw: left, top, right and bottom in pixels, a name, which gives its colour, and what is written behind that."""
+    """A box to draw: left, top, right and bottom in pixels, a name, which gives its colour,
+    and what is written behind that.
+    """
 
     box: Sequence[float]
     name: str
@@ -32,7 +34,9 @@ def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> I
         colour = BOX_COLOURS[zlib.crc32(name.encode()) % len(BOX_COLOURS)]
         left, top, right, bottom = (round(side) for side in box)
         pen.rectangle(
-            (left, top, max(left, right), max(top, bottom)), outline=colour, width=max(2, min(image.size) // 160)
+            (left, top, max(left, right), max(top, bottom)),
+            outline=colour,
+            width=max(2, min(image.size) // 160),
         )
         text = drawable(f"{name} {note}")
         pen.text((left + 3, top + 1), text, fill=PAPER, font=font, stroke_width=2, stroke_fill=INK)
@@ -46,7 +50,9 @@ def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> I
 
 
 def marks_of(record: dict[str, Any], *, min_score: float = 0.0) -> list[Mark]:
-    """The boxes of a detector's record, or the regions of a localization, of at least a score (to two places)."""
+    """The boxes of a detector's record, or the regions of a localization,
+    of at least a score (to two places).
+    """
     if record.get("regions") is not None:
         found = [(region["box"], record["localized"], region["score"]) for region in record["regions"]]
     elif record.get("boxes"):

@@ -42,7 +42,9 @@ def stem_of(source: str, index: int | None = None) -> str:
 
 
 class AlarmFollower:
-    """Writes alarms.jsonl: a line for each frame over a threshold and one for each event that frames make up."""
+    """Writes alarms.jsonl: a line for each frame over a threshold and one
+    for each event that frames make up.
+    """
 
     def __init__(self, out: str, rules: list[Rule], *, gap_seconds: float) -> None:
         self._out, self._rules, self._gap = out, rules, gap_seconds
@@ -103,7 +105,9 @@ class LocalizeFollower:
 
 @dataclass
 class TrackFollower:
-    """Links a detector's boxes over the frames of each clip: tracks/NAME.txt in the MOT format and tracks/NAME.mp4."""
+    """Links a detector's boxes over the frames of each clip:
+    tracks/NAME.txt in the MOT format and tracks/NAME.mp4.
+    """
 
     out: str
     labels: list[str]
@@ -127,7 +131,9 @@ class TrackFollower:
         """Links a frame's boxes."""
         bad = record["error"] is not None
         tracked = [] if bad else self._tracker.follow(record["boxes"], record["labels"], record["scores"])
-        record["tracks"] = [{"track": t.track, "label": t.label, "score": t.score, "box": list(t.box)} for t in tracked]
+        record["tracks"] = [
+            {"track": t.track, "label": t.label, "score": t.score, "box": list(t.box)} for t in tracked
+        ]
         self._lines.append(mot_lines(self._frame, tracked))
         self._seen |= {t.track for t in tracked}
         self._frame += 1

@@ -1,4 +1,6 @@
-"""Where in an image a classifier sees a class: a heat map, regions, and their boxes, learnt from labels of whole images."""
+"""Where in an image a classifier sees a class: a heat map, regions, and their boxes,
+learnt from labels of whole images.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Localization:
-    """Where a class is seen: its probability, its regions, the surest first, and the heat map float32 [H, W] in [0, 1]."""
+    """Where a class is seen: its probability, its regions, the surest first, and the heat map float32 [H,
+    W] in [0, 1].
+    """
 
     label: str
     probability: float
@@ -50,18 +54,19 @@ class Localization:
 class Localizer:
     """Turns class evidence into regions.
 
-    The evidence of a position is its logit for the class less the mean over classes, of the whole image in one pass; the mean
-    of the logits over positions is what a classifier predicts by (class activation maps, Zhou et al.,
-    https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window moves over the image, and
-    the evidence of a position is the mean probability of the windows it lies in: through attention every position of a map sees
-    all others, so that maps alone would not tell small things from their surroundings. Regions are the connected positions with
-    at least `fraction` of the strongest evidence; there are none where the class is less likely than `min_probability`.
+    The evidence of a position is its logit for the class less the mean over classes, of the whole image in
+    one pass; the mean of the logits over positions is what a classifier predicts by (class activation maps,
+    Zhou et al., https://arxiv.org/abs/1512.04150). At a `size` above the model's image size such a window
+    moves over the image, and the evidence of a position is the mean probability of the windows it lies in:
+    through attention every position of a map sees all others, so that maps alone would not tell small things
+    from their surroundings. Regions are the connected positions with at least `fraction` of the strongest
+    evidence; there are none where the class is less likely than `min_probability`.
 
     Args:
         predictor: a classifier.
         name: of the class.
-        size: short side, in pixels, to which images are scaled; by default the model's image size. Small things in large
-            images are found at the scale at which the model learnt them.
+        size: short side, in pixels, to which images are scaled; by default the model's image size. Small
+            things in large images are found at the scale at which the model learnt them.
         fraction, min_probability: see above.
 
     Raises UserError for a model that is no classifier or does not know the class.
@@ -78,11 +83,20 @@ class Localizer:
     ) -> None:
         if not isinstance(predictor, ImageClassifier):
             task = predictor.config["task"]
-            raise UserError(f"--localize needs a classifier, this model is for {task}; its own results say where")
+            raise UserError(
+                f"--localize needs a classifier, this model is for {task}; its own results say where"
+            )
         if predictor.channels != 3:
-            raise UserError(f"--localize draws on RGB images, this model takes {predictor.channels} channels")
+            raise UserError(
+                f"--localize draws on RGB images, this model takes {predictor.channels} channels"
+            )
         choose("class", name, predictor.class_names)
-        self.predictor, self.name, self.fraction, self.min_probability = predictor, name, fraction, min_probability
+        self.predictor, self.name, self.fraction, self.min_probability = (
+            predictor,
+            name,
+            fraction,
+            min_probability,
+        )
         self._index = predictor.class_names.index(name)
         self._size = size or predictor.config["image_size"]
 
@@ -98,7 +112,8 @@ class Localizer:
         strongest = float(heat.max())
         heat = heat / strongest if strongest > 0 else heat
         whole = np.asarray(
-            Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR), np.float32
+            Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR),
+            np.float32,
         )
         regions = self._regions(whole, probability) if strongest > 0 else []
         return Localization(self.name, probability, regions, whole)
@@ -111,7 +126,9 @@ class Localizer:
         stride = model.encoder.strides[-1]
         size = tuple(max(stride, round(side * factor / stride) * stride) for side in image.size)
         scaled = np.array(image.resize(cast(tuple[int, int], size), Image.Resampling.BILINEAR))
-        image_1CHW = normalised(scaled.transpose(2, 0, 1)[None], self.predictor.device, config["mean"], config["std"])
+        image_1CHW = normalised(
+            scaled.transpose(2, 0, 1)[None], self.predictor.device, config["mean"], config["std"]
+        )
         if self._size > config["image_size"]:
             probability_HW = self._in_windows(image_1CHW, config["image_size"])
             return probability_HW, float(probability_HW.max())
@@ -128,7 +145,9 @@ class Localizer:
         model = cast(Classifier, self.predictor.model)
         for start in range(0, len(corners), WINDOWS_AT_ONCE):
             part = corners[start : start + WINDOWS_AT_ONCE]
-            windows = torch.cat([image_1CHW[:, :, top : top + side, left : left + side] for top, left in part])
+            windows = torch.cat(
+                [image_1CHW[:, :, top : top + side, left : left + side] for top, left in part]
+            )
             logits_NK = model.position_logits(windows).mean((2, 3))
             probabilities = self.predictor.as_probabilities(logits_NK)[:, self._index].tolist()
             for (top, left), probability in zip(part, probabilities, strict=True):
@@ -145,13 +164,17 @@ class Localizer:
             top, left, bottom, right = region.bbox
             score = probability * float(region.intensity_mean)
             found.append(
-                Region((float(left), float(top), float(right), float(bottom)), score, region.area / heat_HW.size)
+                Region(
+                    (float(left), float(top), float(right), float(bottom)), score, region.area / heat_HW.size
+                )
             )
         return sorted(found, key=lambda region: -region.score)
 
 
 def _spread(length: int, side: int) -> list[int]:
-    """Where windows of a side begin, at even distances of a quarter of it or a little less, the last one at the end."""
+    """Where windows of a side begin, at even distances of a quarter of it or a little less,
+    the last one at the end.
+    """
     num = -(-(length - side) // max(1, side // 4)) + 1
     return [int(start) for start in np.linspace(0, length - side, num).round()]
 
@@ -166,7 +189,9 @@ def fields_of(localization: Localization) -> dict[str, Any]:
 
 
 def heat_png(heat_HW: np.ndarray) -> bytes:
-    """A heat map as a grey PNG, 255 for the strongest evidence: for programs; people see it over the image."""
+    """A heat map as a grey PNG, 255 for the strongest evidence: for programs;
+    people see it over the image.
+    """
     buffer = io.BytesIO()
     Image.fromarray((255 * heat_HW).round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

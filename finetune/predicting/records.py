@@ -23,7 +23,9 @@ PREDICTIONS = "predictions"
 
 
 def record_of(result: Any) -> dict[str, Any]:
-    """A result (a dataclass) as JSON. Arrays are lists, without the shape in their names; maps (`_HW`) are left out."""
+    """A result (a dataclass) as JSON. Arrays are lists, without the shape in their names;
+    maps (`_HW`) are left out.
+    """
     return {
         bare_name(field.name): _plain(getattr(result, field.name))
         for field in dataclasses.fields(result)
@@ -99,7 +101,10 @@ def table_of(records: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Records as a table; what a record does not have is null."""
     # pyarrow takes the pairs of a map, not a dict
     maps = [field.name for field in schema if pa.types.is_map(field.type)]
-    rows = [row | {name: list(row[name].items()) for name in maps if row.get(name) is not None} for row in records]
+    rows = [
+        row | {name: list(row[name].items()) for name in maps if row.get(name) is not None}
+        for row in records
+    ]
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -112,14 +117,17 @@ def records_in(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-ORIGIN = pa.schema([("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())])
+ORIGIN = pa.schema(
+    [("source", pa.string()), ("index", pa.int64()), ("seconds", pa.float64()), ("error", pa.string())]
+)
 
 
 class RecordWriter:
-    """Writes OUT/predictions.jsonl and OUT/predictions.parquet. Use as a context manager; OUT may be any fsspec URL.
+    """Writes OUT/predictions.jsonl and OUT/predictions.parquet.
+    Use as a context manager; OUT may be any fsspec URL.
 
-    A record has `source`, `index`, `seconds`, `error` (of an image that cannot be decoded) and the result's own fields.
-    Both files appear when all is written.
+    A record has `source`, `index`, `seconds`, `error` (of an image that cannot be decoded) and the result's
+    own fields. Both files appear when all is written.
     """
 
     def __init__(self, out: str, result_type: type, more: pa.Schema | None = None) -> None:

@@ -1,4 +1,6 @@
-"""Images to predict for, one after the other: image files, folders, globs, Parquet shards, and the frames of videos."""
+"""Images to predict for, one after the other: image files, folders, globs, Parquet shards,
+and the frames of videos.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ class Item:
 
     Attributes:
         source: the file it comes from.
-        index: its number in the input: of an image among the images, the frame of a video or an animated image, the row of the
-            data set.
+        index: its number in the input: of an image among the images, the frame of a video or an animated
+            image, the row of the data set.
         seconds: since the video's start; None where there is no time.
         data: an encoded image, or the pixels uint8 [H, W, 3] of a frame; None where a row holds no image.
     """
@@ -65,10 +67,13 @@ class Clip:
     num_items: int | None
     animated: list[int] = field(default_factory=lambda: [0], compare=False)
 
-    def items(self, *, image_column: str = "image", fps: float | None = None, every: int = 1) -> Iterator[Item]:
+    def items(
+        self, *, image_column: str = "image", fps: float | None = None, every: int = 1
+    ) -> Iterator[Item]:
         """Its images in order, every so many of them.
 
-        `fps` gives images a time. Raises UserError for a video that cannot be opened; a damaged end of one is left out.
+        `fps` gives images a time. Raises UserError for a video that cannot be opened;
+        a damaged end of one is left out.
         """
         if self.kind == "images":
             for index, url in enumerate(self.urls[::every]):
@@ -97,7 +102,8 @@ class Clip:
 
 
 def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bool = False) -> list[Clip]:
-    """What the inputs name: files, folders, globs, data sets, in any store. With `frames` each animated image is a clip.
+    """What the inputs name: files, folders, globs, data sets, in any store.
+    With `frames` each animated image is a clip.
 
     Raises UserError for an input that names no image.
     """
@@ -118,10 +124,12 @@ def find_clips(inputs: Sequence[str], *, image_column: str = "image", frames: bo
         clips.extend(Clip(url, "video", (url,), _num_frames(url)) for url in videos)
         if not (images or shards or videos or moving):
             if not files:
-                raise UserError(f"{given} does not exist or is empty; give images, folders, globs, Parquet or videos")
+                raise UserError(
+                    f"{given} does not exist or is empty; give images, folders, globs, Parquet or videos"
+                )
             raise UserError(
-                f"{given} holds no image, Parquet file or video (there: {', '.join(files[:3])}); known endings are "
-                f"{', '.join((*IMAGE_SUFFIXES, *PARQUET, *VIDEO_SUFFIXES))}"
+                f"{given} holds no image, Parquet file or video (there: {', '.join(files[:3])}); known "
+                f"endings are {', '.join((*IMAGE_SUFFIXES, *PARQUET, *VIDEO_SUFFIXES))}"
             )
     return clips
 
@@ -145,7 +153,9 @@ def open_video(url: str) -> Any:
     """A video as PyAV opens it. Raises UserError for what is none."""
     av = load_av()
     try:
-        container = av.open(storage.local_path(url) if storage.is_local(url) else io.BytesIO(storage.read_bytes(url)))
+        container = av.open(
+            storage.local_path(url) if storage.is_local(url) else io.BytesIO(storage.read_bytes(url))
+        )
         if not container.streams.video:
             raise UserError(f"{url} holds no video stream")
     except (av.FFmpegError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""Predictions of whole data sets by a batch job: on CPU nodes that decode for the nodes that predict, or here.
+"""Predictions of whole data sets by a batch job:
+on CPU nodes that decode for the nodes that predict, or here.
 
-OUT/parts holds a Parquet file for some hundred rows each; OUT/predictions.jsonl is written from them when all are there, with
-the same records as `predict` writes in one process.
+OUT/parts holds a Parquet file for some hundred rows each; OUT/predictions.jsonl is written from them when
+all are there, with the same records as `predict` writes in one process.
 """
 
 from __future__ import annotations
@@ -65,9 +66,17 @@ class Predicting:
 
 
 def job_of(
-    predictor: Predictor, model_url: str, clips: Sequence[Clip], out: str, machines: Machines, *, image_column: str
+    predictor: Predictor,
+    model_url: str,
+    clips: Sequence[Clip],
+    out: str,
+    machines: Machines,
+    *,
+    image_column: str,
 ) -> tuple[BatchJob, Manifest]:
-    """The job that predicts for the rows of Parquet clips into `out/parts`. Raises UserError for clips of another kind."""
+    """The job that predicts for the rows of Parquet clips into `out/parts`.
+    Raises UserError for clips of another kind.
+    """
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
             f"--workers predicts for Parquet shards alone, and {others[0]} is none; pack it with "
@@ -82,7 +91,9 @@ def job_of(
             image_column=image_column,
             keep=[],
             transform=predictor.transform,
-            decode_threads=max(1, int(machines.cpus_per_reader if machines.workers else torch.get_num_threads())),
+            decode_threads=max(
+                1, int(machines.cpus_per_reader if machines.workers else torch.get_num_threads())
+            ),
             rows_per_part=ROWS_PER_PART,
         ),
         compute=Predicting(model_url, int(machines.cpus_per_worker) if machines.workers else 0),
@@ -98,7 +109,9 @@ def job_of(
 
 
 def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], machines: Machines) -> Stream:
-    """Does the job of `job_of`, continuing what is there, and gives what came of it; its images are without pixels."""
+    """Does the job of `job_of`, continuing what is there, and gives what came of it;
+    its images are without pixels.
+    """
     with ProgressLine("predict, parts") as progress:
         run_batch_job(job, machines, on_progress=progress.reach)
     clip_of = {url: clip for clip in clips for url in clip.urls}
@@ -108,7 +121,9 @@ def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], mac
 
 
 def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
-    """The records of all parts, in the order of the data, bad rows where they lie; the rows of each input count from 0."""
+    """The records of all parts, in the order of the data, bad rows where they lie;
+    the rows of each input count from 0.
+    """
     first_of_file, first = {}, 0
     for clip in clips:
         first_of_file.update(dict.fromkeys(clip.urls, first))
@@ -116,7 +131,10 @@ def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[
     starts = {
         (manifest.files[file].url, group): int(start) - first_of_file[manifest.files[file].url]
         for file, group, start in zip(
-            manifest.file_of_group.tolist(), manifest.group_in_file.tolist(), manifest.start_of_group, strict=False
+            manifest.file_of_group.tolist(),
+            manifest.group_in_file.tolist(),
+            manifest.start_of_group,
+            strict=False,
         )
     }
     for file in storage.find_files(parts, ".parquet"):

@@ -1,4 +1,6 @@
-"""From images to records, batch by batch: threads decode and crop, the model predicts, and bad images are reported."""
+"""From images to records, batch by batch: threads decode and crop, the model predicts,
+and bad images are reported.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def followed(stream: Stream, followers: Sequence[Follower]) -> Iterator[dict[str
 
 
 class Begun(NamedTuple):
-    """A batch that is being decoded: its images, what they fill, and a job for each that gives why it cannot be used."""
+    """A batch that is being decoded: its images, what they fill,
+    and a job for each that gives why it cannot be used.
+    """
 
     items: Sequence[Item]
     filling: Any
@@ -51,7 +55,9 @@ def begin(predictor: Predictor, items: Sequence[Item], pool: ThreadPoolExecutor)
 
 
 def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
-    """The record of each image of a batch; one that cannot be decoded has the reason under `error` and no result."""
+    """The record of each image of a batch; one that cannot be decoded has the
+    reason under `error` and no result.
+    """
     errors = [job.result() for job in begun.jobs]
     good = [index for index, error in enumerate(errors) if error is None]
     results: Iterator[Any] = iter(())
@@ -61,7 +67,12 @@ def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
         results = iter(predictor.results([array[good] for array in begun.filling.arrays], geometry))
     records = []
     for item, error in zip(begun.items, errors, strict=True):
-        origin = {"source": masked_url(item.source), "index": item.index, "seconds": item.seconds, "error": error}
+        origin = {
+            "source": masked_url(item.source),
+            "index": item.index,
+            "seconds": item.seconds,
+            "error": error,
+        }
         records.append(origin if error is not None else origin | record_of(next(results)))
     return records
 

@@ -1,4 +1,6 @@
-"""Detections linked over the frames of a video, by ByteTrack (https://arxiv.org/abs/2110.06864) of Roboflow's `trackers`."""
+"""Detections linked over the frames of a video, by ByteTrack
+(https://arxiv.org/abs/2110.06864) of Roboflow's `trackers`.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ class Tracker:
             import trackers
         except ImportError as error:  # OpenCV in it may miss libGL on a bare server
             raise UserError(
-                f"tracking needs the package trackers: pip install 'fovea[video]' (and opencv-python-headless where there is "
-                f"no libGL); here: {error}"
+                "tracking needs the package trackers: pip install 'fovea[video]' (and "
+                f"opencv-python-headless where there is no libGL); here: {error}"
             ) from error
         self._labels = list(labels)
         self._detections: Any = supervision.Detections
@@ -61,7 +63,9 @@ class Tracker:
             minimum_consecutive_frames=1,
         )
 
-    def follow(self, boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float]) -> list[Tracked]:
+    def follow(
+        self, boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float]
+    ) -> list[Tracked]:
         """The boxes of the next frame that belong to a track."""
         number = {label: index for index, label in enumerate(self._labels)}
         given = self._detections(
@@ -86,7 +90,9 @@ class Tracker:
 
 
 def mot_lines(frame: int, tracked: Sequence[Tracked]) -> str:
-    """Lines of a MOT Challenge file: frame (from 1), track, left, top, width, height, score, and three unknown, each."""
+    """Lines of a MOT Challenge file: frame (from 1), track, left, top, width, height, score,
+    and three unknown, each.
+    """
     return "".join(
         f"{frame + 1},{t.track},{t.box[0]:.2f},{t.box[1]:.2f},{t.box[2] - t.box[0]:.2f},{t.box[3] - t.box[1]:.2f},"
         f"{t.score:.4f},-1,-1,-1\n"

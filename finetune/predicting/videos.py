@@ -31,7 +31,9 @@ class VideoWriter:
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HW3[:height, :width]), format="rgb24")
+        frame = self._av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(pixels_HW3[:height, :width]), format="rgb24"
+        )
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
 

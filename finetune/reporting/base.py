@@ -37,7 +37,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Material:
-    """What the sections with images are made of: the finished model, and a sample of the data that it is evaluated on."""
+    """What the sections with images are made of: the finished model,
+    and a sample of the data that it is evaluated on.
+    """
 
     run: RunRecord
     predictor: Predictor
@@ -89,7 +91,9 @@ class TaskReport(ABC):
         """The deciding number of a run that goes on, in words."""
         best = self.scores[0]
         value = metrics.get(best.name)
-        return None if value is None else f"{best.title.lower()} on the validation data is {best.text(value)}"
+        return (
+            None if value is None else f"{best.title.lower()} on the validation data is {best.text(value)}"
+        )
 
 
 def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -98,10 +102,11 @@ def random_row(others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, min_noise: float) -> float:
-    """Half the 95 % interval of the difference of a number of two results, taken as independent: images of one set make both
-    harder or easier, so the true one is rather smaller.
+    """Half the 95 % interval of the difference of a number of two results, taken as independent: images of
+    one set make both harder or easier, so the true one is rather smaller.
 
-    `least` is the answer where a result has no standard error (of before they were kept), and never undercut.
+    `least` is the answer where a result has no standard error (of before they were kept),
+    and never undercut.
     """
     errors = [(of.get("standard_errors") or {}).get(name) for of in (run, other)]
     if None in errors:
@@ -110,7 +115,9 @@ def noise_of(name: str, run: Mapping[str, Any], other: Mapping[str, Any], *, min
 
 
 def standing(value: float, other: float, noise: float) -> str:
-    """How a number, better when it is higher, stands to another: `ahead`, `behind` or `no difference beyond noise`."""
+    """How a number, better when it is higher, stands to another:
+    `ahead`, `behind` or `no difference beyond noise`.
+    """
     if abs(value - other) <= noise or math.isnan(noise):
         return LEVEL
     return AHEAD if value > other else BEHIND
@@ -128,7 +135,9 @@ def worth_of_pretraining(
         unit: what is counted; None for fractions of one.
     """
     show = percent if unit is None else short
-    size = points(abs(value - other)).lstrip("+") if unit is None else f"{short(abs(value - other))} in {unit}"
+    size = (
+        points(abs(value - other)).lstrip("+") if unit is None else f"{short(abs(value - other))} in {unit}"
+    )
     reached = f"the same network from random weights reaches {show(other)}"
     stands = standing(value, other, noise)
     if stands == AHEAD:
@@ -139,6 +148,7 @@ def worth_of_pretraining(
     seen = f"what {num:,} images can tell" if num else "the noise"
     signed = f"{'+' if value >= other else '−'}{size}"
     return (
-        f"{reached[0].upper()}{reached[1:]}: no difference beyond noise, {signed} is within {seen} (± {reach}).",
+        f"{reached[0].upper()}{reached[1:]}: no difference beyond noise, {signed} is within {seen} (± "
+        f"{reach}).",
         "warn",
     )

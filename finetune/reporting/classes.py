@@ -45,7 +45,7 @@ def classes_section(per_class: Sequence[Mapping[str, Any]]) -> Section:
     """Precision, recall and F1 of each class, the weakest first."""
     rows = sorted((row for row in per_class if row["images"]), key=lambda row: (row["f1"], row["class"]))
     lead = (
-        "Recall: how many images of a class are found. Precision: how often a prediction of the class is right. "
-        "The weakest classes come first."
+        "Recall: how many images of a class are found. Precision: how often a prediction of the class is "
+        "right. The weakest classes come first."
     )
     return Section("classes", "Classes", Templates(PACKAGE).render("classes.html", rows=rows), lead)

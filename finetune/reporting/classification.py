@@ -46,8 +46,8 @@ class ClassificationReport(TaskReport):
         majority = float(matrix.sum(1).max() / max(1, matrix.sum()))
         reach = margin(accuracy, num)
         first = (
-            f"The classifier gets {percent(accuracy)} (± {100 * reach:.1f} points) of {num:,} validation images right; always "
-            f"guessing the most frequent class gets {percent(majority)}."
+            f"The classifier gets {percent(accuracy)} (± {100 * reach:.1f} points) of {num:,} validation "
+            f"images right; always guessing the most frequent class gets {percent(majority)}."
         )
         tone = "good" if accuracy - reach > majority else "warn"
         word = "finished" if tone == "good" else "finished, no better than guessing"
@@ -71,7 +71,9 @@ class ClassificationReport(TaskReport):
         )
 
     def numbers(self, run: RunRecord) -> list[Section]:
-        """Which classes are confused (where an image shows one class), and precision and recall of each class."""
+        """Which classes are confused (where an image shows one class),
+        and precision and recall of each class.
+        """
         matrix, names = run.result.get("confusion_matrix"), run.result.get("class_names")
         per_class = run.result.get("per_class") or []
         sections = [confusion_section(np.array(matrix), names)] if matrix and names else []
@@ -121,6 +123,9 @@ class ClassificationReport(TaskReport):
         ]
         lead = (
             f"Of {len(sample):,} validation images sampled for this page, {len(right):,} are right. "
-            "The most confident mistakes come first: check their labels, too. Then come some correct predictions."
+            "The most confident mistakes come first: check their labels, too. Then come some correct "
+            "predictions."
         )
-        return Section("predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead)
+        return Section(
+            "predictions", "Predictions", Templates(PACKAGE).render("predictions.html", cards=cards), lead
+        )

@@ -20,15 +20,23 @@ SECONDS = 20.0
 def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(prog="python -m finetune report", description=__doc__)
-    parser.add_argument("outs", metavar="OUT", nargs="+", help="folder of a run (path or URL), finished or not")
+    parser.add_argument(
+        "outs", metavar="OUT", nargs="+", help="folder of a run (path or URL), finished or not"
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="page that joins the runs, those of pretraining too (default for several: report.html in their common folder)",
+        help="page that joins the runs, those of pretraining too (default for several: report.html in "
+        "their common folder)",
     )
-    parser.add_argument("--images", type=int, help="images to look at (default: report_images of the run's settings)")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"about how long to look at images (default: {SECONDS:g})"
+        "--images", type=int, help="images to look at (default: report_images of the run's settings)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"about how long to look at images (default: {SECONDS:g})",
     )
     return parser
 
@@ -51,7 +59,9 @@ def write_report(out: str, *, num_images: int | None = None, seconds: float = SE
     """
     run = read_run(out)
     if "task" not in run.settings:
-        raise UserError(f"{run.url} is a pretraining run; its report is written by: python -m pretrain report {out}")
+        raise UserError(
+            f"{run.url} is a pretraining run; its report is written by: python -m pretrain report {out}"
+        )
     url = storage.join(run.url, REPORT)
     storage.write_bytes(url, Templates(PACKAGE).page(page_of(run, num_images=num_images, seconds=seconds)))
     return url
@@ -76,5 +86,7 @@ def _common_folder(outs: Sequence[str]) -> str:
     parents = [out.rstrip("/").split("/")[:-1] for out in outs]
     common = os.path.commonprefix(parents)  # noqa: RUF071 - of lists of folder names
     if not any(common):
-        raise UserError(f"{' and '.join(outs[:2])} have no folder in common; say where the page goes with --out FILE")
+        raise UserError(
+            f"{' and '.join(outs[:2])} have no folder in common; say where the page goes with --out FILE"
+        )
     return "/".join(common)

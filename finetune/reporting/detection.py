@@ -9,7 +9,15 @@ from typing import Any, cast
 import numpy as np
 
 from finetune.image_inputs import encoded
-from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
+from finetune.reporting.base import (
+    PACKAGE,
+    Material,
+    Score,
+    TaskReport,
+    noise_of,
+    random_row,
+    worth_of_pretraining,
+)
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of
 from finetune.tasks.detection.predictor import Detections, ObjectDetector
 from pretrain.data.images.decode import decode_image
@@ -45,8 +53,8 @@ class DetectionReport(TaskReport):
         """Average precision, beside random weights or the weakest class."""
         metrics, result = run.metrics, run.result
         first = (
-            f"The detector reaches an average precision of {percent(metrics['ap50'])} at an overlap of one half (mAP "
-            f"{percent(metrics['map'])}) on {int(result.get('validation_boxes') or 0):,} boxes in "
+            f"The detector reaches an average precision of {percent(metrics['ap50'])} at an overlap of one "
+            f"half (mAP {percent(metrics['map'])}) on {int(result.get('validation_boxes') or 0):,} boxes in "
             f"{int(result.get('validation_images') or 0):,} validation images."
         )
         found = metrics["ap50"] >= MIN_AP50
@@ -87,12 +95,13 @@ class DetectionReport(TaskReport):
         reader = _reader(material, predictor)
         colours = {name: class_colour(number) for number, name in enumerate(predictor.class_names)}
         cards = [
-            _card(row, detections, reader, predictor, colours) for row, detections in zip(rows, found, strict=True)
+            _card(row, detections, reader, predictor, colours)
+            for row, detections in zip(rows, found, strict=True)
         ]
         lead = (
             f"Solid boxes are detections (score at least {predictor.config['score_threshold']:g}), dashed "
-            f"boxes are the truth, in the colour of the class. The {MAX_FOUND} most confident are drawn; hover over a box to "
-            "read it."
+            f"boxes are the truth, in the colour of the class. The {MAX_FOUND} most confident are drawn; "
+            "hover over a box to read it."
         )
         legend = list(colours.items())[:MAX_TRUE]
         body = Templates(PACKAGE).render("detections.html", cards=cards, legend=legend)
@@ -101,7 +110,9 @@ class DetectionReport(TaskReport):
 
 def _reader(material: Material, predictor: ObjectDetector) -> TargetReader:
     config, column = predictor.config, predictor.columns["objects"]
-    manifest = load_manifest(str(material.run.setting("validation_url")), image_column=config["image_column"])
+    manifest = load_manifest(
+        str(material.run.setting("validation_url")), image_column=config["image_column"]
+    )
     classes = ClassNames(tuple(config["class_values"]), predictor.class_names)
     return TargetReader(boxes_column_of(manifest, column, config["box_format"]), classes)
 
@@ -118,7 +129,8 @@ def _card(
         for box, index in zip(target.xyxy_N4.tolist(), target.classes_N.tolist(), strict=True)
     ]
     said = [
-        _box(box, label, f"{label} {score:.2f}", "found", colours, width, height) for box, label, score in found
+        _box(box, label, f"{label} {score:.2f}", "found", colours, width, height)
+        for box, label, score in found
     ]  # surest first
     return {
         "url": data_url(pixels_HW3, longest=LONGEST),
@@ -131,7 +143,13 @@ def _card(
 
 
 def _box(
-    box: Sequence[float], name: str, text: str, kind: str, colours: Mapping[str, str], width: int, height: int
+    box: Sequence[float],
+    name: str,
+    text: str,
+    kind: str,
+    colours: Mapping[str, str],
+    width: int,
+    height: int,
 ) -> dict[str, Any]:
     left, top, right, bottom = np.clip(np.array(box) / (width, height, width, height), 0, 1).tolist()
     return {

@@ -41,15 +41,26 @@ class Member:
 
 
 def joined_page(outs: Sequence[str], target: str) -> Page:
-    """The page of several runs, pretraining among them; `target` is where it will lie, so that it can link to theirs."""
+    """The page of several runs, pretraining among them;
+    `target` is where it will lie, so that it can link to theirs.
+    """
     members = [_member(out, target) for out in outs]
     runs = [member.run for member in members if member.run is not None]
-    sections = [Section("runs", "Runs", Templates(PACKAGE).render("members.html", members=[_card(m) for m in members]))]
+    sections = [
+        Section(
+            "runs", "Runs", Templates(PACKAGE).render("members.html", members=[_card(m) for m in members])
+        )
+    ]
     for task in dict.fromkeys(member.task for member in members if member.task is not None):
-        sections.append(_task_section(task, [m.run for m in members if m.task == task and m.run is not None]))
+        sections.append(
+            _task_section(task, [m.run for m in members if m.task == task and m.run is not None])
+        )
     figures = [
         Figure(
-            run.name, line_chart([Line("loss", *run.history.column("loss"))], label=f"Loss of {run.name}", smooth=True)
+            run.name,
+            line_chart(
+                [Line("loss", *run.history.column("loss"))], label=f"Loss of {run.name}", smooth=True
+            ),
         )
         for run in runs
     ]
@@ -75,7 +86,10 @@ def joined_verdict(members: Sequence[Member]) -> Verdict:
         words = "did not work" if tone == "bad" else "are not finished"
         sentence = f"{len(trouble)} of {num} runs {words} (first: {first.name}, {first.verdict.word})."
         return Verdict(
-            "trouble" if tone == "bad" else "not finished", tone, sentence, f"{first.name}: {first.verdict.first}"
+            "trouble" if tone == "bad" else "not finished",
+            tone,
+            sentence,
+            f"{first.name}: {first.verdict.first}",
         )
     tasks = [member for member in members if member.task is not None] or list(members)
     tone = "good" if good == num else "warn"

@@ -24,7 +24,8 @@ def robustness_section(run_url: str, score: Score) -> list[Section]:
         {
             "kind": kind,
             "cells": [
-                (score.text(value), round(100 * min(max(value / clean, 0), 1)) if clean else 0) for value in values
+                (score.text(value), round(100 * min(max(value / clean, 0), 1)) if clean else 0)
+                for value in values
             ],
             "mean": score.text(found["by_kind"][kind]),
         }
@@ -36,7 +37,8 @@ def robustness_section(run_url: str, score: Score) -> list[Section]:
         "robustness.html", rows=rows, strengths=strengths, means=means, mean=score.text(found["mean"])
     )
     lead = (
-        f"{score.title} is {score.text(clean)} on the original images and {score.text(found['mean'])} on average under "
-        f"these corruptions, over {found['rows']:,} rows; strength 1 is mild and 5 severe (ImageNet-C)."
+        f"{score.title} is {score.text(clean)} on the original images and {score.text(found['mean'])} on "
+        f"average under these corruptions, over {found['rows']:,} rows; strength 1 is mild and 5 severe "
+        "(ImageNet-C)."
     )
     return [Section("robustness", "Worse images", body, lead)]

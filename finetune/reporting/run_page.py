@@ -35,8 +35,8 @@ SHARED_SECTIONS = (
 
 
 def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) -> Page:
-    """The page; `num_images` are looked at, as many as the run's settings say when it is None. Raises UserError for a run of
-    pretraining."""
+    """The page; `num_images` are looked at, as many as the run's settings say when it is None. Raises
+    UserError for a run of pretraining."""
     report = report_of(run)
     if num_images is None:
         given = run.setting("report_images")
@@ -48,7 +48,9 @@ def page_of(run: RunRecord, *, num_images: int | None = None, seconds: float) ->
         *report.numbers(run),
         *robustness_section(run.url, report.scores[0]),
         *(image_sections(run, report, num_images=num_images, seconds=seconds) if num_images else []),
-        run_sections.curves(run, scores=scores, more=run_sections.own_figures(run, [name for name, _, _ in scores])),
+        run_sections.curves(
+            run, scores=scores, more=run_sections.own_figures(run, [name for name, _, _ in scores])
+        ),
         run_sections.speed(run),
         run_sections.settings(run, "finetune"),
     ]
@@ -68,7 +70,9 @@ def report_of(run: RunRecord) -> TaskReport:
     """The report of a run's task. Raises UserError when it is not a fine-tuning run."""
     task = run.setting("task")
     if task is None:
-        raise UserError(f"{run.url} is not a fine-tuning run; `python -m pretrain report {run.url}` shows it")
+        raise UserError(
+            f"{run.url} is not a fine-tuning run; `python -m pretrain report {run.url}` shows it"
+        )
     return TASK_REPORTS[choose("task", str(task), TASK_REPORTS)].of(run)
 
 
@@ -87,7 +91,9 @@ def results_section(run: RunRecord, report: TaskReport, rows: Sequence[Mapping[s
     metrics = run.result["metrics"]
     shown = [score for score in report.scores if score.name in metrics]
     known = {score.name for score in shown}
-    shown += [Score(name, name.replace("_", " "), is_fraction=False) for name in metrics if name not in known]
+    shown += [
+        Score(name, name.replace("_", " "), is_fraction=False) for name in metrics if name not in known
+    ]
     best, *more = shown
     table = result_rows(run, best, more, rows)
     lead = "On the validation data, the model of the best evaluation."
@@ -125,7 +131,9 @@ def _row(row: Mapping[str, Any], best: Score, more: Sequence[Score], *, own: boo
 
 
 def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, seconds: float) -> list[Section]:
-    """What the task shows of its model, where it looks, neighbours and the map; what cannot be made says why."""
+    """What the task shows of its model, where it looks, neighbours and the map;
+    what cannot be made says why.
+    """
     deadline = time.monotonic() + seconds
     try:
         material = _material(run, num_images=num_images, deadline=deadline)
@@ -141,7 +149,9 @@ def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, secon
             labels = report.labels(material)
             features = features_of(encoder, material.sample.crops_NCSS, deadline=deadline, **look)
             source = masked(str(run.setting("validation_url")))
-            computed.append(Embedded(material.sample, features, labels, source, taught="were learnt from other images"))
+            computed.append(
+                Embedded(material.sample, features, labels, source, taught="were learnt from other images")
+            )
         return computed[0]
 
     computed: list[Embedded] = []
@@ -150,7 +160,9 @@ def image_sections(run: RunRecord, report: TaskReport, *, num_images: int, secon
         lambda: neighbour_section(embedded()),
         lambda: map_section(embedded()),
     ]
-    return sections + [attempted(id, title, make) for (id, title), make in zip(SHARED_SECTIONS, makers, strict=True)]
+    return sections + [
+        attempted(id, title, make) for (id, title), make in zip(SHARED_SECTIONS, makers, strict=True)
+    ]
 
 
 def _material(run: RunRecord, *, num_images: int, deadline: float) -> Material:
@@ -184,4 +196,6 @@ def _chips(run: RunRecord) -> list[tuple[str, str]]:
         ("data", masked(str(run.setting("data", "url")))),
         ("validation", masked(str(run.setting("validation_url")))),
     ]
-    return [*chips, ("labels", percent(fraction, 0))] if isinstance(fraction, float) and fraction < 1 else chips
+    return (
+        [*chips, ("labels", percent(fraction, 0))] if isinstance(fraction, float) and fraction < 1 else chips
+    )

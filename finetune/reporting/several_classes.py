@@ -35,10 +35,12 @@ class SeveralClassesReport(TaskReport):
         rows = [row for row in run.result.get("per_class") or [] if row["images"]]
         lot = sum(row["images"] for row in rows) / max(1, num * len(rows))
         first = (
-            f"The classifier ranks images by class with a mean average precision of {percent(value)} over {len(rows)} classes "
-            f"of {num:,} validation images, where a random ranking gets {percent(lot)}."
+            f"The classifier ranks images by class with a mean average precision of {percent(value)} over "
+            f"{len(rows)} classes of {num:,} validation images, where a random ranking gets {percent(lot)}."
         )
-        word, tone = ("finished", "good") if value > lot + NOISE else ("finished, no better than chance", "warn")
+        word, tone = (
+            ("finished", "good") if value > lot + NOISE else ("finished, no better than chance", "warn")
+        )
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
@@ -70,7 +72,9 @@ def _predictions(material: Material) -> Section:
     for row, tile, said in zip(
         rows, material.sample.tiles, predictor.predict([row.data for row in rows]), strict=False
     ):
-        true = sorted({names.get(value, str(value)) for value in row.columns[predictor.columns["label"]] or ()})
+        true = sorted(
+            {names.get(value, str(value)) for value in row.columns[predictor.columns["label"]] or ()}
+        )
         cards.append(
             {
                 "url": data_url(tile),
@@ -80,6 +84,9 @@ def _predictions(material: Material) -> Section:
                 "sure": round(100 * said.score),
             }
         )
-    lead = "Predictions for some validation images, with the score of the most likely class, and the true classes."
+    lead = (
+        "Predictions for some validation images, with the score of the most likely class, and the true "
+        "classes."
+    )
     body = Templates(PACKAGE).render("predictions.html", cards=cards)
     return Section("predictions", "Predictions", body, lead)

@@ -7,7 +7,15 @@ from functools import partial
 from typing import Any, cast
 
 from finetune.image_inputs import encoded
-from finetune.reporting.base import PACKAGE, Material, Score, TaskReport, noise_of, random_row, worth_of_pretraining
+from finetune.reporting.base import (
+    PACKAGE,
+    Material,
+    Score,
+    TaskReport,
+    noise_of,
+    random_row,
+    worth_of_pretraining,
+)
 from finetune.tasks.summarization.captions import captions_or_none
 from finetune.tasks.summarization.predictor import ImageSummarizer, Summary
 from pretrain.data.images.decode import decode_image
@@ -43,13 +51,16 @@ class SummarizationReport(TaskReport):
         cider = metrics["cider_d"]
         captions, images = (int(result.get(f"validation_{what}") or 0) for what in ("captions", "images"))
         first = (
-            f"The summarizer's sentences reach a CIDEr-D of {short(cider)} (of 10) against {captions:,} captions of {images:,} "
-            f"validation images, and its keywords a mean average precision of {percent(metrics.get('keyword_map'))}."
+            f"The summarizer's sentences reach a CIDEr-D of {short(cider)} (of 10) against {captions:,} "
+            f"captions of {images:,} validation images, and its keywords a mean average precision of "
+            f"{percent(metrics.get('keyword_map'))}."
         )
         word, tone = ("finished", "good") if cider >= MIN_CIDER else ("finished, says little", "warn")
         baseline = random_row(others)
         if baseline is None:
-            second = f"BLEU-4 is {percent(metrics.get('bleu_4'))} and ROUGE-L {percent(metrics.get('rouge_l'))}."
+            second = (
+                f"BLEU-4 is {percent(metrics.get('bleu_4'))} and ROUGE-L {percent(metrics.get('rouge_l'))}."
+            )
             return Verdict(word, tone, first, second)
         other = float(baseline["metrics"]["cider_d"])
         noise = noise_of("cider_d", result, baseline, min_noise=MIN_NOISE)
@@ -62,7 +73,10 @@ class SummarizationReport(TaskReport):
         if not rows:
             return []
         rows.sort(key=lambda row: (-row["images"], row["keyword"]))
-        lead = f"How well images with a keyword are ranked above those without; the {min(40, len(rows))} most frequent."
+        lead = (
+            f"How well images with a keyword are ranked above those without; the {min(40, len(rows))} "
+            "most frequent."
+        )
         body = Templates(PACKAGE).render("keywords.html", rows=rows[:40])
         return [Section("keywords", "Keywords", body, lead)]
 
@@ -75,8 +89,12 @@ class SummarizationReport(TaskReport):
         rows = material.sample.first[:NUM_IMAGES]
         summaries = predictor.predict([row.data for row in rows])
         cards = [_card(row, summary, predictor) for row, summary in zip(rows, summaries, strict=True)]
-        lead = "What the model writes, and what people wrote. Bright areas show where it looked for a keyword."
-        return Section("predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead)
+        lead = (
+            "What the model writes, and what people wrote. Bright areas show where it looked for a keyword."
+        )
+        return Section(
+            "predictions", "Sentences", Templates(PACKAGE).render("sentences.html", cards=cards), lead
+        )
 
 
 def _card(row: Row, summary: Summary, predictor: ImageSummarizer) -> dict[str, Any]:

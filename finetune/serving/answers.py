@@ -41,7 +41,10 @@ class Health(BaseModel):
 def answer_type(result_type: type) -> type[BaseModel]:
     """The type of an answer: `records`, in the order of the images, of a task's results."""
     origin: dict[str, Any] = {
-        "source": (str, Field(description="name of the image's file or field; `body` of a body that is the image")),
+        "source": (
+            str,
+            Field(description="name of the image's file or field; `body` of a body that is the image"),
+        ),
         "index": (int, Field(description="number of the image in the request")),
         "seconds": (float | None, None),
         "error": (str | None, Field(description="why an image cannot be used; it then has no result")),
@@ -75,6 +78,8 @@ def _json_type(hint: Any, axes: int = 1) -> Any:
             kind = types.GenericAlias(list, (kind,))
         return kind
     if dataclasses.is_dataclass(hint):
-        fields: dict[str, Any] = {name: (kind, ...) for name, kind in _fields(typing.cast(type, hint)).items()}
+        fields: dict[str, Any] = {
+            name: (kind, ...) for name, kind in _fields(typing.cast(type, hint)).items()
+        }
         return create_model(typing.cast(type, hint).__name__, **fields)
     return hint

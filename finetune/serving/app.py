@@ -1,13 +1,15 @@
 """The HTTP side of a served model: what is asked, what is refused and why, and what is answered.
 
-    POST /predict        one image as the body (image/*), or several as multipart/form-data -> {"records": [...]}
+    POST /predict        one image as the body (image/*), or several as multipart/form-data -> {"records":
+        [...]}
     GET  /               what the model is
     GET  /health         whether it answers; the only path that needs no token
     GET  /openapi.json   the types of all this
 
-A request that is refused has the reason in a line under `error`: 400 no image or none that can be used, 401 the token, 408 too
-slow, 413 too many bytes, pixels or images, 415 neither an image nor multipart/form-data, 503 too much in hand. An image among
-several that cannot be used has the reason in its record, as `predict` writes it; the others are answered.
+A request that is refused has the reason in a line under `error`: 400 no image or none that can be used, 401
+the token, 408 too slow, 413 too many bytes, pixels or images, 415 neither an image nor multipart/form-data,
+503 too much in hand. An image among several that cannot be used has the reason in its record,
+as `predict` writes it; the others are answered.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Refused(Exception):
 
 
 class Room:
-    """Requests in hand, and the bytes that they may take: more than this are refused, so that memory stays bounded."""
+    """Requests in hand, and the bytes that they may take:
+    more than this are refused, so that memory stays bounded.
+    """
 
     def __init__(self, max_requests: int, max_bytes: float) -> None:
         self._max_requests, self._max_bytes = max_requests, max_bytes
@@ -132,7 +136,9 @@ def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_t
 
 def authorised_by(token: str) -> Callable[..., Awaitable[None]]:
     """What refuses requests that do not send the token."""
-    bearer = HTTPBearer(auto_error=False, description="the token that the server was given, or printed when it started")
+    bearer = HTTPBearer(
+        auto_error=False, description="the token that the server was given, or printed when it started"
+    )
 
     async def authorised(sent: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
         if sent is None:
@@ -149,7 +155,10 @@ async def failure(request: Request, error: Exception) -> JSONResponse:
         more = {401: {"www-authenticate": "Bearer"}, 408: {"connection": "close"}, 503: {"retry-after": "1"}}
         return JSONResponse({"error": printable(str(error))}, error.status, more.get(error.status))
     if isinstance(error, HTTPException):
-        why = f"{error.detail}: {request.method} {request.url.path}; there are POST /predict, GET /, /health, /openapi.json"
+        why = (
+            f"{error.detail}: {request.method} {request.url.path}; there are POST /predict, GET /, "
+            "/health, /openapi.json"
+        )
         return JSONResponse({"error": printable(why)}, error.status_code, error.headers)
     if isinstance(error, ClientDisconnect):
         return JSONResponse({"error": "the request is cut off"}, 400)

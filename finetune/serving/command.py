@@ -32,7 +32,9 @@ SIGTERM).
 def parser() -> CommandLine:
     """The command line."""
     parser = CommandLine(
-        prog="python -m finetune serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m finetune serve",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="model folder, a path or any fsspec URL")
     add_settings(parser, ServeSettings)
@@ -80,7 +82,10 @@ def serve(model_url: str, settings: ServeSettings) -> None:
             settings.batch_wait_seconds,
             settings.address,
         )
-        print(f"serve: starting {settings.replicas} replica{'s' * (settings.replicas > 1)} of {model_url}", flush=True)
+        print(
+            f"serve: starting {settings.replicas} replica{'s' * (settings.replicas > 1)} of {model_url}",
+            flush=True,
+        )
         with replicas(service) as running:
             app = new_app(
                 running, predictor.config, predictor.names, predictor.result_type, settings,
@@ -95,7 +100,9 @@ def serve(model_url: str, settings: ServeSettings) -> None:
 
 
 def token_of(settings: ServeSettings) -> tuple[str | None, bool]:
-    """The token that clients must send, or None; and whether it was made here. Raises UserError for one that is too weak."""
+    """The token that clients must send, or None; and whether it was made here.
+    Raises UserError for one that is too weak.
+    """
     given, where = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
     if settings.token_file is not None:
         where = settings.token_file
@@ -107,8 +114,8 @@ def token_of(settings: ServeSettings) -> tuple[str | None, bool]:
         return (None, False) if is_loopback(settings.host) else (secrets.token_urlsafe(32), True)
     if len(given) < SHORTEST_TOKEN or not given.isascii() or not given.isprintable() or " " in given:
         raise UserError(
-            f"the token in {where} has {len(given)} characters; it needs {SHORTEST_TOKEN} or more, without blanks "
-            "(python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one)"
+            f"the token in {where} has {len(given)} characters; it needs {SHORTEST_TOKEN} or more, without "
+            "blanks (python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one)"
         )
     return given, False
 
@@ -149,7 +156,8 @@ def start_listening(listener: socket.socket) -> None:
 
 def _taken(host: str, port: int, error: OSError) -> UserError:
     return UserError(
-        f"cannot listen on port {port} of {host}: {error.strerror}; give another port, or port 0 for a free one"
+        f"cannot listen on port {port} of {host}: {error.strerror}; give another port, or port 0 for a free "
+        "one"
     )
 
 

@@ -39,7 +39,9 @@ class ServedModel:
     top_k: int | None = None
 
     def __call__(self) -> Callable[[Sequence[Item]], list[dict[str, Any]]]:
-        """Loads the model and gives the function that makes a record of each image; threads may call it at the same time."""
+        """Loads the model and gives the function that makes a record of each image;
+        threads may call it at the same time.
+        """
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
         set_max_pixels(self.max_pixels)
@@ -63,7 +65,9 @@ def with_threshold(predictor: Predictor, threshold: float | None) -> Predictor:
     task = predictor.config["task"]
     if threshold is not None and task in THRESHOLDS:
         if task == "classification" and not predictor.config.get("multi_label"):
-            raise UserError(f"threshold={threshold:g} means nothing here: this classifier gives one class an image")
+            raise UserError(
+                f"threshold={threshold:g} means nothing here: this classifier gives one class an image"
+            )
         predictor.config[THRESHOLDS[task]] = threshold
     return predictor
 
@@ -74,8 +78,12 @@ def shortened(record: dict[str, Any], threshold: float | None, top_k: int | None
     if isinstance(scores := record.get("scores"), dict) and top_k is not None:
         short["scores"] = dict(sorted(scores.items(), key=lambda one: -one[1])[:top_k])
     if "boxes" in record:  # the surest first
-        some = [index for index, score in enumerate(record["scores"]) if threshold is None or score >= threshold]
-        short |= {name: [record[name][index] for index in some[:top_k]] for name in ("boxes", "labels", "scores")}
+        some = [
+            index for index, score in enumerate(record["scores"]) if threshold is None or score >= threshold
+        ]
+        short |= {
+            name: [record[name][index] for index in some[:top_k]] for name in ("boxes", "labels", "scores")
+        }
     if "keywords" in record:
         short["keywords"] = record["keywords"][:top_k]
     return short

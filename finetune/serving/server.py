@@ -13,7 +13,9 @@ from fastapi import FastAPI
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which leaves signals to us: it would raise them once more when it is done, and the exit code would say so."""
+    """uvicorn's, which leaves signals to us: it would raise them once more when it is done,
+    and the exit code would say so.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,7 +44,9 @@ def new_server(app: FastAPI, *, drain_seconds: float) -> Server:
 
 
 async def answer_requests(app: FastAPI, listener: socket.socket, *, drain_seconds: float) -> None:
-    """Answers requests until SIGINT, SIGTERM or SIGHUP; those in hand are still answered. A second signal ends it at once."""
+    """Answers requests until SIGINT, SIGTERM or SIGHUP; those in hand are still answered.
+    A second signal ends it at once.
+    """
     server = new_server(app, drain_seconds=drain_seconds)
     loop = asyncio.get_running_loop()
     # `nohup` has SIGHUP ignored

@@ -12,15 +12,19 @@ class ServeSettings:
     """How a model is served."""
 
     host: str = setting(
-        "127.0.0.1", help="address to listen on; anything but this machine alone (0.0.0.0) asks clients for a token"
+        "127.0.0.1",
+        help="address to listen on; anything but this machine alone (0.0.0.0) asks clients for a token",
     )
     port: int = setting(8000, minimum=0, maximum=65535, help="port to listen on; 0 takes a free one")
     token_file: str | None = setting(
         None,
-        help="file with the token that clients must send; null: FOVEA_SERVE_TOKEN, else one is made and printed where the "
+        help="file with the token that clients must send; null: FOVEA_SERVE_TOKEN, else one is made and "
+        "printed where the "
         "host needs one",
     )
-    replicas: int = setting(1, minimum=1, help="processes that hold the model, each with its own CPUs or GPU")
+    replicas: int = setting(
+        1, minimum=1, help="processes that hold the model, each with its own CPUs or GPU"
+    )
     cpus_per_replica: int | None = setting(
         None, minimum=1, help="CPUs of each, and the threads that decode; null: this machine's shared evenly"
     )
@@ -36,18 +40,25 @@ class ServeSettings:
         None,
         minimum=0,
         maximum=1,
-        help="lowest score of a box, a keyword, or a class (several classes an image) in an answer; null: all boxes, and the "
+        help="lowest score of a box, a keyword, or a class (several classes an image) in an answer; null: "
+        "all boxes, and the "
         "model's own threshold for the others",
     )
-    top_k: int | None = setting(None, minimum=1, help="scores, boxes or keywords an image, the best ones; null: all")
+    top_k: int | None = setting(
+        None, minimum=1, help="scores, boxes or keywords an image, the best ones; null: all"
+    )
     max_megabytes: float = setting(
         50.0, above=0, help="size of a request (MB); a larger one is refused before it is read"
     )
     max_megapixels: float = setting(50.0, above=0, help="pixels of an image; a larger one is not decoded")
     max_images: int = setting(32, minimum=1, help="images of a request")
-    max_requests: int = setting(256, minimum=1, help="requests in hand at once; others are asked to come again")
+    max_requests: int = setting(
+        256, minimum=1, help="requests in hand at once; others are asked to come again"
+    )
     max_waiting_megabytes: float = setting(
         500.0, above=0, help="size of all requests in hand at once (MB); others are asked to come again"
     )
-    timeout_seconds: float = setting(60.0, above=0, help="for receiving a request, and again for answering it")
+    timeout_seconds: float = setting(
+        60.0, above=0, help="for receiving a request, and again for answering it"
+    )
     drain_seconds: float = setting(30.0, minimum=0, help="for requests in hand when the command is ended")

@@ -1,13 +1,15 @@
 """What a task is: a module in this package that gives a `Task`, its `TaskModel`, and its `Predictor`.
 
-- `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives while training.
+- `Task` reads from settings and data what the labels say, and makes the module's inputs of batches. It lives
+  while training.
 - `TaskModel` is the network: `forward(inputs) -> StepOutput`.
-- `Predictor` is a finished model with all it needs to predict for images and evaluate whole data sets; it is made of a model
-  folder alone.
+- `Predictor` is a finished model with all it needs to predict for images and evaluate whole data sets; it is
+  made of a model folder alone.
 
-`config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds (class names,
-keywords, the arguments of its head). `Task.new_model(encoder, config)` makes the same network while training and when a folder
-is loaded. To add a task, write these three, its settings in `finetune.settings`, and its line in `finetune.tasks.TASKS`.
+`config` is what ties them together: a JSON object with the keys of `common_config` and what the task adds
+(class names, keywords, the arguments of its head). `Task.new_model(encoder, config)` makes the same network
+while training and when a folder is loaded. To add a task, write these three, its settings in
+`finetune.settings`, and its line in `finetune.tasks.TASKS`.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ from pretrain.training.contract import StepOutput, Trainable
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluating a model on a data set gives: `metrics` are numbers, `details` JSON for result.json and reports,
-    `calibrated` what was fitted to it and replaces these keys of the model's config."""
+    """What evaluating a model on a data set gives: `metrics` are numbers, `details` JSON for result.json and
+    reports, `calibrated` what was fitted to it and replaces these keys of the model's config."""
 
     metrics: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
@@ -52,8 +54,8 @@ class Evaluation:
 
 
 class TaskModel(Trainable):
-    """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is, with `lora` its
-    adapters learn (they are there already, see `finetune.adapting`)."""
+    """An encoder and a head. `mode` is that of the settings; with `linear` the encoder stays as it is, with
+    `lora` its adapters learn (they are there already, see `finetune.adapting`)."""
 
     def __init__(self, encoder: Encoder, *, mode: str = "full") -> None:
         super().__init__()
@@ -67,8 +69,8 @@ class TaskModel(Trainable):
         return self.mode == "linear"
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen encoder stays as it is evaluated, and with `lora` so do its batch norms: their statistics are
-        not kept with the adapters."""
+        """Training mode; a frozen encoder stays as it is evaluated, and with `lora` so do its batch norms:
+        their statistics are not kept with the adapters."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
@@ -114,7 +116,9 @@ class Predictor(ABC):
 
     def host_transform(self) -> HostTransform:
         """What the host makes of an encoded image: the central square, unless a task needs another."""
-        return CentralCrop(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
+        return CentralCrop(
+            self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels
+        )
 
     @abstractmethod
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Any]:
@@ -122,12 +126,15 @@ class Predictor(ABC):
 
     @abstractmethod
     def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
-        """Evaluates on a whole labelled data set, each image once whatever the number of ranks; the same on every rank.
+        """Evaluates on a whole labelled data set, each image once whatever the number of ranks;
+        the same on every rank.
 
         `shards` hold `columns`. Raises UserError when they do not fit the model.
         """
 
-    def batches(self, shards: Shards, context: RankContext, *, batch_size: int, decode_threads: int) -> Iterator[Batch]:
+    def batches(
+        self, shards: Shards, context: RankContext, *, batch_size: int, decode_threads: int
+    ) -> Iterator[Batch]:
         """What `transform` makes of this rank's share of a data set, each row that can be decoded once."""
         for batch in batches_in_sequence(
             shards,
@@ -155,7 +162,8 @@ class Predictor(ABC):
         return normalised(array, self.device, self.config["mean"], self.config["std"])
 
     def predict(self, images: ImageInput | Sequence[ImageInput], *, batch_size: int = 64) -> list[Any]:
-        """Predicts for images: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images; one or several.
+        """Predicts for images: paths or URLs, encoded bytes, uint8 arrays [H, W, C], or PIL images;
+        one or several.
 
         Raises UserError that names the image when one cannot be decoded.
         """
@@ -174,11 +182,12 @@ class Task(ABC):
     """A task while its model is trained.
 
     Attributes:
-        best_metric: of `Evaluation.metrics`; the model with the best is kept, unless the settings name another.
+        best_metric: of `Evaluation.metrics`; the model with the best is kept, unless the settings name
+            another.
         metric_names: of `Evaluation.metrics`, where they are known before; empty where they are not.
         predictor: its `Predictor`.
-        layer_decay: unless the settings say another; below 1 what is pretrained moves less than what is random would, so a
-            comparison is fair to it only where it need not move far.
+        layer_decay: unless the settings say another; below 1 what is pretrained moves less than what is
+            random would, so a comparison is fair to it only where it need not move far.
         columns: the columns to read beside the image, by what they hold.
         config: what the model must know of data and head; `common_config` is added to it.
         notes: lines about the labels that a user should see before the run.
@@ -201,7 +210,9 @@ class Task(ABC):
 
     @staticmethod
     def usable_rows(columns: Mapping[str, str], manifest: Manifest) -> np.ndarray | None:
-        """int64, sorted: the rows that can be learnt from and evaluated on; None for all. The others are counted."""
+        """int64, sorted: the rows that can be learnt from and evaluated on; None for all.
+        The others are counted.
+        """
         return None
 
     @classmethod
@@ -218,11 +229,15 @@ class Task(ABC):
     def few_labels(
         cls, settings: FinetuneSettings, train: Manifest, *, classes_N: np.ndarray | None = None
     ) -> np.ndarray | None:
-        """Row ids that `label_fraction` or `labels_per_class` leave, of each class where rows have one; None for all."""
+        """Row ids that `label_fraction` or `labels_per_class` leave, of each class where rows have one;
+        None for all.
+        """
         if not cls.has_few_labels(settings):
             return None
         if not settings.labels_per_class:
-            return fraction_of_rows(train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N)
+            return fraction_of_rows(
+                train.num_rows, settings.label_fraction, seed=settings.seed, classes_N=classes_N
+            )
         if settings.label_fraction < 1:
             raise UserError("label_fraction and labels_per_class contradict each other; give only one")
         if classes_N is None:
@@ -231,8 +246,8 @@ class Task(ABC):
 
     @abstractmethod
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
-        """Reads what the labels of both data sets say; `train` holds the chosen rows. Raises UserError for labels that cannot
-        be used."""
+        """Reads what the labels of both data sets say; `train` holds the chosen rows. Raises UserError for
+        labels that cannot be used."""
 
     def config_for(self, encoder: Encoder, size: int) -> dict[str, Any]:
         """`config`, with what depends on the encoder and the images' size too."""
@@ -255,7 +270,9 @@ class Task(ABC):
         """`new_model` with what matters for training alone (label smoothing, class weights, ...)."""
         return self.new_model(encoder, config)
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
+    def viewer(
+        self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext
+    ) -> Viewer:
         """What makes the training images."""
         return Viewer(
             self.views(size),

@@ -49,7 +49,9 @@ def parser() -> CommandLine:
         epilog=EXAMPLES,
         formatter_class=AS_IT_STANDS,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="import | check | views | demo")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="import | check | views | demo"
+    )
 
     add_import(commands)
     _add_check(commands)
@@ -62,16 +64,21 @@ def _add_check(commands: Any) -> None:
     look = commands.add_parser(
         "check",
         help="describe a data set, and fix its row groups",
-        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample of the rows how\n"
-        "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, captions or caption\n"
+        description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample "
+        "of the rows how\n"
+        "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, "
+        "captions or caption\n"
         "are looked at when their types fit, and boxes under any name; name others with the options.",
         epilog="examples: python -m pretrain.data check 's3://bucket/shards/*.parquet' --rows all\n"
         "          python -m pretrain.data check 'hf://datasets/OWNER/NAME/**/*.parquet' --sheet sheet.png\n"
-        "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad --drop-duplicates",
+        "          python -m pretrain.data check downloaded/data --fix my/shards --drop-bad "
+        "--drop-duplicates",
         formatter_class=AS_IT_STANDS,
     )
     look.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
-    look.add_argument("--image-column", default="image", metavar="NAME", help="column with the images (default: image)")
+    look.add_argument(
+        "--image-column", default="image", metavar="NAME", help="column with the images (default: image)"
+    )
     look.add_argument(
         "--image-root",
         metavar="FOLDER",
@@ -87,33 +94,44 @@ def _add_check(commands: Any) -> None:
     look.add_argument(
         "--objects-column",
         metavar="NAME",
-        help="column with boxes and their classes: struct<bbox, category> of lists, or a list of such structs",
+        help="column with boxes and their classes: struct<bbox, category> of lists, or a list of such "
+        "structs",
     )
     look.add_argument("--caption-column", metavar="NAME", help="column with a caption or a list of captions")
     look.add_argument(
         "--box-format",
         default="xywh",
         choices=["xywh", "xyxy"],
-        help="four numbers of a box, in pixels: left, top, width, height (default), or left, top, right, bottom",
+        help="four numbers of a box, in pixels: left, top, width, height (default), or left, top, right, "
+        "bottom",
     )
-    look.add_argument("--rows", default="1000", metavar="N|all", help="how many rows to look at (default: 1000)")
-    look.add_argument("--sheet", metavar="FILE.png", help="draw images spread over the rows, with labels and boxes")
+    look.add_argument(
+        "--rows", default="1000", metavar="N|all", help="how many rows to look at (default: 1000)"
+    )
+    look.add_argument(
+        "--sheet", metavar="FILE.png", help="draw images spread over the rows, with labels and boxes"
+    )
     look.add_argument("--json", metavar="FILE", help="write the report as JSON")
     look.add_argument(
         "--fix",
         metavar="DEST",
-        help="then write all rows, in order and with all columns, to shards with small row groups in DEST, a new folder",
+        help="then write all rows, in order and with all columns, to shards with small row groups in DEST, "
+        "a new folder",
     )
     look.add_argument(
         "--decoded",
         action="store_true",
-        help="with --fix: store images decoded, which takes several times the room and is read several times as fast",
+        help="with --fix: store images decoded, which takes several times the room and is read several "
+        "times as fast",
     )
-    look.add_argument("--drop-bad", action="store_true", help="with --fix: leave out rows whose image is bad")
+    look.add_argument(
+        "--drop-bad", action="store_true", help="with --fix: leave out rows whose image is bad"
+    )
     look.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="with --fix: keep only the first of images that are equal byte for byte; what is left out is listed in "
+        help="with --fix: keep only the first of images that are equal byte for byte; what is left out is "
+        "listed in "
         "DEST/_dropped.jsonl",
     )
     look.set_defaults(handler=_check)
@@ -123,8 +141,10 @@ def _add_views(commands: Any) -> None:
     views = commands.add_parser(
         "views",
         help="draw images and the views that a recipe makes of them",
-        description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views beside it.",
-        epilog="example: python -m pretrain.data views my/shards --size 64 --set crop_scale=[0.2,1] strength=0.5",
+        description="Writes a contact sheet: a line for each image, with its crops drawn in, and its views "
+        "beside it.",
+        epilog="example: python -m pretrain.data views my/shards --size 64 --set crop_scale=[0.2,1] "
+        "strength=0.5",
         formatter_class=AS_IT_STANDS,
     )
     views.add_argument("url", metavar="URL", help="a Parquet file, a folder of them, or a glob in quotes")
@@ -144,14 +164,20 @@ def _add_views(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="arguments of the recipe, as in views.arguments",
     )
-    views.add_argument("--size", type=int, default=224, metavar="N", help="side of a view in pixels (default: 224)")
+    views.add_argument(
+        "--size", type=int, default=224, metavar="N", help="side of a view in pixels (default: 224)"
+    )
     views.add_argument("--channels", type=int, default=3, metavar="N", help="as views.channels (default: 3)")
     views.add_argument(
         "--image-column", default="image", metavar="NAME", help="column with the images (default: image)"
     )
     views.add_argument("--images", type=int, default=8, metavar="N", help="how many images (default: 8)")
-    views.add_argument("--seed", type=int, default=0, metavar="S", help="another seed makes other views (default: 0)")
-    views.add_argument("--out", default="views.png", metavar="FILE.png", help="the sheet (default: views.png)")
+    views.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="another seed makes other views (default: 0)"
+    )
+    views.add_argument(
+        "--out", default="views.png", metavar="FILE.png", help="the sheet (default: views.png)"
+    )
     views.set_defaults(handler=_views)
 
 
@@ -173,9 +199,15 @@ def _add_demo(commands: Any) -> None:
         help="fraction of them that is held out (default: 0.2)",
     )
     demo.add_argument(
-        "--unlabelled", type=int, default=0, metavar="N", help="further ones, of the image alone (default: 0)"
+        "--unlabelled",
+        type=int,
+        default=0,
+        metavar="N",
+        help="further ones, of the image alone (default: 0)",
     )
-    demo.add_argument("--seed", type=int, default=0, metavar="S", help="another seed makes other images (default: 0)")
+    demo.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="another seed makes other images (default: 0)"
+    )
     demo.set_defaults(handler=_demo)
 
 
@@ -200,17 +232,26 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     from pretrain.data.reading.image_paths import use_image_root
 
     if arguments.fix is None and (arguments.drop_bad or arguments.drop_duplicates or arguments.decoded):
-        raise UserError("--drop-bad, --drop-duplicates and --decoded need --fix DEST; a check alone changes nothing")
+        raise UserError(
+            "--drop-bad, --drop-duplicates and --decoded need --fix DEST; a check alone changes nothing"
+        )
     if arguments.sheet is not None and not arguments.sheet.lower().endswith(".png"):
-        raise UserError(f"--sheet {arguments.sheet}: the contact sheet is a PNG; name a file that ends in .png")
+        raise UserError(
+            f"--sheet {arguments.sheet}: the contact sheet is a PNG; name a file that ends in .png"
+        )
     num_rows = parse_rows(arguments.rows)
     use_image_root(arguments.image_root)
     if arguments.fix is not None:
         check_locations(arguments.url, arguments.fix)
         if arguments.sheet is not None and lies_in(arguments.sheet, arguments.fix):
-            raise UserError(f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside it")
+            raise UserError(
+                f"--sheet {arguments.sheet} lies in --fix {arguments.fix}; name a file outside it"
+            )
     asked = Asked(
-        tuple(arguments.label_column), arguments.objects_column, arguments.caption_column, arguments.box_format
+        tuple(arguments.label_column),
+        arguments.objects_column,
+        arguments.caption_column,
+        arguments.box_format,
     )
     report = check(
         arguments.url,

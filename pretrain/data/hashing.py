@@ -1,9 +1,10 @@
 """Random numbers without a generator: each is a pure function of the integers that name it.
 
-Shuffles and augmentations are drawn from a counter-based hash instead of a stateful generator, so the number for
-(seed, epoch, sample, view) is the same on any rank, in any order, before and after a restart. The mixing function is the
-finaliser of SplitMix64 (Steele et al., 2014, https://doi.org/10.1145/2714064.2660195), applied once per key. numpy's own
-generators are not used because numpy does not promise equal streams over its versions.
+Shuffles and augmentations are drawn from a counter-based hash instead of a stateful generator, so the number
+for (seed, epoch, sample, view) is the same on any rank, in any order, before and after a restart. The mixing
+function is the finaliser of SplitMix64 (Steele et al., 2014, https://doi.org/10.1145/2714064.2660195),
+applied once per key. numpy's own generators are not used because numpy does not
+promise equal streams over its versions.
 """
 
 from __future__ import annotations

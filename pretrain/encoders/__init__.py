@@ -1,4 +1,6 @@
-"""Encoders: images to feature maps, one contract for all tasks. To add one, add its line to `building.ENCODERS`."""
+"""Encoders: images to feature maps, one contract for all tasks.
+To add one, add its line to `building.ENCODERS`.
+"""
 
 from pretrain.encoders.base import Encoder, pooled
 from pretrain.encoders.building import build_encoder, encoder_names

@@ -1,11 +1,12 @@
-"""Where an encoder looks: attention as maps over the image, by layer and head, and followed through all layers (rollout).
+"""Where an encoder looks: attention as maps over the image, by layer and head,
+and followed through all layers (rollout).
 
     maps = attention_maps(encoder, images_BCHW)      # {layer: [B, heads, H, W]}
     rolled_BHW = attention_rollout(encoder, images_BCHW)
 
-The weights are recomputed from each layer's input (`Encoder.look`); their product with the values is what the fused kernel
-gives. Each map is a distribution: what lies in a part of the image is the sum over that part, and 1 / (H * W) a position is
-what attention without preference would give.
+The weights are recomputed from each layer's input (`Encoder.look`); their product with the values is what
+the fused kernel gives. Each map is a distribution: what lies in a part of the image is the sum over that
+part, and 1 / (H * W) a position is what attention without preference would give.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def attention_maps(encoder: Encoder, images_BCHW: Tensor, *, queries: str = "all
     Args:
         encoder: one without attention gives no maps.
         images_BCHW: normalised, on the encoder's device.
-        queries: whose attention. `all` is the mean over all positions, as an image's features are the mean of the last map;
-            `class` is that of the class token, which only ViTs have.
+        queries: whose attention. `all` is the mean over all positions, as an image's features are the mean
+            of the last map; `class` is that of the class token, which only ViTs have.
 
     Raises UserError where there is no class token.
     """
@@ -45,11 +46,13 @@ def attention_maps(encoder: Encoder, images_BCHW: Tensor, *, queries: str = "all
 def attention_rollout(
     encoder: Encoder, images_BCHW: Tensor, *, queries: str = "all", residual: float = 0.5
 ) -> Tensor | None:
-    """Attention followed from the last layer back to the first one's positions, [B, H, W], summing to 1 over them.
+    """Attention followed from the last layer back to the first one's positions, [B, H, W],
+    summing to 1 over them.
 
-    The layers' weights, averaged over heads and mixed with the identity for the residual path, are multiplied (Abnar and
-    Zuidema, https://arxiv.org/abs/2005.00928). A key that is an average of positions hands its weight on to them evenly, and so
-    does a position to those that a smaller map's was made of. What convolutions mix in between is left out.
+    The layers' weights, averaged over heads and mixed with the identity for the residual path, are
+    multiplied (Abnar and Zuidema, https://arxiv.org/abs/2005.00928). A key that is an average of positions
+    hands its weight on to them evenly, and so does a position to those that a smaller map's was made of.
+    What convolutions mix in between is left out.
 
     Args:
         residual: share of the identity, in [0, 1].
@@ -68,7 +71,8 @@ def attention_rollout(
         mixed_BQQ = mixed_BQQ + residual * torch.eye(mixed_BQQ.shape[-1], device=mixed_BQQ.device)
         if rolled_BQN is not None and former is not None and former.queries_HW != layer.queries_HW:
             rolled_BQN = (
-                _block_means(former.queries_HW, _ratio(former.queries_HW, layer.queries_HW), mixed_BQQ) @ rolled_BQN
+                _block_means(former.queries_HW, _ratio(former.queries_HW, layer.queries_HW), mixed_BQQ)
+                @ rolled_BQN
             )
         rolled_BQN = mixed_BQQ if rolled_BQN is None else mixed_BQQ @ rolled_BQN
         last, former = (name, layer), layer
@@ -83,12 +87,16 @@ def _asking(name: str, layer: Attention, queries: str) -> slice:
     if queries == "all":
         return slice(layer.num_extra, None)
     if not layer.has_class:
-        raise UserError(f"queries=class is not possible: {name} has no class token (queries=all always works)")
+        raise UserError(
+            f"queries=class is not possible: {name} has no class token (queries=all always works)"
+        )
     return slice(0, 1)
 
 
 def _received(layer: Attention, asking: slice) -> Tensor:
-    """[B, heads, H, W] on the map of queries: the mean over the rows `asking`, without what goes to extra tokens."""
+    """[B, heads, H, W] on the map of queries: the mean over the rows `asking`,
+    without what goes to extra tokens.
+    """
     received_BhQ = _onto_positions(layer, asking)[:, :, :, layer.num_extra :].mean(2)
     return _as_fractions(received_BhQ).unflatten(2, layer.queries_HW)
 
@@ -102,7 +110,9 @@ def _onto_positions(layer: Attention, asking: slice = slice(None)) -> Tensor:
 
 
 def _block_means(size_HW: tuple[int, int], block: tuple[int, int], like: Tensor) -> Tensor:
-    """The matrix [blocks, positions] that averages a map over blocks; what is left at the borders is a block too."""
+    """The matrix [blocks, positions] that averages a map over blocks;
+    what is left at the borders is a block too.
+    """
     height, width = size_HW
     positions = torch.eye(height * width, device=like.device, dtype=like.dtype).view(-1, 1, height, width)
     return F.avg_pool2d(positions, block, ceil_mode=True, count_include_pad=False).flatten(1).T
@@ -118,7 +128,9 @@ def _as_fractions(weights: Tensor) -> Tensor:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while: batch norms use their running statistics and keep them, drop path leaves nothing out."""
+    """Eval mode for a while: batch norms use their running statistics and keep them,
+    drop path leaves nothing out.
+    """
     was_training = module.training
     module.eval()
     try:

@@ -15,11 +15,11 @@ class Attention:
     """What an attention layer looked at.
 
     Attributes:
-        weights_BhQK: softmax(Q K^T / sqrt(d)), rows sum to 1. Queries and keys count the extra tokens first, then the positions
-            of a map row by row.
+        weights_BhQK: softmax(Q K^T / sqrt(d)), rows sum to 1. Queries and keys count the extra tokens first,
+            then the positions of a map row by row.
         queries_HW: height and width of the map of queries.
-        key_stride: a key is the average of a block of queries' positions of this side (at the last row and column of what is
-            left of it).
+        key_stride: a key is the average of a block of queries' positions of this side (at the last row and
+            column of what is left of it).
         num_extra: tokens that are no position: class token, registers.
         has_class: the first of them is a class token.
     """
@@ -58,8 +58,8 @@ class Encoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The parts that a compiler takes one by one: the members of the outermost sequences of layers.
 
-        As one graph all gradients would be ready at the end of the backward pass at once, and could not be averaged while it
-        runs; and equal blocks are compiled once.
+        As one graph all gradients would be ready at the end of the backward pass at once, and could not be
+        averaged while it runs; and equal blocks are compiled once.
         """
         return _members(self) or [self]
 
@@ -70,12 +70,16 @@ class Encoder(nn.Module):
     def attention_of(
         self, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any], images_BCHW: Tensor
     ) -> Attention:
-        """What one of `attention_layers` looks at when it is called with these arguments while these images pass."""
+        """What one of `attention_layers` looks at when it is called with these
+        arguments while these images pass.
+        """
         return Attention(layer.attention_weights(*inputs), *layer.grids(*inputs))
 
     @torch.no_grad()
     def look(self, images_BCHW: Tensor) -> dict[str, Attention]:
-        """What each attention layer looks at, by its name and in the order of their work, recomputed for the asking."""
+        """What each attention layer looks at, by its name and in the order of their work,
+        recomputed for the asking.
+        """
         seen: dict[str, Attention] = {}
 
         def recompute(name: str) -> Any:
@@ -85,7 +89,9 @@ class Encoder(nn.Module):
             return hook
 
         layers = self.attention_layers().items()
-        hooks = [layer.register_forward_pre_hook(recompute(name), with_kwargs=True) for name, layer in layers]
+        hooks = [
+            layer.register_forward_pre_hook(recompute(name), with_kwargs=True) for name, layer in layers
+        ]
         try:
             self(images_BCHW)
         finally:
@@ -94,7 +100,9 @@ class Encoder(nn.Module):
         return seen
 
     def attention(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Attention weights of each attention layer, [B, heads, queries, keys] by its name, recomputed for the asking."""
+        """Attention weights of each attention layer, [B, heads, queries, keys] by its name,
+        recomputed for the asking.
+        """
         return {name: layer.weights_BhQK for name, layer in self.look(images_BCHW).items()}
 
 
@@ -109,11 +117,15 @@ def _members(module: nn.Module) -> list[nn.Module]:
             found += list(child)
         else:
             found += _members(child)
-    return [part for part in found if any(True for _ in part.children())]  # a layer by itself has nothing to fuse
+    return [
+        part for part in found if any(True for _ in part.children())
+    ]  # a layer by itself has nothing to fuse
 
 
 def keyword_arguments(encoder: type[Encoder], local_names: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a constructor was called with, of all its `locals()`: what `spec` must hold."""
+    """The keyword arguments that a constructor was called with, of all its `locals()`:
+    what `spec` must hold.
+    """
     parameters = inspect.signature(encoder).parameters.values()
     return {p.name: local_names[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 

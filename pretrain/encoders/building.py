@@ -36,10 +36,16 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
     if name.startswith("timm:"):
         return TimmEncoder(name.removeprefix("timm:"), **arguments)
     builder = ENCODERS[choose("encoder", name, [*ENCODERS, "timm:NAME"])]
-    known = [key for key, value in inspect.signature(builder).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    known = [
+        key
+        for key, value in inspect.signature(builder).parameters.items()
+        if value.kind is value.KEYWORD_ONLY
+    ]
     for key in arguments:
         if key not in known:
-            raise UserError(f"{name}: unknown argument {key!r}{nearest(key, known)} (known: {', '.join(known)})")
+            raise UserError(
+                f"{name}: unknown argument {key!r}{nearest(key, known)} (known: {', '.join(known)})"
+            )
     try:
         return builder(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -49,11 +55,13 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
 def rebuild_encoder(name: object, arguments: object, *, where: str) -> Encoder:
     """The network that a saved folder describes, with fresh weights.
 
-    Whoever wrote the folder decides of an architecture and nothing more: no weights are fetched, no file is written. Raises
-    UserError, one line, for anything else that it says.
+    Whoever wrote the folder decides of an architecture and nothing more: no weights are fetched, no file is
+    written. Raises UserError, one line, for anything else that it says.
     """
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise UserError(f"{where} is damaged: an encoder's name and arguments are {name!r} and {arguments!r}")
+        raise UserError(
+            f"{where} is damaged: an encoder's name and arguments are {name!r} and {arguments!r}"
+        )
     check_from_folder(name, arguments, where=where)
     return build_encoder(name, **arguments)
 

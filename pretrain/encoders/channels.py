@@ -13,8 +13,9 @@ from pretrain.encoders.building import build_encoder
 def with_channels(encoder: Encoder, channels: int) -> Encoder:
     """An encoder's weights in the network for images of other channels; the first convolution is adapted.
 
-    For one channel its weights are summed over the former ones, which sees a grey image as it saw its coloured copy; for
-    several they are repeated and scaled by former / new channels, as timm does. Raises UserError where that cannot be.
+    For one channel its weights are summed over the former ones, which sees a grey image as it saw its
+    coloured copy; for several they are repeated and scaled by former / new channels, as timm does.
+    Raises UserError where that cannot be.
     """
     if channels == encoder.in_channels:
         return encoder
@@ -27,8 +28,8 @@ def with_channels(encoder: Encoder, channels: int) -> Encoder:
             continue
         if found.ndim != 4 or found.shape[1] != encoder.in_channels or wanted.shape[1] != channels:
             raise UserError(
-                f"{name} cannot take {channels} channels in place of {encoder.in_channels}: {key} has the shape "
-                f"{tuple(found.shape)} and would need {tuple(wanted.shape)}"
+                f"{name} cannot take {channels} channels in place of {encoder.in_channels}: {key} has the "
+                f"shape {tuple(found.shape)} and would need {tuple(wanted.shape)}"
             )
         tensors[key] = adapted(found, channels)
     other.load_state_dict(tensors)
@@ -36,7 +37,9 @@ def with_channels(encoder: Encoder, channels: int) -> Encoder:
 
 
 def adapted(kernel_OIHW: Tensor, channels: int) -> Tensor:
-    """A kernel for other input channels; for 1 and for multiples of the former it gives the same of equal channels."""
+    """A kernel for other input channels; for 1 and for multiples of the former it
+    gives the same of equal channels.
+    """
     former = kernel_OIHW.shape[1]
     if channels == 1:
         return kernel_OIHW.sum(1, keepdim=True)

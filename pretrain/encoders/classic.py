@@ -1,4 +1,6 @@
-"""`convattn_classic`: Conv(32), ConvolutionalAttention(32), max-pool; flatten and dense are the classifier's."""
+"""`convattn_classic`: Conv(32), ConvolutionalAttention(32), max-pool;
+flatten and dense are the classifier's.
+"""
 
 from __future__ import annotations
 

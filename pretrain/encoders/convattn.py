@@ -1,19 +1,24 @@
-"""The convattn family: a convolutional stem and three stages of convolutional blocks, then one of convolutional attention.
+"""The convattn family: a convolutional stem and three stages of convolutional blocks,
+then one of convolutional attention.
 
-Convolution where maps are large and attention where they are small follows CoAtNet (https://arxiv.org/abs/2106.04803),
-UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer (https://arxiv.org/abs/2210.13452); attention in the last stage alone,
-where it is cheap, is what our runs of equal time chose (`tests/benchmarks/RESULTS.md`, "Encoders") and what a search for
-latency chose for EfficientFormer (https://arxiv.org/abs/2206.01191). Projections by depthwise convolution follow CvT
-(https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart by convolution alone, so
-any input size works.
+Convolution where maps are large and attention where they are small follows CoAtNet
+(https://arxiv.org/abs/2106.04803), UniFormer (https://arxiv.org/abs/2201.09450) and CAFormer
+(https://arxiv.org/abs/2210.13452); attention in the last stage alone, where it is cheap, is what our runs of
+equal time chose (`tests/benchmarks/RESULTS.md`, "Encoders") and what a search for latency chose for
+EfficientFormer (https://arxiv.org/abs/2206.01191). Projections by depthwise convolution follow CvT
+(https://arxiv.org/abs/2103.15808) and CMT (https://arxiv.org/abs/2107.06263). Positions are told apart by
+convolution alone, so any input size works.
 
-Chosen by measuring whole steps of nano at 64 pixels, batch 64, on one CPU core (forward and backward, medians):
-- narrow early stages (24 channels and MLPs of twice the width, not 32 and four times): 151 images/s in place of 105. Early maps
-  are large, bound by memory bandwidth, and hold few parameters. After six epochs of SimCLR on 1,347 photos linear probes gave
-  30.6 % and 31.2 % on 372 test photos (one seed each, standard error 2.4 points): no difference could be seen.
+Chosen by measuring whole steps of nano at 64 pixels, batch 64, on one CPU core (forward and backward,
+medians):
+- narrow early stages (24 channels and MLPs of twice the width, not 32 and four times): 151 images/s in place
+  of 105. Early maps are large, bound by memory bandwidth, and hold few parameters. After six epochs of
+  SimCLR on 1,347 photos linear probes gave 30.6 % and 31.2 % on 372 test photos (one seed each, standard
+  error 2.4 points): no difference could be seen.
 - depthwise 3x3: 5x5 is 10 % slower and 7x7 16 %, and neither learns more in the same time.
 - SiLU, 6 % faster than GELU.
-- LayerNorm, as fast as BatchNorm and independent of the rest of the batch. Maps are channels-last, where it needs no copies.
+- LayerNorm, as fast as BatchNorm and independent of the rest of the batch.
+  Maps are channels-last, where it needs no copies.
 """
 
 from __future__ import annotations
@@ -41,7 +46,9 @@ STEM_STRIDES = (1, 2, 4)
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution, norm and a pointwise MLP, around a residual (ConvNeXt, https://arxiv.org/abs/2201.03545)."""
+    """Depthwise convolution, norm and a pointwise MLP,
+    around a residual (ConvNeXt, https://arxiv.org/abs/2201.03545).
+    """
 
     def __init__(self, dim: int, *, kernel_size: int, mlp_ratio: float, norm: str, drop_path: float) -> None:
         super().__init__()
@@ -60,7 +67,14 @@ class AttentionBlock(nn.Module):
     """Convolutional attention and a pointwise MLP, each behind a norm and around a residual."""
 
     def __init__(
-        self, dim: int, *, num_heads: int, mlp_ratio: float, norm: str, drop_path: float, **attention: int | str
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        mlp_ratio: float,
+        norm: str,
+        drop_path: float,
+        **attention: int | str,
     ) -> None:
         super().__init__()
         hidden = round(dim * mlp_ratio)
@@ -90,7 +104,8 @@ class ConvAttnEncoder(Encoder):
         mlp_ratio: hidden channels of the attention blocks' MLPs over their channels.
         conv_mlp_ratio: the same of the convolutional blocks.
         norm: `layer` or `batch`.
-        drop_path: probability of leaving out the last block's branches; it rises linearly from 0 at the first.
+        drop_path: probability of leaving out the last block's branches; it rises linearly from 0 at the
+            first.
         attention: `soft` or `hard`; `top_k` keys are kept by each query of hard attention.
         kv_stride, max_keys: pooling of keys and values, see `pretrain.encoders.layers`.
 
@@ -123,7 +138,9 @@ class ConvAttnEncoder(Encoder):
         self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
         for key, values in (("dims", dims), ("depths", depths)):
             if len(values) != 4 or not all(isinstance(value, int) and value >= 1 for value in values):
-                raise UserError(f"{name}: {key}={list(values)} is not possible: give four whole numbers above 0")
+                raise UserError(
+                    f"{name}: {key}={list(values)} is not possible: give four whole numbers above 0"
+                )
         if attention_from not in range(1, 6):
             raise UserError(f"{name}: attention_from={attention_from} is not possible (allowed: 1 to 5)")
         if stem_stride not in STEM_STRIDES:
@@ -131,20 +148,25 @@ class ConvAttnEncoder(Encoder):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise UserError(f"{name}: kernel_size={kernel_size} is not possible: it must be odd")
         if not 0 <= drop_path < 1:
-            raise UserError(f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1")
+            raise UserError(
+                f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1"
+            )
         for key, value in (("in_channels", in_channels), ("head_dim", head_dim)):
             if value < 1:
                 raise UserError(f"{name}: {key}={value} is not possible: it must be at least 1")
         for key, ratio in (("mlp_ratio", mlp_ratio), ("conv_mlp_ratio", conv_mlp_ratio)):
             if not 0 < ratio < math.inf or min(dims) * ratio < 1:
-                raise UserError(f"{name}: {key}={ratio} is not possible: it must be above 0, and is usually 2 to 4")
+                raise UserError(
+                    f"{name}: {key}={ratio} is not possible: it must be above 0, and is usually 2 to 4"
+                )
         choose("norm", norm, NORMS)
         self.in_channels, self.channels = in_channels, tuple(dims)
         self.strides = tuple(stem_stride * 2**stage for stage in range(4))
 
         self.stem = _stem(in_channels, dims[0], stem_stride, norm)
         self.downs = nn.ModuleList(
-            [nn.Identity()] + [nn.Sequential(NORMS[norm](a), nn.Conv2d(a, b, 2, stride=2)) for a, b in pairwise(dims)]
+            [nn.Identity()]
+            + [nn.Sequential(NORMS[norm](a), nn.Conv2d(a, b, 2, stride=2)) for a, b in pairwise(dims)]
         )
         drops = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
         self.stages = nn.ModuleList()
@@ -154,7 +176,9 @@ class ConvAttnEncoder(Encoder):
                 drop = drops.pop(0)
                 if stage + 1 < attention_from:
                     blocks.append(
-                        ConvBlock(dim, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm, drop_path=drop)
+                        ConvBlock(
+                            dim, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm, drop_path=drop
+                        )
                     )
                 else:
                     blocks.append(
@@ -181,7 +205,8 @@ class ConvAttnEncoder(Encoder):
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()
-                # unit variance through each branch; branches that end in a sum are scaled down so that sums stay near one
+                # unit variance through each branch; branches that end in a sum are scaled down so that sums
+                # stay near one
                 ends_branch = name.endswith(("mlp.2", "attention.output"))
                 scale = 1 / math.sqrt(2 * num_blocks) if ends_branch else 1.0
                 nn.init.trunc_normal_(module.weight, std=scale / math.sqrt(fan_in))
@@ -189,7 +214,9 @@ class ConvAttnEncoder(Encoder):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Four maps, finest first; the last one is normalised. Images smaller than the largest stride are padded to it."""
+        """Four maps, finest first; the last one is normalised.
+        Images smaller than the largest stride are padded to it.
+        """
         short = [max(0, self.strides[-1] - side) for side in images_BCHW.shape[2:]]
         if any(short):
             images_BCHW = nn.functional.pad(images_BCHW, (0, short[1], 0, short[0]))

@@ -1,9 +1,10 @@
 """Attention whose queries, keys and values are made by convolutions, over all positions of a map.
 
-With A = softmax(Q K^T / sqrt(d)) over positions the output is A V. Maps are batch-channel-height-width; heads share the
-channels evenly. Keys and values may be pooled to fewer positions: with `max_keys` the pooling grows with the map so that a
-query never sees more than so many keys, and the cost stays linear in the number of pixels (a fixed stride s only divides the
-quadratic cost by s squared). `hard` attention lets each query keep its `top_k` strongest keys.
+With A = softmax(Q K^T / sqrt(d)) over positions the output is A V. Maps are batch-channel-height-width;
+heads share the channels evenly. Keys and values may be pooled to fewer positions: with `max_keys` the
+pooling grows with the map so that a query never sees more than so many keys, and the cost stays linear in
+the number of pixels (a fixed stride s only divides the quadratic cost by s squared). `hard` attention lets
+each query keep its `top_k` strongest keys.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Same shape."""
         if input.requires_grad and min(input.shape[2:]) < self.kernel_size[0] and input.device.type == "cpu":
-            # the same sums; on maps smaller than the kernel the CPU's gradient takes ten times as long with its own padding
+            # the same sums; on maps smaller than the kernel the CPU's gradient takes ten times as long with
+            # its own padding
             padded = F.pad(input, [self.padding[0]] * 4)  # type: ignore[list-item]
             return F.conv2d(padded, self.weight, self.bias, groups=self.groups)
         return super().forward(input)
@@ -102,7 +104,9 @@ class AttentionOverMaps(nn.Module):
         return out_BhNd.permute(0, 2, 1, 3).reshape(batch, height, width, self.dim).permute(0, 3, 1, 2)
 
     def attention_weights(self, x_BCHW: Tensor) -> Tensor:
-        """A [B, heads, queries, keys], recomputed: the fused kernel of `forward` never holds it. Rows sum to 1."""
+        """A [B, heads, queries, keys], recomputed: the fused kernel of `forward` never holds it.
+        Rows sum to 1.
+        """
         queries, keys = self.project(x_BCHW)
         q, kv = self._tokens(queries), self._tokens(self._pooled(keys))
         scores = q @ kv.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -117,7 +121,9 @@ class AttentionOverMaps(nn.Module):
     def _tokens(self, map_BCHW: Tensor) -> Tensor:
         """[B, heads, H * W, d]."""
         batch, _, height, width = map_BCHW.shape
-        return map_BCHW.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        return (
+            map_BCHW.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        )
 
     def grids(self, x_BCHW: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the map of queries, and of the block of it that a key is the average of."""
@@ -132,12 +138,15 @@ class AttentionOverMaps(nn.Module):
         _, block = self.grids(map_BCHW)
         if block == (1, 1):
             return map_BCHW
-        # ceil_mode keeps the rest of a size that the stride does not divide; its blocks are averages of what is there
+        # ceil_mode keeps the rest of a size that the stride does not divide; its blocks are averages of what
+        # is there
         return F.avg_pool2d(map_BCHW, block, ceil_mode=True, count_include_pad=False)
 
     @torch.no_grad()
     def _strongest(self, q: Tensor, kv: Tensor) -> Tensor:
-        """bool [B, heads, queries, keys]: exactly min(top_k, keys) true in each row. The choice has no gradient."""
+        """bool [B, heads, queries, keys]: exactly min(top_k, keys) true in each row.
+        The choice has no gradient.
+        """
         scores = q @ kv.transpose(-2, -1)
         index = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1).indices
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, True)
@@ -146,7 +155,9 @@ class AttentionOverMaps(nn.Module):
 class ConvAttention(AttentionOverMaps):
     """One 3x3 convolution gives the features that serve as queries, keys and values."""
 
-    def __init__(self, dim: int, num_heads: int = 1, *, in_channels: int | None = None, **attention: int | str) -> None:
+    def __init__(
+        self, dim: int, num_heads: int = 1, *, in_channels: int | None = None, **attention: int | str
+    ) -> None:
         super().__init__(dim, num_heads, **attention)  # type: ignore[arg-type]
         self.features = nn.Conv2d(in_channels or dim, dim, 3, padding=1)
 
@@ -159,7 +170,9 @@ class ConvAttention(AttentionOverMaps):
 class ConvolutionalAttention(AttentionOverMaps):
     """Two 3x3 convolutions: queries from the first, keys and values from the second."""
 
-    def __init__(self, dim: int, num_heads: int = 1, *, in_channels: int | None = None, **attention: int | str) -> None:
+    def __init__(
+        self, dim: int, num_heads: int = 1, *, in_channels: int | None = None, **attention: int | str
+    ) -> None:
         super().__init__(dim, num_heads, **attention)  # type: ignore[arg-type]
         self.queries = nn.Conv2d(in_channels or dim, dim, 3, padding=1)
         self.keys = nn.Conv2d(in_channels or dim, dim, 3, padding=1)
@@ -173,9 +186,9 @@ class SeparableConvolutionalAttention(AttentionOverMaps):
     """ConvolutionalAttention for deep networks: depthwise 3x3 and pointwise projections, as in CvT
     (https://arxiv.org/abs/2103.15808), and an output projection.
 
-    A depthwise convolution of the queries is added to A V: it tells positions apart without an embedding of fixed size, like
-    the locally-enhanced encoding of CSWin (https://arxiv.org/abs/2107.00652), and keeps a path through the queries where a
-    map has a single key.
+    A depthwise convolution of the queries is added to A V: it tells positions apart without an embedding of
+    fixed size, like the locally-enhanced encoding of CSWin (https://arxiv.org/abs/2107.00652), and keeps a
+    path through the queries where a map has a single key.
     """
 
     def __init__(self, dim: int, num_heads: int = 1, **attention: int | str) -> None:
@@ -199,7 +212,8 @@ class SeparableConvolutionalAttention(AttentionOverMaps):
 class LayerNormOverChannels(nn.Module):
     """LayerNorm over the channels of each position of images_BCHW; free of copies for channels-last maps.
 
-    The output has the input's dtype. Autocast would leave float32: twice the bytes in all that is added to it.
+    The output has the input's dtype. Autocast would leave float32:
+    twice the bytes in all that is added to it.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
@@ -215,7 +229,9 @@ class LayerNormOverChannels(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for whole samples (stochastic depth, https://arxiv.org/abs/1603.09382)."""
+    """Leaves out a residual branch for whole samples (stochastic depth,
+    https://arxiv.org/abs/1603.09382).
+    """
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()

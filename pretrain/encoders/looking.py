@@ -18,7 +18,8 @@ class Look:
     Args:
         teacher: is moved there.
         device: that computes.
-        dtype: in which an accelerator does, by default that of the teacher's weights; a CPU computes in float32.
+        dtype: in which an accelerator does, by default that of the teacher's weights;
+            a CPU computes in float32.
     """
 
     def __init__(self, teacher: Teacher, device: torch.device, *, dtype: torch.dtype | None = None) -> None:

@@ -19,8 +19,8 @@ from pretrain.data.reading.feature_statistics import Moments, principal, tensors
 class MapComponents:
     """Principal components of the positions of a map.
 
-    Stored maps are `(map - mean) @ components / scale`: the numbers of all channels together have a deviation of 1, those of
-    channel k one of `deviations[k] / scale`.
+    Stored maps are `(map - mean) @ components / scale`: the numbers of all channels together have a
+    deviation of 1, those of channel k one of `deviations[k] / scale`.
 
     Attributes:
         mean_C: float32, of the teacher's channels.

@@ -1,7 +1,8 @@
-"""Weights in a folder: `model.safetensors` and `config.json`, at any fsspec URL. Encoders and fine-tuned models share it.
+"""Weights in a folder: `model.safetensors` and `config.json`, at any fsspec URL.
+Encoders and fine-tuned models share it.
 
-The weights are written first and `config.json`, which holds their checksum, last: a folder that was cut off has no config, and
-a damaged file is noticed before a network is made of it. Nothing is unpickled.
+The weights are written first and `config.json`, which holds their checksum, last: a folder that was cut off
+has no config, and a damaged file is noticed before a network is made of it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def save_weights_folder(url: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes tensors and their config (JSON, with its `format_version`); adds the checksum and the code's version.
+    """Writes tensors and their config (JSON, with its `format_version`);
+    adds the checksum and the code's version.
 
     Tied weights, which share memory, are written once for each of their names: safetensors knows no sharing.
     """
@@ -61,9 +63,12 @@ def read_config(url: str, format_version: int) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{config_url} must hold a JSON object, not {type(config).__name__}")
     version = config.get("format_version")
-    if version is None and (made_for := next((name for key, name in EXPORTED.items() if key in config), None)):
+    if version is None and (
+        made_for := next((name for key, name in EXPORTED.items() if key in config), None)
+    ):
         raise UserError(
-            f"{url} is a folder for {made_for}, not one of Fovea's; give the folder that it was exported from"
+            f"{url} is a folder for {made_for}, not one of Fovea's; give the folder that it was exported "
+            "from"
         )
     if version != format_version:
         raise UserError(
@@ -75,7 +80,12 @@ def read_config(url: str, format_version: int) -> dict[str, Any]:
 
 
 # keys of the config.json of other programs, and of what we export for them
-EXPORTED = {"auto_map": "Hugging Face", "model_type": "Hugging Face", "architecture": "timm", "preprocessing": "ONNX"}
+EXPORTED = {
+    "auto_map": "Hugging Face",
+    "model_type": "Hugging Face",
+    "architecture": "timm",
+    "preprocessing": "ONNX",
+}
 
 
 def _what_lies(url: str) -> str:
@@ -94,12 +104,16 @@ def _what_lies(url: str) -> str:
 
 
 def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a folder. Raises UserError when a file is missing, damaged, or of another format version."""
+    """Config and tensors of a folder. Raises UserError when a file is missing, damaged,
+    or of another format version.
+    """
     config = read_config(url, format_version)
     weights_url = storage.join(url, WEIGHTS)
     data = storage.read_bytes(weights_url)
     if hashlib.sha256(data).hexdigest() != config.get("weights_sha256"):
-        raise UserError(f"{weights_url} is damaged: its checksum is not the one in {CONFIG}; copy the folder again")
+        raise UserError(
+            f"{weights_url} is damaged: its checksum is not the one in {CONFIG}; copy the folder again"
+        )
     try:
         return config, safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -107,7 +121,9 @@ def load_weights_folder(url: str, format_version: int) -> tuple[dict[str, Any], 
 
 
 def licence_of(url: str) -> str | None:
-    """The licence of a folder's weights, as its config or the head of its model card (README.md) says; None without a word."""
+    """The licence of a folder's weights, as its config or the head of its model card (README.md) says;
+    None without a word.
+    """
     there = storage.names_in(url)
     if CONFIG in there:
         config = storage.read_json(storage.join(url, CONFIG))
@@ -127,7 +143,9 @@ def licence_of(url: str) -> str | None:
 
 
 def load_state_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Loads tensors into a module. Raises UserError that lists every missing, unexpected and differently shaped key."""
+    """Loads tensors into a module. Raises UserError that lists every missing,
+    unexpected and differently shaped key.
+    """
     wanted = module.state_dict()
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     reshaped = [
@@ -179,9 +197,10 @@ def save_encoder(
 ) -> None:
     """Writes an encoder folder, with the normalisation of its images and how it came about.
 
-    `teacher` and `started_from` describe the networks that it learnt from and began with: `name`, `weights_sha256` and
-    `licence` at least, JSON.
-    `code_version` is that of the installed package when it is not given (`name+commit`, where more is known).
+    `teacher` and `started_from` describe the networks that it learnt from and began with: `name`,
+    `weights_sha256` and `licence` at least, JSON.
+    `code_version` is that of the installed package when it is not given
+    (`name+commit`, where more is known).
     """
     config = {
         "format_version": FORMAT_VERSION,
@@ -206,30 +225,39 @@ def save_encoder(
 
 
 def read_encoder_config(url: str) -> EncoderConfig:
-    """The config of an encoder folder. Raises UserError when it is none, damaged, or of another format version."""
+    """The config of an encoder folder. Raises UserError when it is none, damaged,
+    or of another format version.
+    """
     return _encoder_config(url, read_config(url, FORMAT_VERSION))
 
 
 def load_encoder(url: str) -> Encoder:
-    """The encoder of a folder at any fsspec URL. Raises UserError that names what is missing, damaged or does not fit."""
+    """The encoder of a folder at any fsspec URL. Raises UserError that names what is missing,
+    damaged or does not fit.
+    """
     raw, tensors = load_weights_folder(url, FORMAT_VERSION)
     config = _encoder_config(url, raw)
     try:
         encoder = rebuild_encoder(config.name, config.arguments, where=storage.join(url, CONFIG))
     except UserError as error:
-        raise UserError(f"{storage.join(url, CONFIG)} does not describe an encoder of this program: {error}") from error
+        raise UserError(
+            f"{storage.join(url, CONFIG)} does not describe an encoder of this program: {error}"
+        ) from error
     load_state_strict(encoder, tensors, url)
     for key in ("channels", "strides", "in_channels"):
         said, is_ = getattr(config, key), getattr(encoder, key)
         if said != is_:
-            raise UserError(f"{storage.join(url, CONFIG)} says {key}={said}, but the encoder it describes has {is_}")
+            raise UserError(
+                f"{storage.join(url, CONFIG)} says {key}={said}, but the encoder it describes has {is_}"
+            )
     return encoder
 
 
 def _encoder_config(url: str, raw: dict[str, Any]) -> EncoderConfig:
     if raw.get("kind") != "encoder":
         raise UserError(
-            f"{url} is a {raw.get('kind', 'unknown')} folder, not an encoder's; give the folder of an encoder"
+            f"{url} is a {raw.get('kind', 'unknown')} folder, not an encoder's; give the folder of an "
+            "encoder"
         )
     where = storage.join(url, CONFIG)
 

@@ -60,5 +60,7 @@ def made_for(
             pass  # it has no such argument
     near = {own or 0, *(max(1, size // step + more) * step for step in (32, 14) for more in (0, 1))}
     taken = [str(one) for one in sorted(near) if one and one != size and trouble_at(encoder, one) is None]
-    advice = f"set {setting} to a size that it takes: {', '.join(taken)}" if taken else "take another network"
+    advice = (
+        f"set {setting} to a size that it takes: {', '.join(taken)}" if taken else "take another network"
+    )
     raise UserError(f"{name} does not take images of {size} x {size} pixels ({reason}); {advice}")

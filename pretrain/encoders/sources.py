@@ -1,4 +1,6 @@
-"""The encoder that training starts from, by name: a folder, one of timm's networks, or fresh weights. Both stages use it."""
+"""The encoder that training starts from, by name: a folder, one of timm's networks, or fresh weights.
+Both stages use it.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class EncoderSource:
         return {"name": masked(self.name), "weights_sha256": self.weights_sha256, "licence": self.licence}
 
     def for_channels(self, channels: int) -> EncoderSource:
-        """The same for images of other channels, see `channels.with_channels`; what was said of mean and std is void then."""
+        """The same for images of other channels, see `channels.with_channels`;
+        what was said of mean and std is void then.
+        """
         if channels == self.encoder.in_channels:
             return self
         encoder, said = with_channels(self.encoder, channels), False
@@ -80,9 +84,9 @@ def open_encoder(
         random                         `architecture` with fresh weights
         random:ANY OF THE ABOVE        that network with fresh weights
 
-    `arguments` are those of `architecture` and of timm's networks; a saved encoder has its own. With `image_size`, which
-    `size_setting` names, networks of timm that are made for one size are made for this one. Raises UserError when there is no
-    such encoder, or it does not take images of that size.
+    `arguments` are those of `architecture` and of timm's networks; a saved encoder has its own. With
+    `image_size`, which `size_setting` names, networks of timm that are made for one size are made for this
+    one. Raises UserError when there is no such encoder, or it does not take images of that size.
     """
     kind, _, like = name.partition(":")
     fresh = kind == RANDOM
@@ -96,7 +100,9 @@ def open_encoder(
             own=None,
             setting=size_setting,
         )
-        return EncoderSource(encoder, None, default_mean(encoder.in_channels), default_std(encoder.in_channels))
+        return EncoderSource(
+            encoder, None, default_mean(encoder.in_channels), default_std(encoder.in_channels)
+        )
     if is_timm(network):
         return _of_timm(name, network, fresh, dict(arguments), image_size, size_setting)
     config = read_encoder_config(network)
@@ -125,7 +131,12 @@ def open_encoder(
 
 
 def _of_timm(
-    name: str, network: str, fresh: bool, arguments: dict[str, Any], image_size: int | None, size_setting: str
+    name: str,
+    network: str,
+    fresh: bool,
+    arguments: dict[str, Any],
+    image_size: int | None,
+    size_setting: str,
 ) -> EncoderSource:
     channels = arguments.pop("in_channels", None)
     fresh = not arguments.pop("pretrained", True) or fresh

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class TeacherOutput(NamedTuple):
-    """A teacher's output: features [B, D] of whole images, and its maps [B, C, H, W], finest first (may be none)."""
+    """A teacher's output: features [B, D] of whole images, and its maps [B, C, H, W],
+    finest first (may be none).
+    """
 
     pooled_BD: Tensor
     maps: list[Tensor]

@@ -1,4 +1,6 @@
-"""Files of tensors at any URL, from any source: safetensors, or torch's own with nothing but tensors in it."""
+"""Files of tensors at any URL, from any source:
+safetensors, or torch's own with nothing but tensors in it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from cluster.errors import UserError
 from cluster.secrets import masked
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
-WRAPPINGS = ("state_dict", "model", "model_state_dict")  # under which training programs keep a network's tensors
+WRAPPINGS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # under which training programs keep a network's tensors
 
 
 def read_tensors(url: str) -> dict[str, Tensor]:
@@ -26,7 +32,9 @@ def read_tensors(url: str) -> dict[str, Tensor]:
     """
     path = url.partition("?")[0].lower()
     if not path.endswith((".safetensors", *TORCH_ENDINGS)):
-        raise UserError(f"{masked(url)} is not named like a file of weights; give a .safetensors or .pth file")
+        raise UserError(
+            f"{masked(url)} is not named like a file of weights; give a .safetensors or .pth file"
+        )
     data = storage.read_bytes(url)
     if path.endswith(".safetensors"):
         try:
@@ -37,8 +45,8 @@ def read_tensors(url: str) -> dict[str, Tensor]:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{masked(url)} is damaged or holds more than tensors, which would run code and is not opened; write its tensors "
-            "with safetensors.torch.save_file"
+            f"{masked(url)} is damaged or holds more than tensors, which would run code and is not opened; "
+            "write its tensors with safetensors.torch.save_file"
         ) from error
     return _tensors(content, url)
 
@@ -52,7 +60,9 @@ def _tensors(content: object, url: str) -> dict[str, Tensor]:
         raise UserError(f"{masked(url)} holds no tensors by name")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{masked(url)} holds no tensors by name (its keys: {', '.join(map(str, list(content)[:5]))})")
+        raise UserError(
+            f"{masked(url)} holds no tensors by name (its keys: {', '.join(map(str, list(content)[:5]))})"
+        )
     if all(key.startswith("module.") for key in tensors):  # of a network that was trained on several GPUs
         return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return tensors

@@ -1,7 +1,8 @@
 """Which arguments may set a timm network's architecture: a list, because timm's arguments go far beyond it.
 
-`timm.create_model` also takes where weights are downloaded from and to which folder (`pretrained_cfg`, `cache_dir`,
-`checkpoint_path`, ...), and the config of a saved encoder may come from anywhere. What is not on the list is refused.
+`timm.create_model` also takes where weights are downloaded from and to which folder (`pretrained_cfg`,
+`cache_dir`, `checkpoint_path`, ...), and the config of a saved encoder may come from
+anywhere. What is not on the list is refused.
 """
 
 from __future__ import annotations
@@ -58,16 +59,20 @@ ARCHITECTURE = frozenset(_NAMES.split())
 
 
 def check_architecture(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError, one line, for an argument that is none of a network's architecture, or no plain value."""
+    """Raises UserError, one line, for an argument that is none of a network's architecture,
+    or no plain value.
+    """
     for key, value in arguments.items():
         if key not in ARCHITECTURE:
             raise UserError(
-                f"{name}: {key!r} is not an argument of a network's architecture{nearest(key, ARCHITECTURE)} "
-                "(allowed are those of timm's networks that shape it: img_size, drop_path_rate, out_indices, ...)"
+                f"{name}: {key!r} is not an argument of a network's "
+                f"architecture{nearest(key, ARCHITECTURE)} (allowed are those of timm's networks that shape "
+                "it: img_size, drop_path_rate, out_indices, ...)"
             )
         if not _is_plain(value):
             raise UserError(
-                f"{name}: {key}={value!r} is not possible: give a number, a text, true, false or a list of them"
+                f"{name}: {key}={value!r} is not possible: give a number, a text, true, false or a list of "
+                "them"
             )
 
 

@@ -13,7 +13,8 @@ from cluster.errors import UserError
 from pretrain.encoders.base import Attention, Encoder
 from pretrain.encoders.timm_arguments import check_architecture
 
-# what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same name overrides it
+# what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same
+# name overrides it
 ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("vision_transformer", {"dynamic_img_size": True}),
     ("deit", {"dynamic_img_size": True}),
@@ -51,8 +52,9 @@ def check_timm_name(name: str) -> None:
 def hub_trouble(name: str, error: BaseException) -> UserError:
     """What is said when the model hub does not give a network's weights."""
     return UserError(
-        f"the weights of timm:{name} cannot be loaded: {first_line(error)}; without internet, put them in a folder as timm "
-        f"writes it (timm:local-dir:FOLDER) or name a file (timm:{name.split('.')[0]}@FILE, .safetensors or .pth)"
+        f"the weights of timm:{name} cannot be loaded: {first_line(error)}; without internet, put them in a "
+        f"folder as timm writes it (timm:local-dir:FOLDER) or name a file (timm:{name.split('.')[0]}@FILE, "
+        ".safetensors or .pth)"
     )
 
 
@@ -66,7 +68,8 @@ class TimmEncoder(Encoder):
         weights: of the whole network by timm's own names, to begin with.
         arguments: further keyword arguments of timm.create_model, those of `timm_arguments`.
 
-    Raises UserError for an unknown name, arguments that the network does not take, or weights that cannot be had.
+    Raises UserError for an unknown name, arguments that the network does not take,
+    or weights that cannot be had.
     """
 
     def __init__(
@@ -88,7 +91,11 @@ class TimmEncoder(Encoder):
         if weights is not None:
             known: Any = timm.models.get_pretrained_cfg(name)
             size = (in_channels, *known.input_size[1:])
-            more["pretrained_cfg_overlay"] = {"state_dict": dict(weights), "num_classes": 0, "input_size": size}
+            more["pretrained_cfg_overlay"] = {
+                "state_dict": dict(weights),
+                "num_classes": 0,
+                "input_size": size,
+            }
         try:
             network = timm.create_model(
                 name,
@@ -128,13 +135,17 @@ class TimmEncoder(Encoder):
         return self._layer[_group(parameter_name)]
 
     def attention_layers(self) -> dict[str, nn.Module]:
-        """The attention over all patches of ViTs and their kin (DINOv3, EVA, BEiT), by timm's names; none of windows."""
+        """The attention over all patches of ViTs and their kin (DINOv3, EVA, BEiT), by timm's names;
+        none of windows.
+        """
         return dict(self._attention)
 
     def attention_of(
         self, layer: Any, inputs: tuple[Any, ...], options: dict[str, Any], images_BCHW: Tensor
     ) -> Attention:
-        """By timm's own unfused path, so that rotary positions, biases and norms of queries are in the weights."""
+        """By timm's own unfused path, so that rotary positions,
+        biases and norms of queries are in the weights.
+        """
         network: Any = self.network
         weights: list[Tensor] = []
         hook = layer.attn_drop.register_forward_pre_hook(lambda _, dropped: weights.append(dropped[0]))
@@ -151,7 +162,9 @@ class TimmEncoder(Encoder):
 
 
 def _attention_over_patches(network: nn.Module) -> dict[str, nn.Module]:
-    """Attention modules of a network that keeps one sequence of patches from end to end and can do without its fused kernel."""
+    """Attention modules of a network that keeps one sequence of patches from end to end
+    and can do without its fused kernel.
+    """
     if not hasattr(getattr(network, "model", None), "num_prefix_tokens"):
         return {}
     return {
@@ -162,7 +175,9 @@ def _attention_over_patches(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _group(parameter_name: str) -> str:
-    """`network.stages_1.blocks.0.conv.weight` -> `network.stages_1.blocks.0`: up to the last number, or the module."""
+    """`network.stages_1.blocks.0.conv.weight` -> `network.stages_1.blocks.0`:
+    up to the last number, or the module.
+    """
     parts = parameter_name.split(".")[:-1]
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:2])

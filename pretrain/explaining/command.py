@@ -39,18 +39,29 @@ def main(arguments: Sequence[str]) -> int:
 def explain_parser(prog: str, network: str, description: str) -> CommandLine:
     """What both stages can be told."""
     parser = CommandLine(prog=prog, description=description)
-    parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
+    parser.add_argument(
+        "network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL"
+    )
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+", help="image files, folders, globs, Parquet files or URLs"
     )
-    parser.add_argument("out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL")
-    parser.add_argument("--limit", type=int, default=16, help="number of images, spread evenly over all (16)")
-    parser.add_argument("--size", type=int, default=None, help="short side in pixels; by default that of training")
+    parser.add_argument(
+        "out", metavar="OUT", help="folder for the PNGs and index.html, a path or any fsspec URL"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=16, help="number of images, spread evenly over all (16)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=None, help="short side in pixels; by default that of training"
+    )
     parser.add_argument(
         "--square", action="store_true", help="the central square, for networks that take no other shape"
     )
     parser.add_argument(
-        "--queries", choices=QUERIES, default="all", help="whose attention: all positions' mean, or the class token's"
+        "--queries",
+        choices=QUERIES,
+        default="all",
+        help="whose attention: all positions' mean, or the class token's",
     )
     parser.add_argument("--image-column", default="image", help="column of images in Parquet files (image)")
     parser.add_argument("--check", action="store_true", help="explains the first images and writes nothing")
@@ -88,6 +99,9 @@ def _check(options: argparse.Namespace, explainer: Explainer, images: Sequence[N
     seconds = (time.monotonic() - started) / len(explained)
     print(f"{options.out} can be written")
     _warn_of_bad(explainer)
-    print(f"{len(explained)} of {len(images)} images explained; about {duration(len(images) * seconds)} for all")
+    print(
+        f"{len(explained)} of {len(images)} images explained; about {duration(len(images) * seconds)} for "
+        "all"
+    )
     print(f"memory: about {peak_bytes() / GIB:.1f} GiB; nothing was written")
     return 0

@@ -8,17 +8,23 @@ import numpy as np
 
 
 def as_colours(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """uint8 [H, W, 3] of each feature map [C, H, W]: red, green and blue are the first three components over all of them.
+    """uint8 [H, W, 3] of each feature map [C, H, W]:
+    red, green and blue are the first three components over all of them.
 
-    Equal colours mean equal features, in whichever map. Components that are not there (too few features) stay at half.
+    Equal colours mean equal features, in whichever map.
+    Components that are not there (too few features) stay at half.
     """
-    features_NC = np.concatenate([features.reshape(len(features), -1).T for features in maps]).astype(np.float64)
+    features_NC = np.concatenate([features.reshape(len(features), -1).T for features in maps]).astype(
+        np.float64
+    )
     features_NC = features_NC - features_NC.mean(0)
     variances, vectors = np.linalg.eigh(features_NC.T @ features_NC / len(features_NC))
     first = np.argsort(variances)[::-1][:3]
     vectors_C3 = vectors[:, first]
     # an eigenvector's sign is arbitrary: its largest entry is made positive
-    vectors_C3 = vectors_C3 * np.sign(vectors_C3[np.abs(vectors_C3).argmax(0), np.arange(vectors_C3.shape[1])])
+    vectors_C3 = vectors_C3 * np.sign(
+        vectors_C3[np.abs(vectors_C3).argmax(0), np.arange(vectors_C3.shape[1])]
+    )
     scores_NK = features_NC @ vectors_C3
     low, high = np.percentile(scores_NK, [2, 98], axis=0)
     flat = high - low <= 1e-9 * max(1.0, float(np.abs(scores_NK).max()))

@@ -29,7 +29,9 @@ DEFAULT_SIZE = 224
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What speaks for a class: `heat_HW` at any size, not negative; `score` is what the model gives the class."""
+    """What speaks for a class: `heat_HW` at any size, not negative;
+    `score` is what the model gives the class.
+    """
 
     name: str
     score: float
@@ -46,8 +48,8 @@ class Explanation:
         pixels_HW3: the image as the encoder got it, before it was normalised.
         attention: for each layer [heads, H, W], each head summing to 1.
         rollout_HW: attention through all layers, summing to 1; None without attention.
-        features: for the last maps, by `stage N`, uint8 [H, W, 3]: their first three principal components as colours, alike for
-            all images that were explained together.
+        features: for the last maps, by `stage N`, uint8 [H, W, 3]: their first three principal components as
+            colours, alike for all images that were explained together.
         classes: of a fine-tuned model, the likeliest first.
     """
 
@@ -81,8 +83,8 @@ class Explainer:
 
     Args:
         encoder: is put into eval mode while it looks.
-        size: short side in pixels; a multiple of the largest stride fits best. Larger ones give finer maps, further from what
-            the encoder was trained on.
+        size: short side in pixels; a multiple of the largest stride fits best. Larger ones give finer maps,
+            further from what the encoder was trained on.
         square: cuts out the central square, for networks that take no other shape.
         queries: whose attention, see `attention_maps`.
         class_maps: gives the class maps of a normalised image [1, C, H, W].
@@ -104,7 +106,8 @@ class Explainer:
         self.bad: dict[str, str] = {}
 
     def explain(self, images: Sequence[NamedImage]) -> list[Explanation]:
-        """Explains images together. Those that cannot be decoded are left out and listed in `bad` with the reason.
+        """Explains images together. Those that cannot be decoded are left out
+        and listed in `bad` with the reason.
 
         Raises UserError when none is left, or the encoder takes no images of their size.
         """
@@ -116,7 +119,8 @@ class Explainer:
                 self.bad[image.name] = str(error)
         if not looks:
             raise UserError(
-                "none of the images can be decoded: " + "; ".join(f"{n}: {why}" for n, why in self.bad.items())
+                "none of the images can be decoded: "
+                + "; ".join(f"{n}: {why}" for n, why in self.bad.items())
             )
         colours = {stage: as_colours([features[stage] for _, features in looks]) for stage in looks[0][1]}
         return [
@@ -144,7 +148,8 @@ class Explainer:
             height, width = images.shape[2:]
             raise UserError(
                 f"{image.name}: the encoder does not take images of {height} x {width} pixels "
-                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); --square and --size may help"
+                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); --square and --size may "
+                "help"
             ) from error
         look = Explanation(
             image.name,
@@ -158,7 +163,9 @@ class Explainer:
         return look, {f"stage {index + 1}": maps[index][0].float().cpu().numpy() for index in last}
 
     def _pixels(self, data: bytes) -> Tensor:
-        """float32 [C, H, W] of 0 to 255, both sides whole multiples of the largest stride. Raises BadImage."""
+        """float32 [C, H, W] of 0 to 255, both sides whole multiples of the largest stride.
+        Raises BadImage.
+        """
         channels = self.encoder.in_channels
         pixels = torch.from_numpy(as_channels(open_image(data, channels=channels).decode(1), channels))
         height, width = pixels.shape[1:]
@@ -168,11 +175,15 @@ class Explainer:
             pixels = pixels[:, top : top + side, left : left + side]
         step = self.encoder.strides[-1]
         target = [max(1, round(length * self.size / side / step)) * step for length in pixels.shape[1:]]
-        resized = F.interpolate(pixels[None].float(), target, mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(
+            pixels[None].float(), target, mode="bilinear", antialias=True, align_corners=False
+        )
         return resized[0].clamp(0, 255)
 
 
-def open_explainer(url: str, *, size: int | None = None, square: bool = False, queries: str = "all") -> Explainer:
+def open_explainer(
+    url: str, *, size: int | None = None, square: bool = False, queries: str = "all"
+) -> Explainer:
     """The explainer of an encoder folder; `size` is that of the encoder's training unless given."""
     config = read_encoder_config(url)
     return Explainer(

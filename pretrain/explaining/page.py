@@ -28,10 +28,11 @@ img { display: block; max-width: 100%; }
 @media print { section { break-inside: avoid-page; } }
 """
 LEGEND = (
-    "Each map is scaled from its own lowest value (dark) to its highest (yellow); <em>peak n x even</em> says how many times "
-    "more attention the strongest position gets than if attention were even: near 1 the colours mean nothing. Rollout follows "
-    "attention through all layers and leaves out what convolutions mix. Colours of features are the first three principal "
-    "components over all images of this page: equal colours, equal features."
+    "Each map is scaled from its own lowest value (dark) to its highest (yellow); <em>peak n x even</em> "
+    "says how many times more attention the strongest position gets than if attention were even: near 1 "
+    "the colours mean nothing. Rollout follows attention through all layers and leaves out what "
+    "convolutions mix. Colours of features are the first three principal components over all images of "
+    "this page: equal colours, equal features."
 )
 
 

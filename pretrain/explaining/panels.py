@@ -63,7 +63,9 @@ def panel_rows(explanation: Explanation) -> list[Row]:
         rows.append(Row(method, panels))
     for layer, heads_hHW in explanation.attention.items():
         mean = [_heat("mean", image, heads_hHW.mean(0))]
-        rows.append(Row(layer, mean + [_heat(f"head {n}", image, heat) for n, heat in enumerate(heads_hHW, 1)]))
+        rows.append(
+            Row(layer, mean + [_heat(f"head {n}", image, heat) for n, heat in enumerate(heads_hHW, 1)])
+        )
     return rows
 
 

@@ -1,1 +1,3 @@
-"""Encoders and classifiers for other programs: ONNX, timm, Hugging Face; safetensors, JSON and source text, no pickles."""
+"""Encoders and classifiers for other programs: ONNX, timm, Hugging Face;
+safetensors, JSON and source text, no pickles.
+"""

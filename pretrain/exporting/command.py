@@ -30,8 +30,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def export_parser(prog: str, network: str) -> CommandLine:
     """What both stages can be told."""
-    parser = CommandLine(prog=prog, description="Writes a folder that other programs load, with a model card.")
-    parser.add_argument("network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL")
+    parser = CommandLine(
+        prog=prog, description="Writes a folder that other programs load, with a model card."
+    )
+    parser.add_argument(
+        "network", metavar=network, help=f"{network.lower()} folder, a path or any fsspec URL"
+    )
     parser.add_argument("out", metavar="OUT", help="a new or empty folder, a path or any fsspec URL")
     parser.add_argument("--format", choices=FORMATS, required=True, help="the format of the folder")
     parser.add_argument("--check", action="store_true", help="exports into memory and writes nothing")
@@ -58,8 +62,8 @@ def run_export(options: argparse.Namespace, open_network: Callable[[str], Export
 
 
 def files_of(exported: Exported, form: str) -> tuple[dict[str, bytes], list[str]]:
-    """What the folder holds, by name, in the order in which it is written (README.md, the model card, comes last), and lines
-    that say how far its answers lie from Fovea's.
+    """What the folder holds, by name, in the order in which it is written (README.md, the model card, comes
+    last), and lines that say how far its answers lie from Fovea's.
 
     Raises UserError when the network cannot be exported, or would answer otherwise.
     """
@@ -76,9 +80,13 @@ def files_of(exported: Exported, form: str) -> tuple[dict[str, bytes], list[str]
         }
         if exported.network is not None and exported.network.optional:
             about["optional_inputs"] = {
-                SIZES: "float32 [batch, 2]: height and width of each image on its canvas, where boxes are cut"
+                SIZES: "float32 [batch, 2]: height and width of each image on its canvas, where boxes are "
+                "cut"
             }
-        files = {"model.onnx": data, "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()}
+        files = {
+            "model.onnx": data,
+            "config.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
     elif form == "timm":
         files, lines, found = timm_files(exported)
     else:

@@ -23,8 +23,10 @@ SIZES = "picture_sizes"  # what networks for letterboxed images take beside them
 CENTRE, STRETCH, LETTERBOX = "centre", "stretch", "letterbox"
 
 Answers = dict[str, np.ndarray]
-"""A network's answers for B images, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in fractions of the
-image's sides, `scores` [B, N] and `labels` [B, N], with scores of 0 where there are fewer."""
+"""A network's answers for B images, by name: float arrays [B, ...]; of a detector `boxes` [B, N, 4] in
+fractions of the image's sides, `scores` [B, N] and `labels` [B, N],
+with scores of 0 where there are fewer.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Framing:
-    """How an image becomes the input of the network: `centre` (its central square), `stretch` (all of it, made square) or
-    `letterbox` (all of it, in the upper left corner of a square, filled with the mean colour).
+    """How an image becomes the input of the network: `centre` (its central square), `stretch` (all of it,
+    made square) or `letterbox` (all of it, in the upper left corner of a square,
+    filled with the mean colour).
 
     `fraction` is the part of the short side (of both sides, with `stretch`) that is kept.
     """
@@ -64,8 +67,8 @@ class Framing:
         """In words of other programs, JSON."""
         scaled = max(self.size, round(self.size / self.fraction))
         steps: dict[str, list[str]] = {
-            CENTRE: [f"scale the short side to {scaled} (bilinear, antialiased)", f"cut the central {self.size} x {self.size}"],
-            STRETCH: [f"scale to {scaled} x {scaled} (bilinear, antialiased)", f"cut the central {self.size} x {self.size}"],
+            CENTRE: [f"scale the short side to {scaled} (bilinear, antialiased)", "cut the central " f"{self.size} x {self.size}"],
+            STRETCH: [f"scale to {scaled} x {scaled} (bilinear, antialiased)", "cut the central " f"{self.size} x {self.size}"],
             LETTERBOX: [
                 f"scale the long side to {self.size} (bilinear, antialiased)",
                 f"put it into the upper left corner of {self.size} x {self.size}, filled with the mean",
@@ -85,16 +88,18 @@ class Exported:
 
     Attributes:
         kind: `encoder`, or a task.
-        network: from images with values in [0, 1] to the outputs of its `output_names`, for ONNX; None where there is no such
-            export.
+        network: from images with values in [0, 1] to the outputs of its `output_names`, for ONNX; None where
+            there is no such export.
         transform: what Fovea makes of an image.
         answer: Fovea's answers for batches that `transform` made.
-        answers_of: the same of what another program computes: the outputs of `network` by name with the geometry of the batch,
-            or, with no geometry, what transformers gives.
+        answers_of: the same of what another program computes: the outputs of `network` by name with the
+            geometry of the batch, or, with no geometry, what transformers gives.
         hugging_face: what transformers needs; its weights are `tensors`.
-        head: norm and linear layer on the pooled last map, by the names `norm` and `head`, of a classifier that is no more.
+        head: norm and linear layer on the pooled last map, by the names `norm` and `head`, of a classifier
+            that is no more.
         fixed_size: the network takes no other size than its own.
-        images_bound: how far, on average, answers of other programs may lie from Fovea's where these scale the images.
+        images_bound: how far, on average, answers of other programs may lie from Fovea's where these scale
+            the images.
         onnx_bound: how far answers of onnxruntime may lie from Fovea's.
         class_names: of a classifier or detector.
         facts: what the folder's config says, for the model card.
@@ -128,7 +133,8 @@ class Exported:
 
 
 class ForPixels(nn.Module):
-    """A network whose images have values in [0, 1]: it normalises them itself. `forward` gives `output_names`.
+    """A network whose images have values in [0, 1]: it normalises them itself.
+    `forward` gives `output_names`.
 
     `optional` are further inputs [1, ...] with their default values; given, they have a row for each image.
     """

@@ -1,7 +1,8 @@
-"""A folder for transformers: weights, configs, and the source of the network, so that Fovea itself is not needed to load it.
+"""A folder for transformers: weights, configs, and the source of the network,
+so that Fovea itself is not needed to load it.
 
-It is proven before it is kept: a process that cannot import Fovea loads it as its users will, by AutoImageProcessor and the
-model's own Auto class, and its answers are compared with Fovea's.
+It is proven before it is kept: a process that cannot import Fovea loads it as its users will, by
+AutoImageProcessor and the model's own Auto class, and its answers are compared with Fovea's.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ COPIED: tuple[ModuleType, ...] = (
 )
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
-# of probabilities and scores, and of features in their own length: the largest difference to the same pixels; images are
-# scaled by the folder's processor, which rounds positions to whole pixels, and have a bound of their own
+# of probabilities and scores, and of features in their own length: the largest difference to the same
+# pixels; images are scaled by the folder's processor, which rounds positions to whole pixels, and have a
+# bound of their own
 SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
 
@@ -120,9 +122,13 @@ def hugging_face_files(exported: Exported) -> dict[str, bytes]:
     """The folder's files by name."""
     parts = exported.hugging_face
     copied = {
-        f"{module.__name__.rpartition('.')[2]}.py": inspect.getsource(module) for module in (*COPIED, *parts.modules)
+        f"{module.__name__.rpartition('.')[2]}.py": inspect.getsource(module)
+        for module in (*COPIED, *parts.modules)
     }
-    copied |= {f"{MODELING}.py": model_source("pretrain.exporting", MODELING), f"{parts.file}.py": parts.source}
+    copied |= {
+        f"{MODELING}.py": model_source("pretrain.exporting", MODELING),
+        f"{parts.file}.py": parts.source,
+    }
     files = {name: _copied(source) for name, source in copied.items()}
     files["config.json"] = _json(_config(exported))
     if exported.encoder.in_channels in PROCESSED:
@@ -166,7 +172,13 @@ def _processor(exported: Exported) -> dict[str, Any]:
     if framing.kind == LETTERBOX:
         # padding comes after normalisation, so that 0 is the mean colour
         whole = {"shortest_edge": framing.size, "longest_edge": framing.size}
-        return {"image_processor_type": "DetrImageProcessor", "size": whole, "do_pad": True, "pad_size": side, **common}
+        return {
+            "image_processor_type": "DetrImageProcessor",
+            "size": whole,
+            "do_pad": True,
+            "pad_size": side,
+            **common,
+        }
     scaled = max(framing.size, round(framing.size / framing.fraction))
     size = {"shortest_edge": scaled} if framing.kind == CENTRE else {"height": scaled, "width": scaled}
     kind = "CLIPImageProcessor"  # which scales the short side and cuts out the middle
@@ -179,7 +191,9 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
     Raises UserError when they are too far apart, or transformers is missing.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("a Hugging Face folder is checked by transformers itself: pip install 'fovea[huggingface]'")
+        raise UserError(
+            "a Hugging Face folder is checked by transformers itself: pip install 'fovea[huggingface]'"
+        )
     images, what = proof.proof_images(exported)
     arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
@@ -192,20 +206,32 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
         inputs["no_processor"] = np.zeros(0)
     given = _by_a_stranger(exported, files, inputs, images)
     numbers, lines = {}, []
-    for which, told, bound in (("pixels", "the same pixels", SAME_PIXELS), ("image", what, exported.images_bound)):
-        found = {key.removeprefix(f"{which}_"): value for key, value in given.items() if key.startswith(f"{which}_")}
+    for which, told, bound in (
+        ("pixels", "the same pixels", SAME_PIXELS),
+        ("image", what, exported.images_bound),
+    ):
+        found = {
+            key.removeprefix(f"{which}_"): value
+            for key, value in given.items()
+            if key.startswith(f"{which}_")
+        }
         if which == "image":
-            found.pop("tokens", None)  # a sentence is another as soon as one word is, which a shift of a pixel may tip
+            found.pop(
+                "tokens", None
+            )  # a sentence is another as soon as one word is, which a shift of a pixel may tip
         if found:
             said = exported.answers_of(found, None)
             wanted = {name: answers[name] for name in said}
             difference = proof.max_difference(wanted, said)
             mean = None if which == "pixels" else proof.mean_difference(wanted, said)
-            lines.append(proof.check(f"answers of transformers and of Fovea to {told}", difference, bound, mean=mean))
+            lines.append(
+                proof.check(f"answers of transformers and of Fovea to {told}", difference, bound, mean=mean)
+            )
             numbers[f"largest difference on {told}"] = difference
     if not with_processor:
         lines.append(
-            f"transformers has no image processor for {exported.encoder.in_channels} channels; give pixel_values"
+            f"transformers has no image processor for {exported.encoder.in_channels} channels; give "
+            "pixel_values"
         )
     return lines, numbers
 
@@ -226,8 +252,17 @@ def _by_a_stranger(
                 decoded = decode_upright(image)
                 grey = exported.encoder.in_channels == 1
                 (decoded.convert("L") if grey else decoded).save(root / f"image{number:02}.png")
-        apart = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules"), "TOKENIZERS_PARALLELISM": "false"}
-        arguments = [str(folder), exported.hugging_face.auto, str(root / "inputs.npz"), str(root / "given.npz")]
+        apart = {
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(root / "modules"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        arguments = [
+            str(folder),
+            exported.hugging_face.auto,
+            str(root / "inputs.npz"),
+            str(root / "given.npz"),
+        ]
         done = subprocess.run(
             [sys.executable, "-c", STRANGER, *arguments],
             env=os.environ | apart,

@@ -60,11 +60,13 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
         f"# {kind} by {exported.encoder.spec['name']}",
         f"Exported from `{_code(exported.source)}` by Fovea.",
         "## Use\n\n```python\n" + _loading(exported, form) + "\n```",
-        "## What it is\n\n" + _table({key: value for key, value in facts.items() if value not in (None, "", {})}),
+        "## What it is\n"
+        "\n" + _table({key: value for key, value in facts.items() if value not in (None, "", {})}),
         "## Data\n\n" + _table(
             {
                 "training data": data.get("url", "not known"),
-                "validation data": settings.get("validation_url") or (settings.get("knn") or {}).get("test_url") or "none",
+                "validation "
+                "data": settings.get("validation_url") or (settings.get("knn") or {}).get("test_url") or "none",
                 "images seen in training (with repetition)": result.get("samples_seen", "not known"),
                 "rows that could not be used": result.get("bad_rows", "not known"),
                 "keywords" if exported.kind == "summarization" else "classes": ", ".join(exported.class_names) or "none",
@@ -75,7 +77,9 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     if settings:
         listed = _table(flattened(settings))
-        parts.append(f"## Settings of the run\n\n<details><summary>all settings</summary>\n\n{listed}\n\n</details>")
+        parts.append(
+            f"## Settings of the run\n\n<details><summary>all settings</summary>\n\n{listed}\n\n</details>"
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,7 +100,9 @@ def _results(result: Mapping[str, Any]) -> str:
         return "The run left no scores next to the folder."
     images = result.get("validation_images")
     measured = (
-        f"Measured on {images:,} validation images, on which the best checkpoint was chosen too.\n\n" if images else ""
+        f"Measured on {images:,} validation images, on which the best checkpoint was chosen too.\n\n"
+        if images
+        else ""
     )
     return measured + _table({name.replace("_", " "): value for name, value in metrics.items()})
 
@@ -105,25 +111,33 @@ def _limits(exported: Exported, result: Mapping[str, Any]) -> str:
     lines = []
     images = result.get("validation_images")
     if exported.kind == "encoder":
-        lines.append("It was trained without labels and predicts nothing by itself: train a head on its features.")
+        lines.append(
+            "It was trained without labels and predicts nothing by itself: train a head on its features."
+        )
     elif exported.kind == "detection":
         lines.append(
-            "It finds only things of its classes, and none that are much smaller on the canvas than those in its training data."
+            "It finds only things of its classes, and none that are much smaller on the canvas than those "
+            "in its training data."
         )
     elif exported.kind == "summarization":
-        lines.append("It writes what captions of its training data say, even of an image that shows something else.")
+        lines.append(
+            "It writes what captions of its training data say, even of an image that shows something else."
+        )
     else:
         lines.append(
-            "It knows only its classes and gives every image one of them, even an image that shows none. Its scores are not "
-            "calibrated unless the calibration error above says so."
+            "It knows only its classes and gives every image one of them, even an image that shows none. "
+            "Its scores are not calibrated unless the calibration error above says so."
         )
     if images and exported.kind == "classification":
         fraction = 0.98 / images**0.5  # half the width of 95 % at an accuracy of one half
-        lines.append(f"With {images:,} validation images an accuracy is known only to about {fraction:.0%} at best.")
+        lines.append(
+            f"With {images:,} validation images an accuracy is known only to about {fraction:.0%} at best."
+        )
     lines += [
-        f"It was trained at {exported.size} pixels; much larger or smaller images, and other kinds of images than its "
-        "training data, were not measured.",
-        "It has the biases of its training data. It was not examined for uses where people may come to harm.",
+        f"It was trained at {exported.size} pixels; much larger or smaller images, and other kinds of "
+        "images than its training data, were not measured.",
+        "It has the biases of its training data. It was not examined for uses where people may come to "
+        "harm.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -134,7 +148,13 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _text(value: str) -> str:

@@ -1,4 +1,5 @@
-"""Fovea's networks as Hugging Face models. A copy of this file and of the encoders' lies in each exported folder:
+"""Fovea's networks as Hugging Face models. A copy of this file and of the
+encoders' lies in each exported folder:
 
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 """
@@ -24,7 +25,8 @@ class FoveaConfig(PretrainedConfig):
     Args:
         encoder, arguments: of the encoder.
         normalised_features: features of the classifier pass a batch norm without gain.
-        grid: height and width of the last map where the classifier lays it flat; None where it sees its mean.
+        grid: height and width of the last map where the classifier lays it flat;
+            None where it sees its mean.
     """
 
     model_type = "fovea"
@@ -50,14 +52,18 @@ class FoveaPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """A new linear head on a loaded encoder (`ignore_mismatched_sizes=True`); encoders initialise themselves."""
+        """A new linear head on a loaded encoder (`ignore_mismatched_sizes=True`);
+        encoders initialise themselves.
+        """
         if isinstance(module, nn.Linear) and module is getattr(self, "head", None):
             nn.init.trunc_normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 
 
 class FoveaModel(FoveaPreTrainedModel):
-    """An encoder: `last_hidden_state` is its last map [B, C, H, W], `pooler_output` its mean, `hidden_states` all maps."""
+    """An encoder: `last_hidden_state` is its last map [B, C, H, W], `pooler_output` its mean,
+    `hidden_states` all maps.
+    """
 
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
@@ -88,7 +94,9 @@ class FoveaForImageClassification(FoveaPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None, **_: Any
     ) -> Any:
-        """Logits [B, num_labels]; with `labels` (class ids [B], or [B, num_labels] where there are several) also the loss."""
+        """Logits [B, num_labels]; with `labels` (class ids [B], or [B, num_labels] where
+        there are several) also the loss.
+        """
         maps = self.encoder(pixel_values)
         features = maps[-1].flatten(1) if self.config.grid else pooled(maps)
         logits = self.head(self.norm(features))

@@ -24,20 +24,24 @@ LARGEST = 64  # strides of a side, where the size is free
 
 
 def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tuple[bytes, dict[str, Any]]:
-    """The model as ONNX: images with values in [0, 1] in, the network's `output_names` out; and what was found of it.
+    """The model as ONNX: images with values in [0, 1] in, the network's `output_names` out;
+    and what was found of it.
 
-    The batch is always free. The size is that of the model; it is free, in whole multiples of the largest stride, where the
-    network computes the same for every size. Attention that pools its keys by the size of the map does not, nor do networks
-    with positions of fixed number, and boxes belong to canvases of one size.
+    The batch is always free. The size is that of the model; it is free, in whole multiples of the largest
+    stride, where the network computes the same for every size. Attention that pools its keys by the size of
+    the map does not, nor do networks with positions of fixed number,
+    and boxes belong to canvases of one size.
 
-    Raises UserError when packages are missing or onnxruntime computes something else than PyTorch or answers images
-    otherwise than Fovea.
+    Raises UserError when packages are missing or onnxruntime computes something else than PyTorch or answers
+    images otherwise than Fovea.
     """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError("the ONNX export needs onnx, onnxscript and onnxruntime: pip install 'fovea[onnx]'") from error
+        raise UserError(
+            "the ONNX export needs onnx, onnxscript and onnxruntime: pip install 'fovea[onnx]'"
+        ) from error
     network = exported.network
     if network is None:
         raise UserError(f"a {exported.kind} model is not exported as ONNX; --format huggingface takes it")
@@ -48,7 +52,10 @@ def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tupl
             data = _export(network, size, exported.encoder.in_channels, stride)
             differences = _differences(network, data, exported, [size, size + stride, 4 * size])
             if max(differences.values()) <= TOLERANCE:
-                return data, {"size": f"any multiple of {stride}", **_proven(exported, data, differences, say)}
+                return data, {
+                    "size": f"any multiple of {stride}",
+                    **_proven(exported, data, differences, say),
+                }
             reason = f"at other sizes it differs by {max(differences.values()):.1e}"
         except UserError:
             raise
@@ -82,7 +89,11 @@ def _proven(
 ) -> dict[str, Any]:
     """What the file's answers to images differ by. Raises UserError when that is too much."""
     if differences:
-        say(proof.check("outputs of onnxruntime and of PyTorch to noise", max(differences.values()), TOLERANCE))
+        say(
+            proof.check(
+                "outputs of onnxruntime and of PyTorch to noise", max(differences.values()), TOLERANCE
+            )
+        )
     images, what = proof.proof_images(exported)
     arrays, geometry = proof.framed(exported, images)
     session, names = _session(data), exported.network.output_names if exported.network else []
@@ -106,8 +117,12 @@ def _export(network: ForPixels, size: int, channels: int, stride: int | None) ->
 
     dims: dict[int, Any] = {0: Dim("batch")}
     sides = (size, size)
-    if stride is not None:  # unlike, so that nothing takes them for equal, and no map of one pixel, which stays one
-        dims |= {axis: stride * Dim(name, min=1, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))}
+    if (
+        stride is not None
+    ):  # unlike, so that nothing takes them for equal, and no map of one pixel, which stays one
+        dims |= {
+            axis: stride * Dim(name, min=1, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))
+        }
         smaller = max(size, 2 * stride)
         sides = smaller, smaller + stride
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), _quiet():
@@ -161,7 +176,9 @@ def _differences(network: ForPixels, data: bytes, exported: Exported, sizes: lis
         for batch in (1, 3):
             images = torch.rand(batch, exported.encoder.in_channels, size, size, generator=generator)
             given = session.run(None, {INPUT: images.numpy()})
-            found += [float(np.abs(a - b.numpy()).max()) for a, b in zip(given, network(images), strict=True)]
+            found += [
+                float(np.abs(a - b.numpy()).max()) for a, b in zip(given, network(images), strict=True)
+            ]
         differences[size] = max(found)
     return differences
 

@@ -1,4 +1,6 @@
-"""The proof of an export: images go through Fovea and through what was exported, and the answers are compared."""
+"""The proof of an export: images go through Fovea and through what was exported,
+and the answers are compared.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,23 @@ from pretrain.data.reading.shards import Shards, read_in_sequence
 from pretrain.exporting.exported import Answers, Exported
 
 NUM_IMAGES = 16
-_SIZES = [(37, 61), (113, 59), (64, 64), (255, 97), (91, 301), (223, 150), (45, 45), (129, 200)]  # width and height
+_SIZES = [
+    (37, 61),
+    (113, 59),
+    (64, 64),
+    (255, 97),
+    (91, 301),
+    (223, 150),
+    (45, 45),
+    (129, 200),
+]  # width and height
 SAME_BOX = 0.5  # intersection over union from which on two boxes are one
 
 
 def proof_images(exported: Exported) -> tuple[list[bytes], str]:
-    """`NUM_IMAGES` image files, and in words what they are: of the run's validation data where it can be read, else drawn."""
+    """`NUM_IMAGES` image files, and in words what they are:
+    of the run's validation data where it can be read, else drawn.
+    """
     channels = exported.encoder.in_channels
     settings = yaml.safe_load(exported.run["settings"]) if exported.run.get("settings") else {}
     url = settings.get("validation_url") or (settings.get("knn") or {}).get("test_url")
@@ -35,7 +48,9 @@ def proof_images(exported: Exported) -> tuple[list[bytes], str]:
             found = _first_images(url, (settings.get("data") or {}).get("image_column", "image"), channels)
             if len(found) == NUM_IMAGES:
                 return found, f"the first {NUM_IMAGES} images of the validation data"
-    return [_drawn(number, channels) for number in range(NUM_IMAGES)], f"{NUM_IMAGES} drawn images of odd sizes"
+    return [
+        _drawn(number, channels) for number in range(NUM_IMAGES)
+    ], f"{NUM_IMAGES} drawn images of odd sizes"
 
 
 def _first_images(url: str, image_column: str, channels: int) -> list[bytes]:
@@ -54,7 +69,9 @@ def _first_images(url: str, image_column: str, channels: int) -> list[bytes]:
 
 
 def _drawn(number: int, channels: int) -> bytes:
-    """An image of soft shapes, the same at every call: without edges, whose position by a pixel would count for much."""
+    """An image of soft shapes, the same at every call:
+    without edges, whose position by a pixel would count for much.
+    """
     width, height = _SIZES[number % len(_SIZES)]
     width, height = width + 2 * (number // len(_SIZES)), height + number // len(_SIZES)
     coarse_HWC = np.stack(
@@ -62,7 +79,9 @@ def _drawn(number: int, channels: int) -> bytes:
     )
     smooth_HWC = np.stack(
         [
-            np.asarray(Image.fromarray(band.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+            np.asarray(
+                Image.fromarray(band.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+            )
             for band in np.moveaxis(coarse_HWC, -1, 0)
         ],
         -1,
@@ -70,7 +89,9 @@ def _drawn(number: int, channels: int) -> bytes:
     rows, columns = np.mgrid[:height, :width]
     for shape in range(3):
         across, down, radius, *colour = uniform(78, number, shape, np.arange(3 + channels)).tolist()
-        far = np.hypot(columns - across * width, rows - down * height) / ((0.15 + 0.2 * radius) * min(width, height))
+        far = np.hypot(columns - across * width, rows - down * height) / (
+            (0.15 + 0.2 * radius) * min(width, height)
+        )
         share_HW1 = np.exp(-(far**2))[..., None]
         smooth_HWC = share_HW1 * colour + (1 - share_HW1) * smooth_HWC
     pixels_HWC = (smooth_HWC.clip(0, 1) * 255).astype(np.uint8)
@@ -92,9 +113,9 @@ def framed(exported: Exported, images: Sequence[bytes]) -> tuple[list[np.ndarray
 
 
 def differences(one: Answers, other: Answers) -> list[np.ndarray]:
-    """How far two networks' answers to the same images lie apart, of each image: of probabilities and scores the largest
-    difference, of features that of their length, of each box the difference of its score to that of the other's box in its
-    place (the whole score where there is none)."""
+    """How far two networks' answers to the same images lie apart, of each image: of probabilities and scores
+    the largest difference, of features that of their length, of each box the difference of its score to that
+    of the other's box in its place (the whole score where there is none)."""
     if "boxes" in one:
         pairs = zip(_boxes_of(one), _boxes_of(other), strict=True)
         return [np.array(_unmatched(a, b) + _unmatched(b, a)) for a, b in pairs]
@@ -115,7 +136,9 @@ def max_difference(one: Answers, other: Answers) -> float:
 
 
 def mean_difference(one: Answers, other: Answers) -> float:
-    """The mean of `differences` over images: where images are scaled a little otherwise, a single one may tip over."""
+    """The mean of `differences` over images: where images are scaled a little otherwise,
+    a single one may tip over.
+    """
     means = [float(of_image.mean()) for of_image in differences(one, other) if of_image.size]
     return sum(means) / max(1, len(means))
 
@@ -127,7 +150,9 @@ def _rows(values: np.ndarray, length: int) -> np.ndarray:
 
 
 def _boxes_of(answers: Answers) -> list[list[Any]]:
-    several = zip(answers["boxes"].tolist(), answers["labels"].tolist(), answers["scores"].tolist(), strict=True)
+    several = zip(
+        answers["boxes"].tolist(), answers["labels"].tolist(), answers["scores"].tolist(), strict=True
+    )
     return [
         [found for found in zip(*one, strict=True) if found[2] > 0 and found[0][2] > found[0][0] and found[0][3] > found[0][1]]
         for one in several
@@ -151,8 +176,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def check(what: str, difference: float, bound: float, *, mean: float | None = None) -> str:
-    """The line that an export prints of a comparison. Raises UserError when the difference (with `mean`, that) is above the
-    bound."""
+    """The line that an export prints of a comparison. Raises UserError when the difference (with `mean`,
+    that) is above the bound."""
     compared = difference if mean is None else mean
     told = f"{difference:.2g}" if mean is None else f"{difference:.2g}, on average {mean:.2g}"
     if not compared <= bound:

@@ -33,11 +33,13 @@ TOLERANCE = 1e-4
 def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[str, float]]:
     """The folder's files by name, lines that say how it was proven, and the differences that were found.
 
-    One of timm's own networks becomes a plain folder of timm's. An encoder's maps are those of `features_only=True`; layers
-    behind them (a last norm, a head) were never trained. A classifier is timm's own where its head can be that of timm. The
-    convattn family needs `pretrain.exporting.timm_models` imported.
+    One of timm's own networks becomes a plain folder of timm's. An encoder's maps are those of
+    `features_only=True`; layers behind them (a last norm, a head) were never trained. A classifier is timm's
+    own where its head can be that of timm. The convattn family needs
+    `pretrain.exporting.timm_models` imported.
 
-    Raises UserError for what is neither an encoder nor a classifier, and where timm cannot compute what Fovea computes.
+    Raises UserError for what is neither an encoder nor a classifier,
+    and where timm cannot compute what Fovea computes.
     """
     if exported.kind not in ("encoder", "classification") or exported.fixed_size:
         what = "classifiers that flatten the last map" if exported.fixed_size else f"{exported.kind} models"
@@ -60,7 +62,8 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
         "architecture": spec["name"].removeprefix("timm:").split(".")[0],
         "num_classes": num_classes,
         "num_features": exported.encoder.channels[-1],
-        # of timm's own networks, layers behind the maps were never trained; timm does not ask, a teacher does
+        # of timm's own networks, layers behind the maps were never trained; timm does not ask, a teacher
+        # does
         "maps_only": not own and head is None,
         "label_names": exported.class_names,
         "model_args": {**arguments, "num_classes": num_classes, "in_chans": exported.encoder.in_channels},
@@ -85,8 +88,8 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
 
 
 def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], dict[str, float]]:
-    """Loads the folder as its users do and compares the answers, to the same pixels and to images that timm's transforms
-    make. Raises UserError when they are too far apart."""
+    """Loads the folder as its users do and compares the answers, to the same pixels and to images that
+    timm's transforms make. Raises UserError when they are too far apart."""
     import timm
     from timm.data.config import resolve_data_config
     from timm.data.transforms_factory import create_transform
@@ -100,7 +103,9 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, **more).eval()
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"timm cannot load what was exported: {first_line(error)}; nothing was written") from error
+            raise UserError(
+                f"timm cannot load what was exported: {first_line(error)}; nothing was written"
+            ) from error
     images, what = proof.proof_images(exported)
     arrays, geometry = proof.framed(exported, images)
     answers = exported.answer(arrays, geometry)
@@ -124,7 +129,9 @@ def _proven(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], 
         given_answers = exported.answers_of(outputs, None)
         difference = proof.max_difference(answers, given_answers)
         on_average = None if told == "the same pixels" else proof.mean_difference(answers, given_answers)
-        lines.append(proof.check(f"answers of timm and of Fovea to {told}", difference, bound, mean=on_average))
+        lines.append(
+            proof.check(f"answers of timm and of Fovea to {told}", difference, bound, mean=on_average)
+        )
         numbers[f"largest difference on {told}"] = difference
     return lines, numbers
 
@@ -138,8 +145,10 @@ def _maps(maps: list[Tensor], exported: Exported) -> list[Tensor]:
 
 
 def _classifier(exported: Exported, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments and weights of timm's own classifier that computes what Fovea's does: the mean of the last map, and a linear
-    layer, into which a norm before it is folded. Raises UserError where timm's head does something else."""
+    """Arguments and weights of timm's own classifier that computes what Fovea's does: the mean of the last
+    map, and a linear layer, into which a norm before it is folded.
+    Raises UserError where timm's head does something else.
+    """
     assert exported.head is not None
     norm: Any = exported.head["norm"]
     linear: Any = exported.head["head"]
@@ -157,16 +166,29 @@ def _classifier(exported: Exported, arguments: dict[str, Any]) -> tuple[dict[str
             assert isinstance(last, nn.Linear) and last.weight.shape == weight.shape
             tensors = _filled(exported, whole)
             name = next(name for name, module in whole.named_modules() if module is last)
-            tensors |= {f"{name}.weight": weight.contiguous().clone(), f"{name}.bias": bias.contiguous().clone()}
+            tensors |= {
+                f"{name}.weight": weight.contiguous().clone(),
+                f"{name}.bias": bias.contiguous().clone(),
+            }
             whole.load_state_dict(tensors)
             with torch.no_grad():
-                if float((whole(images) - wanted).abs().max()) <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+                if float((whole(images) - wanted).abs().max()) <= TOLERANCE * max(
+                    1.0, float(wanted.abs().max())
+                ):
                     return arguments | way, tensors
-        except (TypeError, ValueError, RuntimeError, AssertionError, StopIteration, AttributeError, UserError):
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AssertionError,
+            StopIteration,
+            AttributeError,
+            UserError,
+        ):
             continue  # a network without such an argument, or with another head
     raise UserError(
-        f"timm's own head of {exported.encoder.spec['name']} does not compute a linear layer on the mean of the last map; "
-        "--format huggingface takes this classifier"
+        f"timm's own head of {exported.encoder.spec['name']} does not compute a linear layer on the mean of "
+        "the last map; --format huggingface takes this classifier"
     )
 
 
@@ -179,12 +201,15 @@ def _whole(exported: Exported, arguments: Mapping[str, Any], *, num_classes: int
 
 
 def _filled(exported: Exported, whole: nn.Module) -> dict[str, Tensor]:
-    """The weights of a timm encoder by the names of the whole network, which feature extraction took apart."""
+    """The weights of a timm encoder by the names of the whole network,
+    which feature extraction took apart.
+    """
     spec = exported.encoder.spec
     tensors = {key: tensor.clone() for key, tensor in whole.state_dict().items()}
     for key, tensor in exported.encoder.state_dict().items():
         inner = key.removeprefix("network.").removeprefix("model.")
-        # feature extraction joins the names of what it took out of a list: stages_0.blocks -> stages.0.blocks
+        # feature extraction joins the names of what it took out of a list: stages_0.blocks ->
+        # stages.0.blocks
         target = inner if inner in tensors else re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", inner)
         if target not in tensors or tensors[target].shape != tensor.shape:
             raise UserError(

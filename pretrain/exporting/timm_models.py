@@ -3,8 +3,8 @@
 import timm
 import pretrain.exporting.timm_models  # registers convattn_nano, ...
 
-model = timm.create_model("local-dir:my/export", pretrained=True)                      # pooled features, or logits
-model = timm.create_model("local-dir:my/export", pretrained=True, features_only=True)  # the maps
+model = timm.create_model("local-dir:my/export", pretrained=True)                      # pooled features, or
+logits model = timm.create_model("local-dir:my/export", pretrained=True, features_only=True)  # the maps
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ class TimmModel(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, num_classes: int = 0, in_chans: int = 3, normalised_features: bool = False, **arguments: Any
+        self,
+        name: str,
+        *,
+        num_classes: int = 0,
+        in_chans: int = 3,
+        normalised_features: bool = False,
+        **arguments: Any,
     ) -> None:
         super().__init__()
         self.encoder = build_encoder(name, **{**arguments, "in_channels": in_chans})
@@ -71,7 +77,9 @@ class TimmModel(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of `indices` (the last few where it is a number), and the last map before them unless told otherwise."""
+        """The maps of `indices` (the last few where it is a number),
+        and the last map before them unless told otherwise.
+        """
         maps = self.encoder(x)
         numbers = range(len(maps))
         if indices is not None:

@@ -1,10 +1,11 @@
 """Self-supervised methods: one nn.Module in one file each.
 
 A method is a `Method`: it takes an encoder and keyword arguments; `recipe` names the views it wants
-(`pretrain.data.views.recipes`) and `num_views` how many it takes; `forward(views)` gives a `StepOutput`; `after_step(step,
-num_steps)`, where it has one, moves momentum encoders; `health()`, where it has one, gives numbers on its state to be
-logged; `exported` is the encoder that a run leaves behind. All of its state is in its `state_dict`. To add one, write its
-file, add its line to `METHODS` and its paper's settings to `pretrain.papers`.
+(`pretrain.data.views.recipes`) and `num_views` how many it takes; `forward(views)` gives a `StepOutput`;
+`after_step(step, num_steps)`, where it has one, moves momentum encoders; `health()`, where it has one, gives
+numbers on its state to be logged; `exported` is the encoder that a run leaves behind. All of its state is in
+its `state_dict`. To add one, write its file, add its line to `METHODS` and its
+paper's settings to `pretrain.papers`.
 """
 
 from __future__ import annotations
@@ -59,21 +60,29 @@ def method_views(method: str, recipe: str | None, size: int, arguments: Mapping[
     views = recipe_views(recipe or chosen.recipe, size, arguments)
     if chosen.num_views is not None and len(views) != chosen.num_views:
         raise UserError(
-            f"method {method} takes {chosen.num_views} views, but views.recipe={recipe or chosen.recipe} makes {len(views)}"
+            f"method {method} takes {chosen.num_views} views, but views.recipe={recipe or chosen.recipe} "
+            f"makes {len(views)}"
         )
     return views
 
 
 def build_method(
-    name: str, encoder: Encoder, arguments: Mapping[str, Any], *, images_per_pass: int = 0, exact_pieces: int = 0
+    name: str,
+    encoder: Encoder,
+    arguments: Mapping[str, Any],
+    *,
+    images_per_pass: int = 0,
+    exact_pieces: int = 0,
 ) -> Method:
     """Builds a method around an encoder.
 
     Args:
         images_per_pass: most images that the encoder sees at once; 0: no limit.
-        exact_pieces: pieces of the global batch, see `pretrain.methods.pieces`; 0: each rank's share as it comes.
+        exact_pieces: pieces of the global batch, see `pretrain.methods.pieces`; 0:
+            each rank's share as it comes.
 
-    Raises UserError for an unknown method or argument, and for batch norm in an encoder that does not see the batch at once.
+    Raises UserError for an unknown method or argument,
+    and for batch norm in an encoder that does not see the batch at once.
     """
     chosen = METHODS[choose("method", name, METHODS)]
     check_arguments(f"method.arguments of {name}", chosen, arguments, given=("encoder",))
@@ -97,4 +106,6 @@ def check_arguments(
     known = [name for name in inspect.signature(function).parameters if name not in given]
     for name in arguments:
         if name not in known:
-            raise UserError(f"{what}: unknown argument {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+            raise UserError(
+                f"{what}: unknown argument {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+            )

@@ -1,6 +1,7 @@
 """Barlow Twins: each coordinate of two views' embeddings agrees with itself and with no other.
 
-Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, https://arxiv.org/abs/2103.03230, algorithm 1.
+Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction,
+https://arxiv.org/abs/2103.03230, algorithm 1.
 """
 
 from __future__ import annotations

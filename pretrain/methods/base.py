@@ -29,10 +29,12 @@ class Method(Trainable):
         num_views: how many views `forward` takes; None for two or more, the first two of them global.
         constant_rate: prefixes of parameters whose learning rate stays at its peak after the warm-up.
         images_per_pass: images that go through an encoder at once; 0 for all. See `last_map`.
-        pieces: when set, the encoder sees the global batch in pieces, and every rank computes the loss of all of it; see
-            `pretrain.methods.pieces`.
-        stored_features, stored_columns: folder of `python -m pretrain embed` and its columns that are read beside the rows.
-        learns_from: name, weights and licence of a network outside that is learnt from, for what a run leaves.
+        pieces: when set, the encoder sees the global batch in pieces, and every rank computes the loss of
+            all of it; see `pretrain.methods.pieces`.
+        stored_features, stored_columns: folder of `python -m pretrain embed` and its columns that are read
+            beside the rows.
+        learns_from: name, weights and licence of a network outside that is learnt from, for what a run
+            leaves.
         normalisation: mean and deviation of each channel by which the views are normalised.
     """
 
@@ -52,7 +54,9 @@ class Method(Trainable):
 
     @property
     def sees_global_batch(self) -> bool:
-        """Whether the encoder sees the global batch in pieces, and every rank computes the loss of all of it."""
+        """Whether the encoder sees the global batch in pieces,
+        and every rank computes the loss of all of it.
+        """
         return self.pieces is not None
 
     @property
@@ -79,16 +83,18 @@ class Method(Trainable):
         return self.encoder
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> Any:
-        """What `forward` takes, of the finished views and the rest of a batch; by default the views alone."""
+        """What `forward` takes, of the finished views and the rest of a batch;
+        by default the views alone.
+        """
         return views
 
     def last_map(self, images_BCHW: Tensor, encoder: Encoder | None = None) -> Tensor:
         """The last map of an encoder (`self.encoder` by default), [B, C, H, W] in float32 or more.
 
-        With `images_per_pass` the activations of one pass at a time are in memory: a pass keeps its last map only and is
-        repeated when its gradient comes, so that a loss over the whole batch stays exact (Gao et al., Scaling Deep
-        Contrastive Learning Batch Size under Memory Limited Setup, https://arxiv.org/abs/2101.06983), for the price of one
-        more forward pass.
+        With `images_per_pass` the activations of one pass at a time are in memory: a pass keeps its last map
+        only and is repeated when its gradient comes, so that a loss over the whole batch stays exact (Gao et
+        al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
+        https://arxiv.org/abs/2101.06983), for the price of one more forward pass.
         """
         return self.last_maps(images_BCHW, 1, encoder)[0]
 
@@ -107,21 +113,30 @@ class Method(Trainable):
 
     def features(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """Pooled features [B, C] of each view. Views of one size go through the encoder together."""
-        return self._encoded(lambda part: [_pooled(last) for (last,) in self._maps(part, 1, encoder)], views, encoder)
+        return self._encoded(
+            lambda part: [_pooled(last) for (last,) in self._maps(part, 1, encoder)], views, encoder
+        )
 
     def maps(self, views: Sequence[Tensor], encoder: Encoder | None = None) -> list[Tensor]:
         """The last map of each view. Views of one size go through the encoder together."""
         return [maps[0] for maps in self.pyramids(views, 1, encoder)]
 
-    def pyramids(self, views: Sequence[Tensor], num: int, encoder: Encoder | None = None) -> list[list[Tensor]]:
-        """The last `num` maps of each view, finest first. Views of one size go through the encoder together."""
+    def pyramids(
+        self, views: Sequence[Tensor], num: int, encoder: Encoder | None = None
+    ) -> list[list[Tensor]]:
+        """The last `num` maps of each view, finest first.
+        Views of one size go through the encoder together.
+        """
         flat = self._encoded(
             lambda part: [level for maps in self._maps(part, num, encoder) for level in maps], views, encoder
         )
         return [flat[start : start + num] for start in range(0, len(flat), num)]
 
     def _encoded(
-        self, encode: Callable[[Sequence[Tensor]], list[Tensor]], views: Sequence[Tensor], encoder: Encoder | None
+        self,
+        encode: Callable[[Sequence[Tensor]], list[Tensor]],
+        views: Sequence[Tensor],
+        encoder: Encoder | None,
     ) -> list[Tensor]:
         if self.pieces is None:
             return encode(views)
@@ -135,7 +150,9 @@ class Method(Trainable):
             indices = [index for index, view in enumerate(views) if view.shape[1:] == size]
             together = self.last_maps(torch.cat([views[index] for index in indices]), num, encoder)
             levels = [level.split(len(views[indices[0]])) for level in together]
-            maps.update((index, [level[position] for level in levels]) for position, index in enumerate(indices))
+            maps.update(
+                (index, [level[position] for level in levels]) for position, index in enumerate(indices)
+            )
         return [maps[index] for index in range(len(views))]
 
 
@@ -158,7 +175,9 @@ def momentum_copy(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, for parameters; buffers follow the teacher's own inputs."""
+    """teacher = momentum * teacher + (1 - momentum) * student, for parameters;
+    buffers follow the teacher's own inputs.
+    """
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
 
 

@@ -45,9 +45,13 @@ class BYOL(Method):
         projections = [self.projector(features) for features in self.features(views)]
         predictions = [self.predictor(projection) for projection in projections]
         with torch.no_grad():
-            targets = [self.target_projector(features) for features in self.features(views, self.target_encoder)]
+            targets = [
+                self.target_projector(features) for features in self.features(views, self.target_encoder)
+            ]
         similarity = self.criterion(predictions[0], targets[1]) + self.criterion(predictions[1], targets[0])
-        return StepOutput(loss=4 + 2 * similarity, embeddings=(projections[0].detach(), projections[1].detach()))
+        return StepOutput(
+            loss=4 + 2 * similarity, embeddings=(projections[0].detach(), projections[1].detach())
+        )
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Moves the target encoder."""

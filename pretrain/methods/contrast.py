@@ -1,8 +1,8 @@
 """lightly's contrastive losses and its queue of earlier keys, without waits for the device.
 
-lightly's leave an image's own column out by a mask of bools, whose entries must be counted before the result has a size, and
-read the position in the queue from the device: either keeps the host waiting in every step. The losses here are equal to
-theirs to the last bit.
+lightly's leave an image's own column out by a mask of bools, whose entries must be counted before the result
+has a size, and read the position in the queue from the device: either keeps the host waiting in every step.
+The losses here are equal to theirs to the last bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pretrain.training.distributed import ALONE, Ranks, all_ranks
 
 
 def without_own(similarities_BN: Tensor, first: int = 0) -> Tensor:
-    """[B, N - 1]: each row without one column, which is `first` in row 0 and one further in each row that follows."""
+    """[B, N - 1]: each row without one column, which is `first` in row 0 and one
+    further in each row that follows.
+    """
     rows = len(similarities_BN)
     own = similarities_BN[:, first : first + rows].reshape(-1)
     # without its first entry, rows of one more entry end in what is to be left out
@@ -28,7 +30,9 @@ def without_own(similarities_BN: Tensor, first: int = 0) -> Tensor:
 class NTXent(NTXentLoss):
     """lightly's `NTXentLoss`: against the other images of the global batch, or with a queue against that."""
 
-    def __init__(self, temperature: float, *, queue: tuple[int, int] | None = None, gather_distributed: bool) -> None:
+    def __init__(
+        self, temperature: float, *, queue: tuple[int, int] | None = None, gather_distributed: bool
+    ) -> None:
         """`queue` is (keys, dimensions); it is part of the state, which it is not in lightly's."""
         super().__init__(temperature, memory_bank_size=queue or 0, gather_distributed=gather_distributed)
         bank = self.memory_bank
@@ -40,7 +44,9 @@ class NTXent(NTXentLoss):
         self._position = HostNumber(bank, "bank_ptr", int)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The mean loss of embeddings [B, D] of two views; with a queue, of the first against the second and the queue."""
+        """The mean loss of embeddings [B, D] of two views;
+        with a queue, of the first against the second and the queue.
+        """
         first, second = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         if self.memory_bank.size[0]:
             return self._against_queue(first, second)
@@ -68,7 +74,9 @@ class NTXent(NTXentLoss):
         return F.cross_entropy(logits, torch.zeros(len(logits), device=logits.device, dtype=torch.long))
 
     def negatives(self, keys_BD: Tensor, *, update: bool) -> Tensor:
-        """The queue [D, K] as it was; with `update` it takes in the keys of all ranks in place of its oldest."""
+        """The queue [D, K] as it was; with `update` it takes in the keys of
+        all ranks in place of its oldest.
+        """
         bank = self.memory_bank
         negatives = bank.bank.clone().transpose(0, 1)
         if update:

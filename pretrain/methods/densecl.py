@@ -1,7 +1,8 @@
 """DenseCL: MoCo v2 for whole images and, beside it, for each position in them; made for detection.
 
-Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training, https://arxiv.org/abs/2011.09157. A position of
-one view corresponds to the position of the other view whose encoder features are most alike.
+Wang et al., Dense Contrastive Learning for Self-Supervised Visual Pre-Training,
+https://arxiv.org/abs/2011.09157. A position of one view corresponds to the position of the other view
+whose encoder features are most alike.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class DenseCL(Method):
         self.key_projector = momentum_copy(self.projector)
         self.key_dense_projector = momentum_copy(self.dense_projector)
         self.criterion, self.dense_criterion = (
-            NTXent(temperature, queue=(queue_size, projection_dim), gather_distributed=self.ranks.world_size > 1)
+            NTXent(
+                temperature, queue=(queue_size, projection_dim), gather_distributed=self.ranks.world_size > 1
+            )
             for _ in range(2)
         )
         self.dense_weight, self.momentum, self.queue_size = dense_weight, momentum, queue_size
@@ -71,7 +74,9 @@ class DenseCL(Method):
             matched = select_most_similar(query_BNC, key_BNC, dense_key)
         dense_loss = self._dense_loss(dense_query, matched, dense_key)
         loss = (1 - self.dense_weight) * self.criterion(query, key) + self.dense_weight * dense_loss
-        return StepOutput(loss=loss, embeddings=(query.detach(), key), chance_loss=math.log(self.queue_size + 1))
+        return StepOutput(
+            loss=loss, embeddings=(query.detach(), key), chance_loss=math.log(self.queue_size + 1)
+        )
 
     def _dense_loss(self, query_BND: Tensor, matched_BND: Tensor, key_BND: Tensor) -> Tensor:
         """Queries against their positions' keys and the queue, which takes in the mean key of each image."""

@@ -1,7 +1,9 @@
-"""DINO: a student sees small and large crops and agrees with the outputs of a slowly moving teacher for the large ones.
+"""DINO: a student sees small and large crops and agrees with the outputs of a
+slowly moving teacher for the large ones.
 
-Caron et al., Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294, algorithm 1. The
-teacher's outputs are centred and sharpened, which keeps them from being the same for all images. The teacher is exported.
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.14294,
+algorithm 1. The teacher's outputs are centred and sharpened,
+which keeps them from being the same for all images. The teacher is exported.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class DINO(Method):
         encoder: to be trained.
         output_dim: of the heads; 65536 in the paper, 2048 and more do for small data.
         student_temperature, teacher_temperature: the lower, the sharper.
-        warmup_teacher_temperature, warmup_fraction: where the teacher's starts, and the fraction of the run in which it rises.
+        warmup_teacher_temperature, warmup_fraction: where the teacher's starts, and the fraction of the run
+            in which it rises.
         momentum: of the teacher at the start; it rises to 1.
         center_momentum: of the mean output that is taken off the teacher's; 1 switches centring off.
         frozen_until: fraction of the run in which the last layer is kept as it is.
@@ -98,7 +101,9 @@ class DINO(Method):
             teacher = [self.teacher_head(view) for view in seen]
         start, end = self.temperatures
         temperature = (
-            end if fraction >= self.warmup_fraction else start + (end - start) * fraction / self.warmup_fraction
+            end
+            if fraction >= self.warmup_fraction
+            else start + (end - start) * fraction / self.warmup_fraction
         )
         with torch.no_grad():
             assigned = torch.softmax((teacher[0] - self.criterion.center[0]) / temperature, dim=1)

@@ -1,12 +1,15 @@
-"""Distillation: an encoder learns to give for random crops what a frozen teacher gives for the images, without labels.
+"""Distillation: an encoder learns to give for random crops what a frozen teacher gives for the images,
+without labels.
 
-What the teacher says is stored beside the rows by `python -m pretrain embed` (`features`), so it is computed once, or asked
-for in each step (`teacher`). Whole images: the student predicts the teacher's features, principal directions partly whitened,
-by their angle (as in CompRess, https://arxiv.org/abs/2010.14713, and Proteus, https://arxiv.org/abs/2407.10366, the directions
-follow what features of networks need, https://arxiv.org/abs/2007.06346), and is told apart from the other images of the batch
-(contrastive representation distillation, https://arxiv.org/abs/1910.10699); or it imitates whom the teacher finds alike (SEED,
-https://arxiv.org/abs/2101.04731). Positions, for detection: 1x1 convolutions of the student's last maps predict the teacher's
-map (FitNets, https://arxiv.org/abs/1412.6550), each view the part of it that it shows.
+What the teacher says is stored beside the rows by `python -m pretrain embed` (`features`), so it is computed
+once, or asked for in each step (`teacher`). Whole images: the student predicts the teacher's features,
+principal directions partly whitened, by their angle (as in CompRess, https://arxiv.org/abs/2010.14713, and
+Proteus, https://arxiv.org/abs/2407.10366, the directions follow what features of networks need,
+https://arxiv.org/abs/2007.06346), and is told apart from the other images of the batch (contrastive
+representation distillation, https://arxiv.org/abs/1910.10699); or it imitates whom the teacher finds alike
+(SEED, https://arxiv.org/abs/2101.04731). Positions, for detection: 1x1 convolutions of the student's last
+maps predict the teacher's map (FitNets, https://arxiv.org/abs/1412.6550),
+each view the part of it that it shows.
 """
 
 from __future__ import annotations
@@ -47,25 +50,31 @@ class Distill(Method):
 
     Args:
         encoder: to be trained, the student.
-        features: folder that `python -m pretrain embed TEACHER DATA OUT` left, with the features of the run's own data.
-        teacher: in place of `features`, a teacher that is asked in each step, see `pretrain.encoders.teachers.open_teacher`.
-        sees: what a live teacher sees: `views`, the student's; or `whole`, the last view, which the recipe's `whole_size`
-            adds and which the student does not see.
-        loss: of whole images: `cosine` or `smooth_l1` (regression), or `similarity` (SEED: similarities to other images).
+        features: folder that `python -m pretrain embed TEACHER DATA OUT` left, with the features of the
+            run's own data.
+        teacher: in place of `features`, a teacher that is asked in each step, see
+            `pretrain.encoders.teachers.open_teacher`.
+        sees: what a live teacher sees: `views`, the student's; or `whole`, the last view, which the recipe's
+            `whole_size` adds and which the student does not see.
+        loss: of whole images: `cosine` or `smooth_l1` (regression), or `similarity` (SEED: similarities to
+            other images).
         image_weight: of that loss.
-        batch_weight, batch_temperature: of a softmax over the teacher's features of the global batch, in which a view must
-            find its own image.
-        queue_size: teacher's features of former images that `similarity` compares with, beside those of the global batch.
+        batch_weight, batch_temperature: of a softmax over the teacher's features of the global batch, in
+            which a view must find its own image.
+        queue_size: teacher's features of former images that `similarity` compares with, beside those of the
+            global batch.
         student_temperature, teacher_temperature: of the two softmaxes over similarities.
-        map_weight: of the loss of positions, smooth L1; needs a teacher with maps (features: `embed --maps`).
+        map_weight: of the loss of positions, smooth L1; needs a teacher with maps (features: `embed
+            --maps`).
         num_maps: how many of the student's last maps learn positions.
-        contrast_weight, contrast_temperature: of the decoupled loss of SimCLR between the first two views, for images of
-            which the teacher knows little.
+        contrast_weight, contrast_temperature: of the decoupled loss of SimCLR between the first two views,
+            for images of which the teacher knows little.
         target_dim: principal directions of the stored features that are predicted.
-        whitening: power of each direction's standard deviation by which it is divided: 0 leaves the features as they are,
-            1 makes all directions alike.
-        mixing: fraction of the images that are mixed with the next one of the batch, their teacher's features likewise (mixup,
-            https://arxiv.org/abs/1710.09412, which distillation gains from: https://arxiv.org/abs/2106.05237); not for maps.
+        whitening: power of each direction's standard deviation by which it is divided: 0 leaves the features
+            as they are, 1 makes all directions alike.
+        mixing: fraction of the images that are mixed with the next one of the batch, their teacher's
+            features likewise (mixup, https://arxiv.org/abs/1710.09412, which distillation gains from:
+            https://arxiv.org/abs/2106.05237); not for maps.
         hidden_dim: of the heads.
     """
 
@@ -107,7 +116,8 @@ class Distill(Method):
         }
         if not 0 <= mixing <= 1 or (mixing and map_weight):
             raise UserError(
-                f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight (maps are not mixed)"
+                f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight "
+                "(maps are not mixed)"
             )
         _check_weights(self.weights)
         self.knowledge: Knowledge = open_knowledge(
@@ -138,31 +148,43 @@ class Distill(Method):
         if map_weight:
             self.map_predictors.extend(
                 nn.Conv2d(mine, theirs, 1)
-                for mine, theirs in zip(encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True)
+                for mine, theirs in zip(
+                    encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True
+                )
             )
         self.num_maps = len(self.map_predictors)
         self.projector: nn.Module | None = None
         self.criterion: nn.Module | None = None
         if contrast_weight:
-            self.projector = SimCLRProjectionHead(channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True)
-            self.criterion = DecoupledNTXent(contrast_temperature, gather_distributed=self.ranks.world_size > 1)
+            self.projector = SimCLRProjectionHead(
+                channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True
+            )
+            self.criterion = DecoupledNTXent(
+                contrast_temperature, gather_distributed=self.ranks.world_size > 1
+            )
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
             self._num_queued = HostNumber(self, "queue_filled", int)
-        self._last: tuple[Tensor, Tensor] | None = None  # predictions and targets of the step before, for `health`
+        self._last: tuple[Tensor, Tensor] | None = (
+            None  # predictions and targets of the step before, for `health`
+        )
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
         """Views of the student, and the teacher's features of them."""
         mine, said = self.knowledge.of(views, batch, self.normalisation)
         if self.weights["contrast"] and len(mine) < 2:
-            raise UserError("method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}")
+            raise UserError(
+                "method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}"
+            )
         if self.mixing and self.training:
             fractions_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing)
             fractions_B = fractions_B.to(mine[0], non_blocking=True)
             mine = [mixed(view, fractions_B) for view in mine]
-            said = said._replace(pooled=[mixed(pooled_BD, fractions_B.to(pooled_BD)) for pooled_BD in said.pooled])
+            said = said._replace(
+                pooled=[mixed(pooled_BD, fractions_B.to(pooled_BD)) for pooled_BD in said.pooled]
+            )
         return DistillInputs(mine, said)
 
     def forward(self, inputs: DistillInputs) -> StepOutput:
@@ -179,7 +201,9 @@ class Distill(Method):
             targets = self.knowledge.targets(said, len(views))
             predicted = self.predictor(torch.cat(pooled)).chunk(len(views))
             unit = [F.normalize(prediction, dim=1) for prediction in predicted]
-            losses["image"] = _mean(self._of_image(*each) for each in zip(predicted, unit, targets, strict=True))
+            losses["image"] = _mean(
+                self._of_image(*each) for each in zip(predicted, unit, targets, strict=True)
+            )
             losses["batch"] = _mean(self._in_batch(*each) for each in zip(unit, targets, strict=True))
             logs["teacher_explained"] = explained(torch.cat(unit).detach(), torch.cat(targets))
             embeddings = predicted[0].detach(), predicted[1].detach() if len(views) > 1 else targets[0]
@@ -187,20 +211,25 @@ class Distill(Method):
                 self._remember(targets[0])
             self._last = (pooled[0].detach(), targets[0])
         if self.num_maps:
-            wanted = self.knowledge.map_targets(said, [[level.shape[-2:] for level in maps] for maps in pyramids])
+            wanted = self.knowledge.map_targets(
+                said, [[level.shape[-2:] for level in maps] for maps in pyramids]
+            )
             pairs = [
                 (predict(level), target)
                 for maps, of_view in zip(pyramids, wanted, strict=True)
                 for predict, level, target in zip(self.map_predictors, maps, of_view, strict=True)
             ]
             losses["map"] = _mean(F.smooth_l1_loss(predicted, target) for predicted, target in pairs)
-            logs["maps_explained"] = _mean(variance_explained(predicted, target) for predicted, target in pairs)
+            logs["maps_explained"] = _mean(
+                variance_explained(predicted, target) for predicted, target in pairs
+            )
         if self.projector is not None and self.criterion is not None:
             first, second = self.projector(torch.cat(pooled[:2])).chunk(2)
             losses["contrast"] = self.criterion(first, second)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
-        # of maps alone there are none: means over positions may well lie near one line while the positions differ
+        # of maps alone there are none: means over positions may well lie near one line while the positions
+        # differ
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return StepOutput(loss=total, logs=logs, embeddings=embeddings)
@@ -252,13 +281,19 @@ def _check_weights(weights: dict[str, float]) -> None:
 
 
 def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
-    """How much of itself each row keeps, float32 [B] of 0.5 to 1; a pure function of rows and passes, whatever the ranks."""
+    """How much of itself each row keeps, float32 [B] of 0.5 to 1;
+    a pure function of rows and passes, whatever the ranks.
+    """
     drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
-    return torch.from_numpy(np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32))
+    return torch.from_numpy(
+        np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32)
+    )
 
 
 def mixed(tensor: Tensor, fractions_B: Tensor) -> Tensor:
-    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's; an odd last is alone."""
+    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's;
+    an odd last is alone.
+    """
     partners = torch.arange(len(tensor), device=tensor.device) ^ 1
     partners = torch.where(partners < len(tensor), partners, partners ^ 1)
     fractions = fractions_B.view(-1, *[1] * (tensor.ndim - 1))
@@ -273,15 +308,16 @@ def _mean(values: Any) -> Tensor:
 def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
     """Fraction of the targets' variance that predictions explain at their best common length, 0 to 1.
 
-    Both have length 1 and the targets are centred, so it is the square of the mean cosine; 0 where that is negative.
+    Both have length 1 and the targets are centred, so it is the square of the mean cosine;
+    0 where that is negative.
     """
     return (unit_BK * target_BK).sum(1).mean().clamp_min(0).square()
 
 
 @torch.no_grad()
 def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Fraction of the variance of maps that predictions explain (R squared), at most 1; 0 is what each channel's mean
-    explains.
+    """Fraction of the variance of maps that predictions explain (R squared), at most 1; 0 is what each
+    channel's mean explains.
     """
     left = (predicted_BCHW - target_BCHW).square().sum()
     whole = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().sum()
@@ -290,7 +326,9 @@ def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shared_neighbours(mine_BC: Tensor, theirs_BK: Tensor, num: int = NUM_NEIGHBOURS) -> float:
-    """Mean fraction of each row's nearest rows by one features that are so by the other, too; from 0 to 1."""
+    """Mean fraction of each row's nearest rows by one features that are so by the other, too;
+    from 0 to 1.
+    """
     num = min(num, len(mine_BC) - 1)
     if num < 1:
         return 0.0

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 class HostNumber:
     """A number on the host that stands for a buffer of a module.
 
-    Reading a tensor on an accelerator waits until the device is done with all that came before. So the number is read from the
-    buffer once, and again when something else has written the buffer (a checkpoint that is loaded), but not after `set`.
+    Reading a tensor on an accelerator waits until the device is done with all that came before. So the
+    number is read from the buffer once, and again when something else has written the buffer (a checkpoint
+    that is loaded), but not after `set`.
 
     Args:
         module: whose buffer it is; the module may be moved and cast.

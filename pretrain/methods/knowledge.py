@@ -28,13 +28,14 @@ SAMPLES_A_CELL = 2  # of a stored map, along each side of a student's cell: its 
 
 
 class Said(NamedTuple):
-    """A teacher's features of the images of a batch. What is stored or seen once an image has one entry, else one a view.
+    """A teacher's features of the images of a batch.
+    What is stored or seen once an image has one entry, else one a view.
 
     Attributes:
         pooled: features [B, D] each.
         maps: [B, C, H, W] of each level, of each.
-        geometry_VB5: where each view lies in the image, see `pretrain.data.views.random_views.ViewFilling`; for maps of
-            whole images.
+        geometry_VB5: where each view lies in the image, see `pretrain.data.views.random_views.ViewFilling`;
+            for maps of whole images.
     """
 
     pooled: list[Tensor]
@@ -57,7 +58,8 @@ class Knowledge(nn.Module):
 
     Attributes:
         dim: of the targets.
-        map_channels: of the map that each of the student's last maps shall predict; empty where there are none.
+        map_channels: of the map that each of the student's last maps shall predict; empty where there are
+            none.
         described: the teacher, see `pretrain.encoders.teachers.Teacher.described`.
         features_url, columns: what is to be read beside the rows, if anything is.
     """
@@ -68,7 +70,9 @@ class Knowledge(nn.Module):
     features_url: str | None = None
     columns: Sequence[str] = ()
 
-    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
+    def of(
+        self, views: list[Tensor], batch: Batch, normalisation: Normalisation
+    ) -> tuple[list[Tensor], Said]:
         """The views that the student sees, normalised, and the teacher's features of them."""
         raise NotImplementedError
 
@@ -77,18 +81,22 @@ class Knowledge(nn.Module):
         raise NotImplementedError
 
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
-        """What is to be predicted in each cell of the student's maps of these shapes, [B, C, H, W] for each view and level."""
+        """What is to be predicted in each cell of the student's maps of these shapes, [B, C, H,
+        W] for each view and level.
+        """
         raise NotImplementedError
 
 
 class StoredKnowledge(Knowledge):
     """Features that `python -m pretrain embed` left.
 
-    Pooled features are centred, turned to `target_dim` principal directions at most, and each is divided by its standard
-    deviation to the power `whitening`.
+    Pooled features are centred, turned to `target_dim` principal directions at most, and each is divided by
+    its standard deviation to the power `whitening`.
     """
 
-    def __init__(self, url: str, *, with_maps: bool, target_dim: int, whitening: float, num_levels: int) -> None:
+    def __init__(
+        self, url: str, *, with_maps: bool, target_dim: int, whitening: float, num_levels: int
+    ) -> None:
         super().__init__()
         described = describe_features(url)
         if with_maps and described.maps is None:
@@ -98,8 +106,8 @@ class StoredKnowledge(Knowledge):
             )
         if with_maps and not described.images.get("whole_image"):
             raise UserError(
-                f"method.arguments.map_weight needs maps of whole images, and those in {url} are of central crops; make them "
-                "without --crop-fraction"
+                f"method.arguments.map_weight needs maps of whole images, and those in {url} are of central "
+                "crops; make them without --crop-fraction"
             )
         self.described = described.teacher
         self.features_url, self.columns = url, [FEATURES, MAPS] if with_maps else [FEATURES]
@@ -111,19 +119,25 @@ class StoredKnowledge(Knowledge):
         self.register_buffer("mean_D", torch.from_numpy(statistics["mean"].astype(np.float32)))
         # directions in which nothing differs say nothing, and would be divided by nearly 0
         scale_K = deviations_K.clamp_min(1e-4 * float(deviations_K.max())) ** -whitening
-        directions_DK = torch.from_numpy(statistics["eigenvectors"][:, : self.dim].astype(np.float32)) * scale_K
+        directions_DK = (
+            torch.from_numpy(statistics["eigenvectors"][:, : self.dim].astype(np.float32)) * scale_K
+        )
         self.register_buffer("directions_DK", directions_DK)
         self.map_channels = []
         if with_maps and described.maps is not None:
             self.map_channels = [described.maps.channels] * num_levels
 
-    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
+    def of(
+        self, views: list[Tensor], batch: Batch, normalisation: Normalisation
+    ) -> tuple[list[Tensor], Said]:
         """All views are the student's; what is stored is of the whole image."""
         device = views[0].device
         said = Said([_stacked(batch, FEATURES, device)], [])
         if MAPS in self.columns:
             assert batch.geometry_VB5 is not None
-            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5)).to(device, non_blocking=True)
+            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5)).to(
+                device, non_blocking=True
+            )
             said = Said(said.pooled, [[_stacked(batch, MAPS, device)]], geometry_VB5)
         return views, said
 
@@ -147,8 +161,8 @@ class StoredKnowledge(Knowledge):
 class LiveKnowledge(Knowledge):
     """A teacher that looks at each batch.
 
-    It is no part of the state: it is frozen, and is opened again when a run goes on. Its features and the channels of its maps
-    are standardised by the statistics of batches.
+    It is no part of the state: it is frozen, and is opened again when a run goes on. Its features and the
+    channels of its maps are standardised by the statistics of batches.
     """
 
     _like: Tensor
@@ -162,7 +176,9 @@ class LiveKnowledge(Knowledge):
         self._levels: list[int] = []
         if with_maps:
             if not teacher.strides:
-                raise UserError(f"method.arguments.map_weight needs a teacher with maps, and {name} has none")
+                raise UserError(
+                    f"method.arguments.map_weight needs a teacher with maps, and {name} has none"
+                )
             if sees == "whole":
                 self._levels = [len(teacher.strides) - 1] * len(student_strides)
             else:
@@ -170,16 +186,23 @@ class LiveKnowledge(Knowledge):
         self.map_channels = [teacher.channels[level] for level in self._levels]
         self.norm = nn.BatchNorm1d(teacher.dim, affine=False)
         self.register_buffer("_like", torch.zeros(()), persistent=False)  # of the dtype that we were cast to
-        self.map_norms = nn.ModuleList(nn.BatchNorm2d(channels, affine=False) for channels in self.map_channels)
+        self.map_norms = nn.ModuleList(
+            nn.BatchNorm2d(channels, affine=False) for channels in self.map_channels
+        )
 
-    def of(self, views: list[Tensor], batch: Batch, normalisation: Normalisation) -> tuple[list[Tensor], Said]:
+    def of(
+        self, views: list[Tensor], batch: Batch, normalisation: Normalisation
+    ) -> tuple[list[Tensor], Said]:
         """The teacher looks at the student's views, or at the last view in their place."""
         mine = views if self.sees == "views" else views[:-1]
         if not mine:
             raise UserError(
-                "method.arguments.sees=whole needs views.arguments={whole_size: PIXELS}: a view for the teacher alone"
+                "method.arguments.sees=whole needs views.arguments={whole_size: PIXELS}: a view for the "
+                "teacher alone"
             )
-        outputs = [self._look(view, normalisation) for view in (mine if self.sees == "views" else views[-1:])]
+        outputs = [
+            self._look(view, normalisation) for view in (mine if self.sees == "views" else views[-1:])
+        ]
         geometry_VB5 = None
         if self.sees == "whole" and self._levels:
             assert batch.geometry_VB5 is not None
@@ -195,8 +218,12 @@ class LiveKnowledge(Knowledge):
             self._at = Look(teacher, device, dtype=torch.bfloat16)
         look = self._at
         size = teacher.input_size
-        if images_BCHW.shape[-1] < size // 2:  # a network that never saw things so small knows little of them
-            images_BCHW = F.interpolate(images_BCHW, size=(size // 2, size // 2), mode="bilinear", antialias=True)
+        if (
+            images_BCHW.shape[-1] < size // 2
+        ):  # a network that never saw things so small knows little of them
+            images_BCHW = F.interpolate(
+                images_BCHW, size=(size // 2, size // 2), mode="bilinear", antialias=True
+            )
         images_BCHW = self._as_its_own(images_BCHW, normalisation)
         outputs = [look.at(images) for images in images_BCHW.split(look.images_per_pass)]
         pooled_BD = torch.cat([output.pooled_BD for output in outputs])
@@ -219,7 +246,8 @@ class LiveKnowledge(Knowledge):
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
         """The teacher's maps in the student's cells."""
         normed = [
-            [norm(level.to(self._like)) for norm, level in zip(self.map_norms, maps, strict=True)] for maps in said.maps
+            [norm(level.to(self._like)) for norm, level in zip(self.map_norms, maps, strict=True)]
+            for maps in said.maps
         ]
         if said.geometry_VB5 is None:
             return [
@@ -242,16 +270,20 @@ def open_knowledge(
     whitening: float,
     student_strides: Sequence[int],
 ) -> Knowledge:
-    """Stored features or a live teacher. Raises UserError when there is neither or both, or it cannot be had."""
+    """Stored features or a live teacher. Raises UserError when there is neither or both,
+    or it cannot be had.
+    """
     choose("method.arguments.sees", sees, SEES)
     if (features is None) == (teacher is None):
         raise UserError(
-            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed TEACHER DATA OUT) "
-            "or method.arguments.teacher=NAME, not both"
+            "distill needs a teacher: give method.arguments.features=URL (made by python -m pretrain embed "
+            "TEACHER DATA OUT) or method.arguments.teacher=NAME, not both"
         )
     if features is not None:
         if sees != "views":
-            raise UserError("method.arguments.sees is for a live teacher; stored features are of whole images anyway")
+            raise UserError(
+                "method.arguments.sees is for a live teacher; stored features are of whole images anyway"
+            )
         return StoredKnowledge(
             features,
             with_maps=with_maps,
@@ -267,7 +299,8 @@ def seen_part(map_BCHW: Tensor, geometry_B5: Tensor, shape: Shape) -> Tensor:
     """The part of a map of whole images that a view shows, in height x width cells of the view.
 
     Args:
-        geometry_B5: left, top, right and bottom of the view as fractions of the image's sides, and 1 where it is mirrored.
+        geometry_B5: left, top, right and bottom of the view as fractions of the image's sides,
+            and 1 where it is mirrored.
     """
     height, width = (side * SAMPLES_A_CELL for side in shape)
     left, top, right, bottom, mirrored = (column[:, None] for column in geometry_B5.T)
@@ -277,7 +310,8 @@ def seen_part(map_BCHW: Tensor, geometry_B5: Tensor, shape: Shape) -> Tensor:
     x_BW, y_BH = left + across_BW * (right - left), top + down_H * (bottom - top)
     batch = len(map_BCHW)
     grid_BHW2 = torch.stack(
-        [x_BW[:, None, :].expand(batch, height, width), y_BH[:, :, None].expand(batch, height, width)], dim=-1
+        [x_BW[:, None, :].expand(batch, height, width), y_BH[:, :, None].expand(batch, height, width)],
+        dim=-1,
     )
     sampled = F.grid_sample(map_BCHW, 2 * grid_BHW2 - 1, padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, SAMPLES_A_CELL)

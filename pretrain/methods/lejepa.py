@@ -1,4 +1,5 @@
-"""LeJEPA: views agree with the mean of the global ones, and embeddings are spread like an isotropic Gaussian.
+"""LeJEPA: views agree with the mean of the global ones,
+and embeddings are spread like an isotropic Gaussian.
 
 Balestriero & LeCun, LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics,
 https://arxiv.org/abs/2511.08544. No teacher, no stop-gradient, no schedules; one weight to choose.

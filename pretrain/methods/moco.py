@@ -1,8 +1,9 @@
 """MoCo v2: an image is told apart from a long queue of earlier images, as a slowly moving encoder saw them.
 
-He et al., Momentum Contrast for Unsupervised Visual Representation Learning, https://arxiv.org/abs/1911.05722; Chen et al.,
-Improved Baselines with Momentum Contrastive Learning, https://arxiv.org/abs/2003.04297. The paper shuffles batches over GPUs
-because its batch norms are local; ours see the global batch, so there is nothing to shuffle.
+He et al., Momentum Contrast for Unsupervised Visual Representation Learning,
+https://arxiv.org/abs/1911.05722; Chen et al., Improved Baselines with Momentum Contrastive Learning,
+https://arxiv.org/abs/2003.04297. The paper shuffles batches over GPUs because its batch norms are local;
+ours see the global batch, so there is nothing to shuffle.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class MoCo(Method):
         self.momentum, self.queue_size = momentum, queue_size
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Loss of view 0 against view 1 and the queue, which then takes view 1 in. At chance it is log(queue_size + 1)."""
+        """Loss of view 0 against view 1 and the queue, which then takes view 1 in.
+        At chance it is log(queue_size + 1).
+        """
         queries = self.projector(self.features(views[:1])[0])
         with torch.no_grad():
             keys = self.key_projector(self.features(views[1:], self.key_encoder)[0])

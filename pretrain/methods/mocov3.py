@@ -1,6 +1,7 @@
 """MoCo v3: two views find each other among the global batch, one of them seen by a slowly moving encoder.
 
-Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, https://arxiv.org/abs/2104.02057, algorithm 1.
+Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers,
+https://arxiv.org/abs/2104.02057, algorithm 1.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class MoCoV3(Method):
         self.projector = MoCoProjectionHead(
             encoder.channels[-1], hidden_dim, projection_dim, num_layers=3, batch_norm=True
         )
-        self.predictor = MoCoProjectionHead(projection_dim, hidden_dim, projection_dim, num_layers=2, batch_norm=True)
+        self.predictor = MoCoProjectionHead(
+            projection_dim, hidden_dim, projection_dim, num_layers=2, batch_norm=True
+        )
         self.key_encoder = cast(Encoder, momentum_copy(encoder))
         self.key_projector = momentum_copy(self.projector)
         self.temperature, self.momentum = temperature, momentum

@@ -1,11 +1,13 @@
-"""The global batch through the encoder in equal pieces, so that a step is the same bits on any number of ranks.
+"""The global batch through the encoder in equal pieces,
+so that a step is the same bits on any number of ranks.
 
-What differs between one rank and many is how sums are grouped: kernels see batches of another size, and gradients are added
-up in another order. Here the batch is cut into a number of pieces that belongs to the run, each goes through the encoder on
-its own, their outputs are gathered, and every rank computes heads and loss on the whole of them. The gradients of pieces are
-added up as integers, which no order changes: each tensor is rounded to multiples of a power of two that its largest value
-sets, far finer than float32 resolves (reproducible summation, Demmel and Nguyen, https://doi.org/10.1109/ARITH.2013.9). How
-embeddings of pieces are kept apart from their graphs is Gao et al., https://arxiv.org/abs/2101.06983.
+What differs between one rank and many is how sums are grouped: kernels see batches of another size, and
+gradients are added up in another order. Here the batch is cut into a number of pieces that belongs to the
+run, each goes through the encoder on its own, their outputs are gathered, and every rank computes heads and
+loss on the whole of them. The gradients of pieces are added up as integers, which no order changes: each
+tensor is rounded to multiples of a power of two that its largest value sets, far finer than float32 resolves
+(reproducible summation, Demmel and Nguyen, https://doi.org/10.1109/ARITH.2013.9). How embeddings of pieces
+are kept apart from their graphs is Gao et al., https://arxiv.org/abs/2101.06983.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Encode = Callable[[list[Tensor]], list[Tensor]]
 class Pieces:
     """A number of pieces, and the gradients that they want of an encoder's parameters in the current step.
 
-    `finish()` after `backward()` sets `.grad` to their sum over all ranks. The parameters of heads need nothing: every rank
-    has the same gradient of them.
+    `finish()` after `backward()` sets `.grad` to their sum over all ranks. The parameters of heads need
+    nothing: every rank has the same gradient of them.
     """
 
     def __init__(self, num: int) -> None:
@@ -46,8 +48,11 @@ class Pieces:
         """Every rank's loss has the rows of the whole batch."""
         return tensor
 
-    def run(self, encode: Encode, views: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """`encode(views of a piece)`, one output [B, ...] a view, for all pieces of all ranks: [B_global, ...] a view.
+    def run(
+        self, encode: Encode, views: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+    ) -> list[Tensor]:
+        """`encode(views of a piece)`, one output [B, ...] a view, for all pieces of all ranks:
+        [B_global, ...] a view.
 
         Args:
             views: of this rank's share of the batch, [B_rank, C, H, W] each.
@@ -67,9 +72,16 @@ class Pieces:
 
     def take(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         """Adds the gradients of one piece: `wanted` are those of its outputs."""
-        used = [(output, gradient) for output, gradient in zip(outputs, wanted, strict=True) if output.requires_grad]
+        used = [
+            (output, gradient)
+            for output, gradient in zip(outputs, wanted, strict=True)
+            if output.requires_grad
+        ]
         gradients = torch.autograd.grad(
-            [output for output, _ in used], self._parameters, [gradient for _, gradient in used], allow_unused=True
+            [output for output, _ in used],
+            self._parameters,
+            [gradient for _, gradient in used],
+            allow_unused=True,
         )
         self._gradients.append(
             [
@@ -84,7 +96,9 @@ class Pieces:
         if not self._gradients:
             return
         # the largest values over all pieces set the unit of each tensor
-        largest = torch.stack([torch.stack(torch._foreach_norm(piece, math.inf)) for piece in self._gradients])
+        largest = torch.stack(
+            [torch.stack(torch._foreach_norm(piece, math.inf)) for piece in self._gradients]
+        )
         largest = largest.double().amax(0).nan_to_num(nan=math.inf)
         if distributed.world_size() > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -113,8 +127,8 @@ class Pieces:
         return self.num // num_ranks
 
     def _outputs(self, encode: Encode, views: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its position in the batch
-        sets.
+        """Of each of this rank's pieces, each with random numbers of its own (drop path) that its position
+        in the batch sets.
         """
         num_here, seed = self._num_here(), torch.initial_seed()
         outputs = []
@@ -129,7 +143,9 @@ class _ThroughEncoder(torch.autograd.Function):
     """Outputs without graph; the graphs of pieces are walked one by one when the gradient comes."""
 
     @staticmethod
-    def forward(ctx: Any, pieces: Pieces, encode: Encode, parameter: Tensor, *views: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, pieces: Pieces, encode: Encode, parameter: Tensor, *views: Tensor
+    ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             outputs = pieces._outputs(encode, views)
         ctx.pieces, ctx.outputs = pieces, outputs

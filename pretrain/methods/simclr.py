@@ -1,7 +1,7 @@
 """SimCLR: two views of an image attract, all other images of the global batch repel.
 
-Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, https://arxiv.org/abs/2002.05709.
-Negatives are gathered over ranks.
+Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
+https://arxiv.org/abs/2002.05709. Negatives are gathered over ranks.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class SimCLR(Method):
 
     Args:
         encoder: to be trained.
-        temperature: of the softmax over similarities; 0.5 suits small batches, 0.1 large ones (paper, table 5).
+        temperature: of the softmax over similarities; 0.5 suits small batches, 0.1 large ones (paper, table
+            5).
         hidden_dim, projection_dim: of the projection head.
-        num_layers: of the projection head, 2 in the paper, 3 in SimCLR v2 (https://arxiv.org/abs/2006.10029).
-        decoupled: leave the positive pair out of the denominator, which small batches gain from: Yeh et al., Decoupled
-            Contrastive Learning, https://arxiv.org/abs/2110.06848.
+        num_layers: of the projection head, 2 in the paper, 3 in SimCLR v2
+            (https://arxiv.org/abs/2006.10029).
+        decoupled: leave the positive pair out of the denominator, which small batches gain from: Yeh et al.,
+            Decoupled Contrastive Learning, https://arxiv.org/abs/2110.06848.
     """
 
     recipe = "simclr"
@@ -54,7 +56,9 @@ class SimCLR(Method):
         self._num_others = 2 if decoupled else 1
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Loss of two views over the global batch. At chance it is log(2 B_global - 1), decoupled log(2 B_global - 2)."""
+        """Loss of two views over the global batch. At chance it is log(2 B_global - 1),
+        decoupled log(2 B_global - 2).
+        """
         # one pass for both views: batch norm in the head sees both, as in the paper's implementation
         first, second = self.projector(torch.cat(self.features(views))).chunk(2)
         return StepOutput(

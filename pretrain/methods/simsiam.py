@@ -1,4 +1,5 @@
-"""SimSiam: predict the other view's projection, through which no gradient goes; nothing repels and nothing lags.
+"""SimSiam: predict the other view's projection, through which no gradient goes;
+nothing repels and nothing lags.
 
 Chen & He, Exploring Simple Siamese Representation Learning, https://arxiv.org/abs/2011.10566, algorithm 1.
 """
@@ -29,7 +30,12 @@ class SimSiam(Method):
     constant_rate = ("predictor.",)  # section 4.1: "h is trained with a constant lr (without decay)"
 
     def __init__(
-        self, encoder: Encoder, *, hidden_dim: int = 2048, projection_dim: int = 2048, bottleneck_dim: int = 512
+        self,
+        encoder: Encoder,
+        *,
+        hidden_dim: int = 2048,
+        projection_dim: int = 2048,
+        bottleneck_dim: int = 512,
     ) -> None:
         super().__init__(encoder)
         self.projector = SimSiamProjectionHead(encoder.channels[-1], hidden_dim, projection_dim)

@@ -1,7 +1,8 @@
 """SwAV: one view's assignment to prototypes is predicted from the others.
 
-Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, https://arxiv.org/abs/2006.09882.
-Assignments are balanced over the global batch and, for small batches, a queue of earlier ones.
+Caron et al., Unsupervised Learning of Visual Features by Contrasting Cluster Assignments,
+https://arxiv.org/abs/2006.09882. Assignments are balanced over the global batch and, for small batches,
+a queue of earlier ones.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class SwAV(Method):
         num_prototypes: about ten times the classes one may expect.
         temperature: of the predictions.
         epsilon, sinkhorn_iterations: sharpness of the assignments, and how well they are balanced.
-        queue_size: earlier images that assignments are balanced over too; 0 for batches of some hundred and more.
-        queue_from, frozen_until: fractions of the run at which the queue starts and the prototypes are let go.
+        queue_size: earlier images that assignments are balanced over too; 0 for batches of some hundred and
+            more.
+        queue_from, frozen_until: fractions of the run at which the queue starts and the prototypes are let
+            go.
         num_global_views: views, the first ones, that are assigned to prototypes.
         hidden_dim, projection_dim: of the projection head.
     """
@@ -65,19 +68,26 @@ class SwAV(Method):
         self.share: Tensor
         self.register_buffer("queue_VKD", torch.zeros(num_global_views, queue_size, projection_dim))
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
-        self._fraction, self._num_queued = HostNumber(self, "share"), HostNumber(self, "queue_VKD", _num_queued)
+        self._fraction, self._num_queued = (
+            HostNumber(self, "share"),
+            HostNumber(self, "queue_VKD", _num_queued),
+        )
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
         self.queue_from, self.frozen_until = queue_from, frozen_until
         self.num_global_views, self.num_prototypes = num_global_views, num_prototypes
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Mean cross-entropy of assignments and predictions over pairs of views. At chance it is log(num_prototypes)."""
+        """Mean cross-entropy of assignments and predictions over pairs of views.
+        At chance it is log(num_prototypes).
+        """
         embeddings = [F.normalize(self.projector(features), dim=1) for features in self.features(views)]
         # gradients of zero rather than none, so that one rank and many do the same
         weight = self.prototypes.heads[0].weight
         weight = weight.detach() + 0 * weight if self._fraction.get() < self.frozen_until else weight
         scores = [F.linear(embedding, weight) for embedding in embeddings]
-        codes = self._codes([embedding.detach() for embedding in embeddings[: self.num_global_views]], weight.detach())
+        codes = self._codes(
+            [embedding.detach() for embedding in embeddings[: self.num_global_views]], weight.detach()
+        )
         losses = [
             self.criterion.subloss(score, code)
             for assigned, code in enumerate(codes)
@@ -106,7 +116,9 @@ class SwAV(Method):
             everywhere, rows, rank = self.ranks.gathered(embedding), len(embedding), self.ranks.rank
             queue = self.queue_VKD[view]
             known = torch.cat([everywhere, queue]) if uses_queue else everywhere
-            code = sinkhorn(known @ prototypes_PD.T, iterations=self.sinkhorn_iterations, epsilon=self.epsilon)
+            code = sinkhorn(
+                known @ prototypes_PD.T, iterations=self.sinkhorn_iterations, epsilon=self.epsilon
+            )
             codes.append(code[rank * rows : (rank + 1) * rows])
             if size:
                 self.queue_VKD[view] = torch.cat([everywhere, queue])[:size]

@@ -1,6 +1,7 @@
 """VICReg: two views agree, each coordinate keeps its variance, and coordinates do not vary together.
 
-Bardes et al., VICReg: Variance-Invariance-Covariance Regularization, https://arxiv.org/abs/2105.04906, algorithm 1.
+Bardes et al., VICReg: Variance-Invariance-Covariance Regularization, https://arxiv.org/abs/2105.04906,
+algorithm 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pretrain.training.contract import StepOutput
 
 
 class _Loss(VICRegLoss):
-    """lightly's loss to the last bit, whose covariance leaves the diagonal out by a mask and waits for the device there."""
+    """lightly's loss to the last bit, whose covariance leaves the diagonal out by a
+    mask and waits for the device there.
+    """
 
     def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
         # in lightly's order, by which gradients are added up
@@ -61,7 +64,9 @@ class VICReg(Method):
     ) -> None:
         super().__init__(encoder)
         self.projector = VICRegProjectionHead(encoder.channels[-1], hidden_dim, projection_dim)
-        self.criterion = _Loss(lambda_param=invariance_weight, mu_param=variance_weight, nu_param=covariance_weight)
+        self.criterion = _Loss(
+            lambda_param=invariance_weight, mu_param=variance_weight, nu_param=covariance_weight
+        )
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         """Weighted sum of the three terms over the global batch, at least 0."""

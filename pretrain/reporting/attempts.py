@@ -31,4 +31,6 @@ def missing(id: str, title: str, error: Exception) -> Section:
 
 
 def _apology(text: str) -> Markup:
-    return element("div", element("p", f"This part could not be made: {text}", class_="empty"), class_="card")
+    return element(
+        "div", element("p", f"This part could not be made: {text}", class_="empty"), class_="card"
+    )

@@ -1,7 +1,8 @@
 """Line charts as SVG, made by pure functions: the same numbers give the same text.
 
-They have no colours of their own: the page's style sheet gives them, for light and dark. Without scripts a chart answers the
-pointer: over each point lies a strip that shows its value when it is hovered over or touched.
+They have no colours of their own: the page's style sheet gives them, for light and dark. Without scripts a
+chart answers the pointer: over each point lies a strip that shows its
+value when it is hovered over or touched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MAX_POINTS, MAX_HOVERED, MAX_DOTS = 240, 48, 24
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; a value that is None or not finite is a gap. `name` is what its values are called."""
+    """One line of a chart; a value that is None or not finite is a gap.
+    `name` is what its values are called.
+    """
 
     name: str
     xs: Sequence[float]
@@ -91,7 +94,9 @@ def line_chart(
     parts = [_axes(frame, x_name, fractions)]
     parts += [_mark(mark, frame) for mark in marks]
     for number, points in enumerate(drawn, 1):
-        parts.append(_curve(thinned(points, MAX_POINTS), frame, number, faint=smooth and len(points) > MAX_DOTS))
+        parts.append(
+            _curve(thinned(points, MAX_POINTS), frame, number, faint=smooth and len(points) > MAX_DOTS)
+        )
         if smooth and len(points) > MAX_DOTS:
             parts.append(_curve(thinned(running_mean(points), MAX_POINTS), frame, number))
     parts.append(_hovered([line.name for line, _ in seen], drawn, frame, x_name, text))
@@ -119,8 +124,8 @@ def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
 
 
 def thinned(points: Sequence[tuple[float, float]], max_points: int) -> list[tuple[float, float]]:
-    """At most about `max_points` points that keep the look of a line: the lowest and the highest of each stretch, and both
-    ends.
+    """At most about `max_points` points that keep the look of a line: the lowest and the highest of each
+    stretch, and both ends.
     """
     if len(points) <= max_points:
         return list(points)
@@ -134,15 +139,21 @@ def thinned(points: Sequence[tuple[float, float]], max_points: int) -> list[tupl
     return [points[index] for index in sorted(kept)]
 
 
-def running_mean(points: Sequence[tuple[float, float]], window: int | None = None) -> list[tuple[float, float]]:
-    """The mean of each point and its neighbours, `window` points in all (a twelfth of them, when it is not said)."""
+def running_mean(
+    points: Sequence[tuple[float, float]], window: int | None = None
+) -> list[tuple[float, float]]:
+    """The mean of each point and its neighbours, `window` points in all (a
+    twelfth of them, when it is not said).
+    """
     half = (window or max(3, len(points) // 12)) // 2
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
     means = []
     for index, (x, _) in enumerate(points):
-        reach = min(half, index, len(points) - 1 - index)  # even on both sides, so that the ends are not drawn inwards
+        reach = min(
+            half, index, len(points) - 1 - index
+        )  # even on both sides, so that the ends are not drawn inwards
         low, high = index - reach, index + reach + 1
         means.append((x, (sums[high] - sums[low]) / (high - low)))
     return means
@@ -183,7 +194,9 @@ def _axes(frame: Frame, x_name: str, fractions: bool) -> Markup:
     parts = []
     y_ticks = log_ticks(frame.y_low, frame.y_high) if frame.log else ticks(frame.y_low, frame.y_high)
     y_texts = (
-        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])] if fractions else tick_texts(y_ticks)
+        [f"{words} %" for words in tick_texts([100 * tick for tick in y_ticks])]
+        if fractions
+        else tick_texts(y_ticks)
     )
     for value, words in zip(y_ticks, y_texts):
         y = frame.y(value)
@@ -199,7 +212,9 @@ def _axes(frame: Frame, x_name: str, fractions: bool) -> Markup:
     return element("g", *parts)
 
 
-def _curve(points: Sequence[tuple[float, float]], frame: Frame, number: int, *, faint: bool = False) -> Markup:
+def _curve(
+    points: Sequence[tuple[float, float]], frame: Frame, number: int, *, faint: bool = False
+) -> Markup:
     points_xy = [(frame.x(x), frame.y(y)) for x, y in points]
     path = "".join(f"{'ML'[index > 0]}{x:.1f} {y:.1f}" for index, (x, y) in enumerate(points_xy))
     parts = [element("path", d=path, class_=f"line line{number}" + (" faint" if faint else ""))]
@@ -211,13 +226,17 @@ def _curve(points: Sequence[tuple[float, float]], frame: Frame, number: int, *, 
 def _mark(mark: Mark, frame: Frame) -> Markup:
     if mark.x is not None:
         x = min(max(frame.x(mark.x), LEFT), WIDTH - RIGHT)
-        strip = element("rect", element("title", mark.text), x=x - 4, y=TOP, width=8, height=HEIGHT - TOP - BOTTOM)
+        strip = element(
+            "rect", element("title", mark.text), x=x - 4, y=TOP, width=8, height=HEIGHT - TOP - BOTTOM
+        )
         return element("g", element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM), strip, class_="mark")
     assert mark.y is not None
     if frame.log and mark.y <= 0:
         return Markup("")
     y = frame.y(mark.y)
-    words = element("text", mark.text, x=WIDTH - RIGHT - 2, y=y - 4 if y > TOP + 14 else y + 12, text_anchor="end")
+    words = element(
+        "text", mark.text, x=WIDTH - RIGHT - 2, y=y - 4 if y > TOP + 14 else y + 12, text_anchor="end"
+    )
     return element("g", element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y), words, class_="mark level")
 
 
@@ -240,7 +259,9 @@ def _hovered(
         dots, words = [], [f"{x_name} {short(x, 7)}"]
         for number, (name, points) in enumerate(zip(names, drawn), 1):
             y = min(points, key=lambda point: abs(point[0] - x))[1]
-            dots.append(element("circle", cx=centres[index], cy=frame.y(y), r=3.4, class_=f"dot dot{number}"))
+            dots.append(
+                element("circle", cx=centres[index], cy=frame.y(y), r=3.4, class_=f"dot dot{number}")
+            )
             words.append(f"{name} {text(y)}" if len(names) > 1 else text(y))
         at_right = centres[index] > (LEFT + WIDTH - RIGHT) / 2
         tip = element(

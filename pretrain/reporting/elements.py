@@ -10,7 +10,8 @@ from markupsafe import Markup, escape
 def element(name: str, *children: Any, **attributes: Any) -> Markup:
     """`<name attribute="...">children</name>`; children that are no Markup are escaped.
 
-    `class_` is `class` and `stroke_width` is `stroke-width`; numbers are rounded to 0.01; an attribute of None is left out.
+    `class_` is `class` and `stroke_width` is `stroke-width`; numbers are rounded to 0.01;
+    an attribute of None is left out.
     """
     parts = [Markup("<{}").format(name)]
     for key, value in attributes.items():
@@ -18,7 +19,9 @@ def element(name: str, *children: Any, **attributes: Any) -> Markup:
             parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value)))
     if not children:
         return Markup("").join([*parts, Markup("/>")])
-    return Markup("").join([*parts, Markup(">"), *(escape(child) for child in children), Markup("</{}>").format(name)])
+    return Markup("").join(
+        [*parts, Markup(">"), *(escape(child) for child in children), Markup("</{}>").format(name)]
+    )
 
 
 def joined(*parts: Any) -> Markup:

@@ -1,4 +1,6 @@
-"""The parts of a page that show what an encoder has learnt: neighbours, a map of embeddings, where it looks."""
+"""The parts of a page that show what an encoder has learnt:
+neighbours, a map of embeddings, where it looks.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +64,16 @@ def neighbour_section(embedded: Embedded) -> Section:
 def teacher_section(student: Embedded, teacher: Embedded, name: str) -> Section:
     """The same images with those that the teacher finds most alike."""
     num = min(len(student), len(teacher))
-    mine, theirs = (neighbours(embedded.features_ND[:num], NUM_NEIGHBOURS)[0] for embedded in (student, teacher))
-    shared = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)])
+    mine, theirs = (
+        neighbours(embedded.features_ND[:num], NUM_NEIGHBOURS)[0] for embedded in (student, teacher)
+    )
+    shared = np.mean(
+        [len(set(a) & set(b)) / len(a) for a, b in zip(mine.tolist(), theirs.tolist(), strict=True)]
+    )
     chance = mine.shape[1] / max(1, num - 1)
     words = (
-        f" These are the neighbours according to the teacher, {name}. {100 * shared:.0f} % of the encoder's {mine.shape[1]} "
-        f"nearest are also the teacher's; by chance it would be {100 * chance:.0f} %."
+        f" These are the neighbours according to the teacher, {name}. {100 * shared:.0f} % of the encoder's "
+        f"{mine.shape[1]} nearest are also the teacher's; by chance it would be {100 * chance:.0f} %."
     )
     return _neighbours(teacher, "teacher", "The teacher's nearest neighbours", words)
 
@@ -84,15 +90,22 @@ def _neighbours(embedded: Embedded, id: str, title: str, words: str) -> Section:
                 "same": labels is not None and labels[index] == labels[query],
                 "similarity": f"{similarity:.2f}",
             }
-            for index, similarity in zip(order_Nk[query].tolist(), similarity_Nk[query].tolist(), strict=True)
+            for index, similarity in zip(
+                order_Nk[query].tolist(), similarity_Nk[query].tolist(), strict=True
+            )
         ]
-        rows.append({"url": data_url(tiles[query]), "label": labels[query] if labels else "", "found": found})
-    lead = f"The nearest of {len(embedded):,} images ({embedded.source}) by the angle between features, nearest first."
+        rows.append(
+            {"url": data_url(tiles[query]), "label": labels[query] if labels else "", "found": found}
+        )
+    lead = (
+        f"The nearest of {len(embedded):,} images ({embedded.source}) by the angle between features, "
+        "nearest first."
+    )
     if labels is not None:
         fractions, guess = agreement(order_Nk, labels)
         lead += (
-            f" Over all of them, {100 * fractions:.0f} % of the {order_Nk.shape[1]} nearest have the query's class; "
-            f"by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
+            f" Over all of them, {100 * fractions:.0f} % of the {order_Nk.shape[1]} nearest have the "
+            f"query's class; by chance it would be {100 * guess:.0f} %. The labels {embedded.taught}."
         )
     body = Templates().render("neighbours.html", rows=rows, labelled=labels is not None)
     return Section(id, title, body, lead + words)
@@ -109,7 +122,9 @@ def agreement(order_Nk: np.ndarray, labels: Sequence[str]) -> tuple[float, float
 def spread_queries(labels: Sequence[str] | None, num_images: int, max_queries: int) -> list[int]:
     """Images to ask for: of every class in turn, or evenly spread where there are none."""
     if labels is None:
-        return np.unique(np.linspace(0, num_images - 1, min(max_queries, num_images)).round().astype(int)).tolist()
+        return np.unique(
+            np.linspace(0, num_images - 1, min(max_queries, num_images)).round().astype(int)
+        ).tolist()
     of_class: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         of_class.setdefault(label, []).append(index)
@@ -134,8 +149,9 @@ def map_section(embedded: Embedded) -> Section:
         legend.append((f"{len(names) - len(shown_names)} more classes", class_colour(MAX_CLASSES - 1)))
     svg = embedding_map(embedded.sample.tiles[: len(embedded)], positions, numbers, embedded.labels)
     lead = (
-        f"{len(embedded):,} images ({embedded.source}); images that are close look similar to the encoder (t-SNE of their "
-        "features). Images are drawn where there is room, dots elsewhere; distances between distant groups mean little."
+        f"{len(embedded):,} images ({embedded.source}); images that are close look similar to the encoder "
+        "(t-SNE of their features). Images are drawn where there is room, dots elsewhere; distances "
+        "between distant groups mean little."
     )
     return Section("map", "Map of embeddings", Templates().render("map.html", svg=svg, legend=legend), lead)
 
@@ -146,7 +162,9 @@ def embedding_map(
     numbers: Sequence[int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Markup:
-    """Dots at all positions and thumbnails where they do not cover each other, framed in the colour of their class."""
+    """Dots at all positions and thumbnails where they do not cover each other,
+    framed in the colour of their class.
+    """
     xs = THUMB / 2 + 8 + positions_N2[:, 0] * (MAP_WIDTH - THUMB - 16)
     ys = THUMB / 2 + 8 + (1 - positions_N2[:, 1]) * (MAP_HEIGHT - THUMB - 16)
     taken: list[tuple[float, float]] = []
@@ -157,7 +175,9 @@ def embedding_map(
         if all(max(abs(x - other_x), abs(y - other_y)) >= THUMB + 3 for other_x, other_y in taken):
             taken.append((x, y))
             left, top = x - THUMB / 2, y - THUMB / 2
-            image = element("image", href=data_url(tiles[index], longest=72), x=left, y=top, width=THUMB, height=THUMB)
+            image = element(
+                "image", href=data_url(tiles[index], longest=72), x=left, y=top, width=THUMB, height=THUMB
+            )
             frame = element("rect", x=left, y=top, width=THUMB, height=THUMB, rx=4, style=colour)
             thumbs.append(element("g", title, image, frame, class_="thumb"))
         else:
@@ -183,14 +203,17 @@ def attention_section(
     maps = encoder(images)
     # the last map that has some cells: the last of all has few for small images
     colours_BHW3 = map_colours(next((m for m in reversed(maps) if min(m.shape[2:]) >= MIN_CELLS), maps[0]))
-    columns.append(("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)]))
+    columns.append(
+        ("features", [_smooth(colours, square.shape[0]) for colours, square in zip(colours_BHW3, squares)])
+    )
     cards = [
         [{"title": title, "url": data_url(tiles[index], longest=176)} for title, tiles in columns]
         for index in range(len(squares))
     ]
     with_attention = len(columns) > 2
     lead = (
-        "Bright areas get the most attention from the whole image, averaged over the heads of a stage's last layer. "
+        "Bright areas get the most attention from the whole image, averaged over the heads of a stage's "
+        "last layer. "
         if with_attention
         else "This encoder has no attention layers. "
     ) + "In the last image, areas of the same colour have similar features, in all images."
@@ -198,11 +221,14 @@ def attention_section(
 
 
 def last_of_stages(encoder: Encoder, images: torch.Tensor) -> list[tuple[str, np.ndarray]]:
-    """Attention [B, H, W] of the last layer of each stage (of the whole network where layers have no stages), and rollout."""
+    """Attention [B, H, W] of the last layer of each stage (of the whole network where
+    layers have no stages), and rollout.
+    """
     maps = attention_maps(encoder, images)
     stages = {name.split(".")[0] if name.startswith("stage") else "last layer": name for name in maps}
     found = [
-        (stage.replace("stage", "stage "), maps[name].mean(1).float().cpu().numpy()) for stage, name in stages.items()
+        (stage.replace("stage", "stage "), maps[name].mean(1).float().cpu().numpy())
+        for stage, name in stages.items()
     ]
     rolled = attention_rollout(encoder, images)
     return [*found, ("all layers", rolled.float().cpu().numpy())] if rolled is not None else found

@@ -1,4 +1,6 @@
-"""A run folder as it is read for the page: settings, the history of its numbers, how it is going or ended."""
+"""A run folder as it is read for the page: settings, the history of its numbers,
+how it is going or ended.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from pretrain.training import run_folder
 from pretrain.training.restarts import RESTARTS
 
 MAX_ROWS, MAX_BAD_ROWS = 20_000, 200
-# without a word for this long, and for this many times as long as it usually takes from line to line, a run is given up
+# without a word for this long, and for this many times as long as it usually takes from line to line, a run
+# is given up
 MIN_SILENCE_SECONDS, SILENCE_LINES = 300.0, 20
 
 
@@ -51,7 +54,9 @@ class History:
     @property
     def names(self) -> list[str]:
         """Every number that some line has."""
-        return list(dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_number(value)))
+        return list(
+            dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_number(value))
+        )
 
     @property
     def step(self) -> int:
@@ -74,8 +79,9 @@ class RunRecord:
         settings: as in settings.yaml.
         history: of its numbers.
         result: of result.json; empty while there is none.
-        status: `finished`, `running`, `killed` (it left no result and its process is gone, or has been silent for long),
-            `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where it is unknown.
+        status: `finished`, `running`, `killed` (it left no result and its process is gone, or has been
+            silent for long), `interrupted`, `stopped` (by a rule), `failed`, or `unfinished` where it is
+            unknown.
         silent_seconds: since something was last written, None when that is not known.
         checkpoint_step: of the newest complete checkpoint.
         bad_rows: the first of bad_rows.jsonl.
@@ -106,13 +112,21 @@ class RunRecord:
         if "steps" in self.result:
             return int(self.result["steps"])
         epoch = self.history.last("epoch")
-        return round(float(training["epochs"]) * self.history.step / epoch) if epoch and "epochs" in training else None
+        return (
+            round(float(training["epochs"]) * self.history.step / epoch)
+            if epoch and "epochs" in training
+            else None
+        )
 
     @property
     def metrics(self) -> dict[str, float]:
         """The numbers it ended with, or the newest it has."""
-        newest = {name: value for name in self.history.names if (value := self.history.last(name)) is not None}
-        return newest | {key: value for key, value in (self.result.get("metrics") or {}).items() if _is_number(value)}
+        newest = {
+            name: value for name in self.history.names if (value := self.history.last(name)) is not None
+        }
+        return newest | {
+            key: value for key, value in (self.result.get("metrics") or {}).items() if _is_number(value)
+        }
 
     def setting(self, *keys: str) -> Any:
         """A setting by its path, None when it is not there."""
@@ -173,7 +187,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _silent_seconds(url: str, now: float) -> float | None:
-    # stores other than the local disk see the log with each checkpoint only, so their times tell nothing of a run
+    # stores other than the local disk see the log with each checkpoint only, so their times tell nothing of
+    # a run
     if not storage.is_local(url):
         return None
     path = storage.local_path(storage.join(url, run_folder.METRICS))
@@ -191,8 +206,8 @@ def _checkpoint_step(url: str) -> int | None:
 def _lines(url: str, max_lines: int, *, thin: bool = True) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a line that was cut off is passed over.
 
-    Of more than `max_lines` every second is dropped, again and again, but for those with a number that few lines have; without
-    `thin` the first are kept.
+    Of more than `max_lines` every second is dropped, again and again, but for those with a number that few
+    lines have; without `thin` the first are kept.
     """
     if not storage.exists(url):
         return []

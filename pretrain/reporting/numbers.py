@@ -10,7 +10,9 @@ SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number for people: so many digits that count, thousands apart, no zeros behind the point. None and NaN are a dash."""
+    """A number for people: so many digits that count, thousands apart, no zeros behind the point.
+    None and NaN are a dash.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -50,7 +52,9 @@ def margin(fraction: float, num: int) -> float:
 
 
 def ticks(low: float, high: float, max_ticks: int = 5) -> list[float]:
-    """Round numbers between two ends, at most `max_ticks` and at least two; steps are 1, 2, 2.5 or 5 times a power of ten."""
+    """Round numbers between two ends, at most `max_ticks` and at least two;
+    steps are 1, 2, 2.5 or 5 times a power of ten.
+    """
     if not high > low:
         return [low]
     raw = (high - low) / max(1, max_ticks - 1)

@@ -61,7 +61,9 @@ class Page:
     tiles: Sequence[Tile] = ()
     notes: Sequence[str] = ()
     sections: Sequence[Section] = ()
-    written_at: str = field(default_factory=lambda: datetime.datetime.now().astimezone().strftime("%d %b %Y, %H:%M"))
+    written_at: str = field(
+        default_factory=lambda: datetime.datetime.now().astimezone().strftime("%d %b %Y, %H:%M")
+    )
 
 
 def emphasised(text: str) -> Markup:

@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-# ten hues that most eyes tell apart, in an order that keeps neighbours apart (Okabe and Ito; Tol's bright and muted)
+# ten hues that most eyes tell apart, in an order that keeps neighbours apart (Okabe and Ito; Tol's bright
+# and muted)
 CLASS_COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#9a6324", "#7a5cc4", "#8fb339", "#5a6472",
 )  # fmt: skip
@@ -20,7 +21,8 @@ def data_url(pixels_HW3: np.ndarray, *, longest: int | None = None, quality: int
     if longest is not None and max(image.size) > longest:
         scale = longest / max(image.size)
         image = image.resize(
-            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))),
+            Image.Resampling.LANCZOS,
         )
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality, method=3)

@@ -1,4 +1,6 @@
-"""The parts of a page that every run has, made from its folder alone: curves, speed, interruptions, settings."""
+"""The parts of a page that every run has, made from its folder alone:
+curves, speed, interruptions, settings.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ def speed_tiles(run: RunRecord) -> list[Tile]:
     restarts, bad = run.result.get("restarts", run.history.last("restarts")), _num_bad(run)
     return [
         Tile("Steps", f"{max(run.history.step, int(run.result.get('steps') or 0)):,}", num_steps),
-        Tile("Training time", "–" if seconds is None else duration(seconds), ", ".join(filter(None, (where, wait)))),
+        Tile(
+            "Training time",
+            "–" if seconds is None else duration(seconds),
+            ", ".join(filter(None, (where, wait))),
+        ),
         Tile("Images a second", short(rate), f"{_count(run.history.last('samples_seen'))} images seen"),
         Tile("Restarts", _count(restarts or 0), f"{bad:,} bad row{'s'[: bad != 1]} replaced"),
     ]
@@ -63,7 +69,8 @@ def curves(
     levels: Mapping[str, Sequence[Mark]] | None = None,
     more: Sequence[Figure] = (),
 ) -> Section:
-    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note), which are fractions of one.
+    """Loss, learning rate and gradient over the steps, and `scores` (name, title, note),
+    which are fractions of one.
 
     `levels` are horizontal marks of a score, by its name; `more` charts come last.
     """
@@ -95,12 +102,18 @@ def curves(
 
 
 def health(run: RunRecord) -> Section | None:
-    """The spread and rank of the embeddings, and the method's own numbers; None where they are not logged."""
+    """The spread and rank of the embeddings, and the method's own numbers;
+    None where they are not logged.
+    """
     size = run.setting("training", "batch_size_global")
     most = f"dimensions in use, at most the smaller of batch{f' ({size})' if size else ''} and width"
     figures = [
         figure(
-            run, "spread", "Spread of embeddings", bounds=(0.0, 1.0), note="1 fills the sphere; at 0 all are one point"
+            run,
+            "spread",
+            "Spread of embeddings",
+            bounds=(0.0, 1.0),
+            note="1 fills the sphere; at 0 all are one point",
         ),
         figure(run, "effective_rank", "Effective rank", bounds=(0.0, None), smooth=True, note=most),
         figure(
@@ -111,7 +124,13 @@ def health(run: RunRecord) -> Section | None:
             smooth=True,
             note="squared distance of two views of an image, 0 to 4; lower is closer",
         ),
-        figure(run, "uniformity", "Uniformity", smooth=True, note="0 is collapsed; lower is more even on the sphere"),
+        figure(
+            run,
+            "uniformity",
+            "Uniformity",
+            smooth=True,
+            note="0 is collapsed; lower is more even on the sphere",
+        ),
     ]
     if not run.history.values("spread"):
         return None
@@ -171,7 +190,9 @@ def settings(run: RunRecord, stage: str) -> Section:
         "Settings",
         Templates().render(
             "settings.html",
-            command=masked(f"python -m {stage} {shlex.quote(run.url + '/settings.yaml')} out={shlex.quote(run.url)}"),
+            command=masked(
+                f"python -m {stage} {shlex.quote(run.url + '/settings.yaml')} out={shlex.quote(run.url)}"
+            ),
             groups=sorted(groups.items(), key=lambda item: item[0] != "run"),
             num_settings=sum(map(len, groups.values())),
         ),
@@ -261,7 +282,11 @@ def _restart(entry: Mapping[str, Any]) -> dict[str, str]:
         parts.append(f"{lost} step{'s'[: lost != 1]} repeated")
     if isinstance(seconds, int | float):
         parts.append(f"{duration(seconds)} to recover")
-    return {"why": masked(str(entry.get("why", ""))), "when": str(entry.get("when", "")), "what": ", ".join(parts)}
+    return {
+        "why": masked(str(entry.get("why", ""))),
+        "when": str(entry.get("when", "")),
+        "what": ", ".join(parts),
+    }
 
 
 def _num_bad(run: RunRecord) -> int:

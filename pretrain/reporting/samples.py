@@ -121,7 +121,9 @@ def draw_sample(
 
 
 def spread_rows(shards: Shards, num: int) -> Iterator[Row]:
-    """At most `num` rows in runs of neighbours at even distances, coarse first: whenever one stops, all parts were seen."""
+    """At most `num` rows in runs of neighbours at even distances, coarse first:
+    whenever one stops, all parts were seen.
+    """
     manifest = shards.manifest
     spots = LOCAL_SPOTS if storage.is_local(manifest.files[0].url) else REMOTE_SPOTS
     for segment in spread_segments(manifest, num, spots):
@@ -133,7 +135,9 @@ def spread_rows(shards: Shards, num: int) -> Iterator[Row]:
 
 
 def spread_segments(manifest: Manifest, num: int, spots: int) -> list[Segment]:
-    """Where `num` rows are read: as many runs of rows as `spots` allows, each inside a row group, coarse first."""
+    """Where `num` rows are read: as many runs of rows as `spots` allows, each inside a row group,
+    coarse first.
+    """
     num = min(num, manifest.num_rows)
     spots = max(1, min(spots, num))
     length = -(-num // spots)
@@ -174,7 +178,8 @@ def _in_chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def majority_fraction(url: str, column: str) -> float:
-    """Fraction of the most frequent label of a data set among its labelled rows: what always naming it would get right.
+    """Fraction of the most frequent label of a data set among its labelled rows:
+    what always naming it would get right.
 
     Raises UserError when the data set cannot be read.
     """

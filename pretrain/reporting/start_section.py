@@ -30,12 +30,14 @@ def start_section(run: RunRecord) -> Section | None:
         ("licence", str(start.get("licence") or "its files do not say")),
         *layers,
     ]
-    body = element("table", *(element("tr", element("th", name), element("td", value)) for name, value in rows))
+    body = element(
+        "table", *(element("tr", element("th", name), element("td", value)) for name, value in rows)
+    )
     return Section(
         "start",
         "The start",
         body,
-        "The weights that the run started from, and how far each layer has moved: the norm of the difference divided by that "
-        "of the starting weights. Early layers that move far forget what they knew; method.keep and encoder.layer_decay hold "
-        "them back.",
+        "The weights that the run started from, and how far each layer has moved: the norm of the "
+        "difference divided by that of the starting weights. Early layers that move far forget what they "
+        "knew; method.keep and encoder.layer_decay hold them back.",
     )

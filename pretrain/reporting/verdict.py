@@ -35,11 +35,14 @@ InWords = Callable[[Mapping[str, float]], str | None]
 
 
 def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Verdict:
-    """The verdict on a run: `of_finished` says what a finished and healthy one is worth, `so_far` what the newest numbers of
-    one that goes on say; the rest is the same for all runs."""
+    """The verdict on a run: `of_finished` says what a finished and healthy one is worth, `so_far` what the
+    newest numbers of one that goes on say; the rest is the same for all runs."""
     if run.status == "failed":
         return Verdict(
-            "failed", "bad", f"This run failed {_where(run)}: {reason(run)}.", _what_is_left(run, "once that is fixed")
+            "failed",
+            "bad",
+            f"This run failed {_where(run)}: {reason(run)}.",
+            _what_is_left(run, "once that is fixed"),
         )
     if collapsed := _collapse(run):
         kept_on = "but trained to the end" if run.status == "finished" else f"and ended {_where(run)}"
@@ -47,11 +50,16 @@ def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Ve
         return Verdict("collapsed", "bad", first, _after_collapse(run))
     if run.status == "stopped":
         return Verdict(
-            "stopped", "bad", f"This run was stopped by a rule {_where(run)}: {reason(run)}.", _what_is_left(run)
+            "stopped",
+            "bad",
+            f"This run was stopped by a rule {_where(run)}: {reason(run)}.",
+            _what_is_left(run),
         )
     if run.status == "killed":
         silence = (
-            f", and it has written nothing for {duration(run.silent_seconds)}" if run.silent_seconds is not None else ""
+            f", and it has written nothing for {duration(run.silent_seconds)}"
+            if run.silent_seconds is not None
+            else ""
         )
         first = f"This run was killed {_where(run)}: its process ended without a result{silence}."
         return Verdict("killed", "bad", first, _what_is_left(run))
@@ -59,14 +67,18 @@ def verdict_of(run: RunRecord, of_finished: VerdictOn, *, so_far: InWords) -> Ve
         return Verdict("interrupted", "warn", f"This run was interrupted {_where(run)}.", _what_is_left(run))
     if run.status in ("running", "unfinished"):
         first = f"This run is not finished: it is {_where(run)}."
-        return Verdict("running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far))
+        return Verdict(
+            "running" if run.status == "running" else "unfinished", "open", first, _so_far(run, so_far)
+        )
     return of_finished(run)
 
 
 def reason(run: RunRecord) -> str:
     """Why a run ended, in a line."""
     lines = [
-        line.strip() for line in str(run.result.get("reason") or "no reason is known").splitlines() if line.strip()
+        line.strip()
+        for line in str(run.result.get("reason") or "no reason is known").splitlines()
+        if line.strip()
     ]
     # the last line of a traceback says it; the text of a rule or a mistake has one line
     text = (lines[-1] if len(lines) > 1 else lines[0]) if lines else "no reason is known"
@@ -74,23 +86,36 @@ def reason(run: RunRecord) -> str:
 
 
 def pretraining_verdict(run: RunRecord, *, chance: float | None = None) -> Verdict:
-    """Of a pretraining run. `chance`: the kNN accuracy of always naming the most frequent class, where it is known."""
+    """Of a pretraining run. `chance`: the kNN accuracy of always naming the most frequent class,
+    where it is known.
+    """
 
     def of_finished(run: RunRecord) -> Verdict:
         findings, metrics = run.history.findings, run.metrics
         knn, health = metrics.get("knn_accuracy"), _health(metrics)
         if findings:
             text = next(iter(findings.values()))
-            return Verdict("finished, unhealthy", "warn", f"This run finished, but something is wrong: {text}.", health)
+            return Verdict(
+                "finished, unhealthy", "warn", f"This run finished, but something is wrong: {text}.", health
+            )
         if knn is not None:
             untrained = metrics.get(f"knn_accuracy_{UNTRAINED}")
-            beside = [f"the weights it started from reach {percent(untrained)}"] if untrained is not None else []
-            beside += [f"always guessing the most frequent class reaches {percent(chance)}"] if chance else []
+            beside = (
+                [f"the weights it started from reach {percent(untrained)}"] if untrained is not None else []
+            )
+            beside += (
+                [f"always guessing the most frequent class reaches {percent(chance)}"] if chance else []
+            )
             where = f", where {' and '.join(beside)}" if beside else ""
-            seen = f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly{where}"
+            seen = (
+                f"a vote of nearest neighbours classifies {percent(knn)} of unseen images correctly{where}"
+            )
             if (chance and knn < 1.2 * chance) or (untrained is not None and knn <= untrained):
                 return Verdict(
-                    "finished, little learnt", "warn", f"The encoder learnt little about the classes: {seen}.", health
+                    "finished, little learnt",
+                    "warn",
+                    f"The encoder learnt little about the classes: {seen}.",
+                    health,
                 )
             return Verdict("finished", "good", f"Pretraining worked: {seen}.", health)
         loss = f"This run finished, and {_loss(run) or 'its loss was not logged'}."
@@ -125,8 +150,8 @@ def _after_collapse(run: RunRecord) -> str:
     batch = run.setting("training", "batch_size_global")
     larger = f" than {batch}" if isinstance(batch, int) else ""
     return (
-        f"Its encoder cannot tell images apart and should not be used; a lower rate{now}, a longer warm-up or "
-        f"a larger batch{larger} usually helps."
+        f"Its encoder cannot tell images apart and should not be used; a lower rate{now}, a longer warm-up "
+        f"or a larger batch{larger} usually helps."
     )
 
 
@@ -138,7 +163,9 @@ def _health(metrics: Mapping[str, float]) -> str:
         parts.append(f"embeddings {words} ({spread:.2f}; 1 fills the sphere, 0 is collapsed)")
     if rank is not None:
         parts.append(
-            f"they use about {rank:.0f} dimensions" if parts else f"embeddings use about {rank:.0f} dimensions"
+            f"they use about {rank:.0f} dimensions"
+            if parts
+            else f"embeddings use about {rank:.0f} dimensions"
         )
     if not parts:
         return "The method has no embeddings, so its health cannot be measured."

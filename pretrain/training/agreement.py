@@ -13,7 +13,9 @@ from pretrain.training.stepping import Gradients
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """The same on every rank: the mean loss, and whether any rank has unsound gradients, stops, or asks for a checkpoint."""
+    """The same on every rank: the mean loss, and whether any rank has unsound gradients, stops,
+    or asks for a checkpoint.
+    """
 
     loss: float
     unsound: bool
@@ -25,8 +27,9 @@ class StepNumbers:
 class Agreement:
     """The numbers of a step, summed over ranks on the device and on their way to the host.
 
-    Made when the backward pass is launched; the optimizer goes by `unsound` on the device. `read()` waits until the device has
-    come as far, so it is called when the next step has been launched, or at once where something depends on the numbers.
+    Made when the backward pass is launched; the optimizer goes by `unsound` on the device. `read()` waits
+    until the device has come as far, so it is called when the next step has been launched,
+    or at once where something depends on the numbers.
 
     Args:
         step, samples_seen: before the step, and after it.
@@ -34,7 +37,8 @@ class Agreement:
         stops, asked, num_bad_rows: of this rank.
 
     Attributes:
-        unsound: float32 scalar on the device, 1 where the gradients of any rank are not finite and the optimizer must not move.
+        unsound: float32 scalar on the device, 1 where the gradients of any rank are not
+            finite and the optimizer must not move.
     """
 
     def __init__(
@@ -52,7 +56,10 @@ class Agreement:
         self.loss, self.norm, self.learning_rate = gradients.loss, gradients.norm, gradients.learning_rate
         device = gradients.loss.device
         # filled on the device: a copy from the host would wait for it
-        of_host = [torch.full((), float(n), dtype=torch.float64, device=device) for n in (stops, asked, num_bad_rows)]
+        of_host = [
+            torch.full((), float(n), dtype=torch.float64, device=device)
+            for n in (stops, asked, num_bad_rows)
+        ]
         numbers = torch.stack([gradients.loss * loss_weight, (~gradients.sound).double(), *of_host])
         if world_size() > 1:
             dist.all_reduce(numbers)

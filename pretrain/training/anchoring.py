@@ -11,20 +11,27 @@ from torch.optim import Optimizer
 
 
 def hold_on(
-    optimizer: Optimizer, module: nn.Module, start: Mapping[str, Tensor], *, strength: float, peak_rate: float
+    optimizer: Optimizer,
+    module: nn.Module,
+    start: Mapping[str, Tensor],
+    *,
+    strength: float,
+    peak_rate: float,
 ) -> None:
-    """Pulls parameters towards `start` after each step: w -= strength * learning rate / peak rate * (w - start).
+    """Pulls parameters towards `start` after each step:
+    w -= strength * learning rate / peak rate * (w - start).
 
-    It is the gradient of L2-SP's penalty (Li et al., https://arxiv.org/abs/1802.01483), but decoupled from the optimizer's own
-    gradient as AdamW's weight decay is (https://arxiv.org/abs/1711.05101): adaptive optimizers would rescale it away. It
-    depends on nothing but weights and learning rate, so it is the same bits on any number of ranks and after a restart, as
-    long as `start` is. A step that is skipped does not pull.
+    It is the gradient of L2-SP's penalty (Li et al., https://arxiv.org/abs/1802.01483), but decoupled from
+    the optimizer's own gradient as AdamW's weight decay is (https://arxiv.org/abs/1711.05101): adaptive
+    optimizers would rescale it away. It depends on nothing but weights and learning rate, so it is the same
+    bits on any number of ranks and after a restart, as long as `start` is.
+    A step that is skipped does not pull.
 
     Args:
         optimizer: over `module`'s parameters, with their learning rates in its groups.
         start: by the names of `module`'s parameters; those it lacks are free.
-        strength: the fraction of the way back that a step takes at the peak rate, 0 to 1. Weights then come as far from their
-            start as about 1 / strength steps in one direction lead.
+        strength: the fraction of the way back that a step takes at the peak rate, 0 to 1. Weights then come
+            as far from their start as about 1 / strength steps in one direction lead.
         peak_rate: the highest learning rate of the run.
     """
     named = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -1,8 +1,9 @@
 """Batch norm over the global batch, the same on CPUs and on GPUs.
 
-torch's SyncBatchNorm is for GPUs alone, waits for the device in each layer (it drops ranks without images by a mask of bools),
-and the compiler breaks its graphs there. Here every rank has as many images, so that statistics are combined without
-counting, in one message of a layer's forward pass and one of its backward pass.
+torch's SyncBatchNorm is for GPUs alone, waits for the device in each layer (it drops ranks without images by
+a mask of bools), and the compiler breaks its graphs there. Here every rank has as many images, so that
+statistics are combined without counting, in one message of a layer's
+forward pass and one of its backward pass.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pretrain.training.distributed import rank, world_size
 class BatchNormOverRanks(_BatchNorm):
     """Batch norm with the statistics of the global batch, on any device; one graph for the compiler.
 
-    Input [B, C, ...] with the same B on every rank; the output has its dtype, statistics are float32 or more. Each rank's mean
-    and squares around it are combined (Chan et al., https://doi.org/10.1080/00031305.1983.10483115), as exact as one process.
-    Modules inside it (the activation of timm's BatchNormAct2d) follow in their order.
+    Input [B, C, ...] with the same B on every rank; the output has its dtype, statistics are float32 or
+    more. Each rank's mean and squares around it are combined (Chan et al.,
+    https://doi.org/10.1080/00031305.1983.10483115), as exact as one process. Modules inside it (the
+    activation of timm's BatchNormAct2d) follow in their order.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -34,18 +36,24 @@ class BatchNormOverRanks(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises over all axes but the second."""
         self._check_input_dim(input)
-        normalised = self._normalised(input) if self.training and world_size() > 1 else super().forward(input)
+        normalised = (
+            self._normalised(input) if self.training and world_size() > 1 else super().forward(input)
+        )
         for part in self.children():
             normalised = part(normalised)
         return normalised
 
     def _normalised(self, input: Tensor) -> Tensor:
-        normalised, mean_C, variance_C = _OverRanks.apply(input, self.weight, self.bias, self.eps, rank(), world_size())
+        normalised, mean_C, variance_C = _OverRanks.apply(
+            input, self.weight, self.bias, self.eps, rank(), world_size()
+        )
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
                 self.num_batches_tracked.add_(1)
-                momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                momentum = (
+                    self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                )
                 self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
                 count = input.numel() // input.shape[1] * world_size()
                 unbiased = variance_C * (count / max(count - 1, 1))
@@ -102,7 +110,8 @@ class _OverRanks(torch.autograd.Function):
 
 
 def synchronise_batch_norm(module: nn.Module) -> int:
-    """Makes every batch norm inside `module` use the global batch; names and values in its state stay. Returns how many.
+    """Makes every batch norm inside `module` use the global batch; names and values in its state stay.
+    Returns how many.
 
     Does nothing with one rank.
     """

@@ -1,9 +1,10 @@
 """Checkpoints of a run: tensors and plain numbers, written in the background, completely or not at all.
 
-OUT/checkpoints/step_00001200/ holds `state.pt` (module and optimizer state, loaded with `weights_only=True`) and
-`checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder without it is a
-checkpoint that was cut off, and one whose state has another size or checksum was damaged later. The newest whole one is used,
-and what is wrong with newer ones is told. Where all are damaged nothing is used: steps are not taken again from 0 unsaid.
+OUT/checkpoints/step_00001200/ holds `state.pt` (module and optimizer state, loaded with `weights_only=True`)
+and `checkpoint.json` (position, counters, size and checksum of the state), which is written last: a folder
+without it is a checkpoint that was cut off, and one whose state has another size or checksum was damaged
+later. The newest whole one is used, and what is wrong with newer ones is told. Where all are damaged nothing
+is used: steps are not taken again from 0 unsaid.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ STUCK_SECONDS = 10.0  # how long training waits for the checkpoint before, where
 class Progress:
     """Where a run stands; all of it JSON.
 
-    `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the same next line;
-    `evaluations_since_best` are those without a better score; `data` is what the run learns from, see
-    `pretrain.training.data_identity`; `parent` is the checkpoint of another run that this one began at, if it did.
+    `loss_sum` and `loss_count` are of the steps since the last log line, so that a resumed run writes the
+    same next line; `evaluations_since_best` are those without a better score; `data` is what the run learns
+    from, see `pretrain.training.data_identity`; `parent` is the checkpoint of another
+    run that this one began at, if it did.
     """
 
     step: int = 0
@@ -66,12 +68,12 @@ def folder_name(step: int) -> str:
 class CheckpointWriter:
     """Writes checkpoints in a thread of its own and keeps the newest `keep`. Only rank 0 has one.
 
-    Where the storage is full, older checkpoints make room, all but the newest whole one. A write that fails nevertheless is
-    told in `troubles` and ends nothing: the checkpoint before is whole, and the next will be tried. Only `wait`, at the end
-    of a run, raises what went wrong in the last one.
+    Where the storage is full, older checkpoints make room, all but the newest whole one. A write that fails
+    nevertheless is told in `troubles` and ends nothing: the checkpoint before is whole, and the next will be
+    tried. Only `wait`, at the end of a run, raises what went wrong in the last one.
 
-    `damaged` names folders that are not whole, whatever they look like: they are not kept in the place of whole ones;
-    `whole_step` is the step of the newest whole one that is there.
+    `damaged` names folders that are not whole, whatever they look like: they are not kept in the place of
+    whole ones; `whole_step` is the step of the newest whole one that is there.
     """
 
     def __init__(
@@ -107,13 +109,15 @@ class CheckpointWriter:
     ) -> None:
         """Copies the state to host memory and returns; storage is written while training goes on.
 
-        `first` is called before in the same thread, so that logs in storage are never behind the checkpoint. Unless it is
-        `needed`, the checkpoint is left out when the one before is stuck, and training does not wait for that.
+        `first` is called before in the same thread, so that logs in storage are never behind the checkpoint.
+        Unless it is `needed`, the checkpoint is left out when the one before is stuck,
+        and training does not wait for that.
         """
         self.join(None if needed else STUCK_SECONDS)
         if self._thread is not None:
             self._troubles.append(
-                f"the checkpoint of step {progress.step} is left out: that of step {self._step} is still being written"
+                f"the checkpoint of step {progress.step} is left out: that of step {self._step} is still "
+                "being written"
             )
             return
         state = {"module": _on_host(module.state_dict()), "optimizer": _on_host(optimizer.state_dict())}
@@ -178,7 +182,11 @@ class CheckpointWriter:
             folder = storage.join(self._url, name)
             if name > folder_name(step):
                 continue  # of an attempt that had come further; it is written again when this one is there
-            if whole < self._keep and name not in self._damaged and storage.exists(storage.join(folder, META)):
+            if (
+                whole < self._keep
+                and name not in self._damaged
+                and storage.exists(storage.join(folder, META))
+            ):
                 whole += 1
             else:
                 storage.remove(folder)
@@ -208,7 +216,9 @@ def _oldest_goes(url: str) -> bool:
 
 
 def _on_host(value: Any) -> Any:
-    """A copy that training cannot change any more; containers are kept, tensors are cloned to host memory."""
+    """A copy that training cannot change any more;
+    containers are kept, tensors are cloned to host memory.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -224,7 +234,9 @@ def _step_folders(url: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint in storage; `passed_over` says what is wrong with newer ones, by the names of their folders."""
+    """A complete checkpoint in storage; `passed_over` says what is wrong with newer ones,
+    by the names of their folders.
+    """
 
     progress: Progress
     state: dict[str, Any]
@@ -233,7 +245,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CutOff:
-    """Checkpoints of a run that has no whole one, because it ended while it wrote its first: names of folders."""
+    """Checkpoints of a run that has no whole one, because it ended while it wrote its first:
+    names of folders.
+    """
 
     names: tuple[str, ...] = ()
 
@@ -241,8 +255,8 @@ class CutOff:
 def load_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | None:
     """The newest complete checkpoint of a run (or the one of a given step); None when there is none.
 
-    Raises UserError for a checkpoint of another format version, and where there are checkpoints that were whole once and none
-    that is.
+    Raises UserError for a checkpoint of another format version, and where there are checkpoints that were
+    whole once and none that is.
     """
     found = find_newest(run_url, at_step=at_step)
     return found if isinstance(found, Checkpoint) else None
@@ -269,8 +283,8 @@ def find_newest(run_url: str, *, at_step: int | None = None) -> Checkpoint | Cut
     if len(wrong) > len(cut_off):
         listed = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
         raise UserError(
-            f"none of the checkpoints in {url} is complete ({listed}); put a complete copy of one back, or remove {url} to "
-            "start at step 0"
+            f"none of the checkpoints in {url} is complete ({listed}); put a complete copy of one back, or "
+            f"remove {url} to start at step 0"
         )
     return CutOff(tuple(cut_off))
 
@@ -303,7 +317,8 @@ class Meta:
 def read_meta(folder: str) -> Meta | None:
     """What a checkpoint's folder says about it; None where the file is missing.
 
-    Raises Damaged where it says nothing that could be, and UserError where another version of the program wrote it.
+    Raises Damaged where it says nothing that could be,
+    and UserError where another version of the program wrote it.
     """
     url = storage.join(folder, META)
     if not storage.exists(url):
@@ -354,7 +369,9 @@ def newest_progress(run_url: str) -> Progress | None:
 
 
 def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: Optimizer) -> None:
-    """Puts a checkpoint's state into a module and its optimizer. Raises UserError that lists every mismatch."""
+    """Puts a checkpoint's state into a module and its optimizer.
+    Raises UserError that lists every mismatch.
+    """
     wanted, found = module.state_dict(), checkpoint.state["module"]
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     reshaped = sorted(key for key in wanted.keys() & found.keys() if wanted[key].shape != found[key].shape)

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 
 
 class Clock:
-    """Seconds of training, and since the last log line the seconds waited for data and the samples trained on."""
+    """Seconds of training, and since the last log line the seconds waited
+    for data and the samples trained on.
+    """
 
     def __init__(self, seconds_before: float) -> None:
         self._before, self._start = seconds_before, time.perf_counter()
@@ -27,10 +29,15 @@ class Clock:
         return self._before + time.perf_counter() - self._start
 
     def rates(self) -> dict[str, float]:
-        """Images a second and fraction of time spent waiting for data since the last call, evaluation left out."""
+        """Images a second and fraction of time spent waiting for data since the last call,
+        evaluation left out.
+        """
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_since, 1e-9)
-        rates = {"images_per_second": self._samples / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}
+        rates = {
+            "images_per_second": self._samples / seconds,
+            "data_wait_fraction": min(1.0, self._waited / seconds),
+        }
         self._since, self._paused_since, self._waited, self._samples = now, 0.0, 0.0, 0
         return rates
 
@@ -45,4 +52,6 @@ class _Timer:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        setattr(self._clock, self._name, getattr(self._clock, self._name) + time.perf_counter() - self._start)
+        setattr(
+            self._clock, self._name, getattr(self._clock, self._name) + time.perf_counter() - self._start
+        )

@@ -26,14 +26,15 @@ def stage_command(
     commands: Mapping[str, Command] | None = None,
     beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> int:
-    """Reads a command line and runs the stage, or the sub-command that it begins with; returns the exit code.
+    """Reads a command line and runs the stage, or the sub-command that it begins with;
+    returns the exit code.
 
     Args:
         arguments: without the program's name.
         usage: what the stage does and an example, for --help.
         schema: of the settings.
-        runner: imports and returns `run(settings, check_only=...)`. It is called once the settings are known to be right:
-            torch takes seconds to import.
+        runner: imports and returns `run(settings, check_only=...)`. It is called once the settings are known
+            to be right: torch takes seconds to import.
         commands: sub-commands by name.
         beneath: see `load_settings`.
 

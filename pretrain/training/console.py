@@ -10,7 +10,9 @@ from cluster.progress import Display
 
 
 class RunConsole:
-    """Shows the records that rank 0 reports. Use as a context manager; `show` may be called from any one thread."""
+    """Shows the records that rank 0 reports. Use as a context manager;
+    `show` may be called from any one thread.
+    """
 
     def __init__(self, title: str) -> None:
         self._title, self._display = title, Display()

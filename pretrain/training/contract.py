@@ -14,9 +14,9 @@ from pretrain.training.distributed import GradientAverager
 class StepOutput(NamedTuple):
     """What a module gives for a batch.
 
-    `loss` is the mean over this rank's samples; `logs` holds further scalars; `embeddings` are those of two views of the same
-    images, [B, D] each without gradient, when health is to be watched; `chance_loss` is the loss of a network that knows
-    nothing.
+    `loss` is the mean over this rank's samples; `logs` holds further scalars; `embeddings` are those of two
+    views of the same images, [B, D] each without gradient, when health is to be watched; `chance_loss` is
+    the loss of a network that knows nothing.
     """
 
     loss: Tensor
@@ -27,7 +27,9 @@ class StepOutput(NamedTuple):
 
 @dataclass
 class TrainingBatch:
-    """One rank's input of a step: what the module takes, and the rows that could not be used with the reason."""
+    """One rank's input of a step: what the module takes,
+    and the rows that could not be used with the reason.
+    """
 
     inputs: Any
     bad_rows: dict[str, str] = field(default_factory=dict)
@@ -70,7 +72,9 @@ class GradientExchange(Protocol):
 
 
 class Trainable(nn.Module):
-    """A module that the loop can train: `forward(inputs) -> StepOutput`. All of its state is in its state_dict."""
+    """A module that the loop can train: `forward(inputs) -> StepOutput`.
+    All of its state is in its state_dict.
+    """
 
     @property
     def sees_global_batch(self) -> bool:

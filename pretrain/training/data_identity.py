@@ -1,8 +1,9 @@
 """What a run learns from, by content, so that a change of the data under an unfinished run is noticed.
 
-Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in which they are
-read; not by their names, so that the same data is the same at another location. Small files are read whole. A change of a few
-bytes within a large file, with its size and rows as they were, is not found.
+Files are told apart by their sizes, the rows of their row groups and samples of their bytes, in the order in
+which they are read; not by their names, so that the same data is the same at another location. Small files
+are read whole. A change of a few bytes within a large file, with its size and rows as they were,
+is not found.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ URLS = {"train": "data.url", "validation": "validation_url"}  # part of the data
 
 
 def identity_of(parts: Mapping[str, Manifest]) -> dict[str, Identity]:
-    """For each part of a run's data what JSON can hold: `fingerprint`, `rows`, and `files` as [name, rows, digest] each."""
+    """For each part of a run's data what JSON can hold:
+    `fingerprint`, `rows`, and `files` as [name, rows, digest] each.
+    """
     return {name: _of_manifest(manifest) for name, manifest in parts.items()}
 
 
@@ -42,7 +45,9 @@ def summary_of(identity: Mapping[str, Identity]) -> dict[str, Identity]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Identity]) -> list[str]:
-    """In words what differs between the data of an earlier start and that of now; parts that are not in both do not count."""
+    """In words what differs between the data of an earlier start and that of now;
+    parts that are not in both do not count.
+    """
     return [
         f"{URLS.get(name, name)}: {_difference(old[name], part)}"
         for name, part in new.items()
@@ -50,7 +55,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Identity]) -> list[str
     ]
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change: str, out: str) -> list[str]:
+def check_same(
+    old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change: str, out: str
+) -> list[str]:
     """What changed, in words, where a run may go on with it.
 
     Raises UserError for other data than that of the run in `out`, unless `on_change` is `continue`.
@@ -58,8 +65,8 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Identity], *, on_change
     changed = differences(old, new)
     if changed and on_change != "continue":
         raise UserError(
-            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data back, start again in "
-            "another out, or go on with what is there now with data.on_change=continue"
+            f"the data of the unfinished run in {out} changed ({'; '.join(changed)}); put the former data "
+            "back, start again in another out, or go on with what is there now with data.on_change=continue"
         )
     return changed
 

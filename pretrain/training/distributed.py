@@ -33,7 +33,9 @@ def summed(numbers: Sequence[float], device: torch.device) -> list[float]:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Concatenates equally shaped tensors of all ranks along the first axis, in the order of ranks; no gradient."""
+    """Concatenates equally shaped tensors of all ranks along the first axis, in the order of ranks;
+    no gradient.
+    """
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -102,7 +104,8 @@ class Ranks(NamedTuple):
     def global_batch(self, tensor: Tensor) -> Tensor:
         """The rows of all ranks [B_global, ...], with gradient.
 
-        A loss over them is computed on every rank alike, and its gradients averaged over ranks equal those of one process.
+        A loss over them is computed on every rank alike,
+        and its gradients averaged over ranks equal those of one process.
         """
         return tensor if self.world_size == 1 else _Gathered.apply(tensor)
 
@@ -118,10 +121,10 @@ def all_ranks() -> Ranks:
 class GradientAverager:
     """Averages gradients over ranks while the backward pass still runs, in buckets that never change.
 
-    DistributedDataParallel rebuilds its buckets after the first backward pass, so that a resumed run adds up its first step
-    in another order than the run that went on; with three ranks or more that changes bits. Here the buckets follow the
-    order of the parameters alone, and are sent in their own order, whichever is ready first. Call `finish()` after
-    `backward()`; unused parameters count as zero gradients.
+    DistributedDataParallel rebuilds its buckets after the first backward pass, so that a resumed run adds up
+    its first step in another order than the run that went on; with three ranks or more that changes bits.
+    Here the buckets follow the order of the parameters alone, and are sent in their own order, whichever is
+    ready first. Call `finish()` after `backward()`; unused parameters count as zero gradients.
 
     Args:
         parameters: those that require gradients are trained; in the same order on every rank.
@@ -192,7 +195,9 @@ class _Bucket:
         return (parameter.dtype, parameter.device) == (self.dtype, self.device) and size < bucket_bytes
 
     def allocate(self) -> None:
-        self._flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=self.dtype, device=self.device)
+        self._flat = torch.zeros(
+            sum(p.numel() for p in self.parameters), dtype=self.dtype, device=self.device
+        )
         start = 0
         for parameter in self.parameters:
             # same strides as the parameter: fused optimizers walk both in memory order

@@ -13,10 +13,11 @@ import torch
 def exactness(reproducible: bool, *, num_threads: int = 0) -> Iterator[None]:
     """Chooses the kernels that PyTorch takes inside a `with`.
 
-    Reproducible: the same seed gives the same numbers, bit for bit, on the same kind and number of devices and the same
-    versions (https://docs.pytorch.org/docs/stable/notes/randomness.html); PyTorch warns of an operation that has no such
-    kernel. Otherwise cuDNN tries its kernels and takes the fastest, and float32 products may use TF32. CPU kernels are
-    reproducible either way, for the same number of threads, which is `num_threads` where that is not 0.
+    Reproducible: the same seed gives the same numbers, bit for bit, on the same kind and number of devices
+    and the same versions (https://docs.pytorch.org/docs/stable/notes/randomness.html); PyTorch warns of an
+    operation that has no such kernel. Otherwise cuDNN tries its kernels and takes the fastest, and float32
+    products may use TF32. CPU kernels are reproducible either way, for the same number of threads,
+    which is `num_threads` where that is not 0.
     """
     if reproducible:
         # read when cuBLAS is first used; its reductions depend on workspaces otherwise

@@ -36,11 +36,12 @@ def labelled_features(
     std: Sequence[float] | None = None,
     precision: str = "float32",
 ) -> tuple[np.ndarray, list[Any]]:
-    """Features float32 [N, D] and labels of every good row of a data set, on every rank, in the data's order.
+    """Features float32 [N, D] and labels of every good row of a data set, on every rank,
+    in the data's order.
 
-    Rows without a label are left out; without `label_column` none is, and there are no labels. The encoder is used as it is
-    (put it into eval mode first), in the `precision` of training, see `autocast_for`. Without `mean` and `std` those of
-    `pretrain.data.views.viewing` are taken.
+    Rows without a label are left out; without `label_column` none is, and there are no labels. The encoder
+    is used as it is (put it into eval mode first), in the `precision` of training, see `autocast_for`.
+    Without `mean` and `std` those of `pretrain.data.views.viewing` are taken.
     """
     autocast = autocast_for(precision, context.device)
     mean, std = mean or default_mean(encoder.in_channels), std or default_std(encoder.in_channels)
@@ -71,7 +72,9 @@ def labelled_features(
 
 
 def pooled_features(encoder: Encoder, images_BCHW: Tensor, batch_size: int) -> Tensor:
-    """Features float32 [B, D] of at most `batch_size` images, seen as a batch of that size: the rest of it is zeros."""
+    """Features float32 [B, D] of at most `batch_size` images, seen as a batch of that size:
+    the rest of it is zeros.
+    """
     missing = batch_size - len(images_BCHW)
     padded = F.pad(images_BCHW, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images_BCHW
     return pooled(encoder(padded))[: len(images_BCHW)].float()

@@ -1,4 +1,6 @@
-"""Batches on their way to the module: uploads to an accelerator beside the training, then what the device does to them."""
+"""Batches on their way to the module: uploads to an accelerator beside the training,
+then what the device does to them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ BATCHES_ON_DEVICE = 2
 class TrainingBatches:
     """A loader's batches, made into a module's input on the training device by `to_inputs`."""
 
-    def __init__(self, loader: Loader, shards: Shards, to_inputs: Callable[[Batch], Any], device: torch.device) -> None:
+    def __init__(
+        self, loader: Loader, shards: Shards, to_inputs: Callable[[Batch], Any], device: torch.device
+    ) -> None:
         self._shards, self._to_inputs = shards, to_inputs
         self._batches = Uploader(loader, device) if device.type == "cuda" else loader
 
@@ -36,17 +40,20 @@ class TrainingBatches:
 
 
 class Uploader:
-    """A loader's batches with `arrays` and `parameters` on a CUDA device, the next one copied while this one is used.
+    """A loader's batches with `arrays` and `parameters` on a CUDA device,
+    the next one copied while this one is used.
 
-    A thread of its own waits for the loader and starts the copies on a stream of its own, so that the thread that launches
-    kernels does neither. The loader's arrays lie in page-locked memory, see `RandomViews`; copies from other memory work, but
-    keep this thread waiting.
+    A thread of its own waits for the loader and starts the copies on a stream of its own, so that the thread
+    that launches kernels does neither. The loader's arrays lie in page-locked memory, see `RandomViews`;
+    copies from other memory work, but keep this thread waiting.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
         self._loader, self._device = loader, device
         self._stream = torch.cuda.Stream(device)
-        self._queue: queue.Queue[tuple[Batch, torch.cuda.Event] | BaseException] = queue.Queue(BATCHES_ON_DEVICE - 1)
+        self._queue: queue.Queue[tuple[Batch, torch.cuda.Event] | BaseException] = queue.Queue(
+            BATCHES_ON_DEVICE - 1
+        )
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._upload, name="uploads", daemon=True)
         self._thread.start()

@@ -14,13 +14,16 @@ from torch import Tensor
 
 from pretrain.encoders.layers import at_least_float32
 
-# what the health of a batch is taken from where it has more: the numbers need no more, and cost grows with the cube
+# what the health of a batch is taken from where it has more: the numbers need no more, and cost grows with
+# the cube
 MAX_COLUMNS, MAX_PAIRED_ROWS = 1024, 1024
 EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # of `embedding_health`
 
 
 def watched_part(embeddings_BD: Tensor) -> Tensor:
-    """At most `MAX_COLUMNS` columns, chosen at random but the same each time and on every rank; without gradient."""
+    """At most `MAX_COLUMNS` columns, chosen at random but the same each time and on every rank;
+    without gradient.
+    """
     num_columns = embeddings_BD.shape[1]
     if num_columns <= MAX_COLUMNS:
         return embeddings_BD.detach()
@@ -31,7 +34,8 @@ def watched_part(embeddings_BD: Tensor) -> Tensor:
 def spread(embeddings_BD: Tensor) -> float:
     """Mean standard deviation of the normalised embeddings' coordinates, times sqrt(D).
 
-    1 when they fill the sphere, 0 when all are one point (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
+    1 when they fill the sphere, 0 when all are one point (SimSiam,
+    https://arxiv.org/abs/2011.10566, section 4.1).
     """
     normalised = F.normalize(at_least_float32(embeddings_BD.detach()), dim=1)
     if len(normalised) < 2:
@@ -41,16 +45,17 @@ def spread(embeddings_BD: Tensor) -> float:
 
 @torch.no_grad()
 def embedding_health(first_BD: Tensor, second_BD: Tensor) -> dict[str, float]:
-    """Health of the embeddings of two views of the same images; NaN where numbers that are not finite leave none.
+    """Health of the embeddings of two views of the same images;
+    NaN where numbers that are not finite leave none.
 
     Computed in float32, or in float64 where they are float64; give it what `watched_part` leaves.
 
     - `spread`: see there.
-    - `effective_rank`: RankMe, exp of the entropy of the singular values' fractions (https://arxiv.org/abs/2210.02885); from 1
-      to min(B, D).
-    - `alignment`: mean squared distance of the two views, 0 to 4, lower is closer; `uniformity`: log of the mean Gaussian
-      potential of pairs (of the first `MAX_PAIRED_ROWS` images), 0 when collapsed, lower is more even
-      (https://arxiv.org/abs/2005.10242).
+    - `effective_rank`: RankMe, exp of the entropy of the singular values' fractions
+      (https://arxiv.org/abs/2210.02885); from 1 to min(B, D).
+    - `alignment`: mean squared distance of the two views, 0 to 4, lower is closer; `uniformity`: log of the
+      mean Gaussian potential of pairs (of the first `MAX_PAIRED_ROWS` images), 0 when collapsed, lower is
+      more even (https://arxiv.org/abs/2005.10242).
     """
     raw = at_least_float32(first_BD)
     first, second = F.normalize(raw, dim=1), F.normalize(at_least_float32(second_BD), dim=1)
@@ -73,7 +78,8 @@ def effective_rank(embeddings_BD: Tensor) -> float:
         return math.nan  # for which there is no decomposition
     # fractions do not change, and squares stay finite
     embeddings = embeddings / embeddings.abs().max().clamp_min(torch.finfo(embeddings.dtype).tiny)
-    # singular values by the eigenvalues of the smaller product: a ninth of the time at 1024 x 4096, and equal to 1e-6
+    # singular values by the eigenvalues of the smaller product: a ninth of the time at 1024 x 4096, and
+    # equal to 1e-6
     smaller = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
     fractions = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
     fractions = fractions / fractions.sum().clamp_min(1e-12) + 1e-12
@@ -82,7 +88,8 @@ def effective_rank(embeddings_BD: Tensor) -> float:
 
 @torch.no_grad()
 def assignment_information(probabilities_BK: Tensor) -> Tensor:
-    """What an image's assignment to K outputs says about the image: entropy of the mean less mean entropy, in nats.
+    """What an image's assignment to K outputs says about the image:
+    entropy of the mean less mean entropy, in nats.
 
     From 0, when all images have the same, to log(min(B, K)).
     """
@@ -92,39 +99,46 @@ def assignment_information(probabilities_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def outputs_in_use(probabilities_BK: Tensor) -> Tensor:
-    """How many of K outputs a batch is assigned to: exp of the entropy of the mean assignment, from 1 to K."""
+    """How many of K outputs a batch is assigned to:
+    exp of the entropy of the mean assignment, from 1 to K.
+    """
     return torch.special.entr(probabilities_BK.mean(0)).sum().exp()
 
 
 class Finding(NamedTuple):
-    """Something that is wrong: its kind, and a line that says what is seen, since when, and what usually helps."""
+    """Something that is wrong: its kind, and a line that says what is seen, since when,
+    and what usually helps.
+    """
 
     kind: str
     text: str
 
 
 def fallen_rank(trained: float, untrained: float) -> Finding | None:
-    """What is wrong with an encoder whose features use hardly a dimension (RankMe), and fewer than with its first weights.
+    """What is wrong with an encoder whose features use hardly a dimension (RankMe),
+    and fewer than with its first weights.
 
-    Methods watch the embeddings of their heads, which batch normalisation and losses on the embeddings' distribution
-    (LeJEPA's) keep spread while the features below them collapse.
+    Methods watch the embeddings of their heads, which batch normalisation and losses on the embeddings'
+    distribution (LeJEPA's) keep spread while the features below them collapse.
     """
     if not trained < min(MIN_RANK, 0.5 * untrained):  # NaN is told elsewhere
         return None
     return Finding(
         "collapse",
-        f"collapse: the encoder's features of all images lie nearly on one line (RankMe {trained:.1f}, and {untrained:.1f} "
-        "before training); a lower learning rate usually helps",
+        f"collapse: the encoder's features of all images lie nearly on one line (RankMe {trained:.1f}, and "
+        f"{untrained:.1f} before training); a lower learning rate usually helps",
     )
 
 
 # lines of the log in a row that must show a thing before it is told; fresh networks look bad for a while
 PATIENCE = 3
-# ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam without its predictor falls to 4 to 5
+# ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam without its predictor falls
+# to 4 to 5
 MIN_SPREAD, MIN_RANK, MIN_INFORMATION, MIN_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
 # a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
 MIN_OUTPUTS = 4.0
-# students that learn explain 2 % and more after a quarter of 500 steps, 5 % after a tenth of thousands; random weights 0
+# students that learn explain 2 % and more after a quarter of 500 steps, 5 % after a tenth of thousands;
+# random weights 0
 MIN_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
@@ -135,7 +149,8 @@ class HealthWatch:
     """Reads the numbers of each log line.
 
     Args:
-        num_steps: of the run; in the first tenth, while the learning rate rises, nothing is expected to be learnt.
+        num_steps: of the run; in the first tenth, while the learning rate rises, nothing is expected to be
+            learnt.
         batch_size_global: of the run.
     """
 
@@ -165,13 +180,15 @@ class HealthWatch:
         if embeddings < MIN_SPREAD or rank < min(MIN_RANK, 0.1 * size):
             yield (
                 "collapse",
-                f"all images get nearly the same embedding (spread {embeddings:.3f} of 1, effective rank {rank:.1f} of {size})",
+                f"all images get nearly the same embedding (spread {embeddings:.3f} of 1, effective rank "
+                f"{rank:.1f} of {size})",
                 "a lower learning rate, a longer warm-up or a larger batch usually helps",
             )
         loss, before = numbers.get("loss", math.nan), max(self._losses, default=-math.inf)
         if math.isfinite(loss):
             self._losses.append(loss)
-        # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start above chance
+        # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start
+        # above chance
         late = step > max(MIN_STEPS, self._num_steps // 10)
         if chance_loss is not None and late and loss > 0.99 * max(chance_loss, before):
             near = loss < NEAR_CHANCE * chance_loss
@@ -179,20 +196,27 @@ class HealthWatch:
                 "no learning",
                 f"the loss {loss:.3f} is stuck at its chance value {chance_loss:.3f}"
                 if near
-                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of an untrained network",
-                "another learning rate or milder crops usually help" if near else "a lower learning rate usually helps",
+                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of an "
+                "untrained network",
+                "another learning rate or milder crops usually help"
+                if near
+                else "a lower learning rate usually helps",
             )
         explained = max(
-            (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers), default=1.0
+            (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers),
+            default=1.0,
         )
         if step > self._num_steps // 3 and explained < MIN_EXPLAINED:
             yield (
                 "no learning",
-                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, no more than a constant "
-                "would",
+                f"the student explains {100 * max(0.0, explained):.1f} % of the teacher's variance, no more "
+                "than a constant would",
                 "another learning rate, milder crops or a teacher that knows images like these usually help",
             )
-        information, in_use = numbers.get("assignment_information", math.inf), numbers.get("outputs_in_use", math.inf)
+        information, in_use = (
+            numbers.get("assignment_information", math.inf),
+            numbers.get("outputs_in_use", math.inf),
+        )
         if information < MIN_INFORMATION or in_use < MIN_OUTPUTS:
             alike = f"the assignment carries {information:.4f} nats about an image"
             few = f"{in_use:.1f} outputs are in use"
@@ -210,7 +234,8 @@ class HealthWatch:
         if numbers.get("teacher_distance", math.inf) < MIN_DISTANCE:
             yield (
                 "idle teacher",
-                f"teacher and student are equal (parameters differ by {numbers['teacher_distance']:.1e} of their norm)",
+                f"teacher and student are equal (parameters differ by {numbers['teacher_distance']:.1e} of "
+                "their norm)",
                 "check that the learning rate is above 0 and the momentum near 1",
             )
         yield from self._of_gradient(numbers.get("gradient_norm", math.nan))

@@ -17,9 +17,11 @@ def knn_predict(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Predicted class of each query, int64 [Q], by the vote of its k nearest neighbours weighted by exp(cosine / T).
+    """Predicted class of each query, int64 [Q], by the vote of its k nearest
+    neighbours weighted by exp(cosine / T).
 
-    The protocol of Wu et al. (https://arxiv.org/abs/1805.01978, section 3.4), as DINO uses it. k is cut to the bank's size.
+    The protocol of Wu et al. (https://arxiv.org/abs/1805.01978, section 3.4), as DINO uses it.
+    k is cut to the bank's size.
     """
     bank, k = F.normalize(bank_ND.float(), dim=1), min(k, len(bank_ND))
     predictions = []
@@ -32,7 +34,13 @@ def knn_predict(
 
 
 def knn_accuracy(
-    bank_ND: Tensor, bank_labels_N: Tensor, queries_QD: Tensor, query_labels_Q: Tensor, *, num_classes: int, k: int = 20
+    bank_ND: Tensor,
+    bank_labels_N: Tensor,
+    queries_QD: Tensor,
+    query_labels_Q: Tensor,
+    *,
+    num_classes: int,
+    k: int = 20,
 ) -> float:
     """Fraction of queries in [0, 1] whose weighted neighbours vote for the right class."""
     predictions = knn_predict(bank_ND, bank_labels_N, queries_QD, num_classes=num_classes, k=k)

@@ -1,4 +1,6 @@
-"""LARS over lists of tensors: few kernels, and no wait for the device (You et al., https://arxiv.org/abs/1708.03888)."""
+"""LARS over lists of tensors: few kernels, and no wait for the device (You et al.,
+https://arxiv.org/abs/1708.03888).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """SGD with momentum whose steps are as long as each tensor is large.
 
-    A tensor's step is `trust * |p| / (|g| + weight_decay * |p| + eps)` times `g + weight_decay * p`. Groups whose weight decay
-    is 0 are not scaled, as in SimCLR and BYOL; nor are tensors that are 0, and a gradient that is 0 moves nothing. The same as
-    lightly's to float32 rounding, with the same state. A step changes nothing where the attribute `found_inf` is set, a float
-    scalar on the device, and is 1, as in torch's fused optimizers.
+    A tensor's step is `trust * |p| / (|g| + weight_decay * |p| + eps)` times `g + weight_decay * p`. Groups
+    whose weight decay is 0 are not scaled, as in SimCLR and BYOL; nor are tensors that are 0, and a gradient
+    that is 0 moves nothing. The same as lightly's to float32 rounding, with the same state. A step changes
+    nothing where the attribute `found_inf` is set, a float scalar on the device, and is 1,
+    as in torch's fused optimizers.
 
     Args:
         params: parameters or groups; each group may have its own `lr`, `momentum` and `weight_decay`.
@@ -88,7 +91,10 @@ def _clear_if(unsound: Tensor, gradients: list[Tensor]) -> None:
 
 def _scaled(parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     decay = group["weight_decay"]
-    sizes_N, slopes_N = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(gradients))
+    sizes_N, slopes_N = (
+        torch.stack(torch._foreach_norm(parameters)),
+        torch.stack(torch._foreach_norm(gradients)),
+    )
     scales_N = sizes_N / (slopes_N + sizes_N * decay + group["eps"]) * group["trust_coefficient"]
     scales_N = scales_N.where(sizes_N != 0, 1.0).where(slopes_N != 0, 0.0)
     moves = torch._foreach_add(gradients, parameters, alpha=decay)

@@ -1,4 +1,6 @@
-"""From a command to its workers and back: claim OUT, run or continue, leave a result. Shared by both stages."""
+"""From a command to its workers and back: claim OUT, run or continue, leave a result.
+Shared by both stages.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ from pretrain.training.tracking import check_tracking
 
 LENGTH = ("training.epochs", "training.steps")
 LONGER = (
-    "its learning rate follows a schedule that ends where the run does, so the steps taken would have been others; "
-    "to train longer, go on in another out from this run's checkpoint by training.parent"
+    "its learning rate follows a schedule that ends where the run does, so the steps taken would have been "
+    "others; to train longer, go on in another out from this run's checkpoint by training.parent"
 )
 
 
@@ -42,16 +44,18 @@ def launch(
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
-    """Runs `function(context, settings)` on the workers that the settings ask for and returns the command's exit code.
+    """Runs `function(context, settings)` on the workers that the settings ask for
+    and returns the command's exit code.
 
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
-    `settings.out` must be absolute; `settings.tracking` names trackers. A run that is finished is said to be so and not run
-    again. `data` is what the run reads, by what it is for: an unfinished run goes on with the same, wherever it lies, and with
-    other data only where `settings.data.on_change` says so. `function` returns the contents of result.json, or
-    `{"status": "interrupted", "step": ...}`. With `check_only` it is called here with `loop=rehearse` in place of the training
-    loop, a cluster is only asked whether it is ready, and nothing stays behind in OUT. `report(out)` is called here however the
-    run ends; what goes wrong in it is a warning. A start that fails before its first step leaves OUT as it was.
+    `settings.out` must be absolute; `settings.tracking` names trackers. A run that is finished is said to be
+    so and not run again. `data` is what the run reads, by what it is for: an unfinished run goes on with the
+    same, wherever it lies, and with other data only where `settings.data.on_change` says so. `function`
+    returns the contents of result.json, or `{"status": "interrupted", "step": ...}`. With `check_only` it is
+    called here with `loop=rehearse` in place of the training loop, a cluster is only asked whether it is
+    ready, and nothing stays behind in OUT. `report(out)` is called here however the run ends; what goes
+    wrong in it is a warning. A start that fails before its first step leaves OUT as it was.
 
     Raises what the workers raise; how the run ended is in result.json then.
     """
@@ -82,7 +86,10 @@ def launch(
             with run_folder.running(out), RunConsole(title) as console:
                 run_folder.claim(out, cluster.settings.to_yaml(settings))
                 if workers.num_workers:
-                    print(f"{title}: starting {workers.num_workers} Ray workers, which takes some seconds", flush=True)
+                    print(
+                        f"{title}: starting {workers.num_workers} Ray workers, which takes some seconds",
+                        flush=True,
+                    )
                 result = run_workers(function, settings, workers, on_record=console.show)
                 if result["status"] == "interrupted":
                     run_folder.write_result(out, result)
@@ -98,7 +105,8 @@ def launch(
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
     print(
-        f"{title}: finished in {duration(result['seconds'])} of training; {storage.join(out, 'result.json')} sums it up"
+        f"{title}: finished in {duration(result['seconds'])} of training; "
+        f"{storage.join(out, 'result.json')} sums it up"
     )
     return 0
 
@@ -111,7 +119,13 @@ class _Before:
         self._result = run_folder.read_result(out) or {}
         self.is_finished = self._result.get("status") == "finished"
         self.progress = checkpoints.newest_progress(out)
-        known = self._result.get("data") if self.is_finished else None if self.progress is None else self.progress.data
+        known = (
+            self._result.get("data")
+            if self.is_finished
+            else None
+            if self.progress is None
+            else self.progress.data
+        )
         self._known = known if isinstance(known, dict) else {}
         old = run_folder.read_settings(out)
         self.changed: list[str] = []
@@ -120,7 +134,9 @@ class _Before:
             return  # nothing was learnt that other settings would contradict
         self.changed = cluster.settings.differences(old, settings, ignored=(*UNSEEN, *URLS.values()))
         # where it is known what a run learnt from, its place is free
-        is_known = self._known and (not self.data_changes or (self._on_change == "continue" and not self.is_finished))
+        is_known = self._known and (
+            not self.data_changes or (self._on_change == "continue" and not self.is_finished)
+        )
         free = FREE_TO_CHANGE + (tuple(URLS.values()) if is_known else ())
         self.refused = [
             f"{one}: {LONGER}" if one.startswith(LENGTH) else one
@@ -128,7 +144,9 @@ class _Before:
         ]
         if not self.data_changes:
             moved = cluster.settings.differences(old, settings, ignored=UNSEEN)
-            self.changed += [f"the same data at another location ({one})" for one in moved if one not in self.changed]
+            self.changed += [
+                f"the same data at another location ({one})" for one in moved if one not in self.changed
+            ]
 
     @property
     def data_changes(self) -> list[str]:
@@ -151,7 +169,9 @@ class _Before:
         done = f"{duration(self._result.get('seconds', 0))} of training{on}"
         lines = [f"{self._out} is finished already ({done}); nothing to do"]
         for change in self.data_changes:
-            lines.append(f"its data changed since ({change}); to learn from what is there now, choose another out")
+            lines.append(
+                f"its data changed since ({change}); to learn from what is there now, choose another out"
+            )
         return lines
 
 
@@ -160,7 +180,10 @@ def write_report(report: Callable[[str], object], out: str) -> None:
     try:
         report(out)
     except Exception as error:
-        print(f"warning: the report of {out} was not written: {printable(masked(f'{type(error).__name__}: {error}'))}")
+        print(
+            f"warning: the report of {out} was not written: "
+            f"{printable(masked(f'{type(error).__name__}: {error}'))}"
+        )
 
 
 def _check(
@@ -178,7 +201,10 @@ def _check(
         fewest = workers.sizes[0]
         num_nodes = check_cluster(dataclasses.replace(workers, num_workers=fewest, smaller=()))
     if num_nodes:
-        print(f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need", flush=True)
+        print(
+            f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need",
+            flush=True,
+        )
     where = "starts from scratch"
     if before.is_finished:
         where = "would do nothing: the run there is finished"
@@ -204,7 +230,9 @@ def _rehearsal(context: RankContext, todo: tuple[Callable[..., dict[str, Any]], 
 
 
 def _workers(settings: Any, asked: ClusterSettings, world_sizes: Sequence[int]) -> Workers:
-    """What the settings ask for; a run may shrink to those of `world_sizes` that are not below `cluster.min_workers`."""
+    """What the settings ask for; a run may shrink to those of `world_sizes` that
+    are not below `cluster.min_workers`.
+    """
     if asked.min_workers > asked.workers:
         raise UserError(
             f"cluster.min_workers={asked.min_workers} is more than cluster.workers={asked.workers}; "

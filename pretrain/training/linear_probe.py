@@ -1,4 +1,6 @@
-"""Linear probe on cached features: logistic regression, the usual measure of what frozen features say about labels."""
+"""Linear probe on cached features: logistic regression,
+the usual measure of what frozen features say about labels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# penalties on the squared norm of the weights, of standardised features; from all but free to all but constant
+# penalties on the squared norm of the weights, of standardised features; from all but free to all but
+# constant
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 5  # one of so many training rows chooses the penalty
 
@@ -16,8 +19,9 @@ def linear_accuracy(
 ) -> float:
     """Fraction of test rows in [0, 1] that a logistic regression on the training rows classifies rightly.
 
-    Features are standardised by the training rows. The penalty is the one that does best on every fifth training row,
-    held out; the test rows choose nothing. The same numbers give the same result: all is full-batch L-BFGS from zero.
+    Features are standardised by the training rows. The penalty is the one that does best on every fifth
+    training row, held out; the test rows choose nothing.
+    The same numbers give the same result: all is full-batch L-BFGS from zero.
     """
     mean, deviation = train_ND.mean(0), train_ND.std(0).clamp_min(1e-6)
     train, test = (train_ND - mean) / deviation, (test_QD - mean) / deviation
@@ -26,7 +30,9 @@ def linear_accuracy(
     shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).to(train.device)
     fit, choose = shuffled[~held_out], shuffled[held_out]
     scores = [
-        _accuracy(_fitted(train[fit], train_labels_N[fit], num_classes, s), train[choose], train_labels_N[choose])
+        _accuracy(
+            _fitted(train[fit], train_labels_N[fit], num_classes, s), train[choose], train_labels_N[choose]
+        )
         for s in STRENGTHS
     ]
     best = max(zip(scores, STRENGTHS, strict=True))[1]  # of equals, the stronger penalty
@@ -35,8 +41,12 @@ def linear_accuracy(
 
 def _fitted(features_ND: Tensor, labels_N: Tensor, num_classes: int, strength: float) -> Tensor:
     """Weights [D + 1, C], the last row the bias."""
-    weights = torch.zeros(features_ND.shape[1] + 1, num_classes, device=features_ND.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    weights = torch.zeros(
+        features_ND.shape[1] + 1, num_classes, device=features_ND.device, requires_grad=True
+    )
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> float:
         optimizer.zero_grad()

@@ -27,7 +27,9 @@ FAILED_CHECKPOINT_SECONDS = 30.0  # after one that could not be written the next
 
 
 class Logbook:
-    """Keeps a run's `progress`; `run` and `writer` are rank 0's. What agrees over ranks is called on every rank alike."""
+    """Keeps a run's `progress`; `run` and `writer` are rank 0's.
+    What agrees over ranks is called on every rank alike.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,9 @@ class Logbook:
         return evaluating is not None and 0 < evaluating.patience <= self.progress.evaluations_since_best
 
     def is_due(self, step: int) -> bool:
-        """Whether something is evaluated, logged or written after this step, so that its numbers are wanted at once."""
+        """Whether something is evaluated, logged or written after this step,
+        so that its numbers are wanted at once.
+        """
         training, evaluating = self._plan.training, self._plan.evaluating
         intervals = [training.log_every_steps, training.checkpoint_every_steps]
         if evaluating is not None and evaluating.every_steps:
@@ -67,7 +71,9 @@ class Logbook:
         return step >= self._plan.num_steps or any(step % interval == 0 for interval in intervals)
 
     def settle(self, agreement: Agreement) -> StepNumbers:
-        """Takes in what all ranks know of a step. Raises RunStopped by the rules for unsound steps and bad rows."""
+        """Takes in what all ranks know of a step. Raises RunStopped by the
+        rules for unsound steps and bad rows.
+        """
         numbers, progress, plan = agreement.read(), self.progress, self._plan
         if numbers.unsound:
             self._skipped_in_a_row += 1
@@ -129,7 +135,9 @@ class Logbook:
                 self._context.warn(f"step {progress.step}: {name} is {number}")
         if self._out_of_patience and progress.step < num_steps:
             many = evaluating.patience
-            self._context.note(f"stops at step {progress.step} of {num_steps}: {many} evaluations without a better one")
+            self._context.note(
+                f"stops at step {progress.step} of {num_steps}: {many} evaluations without a better one"
+            )
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
@@ -148,9 +156,11 @@ class Logbook:
             if evaluating.keep_best is not None:
                 evaluating.keep_best(progress.step)
 
-    def log_when_due(self, gradients: Gradients, exchange: GradientExchange, numbers: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and what it says about the run's health. Raises RunStopped on collapse where the plan says
-        so.
+    def log_when_due(
+        self, gradients: Gradients, exchange: GradientExchange, numbers: dict[str, float]
+    ) -> None:
+        """A line of metrics.jsonl, and what it says about the run's health. Raises RunStopped on collapse
+        where the plan says so.
 
         `numbers` are those of an evaluation, which are logged whenever there are any.
         """
@@ -175,7 +185,8 @@ class Logbook:
             self._warned.add(finding.kind)
 
     def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
-        # all ranks come here, because health looks at the embeddings of all; rank 0 computes it, and all get its numbers
+        # all ranks come here, because health looks at the embeddings of all; rank 0 computes it, and all get
+        # its numbers
         progress, output = self.progress, gradients.output
         logs = sorted(output.logs)
         healthy: dict[str, float] = {}
@@ -187,7 +198,8 @@ class Logbook:
                 else dict.fromkeys(health.EMBEDDING_NUMBERS, 0.0)
             )
         num_retries, *summed_up = summed(
-            [storage.retries(), *(float(output.logs[name]) for name in logs), *healthy.values()], output.loss.device
+            [storage.retries(), *(float(output.logs[name]) for name in logs), *healthy.values()],
+            output.loss.device,
         )
         means = summed_up[: len(logs)]
         healthy = dict(zip(healthy, summed_up[len(logs) :], strict=True))
@@ -211,7 +223,9 @@ class Logbook:
         return record
 
     def wants_checkpoint(self) -> bool:
-        """Whether this rank wants one beside those after a number of steps: rank 0, asked or by the clock."""
+        """Whether this rank wants one beside those after a number of steps:
+        rank 0, asked or by the clock.
+        """
         failed = self._writer is not None and self._writer.failed
         seconds = self._plan.training.checkpoint_every_seconds
         if failed:
@@ -227,7 +241,9 @@ class Logbook:
         self.progress.seconds = self.clock.total()
         self._gather_bad_rows()
         if self._run is not None and self._writer is not None:
-            self._writer.write(self._module, self._optimizer, self.progress, first=self._run.sync, needed=ends)
+            self._writer.write(
+                self._module, self._optimizer, self.progress, first=self._run.sync, needed=ends
+            )
         self._checkpointed_at = time.monotonic()
 
     def _gather_bad_rows(self) -> None:
@@ -235,7 +251,9 @@ class Logbook:
             self.progress.bad_rows.update(rows)
 
     def close(self) -> None:
-        """However the run ended: a checkpoint under way is worth its seconds, and what was logged is stored."""
+        """However the run ended: a checkpoint under way is worth its seconds,
+        and what was logged is stored.
+        """
         if self._writer is not None:
             self._writer.join()
         self.tell_troubles()
@@ -245,7 +263,9 @@ class Logbook:
             self._run.sync()
 
     def finish(self) -> None:
-        """Raises what went wrong with the last checkpoint, unless the disk was full after the last step: the model may fit."""
+        """Raises what went wrong with the last checkpoint, unless the disk was full after the last step:
+        the model may fit.
+        """
         if self._writer is not None:
             try:
                 self._writer.wait()
@@ -256,4 +276,6 @@ class Logbook:
 
 
 def _finite_only(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {
+        key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)
+    }

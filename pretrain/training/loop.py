@@ -1,7 +1,8 @@
 """The one training loop, for pretraining and for every fine-tuning task.
 
-It reads downwards: resume, then for each step take a batch, forward, backward, agree over ranks, move the optimizer, and from
-time to time evaluate, log and write a checkpoint. No callbacks and no events; what varies is in the `Plan` and in the module.
+It reads downwards: resume, then for each step take a batch, forward, backward, agree over ranks, move the
+optimizer, and from time to time evaluate, log and write a checkpoint. No callbacks and no events; what
+varies is in the `Plan` and in the module.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from pretrain.training.stepping import Stepper
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: `finished` or `interrupted` (a checkpoint is written, the same command goes on)."""
+    """How the loop ended: `finished` or `interrupted` (a checkpoint is
+    written, the same command goes on).
+    """
 
     status: str
     progress: Progress
@@ -48,8 +51,8 @@ def train(
         run: writer of the run folder on rank 0, None on the other ranks.
         batches_from: gives the batches from a number of samples seen (over all ranks) on.
 
-    Raises RunStopped when a rule ended the run, and UserError when a step does not fit into memory; what was logged until then
-    is kept.
+    Raises RunStopped when a rule ended the run, and UserError when a step does not fit into memory; what was
+    logged until then is kept.
     """
     equalise(module)
     progress, writer = resume(module, optimizer, plan, context, run)
@@ -66,7 +69,7 @@ def train(
             progress.bad_rows.update(batch.bad_rows)
             gradients = stepper.backward(batch.inputs, progress.step)
 
-            # -- what all ranks must know, in one message; nobody waits for it here --------------------------------------
+            # -- what all ranks must know, in one message; nobody waits for it here -------------------------
             agreement = Agreement(
                 gradients,
                 step=progress.step,
@@ -77,18 +80,18 @@ def train(
                 num_bad_rows=len(batch.bad_rows),
             )
 
-            # -- the numbers of the step before, while the device is at this one; of this one where they are wanted ------
+            # -- the numbers of the step before, while the device is at this one; of this one where they are
             told = [book.settle(former)] if former is not None else []
             former = agreement
             if book.is_due(progress.step + 1) or any(numbers.stops or numbers.asked for numbers in told):
                 told.append(book.settle(agreement))
                 former = None
 
-            # -- the optimizer moves on sound gradients only -------------------------------------------------------------
+            # -- the optimizer moves on sound gradients only ------------------------------------------------
             stepper.move(progress.step, unsound=agreement.unsound)
             book.count_step()
 
-            # -- from time to time: evaluate, log, checkpoint -------------------------------------------------------------
+            # -- from time to time: evaluate, log, checkpoint -----------------------------------------------
             book.tell_troubles()
             scores = book.evaluate_when_due()
             book.log_when_due(gradients, stepper.exchange, scores)

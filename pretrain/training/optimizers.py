@@ -24,8 +24,9 @@ def parameter_groups(
     """Every trainable parameter in exactly one group.
 
     Biases and the gains of norms (fewer than two axes) are not decayed, as all published recipes have it.
-    `learning_rate_factor` maps a parameter's name to its fraction of the learning rate (layer-wise decay); parameters whose
-    names start with one of `constant_rate` keep the peak rate after the warm-up. Groups say so, for `set_rates`.
+    `learning_rate_factor` maps a parameter's name to its fraction of the learning rate (layer-wise decay);
+    parameters whose names start with one of `constant_rate` keep the peak rate after the warm-up.
+    Groups say so, for `set_rates`.
     """
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
@@ -92,7 +93,8 @@ def build_optimizer(
 
 
 def move_unless(unsound: Tensor, optimizer: Optimizer) -> None:
-    """Takes the optimizer's step unless `unsound`, a float32 scalar on the device, is 1: then nothing of it changes.
+    """Takes the optimizer's step unless `unsound`, a float32 scalar on the device, is 1:
+    then nothing of it changes.
 
     Those of `build_optimizer` decide on the device, as for torch's gradient scaler; others wait for it.
     """
@@ -109,7 +111,9 @@ def move_unless(unsound: Tensor, optimizer: Optimizer) -> None:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the optimizer moves by in a step: learning rate, that of groups with a constant one, and weight decay."""
+    """What the optimizer moves by in a step: learning rate, that of groups with a constant one,
+    and weight decay.
+    """
 
     learning_rate: float
     constant: float

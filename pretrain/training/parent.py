@@ -1,8 +1,9 @@
-"""Going on from a checkpoint of another run, as a run of one's own: with another learning rate, schedule, length or rule.
+"""Going on from a checkpoint of another run, as a run of one's own:
+with another learning rate, schedule, length or rule.
 
-A run's own settings may not change what was computed (`run_folder.claim`). A run with `training.parent` begins where the other
-stood, with the other's weights, state of the optimizer and position in the data, and its own settings from there; the other is
-left as it is and named in result.json.
+A run's own settings may not change what was computed (`run_folder.claim`). A run with `training.parent`
+begins where the other stood, with the other's weights, state of the optimizer and position in the data, and
+its own settings from there; the other is left as it is and named in result.json.
 """
 
 from __future__ import annotations
@@ -67,20 +68,21 @@ def begin(text: str, step: int, *, num_steps: int, batch_size_global: int) -> Ch
     url, _ = parsed(text)
     if step >= num_steps:
         raise UserError(
-            f"{SETTING}={text} is at step {step}, and this run ends at step {num_steps}: no steps are left; give more "
-            "training.epochs or training.steps"
+            f"{SETTING}={text} is at step {step}, and this run ends at step {num_steps}: no steps are left; "
+            "give more training.epochs or training.steps"
         )
     found = checkpoints.load_newest(url, at_step=step)
     if found is None:
         raise UserError(
-            f"{SETTING}={text}: the checkpoint of step {step} in {url} is not seen here; with workers on several machines it "
-            "must be in a storage that all of them reach"
+            f"{SETTING}={text}: the checkpoint of step {step} in {url} is not seen here; with workers on "
+            "several machines it must be in a storage that all of them reach"
         )
     was = found.progress
     if was.samples_seen != was.step * batch_size_global:
         raise UserError(
-            f"training.batch_size_global={batch_size_global} is not that of {SETTING}={text}, whose {was.step} steps saw "
-            f"{was.samples_seen} images; positions are counted in batches, so keep {was.samples_seen // was.step}"
+            f"training.batch_size_global={batch_size_global} is not that of {SETTING}={text}, whose "
+            f"{was.step} steps saw {was.samples_seen} images; positions are counted in batches, so keep "
+            f"{was.samples_seen // was.step}"
         )
     progress = Progress(
         step=was.step, samples_seen=was.samples_seen, data=was.data, parent={"run": url, "step": was.step}

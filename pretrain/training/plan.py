@@ -17,9 +17,10 @@ class Evaluating:
     Attributes:
         function: called with the step, and whether it is the last, on every rank; its numbers are logged.
         every_steps: steps between two calls; 0 for the last step only.
-        best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of `function` is its
-            highest (or lowest) so far.
-        patience: evaluations in a row without a better number after which training is finished; 0 for any number.
+        best_metric, best_is_lowest, keep_best: `keep_best(step)` is called on every rank when this number of
+            `function` is its highest (or lowest) so far.
+        patience: evaluations in a row without a better number after which training is finished;
+            0 for any number.
     """
 
     function: Callable[[int, bool], dict[str, float]]
@@ -42,9 +43,11 @@ class Plan:
         rates_at: learning rates and weight decay of a step.
         seed: of what random layers draw.
         on_collapse: `warn` or `stop`.
-        max_bad_fraction: of the rows of an epoch, and later of all that were seen: the run stops when more are bad.
+        max_bad_fraction: of the rows of an epoch, and later of all that were seen: the run stops when more
+            are bad.
         evaluating: None for nothing.
-        data: what is learnt from, on rank 0; with other data than before a run goes on where `on_data_change` is `continue`.
+        data: what is learnt from, on rank 0; with other data than before a run goes on
+            where `on_data_change` is `continue`.
     """
 
     out: str

@@ -1,4 +1,6 @@
-"""What an encoder knows, measured on frozen features: kNN and a linear probe where there are labels, RankMe where not."""
+"""What an encoder knows, measured on frozen features:
+kNN and a linear probe where there are labels, RankMe where not.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ UNTRAINED = "untrained"  # ends the names of scores of the weights that a run be
 
 
 class LabelProbe:
-    """What features of one labelled data set tell of another: by a vote of neighbours, and by a linear classifier.
+    """What features of one labelled data set tell of another:
+    by a vote of neighbours, and by a linear classifier.
 
     Raises UserError at once when a data set or its label column is not there.
     """
@@ -65,13 +68,19 @@ class LabelProbe:
 
 
 def rankme(
-    encoder: Encoder, manifest: Manifest, context: RankContext, *, num_images: int, image_column: str, **how: Any
+    encoder: Encoder,
+    manifest: Manifest,
+    context: RankContext,
+    *,
+    num_images: int,
+    image_column: str,
+    **how: Any,
 ) -> float:
     """RankMe of an encoder's pooled features of so many images: how many dimensions they use, from 1 to D.
 
     Among runs on the same data it goes with linear probe accuracy, and needs no labels (Garrido et al.,
-    https://arxiv.org/abs/2210.02885, who take 25,600). Row groups are taken from the whole of a larger data set. The same on
-    every rank; `how` goes to `labelled_features`.
+    https://arxiv.org/abs/2210.02885, who take 25,600). Row groups are taken from the whole of a larger data
+    set. The same on every rank; `how` goes to `labelled_features`.
     """
     shards = Shards(manifest.sample(num_images), image_column=image_column)
     features, _ = labelled_features(encoder, shards, label_column=None, context=context, **how)

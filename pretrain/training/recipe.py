@@ -1,4 +1,6 @@
-"""What both main flows do with the settings they share: data, optimizer, schedule and the loop, and the result's numbers."""
+"""What both main flows do with the settings they share:
+data, optimizer, schedule and the loop, and the result's numbers.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,16 @@ MAX_GRAPHS = 64
 
 
 def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings, *, seed: int) -> Order:
-    """The order of a data set's samples. Raises UserError when the batch does not fit the data or the streams."""
+    """The order of a data set's samples. Raises UserError when the batch
+    does not fit the data or the streams.
+    """
     return Order(
         manifest.rows_of_group,
         batch_size_global=training.batch_size_global,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
-        # where few rows of a file are taken, a window spans as much of the files as it would with all of them: what is read
-        # for it stays bounded, and row groups, which hold few of its rows then, are shuffled anyway
+        # where few rows of a file are taken, a window spans as much of the files as it would with all of
+        # them: what is read for it stays bounded, and row groups, which hold few of its rows then, are
+        # shuffled anyway
         window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.fraction))),
         seed=seed,
         source_of_group=manifest.source_of_group,
@@ -73,7 +78,8 @@ class Feed:
 
     Attributes:
         columns: read beside the image.
-        to_inputs: `to_inputs(views, batch)` makes what the module takes of the finished views and the rest of a batch.
+        to_inputs: `to_inputs(views, batch)` makes what the module takes of the finished views and the rest
+            of a batch.
         wrap_source: may add columns to what is read, see `pretrain.data.reading.stored_features`.
         also_read: data beside that of `manifest` that a run depends on, by what it is for.
     """
@@ -108,7 +114,10 @@ class Feed:
                 kept=kept,
             )
             return TrainingBatches(
-                loader, shards, lambda batch: self.to_inputs(self.viewer.finish(batch), batch), context.device
+                loader,
+                shards,
+                lambda batch: self.to_inputs(self.viewer.finish(batch), batch),
+                context.device,
             )
 
         return batches_from
@@ -160,7 +169,8 @@ def train_by(
         loop: `train`, or what takes the same in its place.
     """
     context.note(
-        f"trains on {context.device_name}" + (f", {context.world_size} workers" if context.world_size > 1 else "")
+        f"trains on {context.device_name}"
+        + (f", {context.world_size} workers" if context.world_size > 1 else "")
     )
     _settle(module, settings.training, context)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
@@ -186,13 +196,16 @@ def train_by(
         on_data_change=settings.data.on_change,
     )
     with exactness(training.reproducible, num_threads=compute_threads):
-        return loop(module, mover, plan, context=context, run=run, batches_from=feed.batches(settings.data, context))
+        return loop(
+            module, mover, plan, context=context, run=run, batches_from=feed.batches(settings.data, context)
+        )
 
 
 def compile_blocks(module: nn.Module) -> None:
     """Compiles the blocks of every encoder in a module, momentum copies too."""
-    # one graph for each shape of a block's images and weights, with gradient and without: more than the default of 8. Left
-    # alone, the compiler takes the second size of crops for one of many, and its kernels for any size are slower
+    # one graph for each shape of a block's images and weights, with gradient and without: more than the
+    # default of 8. Left alone, the compiler takes the second size of crops for one of many, and its kernels
+    # for any size are slower
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     for part in module.modules():
         if isinstance(part, Encoder):
@@ -230,14 +243,20 @@ def _optimizer(
 
     def rates_at(step: int) -> Rates:
         learning_rate, constant = (
-            peak * warmup_cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_fraction=final)
+            peak
+            * warmup_cosine(
+                step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, final_fraction=final
+            )
             for final in (chosen.final_fraction, 1.0)
         )
         decay = first_decay if last_decay is None else half_cosine(first_decay, last_decay, step / num_steps)
         return Rates(learning_rate, constant, decay)
 
     groups = parameter_groups(
-        module, weight_decay=first_decay, learning_rate_factor=learning_rate_factor, constant_rate=constant_rate
+        module,
+        weight_decay=first_decay,
+        learning_rate_factor=learning_rate_factor,
+        constant_rate=constant_rate,
     )
     mover = build_optimizer(chosen.name, groups, learning_rate=peak, momentum=chosen.momentum)
     if hold is not None:

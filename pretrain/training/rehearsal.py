@@ -1,4 +1,6 @@
-"""What `--check` does in place of training: a first batch, a few steps that are thrown away, and an estimate from them."""
+"""What `--check` does in place of training: a first batch, a few steps that are thrown away,
+and an estimate from them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from pretrain.training.rules import out_of_memory
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Stepper
 
-NUM_TIMED_STEPS = 3  # after one that warms up; the fastest counts, since everything else can only slow a step down
+NUM_TIMED_STEPS = (
+    3  # after one that warms up; the fastest counts, since everything else can only slow a step down
+)
 
 
 def rehearse(
@@ -32,10 +36,12 @@ def rehearse(
     run: RunFolder | None,
     batches_from: Callable[[int], Batches],
 ) -> Outcome:
-    """Takes what `pretrain.training.loop.train` takes, and reports how long a run would take and what memory it needs.
+    """Takes what `pretrain.training.loop.train` takes,
+    and reports how long a run would take and what memory it needs.
 
-    The steps are those of training. Nothing is written, and no other worker is contacted: `context` may be rank 0 of several
-    that are not there. The steps run on this machine, so the estimate holds for workers like it.
+    The steps are those of training. Nothing is written, and no other worker is contacted: `context` may be
+    rank 0 of several that are not there. The steps run on this machine,
+    so the estimate holds for workers like it.
 
     Raises UserError when a batch does not fit into memory.
     """
@@ -48,7 +54,8 @@ def rehearse(
         first_batch_seconds = time.monotonic() - started
         bad = f", {len(batch.bad_rows)} bad rows replaced" if batch.bad_rows else ""
         context.note(
-            f"first batch of a worker: {share} images read and decoded in {duration(first_batch_seconds)}{bad}"
+            f"first batch of a worker: {share} images read and decoded in "
+            f"{duration(first_batch_seconds)}{bad}"
         )
         module.train()
         stepper = Stepper(module, optimizer, plan, device)
@@ -74,8 +81,8 @@ def rehearse(
     step, wait = min(step_seconds[1:]), min(wait_seconds[1:])
     workers = f"{num_workers} workers" if num_workers > 1 else "1 worker"
     context.note(
-        f"time: {num_steps} steps of {step + wait:.2f} s ({wait / (step + wait):.0%} of it waiting for data) are about "
-        f"{duration(num_steps * (step + wait))} with {workers} like this machine",
+        f"time: {num_steps} steps of {step + wait:.2f} s ({wait / (step + wait):.0%} of it waiting for "
+        f"data) are about {duration(num_steps * (step + wait))} with {workers} like this machine",
     )
     return Outcome("rehearsed", Progress())
 
@@ -84,5 +91,7 @@ def _memory(device: torch.device) -> str:
     text = f"about {peak_bytes() / GIB:.1f} GiB"
     if device.type == "cuda":
         _, total = torch.cuda.mem_get_info(device)
-        text += f", and {torch.cuda.max_memory_reserved(device) / GIB:.1f} of {total / GIB:.0f} GiB on {device}"
+        text += (
+            f", and {torch.cuda.max_memory_reserved(device) / GIB:.1f} of {total / GIB:.0f} GiB on {device}"
+        )
     return text

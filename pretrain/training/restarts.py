@@ -1,8 +1,8 @@
 """Every restart of a run, explained: OUT/restarts.jsonl, and the same list in result.json.
 
-A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or a user gave the
-command again. The list is a file of its own, because a checkpoint is older than the restart that it is read for: of two
-deaths between two checkpoints, both are to be counted.
+A restart is an attempt that found the work of an earlier one, whether Ray replaced a dead worker or a user
+gave the command again. The list is a file of its own, because a checkpoint is older than the restart that it
+is read for: of two deaths between two checkpoints, both are to be counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Restart:
         when: the beginning of the new attempt, UTC.
         from_step: steps that the checkpoint held.
         lost_steps: steps that had been taken after it, and were taken again; as far as they were heard of.
-        seconds_to_recover: from the last step heard of before (from the beginning of the attempt, when the command was given
-            again) to the first step after; null where the attempt did not come that far.
+        seconds_to_recover: from the last step heard of before (from the beginning of the attempt, when the
+            command was given again) to the first step after; null where the attempt did not come that far.
         workers: how many the run went on with.
         passed_over: newer checkpoints that could not be used: their folders -> why.
     """
@@ -59,12 +59,17 @@ class RestartLog:
         self.entries: list[dict[str, Any]] = []
 
     def begin(
-        self, context: RankContext, *, from_step: int, last_step: int | None, passed_over: dict[str, str] | None = None
+        self,
+        context: RankContext,
+        *,
+        from_step: int,
+        last_step: int | None,
+        passed_over: dict[str, str] | None = None,
     ) -> Restart | None:
         """Adds and writes down this attempt's restart if it is one.
 
-        `last_step` is the last step that the run folder tells of, None when nothing was there; `passed_over` holds newer
-        checkpoints that could not be used, and why.
+        `last_step` is the last step that the run folder tells of, None when nothing was there; `passed_over`
+        holds newer checkpoints that could not be used, and why.
         """
         content = storage.read_bytes(self._url) if storage.exists(self._url) else b""
         self.entries = [entry for line in content.splitlines() if (entry := _entry(line)) is not None]
@@ -87,7 +92,9 @@ class RestartLog:
         return self._running
 
     def step_taken(self) -> float | None:
-        """Says that a step is taken; at the first after a restart, the seconds that it took to come there."""
+        """Says that a step is taken; at the first after a restart,
+        the seconds that it took to come there.
+        """
         if self._running is None:
             return None
         self._running, seconds = None, round(time.monotonic() - self._began, 3)
@@ -96,7 +103,9 @@ class RestartLog:
         return seconds
 
     def write_if_new(self) -> None:
-        """Writes the list down when there is something new in it. Raises UserError when the storage does not take it."""
+        """Writes the list down when there is something new in it.
+        Raises UserError when the storage does not take it.
+        """
         if self._new:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.entries)
             storage.write_bytes(self._url, lines.encode())

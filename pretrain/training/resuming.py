@@ -19,7 +19,8 @@ from pretrain.training.run_folder import RunFolder, tell_device
 def resume(
     module: Trainable, optimizer: Optimizer, plan: Plan, context: RankContext, run: RunFolder | None
 ) -> tuple[Progress, CheckpointWriter | None]:
-    """Restores module and optimizer, and says where the run is. The writer is rank 0's, who has the run folder.
+    """Restores module and optimizer, and says where the run is.
+    The writer is rank 0's, who has the run folder.
 
     Raises UserError where no checkpoint can be used, or one that another rank has is not seen.
     """
@@ -29,7 +30,9 @@ def resume(
     for name, reason in passed_over.items():
         context.warn(f"the checkpoint {name} cannot be used: {reason}")
     if isinstance(found, CutOff) and found.names:
-        context.note(f"starts at step 0: the first checkpoint was not complete yet ({', '.join(found.names)})")
+        context.note(
+            f"starts at step 0: the first checkpoint was not complete yet ({', '.join(found.names)})"
+        )
 
     # rank 0 chooses, so that all ranks start from the same checkpoint
     step = from_rank_0(checkpoint.progress.step if checkpoint is not None else None)
@@ -60,9 +63,13 @@ def resume(
 
     tell_device(plan.out, f"{context.device_name}, {context.world_size} workers")
     keep = plan.training.keep_checkpoints
-    writer = CheckpointWriter(plan.out, keep=keep, troubles=run.troubles, damaged=passed_over, whole_step=whole_step)
+    writer = CheckpointWriter(
+        plan.out, keep=keep, troubles=run.troubles, damaged=passed_over, whole_step=whole_step
+    )
     last_step = run.start_at(progress.step, first_step=progress.step if whole_step is None else 0)
-    restart = run.restarts.begin(context, from_step=progress.step, last_step=last_step, passed_over=passed_over)
+    restart = run.restarts.begin(
+        context, from_step=progress.step, last_step=last_step, passed_over=passed_over
+    )
     progress.restart_log, progress.restarts = run.restarts.entries, len(run.restarts.entries)
     if restart is not None:
         again = f"; {restart.lost_steps} steps are repeated" if restart.lost_steps else ""

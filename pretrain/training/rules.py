@@ -12,14 +12,17 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 def check_finite(rule: str, agreement: Agreement, in_a_row: int) -> None:
-    """Raises RunStopped for a step whose numbers are not finite, unless the rule is `skip` and it is not the tenth in a row."""
+    """Raises RunStopped for a step whose numbers are not finite,
+    unless the rule is `skip` and it is not the tenth in a row.
+    """
     if rule == "skip" and in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
     many = f", {in_a_row} times in a row" if in_a_row > 1 else ""
     raise RunStopped(
-        f"step {agreement.step}: the loss ({float(agreement.loss):g}) or the gradient (norm {float(agreement.norm):g}) is "
-        f"not finite{many}; the parameters were not changed by it. A lower learning rate (now {agreement.learning_rate:g}), a "
-        "longer warm-up or training.clip_gradient=1 usually helps; the last checkpoint is from before it"
+        f"step {agreement.step}: the loss ({float(agreement.loss):g}) or the gradient (norm "
+        f"{float(agreement.norm):g}) is not finite{many}; the parameters were not changed by it. A lower "
+        f"learning rate (now {agreement.learning_rate:g}), a longer warm-up or training.clip_gradient=1 "
+        "usually helps; the last checkpoint is from before it"
     )
 
 
@@ -35,11 +38,13 @@ def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> Use
     )
 
 
-def too_many_bad(progress: Progress, samples_seen: int, max_fraction: float, rows_per_epoch: int) -> str | None:
+def too_many_bad(
+    progress: Progress, samples_seen: int, max_fraction: float, rows_per_epoch: int
+) -> str | None:
     """In words that more rows are bad than may be of so many seen, None where they are not.
 
-    They often lie together, so a fraction means little before all rows were seen: until then it is that of an epoch's rows.
-    Ten are always allowed.
+    They often lie together, so a fraction means little before all rows were seen: until then it is that of
+    an epoch's rows. Ten are always allowed.
     """
     if progress.bad_row_count <= max(10, max_fraction * max(samples_seen, rows_per_epoch)):
         return None

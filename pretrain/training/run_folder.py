@@ -31,11 +31,12 @@ CUT_OFF = 2**62  # stands for the step of a line that was cut off
 class RunFolder:
     """Writer of a run folder at any fsspec URL.
 
-    Lines of metrics are appended as they come when OUT is local; in an object store, which cannot append, files are kept in a
-    temporary folder and uploaded by `sync`, which the loop calls with every checkpoint and at the end.
+    Lines of metrics are appended as they come when OUT is local; in an object store, which cannot append,
+    files are kept in a temporary folder and uploaded by `sync`,
+    which the loop calls with every checkpoint and at the end.
 
-    A full or failing disk does not end a run because of its logs: lines wait in memory until they can be written, and what
-    went wrong is told in `troubles`, which the loop empties.
+    A full or failing disk does not end a run because of its logs: lines wait in memory until they can be
+    written, and what went wrong is told in `troubles`, which the loop empties.
 
     Args:
         url: OUT.
@@ -43,7 +44,9 @@ class RunFolder:
         config: the settings that they show, without secrets.
     """
 
-    def __init__(self, url: str, *, tracking: Sequence[str] = (), config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, url: str, *, tracking: Sequence[str] = (), config: dict[str, Any] | None = None
+    ) -> None:
         self.url = url
         self._tracking, self._config = tracking, config or {}
         self._trackers: Trackers | None = None
@@ -63,9 +66,11 @@ class RunFolder:
         return cls(settings.out, tracking=settings.tracking, config=to_dict(settings))
 
     def start_at(self, step: int, *, first_step: int = 0) -> int | None:
-        """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped, so none is double.
+        """Opens the logs at a step: lines after it, written by an attempt that was cut off, are dropped,
+        so none is double.
 
-        Returns the last step that was logged before, None when this is the first start, which is at `first_step`.
+        Returns the last step that was logged before, None when this is the first start,
+        which is at `first_step`.
         """
         if storage.is_local(self.url):
             self._local = storage.local_path(self.url)
@@ -80,14 +85,22 @@ class RunFolder:
         lines = content.splitlines()
         steps = [_step_of(line) for line in lines]
         if CUT_OFF in steps[:-1]:  # the last one is cut off where a run was killed
-            self.troubles.append(f"{steps[:-1].count(CUT_OFF)} lines of {METRICS} cannot be read and are left out")
+            self.troubles.append(
+                f"{steps[:-1].count(CUT_OFF)} lines of {METRICS} cannot be read and are left out"
+            )
         kept = [line for line, at in zip(lines, steps, strict=True) if at <= step]
         self._begin(path, content, b"".join(line + b"\n" for line in kept))
 
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed on rank 0
 
-        self._tensorboard = SummaryWriter(str(self._local / "tensorboard"), purge_step=step + 1 if step else None)
-        last_step = max((at for at in steps if at != CUT_OFF), default=step) if was_there or step > first_step else None
+        self._tensorboard = SummaryWriter(
+            str(self._local / "tensorboard"), purge_step=step + 1 if step else None
+        )
+        last_step = (
+            max((at for at in steps if at != CUT_OFF), default=step)
+            if was_there or step > first_step
+            else None
+        )
         self._trackers = Trackers(
             self._tracking,
             url=self.url,
@@ -99,8 +112,12 @@ class RunFolder:
         return last_step
 
     def _begin(self, path: Path, found: bytes, kept: bytes) -> None:
-        """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile leaves what was found or what is kept."""
-        if self._staging is None and found.startswith(kept):  # the usual case, which needs no room on a full disk
+        """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile
+        leaves what was found or what is kept.
+        """
+        if self._staging is None and found.startswith(
+            kept
+        ):  # the usual case, which needs no room on a full disk
             self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
             self._metrics.truncate(len(kept))
         else:
@@ -109,10 +126,14 @@ class RunFolder:
         self._size = len(kept)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl and the same numbers to the trackers; numbers that JSON lacks become null."""
+        """Appends one line to metrics.jsonl and the same numbers to the trackers;
+        numbers that JSON lacks become null.
+        """
         line = finite(record)
         self._write(json.dumps(line) + "\n")
-        scalars = [(key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"]
+        scalars = [
+            (key, value) for key, value in line.items() if isinstance(value, int | float) and key != "step"
+        ]
         self._to_tensorboard(lambda board: [board.add_scalar(*scalar, record["step"]) for scalar in scalars])
         if self._trackers is not None:
             self._trackers.log(line)
@@ -136,7 +157,9 @@ class RunFolder:
                 action(self._tensorboard)
             except Exception as error:  # its writer is a thread of its own, which hands on whatever ended it
                 self._tensorboard = None
-                self.troubles.append(f"nothing more is written for TensorBoard until the next start ({error})")
+                self.troubles.append(
+                    f"nothing more is written for TensorBoard until the next start ({error})"
+                )
 
     def _take_troubles(self) -> None:
         if self._trackers is not None:
@@ -144,7 +167,8 @@ class RunFolder:
             self._trackers.troubles.clear()
 
     def sync(self) -> None:
-        """Makes everything logged so far visible at the URL. May be called from a thread while lines are logged.
+        """Makes everything logged so far visible at the URL.
+        May be called from a thread while lines are logged.
 
         Raises UserError when the storage does not take it.
         """
@@ -202,7 +226,8 @@ def _step_of(line: bytes) -> int:
 def running(run_url: str) -> Iterator[None]:
     """Holds OUT, and says in result.json how the run ended where it does not say so itself.
 
-    A result that stands there from an attempt that did not finish is removed first, and a report, which tells of it.
+    A result that stands there from an attempt that did not finish is removed first, and a report,
+    which tells of it.
 
     Raises InUse when another command holds OUT.
     """
@@ -248,7 +273,9 @@ def read_settings(run_url: str) -> str | None:
 def has_steps(run_url: str) -> bool:
     """Whether a run took a step there that it told of: a line of metrics, or a checkpoint."""
     url = storage.join(run_url, METRICS)
-    if storage.exists(url) and any(_step_of(line) != CUT_OFF for line in storage.read_bytes(url).splitlines()[:10]):
+    if storage.exists(url) and any(
+        _step_of(line) != CUT_OFF for line in storage.read_bytes(url).splitlines()[:10]
+    ):
         return True
     return bool(storage.names_in(storage.join(run_url, "checkpoints")))
 
@@ -268,7 +295,9 @@ def tell_device(run_url: str, name: str) -> None:
 
 @contextmanager
 def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
-    """Removes what came into OUT when what is done here fails before its first step, so that other settings find it free."""
+    """Removes what came into OUT when what is done here fails before its first step,
+    so that other settings find it free.
+    """
     before = set(storage.names_in(run_url))
     settings = read_settings(run_url)
     with storage.no_new_folders(run_url):
@@ -289,7 +318,9 @@ def as_it_was_if_nothing_happens(run_url: str) -> Iterator[None]:
 def check_is_no_file(run_url: str) -> None:
     """Raises UserError when a file lies in the place of OUT."""
     if storage.is_local(run_url) and storage.local_path(run_url).is_file():
-        raise UserError(f"{run_url} is a file; out must be a folder, or a location where there is nothing yet")
+        raise UserError(
+            f"{run_url} is a file; out must be a folder, or a location where there is nothing yet"
+        )
 
 
 def check_claim(run_url: str, refused: Sequence[str]) -> None:
@@ -310,6 +341,7 @@ def check_claim(run_url: str, refused: Sequence[str]) -> None:
         others = [name for name in storage.names_in(run_url) if not name.startswith(".")]
         if others:
             raise UserError(
-                f"{run_url} is not empty and is not a run folder (there: {', '.join(others[:5])}); choose another out"
+                f"{run_url} is not empty and is not a run folder (there: {', '.join(others[:5])}); choose "
+                "another out"
             )
     storage.check_writable(run_url)

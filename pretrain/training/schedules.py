@@ -16,7 +16,9 @@ SCALINGS = {
 
 
 def scaled_learning_rate(base: float, *, scaling: str, batch_size_global: int) -> float:
-    """The peak learning rate of a global batch: `linear` (base * B / 256), `sqrt` (base * sqrt(B)) or `none`."""
+    """The peak learning rate of a global batch:
+    `linear` (base * B / 256), `sqrt` (base * sqrt(B)) or `none`.
+    """
     return base * SCALINGS[choose("learning rate scaling", scaling, SCALINGS)](batch_size_global)
 
 
@@ -26,10 +28,11 @@ def half_cosine(start: float, end: float, progress: float) -> float:
 
 
 def warmup_cosine(step: int, *, num_steps: int, num_warmup_steps: int, final_fraction: float = 0.0) -> float:
-    """The fraction of the peak learning rate at a step: a linear rise, then half a cosine down to `final_fraction`.
+    """The fraction of the peak learning rate at a step:
+    a linear rise, then half a cosine down to `final_fraction`.
 
-    The rise ends at 1 on step `num_warmup_steps`, and its first step is above 0 so that no step is wasted. The last step
-    (`num_steps` - 1) is the last before `final_fraction` would be reached.
+    The rise ends at 1 on step `num_warmup_steps`, and its first step is above 0 so that no step is wasted.
+    The last step (`num_steps` - 1) is the last before `final_fraction` would be reached.
     """
     if step < num_warmup_steps:
         return (step + 1) / (num_warmup_steps + 1)

@@ -23,20 +23,26 @@ class DataSettings:
 
     url: Any = setting(
         texts=True,
-        help="Parquet shards: a folder, file or glob, or a list of these; paths or any fsspec URLs (s3://, gs://, hf://, ...)",
+        help="Parquet shards: a folder, file or glob, or a list of these; paths or any fsspec URLs (s3://, "
+        "gs://, hf://, ...)",
     )
     weights: list[float] = setting(
-        [], above=0, help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each"
+        [],
+        above=0,
+        help="for a list of URLs: how often the rows of each are seen in an epoch; empty is once each",
     )
     image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
     image_root: str | None = setting(
         None,
-        help="folder (a path or any fsspec URL) of the images, where files hold their paths in place of their bytes",
+        help="folder (a path or any fsspec URL) of the images, where files hold their paths in place of "
+        "their bytes",
     )
     num_streams: int = setting(
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
     )
-    shuffle_window_rows: int = setting(8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled")
+    shuffle_window_rows: int = setting(
+        8192, minimum=1, help="rows (over all ranks) inside which rows are shuffled"
+    )
     max_bad_fraction: float = setting(
         0.05, minimum=0, maximum=1, help="fraction of undecodable rows that stops the run"
     )
@@ -46,24 +52,36 @@ class DataSettings:
     on_change: str = setting(
         "refuse",
         choices=["refuse", "continue"],
-        help="what to do when the data changed under an unfinished run: refuse, or continue with the new data",
+        help="what to do when the data changed under an unfinished run: refuse, or continue with the new "
+        "data",
     )
-    decode_threads: int = setting(0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs")
+    decode_threads: int = setting(
+        0, minimum=0, help="threads a worker decodes with; 0 takes its share of the CPUs"
+    )
     read_threads: int = setting(4, minimum=1, help="threads a worker waits for storage with")
     prefetch_batches: int = setting(2, minimum=1, help="batches kept ready; more use more memory")
-    prefetch_mib: int = setting(256, minimum=1, help="MiB of encoded images a worker reads ahead of the rows in use")
+    prefetch_mib: int = setting(
+        256, minimum=1, help="MiB of encoded images a worker reads ahead of the rows in use"
+    )
     keep: str = setting(
         "none",
         choices=["none", "host"],
         help="keep decoded images in the memory of each worker, for data that fits",
     )
-    keep_gib: float = setting(4.0, minimum=0, help="GiB a worker may take for that; the rest is decoded each time")
+    keep_gib: float = setting(
+        4.0, minimum=0, help="GiB a worker may take for that; the rest is decoded each time"
+    )
     storage_options: dict[str, Any] = setting(
         {},
-        help="fsspec options for the store of url: endpoint_url, key, secret, anon, ...; secrets are never written down",
+        help="fsspec options for the store of url: endpoint_url, key, secret, anon, ...; secrets are never "
+        "written down",
     )
-    cache_dir: str | None = setting(None, help="folder on a local disk that keeps what was read from a store")
-    cache_gib: float = setting(0.0, minimum=0, help="GiB that cache_dir may take on each node; 0 keeps nothing")
+    cache_dir: str | None = setting(
+        None, help="folder on a local disk that keeps what was read from a store"
+    )
+    cache_gib: float = setting(
+        0.0, minimum=0, help="GiB that cache_dir may take on each node; 0 keeps nothing"
+    )
 
     def __post_init__(self) -> None:
         urls = self.url if isinstance(self.url, list) else [self.url]
@@ -71,7 +89,9 @@ class DataSettings:
             raise UserError(f"data.url={self.url!r} is not possible: give a path, a URL, or a list of them")
 
     def use_stores(self) -> None:
-        """Makes this process read with these stores, cache, image root and size of images; each process calls it first."""
+        """Makes this process read with these stores, cache, image root and size of images;
+        each process calls it first.
+        """
         use_image_root(self.image_root)
         storage.use_options(self.urls, self.storage_options)
         storage.use_cache(self.cache_dir, self.cache_gib)
@@ -91,7 +111,9 @@ class DataSettings:
         """The same with local paths made absolute: workers may run in another folder."""
         urls = [storage.absolute(url) for url in self.urls]
         root = None if self.image_root is None else storage.absolute(self.image_root)
-        return dataclasses.replace(self, url=urls if isinstance(self.url, list) else urls[0], image_root=root)
+        return dataclasses.replace(
+            self, url=urls if isinstance(self.url, list) else urls[0], image_root=root
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,9 @@ class OptimizerSettings:
     """How parameters move."""
 
     name: str = setting("adamw", choices=sorted(OPTIMIZERS), help="optimizer")
-    learning_rate: float = setting(1e-3, minimum=0, help="peak learning rate before scaling by the batch size")
+    learning_rate: float = setting(
+        1e-3, minimum=0, help="peak learning rate before scaling by the batch size"
+    )
     scaling: str = setting(
         "linear", choices=sorted(SCALINGS), help="linear: times batch / 256; sqrt: times sqrt(batch); none"
     )
@@ -129,16 +153,20 @@ class TrainingSettings:
         "auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on CUDA, float32 on the CPU"
     )
     reproducible: bool = setting(
-        True, help="the same seed gives the same numbers bit for bit; false: faster kernels on CUDA that may not"
+        True,
+        help="the same seed gives the same numbers bit for bit; false: faster kernels on CUDA that may not",
     )
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
     activation_checkpointing: bool = setting(
         False,
-        help="keep only the inputs of the encoder's blocks and compute the rest again in the backward pass: less memory, up to "
+        help="keep only the inputs of the encoder's blocks and compute the rest again in the backward "
+        "pass: less memory, up to "
         "a third more computing, the same numbers",
     )
     clip_gradient: float = setting(0.0, minimum=0, help="maximum norm of the gradient; 0 does not clip")
-    on_nonfinite: str = setting("stop", choices=["stop", "skip"], help="what to do at a non-finite loss or gradient")
+    on_nonfinite: str = setting(
+        "stop", choices=["stop", "skip"], help="what to do at a non-finite loss or gradient"
+    )
     log_every_steps: int = setting(20, minimum=1, help="steps between two lines of metrics.jsonl")
     checkpoint_every_steps: int = setting(1000, minimum=1, help="steps between two checkpoints")
     checkpoint_every_seconds: float = setting(
@@ -146,14 +174,17 @@ class TrainingSettings:
     )
     parent: str | None = setting(
         None,
-        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its own (learning rate, "
+        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its "
+        "own (learning rate, "
         "length, ...)",
     )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
     def __post_init__(self) -> None:
         if self.epochs == 0 and self.steps is None:
-            raise UserError("training.epochs=0 is not possible: no step is taken; give more, or training.steps")
+            raise UserError(
+                "training.epochs=0 is not possible: no step is taken; give more, or training.steps"
+            )
 
     def with_absolute_parent(self) -> TrainingSettings:
         """The same with a local path made absolute: workers may run in another folder."""
@@ -168,12 +199,14 @@ class ClusterSettings:
     min_workers: int = setting(
         0,
         minimum=0,
-        help="minimum workers to go on with when machines are lost (it grows again later); 0: waits for `workers`",
+        help="minimum workers to go on with when machines are lost (it grows again later); 0: waits for "
+        "`workers`",
     )
     cpus_per_worker: float | None = setting(
         None,
         above=0,
-        help="CPUs of a worker; null shares this machine's evenly, and on a cluster takes a GPU's part of its node",
+        help="CPUs of a worker; null shares this machine's evenly, and on a cluster takes a GPU's part of "
+        "its node",
     )
     gpus_per_worker: float | None = setting(
         None,
@@ -185,7 +218,9 @@ class ClusterSettings:
     hang_seconds: float = setting(
         600.0, minimum=1, help="seconds that workers wait for one that hangs before all are restarted"
     )
-    resize_seconds: float = setting(60.0, minimum=1, help="seconds between checks whether a shrunk run can grow again")
+    resize_seconds: float = setting(
+        60.0, minimum=1, help="seconds between checks whether a shrunk run can grow again"
+    )
     address: str | None = setting(None, help="Ray cluster to join; null: RAY_ADDRESS, else a private Ray")
 
 
@@ -193,12 +228,14 @@ class ClusterSettings:
 class EncoderSettings:
     """Which network."""
 
-    name: str = setting("convattn_small", help="convattn_nano|tiny|small|base, convattn_classic or timm:NAME")
+    name: str = setting(
+        "convattn_small", help="convattn_nano|tiny|small|base, convattn_classic or timm:NAME"
+    )
     arguments: dict[str, Any] = setting({}, help="keyword arguments of the encoder")
 
 
-# settings that may differ when a run is continued, because they do not change what is computed: where and how fast it runs,
-# what is watched, and the rules that end it
+# settings that may differ when a run is continued, because they do not change what is computed: where and
+# how fast it runs, what is watched, and the rules that end it
 UNSEEN = (
     "out",
     "report_images",

@@ -21,7 +21,8 @@ from pretrain.training.plan import Plan
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a backward pass left beside `.grad`: the loss of this rank, and the norm over the global batch's gradient.
+    """What a backward pass left beside `.grad`: the loss of this rank,
+    and the norm over the global batch's gradient.
 
     Both are scalars on the device, which may not have come as far; to look at them is to wait.
     """
@@ -38,7 +39,9 @@ class Gradients:
 
 
 class Stepper:
-    """Takes the steps of a plan on one rank. `exchange` is the module's, see `pretrain.training.contract`."""
+    """Takes the steps of a plan on one rank. `exchange` is the module's,
+    see `pretrain.training.contract`.
+    """
 
     def __init__(self, module: Trainable, optimizer: Optimizer, plan: Plan, device: torch.device) -> None:
         self._module, self._optimizer, self._plan = module, optimizer, plan
@@ -65,7 +68,9 @@ class Stepper:
         return Gradients(output, output.loss.detach().double(), norm, rates.learning_rate)
 
     def move(self, step: int, *, unsound: Tensor) -> None:
-        """Moves the optimizer unless `unsound`, a scalar on the device, is 1; then whatever the module moves after a step."""
+        """Moves the optimizer unless `unsound`, a scalar on the device, is 1;
+        then whatever the module moves after a step.
+        """
         move_unless(unsound, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         self._module.after_step(step, self._plan.num_steps)

@@ -1,14 +1,17 @@
-"""The same numbers for MLflow and Weights & Biases, beside TensorBoard, by one setting: `tracking: [mlflow, wandb]`.
+"""The same numbers for MLflow and Weights & Biases, beside TensorBoard, by one setting:
+`tracking: [mlflow, wandb]`.
 
 Both work without a network, and where they keep their runs is set by their own variables:
-- mlflow: `MLFLOW_TRACKING_URI`, else a SQLite file `mlflow.db` in OUT; `MLFLOW_EXPERIMENT_NAME`, else `fovea`.
-- wandb: `WANDB_API_KEY` or `WANDB_MODE=online` send to `WANDB_BASE_URL`; else it writes OUT/wandb, for `wandb sync`;
-  `WANDB_PROJECT`, else `fovea`.
+- mlflow: `MLFLOW_TRACKING_URI`, else a SQLite file `mlflow.db` in OUT; `MLFLOW_EXPERIMENT_NAME`, else
+  `fovea`.
+- wandb: `WANDB_API_KEY` or `WANDB_MODE=online` send to `WANDB_BASE_URL`; else it writes OUT/wandb, for
+  `wandb sync`; `WANDB_PROJECT`, else `fovea`.
 
-`tracking.json` in OUT remembers the ids of the runs. A run that is continued repeats the steps since its checkpoint, with the
-same numbers: those that a tracker holds already are not sent twice, and those of metrics.jsonl that it lacks are sent first,
-so a tracker may also be named later. W&B's files are written anew by each start, for a killed process leaves them behind cut
-off. Secrets are masked, and nothing of the environment or the command line is sent.
+`tracking.json` in OUT remembers the ids of the runs. A run that is continued repeats the steps since its
+checkpoint, with the same numbers: those that a tracker holds already are not sent twice, and those of
+metrics.jsonl that it lacks are sent first, so a tracker may also be named later. W&B's files are written
+anew by each start, for a killed process leaves them behind cut off. Secrets are masked, and nothing of the
+environment or the command line is sent.
 """
 
 from __future__ import annotations
@@ -47,15 +50,19 @@ class Tracker(Protocol):
 
 
 def check_tracking(names: Sequence[str], out: str) -> None:
-    """Sees to it that the trackers can be used. Raises UserError for an unknown or a missing one, or where it cannot write."""
+    """Sees to it that the trackers can be used. Raises UserError for an unknown or a missing one,
+    or where it cannot write.
+    """
     for name in names:
         choose("tracking", name, TRACKERS)
         if any(importlib.util.find_spec(module) is None for module in NEEDS[name]):
-            raise UserError(f"tracking={name} needs packages that are not installed: pip install 'fovea[{name}]'")
+            raise UserError(
+                f"tracking={name} needs packages that are not installed: pip install 'fovea[{name}]'"
+            )
     if "mlflow" in names and not storage.is_local(out) and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError(
-            f"tracking=mlflow cannot keep its file in {out}, which is not a local folder; set MLFLOW_TRACKING_URI to a server "
-            "or a file (sqlite:///mlflow.db)"
+            f"tracking=mlflow cannot keep its file in {out}, which is not a local folder; set "
+            "MLFLOW_TRACKING_URI to a server or a file (sqlite:///mlflow.db)"
         )
 
 
@@ -99,7 +106,9 @@ class Trackers:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Hands on the numbers of a line of metrics.jsonl."""
-        numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
+        numbers = {
+            key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"
+        }
         self._each(lambda tracker: _log(tracker, int(line["step"]), numbers))
 
     def close(self, finished: bool) -> None:
@@ -131,14 +140,18 @@ class MlflowRun:
 
     def __init__(self, url: str, local: Path, config: dict[str, Any], run_id: str | None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it keeps a step waiting for minutes
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+        )  # by default it keeps a step waiting for minutes
         import logging
 
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local / 'mlflow.db'}")
+        self._client = MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local / 'mlflow.db'}"
+        )
         self.until = BEFORE_ALL
         if run_id is None:
             experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fovea"
@@ -172,7 +185,9 @@ class WandbRun:
     def __init__(self, url: str, local: Path, config: dict[str, Any], run_id: str | None) -> None:
         import wandb
 
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or (
+            "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        )
         self.run_id: str = run_id or uuid.uuid4().hex
         if mode != "online":
             for former in (local / "wandb").glob(f"offline-run-*-{self.run_id}"):

@@ -1,9 +1,10 @@
-"""`make bench`: every benchmark that needs nothing but this repository, and those on photos when their folder is given.
+"""`make bench`: every benchmark that needs nothing but this repository,
+and those on photos when their folder is given.
 
     python -m tests.benchmarks [--photos FOLDER [--cells FOLDER]]
 
-The folder of photos holds `train`, `validation` and `test`, each with a folder a class; that of cells is what
-`tests.benchmarks.detection` calls BCCD.
+The folder of photos holds `train`, `validation` and `test`, each with a folder a class; that of cells is
+what `tests.benchmarks.detection` calls BCCD.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--cells", type=Path)
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}"
+    )
     print("\n== activations")
     activations.main([])
     print("\n== attention_cost")

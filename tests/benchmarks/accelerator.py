@@ -1,26 +1,30 @@
-"""The first thing to run on a GPU: what training reaches there and where the time goes, on one page, in under eight minutes.
+"""The first thing to run on a GPU: what training reaches there and where the time goes, on one page,
+in under eight minutes.
 
-    python -m tests.benchmarks.accelerator [PHOTOS] [--minutes 7.5] [--page runs/accelerator.txt] [--size 224] [--batch 256]
+    python -m tests.benchmarks.accelerator [PHOTOS] [--minutes 7.5] [--page runs/accelerator.txt] [--size
+        224] [--batch 256]
         [--steps 60] [--encoders convattn_small timm:vit_small_patch16_224]
 
-PHOTOS holds `train` with a folder a class; without it images like photos are made. What matters most comes first, each part in
-a process of its own that is ended when it takes too long, so that one that fails, hangs or runs out of memory costs its own
-lines and no more; what no time is left for is named. The page is written after each part. Exit code 1 when a part failed.
+PHOTOS holds `train` with a folder a class; without it images like photos are made. What matters most comes
+first, each part in a process of its own that is ended when it takes too long, so that one that fails, hangs
+or runs out of memory costs its own lines and no more; what no time is left for is named. The page is written
+after each part. Exit code 1 when a part failed.
 
 SimCLR trains as `configs/pretrain/simclr.yaml` says, by `pretrain.run.pretrain` and its loop:
 
-- `step`: one batch that stays on the device is trained on again and again, which leaves out the loading. Images a second (an
-  image counts once, not each view), share of the peak, kernels, waits of the host for the device, memory, and when in the
-  backward pass the gradients are ready;
-- `run`: the same from shards, decoding each image anew or keeping decoded ones in memory: images a second and time spent
-  waiting for data;
+- `step`: one batch that stays on the device is trained on again and again, which leaves out the loading.
+  Images a second (an image counts once, not each view), share of the peak, kernels, waits of the host for
+  the device, memory, and when in the backward pass the gradients are ready;
+- `run`: the same from shards, decoding each image anew or keeping decoded ones in memory: images a second
+  and time spent waiting for data;
 - `lightly`: the loop of lightly's documentation with one DataLoader worker a core, from files;
-- `averaging`: one rank a GPU (two ranks on a machine without): how much of the averaging of gradients is hidden by the
-  backward pass, of steps that average during it, after it, and not at all.
+- `averaging`: one rank a GPU (two ranks on a machine without): how much of the averaging of gradients is
+  hidden by the backward pass, of steps that average during it, after it, and not at all.
 
-The share is of the fastest product of large bfloat16 matrices that was measured here; operations of a step are those that
-`torch.utils.flop_counter` counts in the encoder's forward and backward of both views. Without a GPU everything runs in
-float32 on the CPU, to show that it runs: `--size 64 --batch 16 --steps 4 --images 64`.
+The share is of the fastest product of large bfloat16 matrices that was measured here; operations of a step
+are those that `torch.utils.flop_counter` counts in the encoder's forward and backward of both views. Without
+a GPU everything runs in float32 on the CPU, to show that it runs:
+`--size 64 --batch 16 --steps 4 --images 64`.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from pathlib import Path
 
 ENCODERS = ("convattn_small", "timm:vit_small_patch16_224")
 GOALS = (
-    "Goals, one H200, two views of 224 pixels: convattn_small 6,000 images/s (reach for 8,500); timm:vit_small_patch16_224\n"
+    "Goals, one H200, two views of 224 pixels: convattn_small 6,000 images/s (reach for 8,500); "
+    "timm:vit_small_patch16_224\n"
     "3,500 images/s; less than 2 % of the time waiting for data; one wait for the device a step."
 )
 MIN_SECONDS = 15  # with less than this left no part begins
@@ -94,12 +99,17 @@ def parts(options: argparse.Namespace, folder: str) -> list[Part]:
     """All parts, what matters most first."""
     common = ("--folder", folder, "--size", str(options.size), "--batch", str(options.batch), "--steps",
               str(options.steps))  # fmt: skip
-    photos = ("--images", str(options.images)) if options.photos is None else ("--photos", str(options.photos))
+    photos = (
+        ("--images", str(options.images)) if options.photos is None else ("--photos", str(options.photos))
+    )
     first, *others = options.encoders
 
     def of(kind: str, encoder: str, *more: str) -> Part:
         what = " ".join(word.lstrip("-") for word in more)
-        return Part(f"{kind}: {encoder}" + (f", {what}" if what else ""), (kind, *common, "--encoder", encoder, *more))
+        return Part(
+            f"{kind}: {encoder}" + (f", {what}" if what else ""),
+            (kind, *common, "--encoder", encoder, *more),
+        )
 
     large = ("--batch", str(2 * options.batch)), ("--batch", str(4 * options.batch))
     return [
@@ -133,7 +143,11 @@ def measured(part: Part, seconds: float) -> tuple[str, str]:
             _end(process)
         printed.seek(0)
         faults.seek(0)
-        last = [line for line in faults.read().splitlines() if line.strip()][-LINES_OF_A_FAILURE:] if fault else []
+        last = (
+            [line for line in faults.read().splitlines() if line.strip()][-LINES_OF_A_FAILURE:]
+            if fault
+            else []
+        )
         return printed.read().rstrip(), "\n".join([fault, *last]) if fault else ""
 
 

@@ -1,4 +1,6 @@
-"""The parts of `tests.benchmarks.accelerator`, each in a process of its own, which prints what it measured."""
+"""The parts of `tests.benchmarks.accelerator`, each in a process of its own,
+which prints what it measured.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def main() -> None:
     PARTS[options.part](options)
 
 
-# -- what the others need ------------------------------------------------------------------------------------------------
+# -- what the others need -----------------------------------------------------------------------------------
 
 
 def photos(options: argparse.Namespace) -> None:
@@ -70,7 +72,9 @@ def photos(options: argparse.Namespace) -> None:
 
     source = options.photos or write_photo_like(options.folder / "made", options.images)
     began = time.monotonic()
-    import_images(str(source / "train"), str(options.folder / "shards"), ImportOptions(), show_progress=False)
+    import_images(
+        str(source / "train"), str(options.folder / "shards"), ImportOptions(), show_progress=False
+    )
     (options.folder / "photos.txt").write_text(str(source.absolute()))
     files = [path for path in (source / "train").rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
@@ -81,23 +85,34 @@ def photos(options: argparse.Namespace) -> None:
 
 def machine(options: argparse.Namespace) -> None:
     """Names, versions, and what the device reaches at best; the peak goes to FOLDER/machine.json."""
-    print(f"{platform.machine()}, {os.cpu_count()} cores ({len(os.sched_getaffinity(0))} usable), torch computes and decodes "
-          f"with {torch.get_num_threads()}; Python {platform.python_version()}, torch {torch.__version__}")  # fmt: skip
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores ({len(os.sched_getaffinity(0))} usable), torch "
+        "computes and decodes "
+        # fmt: skip
+        f"with {torch.get_num_threads()}; Python {platform.python_version()}, torch {torch.__version__}"
+    )
     specified = None
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        print(f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB, compute "
-              f"{properties.major}.{properties.minor}; driver {_driver()}, CUDA {torch.version.cuda}, cuDNN "
-              f"{torch.backends.cudnn.version()}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")  # fmt: skip
+        print(
+            f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB, "
+            "compute "
+            f"{properties.major}.{properties.minor}; driver {_driver()}, CUDA {torch.version.cuda}, cuDNN "
+            # fmt: skip
+            f"{torch.backends.cudnn.version()}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+        )
         specified = next((flops for name, flops in SPECIFIED.items() if name in properties.name), None)
     peak = peak_flops()
     (options.folder / "machine.json").write_text(json.dumps({"peak": peak}))
-    of_specified = "" if specified is None else f" ({peak / specified:.0%} of the {specified / 1e12:.0f} specified)"
+    of_specified = (
+        "" if specified is None else f" ({peak / specified:.0%} of the {specified / 1e12:.0f} specified)"
+    )
     print(f"peak, product of large {'bfloat16' if DEVICE == 'cuda' else 'float32'} matrices: "
           f"{peak / 1e12:.2f} TFLOP/s{of_specified}")  # fmt: skip
     array = torch.empty(2**30 if DEVICE == "cuda" else 2**26, dtype=torch.uint8, device=DEVICE)
     print(
-        f"copying on the device: {2 * len(array) / best_seconds(lambda: array.clone()) / 1e9:,.1f} GB/s read and written"
+        f"copying on the device: {2 * len(array) / best_seconds(lambda: array.clone()) / 1e9:,.1f} GB/s "
+        "read and written"
     )
     if DEVICE == "cuda":
         pinned = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
@@ -132,7 +147,7 @@ def best_seconds(work: Callable[[], object], repeats: int = 20) -> float:
     return min(seconds)
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training -----------------------------------------------------------------------------------------------
 
 
 def step(options: argparse.Namespace) -> None:
@@ -143,8 +158,8 @@ def step(options: argparse.Namespace) -> None:
     def line() -> str:
         seconds = found["seconds"] / options.steps
         return (
-            f"{speed(options, seconds)}; {1000 * seconds:.1f} ms a step, {found['warm_up_seconds']:.0f} s for the first "
-            f"{num_warm_up}; {memory()}"
+            f"{speed(options, seconds)}; {1000 * seconds:.1f} ms a step, {found['warm_up_seconds']:.0f} s "
+            f"for the first {num_warm_up}; {memory()}"
         )
 
     phases = [
@@ -170,7 +185,7 @@ def run(options: argparse.Namespace) -> None:
         more = ["data.keep=host"] if options.keep else []
         trained(context, options, phases, fixed=False, batch=options.batch, more=more)
     seconds = found["seconds"] / options.steps
-    print(f"{speed(options, seconds)}; {found['waited'] / found['seconds']:.1%} of the time waiting for data, "
+    print(f"{speed(options, seconds)}; {found['waited'] / found['seconds']:.1%} of the time waiting for " "data, "
           f"{torch.get_num_threads()} decoding threads; {memory()}")  # fmt: skip
 
 
@@ -204,9 +219,7 @@ def speed(options: argparse.Namespace, seconds: float) -> str:
     rate, file = options.batch / seconds, options.folder / "machine.json"
     share = "share of the peak not known"
     if file.exists():
-        share = (
-            f"{rate * step_flops(options.encoder, options.size) / json.loads(file.read_text())['peak']:.1%} of the peak"
-        )
+        share = f"{rate * step_flops(options.encoder, options.size) / json.loads(file.read_text())['peak']:.1%} of the peak"
     return f"{rate:,.1f} images/s at {options.size} pixels, batch {options.batch}, {share}"
 
 
@@ -220,7 +233,9 @@ def step_flops(encoder: str, size: int) -> float:
 
 def memory() -> str:
     """What was used at most."""
-    host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of the host's memory at most"
+    host = (
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of the host's memory at most"
+    )
     if DEVICE == "cpu":
         return host
     used, reserved = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB
@@ -234,7 +249,7 @@ def num_images(options: argparse.Namespace) -> int:
     return load_manifest(f"{options.folder}/shards").num_rows
 
 
-# -- beside it, and together ---------------------------------------------------------------------------------------------
+# -- beside it, and together --------------------------------------------------------------------------------
 
 
 def lightly(options: argparse.Namespace) -> None:
@@ -284,12 +299,16 @@ def rank(options: argparse.Namespace) -> None:
     if number == 0:
         during, after, never = (1000 * found[f"{way}_seconds"] / options.steps for way in ways)
         whole, shown = after - never, during - never
-        hidden = f"{1 - shown / whole:.0%} of {whole:.1f} ms hidden" if whole > 0.02 * never else "too little to tell"
+        hidden = (
+            f"{1 - shown / whole:.0%} of {whole:.1f} ms hidden"
+            if whole > 0.02 * never
+            else "too little to tell"
+        )
         size, messages = patched.num_bytes / options.steps / 1e6, patched.messages // options.steps
         print(
-            f"{num} ranks, batch {options.batch} each, {size:.1f} MB in {messages} messages a step; a step takes "
-            f"{during:.1f} ms, {after:.1f} when averaging begins after the backward pass, {never:.1f} without: {hidden}; "
-            f"{num * options.batch / during * 1000:,.1f} images/s together"
+            f"{num} ranks, batch {options.batch} each, {size:.1f} MB in {messages} messages a step; a step "
+            f"takes {during:.1f} ms, {after:.1f} when averaging begins after the backward pass, {never:.1f} "
+            f"without: {hidden}; {num * options.batch / during * 1000:,.1f} images/s together"
         )
     distributed.destroy_process_group()
 

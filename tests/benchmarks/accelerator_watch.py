@@ -1,4 +1,6 @@
-"""A training loop that is watched: what `tests.benchmarks.accelerator` does between the steps of the project's own loop."""
+"""A training loop that is watched: what `tests.benchmarks.accelerator` does between
+the steps of the project's own loop.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def watched(phases: list[Phase], *, fixed: bool) -> Callable[..., Outcome]:
     The run must have a step more than the phases together: a loop's last step is followed by its checkpoint.
     """
 
-    def loop(module: Any, optimizer: Any, plan: Any, *, batches_from: Callable[[int], Any], **others: Any) -> Outcome:
+    def loop(
+        module: Any, optimizer: Any, plan: Any, *, batches_from: Callable[[int], Any], **others: Any
+    ) -> Outcome:
         def watched_batches(samples_seen: int) -> _Watched:
             return _Watched(batches_from(samples_seen), module, phases, fixed)
 
@@ -125,7 +129,7 @@ def told(line: Callable[[], str]) -> Callable[[nn.Module], AbstractContextManage
     return around
 
 
-# -- kernels ---------------------------------------------------------------------------------------------------------------
+# -- kernels ------------------------------------------------------------------------------------------------
 
 
 def profiled(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
@@ -166,8 +170,8 @@ def _kernel_lines(profile: Any, seconds: float, steps: int) -> list[str]:
     asked = ", ".join(f"{name} {count / steps:.1f}" for name, count in waiting.items()) or "none"
     return [
         f"{len(kernels) / steps:,.0f} kernels a step, the GPU busy for {busy / 1e6 / seconds:.0%} of "
-        f"{1000 * seconds / steps:.1f} ms a step in the profiler; calls that wait, a step (one at the end is the "
-        f"profiler's): {asked}",
+        f"{1000 * seconds / steps:.1f} ms a step in the profiler; calls that wait, a step (one at the end "
+        f"is the profiler's): {asked}",
         "kernels by time:",
         *_table([(sum(values), len(values), name) for name, values in times.items()], steps),
     ]
@@ -191,11 +195,13 @@ def _union(spans: list[tuple[float, float]]) -> float:
     return covered
 
 
-# -- waits -----------------------------------------------------------------------------------------------------------------
+# -- waits --------------------------------------------------------------------------------------------------
 
 
 def waits(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
-    """Prints a line on where the host waits for the device; on the CPU, where it asks a tensor for a number."""
+    """Prints a line on where the host waits for the device;
+    on the CPU, where it asks a tensor for a number.
+    """
 
     @contextmanager
     def around(module: nn.Module) -> Iterator[None]:
@@ -212,10 +218,15 @@ def waits(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
             waiting = [warning for warning in caught if "synchroniz" in str(warning.message)]
-            where = collections.Counter(f"{_short(warning.filename)}:{warning.lineno}" for warning in waiting)
+            where = collections.Counter(
+                f"{_short(warning.filename)}:{warning.lineno}" for warning in waiting
+            )
         parts = ", ".join(f"{place} {count / steps:.1f}" for place, count in where.most_common(10))
         told_where = f" ({parts})" if parts else ""
-        print(f"waits of the host for the device, a step (goal 1): {where.total() / steps:.1f}{told_where}", flush=True)
+        print(
+            f"waits of the host for the device, a step (goal 1): {where.total() / steps:.1f}{told_where}",
+            flush=True,
+        )
 
     return around
 
@@ -229,7 +240,9 @@ class _Asked(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "_local_scalar_dense" in str(function):
-            stack = [frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)]
+            stack = [
+                frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)
+            ]
             self.where[f"{_short(stack[-1].filename)}:{stack[-1].lineno}" if stack else "elsewhere"] += 1
         return function(*args, **(kwargs or {}))
 
@@ -238,7 +251,7 @@ def _short(path: str) -> str:
     return "/".join(path.split("/")[-2:])
 
 
-# -- gradients -------------------------------------------------------------------------------------------------------------
+# -- gradients ----------------------------------------------------------------------------------------------
 
 
 def gradients() -> Callable[[nn.Module], AbstractContextManager[None]]:
@@ -288,11 +301,12 @@ def _between(start: Any, end: Any) -> float:
     return float(end - start) if isinstance(start, float) else float(start.elapsed_time(end))
 
 
-# -- averaging over ranks --------------------------------------------------------------------------------------------------
+# -- averaging over ranks -----------------------------------------------------------------------------------
 
 
 class Averaging:
-    """`torch.distributed.all_reduce` whose messages that nobody waits for at once are sent at once, late, or never.
+    """`torch.distributed.all_reduce` whose messages that nobody waits for at once are sent at once, late,
+    or never.
 
     Attributes:
         way: `during` sends as asked, `after` when the first of them is waited for, `never` not at all.

@@ -1,12 +1,14 @@
-"""How many bytes of an image autograd keeps for the backward pass, with activation checkpointing and without.
+"""How many bytes of an image autograd keeps for the backward pass,
+with activation checkpointing and without.
 
     python -m tests.benchmarks.activations [--encoders convattn_small ...] [--images 2] [--seconds]
 
-Counted by `saved_tensors_hooks` at 224 pixels, each storage once and parameters left out; in float32 on the CPU, and in eager
-bfloat16 autocast on fake CUDA tensors, which need no GPU. Per image: the difference between one image and some more, so that
-copies of weights do not count. With checkpointing, what is kept and what the largest part takes while it is computed again.
-`timm's own` is its `set_grad_checkpointing`, for comparison. `--seconds` adds CPU seconds of a forward and backward pass in
-float32 on one thread, the fewest of three.
+Counted by `saved_tensors_hooks` at 224 pixels, each storage once and parameters left out; in float32 on the
+CPU, and in eager bfloat16 autocast on fake CUDA tensors, which need no GPU. Per image: the difference
+between one image and some more, so that copies of weights do not count. With checkpointing, what is kept and
+what the largest part takes while it is computed again. `timm's own` is its `set_grad_checkpointing`, for
+comparison. `--seconds` adds CPU seconds of a forward and backward pass in float32 on one thread,
+the fewest of three.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from torch.cuda.amp import common
 from pretrain.encoders import Encoder, build_encoder
 from pretrain.training.activation_checkpointing import checkpoint_blocks
 
-ENCODERS = ("convattn_small", "convattn_base", "timm:resnet50", "timm:convnext_tiny", "timm:vit_small_patch16_224")
+ENCODERS = (
+    "convattn_small",
+    "convattn_base",
+    "timm:resnet50",
+    "timm:convnext_tiny",
+    "timm:vit_small_patch16_224",
+)
 SIDE = 224
 ALL, BLOCKS, TIMMS = "all", "blocks", "timm's own"
 
@@ -40,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(
-        f"MiB of an image of {SIDE} pixels: kept + of the largest part that is computed again; torch {torch.__version__}"
+        f"MiB of an image of {SIDE} pixels: kept + of the largest part that is computed again; torch "
+        f"{torch.__version__}"
     )
     for name in options.encoders:
         for way in (ALL, BLOCKS, *[TIMMS] * name.startswith("timm:")):
@@ -49,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
             parts = {ALL: lambda encoder: [], BLOCKS: Encoder.blocks, TIMMS: timms_parts}[way](encoder)
             text = f"{name:28} {way:10}"
             time_taken = (
-                f"  {seconds(changed, torch.randn(options.images, 3, SIDE, SIDE)):.2f} s" if options.seconds else ""
+                f"  {seconds(changed, torch.randn(options.images, 3, SIDE, SIDE)):.2f} s"
+                if options.seconds
+                else ""
             )
             for dtype, on_cuda in (("float32", False), ("bfloat16", True)):
                 _, again = _per_image(encoder, parts, options.images, on_cuda=on_cuda)
@@ -68,13 +79,17 @@ def made(name: str, way: str) -> Encoder:
     return encoder
 
 
-def _per_image(encoder: Encoder, parts: Sequence[nn.Module], num_images: int, *, on_cuda: bool) -> tuple[float, float]:
+def _per_image(
+    encoder: Encoder, parts: Sequence[nn.Module], num_images: int, *, on_cuda: bool
+) -> tuple[float, float]:
     """MiB that one more image makes the encoder keep, and the largest of its parts."""
     found = []
     with fake_cuda(encoder) if on_cuda else nullcontext("cpu") as device:
         for num in (1, 1 + num_images):
             sizes = dict.fromkeys(parts, 0)
-            found.append((saved_bytes(encoder, torch.empty(num, 3, SIDE, SIDE, device=device), sizes), sizes))
+            found.append(
+                (saved_bytes(encoder, torch.empty(num, 3, SIDE, SIDE, device=device), sizes), sizes)
+            )
     (few, few_sizes), (many, many_sizes) = found
     largest = max((many_sizes[part] - few_sizes[part] for part in parts), default=0)
     return (many - few) / num_images / 2**20, largest / num_images / 2**20
@@ -82,7 +97,9 @@ def _per_image(encoder: Encoder, parts: Sequence[nn.Module], num_images: int, *,
 
 @contextmanager
 def fake_cuda(encoder: nn.Module) -> Iterator[str]:
-    """Inside, tensors have no content, and the encoder's are on a CUDA device that is not there, under bfloat16 autocast."""
+    """Inside, tensors have no content, and the encoder's are on a CUDA device that is not there,
+    under bfloat16 autocast.
+    """
     with (
         patch.object(common, "amp_definitely_not_available", lambda: False),
         patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
@@ -93,15 +110,21 @@ def fake_cuda(encoder: nn.Module) -> Iterator[str]:
             for own in (module._parameters, module._buffers):
                 for name, tensor in list(own.items()):
                     if tensor is not None:
-                        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda:0")
+                        fake = torch.empty_strided(
+                            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda:0"
+                        )
                         own[name] = nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake  # type: ignore[assignment]
         yield "cuda:0"
 
 
 def saved_bytes(encoder: nn.Module, images: Tensor, of_parts: dict[nn.Module, int] | None = None) -> int:
-    """Bytes that a forward pass keeps for the backward pass, images and parameters left out; `of_parts` are filled in."""
+    """Bytes that a forward pass keeps for the backward pass, images and parameters left out;
+    `of_parts` are filled in.
+    """
     own = {tensor.untyped_storage()._cdata for tensor in (*encoder.parameters(), images)}
-    saved: dict[int, tuple[int, Tensor]] = {}  # tensors are kept alive, so that no storage takes the place of another
+    saved: dict[
+        int, tuple[int, Tensor]
+    ] = {}  # tensors are kept alive, so that no storage takes the place of another
     of_parts = {} if of_parts is None else of_parts
 
     def pack(tensor: Tensor) -> Tensor:
@@ -120,7 +143,9 @@ def saved_bytes(encoder: nn.Module, images: Tensor, of_parts: dict[nn.Module, in
         of_parts[part] += total()
 
     hooks = [
-        hook for part in of_parts for hook in (part.register_forward_pre_hook(begin), part.register_forward_hook(end))
+        hook
+        for part in of_parts
+        for hook in (part.register_forward_pre_hook(begin), part.register_forward_hook(end))
     ]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         encoder.train()(images)
@@ -136,9 +161,15 @@ def timms_own(encoder: nn.Module) -> None:
 
 
 def timms_parts(encoder: nn.Module) -> list[nn.Module]:
-    """What that computes again: the children but the first and the last, or the blocks of the network inside."""
+    """What that computes again: the children but the first and the last,
+    or the blocks of the network inside.
+    """
     network: Any = encoder.network
-    return list(network.children())[1:-1] if hasattr(network, "set_grad_checkpointing") else list(network.model.blocks)
+    return (
+        list(network.children())[1:-1]
+        if hasattr(network, "set_grad_checkpointing")
+        else list(network.model.blocks)
+    )
 
 
 def seconds(encoder: nn.Module, images: Tensor) -> float:

@@ -1,20 +1,25 @@
-"""Is LARS right for a network with layer norm? LARS beside AdamW at equal steps, by linear probe on real photos.
+"""Is LARS right for a network with layer norm? LARS beside AdamW at equal steps,
+by linear probe on real photos.
 
-    python -m tests.benchmarks.choosing_optimizers PHOTOS [--methods byol barlow_twins] [--seeds 0 1] [--steps 400]
+    python -m tests.benchmarks.choosing_optimizers PHOTOS [--methods byol barlow_twins] [--seeds 0 1]
+        [--steps 400]
         [--rows NAME ...]
 
-PHOTOS holds `train`, `validation` and `test`, each with a folder a class, packed as `tests.benchmarks.clothing` does. Each run
-is `python -m pretrain configs/pretrain/small/METHOD.yaml` (`convattn_nano`, a stem of stride 4, 64 pixels, batches of 64), on
-one core, and differs from the others of its method and seed in the optimizer alone:
+PHOTOS holds `train`, `validation` and `test`, each with a folder a class, packed as
+`tests.benchmarks.clothing` does. Each run is `python -m pretrain configs/pretrain/small/METHOD.yaml`
+(`convattn_nano`, a stem of stride 4, 64 pixels, batches of 64), on one core, and differs from the others of
+its method and seed in the optimizer alone:
 
 - `adamw`: as the configuration has it, 4e-3 for 256 images and a decay of 0.05;
 - `adamw_gentle`: 5e-4 for 256 images, as papers on transformers have it;
-- `lars`: learning rate, decay and end of the method's paper (`pretrain/papers.py`), scaled linearly to the batch;
-- `lars_x8`, `lars_x32`: 8 and 32 times that rate, for a rate that is scaled linearly from 4096 images to 64 is small. For BYOL
-  and SimCLR the former is what scaling by the square root gives.
+- `lars`: learning rate, decay and end of the method's paper (`pretrain/papers.py`), scaled linearly to the
+  batch;
+- `lars_x8`, `lars_x32`: 8 and 32 times that rate, for a rate that is scaled linearly from 4096 images to 64
+  is small. For BYOL and SimCLR the former is what scaling by the square root gives.
 
-Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last lines of the log, of what is trained on, so
-it says how far an optimizer got and not what that is worth. Runs that are finished in `--out` are not repeated.
+Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last lines of the log, of what
+is trained on, so it says how far an optimizer got and not what that is worth.
+Runs that are finished in `--out` are not repeated.
 """
 
 from __future__ import annotations
@@ -37,7 +42,9 @@ LAST_LINES = 3  # of ten steps each
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, probes and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.choosing_optimizers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.choosing_optimizers", description=__doc__
+    )
     parser.add_argument("photos", type=Path)
     parser.add_argument("--methods", nargs="+", default=["byol", "barlow_twins"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -78,7 +85,9 @@ def compare(options: argparse.Namespace) -> None:
 def measured(
     method: str, row: str, seed: int, options: argparse.Namespace, shards: dict[str, Path]
 ) -> dict[str, float]:
-    """Accuracies of both probes on the test split in [0, 1], seconds of CPU that the run took, and its last loss."""
+    """Accuracies of both probes on the test split in [0, 1], seconds of CPU that the run took,
+    and its last loss.
+    """
     out = options.out / f"{method}-{row.replace(' ', '-')}-{seed}"
     file = out.with_suffix(".json")
     if not file.exists():

@@ -1,15 +1,16 @@
-"""Would local views teach small networks more? Multi-crop variants of four methods at equal CPU time, by linear probe.
+"""Would local views teach small networks more? Multi-crop variants of four methods at equal CPU time,
+by linear probe.
 
     python -m tests.benchmarks.choosing_views SHARDS [--seeds 0 1] [--cpu-seconds 100] [--rows NAME ...]
 
-SHARDS holds `train`, `validation` and `test` as `tests.benchmarks.clothing` packs them. `convattn_nano` with a stem of stride 4
-sees views of 64 pixels, and local ones of 32 pixels where a row has any; the learning rate follows half a cosine over the time
-that a row has. The variants:
+SHARDS holds `train`, `validation` and `test` as `tests.benchmarks.clothing` packs them. `convattn_nano` with
+a stem of stride 4 sees views of 64 pixels, and local ones of 32 pixels where a row has any; the learning
+rate follows half a cosine over the time that a row has. The variants:
 
-- `simclr_local`: two local views of mild scale; pairs of a global and a local view have as much weight as the global pair (the
-  balanced terms of https://arxiv.org/abs/2210.02808).
-- `byol_local`, `simsiam_local`, `mocov3_local`: the targets of both global views are predicted from local views, too;
-  `byol_two_predictors` and the same of the others have one predictor for each kind of view
+- `simclr_local`: two local views of mild scale; pairs of a global and a local view have as much weight as
+  the global pair (the balanced terms of https://arxiv.org/abs/2210.02808).
+- `byol_local`, `simsiam_local`, `mocov3_local`: the targets of both global views are predicted from local
+  views, too; `byol_two_predictors` and the same of the others have one predictor for each kind of view
   (https://arxiv.org/abs/2602.05845).
 """
 
@@ -49,7 +50,9 @@ CALIBRATION_STEPS = 12
 
 
 class SimCLRWithLocals(SimCLR):
-    """SimCLR's pair, and each global view with each local one; the pairs of a kind share a weight of one half."""
+    """SimCLR's pair, and each global view with each local one;
+    the pairs of a kind share a weight of one half.
+    """
 
     num_views = None
 
@@ -85,14 +88,18 @@ class BYOLWithLocals(BYOL):
 
 
 class SimSiamWithLocals(SimSiam):
-    """SimSiam that predicts the projections of global views from local ones, too; with a predictor of their own if asked."""
+    """SimSiam that predicts the projections of global views from local ones, too;
+    with a predictor of their own if asked.
+    """
 
     num_views = None
 
     def __init__(self, encoder: Encoder, *, two_predictors: bool, **arguments: Any) -> None:
         super().__init__(encoder, **arguments)
         dim, bottleneck = arguments["projection_dim"], arguments["bottleneck_dim"]
-        self.local_predictor = SimSiamPredictionHead(dim, bottleneck, dim) if two_predictors else self.predictor
+        self.local_predictor = (
+            SimSiamPredictionHead(dim, bottleneck, dim) if two_predictors else self.predictor
+        )
 
     def forward(self, views: list[Tensor]) -> StepOutput:
         projections = [self.projector(features) for features in self.features(views)]
@@ -108,7 +115,9 @@ class SimSiamWithLocals(SimSiam):
 
 
 class MoCoV3WithLocals(MoCoV3):
-    """MoCo v3 whose local views find the keys of both global views, too; with a predictor of their own if asked."""
+    """MoCo v3 whose local views find the keys of both global views, too;
+    with a predictor of their own if asked.
+    """
 
     num_views = None
 
@@ -195,7 +204,10 @@ def main(arguments: list[str] | None = None) -> None:
                 file.write_text(json.dumps({"linear": linear, "few": few, "steps": steps}))
             told = json.loads(file.read_text())
             table.setdefault(row, []).append((told["linear"], told["few"]))
-            print(f"{row:20} {seed:>4} {told['steps']:>6} {told['linear']:>7.1%} {told['few']:>8.1%}", flush=True)
+            print(
+                f"{row:20} {seed:>4} {told['steps']:>6} {told['linear']:>7.1%} {told['few']:>8.1%}",
+                flush=True,
+            )
     for row, scores in table.items():
         linear, few = (statistics.mean(column) for column in zip(*scores, strict=True))
         print(f"{row:20} mean {'':>6} {linear:>7.1%} {few:>8.1%}")
@@ -207,12 +219,16 @@ def trained(row: str, seed: int, budget: float, train: Path) -> tuple[Encoder, i
     encoder = build_encoder("convattn_nano", stem_stride=4)
     method, specs = method_of(row, encoder)
     manifest = load_manifest(str(train), columns=["image"])
-    order = Order(manifest.rows_of_group, batch_size_global=BATCH, num_streams=BATCH, window_rows=8192, seed=seed)
+    order = Order(
+        manifest.rows_of_group, batch_size_global=BATCH, num_streams=BATCH, window_rows=8192, seed=seed
+    )
     shards = Shards(manifest, image_column="image")
     viewer = Viewer(specs, seed=seed, device=torch.device("cpu"), keep="host")
     source, transform = shards, viewer.host_transform()
     peak = PEAK_RATES[row.split("_")[0]] * BATCH / 256
-    groups = parameter_groups(method, weight_decay=0.05, learning_rate_factor=lambda name: 1.0, constant_rate=())
+    groups = parameter_groups(
+        method, weight_decay=0.05, learning_rate_factor=lambda name: 1.0, constant_rate=()
+    )
     optimizer = build_optimizer("adamw", groups, learning_rate=peak, momentum=0.9)
     method.train()
     with Loader(order, source, transform, rank=0, world_size=1, kept=viewer.kept_images()) as loader:

@@ -1,4 +1,5 @@
-"""Alarms, places and tracks on clips made from real photos, with known truth: precision and recall, and MOTA.
+"""Alarms, places and tracks on clips made from real photos, with known truth:
+precision and recall, and MOTA.
 
     # a classifier of the clothing photos; PHOTOS holds test/CLASS
     python -m tests.benchmarks.clips alarms MODEL PHOTOS
@@ -7,9 +8,9 @@
     # a detector of blood cells; BCCD holds index.jsonl
     python -m tests.benchmarks.clips tracks MODEL BCCD
 
-Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos, in shots of one
-photo each, some of them of the class that raises the alarm. One for tracks is a window, as large as a microscope photo, that
-moves
+Everything goes through `python -m finetune predict`. A clip for alarms is a video of slowly moving photos,
+in shots of one photo each, some of them of the class that raises the alarm. One for tracks is a window, as
+large as a microscope photo, that moves
 from one photo to a second beside it, so that cells pass through it at the scale of the photos.
 """
 
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("photos", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/clips"))
-    parser.add_argument("--clothing-class", default="pants", help="class that raises the alarm (default: pants)")
+    parser.add_argument(
+        "--clothing-class", default="pants", help="class that raises the alarm (default: pants)"
+    )
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--shots", type=int, default=120)
     parser.add_argument("--clips", type=int, default=12)
@@ -58,7 +61,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# -- alarms -------------------------------------------------------------------------------------------------------------------
+# -- alarms -------------------------------------------------------------------------------------------------
 
 
 def alarms(options: argparse.Namespace) -> None:
@@ -85,7 +88,9 @@ def alarms(options: argparse.Namespace) -> None:
                 truth.append(shows)
     out = options.out / "alarms"
     rule = f"{options.clothing_class}>{options.threshold}"
-    command("finetune", "predict", options.model, video, out, "--alarm", rule, "--alarm-gap", 0.5, "--overwrite")
+    command(
+        "finetune", "predict", options.model, video, out, "--alarm", rule, "--alarm-gap", 0.5, "--overwrite"
+    )
     told = lines(out / "alarms.jsonl")
     said = np.zeros(len(truth), bool)
     said[[line["index"] for line in told if line["kind"] == "frame"]] = True
@@ -94,27 +99,33 @@ def alarms(options: argparse.Namespace) -> None:
     shots = np.array(truth).reshape(-1, SHOT_FRAMES)[:, 0]
     starts = np.flatnonzero(shots & ~np.r_[False, shots[:-1]])
     runs = [
-        (start * SHOT_FRAMES, (start + int(np.r_[~shots[start:], True].argmax())) * SHOT_FRAMES) for start in starts
+        (start * SHOT_FRAMES, (start + int(np.r_[~shots[start:], True].argmax())) * SHOT_FRAMES)
+        for start in starts
     ]
     right = [
-        any(event["first_index"] < stop and event["last_index"] >= start for start, stop in runs) for event in events
+        any(event["first_index"] < stop and event["last_index"] >= start for start, stop in runs)
+        for event in events
     ]
     found = [
-        any(event["first_index"] < stop and event["last_index"] >= start for event in events) for start, stop in runs
+        any(event["first_index"] < stop and event["last_index"] >= start for event in events)
+        for start, stop in runs
     ]
     print(
-        f"events: {len(events)} told, {len(runs)} true; precision {np.mean(right):.2f}, recall {np.mean(found):.2f} "
-        f"({options.shots} shots of {SHOT_FRAMES} frames, {FPS:g} a second, rule {rule})"
+        f"events: {len(events)} told, {len(runs)} true; precision {np.mean(right):.2f}, recall "
+        f"{np.mean(found):.2f} ({options.shots} shots of {SHOT_FRAMES} frames, {FPS:g} a second, rule "
+        f"{rule})"
     )
 
 
 def show(what: str, both: np.ndarray, said: Any, true: Any) -> None:
     """Precision and recall of a set of decisions."""
     precision, recall = both.sum() / max(1, np.sum(said)), both.sum() / max(1, np.sum(true))
-    print(f"{what}: {np.sum(said)} told, {np.sum(true)} true; precision {precision:.2f}, recall {recall:.2f}")
+    print(
+        f"{what}: {np.sum(said)} told, {np.sum(true)} true; precision {precision:.2f}, recall {recall:.2f}"
+    )
 
 
-# -- places -------------------------------------------------------------------------------------------------------------------
+# -- places -------------------------------------------------------------------------------------------------
 
 
 def places(options: argparse.Namespace) -> None:
@@ -138,8 +149,22 @@ def places(options: argparse.Namespace) -> None:
     for entry in photos:
         source = options.photos / entry["path"]
         Image.open(source).convert("RGB").save(folder / f"{source.stem}.png")
-    out, size = options.out / "places", round(PHOTO[1] * 96 / PATCH)  # as many pixels a cell as in the patches
-    command("finetune", "predict", run / "model", folder, out, "--localize", "white", "--size", size, "--overwrite")
+    out, size = (
+        options.out / "places",
+        round(PHOTO[1] * 96 / PATCH),
+    )  # as many pixels a cell as in the patches
+    command(
+        "finetune",
+        "predict",
+        run / "model",
+        folder,
+        out,
+        "--localize",
+        "white",
+        "--size",
+        size,
+        "--overwrite",
+    )
     hits, told, found, true = 0, 0, 0, 0
     for record in lines(out / "predictions.jsonl"):
         entry = next(e for e in photos if Path(e["path"]).stem == Path(record["source"]).stem)
@@ -150,8 +175,9 @@ def places(options: argparse.Namespace) -> None:
         hits += sum(any(_inside(middle, box) for box in boxes) for middle in middles)
         found += sum(any(_inside(middle, box) for middle in middles) for box in boxes)
     print(
-        f"white cells: {told} regions in {len(photos)} photos, {true} cells; precision {hits / max(1, told):.2f}, "
-        f"recall {found / max(1, true):.2f} (a region is right when its middle lies in a cell's box)"
+        f"white cells: {told} regions in {len(photos)} photos, {true} cells; precision "
+        f"{hits / max(1, told):.2f}, recall {found / max(1, true):.2f} (a region is right when its middle "
+        "lies in a cell's box)"
     )
 
 
@@ -174,9 +200,17 @@ def _cut_patches(bccd: Path, split: str, folder: Path, seed: int) -> None:
         for number in range(24):
             left, top = (int(generator.integers(0, side - PATCH)) for side in PHOTO)
             shares = [_fraction_inside(cell, (left, top, left + PATCH, top + PATCH)) for cell in cells]
-            name = "white" if any(share > 0.8 for share in shares) else "none" if max(shares, default=0) < 0.1 else ""
+            name = (
+                "white"
+                if any(share > 0.8 for share in shares)
+                else "none"
+                if max(shares, default=0) < 0.1
+                else ""
+            )
             if name and (name == "white" or generator.random() < 0.15):
-                patch = image.crop((left, top, left + PATCH, top + PATCH)).resize((96, 96), Image.Resampling.BOX)
+                patch = image.crop((left, top, left + PATCH, top + PATCH)).resize(
+                    (96, 96), Image.Resampling.BOX
+                )
                 patch.save(folder / name / f"{Path(entry['path']).stem}-{number}.png")
 
 
@@ -186,7 +220,7 @@ def _fraction_inside(box: list[float], window: tuple[int, int, int, int]) -> flo
     return max(0.0, width) * max(0.0, height) / max(1.0, (box[2] - box[0]) * (box[3] - box[1]))
 
 
-# -- tracks -------------------------------------------------------------------------------------------------------------------
+# -- tracks -------------------------------------------------------------------------------------------------
 
 
 def tracks(options: argparse.Namespace) -> None:
@@ -195,7 +229,9 @@ def tracks(options: argparse.Namespace) -> None:
 
     from finetune.predicting.videos import VideoWriter
 
-    photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"][: 2 * options.clips]
+    photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"][
+        : 2 * options.clips
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     accumulators, names = [], []
     for pair in zip(photos[::2], photos[1::2], strict=True):
@@ -228,7 +264,9 @@ def tracks(options: argparse.Namespace) -> None:
         accumulators.append(_compare(motmetrics, truth, lines(out / "predictions.jsonl")))
         names.append(name)
     metrics = ["num_frames", "mota", "idf1", "precision", "recall", "num_switches", "num_unique_objects"]
-    table = motmetrics.metrics.create().compute_many(accumulators, metrics=metrics, names=names, generate_overall=True)
+    table = motmetrics.metrics.create().compute_many(
+        accumulators, metrics=metrics, names=names, generate_overall=True
+    )
     print(motmetrics.io.render_summary(table))
 
 
@@ -242,14 +280,18 @@ def _visible(boxes: list[list[float]], left: int) -> list[tuple[int, list[float]
     ]
 
 
-def _compare(motmetrics: Any, truth: list[list[tuple[int, list[float]]]], records: list[dict[str, Any]]) -> Any:
+def _compare(
+    motmetrics: Any, truth: list[list[tuple[int, list[float]]]], records: list[dict[str, Any]]
+) -> Any:
     import torch
     from torchvision.ops import box_iou
 
     accumulator = motmetrics.MOTAccumulator(auto_id=True)
     for true, record in zip(truth, records, strict=True):
         ours = [(track["track"], track["box"]) for track in record["tracks"]]
-        boxes = [torch.tensor([box for _, box in part], dtype=torch.float32).view(-1, 4) for part in (true, ours)]
+        boxes = [
+            torch.tensor([box for _, box in part], dtype=torch.float32).view(-1, 4) for part in (true, ours)
+        ]
         iou = box_iou(*boxes).numpy()
         distances = np.where(iou >= 0.5, 1 - iou, np.nan)
         accumulator.update([number for number, _ in true], [number for number, _ in ours], distances)

@@ -1,11 +1,13 @@
-"""What pretraining is worth on real photos: linear probe and 10-shot accuracy, pretrained beside random weights.
+"""What pretraining is worth on real photos: linear probe and 10-shot accuracy,
+pretrained beside random weights.
 
     python -m tests.benchmarks.clothing PHOTOS [--seeds 0 1 2] [--out runs/clothing] [key=value ...]
 
-PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Pretraining sees the train split without labels, by
-`configs/pretrain/small/simclr.yaml`, through `python -m pretrain`. Both probes see frozen pooled features of central crops:
-logistic regression on all train labels, and on ten train images a class (the mean of ten draws); its regularisation is chosen
-on the validation split, for both encoders alike. Accuracy is that of the test split.
+PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Pretraining sees the train split
+without labels, by `configs/pretrain/small/simclr.yaml`, through `python -m pretrain`. Both probes see frozen
+pooled features of central crops: logistic regression on all train labels, and on ten train images a class
+(the mean of ten draws); its regularisation is chosen on the validation split, for both encoders alike.
+Accuracy is that of the test split.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
             linear, few = probes(str(out / "encoder"), shards, seed=seed, random=name == "random")
             rows.append((seed, name, linear, few, result["seconds"] if name == "pretrained" else 0.0))
             print(f"seed {seed}  {name:10}  linear {linear:.1%}  10-shot {few:.1%}", flush=True)
-        print(f"seed {seed}  the command took {seconds:.0f} s, {result['seconds']:.0f} s of it training", flush=True)
+        print(
+            f"seed {seed}  the command took {seconds:.0f} s, {result['seconds']:.0f} s of it training",
+            flush=True,
+        )
 
     print(f"\n{'seed':>4}  {'weights':10}  {'linear probe':>12}  {'10-shot':>8}  {'training':>9}")
     for seed, name, linear, few, seconds in rows:
@@ -67,7 +72,15 @@ def packed(photos: Path, out: Path) -> dict[str, Path]:
     shards = {split: out / split for split in SPLITS}
     for split, folder in shards.items():
         if not (folder / "_import.json").exists():
-            command("pretrain.data", "import", str(photos / split), str(folder), "--overwrite", "--short-side", "160")
+            command(
+                "pretrain.data",
+                "import",
+                str(photos / split),
+                str(folder),
+                "--overwrite",
+                "--short-side",
+                "160",
+            )
     return shards
 
 
@@ -113,7 +126,8 @@ def probes(encoder_url: str, shards: dict[str, Path], *, seed: int, random: bool
     few = []
     for _ in range(10):
         chosen = [
-            generator.choice(np.flatnonzero(ids["train"] == label), 10, replace=False) for label in set(ids["train"])
+            generator.choice(np.flatnonzero(ids["train"] == label), 10, replace=False)
+            for label in set(ids["train"])
         ]
         few.append(best_probe(scaled, ids, np.concatenate(chosen)))
     return linear, statistics.mean(few)

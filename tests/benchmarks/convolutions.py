@@ -3,8 +3,9 @@
     python -m tests.benchmarks.convolutions [--encoder convattn_nano] [--size 64] [--batch 128]
         [--repeats 9] [--threads 1]
 
-A step (forward, backward) and a forward without gradient of the encoder, with `PointwiseConv` and `DepthwiseConv` as they are
-and as `torch.nn.Conv2d`, in turn; milliseconds of CPU, medians, and the median of the ratios turn by turn.
+A step (forward, backward) and a forward without gradient of the encoder, with `PointwiseConv` and
+`DepthwiseConv` as they are and as `torch.nn.Conv2d`, in turn;
+milliseconds of CPU, medians, and the median of the ratios turn by turn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures in turns and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.convolutions", description=__doc__)
     parser.add_argument("--encoder", default="convattn_nano")
-    parser.add_argument("--arguments", type=json.loads, default={"stem_stride": 4}, help="of the encoder, as JSON")
+    parser.add_argument(
+        "--arguments", type=json.loads, default={"stem_stride": 4}, help="of the encoder, as JSON"
+    )
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9)
@@ -43,7 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     encoder = build_encoder(options.encoder, **options.arguments)
-    images = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(options.batch, 3, options.size, options.size).contiguous(
+        memory_format=torch.channels_last
+    )
     spent: dict[tuple[str, str], list[float]] = {}
     for turn in range(options.repeats + 1):  # the first warms up
         for kind, plain in KINDS.items():

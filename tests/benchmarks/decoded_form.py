@@ -1,12 +1,14 @@
-"""Images stored decoded beside the same images as JPEG: images a second and core for two random crops of 224 pixels, and bytes.
+"""Images stored decoded beside the same images as JPEG:
+images a second and core for two random crops of 224 pixels, and bytes.
 
     python -m tests.benchmarks.decoded_form PHOTOS [--images 400] [--short-sides 0 256] [--repeats 5]
 
-PHOTOS is a folder of JPEG files (searched recursively). They are imported twice for each short side (0: at their size), as
-JPEG and with `--decoded`. `crops` makes the two views of SimCLR, as bytes for an accelerator, of images in memory, in CPU time
-of one thread. `from Parquet` reads the shards as well (which the system keeps in memory), with one thread that decodes, in CPU
-time of all threads. The two forms take turns, their order changes from repeat to repeat, and medians are printed with the ratio
-in each repeat. Last, by how much the pixels of the two forms differ, of whole images and of views.
+PHOTOS is a folder of JPEG files (searched recursively). They are imported twice for each short side (0: at
+their size), as JPEG and with `--decoded`. `crops` makes the two views of SimCLR, as bytes for an
+accelerator, of images in memory, in CPU time of one thread. `from Parquet` reads the shards as well (which
+the system keeps in memory), with one thread that decodes, in CPU time of all threads. The two forms take
+turns, their order changes from repeat to repeat, and medians are printed with the ratio in each repeat.
+Last, by how much the pixels of the two forms differ, of whole images and of views.
 """
 
 from __future__ import annotations
@@ -65,12 +67,15 @@ def compare(folder: Path, short_side: int, repeats: int) -> None:
             show_progress=False,
         )
         shards[form] = Shards(load_manifest(url), image_column="image")
-        images[form] = [image for rows in read_in_sequence(shards[form]) for image in rows.images if image is not None]
+        images[form] = [
+            image for rows in read_in_sequence(shards[form]) for image in rows.images if image is not None
+        ]
     sizes = [(opened.width, opened.height) for opened in map(open_image, images["JPEG"])]
     num_bytes = {form: statistics.mean(map(len, images[form])) for form in FORMS}
     print(
-        f"{len(sizes)} photos, short side {short_side or 'as it is'}: {statistics.mean(w * h for w, h in sizes) / 1e6:.3f} "
-        f"megapixels, {num_bytes['JPEG'] / 1e3:.1f} kB as JPEG, {num_bytes['decoded'] / 1e3:.1f} kB decoded "
+        f"{len(sizes)} photos, short side {short_side or 'as it is'}: "
+        f"{statistics.mean(w * h for w, h in sizes) / 1e6:.3f} megapixels, {num_bytes['JPEG'] / 1e3:.1f} kB "
+        f"as JPEG, {num_bytes['decoded'] / 1e3:.1f} kB decoded "
         f"({num_bytes['decoded'] / num_bytes['JPEG']:.2f} times)"
     )
     for what, measure in (
@@ -86,8 +91,8 @@ def compare(folder: Path, short_side: int, repeats: int) -> None:
         jpeg, decoded = (statistics.median(rates[form]) for form in FORMS)
         ratios = [other / one for one, other in zip(rates["JPEG"], rates["decoded"], strict=True)]
         print(
-            f"  {what}: {jpeg:.0f} images/s a core as JPEG, {decoded:.0f} decoded: {decoded / jpeg:.2f} times "
-            f"(repeat by repeat {min(ratios):.2f} to {max(ratios):.2f})",
+            f"  {what}: {jpeg:.0f} images/s a core as JPEG, {decoded:.0f} decoded: {decoded / jpeg:.2f} "
+            f"times (repeat by repeat {min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
     if not short_side:
@@ -103,9 +108,9 @@ def compare(folder: Path, short_side: int, repeats: int) -> None:
 def say(what: str, differences_N: np.ndarray) -> None:
     """How far apart channels are, in levels of 255."""
     print(
-        f"  {what} differ by {differences_N.mean():.3f} levels on average; equal {(differences_N == 0).mean():.1%}, "
-        f"more than 2: {(differences_N > 2).mean():.3%}, more than 8: {(differences_N > 8).mean():.4%}, "
-        f"at most {differences_N.max()}"
+        f"  {what} differ by {differences_N.mean():.3f} levels on average; equal "
+        f"{(differences_N == 0).mean():.1%}, more than 2: {(differences_N > 2).mean():.3%}, more than 8: "
+        f"{(differences_N > 8).mean():.4%}, at most {differences_N.max()}"
     )
 
 
@@ -117,7 +122,9 @@ def differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def views(images: list[bytes]) -> np.ndarray:
     """The two views of each image, uint8 [2, B, 3, S, S]."""
     rows = np.arange(len(images))
-    filling = RandomViews(recipe_views("simclr", SIDE, {}), seed=0, colours_on_host=False).begin(rows * 0, rows)
+    filling = RandomViews(recipe_views("simclr", SIDE, {}), seed=0, colours_on_host=False).begin(
+        rows * 0, rows
+    )
     for index, image in enumerate(images):
         filling.fill(index, image)
     return np.stack(filling.arrays)
@@ -137,7 +144,9 @@ def cropped(images: list[bytes]) -> float:
 
 def loaded(shards: Shards) -> float:
     """Images a second of CPU time of all threads, from Parquet to batches."""
-    order = Order(shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=128, seed=0)
+    order = Order(
+        shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=128, seed=0
+    )
     transform = RandomViews(recipe_views("simclr", SIDE, {}), seed=0, colours_on_host=False)
     ahead = {"decode_threads": 1, "prefetch_bytes": AHEAD_BYTES}
     with Loader(order, shards, transform, rank=0, world_size=1, **ahead) as loader:

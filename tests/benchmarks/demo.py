@@ -1,12 +1,13 @@
-"""What `make demo` shows, over seeds: each score beside random weights, whether colours would have told, and the sentences.
+"""What `make demo` shows, over seeds: each score beside random weights, whether colours would have told,
+and the sentences.
 
     python -m tests.benchmarks.demo [--seeds 0 1 2] [--out runs/demo-seeds] [--no-probe]
 
-Each seed is a demo of its own, as a user runs it, with scenes, encoder and models of that seed; the same command again
-continues and trains nothing twice. Goals: accuracy at least 0.80 and 0.20 above random weights; AP50 at least 0.50 and 0.10
-above; CIDEr-D at least 1.5 and keyword F1 at least 0.5, both at least 20 % above; kNN of the encoder at least 0.60; no row
-behind. A linear probe on thumbnails of 8 x 8 pixels stays under 40 %. Of the twelve sentences on the page at least eight name
-the main thing.
+Each seed is a demo of its own, as a user runs it, with scenes, encoder and models of that seed; the same
+command again continues and trains nothing twice. Goals: accuracy at least 0.80 and 0.20 above random
+weights; AP50 at least 0.50 and 0.10 above; CIDEr-D at least 1.5 and keyword F1 at least 0.5, both at least
+20 % above; kNN of the encoder at least 0.60; no row behind. A linear probe on thumbnails of 8 x 8 pixels
+stays under 40 %. Of the twelve sentences on the page at least eight name the main thing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.demo", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/demo-seeds"))
-    parser.add_argument("--no-probe", action="store_true", help="leave out the probe on thumbnails, a minute a seed")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="leave out the probe on thumbnails, a minute a seed"
+    )
     options = parser.parse_args(arguments)
     demos = {}
     for seed in options.seeds:
@@ -56,9 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
         named, sentences = sentences_of(out / "summarize/report.html")
         times = json.loads((out / SECONDS).read_text())
         seconds = f"{times['wall']:.0f} s, {times['cpu']:.0f} s of CPU"
-        print(f"seed {seed}: {seconds}; {named} of {len(sentences)} sentences name the main thing", flush=True)
+        print(
+            f"seed {seed}: {seconds}; {named} of {len(sentences)} sentences name the main thing", flush=True
+        )
         if not options.no_probe:
-            print(f"seed {seed}: linear probe on thumbnails of 8 x 8 pixels {thumbnail_probe(seed):.1%}", flush=True)
+            print(
+                f"seed {seed}: linear probe on thumbnails of 8 x 8 pixels {thumbnail_probe(seed):.1%}",
+                flush=True,
+            )
         show(demos[seed])
     print(f"\nseeds {', '.join(map(str, demos))}: mean, and the worst of {len(demos)}")
     show_all(list(demos.values()))
@@ -70,33 +78,47 @@ def run(out: Path, seed: int) -> None:
         return
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "fovea.demo", "--out", str(out), "--seed", str(seed)]
-    subprocess.run(command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, stdout=sys.stderr)
+    subprocess.run(
+        command, check=True, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, stdout=sys.stderr
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     (out / SECONDS).write_text(json.dumps({"wall": time.monotonic() - started, "cpu": cpu}))
 
 
 def sentences_of(page: Path) -> tuple[int, list[str]]:
-    """The first sentences on a summarizer's page, and how many of them name the main thing as a reference does."""
+    """The first sentences on a summarizer's page,
+    and how many of them name the main thing as a reference does.
+    """
     text = page.read_text()
-    found = re.findall(r'<p class="said">(.*?)</p>\s*<ul class="list"><li>(.*?)</li>', text, re.DOTALL)[:SENTENCES]
+    found = re.findall(r'<p class="said">(.*?)</p>\s*<ul class="list"><li>(.*?)</li>', text, re.DOTALL)[
+        :SENTENCES
+    ]
     pairs = [tuple(html.unescape(part) for part in pair) for pair in found]
     return sum(main_thing(said) == main_thing(true) for said, true in pairs), [said for said, _ in pairs]
 
 
 def main_thing(sentence: str) -> str | None:
-    """The class that a sentence names first; the main object of a scene stands first in its first caption."""
+    """The class that a sentence names first; the main object of a scene
+    stands first in its first caption.
+    """
     places = {kind: sentence.find(noun(kind)) for kind in CLASSES}
     known = {kind: place for kind, place in places.items() if place >= 0}
     return min(known, key=lambda kind: known[kind]) if known else None
 
 
 def thumbnail_probe(seed: int) -> float:
-    """Accuracy on held-out scenes of logistic regression on 192 numbers, learnt with labels of as many scenes as the demo has
-    without; the best of three penalties."""
-    scenes = [compose(index, seed, held_out=index >= PROBE_SCENES) for index in range(PROBE_SCENES + PROBE_HELD_OUT)]
+    """Accuracy on held-out scenes of logistic regression on 192 numbers, learnt with labels of as many
+    scenes as the demo has without; the best of three penalties."""
+    scenes = [
+        compose(index, seed, held_out=index >= PROBE_SCENES)
+        for index in range(PROBE_SCENES + PROBE_HELD_OUT)
+    ]
     thumbnails = np.stack(
-        [np.asarray(Image.fromarray(one.image_HW3).resize((8, 8), Image.Resampling.BOX)).ravel() for one in scenes]
+        [
+            np.asarray(Image.fromarray(one.image_HW3).resize((8, 8), Image.Resampling.BOX)).ravel()
+            for one in scenes
+        ]
     )
     labels = np.array([one.things[0].cutout.kind for one in scenes])
     scores = []
@@ -121,7 +143,8 @@ def show(rows: Sequence[Row]) -> None:
         for row in rows
     ]
     print(
-        in_columns(["model", "score", "pretrained", "SimCLR", "random", "gain"], lines, right=range(2, 6)), flush=True
+        in_columns(["model", "score", "pretrained", "SimCLR", "random", "gain"], lines, right=range(2, 6)),
+        flush=True,
     )
 
 
@@ -129,7 +152,9 @@ def show_all(demos: Sequence[Sequence[Row]]) -> None:
     """Each row's mean, and its smallest value and gain."""
     lines = []
     for rows in zip(*demos, strict=True):
-        pretrained, random, gains = ([getattr(row, name) for row in rows] for name in ("pretrained", "random", "gain"))
+        pretrained, random, gains = (
+            [getattr(row, name) for row in rows] for name in ("pretrained", "random", "gain")
+        )
         simclr = [row.simclr for row in rows if row.simclr is not None]
         lines.append(
             [

@@ -1,13 +1,15 @@
-"""Detection on blood-cell images: mAP and AP50 of FCOS and Faster R-CNN, from a pretrained encoder and from random weights.
+"""Detection on blood-cell images: mAP and AP50 of FCOS and Faster R-CNN,
+from a pretrained encoder and from random weights.
 
     python -m tests.benchmarks.detection BCCD CLOTHING [--heads fcos faster_rcnn] [--seeds 0]
         [--out runs/detection]
 
-BCCD is a folder with `index.jsonl`: a line an image with `path`, `split` (train, val, test) and `boxes` (`cls`, `xyxy`).
-CLOTHING is a folder of photos without labels. The encoder is pretrained by `configs/pretrain/small/simclr.yaml` on BCCD's train
-images, without their boxes, and the photos; detectors are trained by `configs/finetune/detection_small.yaml` on the train
-images and their boxes, the best on the validation images is kept and evaluated once on the test images. The same command again
-continues what was cut off, and repeats nothing that is done.
+BCCD is a folder with `index.jsonl`: a line an image with `path`, `split` (train, val, test) and `boxes`
+(`cls`, `xyxy`). CLOTHING is a folder of photos without labels. The encoder is pretrained by
+`configs/pretrain/small/simclr.yaml` on BCCD's train images, without their boxes, and the photos; detectors
+are trained by `configs/finetune/detection_small.yaml` on the train images and their boxes, the best on the
+validation images is kept and evaluated once on the test images. The same command again continues what was
+cut off, and repeats nothing that is done.
 """
 
 from __future__ import annotations
@@ -72,20 +74,27 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n{'head':12} {'weights':10} {'seed':>4}  {'validation':^20}  {'test':^20}  {'seconds':>7}")
     print(f"{'':28}  {'mAP':>6} {'AP50':>6} {'AP75':>6}  {'mAP':>6} {'AP50':>6} {'AP75':>6}")
     for head, start, seed, result, test in rows:
-        numbers = "  ".join(" ".join(f"{of[name]:6.3f}" for name in METRICS) for of in (result["metrics"], test))
+        numbers = "  ".join(
+            " ".join(f"{of[name]:6.3f}" for name in METRICS) for of in (result["metrics"], test)
+        )
         print(f"{head:12} {start:10} {seed:>4}  {numbers}  {result['seconds']:7.0f}")
     for head, start, seed, result, _ in rows:
-        classes = ", ".join(f"{row['class']} {row['ap50']:.3f} ({row['boxes']})" for row in result["per_class"])
+        classes = ", ".join(
+            f"{row['class']} {row['ap50']:.3f} ({row['boxes']})" for row in result["per_class"]
+        )
         print(f"{head} {start} {seed}: AP50 by class (boxes), validation: {classes}")
 
 
 def pack(bccd: Path, clothing: Path | None, data: Path) -> None:
-    """Images and boxes as shards: a folder for each split, and the photos without labels where there are some."""
+    """Images and boxes as shards: a folder for each split,
+    and the photos without labels where there are some.
+    """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS.values()}
     for line in (bccd / "index.jsonl").read_text().splitlines():
         row = json.loads(line)
         boxes = [
-            [left, top, right - left, bottom - top] for left, top, right, bottom in (b["xyxy"] for b in row["boxes"])
+            [left, top, right - left, bottom - top]
+            for left, top, right, bottom in (b["xyxy"] for b in row["boxes"])
         ]
         objects = {"bbox": boxes, "category": [box["cls"] for box in row["boxes"]]}
         rows[SPLITS[row["split"]]].append({"file_name": str(bccd / row["path"]), "objects": objects})
@@ -97,7 +106,14 @@ def pack(bccd: Path, clothing: Path | None, data: Path) -> None:
             command("pretrain.data", "import", str(table), str(data / name))
     if clothing is not None and not (data / "photos" / "_import.json").exists():
         command(
-            "pretrain.data", "import", str(clothing), str(data / "photos"), "--labels", "none", "--short-side", "160"
+            "pretrain.data",
+            "import",
+            str(clothing),
+            str(data / "photos"),
+            "--labels",
+            "none",
+            "--short-side",
+            "160",
         )
 
 

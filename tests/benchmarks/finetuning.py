@@ -1,12 +1,14 @@
-"""Classification of real photos from an encoder and from random weights: linear, full and lora, with few and all labels.
+"""Classification of real photos from an encoder and from random weights:
+linear, full and lora, with few and all labels.
 
     python -m tests.benchmarks.finetuning PHOTOS [--encoder URL] [--seeds 0 1 2] [--out FOLDER]
         [--minutes N] [key=value ...]
 
-PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Without --encoder one is pretrained on the train
-split without labels, by `configs/pretrain/small/simclr.yaml`. Every run is one of `python -m finetune` with a configuration
-of `configs/finetune/small`; validation says which evaluation's model is kept, accuracy is that of the test split, by which
-nothing was chosen. What is finished is not run again, so with --minutes the table can be made in pieces.
+PHOTOS holds `train`, `validation` and `test`, each with a folder a class. Without --encoder one is
+pretrained on the train split without labels, by `configs/pretrain/small/simclr.yaml`. Every run is one of
+`python -m finetune` with a configuration of `configs/finetune/small`; validation says which evaluation's
+model is kept, accuracy is that of the test split, by which nothing was chosen. What is finished is not run
+again, so with --minutes the table can be made in pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from tests.benchmarks.clothing import CONFIG, command, packed
 
 # name -> configuration and mode; random weights are trained as `full` is
 ROWS = {"linear": "linear", "full": "full", "lora": "lora", "random": "full"}
-# share of the labels -> epochs: few labels need some steps to be learnt from, and all are to be shown in a minute or two
+# share of the labels -> epochs: few labels need some steps to be learnt from, and all are to be shown in a
+# minute or two
 EPOCHS = {0.1: 40, 1.0: 10}
 
 
@@ -88,7 +91,9 @@ def show(root: Path) -> None:
     cells: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for file in sorted((root / "runs").glob("*/test.json")):
         row, share, _ = file.parent.name.rsplit("-", 2)
-        result, config = (json.loads((file.parent / name).read_text()) for name in ("result.json", "model/config.json"))
+        result, config = (
+            json.loads((file.parent / name).read_text()) for name in ("result.json", "model/config.json")
+        )
         numbers = json.loads(file.read_text())["metrics"]
         size = (file.parent / "model" / "model.safetensors").stat().st_size
         cells.setdefault((float(share), row), []).append(
@@ -96,16 +101,21 @@ def show(root: Path) -> None:
             | {"bytes": size, "parameters": parameters(file.parent / "model"), "mode": config["mode"]}
         )
     print(
-        f"\n{'labels':>6}  {'':8}  {'accuracy of each seed':26}  {'mean':>6}  {'macro F1':>8}  {'saved':>9}  {'training':>8}"
+        "\n"
+        f"{'labels':>6}  {'':8}  {'accuracy of each seed':26}  {'mean':>6}  {'macro F1':>8}  {'saved':>9}  "
+        f"{'training':>8}"
     )
     for share in EPOCHS:
         for row in ROWS:
             if runs := cells.get((share, row)):
-                means = {key: statistics.mean(run[key] for run in runs) for key in ("accuracy", "macro_f1", "seconds")}
+                means = {
+                    key: statistics.mean(run[key] for run in runs)
+                    for key in ("accuracy", "macro_f1", "seconds")
+                }
                 each = "  ".join(f"{run['accuracy']:.1%}" for run in runs)
                 print(
-                    f"{share:>6.0%}  {row:8}  {each:26}  {means['accuracy']:>6.1%}  {means['macro_f1']:>8.1%}  "
-                    f"{runs[0]['parameters']:>9,}  {means['seconds']:>6.0f} s"
+                    f"{share:>6.0%}  {row:8}  {each:26}  {means['accuracy']:>6.1%}  "
+                    f"{means['macro_f1']:>8.1%}  {runs[0]['parameters']:>9,}  {means['seconds']:>6.0f} s"
                 )
 
 

@@ -1,10 +1,12 @@
-"""How hard is the code to take over? Lines, the longest functions, complexity, parameters, and how files hang together.
+"""How hard is the code to take over? Lines, the longest functions, complexity, parameters,
+and how files hang together.
 
     python -m tests.benchmarks.house [--at COMMIT ...] [--ways]
 
-A table of the packages (not of the tests), with a column for each commit and one for what is here: lines; of functions, the
-longest, the most complex (McCabe's, by ruff) and the one with most parameters; of `pretrain.training.loop.train`, the same
-numbers; the ways through the code that the pages describe; of the busiest folders, their files and the imports among them.
+A table of the packages (not of the tests), with a column for each commit and one for what is here: lines; of
+functions, the longest, the most complex (McCabe's, by ruff) and the one with most parameters; of
+`pretrain.training.loop.train`, the same numbers; the ways through the code that the pages describe; of the
+busiest folders, their files and the imports among them.
 `--ways` counts the lines of the ways, and writes them into the pages' tables.
 """
 
@@ -26,7 +28,9 @@ PACKAGES = ("cluster", "pretrain", "finetune", "fovea")
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 PAGES = (Path("pretrain/README.md"), Path("finetune/README.md"))
 # a table of steps and the paragraph above it; a row of it: its text, the functions, their lines
-TABLE = re.compile(r"^((?:[^|\n]+\n)+)\n\| step \| where \| lines \|\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
+TABLE = re.compile(
+    r"^((?:[^|\n]+\n)+)\n\| step \| where \| lines \|\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE
+)
 STEP = re.compile(r"^(\| [^|]+ \| (`[^|]+`) \| )(\d+) \|$", re.MULTILINE)
 LONG_FILE, LONG_FUNCTION, BUSIEST = 400, 60, 3  # lines; folders of each state that are listed
 LOOP = "pretrain/training/loop.py:train"
@@ -62,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """The numbers of one state of the code: `told` by what they are of; `folders` has the files and the imports of each."""
+    """The numbers of one state of the code: `told` by what they are of;
+    `folders` has the files and the imports of each.
+    """
 
     told: dict[str, str]
     folders: dict[str, tuple[int, int]]
@@ -77,7 +83,9 @@ class State:
         told = {
             "lines, files": f"{sum(lengths):,}, {len(files)}",
             f"files above {LONG_FILE} lines": str(sum(length > LONG_FILE for length in lengths)),
-            f"functions above {LONG_FUNCTION} lines": str(sum(one.lines > LONG_FUNCTION for one in functions)),
+            f"functions above {LONG_FUNCTION} lines": str(
+                sum(one.lines > LONG_FUNCTION for one in functions)
+            ),
         }
         for what, name in (
             ("lines", "longest function"),
@@ -88,7 +96,9 @@ class State:
             told[name] = f"{getattr(worst, what)} `{worst.name}`"
         for one in functions:
             if one.name == LOOP:
-                told["the loop: lines, complexity, parameters"] = f"{one.lines}, {one.complexity}, {one.parameters}"
+                told["the loop: lines, complexity, parameters"] = (
+                    f"{one.lines}, {one.complexity}, {one.parameters}"
+                )
         for page in PAGES:
             for way, lines in ways(page, root).items():
                 told[f"lines {way.partition(',')[0].rstrip(':').lower().removeprefix('and ')}"] = str(lines)
@@ -96,7 +106,9 @@ class State:
         arrows: Counter[Path] = Counter()
         for path in files:
             arrows[path.parent] += len(neighbours(path, root))
-        folders = {str(folder.relative_to(root)): (rooms[folder], num) for folder, num in arrows.most_common()}
+        folders = {
+            str(folder.relative_to(root)): (rooms[folder], num) for folder, num in arrows.most_common()
+        }
         return cls(told, folders)
 
 
@@ -106,7 +118,9 @@ def table(states: Mapping[str, State]) -> str:
     rows = {name: [state.told.get(name, "") for state in states.values()] for name in last.told}
     for folder in dict.fromkeys(one for state in states.values() for one in [*state.folders][:BUSIEST]):
         found = [state.folders.get(folder) for state in states.values()]
-        rows[f"`{folder}`: files, imports among them"] = ["" if one is None else f"{one[0]}, {one[1]}" for one in found]
+        rows[f"`{folder}`: files, imports among them"] = [
+            "" if one is None else f"{one[0]}, {one[1]}" for one in found
+        ]
     lines = [["", *states], ["---"] * (len(states) + 1), *([name, *cells] for name, cells in rows.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -114,27 +128,37 @@ def table(states: Mapping[str, State]) -> str:
 def write_ways() -> None:
     """Writes the lines of each step into the pages, and prints the sums."""
     for page in PAGES:
-        page.write_text(STEP.sub(lambda step: step[1] + str(lines_of_step(step[2])) + " |", page.read_text()))
+        page.write_text(
+            STEP.sub(lambda step: step[1] + str(lines_of_step(step[2])) + " |", page.read_text())
+        )
         for way, lines in ways(page).items():
             print(f"{page}: {lines} lines {way[0].lower() + way[1:]}")
 
 
 def ways(page: Path, root: Path = Path()) -> dict[str, int]:
-    """The sentences above the tables of ways in a page, and how many lines each has in the code as it is there."""
+    """The sentences above the tables of ways in a page,
+    and how many lines each has in the code as it is there.
+    """
     found: dict[str, int] = {}
     text = (root / page).read_text() if (root / page).exists() else ""  # at early commits
     for way in TABLE.finditer(text):
-        found[way[1].partition("\n")[0]] = sum(lines_of_step(step[2], root) for step in STEP.finditer(way[2]))
+        found[way[1].partition("\n")[0]] = sum(
+            lines_of_step(step[2], root) for step in STEP.finditer(way[2])
+        )
     return found
 
 
 def lines_of_step(cell: str, root: Path = Path()) -> int:
-    """Of the functions that a cell names, as in: `file.py`: `one`, `two`; `other.py`: `three`. Raises KeyError."""
+    """Of the functions that a cell names, as in: `file.py`: `one`, `two`; `other.py`: `three`.
+    Raises KeyError.
+    """
     lines = 0
     for part in cell.split("; "):
         path, *names = re.findall(r"`([^`]+)`", part)
         lengths = {
-            name: length for node in [ast.parse((root / path).read_text())] for name, length in named_functions(node)
+            name: length
+            for node in [ast.parse((root / path).read_text())]
+            for name, length in named_functions(node)
         }
         lines += sum(lengths[name] for name in names)
     return lines
@@ -155,7 +179,9 @@ def complexities(root: Path) -> dict[str, int]:
         "ruff", "check", "--isolated", "--no-cache", "--select", "C901", "--config", "lint.mccabe.max-complexity=0",
         "--output-format", "json", *PACKAGES,
     ]  # fmt: skip
-    told = subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=root, capture_output=True)
+    told = subprocess.run(
+        [Path(sys.executable).parent / command[0], *command[1:]], cwd=root, capture_output=True
+    )
     found: dict[str, int] = {}
     for one in json.loads(told.stdout):
         name, number = re.findall(r"`(\w+)` is too complex \((\d+)", one["message"])[0]

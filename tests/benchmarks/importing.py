@@ -1,10 +1,12 @@
-"""Import beside decoding alone, in images a second; its memory for N and 10 N files; the time to list 100,000 files.
+"""Import beside decoding alone, in images a second; its memory for N and 10 N files;
+the time to list 100,000 files.
 
     python -m tests.benchmarks.importing [--images 4000] [--small 2000] [--listed 100000]
 
-Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by as many threads.
-Memory: files of 32 x 32 with a split, each import in a process of its own; what the same process takes for ten images is
-taken off. All files differ in a few bytes behind the image, so that none is left out as another's duplicate.
+Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by
+as many threads. Memory: files of 32 x 32 with a split, each import in a process of its own; what the same
+process takes for ten images is taken off. All files differ in a few bytes behind the image,
+so that none is left out as another's duplicate.
 """
 
 from __future__ import annotations
@@ -62,12 +64,15 @@ def speed(folder: Path, num: int, repeats: int) -> None:
         for name, share in (("import", 0.0), ("import with a split", 0.2)):
             dest, choice = str(folder / f"{name} {repeat}"), ImportOptions(validation_fraction=share)
             rates[name].append(
-                num / seconds_of(lambda: import_images(str(folder / "src"), dest, choice, show_progress=False))  # noqa: B023
+                num
+                / seconds_of(lambda: import_images(str(folder / "src"), dest, choice, show_progress=False))  # noqa: B023
             )
     alone = statistics.median(rates["decoding alone"])
     for name, found in rates.items():
         rate = statistics.median(found)
-        print(f"{num} JPEGs of 300 x 240, {name}: {rate:.0f} a second ({rate / alone:.2f} of decoding alone)")
+        print(
+            f"{num} JPEGs of 300 x 240, {name}: {rate:.0f} a second ({rate / alone:.2f} of decoding alone)"
+        )
 
 
 def listing(folder: Path, num: int, repeats: int) -> None:
@@ -80,7 +85,9 @@ def listing(folder: Path, num: int, repeats: int) -> None:
 
 
 def memory(folder: Path, num: int) -> None:
-    """Peak memory of an import of N and of 10 N files, each in a process of its own, and whether it grows while packing."""
+    """Peak memory of an import of N and of 10 N files, each in a process of its own,
+    and whether it grows while packing.
+    """
     sizes, grown = {}, {}
     for files in (10, num, 10 * num):
         make(folder / f"src{files}", files, size=(32, 32))
@@ -97,13 +104,21 @@ def memory(folder: Path, num: int) -> None:
     base = sizes.pop(10)
     told = ", ".join(f"{files} files {size - base:.0f} MiB" for files, size in sizes.items())
     growth = (sizes[10 * num] - sizes[num]) * 2**20 / (9 * num)
-    print(f"import with a split, above the {base:.0f} MiB of ten: {told}; {growth:.0f} bytes for each further image")
+    print(
+        f"import with a split, above the {base:.0f} MiB of ten: {told}; {growth:.0f} bytes for each further "
+        "image"
+    )
     first, last = grown[10 * num]
-    print(f"while {10 * num} files are packed: {first:.0f} MiB when a tenth is done, {last:.0f} MiB when all are")
+    print(
+        f"while {10 * num} files are packed: {first:.0f} MiB when a tenth is done, {last:.0f} MiB when all "
+        "are"
+    )
 
 
 def child(src: str, dest: str) -> None:
-    """Imports in this process; prints MiB of resident memory: at its highest, after a tenth of packing, after all of it."""
+    """Imports in this process; prints MiB of resident memory:
+    at its highest, after a tenth of packing, after all of it.
+    """
     from pretrain.data.packing import import_taking
     from pretrain.data.packing.importing import ImportOptions, import_images
 
@@ -120,7 +135,9 @@ def child(src: str, dest: str) -> None:
 
 
 def memory_now(what: str) -> float:
-    """Resident memory of this process in MiB; not by getrusage, whose maximum is inherited from the process that started it."""
+    """Resident memory of this process in MiB; not by getrusage,
+    whose maximum is inherited from the process that started it.
+    """
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
     return int(line.split()[1]) / 2**10
 
@@ -130,7 +147,9 @@ def make(folder: Path, num: int, *, size: tuple[int, int]) -> list[Path]:
     folder.mkdir(parents=True)
     images = []
     for number in range(min(num, NUM_IMAGES)):
-        coarse = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        coarse = np.random.default_rng(number).integers(
+            0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8
+        )
         buffer = io.BytesIO()
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         images.append(buffer.getvalue())

@@ -1,4 +1,5 @@
-"""Training loops as lightly's documentation builds them: its transform, a DataLoader, and losses and heads by hand.
+"""Training loops as lightly's documentation builds them:
+its transform, a DataLoader, and losses and heads by hand.
 
 Each loop takes an encoder and image size like ours, and heads as large as those of `configs/pretrain/small`.
 """
@@ -27,7 +28,9 @@ HIDDEN = 512
 
 
 class Loop(nn.Module):
-    """What one of lightly's examples holds: `loss_of(views)`, and `before` each step the move of momentum copies."""
+    """What one of lightly's examples holds: `loss_of(views)`,
+    and `before` each step the move of momentum copies.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -129,7 +132,9 @@ class SimSiam(Loop):
     def loss_of(self, views: list[Tensor]) -> Tensor:
         projections = [self.head(self.backbone(view)) for view in views]
         first, second = (self.predictor(projection) for projection in projections)
-        return (self.criterion(first, projections[1].detach()) + self.criterion(second, projections[0].detach())) / 2
+        return (
+            self.criterion(first, projections[1].detach()) + self.criterion(second, projections[0].detach())
+        ) / 2
 
 
 class BarlowTwins(Loop):
@@ -171,7 +176,9 @@ class DINO(Loop):
         super().__init__(encoder)
         self.head = heads.DINOProjectionHead(self.width, HIDDEN, 128, 1024, freeze_last_layer=1)
         (self.key_encoder,) = self.copies(encoder)
-        self.key_head = heads.DINOProjectionHead(self.width, HIDDEN, 128, 1024)  # its weight norm cannot be copied
+        self.key_head = heads.DINOProjectionHead(
+            self.width, HIDDEN, 128, 1024
+        )  # its weight norm cannot be copied
         deactivate_requires_grad(self.key_head)
         self.criterion = losses.DINOLoss(output_dim=1024)
 
@@ -190,7 +197,9 @@ class DenseCL(Loop):
         super().__init__(encoder)
         self.head = heads.DenseCLProjectionHead(self.width, HIDDEN, 128)
         self.dense_head = heads.DenseCLProjectionHead(self.width, HIDDEN, 128)
-        self.key_encoder, self.key_head, self.key_dense_head = self.copies(encoder, self.head, self.dense_head)
+        self.key_encoder, self.key_head, self.key_dense_head = self.copies(
+            encoder, self.head, self.dense_head
+        )
         self.criterion = losses.NTXentLoss(temperature=0.2, memory_bank_size=(1024, 128))
         self.dense_criterion = losses.NTXentLoss(temperature=0.2, memory_bank_size=(1024, 128))
 

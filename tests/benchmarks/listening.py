@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.listening [--workers 2]
 
-Workers with a process group look at every process of the command: each TCP port that listens, its address, the process, and
-what it answers to somebody without a token, and with a wrong one: over HTTP (`GET /`, `GET /metrics`), and to a gRPC call of
-Ray. And the modes of the folders with sockets and logs. `tests/cluster/test_workers.py` checks what is printed here.
+Workers with a process group look at every process of the command: each TCP port that listens, its address,
+the process, and what it answers to somebody without a token, and with a wrong one: over HTTP (`GET /`, `GET
+/metrics`), and to a gRPC call of Ray. And the modes of the folders with sockets and logs.
+`tests/cluster/test_workers.py` checks what is printed here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ GRPC_METHOD = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 
 @dataclass(frozen=True)
 class Port:
-    """A port that listens, and what it answers: a status of HTTP, or why there is none; of gRPC, its code."""
+    """A port that listens, and what it answers: a status of HTTP, or why there is none;
+    of gRPC, its code.
+    """
 
     address: str
     process: str
@@ -111,7 +114,9 @@ def asked(address: str, port: int, process: str) -> Port:
     """A port, and what it says to a stranger."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     answers = [over_http(host, port, path, headers) for path in PATHS for headers in ({}, WRONG)]
-    return Port("all" if address in ("0.0.0.0", "::") else address, process, tuple(answers), over_grpc(host, port))
+    return Port(
+        "all" if address in ("0.0.0.0", "::") else address, process, tuple(answers), over_grpc(host, port)
+    )
 
 
 def over_http(host: str, port: int, path: str, headers: dict[str, str]) -> str:

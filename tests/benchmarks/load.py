@@ -1,10 +1,11 @@
-"""Clients that post images and wait for the answer, as many at once as are asked for, in a process of their own.
+"""Clients that post images and wait for the answer, as many at once as are asked for,
+in a process of their own.
 
     python -m tests.benchmarks.load HOST:PORT FOLDER --clients 32 --seconds 10
 
-Prints a JSON object: requests by status (0: the connection broke), seconds, milliseconds of each answered request, the sizes of
-the batches that they were in, and the CPU seconds of the clients. They write HTTP by hand: a client library takes about
-as much of a small machine as the server.
+Prints a JSON object: requests by status (0: the connection broke), seconds, milliseconds of each answered
+request, the sizes of the batches that they were in, and the CPU seconds of the clients. They write HTTP by
+hand: a client library takes about as much of a small machine as the server.
 """
 
 from __future__ import annotations
@@ -28,10 +29,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args(arguments)
     images = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))]
-    print(json.dumps(asyncio.run(load(options.address, images, options.token, options.clients, options.seconds))))
+    print(
+        json.dumps(
+            asyncio.run(load(options.address, images, options.token, options.clients, options.seconds))
+        )
+    )
 
 
-async def load(address: str, images: list[bytes], token: str, num_clients: int, seconds: float) -> dict[str, object]:
+async def load(
+    address: str, images: list[bytes], token: str, num_clients: int, seconds: float
+) -> dict[str, object]:
     """What the clients saw."""
     began, cpu = time.monotonic(), time.process_time()
     statuses: Counter[int] = Counter()

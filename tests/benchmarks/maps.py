@@ -1,17 +1,19 @@
-"""Do the maps mean something? Attention and class maps inside the boxes of what is there, pretrained beside random weights.
+"""Do the maps mean something? Attention and class maps inside the boxes of what is there,
+pretrained beside random weights.
 
     python -m tests.benchmarks.maps [--bccd FOLDER] [--seeds 0 1 2] [--out runs/maps]
 
-Demo scenes: SimCLR by `configs/pretrain/demo.yaml`, then the classifier of `configs/finetune/demo.yaml` from these weights and
-from random ones. On the held-out scenes: the share of attention inside the boxes of all things, the share of the true class's
-Grad-CAM inside the main thing's box, and how often its highest point lies there (pointing game,
-https://arxiv.org/abs/1608.00507). White cells: FOLDER is the BCCD set with `index.jsonl`; pretraining sees the train images
-without boxes, the classifier tiles with and without a white cell, and the maps whole test images; beside Grad-CAM stands what
-`predict --localize --size` makes of them, window by window.
+Demo scenes: SimCLR by `configs/pretrain/demo.yaml`, then the classifier of `configs/finetune/demo.yaml` from
+these weights and from random ones. On the held-out scenes: the share of attention inside the boxes of all
+things, the share of the true class's Grad-CAM inside the main thing's box, and how often its highest point
+lies there (pointing game, https://arxiv.org/abs/1608.00507). White cells: FOLDER is the BCCD set with
+`index.jsonl`; pretraining sees the train images without boxes, the classifier tiles with and without a white
+cell, and the maps whole test images; beside Grad-CAM stands what `predict --localize --size` makes of them,
+window by window.
 
-Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as multiples of that; for
-hits that area is the chance. The head of attention is chosen on training images, for both kinds of weights alike. Runs that
-are finished in `--out` are not repeated.
+Attention that prefers nothing puts into boxes what they take of the area, so shares are also given as
+multiples of that; for hits that area is the chance. The head of attention is chosen on training images, for
+both kinds of weights alike. Runs that are finished in `--out` are not repeated.
 """
 
 from __future__ import annotations
@@ -45,13 +47,18 @@ from pretrain.encoders.attention_maps import attention_maps, attention_rollout
 
 NUM_SCENES, DEMO_STEPS = 2000, 450
 BCCD_SIZE, TILE, CROP_FRACTION = (320, 240), 96, 0.875
-MAP_SIZE = (256, 192)  # at which a cell is about as large as in a tile that is cropped and scaled to 64 pixels
+MAP_SIZE = (
+    256,
+    192,
+)  # at which a cell is about as large as in a tile that is cropped and scaled to 64 pixels
 NUM_CHOOSING = 100  # training images on which a head is chosen
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, uint8 [N, 3, H, W], for each the boxes looked for (shares of the sides, [n, 4]) and a class."""
+    """Images of one size, uint8 [N, 3, H, W], for each the boxes looked for (shares
+    of the sides, [n, 4]) and a class.
+    """
 
     images_N3HW: np.ndarray
     boxes: list[np.ndarray]
@@ -95,12 +102,15 @@ def demo_scenes(out: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         encoder = pretrained(out / f"seed{seed}", "configs/pretrain/demo.yaml", out / "data" / "train", seed,
                              f"training.steps={DEMO_STEPS}", "rankme_images=0")  # fmt: skip
-        rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
+        rows += [
+            ("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)
+        ]
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
             model = finetuned(out / f"seed{seed}-{name}", start, out / "data", seed)
             rows.append(("Grad-CAM", f"{name}: true class", *class_map_numbers(model, main_boxes)))
     report(
-        f"demo scenes: {len(test.boxes)} held-out scenes, seeds {list(seeds)}, main box for Grad-CAM, all boxes else",
+        f"demo scenes: {len(test.boxes)} held-out scenes, seeds {list(seeds)}, main box for Grad-CAM, all "
+        "boxes else",
         rows,
     )
 
@@ -119,20 +129,31 @@ def white_cells(source: Path, out: Path, seeds: Sequence[int], *, num_steps: int
             out / f"seed{seed}", "configs/pretrain/small/simclr.yaml", out / "images", seed,
             f"training.steps={num_steps}", "views.arguments={crop_scale: [0.03, 0.3]}", "rankme_images=0",
         )  # fmt: skip
-        rows += [("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)]
+        rows += [
+            ("attention", name, *numbers) for name, numbers in attention_rows(encoder, train, test, seed)
+        ]
         for name, start in (("pretrained", encoder), ("random", f"random:{encoder}")):
-            model = finetuned(out / f"seed{seed}-{name}", start, out / "tiles", seed, f"training.epochs={num_epochs}")
+            model = finetuned(
+                out / f"seed{seed}-{name}", start, out / "tiles", seed, f"training.epochs={num_epochs}"
+            )
             rows.append(("Grad-CAM", f"{name}: white cell", *class_map_numbers(model, test)))
             rows.append(("windows", f"{name}: white cell", *window_numbers(model, test)))
-    title = f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}, {num_steps} steps, {num_epochs} epochs"
+    title = (
+        f"white cells: {len(test.boxes)} test images, seeds {list(seeds)}, {num_steps} steps, "
+        f"{num_epochs} epochs"
+    )
     report(title, rows)
 
 
-# -- maps and their numbers ---------------------------------------------------------------------------------------------
+# -- maps and their numbers ---------------------------------------------------------------------------------
 
 
-def attention_rows(encoder_url: str, train: ImageSet, test: ImageSet, seed: int) -> list[tuple[str, tuple[float, ...]]]:
-    """Share of attention inside boxes, over that of their area: by rollout, and by the head that is best on `train`."""
+def attention_rows(
+    encoder_url: str, train: ImageSet, test: ImageSet, seed: int
+) -> list[tuple[str, tuple[float, ...]]]:
+    """Share of attention inside boxes, over that of their area:
+    by rollout, and by the head that is best on `train`.
+    """
     config = read_encoder_config(encoder_url)
     torch.manual_seed(seed)
     fresh = build_encoder(config.name, **config.arguments)
@@ -184,13 +205,17 @@ def window_numbers(model_url: str, images: ImageSet) -> tuple[float, ...]:
 
 
 def numbers_of(maps_NHW: np.ndarray, images: ImageSet) -> tuple[float, float, float, float]:
-    """Share inside the boxes over the boxes' area, that share, that area, and how often the highest point is inside."""
+    """Share inside the boxes over the boxes' area, that share, that area,
+    and how often the highest point is inside.
+    """
     height, width = images.images_N3HW.shape[2:]
     shares, areas, hits = [], [], []
     for map_HW, boxes in zip(maps_NHW, images.boxes, strict=True):
         inside_HW = np.zeros((height, width), bool)
         for left, top, right, low in boxes:
-            inside_HW[round(top * height) : round(low * height), round(left * width) : round(right * width)] = True
+            inside_HW[
+                round(top * height) : round(low * height), round(left * width) : round(right * width)
+            ] = True
         heat_HW = enlarged(map_HW, (height, width)).clip(0)
         even = not heat_HW.max() > 0  # a map of nothing points nowhere
         areas.append(float(inside_HW.mean()))
@@ -208,7 +233,11 @@ def batches(images: ImageSet, size: int = 50) -> list[Tensor]:
 
 def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float]]) -> None:
     """Means over seeds, and their range."""
-    print(f"\n{title}\n{'':12}{'':28}{'x even':>8}{'(range)':>16}{'inside':>9}{'area':>8}{'hits':>8}{'(range)':>18}")
+    print(
+        "\n"
+        f"{title}\n"
+        f"{'':12}{'':28}{'x even':>8}{'(range)':>16}{'inside':>9}{'area':>8}{'hits':>8}{'(range)':>18}"
+    )
     for kind, name in dict.fromkeys((row[0], row[1]) for row in rows):
         ratios, shares, areas, hits = zip(*(row[2:] for row in rows if row[:2] == (kind, name)))
         mean = statistics.mean
@@ -218,7 +247,7 @@ def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float
         )
 
 
-# -- runs ---------------------------------------------------------------------------------------------------------------
+# -- runs ---------------------------------------------------------------------------------------------------
 
 
 def pretrained(out: Path, config: str, data: Path, seed: int, *overrides: str) -> str:
@@ -257,7 +286,7 @@ def command(module: str, *arguments: str) -> None:
         )
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------
+# -- data ---------------------------------------------------------------------------------------------------
 
 
 def scenes(folder: Path) -> ImageSet:
@@ -294,26 +323,37 @@ def write_images(folder: Path, images: ImageSet) -> None:
 
 
 def write_tiles(folder: Path, images: ImageSet) -> None:
-    """Shards of tiles with a white cell's centre in their inner half, and of as many that no white cell touches."""
+    """Shards of tiles with a white cell's centre in their inner half,
+    and of as many that no white cell touches.
+    """
     generator = np.random.default_rng(0)
     with ShardWriter(str(folder), schema_of(label=pa.string())) as writer:
         for number, (image, boxes) in enumerate(zip(images.images_N3HW, images.boxes, strict=True)):
             height, width = image.shape[1:]
             left, top, right, low = (boxes * np.array([width, height] * 2)).T
             corners = [
-                (x, y) for y in range(0, height - TILE + 1, TILE // 4) for x in range(0, width - TILE + 1, TILE // 4)
+                (x, y)
+                for y in range(0, height - TILE + 1, TILE // 4)
+                for x in range(0, width - TILE + 1, TILE // 4)
             ]
             far = [
                 np.maximum(abs((left + right) / 2 - x - TILE / 2), abs((top + low) / 2 - y - TILE / 2))
                 for x, y in corners
             ]
-            touched = [((left < x + TILE) & (right > x) & (top < y + TILE) & (low > y)).any() for x, y in corners]
-            white = [corner for corner, distance in zip(corners, far, strict=True) if (distance < TILE / 4).any()]
+            touched = [
+                ((left < x + TILE) & (right > x) & (top < y + TILE) & (low > y)).any() for x, y in corners
+            ]
+            white = [
+                corner for corner, distance in zip(corners, far, strict=True) if (distance < TILE / 4).any()
+            ]
             none = [corner for corner, touches in zip(corners, touched, strict=True) if not touches]
             some = generator.permutation(len(none))[: max(1, len(white))]
             for label, chosen in (("white cell", white), ("none", [none[index] for index in some])):
                 for x, y in chosen:
-                    encoded = {"bytes": png(image[:, y : y + TILE, x : x + TILE]), "path": f"{number}-{x}-{y}.png"}
+                    encoded = {
+                        "bytes": png(image[:, y : y + TILE, x : x + TILE]),
+                        "path": f"{number}-{x}-{y}.png",
+                    }
                     writer.write({"image": encoded, "label": label})
 
 

@@ -1,10 +1,12 @@
-"""Peak resident memory of one rank that reads: 100 MB in small row groups, ten times as much, and 500 MB in each row group.
+"""Peak resident memory of one rank that reads: 100 MB in small row groups, ten times as much,
+and 500 MB in each row group.
 
     python -m tests.benchmarks.memory [--megabytes 1000]
 
-Each data set is read in a process of its own through the same loader as in training (without decoding), until some thousand
-rows were given; the smallest set fills the shuffle window and the budget for reading ahead as well. Pages are of about 1 MiB:
-whoever writes images with pyarrow's defaults puts 1,024 of them in a page, and a page is read as a whole.
+Each data set is read in a process of its own through the same loader as in training (without decoding),
+until some thousand rows were given; the smallest set fills the shuffle window and the budget for reading
+ahead as well. Pages are of about 1 MiB: whoever writes images with pyarrow's defaults puts 1,024 of them in
+a page, and a page is read as a whole.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def write(folder: Path, *, megabytes: int, rows_per_group: int) -> Path:
 def peak_mib(url: str, *, prefetch_mib: int = 64, repeats: int = 3) -> float:
     """The peak resident memory of a process that reads there, in MiB; the median of `repeats` processes."""
     command = [sys.executable, "-m", "tests.benchmarks.memory_reader", url, str(prefetch_mib)]
-    results = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(repeats)]
+    results = [
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(repeats)
+    ]
     return statistics.median(float(result.stdout) for result in results)
 
 
@@ -71,13 +75,19 @@ def read(url: str, prefetch_mib: int) -> float:
     from pretrain.data.reading.shards import Shards
 
     shards = Shards(load_manifest(url, columns=["label"]), image_column="image", columns=["label"])
-    order = Order(shards.manifest.rows_of_group, batch_size_global=64, num_streams=4, window_rows=1024, seed=0)
+    order = Order(
+        shards.manifest.rows_of_group, batch_size_global=64, num_streams=4, window_rows=1024, seed=0
+    )
     transform = _Touch()
-    with Loader(order, shards, transform, rank=0, world_size=1, prefetch_bytes=prefetch_mib * 2**20) as loader:
+    with Loader(
+        order, shards, transform, rank=0, world_size=1, prefetch_bytes=prefetch_mib * 2**20
+    ) as loader:
         for _ in itertools.islice(loader, READ_MEGABYTES * 10**6 // (64 * IMAGE_BYTES)):
             pass
     # not getrusage, whose maximum a process inherits from the one that started it
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) / 2**10
 
 

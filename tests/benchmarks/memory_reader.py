@@ -1,4 +1,6 @@
-"""The process that `tests.benchmarks.memory` measures: reads URL with a budget of MIB and prints its peak memory in MiB."""
+"""The process that `tests.benchmarks.memory` measures:
+reads URL with a budget of MIB and prints its peak memory in MiB.
+"""
 
 import sys
 

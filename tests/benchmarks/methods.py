@@ -1,15 +1,17 @@
-"""Steps a second and peak memory of each method: relative to simclr, and to lightly's own loop of the method.
+"""Steps a second and peak memory of each method:
+relative to simclr, and to lightly's own loop of the method.
 
     python -m tests.benchmarks.methods PHOTOS [--methods simclr byol ...] [--repeats 3] [--steps 24]
         [--keep host]
 
-PHOTOS holds `train` with a folder a class. Ours is `configs/pretrain/small/NAME.yaml`, run in-process from Parquet shards of
-the photos as they are, images decoded anew in each epoch, or with `--keep host`, as those files say, in the first only;
-lightly's is the loop of its documentation (`tests.benchmarks.lightly_loops`) over the same photos as files, with as many
-DataLoader workers as there are cores. Same encoder, batch, view sizes and head sizes. Each measurement is a process of its
-own; ours and lightly's take turns, and the table shows medians. Memory is the peak of the process, for lightly plus that of
-the largest of its loader's workers.
-Seconds of CPU are those of all threads and workers, and say more than the clock on a machine that others use too.
+PHOTOS holds `train` with a folder a class. Ours is `configs/pretrain/small/NAME.yaml`, run in-process from
+Parquet shards of the photos as they are, images decoded anew in each epoch, or with `--keep host`, as those
+files say, in the first only; lightly's is the loop of its documentation (`tests.benchmarks.lightly_loops`)
+over the same photos as files, with as many DataLoader workers as there are cores. Same encoder, batch, view
+sizes and head sizes. Each measurement is a process of its own; ours and lightly's take turns, and the table
+shows medians. Memory is the peak of the process, for lightly plus that of the largest of its loader's
+workers. Seconds of CPU are those of all threads and workers,
+and say more than the clock on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument(
-        "--keep", choices=["none", "host"], default="none", help="data.keep of ours; the first epoch is left out"
+        "--keep",
+        choices=["none", "host"],
+        default="none",
+        help="data.keep of ours; the first epoch is left out",
     )
     parser.add_argument("--one", nargs=3, metavar=("WHOSE", "NAME", "SHARDS"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -64,7 +69,16 @@ def main(arguments: list[str] | None = None) -> None:
             for name in options.methods:
                 for whose in ("ours", "lightly"):
                     command = [sys.executable, "-m", "tests.benchmarks.methods", str(options.photos)]
-                    command += ["--steps", str(options.steps), "--keep", options.keep, "--one", whose, name, folder]
+                    command += [
+                        "--steps",
+                        str(options.steps),
+                        "--keep",
+                        options.keep,
+                        "--one",
+                        whose,
+                        name,
+                        folder,
+                    ]
                     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                     found[whose, name].append(json.loads(printed.strip().splitlines()[-1]))
                     print(f"  {whose:8} {name:13} {found[whose, name][-1]}", flush=True)
@@ -74,14 +88,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     base = "simclr" if "simclr" in options.methods else options.methods[0]
     print(
-        f"\n{BATCH} images a step, {SIZE} pixels, {options.repeats} repeats of {options.steps} steps, {os.cpu_count()} cores"
+        "\n"
+        f"{BATCH} images a step, {SIZE} pixels, {options.repeats} repeats of {options.steps} steps, "
+        f"{os.cpu_count()} cores"
     )
     print(
-        "CPU: seconds of all threads a step; MiB: peak; `of`: relative to ours of that method; `times`: lightly over ours"
+        "CPU: seconds of all threads a step; MiB: peak; `of`: relative to ours of that method; `times`: "
+        "lightly over ours"
     )
     print(
-        f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} {'of ' + base:>9}"
-        f" {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} {'times clock':>11}"
+        f"{'':13} {'ours: CPU':>9} {'of ' + base:>9} {'steps/s':>7} {'of ' + base:>9} {'MiB':>5} "
+        f"{'of ' + base:>9} {'lightly: CPU':>12} {'steps/s':>7} {'MiB':>5} {'times CPU':>9} "
+        f"{'times clock':>11}"
     )
     what = ("cpu_seconds", "seconds", "mib")
     base_cpu, base_clock, base_mib = (median("ours", base, quantity) for quantity in what)
@@ -89,9 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
         cpu, clock, mib = (median("ours", name, quantity) for quantity in what)
         their_cpu, their_clock, their_mib = (median("lightly", name, quantity) for quantity in what)
         print(
-            f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} {mib:>5.0f}"
-            f" {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} {their_mib:>5.0f}"
-            f" {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}"
+            f"{name:13} {cpu:>9.2f} {cpu / base_cpu:>9.2f} {1 / clock:>7.2f} {base_clock / clock:>9.2f} "
+            f"{mib:>5.0f} {mib / base_mib:>9.2f} {their_cpu:>12.2f} {1 / their_clock:>7.2f} "
+            f"{their_mib:>5.0f} {their_cpu / cpu:>9.2f} {their_clock / clock:>11.2f}"
         )
 
 
@@ -122,7 +140,11 @@ def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
         with local_context(read) as context:
             pretrain(context, settings)
     (clock, cpu), (end_clock, end_cpu) = readings[skip], readings[skip + steps]
-    return {"seconds": (end_clock - clock) / steps, "cpu_seconds": (end_cpu - cpu) / steps, "mib": _peak_mib()}
+    return {
+        "seconds": (end_clock - clock) / steps,
+        "cpu_seconds": (end_cpu - cpu) / steps,
+        "mib": _peak_mib(),
+    }
 
 
 def lightly(name: str, photos: Path, steps: int) -> dict[str, float]:
@@ -155,7 +177,10 @@ def lightly(name: str, photos: Path, steps: int) -> dict[str, float]:
 
 def _peak_mib() -> float:
     # of itself and of the largest of its ended children, in KiB on Linux
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    return (
+        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        / 1024
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""timm's networks, one small one of each family: whether fine-tuning can begin with it at 64 pixels and at its own size.
+"""timm's networks, one small one of each family:
+whether fine-tuning can begin with it at 64 pixels and at its own size.
 
     python -m tests.benchmarks.networks [--size 64] [--only MODULE ...]
 
-Each is opened as `encoder=random:timm:NAME image_size=SIZE` opens it, computes its maps, and takes one step. What comes is
-`ok` with the strides of its maps (and `img_size` where the network had to be made for the size), or the line that a user would
-get. A traceback is a fault.
+Each is opened as `encoder=random:timm:NAME image_size=SIZE` opens it, computes its maps, and takes one step.
+What comes is `ok` with the strides of its maps (and `img_size` where the network had to be made for the
+size), or the line that a user would get. A traceback is a fault.
 """
 
 from __future__ import annotations
@@ -21,7 +22,23 @@ from cluster.errors import UserError
 from pretrain.encoders.sources import open_encoder
 from pretrain.encoders.timm_weights import fresh_size
 
-SMALL = ("atto", "femto", "pico", "nano", "micro", "xxs", "xxt", "xs", "s0", "n0", "tiny", "_t", "small", "_s", "lite")
+SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "micro",
+    "xxs",
+    "xxt",
+    "xs",
+    "s0",
+    "n0",
+    "tiny",
+    "_t",
+    "small",
+    "_s",
+    "lite",
+)
 TRIED = 4  # networks of a family whose parameters are counted
 LARGEST = 60e6  # parameters; what is larger is left out, for memory
 
@@ -38,7 +55,9 @@ def smallest_of(module: str) -> str | None:
     for name in sorted(timm.list_models(module=module), key=rank)[:TRIED]:
         with torch.device("meta"):
             try:
-                counted[name] = sum(one.numel() for one in timm.create_model(name, num_classes=0).parameters())
+                counted[name] = sum(
+                    one.numel() for one in timm.create_model(name, num_classes=0).parameters()
+                )
             except Exception:
                 continue
     return min(counted, key=counted.__getitem__) if counted and min(counted.values()) <= LARGEST else None

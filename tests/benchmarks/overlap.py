@@ -1,10 +1,11 @@
-"""When, within the backward pass, are gradients ready, so that ranks can average them while the rest is computed?
+"""When, within the backward pass, are gradients ready,
+so that ranks can average them while the rest is computed?
 
     python -m tests.benchmarks.overlap [--encoder convattn_small] [--ways eager whole blocks]
 
-SimCLR's step on small views on one thread of the CPU: eager, with the encoder compiled as one graph, and compiled block by
-block as training does. Printed: seconds of the first step (most of it the compiler's), and where in the backward pass which
-share of the encoder's gradient bytes is ready.
+SimCLR's step on small views on one thread of the CPU: eager, with the encoder compiled as one graph, and
+compiled block by block as training does. Printed: seconds of the first step (most of it the compiler's), and
+where in the backward pass which share of the encoder's gradient bytes is ready.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def measured(encoder: str, way: str) -> str:
         compile_blocks(method)
     ready: list[tuple[float, int]] = []
     for parameter in method.encoder.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p: ready.append((time.perf_counter(), p.numel())))
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: ready.append((time.perf_counter(), p.numel()))
+        )
     views = [torch.randn(BATCH, 3, SIDE, SIDE) for _ in range(2)]
     began = time.perf_counter()
     for step in range(STEPS):
@@ -65,7 +68,10 @@ def measured(encoder: str, way: str) -> str:
             if done >= share * whole:
                 parts.append(f"{share:.0%} at {(moment - start) / (end - start):.0%}")
                 break
-    return f"first step {first:5.1f} s, backward {1000 * (end - start):5.0f} ms; bytes ready: {', '.join(parts)}"
+    return (
+        f"first step {first:5.1f} s, backward {1000 * (end - start):5.0f} ms; bytes ready: "
+        f"{', '.join(parts)}"
+    )
 
 
 if __name__ == "__main__":

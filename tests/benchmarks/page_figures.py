@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.page_figures [--demo runs/demo] [--out docs]
 
-Opens the reports in the machine's own Chromium and keeps: of pretraining the top (the verdict, the numbers and the first
-curves), and where the encoder looks; of the detector boxes beside the truth.
+Opens the reports in the machine's own Chromium and keeps: of pretraining the top (the verdict, the numbers
+and the first curves), and where the encoder looks; of the detector boxes beside the truth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import find_browser
 
-# the image, the report it is of, the section that it shows (none: the top of the page), and its height in pixels at most
+# the image, the report it is of, the section that it shows (none: the top of the page), and its height in
+# pixels at most
 FIGURES = (
     ("report.png", "pretrain/report.html", None, 900),
     ("attention.png", "pretrain/report.html", "#attention", 520),
@@ -52,7 +53,9 @@ def shot(page: Page, section: str | None, height: int) -> Image.Image:
     if section is None:
         data = page.screenshot()
     else:
-        page.add_style_tag(content="nav { display: none !important }")  # which stays in sight, over the section
+        page.add_style_tag(
+            content="nav { display: none !important }"
+        )  # which stays in sight, over the section
         data = page.locator(section).first.screenshot()
     image = Image.open(io.BytesIO(data))
     return image.crop((0, 0, image.width, min(image.height, height)))

@@ -22,7 +22,9 @@ BATCH, SIDE, SCALE = 64, 224, (0.08, 1.0)
 
 
 def main() -> None:
-    """Images a second by the clock and milliseconds of CPU an image, children included, after the first batches."""
+    """Images a second by the clock and milliseconds of CPU an image, children included,
+    after the first batches.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=LOOPS)
     parser.add_argument("source")
@@ -60,8 +62,12 @@ def ours(url: str) -> Iterator[int]:
         shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=default_num_streams(BATCH),
         window_rows=1024, seed=0,
     )  # fmt: skip
-    views = RandomViews(recipe_views("simclr", SIDE, {"crop_scale": list(SCALE)}), seed=0, colours_on_host=False)
-    with Loader(order, shards, views, rank=0, world_size=1, decode_threads=1, prefetch_bytes=32 * 2**20) as loader:
+    views = RandomViews(
+        recipe_views("simclr", SIDE, {"crop_scale": list(SCALE)}), seed=0, colours_on_host=False
+    )
+    with Loader(
+        order, shards, views, rank=0, world_size=1, decode_threads=1, prefetch_bytes=32 * 2**20
+    ) as loader:
         for batch in loader:
             yield len(batch.arrays[0])
 
@@ -86,7 +92,9 @@ def _dali(folder: str, *, once: bool) -> Iterator[int]:
             image = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
             return tuple(fn.random_resized_crop(image, size=SIDE, random_area=list(SCALE)) for _ in range(2))
         crops = [
-            fn.decoders.image_random_crop(encoded, device="cpu", output_type=types.RGB, random_area=list(SCALE))
+            fn.decoders.image_random_crop(
+                encoded, device="cpu", output_type=types.RGB, random_area=list(SCALE)
+            )
             for _ in range(2)
         ]
         return tuple(fn.resize(crop, size=[SIDE, SIDE]) for crop in crops)

@@ -1,18 +1,20 @@
-"""The loader beside its peers: two random crops of 224 pixels of each photo, by one thread on one core; from disk and from S3.
+"""The loader beside its peers: two random crops of 224 pixels of each photo, by one thread on one core;
+from disk and from S3.
 
     python -m venv /tmp/peers
     /tmp/peers/bin/pip install nvidia-dali-cuda120 litdata polars torch torchvision s3fs boto3 psutil
-    python -m tests.benchmarks.peers PHOTOS --peer-python /tmp/peers/bin/python [--copies 4] [--delay 0.05] [--batches 40]
+    python -m tests.benchmarks.peers PHOTOS --peer-python /tmp/peers/bin/python [--copies 4] [--delay 0.05]
+        [--batches 40]
         [--repeats 3] [--rows ours_disk dali_once ...]
 
-PHOTOS holds `train` with a folder a class. Contestants take turns, each in a process of its own on one core; the store (moto's
-server and the proxy that adds the delay to each request) has the other, where there are two. CPU time is that of all threads
-and children; the first batches of a turn are left out.
+PHOTOS holds `train` with a folder a class. Contestants take turns, each in a process of its own on one core;
+the store (moto's server and the proxy that adds the delay to each request) has the other, where there are
+two. CPU time is that of all threads and children; the first batches of a turn are left out.
 
 - `ours`: `Loader` and `RandomViews` from Parquet, what the host does for a GPU (uint8; mirroring included);
 - `dali_once`, `dali_twice`: DALI's CPU operators on the files, the image decoded once, or each crop alone;
-- `litdata`: LitData's ParquetLoader on the same shards, in the store read for the first time; torchvision decodes and crops
-  in the process itself, for a worker process would share the core.
+- `litdata`: LitData's ParquetLoader on the same shards, in the store read for the first time; torchvision
+  decodes and crops in the process itself, for a worker process would share the core.
 """
 
 from __future__ import annotations
@@ -77,11 +79,16 @@ def main(arguments: list[str] | None = None) -> None:
                     one = turn(loop, sources[source], options, of_contestants, cache)
                 if one is not None:
                     found[row].append(one)
-                    print(f"{row:18} {one['rate']:7.0f} images/s {one['cpu_ms']:7.3f} ms of CPU an image", flush=True)
+                    print(
+                        f"{row:18} {one['rate']:7.0f} images/s {one['cpu_ms']:7.3f} ms of CPU an image",
+                        flush=True,
+                    )
     summary({row: turns for row, turns in found.items() if turns})
 
 
-def turn(loop: str, source: str, options: argparse.Namespace, cores: list[int], cache: str) -> dict[str, float] | None:
+def turn(
+    loop: str, source: str, options: argparse.Namespace, cores: list[int], cache: str
+) -> dict[str, float] | None:
     """Rate and CPU of one turn; None, and a line, when it failed."""
     python = sys.executable if loop == "ours" else options.peer_python
     command = [
@@ -91,7 +98,11 @@ def turn(loop: str, source: str, options: argparse.Namespace, cores: list[int], 
     if loop == "ours":
         environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     if done.returncode:
         print(f"{loop} from {source} failed: {done.stderr.strip()[-600:]}")
@@ -107,13 +118,16 @@ def summary(found: dict[str, list[dict[str, float]]]) -> None:
     cpu = {row: statistics.median(turn["cpu_ms"] for turn in turns) for row, turns in found.items()}
     for row, turns in found.items():
         rates = [turn["rate"] for turn in turns]
-        print(f"{row:18} {rate[row]:7.0f} images/s ({min(rates):.0f} to {max(rates):.0f}) {cpu[row]:7.3f} ms of CPU an image "
+        print(f"{row:18} {rate[row]:7.0f} images/s ({min(rates):.0f} to {max(rates):.0f}) {cpu[row]:7.3f} " "ms of CPU an image "
               f"(medians of {len(turns)})")  # fmt: skip
     for ours, peers, goal in GOALS:
         there = [peer for peer in peers if peer in found]
         if ours in found and there:
-            fastest, leanest = max(there, key=lambda peer: rate[peer]), min(there, key=lambda peer: cpu[peer])
-            print(f"{ours}: {rate[ours] / rate[fastest]:.2f} times {fastest} by the clock, {cpu[leanest] / cpu[ours]:.2f} "
+            fastest, leanest = (
+                max(there, key=lambda peer: rate[peer]),
+                min(there, key=lambda peer: cpu[peer]),
+            )
+            print(f"{ours}: {rate[ours] / rate[fastest]:.2f} times {fastest} by the clock, " f"{cpu[leanest] / cpu[ours]:.2f} "
                   f"times {leanest} in CPU time (goal {goal})")  # fmt: skip
 
 
@@ -121,7 +135,8 @@ def versions(python: str) -> str:
     """Of the peers, as their environment has them."""
     asked = (
         "import importlib.metadata as m, platform\n"
-        "def of(name):\n    try: return m.version(name)\n    except m.PackageNotFoundError: return 'not installed'\n"
+        "def of(name):\n"
+        "    try: return m.version(name)\n    except m.PackageNotFoundError: return 'not installed'\n"
         f"print('Python ' + platform.python_version(), *(n + ' ' + of(n) for n in {PEERS!r}), sep=', ')"
     )
     return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()

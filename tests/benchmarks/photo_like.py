@@ -1,7 +1,9 @@
-"""Images that cost what photos cost, for machines without any: textures whose spectrum falls as that of photos, with edges.
+"""Images that cost what photos cost, for machines without any:
+textures whose spectrum falls as that of photos, with edges.
 
-Amplitudes fall as one over the frequency, as in natural images (Field, 1987, https://doi.org/10.1364/JOSAA.4.002379); a few
-flat shapes give edges. JPEG of quality 80 makes some 60 kB of 480 x 360 pixels.
+Amplitudes fall as one over the frequency, as in natural images (Field, 1987,
+https://doi.org/10.1364/JOSAA.4.002379); a few flat shapes give edges. JPEG of quality 80
+makes some 60 kB of 480 x 360 pixels.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _image(fields: list[np.ndarray], generator: np.random.Generator) -> bytes:
     field = fields[generator.integers(len(fields))]
     left, top = (int(generator.integers(FIELD_SIDE - side)) for side in (WIDTH, HEIGHT))
     window = field[top : top + HEIGHT, left : left + WIDTH]
-    pixels = np.clip(generator.uniform(90, 160) + generator.uniform(25, 60) * window, 0, 255).astype(np.uint8)
+    pixels = np.clip(generator.uniform(90, 160) + generator.uniform(25, 60) * window, 0, 255).astype(
+        np.uint8
+    )
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image, "RGBA")
     for _ in range(generator.integers(2, 7)):

@@ -1,11 +1,13 @@
-"""Prediction over Parquet: images a second of `finetune predict` with no worker, one and two, beside a plain loop.
+"""Prediction over Parquet: images a second of `finetune predict` with no worker, one and two,
+beside a plain loop.
 
     python -m tests.benchmarks.predicting SHARDS [--copies 10] [--size 128] [--encoder convattn_nano]
 
-A classifier with random weights predicts for every image of SHARDS, as many times as --copies says (files that are copies of
-each other). The plain loop is what one would write: Parquet rows one after another, Pillow decodes and crops, the same model
-predicts in batches of 64. On Ray the rate is that of the parts after each worker's first, from when they were written; seconds
-from the command to its end are told beside it.
+A classifier with random weights predicts for every image of SHARDS, as many times as --copies says (files
+that are copies of each other). The plain loop is what one would write: Parquet rows one after another,
+Pillow decodes and crops, the same model predicts in batches of 64. On Ray the rate is that of the parts
+after each worker's first, from when they were written;
+seconds from the command to its end are told beside it.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 rate = float(said.rpartition(" a second)")[0].rpartition("(")[2])
             print(
-                f"predict, {workers} workers  {rate:7.0f} images/s, {whole:5.1f} s from the command to its end",
+                f"predict, {workers} workers  {rate:7.0f} images/s, {whole:5.1f} s from the command to its "
+                "end",
                 flush=True,
             )
 
@@ -78,7 +81,9 @@ def plain_loop(model: Path, data: Path, size: int) -> tuple[int, float]:
                 image = Image.open(io.BytesIO(row["bytes"])).convert("RGB")
                 side = 0.875 * min(image.size)
                 left, top = (image.width - side) / 2, (image.height - side) / 2
-                image = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+                image = image.resize(
+                    (size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
+                )
                 pixels.append(np.asarray(image).transpose(2, 0, 1))
             num_images += len(predictor.results([np.stack(pixels)], None))
     return num_images, time.monotonic() - started
@@ -86,7 +91,9 @@ def plain_loop(model: Path, data: Path, size: int) -> tuple[int, float]:
 
 def rate_of_parts(parts: Path, workers: int) -> float:
     """Images a second of all parts but those that each worker wrote first."""
-    written = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in parts.glob("*.parquet"))
+    written = sorted(
+        (path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in parts.glob("*.parquet")
+    )
     if len(written) <= workers:
         raise SystemExit("too few parts to measure a rate: give more --copies")
     return sum(rows for _, rows in written[workers:]) / (written[-1][0] - written[workers - 1][0])

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.range_reads [--reads 200] [--threads 8] [--repeats 5]
 
-The store is moto's server in a process of its own; its certificate is made for the purpose. CPU time is this process's alone.
-The libraries take turns, and medians are printed: milliseconds of CPU and of wall time for a read, with so many threads at it.
+The store is moto's server in a process of its own; its certificate is made for the purpose. CPU time is this
+process's alone. The libraries take turns, and medians are printed:
+milliseconds of CPU and of wall time for a read, with so many threads at it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
             for name in readers:
                 cells = ""
                 for size in SIZES:
-                    cpu, wall = (statistics.median(values) for values in zip(*found[name, size], strict=True))
+                    cpu, wall = (
+                        statistics.median(values) for values in zip(*found[name, size], strict=True)
+                    )
                     cells += f"{cpu * 1e3:>14.3f}{wall * 1e3:>10.2f}"
                 print(f"{scheme:6}{name:16}{cells}", flush=True)
 
@@ -55,9 +58,9 @@ def measure(read: Read, num_bytes: int, num_reads: int, threads: int) -> tuple[f
     """Seconds of CPU and wall time for one read."""
     starts = [(index * num_bytes) % (OBJECT_BYTES - num_bytes) for index in range(num_reads)]
     with ThreadPoolExecutor(threads) as pool:
-        assert {len(data) for data in pool.map(lambda start: read(start, start + num_bytes), starts[:threads])} == {
-            num_bytes
-        }
+        assert {
+            len(data) for data in pool.map(lambda start: read(start, start + num_bytes), starts[:threads])
+        } == {num_bytes}
         wall, cpu = time.perf_counter(), time.process_time()
         list(pool.map(lambda start: len(read(start, start + num_bytes)), starts))
         return (time.process_time() - cpu) / num_reads, (time.perf_counter() - wall) / num_reads
@@ -77,7 +80,12 @@ def readers_of(certificate: str | None) -> dict[str, Read]:
     tls = {} if certificate is None else {"tls_ca_file_path": certificate}
     scheme, _, address = endpoint.partition("://")
     arrow = pyarrow.fs.S3FileSystem(
-        access_key="test", secret_key="test", region="us-east-1", scheme=scheme, endpoint_override=address, **tls
+        access_key="test",
+        secret_key="test",
+        region="us-east-1",
+        scheme=scheme,
+        endpoint_override=address,
+        **tls,
     )
 
     def read_by_arrow(start: int, stop: int) -> bytes:
@@ -104,7 +112,9 @@ def readers_of(certificate: str | None) -> dict[str, Read]:
 
 @contextmanager
 def store(scheme: str, folder: Path) -> Iterator[str | None]:
-    """A server with an empty bucket that the environment leads to; the path of its certificate, None without TLS."""
+    """A server with an empty bucket that the environment leads to;
+    the path of its certificate, None without TLS.
+    """
     files = certificates(folder) if scheme == "https" else []
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, *files],
@@ -143,7 +153,18 @@ def certificates(folder: Path) -> list[str]:
     to_sign = ["-CA", authority, "-CAkey", authority_key, "-addext", "basicConstraints=critical,CA:FALSE"]
     for command in (
         [*make, "-subj", "/CN=authority", "-out", authority, "-keyout", authority_key],
-        [*make, "-subj", "/CN=store", "-addext", "subjectAltName=IP:127.0.0.1", *to_sign, "-out", own, "-keyout", key],
+        [
+            *make,
+            "-subj",
+            "/CN=store",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            *to_sign,
+            "-out",
+            own,
+            "-keyout",
+            key,
+        ],
     ):
         subprocess.run(command, check=True, capture_output=True)
     return [own, key, authority]

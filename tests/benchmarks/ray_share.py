@@ -1,9 +1,11 @@
-"""What Ray costs: seconds from the command to the first step, and step time under Ray over step time in-process.
+"""What Ray costs: seconds from the command to the first step,
+and step time under Ray over step time in-process.
 
     python -m tests.benchmarks.ray_share SHARDS [--steps 60] [--repeats 3] [--threads 0]
 
-The same pretraining (convattn_nano, 64 pixels, batch 64) runs in-process and under Ray with one worker with as many threads,
-interleaved so that a noisy machine is noisy for both. Step time is the median over steps 10 and later of metrics.jsonl.
+The same pretraining (convattn_nano, 64 pixels, batch 64) runs in-process and under Ray with one worker with
+as many threads, interleaved so that a noisy machine is noisy for both.
+Step time is the median over steps 10 and later of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--threads", type=int, default=0, help="of a run; 0: all CPUs, for which Ray's own processes compete then"
+        "--threads",
+        type=int,
+        default=0,
+        help="of a run; 0: all CPUs, for which Ray's own processes compete then",
     )
     options = parser.parse_args(arguments)
 
@@ -38,12 +43,17 @@ def main(arguments: list[str] | None = None) -> None:
         for workers in (0, 1) if repeat % 2 == 0 else (1, 0):
             with tempfile.TemporaryDirectory() as folder:
                 start, seconds = measured(
-                    options.shards, Path(folder) / "run", workers=workers, steps=options.steps, threads=options.threads
+                    options.shards,
+                    Path(folder) / "run",
+                    workers=workers,
+                    steps=options.steps,
+                    threads=options.threads,
                 )
             starts[workers].append(start)
             steps[workers] += seconds
             print(
-                f"workers={workers}: first step after {start:.1f} s, median step {statistics.median(seconds):.4f} s",
+                f"workers={workers}: first step after {start:.1f} s, median step "
+                f"{statistics.median(seconds):.4f} s",
                 flush=True,
             )
 
@@ -54,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
           f"({under_ray:.4f} s over {in_process:.4f} s, medians of {len(steps[0])} steps each)")  # fmt: skip
 
 
-def measured(shards: Path, out: Path, *, workers: int, steps: int, threads: int) -> tuple[float, list[float]]:
+def measured(
+    shards: Path, out: Path, *, workers: int, steps: int, threads: int
+) -> tuple[float, list[float]]:
     """Seconds to the first line of metrics.jsonl, and the seconds of each later step."""
     started = time.monotonic()
     process = subprocess.Popen(

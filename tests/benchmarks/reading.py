@@ -1,10 +1,12 @@
-"""What reading costs beside decoding: the loader from Parquet over decoding alone of the same images on the same cores.
+"""What reading costs beside decoding: the loader from Parquet over decoding alone
+of the same images on the same cores.
 
     python -m tests.benchmarks.reading PHOTOS [--batches 60] [--threads 0] [--repeats 3]
 
-PHOTOS is a folder of shards with real photos. Decoding alone takes the encoded images from memory and fills batches with a
-thread pool of the same size, by the same functions; the loader reads, orders, decodes and batches. Interleaved. CPU time
-is that of the process; the least of the repeats is what other work on the machine adds least to.
+PHOTOS is a folder of shards with real photos. Decoding alone takes the encoded images from memory and fills
+batches with a thread pool of the same size, by the same functions; the loader reads, orders, decodes and
+batches. Interleaved. CPU time is that of the process;
+the least of the repeats is what other work on the machine adds least to.
 """
 
 from __future__ import annotations
@@ -70,11 +72,15 @@ def main(arguments: list[str] | None = None) -> None:
     for repeat in range(options.repeats):
         for name in list(wall) if repeat % 2 == 0 else list(wall)[::-1]:
             seconds, cpu_seconds = (
-                decoded(images, threads) if name == "decode" else loaded(order, shards, options.batches, threads)
+                decoded(images, threads)
+                if name == "decode"
+                else loaded(order, shards, options.batches, threads)
             )
             wall[name].append(len(images) / seconds)
             cpu[name].append(cpu_seconds / len(images) * 1e3)
-            print(f"{name}: {wall[name][-1]:.0f} images/s, {cpu[name][-1]:.3f} ms of CPU an image", flush=True)
+            print(
+                f"{name}: {wall[name][-1]:.0f} images/s, {cpu[name][-1]:.3f} ms of CPU an image", flush=True
+            )
     both, alone = (statistics.median(wall[name]) for name in wall)
     cpu_both, cpu_alone = (statistics.median(cpu[name]) for name in cpu)
     min_both, min_alone = (min(cpu[name]) for name in cpu)
@@ -94,7 +100,8 @@ def loaded(order: Order, shards: Shards, num_batches: int, threads: int) -> tupl
     with Loader(order, shards, CentralCrop(SIDE), rank=0, world_size=1, decode_threads=threads) as loader:
         for _ in itertools.islice(loader, WARM_UP):
             pass
-        until_idle()  # what is read ahead at the start belongs to no batch; from here on it is as much as is taken
+        # what is read ahead at the start belongs to no batch; from here on it is as much as is taken
+        until_idle()
         return timed(lambda: [None for _ in itertools.islice(loader, num_batches)])
 
 
@@ -117,7 +124,9 @@ def images_of(order: Order, shards: Shards, num_batches: int, threads: int) -> l
 
 
 def decoded(images: list[bytes], threads: int) -> tuple[float, float]:
-    """Seconds and CPU seconds of decoding alone, batch after batch with two on their way, as the loader does it."""
+    """Seconds and CPU seconds of decoding alone, batch after batch with two on their way,
+    as the loader does it.
+    """
     from pretrain.data.reading.shards import Rows
 
     transform, share = CentralCrop(SIDE), max(1, min(8, BATCH // threads))

@@ -1,8 +1,10 @@
-"""What report.html costs: seconds, CPU seconds, peak memory and bytes of the page of a pretraining run on the demo's scenes.
+"""What report.html costs: seconds, CPU seconds, peak memory and bytes of the page of a
+pretraining run on the demo's scenes.
 
     python -m tests.benchmarks.reports [--images 400] [--steps 40] [--repeats 3]
 
-A run of `configs/pretrain/demo.yaml` is made first; each report is written by a process of its own, as the command does it.
+A run of `configs/pretrain/demo.yaml` is made first;
+each report is written by a process of its own, as the command does it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
                 cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 size = (out / "report.html").stat().st_size
                 print(
-                    f"{images:4} images, repeat {repeat + 1}: {seconds:5.1f} s, {cpu:5.1f} s of CPU, {size / 1e3:,.0f} kB",
+                    f"{images:4} images, repeat {repeat + 1}: {seconds:5.1f} s, {cpu:5.1f} s of CPU, "
+                    f"{size / 1e3:,.0f} kB",
                     flush=True,
                 )
         print(f"peak memory of a command: {after.ru_maxrss / 2**20:.2f} GiB at most (training among them)")
@@ -52,7 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(module: str, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    )
 
 
 if __name__ == "__main__":

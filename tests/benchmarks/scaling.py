@@ -3,10 +3,12 @@
     python -m tests.benchmarks.scaling SHARDS [--steps 60] [--batch 32] [--size 48] [--repeats 2]
     python -m tests.benchmarks.scaling --model
 
-The same worker function (`pretrain.run.pretrain`) runs under both, one thread a worker, interleaved so that a noisy machine is
-noisy for both; medians over the steps from the tenth on. The global batch is the same for one and two workers.
+The same worker function (`pretrain.run.pretrain`) runs under both, one thread a worker, interleaved so that
+a noisy machine is noisy for both; medians over the steps from the tenth on.
+The global batch is the same for one and two workers.
 
-The model is arithmetic on paper; its assumptions are the arguments of `modelled` and stand in cluster/README.md.
+The model is arithmetic on paper; its assumptions are the arguments of
+`modelled` and stand in cluster/README.md.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         compare(options)
 
 
-# -- measured: Ray beside torchrun ---------------------------------------------------------------------------------------
+# -- measured: Ray beside torchrun --------------------------------------------------------------------------
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -73,8 +75,10 @@ def compare(options: argparse.Namespace) -> None:
             print(f"{kind[0]:9} {kind[1]} workers: {rate:.1f} images/s", flush=True)
     print()
     for workers in (1, 2):
-        ray, torchrun = (options.batch / statistics.median(seconds[kind, workers]) for kind in ("ray", "torchrun"))
-        print(f"{workers} workers: Ray {ray:.1f} images/s, torchrun {torchrun:.1f} images/s, ratio {ray / torchrun:.3f} "
+        ray, torchrun = (
+            options.batch / statistics.median(seconds[kind, workers]) for kind in ("ray", "torchrun")
+        )
+        print(f"{workers} workers: Ray {ray:.1f} images/s, torchrun {torchrun:.1f} images/s, ratio " f"{ray / torchrun:.3f} "
               f"(medians of {len(seconds['ray', workers])} steps each)")  # fmt: skip
     one, two = (options.batch / statistics.median(seconds["ray", workers]) for workers in (1, 2))
     print(f"two workers over one, under Ray: {two / one:.2f}")
@@ -94,7 +98,11 @@ def measured(kind: str, workers: int, options: argparse.Namespace, out: Path) ->
             "-m", "tests.benchmarks.scaling", "--worker", *overrides,
         ]  # fmt: skip
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{kind} failed:\n{done.stdout}")
@@ -112,7 +120,7 @@ def run_worker(overrides: list[str]) -> None:
     sys.exit(run_command(lambda: pretrain(context, settings) and None))
 
 
-# -- modelled: 64 GPUs -----------------------------------------------------------------------------------------------------
+# -- modelled: 64 GPUs --------------------------------------------------------------------------------------
 
 
 def modelled(
@@ -131,9 +139,10 @@ def modelled(
 ) -> float:
     """Seconds of a step on so many GPUs with the same batch a GPU.
 
-    Gradients are averaged by rings, first inside a node, then between nodes (2 (n - 1) / n of the bytes over the slowest
-    link of each), while the backward pass runs: a share `overlap` of it can hide them, but not the last bucket. Each step
-    waits for the slowest GPU, whose steps scatter normally by `jitter`: sqrt(2 ln n) deviations for n GPUs.
+    Gradients are averaged by rings, first inside a node, then between nodes (2 (n - 1) / n of the bytes over
+    the slowest link of each), while the backward pass runs: a share `overlap` of it can hide them, but not
+    the last bucket. Each step waits for the slowest GPU, whose steps scatter normally by `jitter`:
+    sqrt(2 ln n) deviations for n GPUs.
     """
     if num_gpus == 1:
         return step_seconds
@@ -141,8 +150,14 @@ def modelled(
     nodes = math.ceil(num_gpus / gpus_per_node)
 
     def ring(num_bytes: float) -> float:
-        seconds = 2 * (inside - 1) / inside * num_bytes / nvlink_bytes_per_second + 2 * (inside - 1) * latency_seconds
-        between = 2 * (nodes - 1) / nodes * num_bytes / network_bytes_per_second + 2 * (nodes - 1) * latency_seconds
+        seconds = (
+            2 * (inside - 1) / inside * num_bytes / nvlink_bytes_per_second
+            + 2 * (inside - 1) * latency_seconds
+        )
+        between = (
+            2 * (nodes - 1) / nodes * num_bytes / network_bytes_per_second
+            + 2 * (nodes - 1) * latency_seconds
+        )
         return seconds + between
 
     num_buckets = max(1, math.ceil(gradient_bytes / bucket_bytes))
@@ -153,7 +168,9 @@ def modelled(
 
 
 def print_model(name: str = "convattn_small", batch: int = 128, size: int = 224) -> None:
-    """The table of cluster/README.md: gradient bytes and work are measured on the network, the rest is assumed."""
+    """The table of cluster/README.md: gradient bytes and work are measured on the network,
+    the rest is assumed.
+    """
     encoder = build_encoder(name).eval()
     gradient_bytes = 4 * sum(parameter.numel() for parameter in encoder.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -166,14 +183,18 @@ def print_model(name: str = "convattn_small", batch: int = 128, size: int = 224)
     for reached in (100e12, 300e12):
         step = flops / reached
         print(
-            f"\n{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} ms, "
-            f"{batch / step:,.0f} images/s"
+            "\n"
+            f"{reached / 1e12:.0f} TFLOP/s reached: a step of {batch} images a GPU takes {1000 * step:.0f} "
+            f"ms, {batch / step:,.0f} images/s"
         )
         for label, network in (("25 Gbit/s", 25e9 / 8), ("400 Gbit/s", 400e9 / 8)):
             parts = []
             for num_gpus in (1, 8, 16, 32, 64):
                 seconds = modelled(
-                    num_gpus, step_seconds=step, gradient_bytes=gradient_bytes, network_bytes_per_second=network
+                    num_gpus,
+                    step_seconds=step,
+                    gradient_bytes=gradient_bytes,
+                    network_bytes_per_second=network,
                 )
                 parts.append(f"{num_gpus}: {num_gpus * batch / seconds:,.0f} ({step / seconds:.2f})")
             print(f"  {label} a node, GPUs: images/s (efficiency)  " + "  ".join(parts))

@@ -1,11 +1,12 @@
-"""A served model: images a second beside `predict`, latency at 1, 8 and 32 clients, bad inputs, and a killed replica.
+"""A served model: images a second beside `predict`, latency at 1, 8 and 32 clients, bad inputs,
+and a killed replica.
 
     python -m tests.benchmarks.serving [--size 128] [--encoder convattn_nano] [--replicas 2] [--images 1024]
 
-A classifier with random weights and photo-like JPEGs of 640 x 480 pixels. `predict` runs over a folder of them in this process;
-clients in a process of their own post the same files, one a request, with a token. CPU seconds stand beside the clock: on a
-machine that does other work too they say more. Those of serving are of the command, its replicas and its Ray, without the
-clients.
+A classifier with random weights and photo-like JPEGs of 640 x 480 pixels. `predict` runs over a folder of
+them in this process; clients in a process of their own post the same files, one a request, with a token. CPU
+seconds stand beside the clock: on a machine that does other work too they say more. Those of serving are of
+the command, its replicas and its Ray, without the clients.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_model(model, options.encoder, options.size)
         write_photos(folder / "photos", 64)
         write_photos(folder / "many", options.images)
-        print(f"{options.encoder} at {options.size} pixels, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{options.encoder} at {options.size} pixels, {os.cpu_count()} CPUs, load "
+            f"{os.getloadavg()[0]:.1f}"
+        )
         with served(model, "--replicas", str(options.replicas)) as (process, address):
             measure_load(process, address, folder / "photos", 32, 2.0)  # to warm up
             measure_predict(model, folder / "photos", folder / "warm")
@@ -68,7 +72,8 @@ def main(arguments: list[str] | None = None) -> None:
                 busy = measure_load(process, address, folder / "photos", 32, options.seconds)
                 ratios.append([mine / its for mine, its in zip(busy, predicted, strict=True)])
                 print(
-                    f"  32 clients / predict: {ratios[-1][0]:.2f} by the clock, {ratios[-1][1]:.2f} by CPU", flush=True
+                    f"  32 clients / predict: {ratios[-1][0]:.2f} by the clock, {ratios[-1][1]:.2f} by CPU",
+                    flush=True,
                 )
             print("  median of {}: {:.2f} and {:.2f}".format(len(ratios), *np.median(ratios, axis=0)))
             for clients in (8, 1):
@@ -77,7 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
             killed_replica(process, address, folder / "photos", 2 * options.seconds)
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            print(f"ended by SIGTERM with exit code {process.wait(120)} after {time.monotonic() - began:.1f} s")
+            print(
+                f"ended by SIGTERM with exit code {process.wait(120)} after {time.monotonic() - began:.1f} s"
+            )
 
 
 def write_model(url: str, encoder_name: str, size: int) -> None:
@@ -135,7 +142,10 @@ def measure_predict(model: str, images: Path, out: Path) -> tuple[float, float]:
         done = predict(parser().parse_args([model, str(images), str(out)]))
     assert done is not None
     seconds, cpu = time.monotonic() - began, time.process_time() - cpu
-    print(f"predict      {done.num_images / seconds:6.0f} images/s, {1000 * cpu / done.num_images:5.2f} ms of CPU each")
+    print(
+        f"predict      {done.num_images / seconds:6.0f} images/s, {1000 * cpu / done.num_images:5.2f} ms of "
+        "CPU each"
+    )
     return done.num_images / seconds, done.num_images / cpu
 
 
@@ -150,9 +160,10 @@ def measure_load(
     p50, p99 = np.percentile(seen["milliseconds"], [50, 99])
     mean = sum(int(size) * num for size, num in seen["batches"].items()) / answered
     print(
-        f"{clients:2} clients   {answered / seen['seconds']:6.0f} images/s, {1000 * cpu / answered:5.2f} ms of CPU each "
-        f"(clients {1000 * seen['cpu_seconds'] / answered:.2f}); p50 {p50:.0f} ms, p99 {p99:.0f} ms; {answered} requests in "
-        f"batches of {mean:.1f} on average; statuses {seen['statuses']}",
+        f"{clients:2} clients   {answered / seen['seconds']:6.0f} images/s, {1000 * cpu / answered:5.2f} ms "
+        f"of CPU each (clients {1000 * seen['cpu_seconds'] / answered:.2f}); p50 {p50:.0f} ms, p99 "
+        f"{p99:.0f} ms; {answered} requests in batches of {mean:.1f} on average; statuses "
+        f"{seen['statuses']}",
         flush=True,
     )
     return answered / seen["seconds"], answered / cpu
@@ -163,7 +174,8 @@ def at_rest(process: subprocess.Popen[str], seconds: float) -> None:
     before = cpu_of(process)
     time.sleep(seconds)
     print(
-        f"at rest {1000 * (cpu_of(process) - before) / seconds:.0f} ms of CPU a second, load {os.getloadavg()[0]:.1f}"
+        f"at rest {1000 * (cpu_of(process) - before) / seconds:.0f} ms of CPU a second, load "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 
@@ -206,13 +218,18 @@ def bad_inputs(process: subprocess.Popen[str], address: str) -> None:
         before, began = psutil.Process(process.pid).memory_info().rss, time.monotonic()
         status, answer = ask(address, body, headers)
         grown = max(0, psutil.Process(process.pid).memory_info().rss - before) / 1e6
-        print(f"{name:22} {status} after {1000 * (time.monotonic() - began):4.0f} ms, +{grown:.0f} MB: {answer}")
+        print(
+            f"{name:22} {status} after {1000 * (time.monotonic() - began):4.0f} ms, +{grown:.0f} MB: "
+            f"{answer}"
+        )
 
 
 def ask(address: str, body: Any, headers: dict[str, str]) -> tuple[int, str]:
     """Posts a body; returns the status and the answer."""
     connection = HTTPConnection(address, timeout=60)
-    connection.request("POST", "/predict", body=body, headers={"Authorization": f"Bearer {TOKEN}", **headers})
+    connection.request(
+        "POST", "/predict", body=body, headers={"Authorization": f"Bearer {TOKEN}", **headers}
+    )
     response = connection.getresponse()
     return response.status, response.read().decode()
 
@@ -226,8 +243,8 @@ def killed_replica(process: subprocess.Popen[str], address: str, folder: Path, s
     seen = json.loads(clients.communicate()[0])
     p50, p99 = np.percentile(seen["milliseconds"], [50, 99])
     print(
-        f"one of {len(replicas)} replicas killed under 8 clients: statuses {seen['statuses']}, p50 {p50:.0f} ms, "
-        f"p99 {p99:.0f} ms, slowest {max(seen['milliseconds']):.0f} ms"
+        f"one of {len(replicas)} replicas killed under 8 clients: statuses {seen['statuses']}, p50 "
+        f"{p50:.0f} ms, p99 {p99:.0f} ms, slowest {max(seen['milliseconds']):.0f} ms"
     )
 
 

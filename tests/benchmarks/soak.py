@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.soak [--steps 20000] [--first 1000] [--workers 1] [--out runs/soak]
 
-Pretrains `convattn_nano` on images of 32 pixels in batches of 8, with logs, checkpoints and RankMe on the way, and reads
-what each process of the command takes when `--first` steps are done, at every tenth of the rest, and at the end: memory that
-is its own (USS, in MiB), open file handles, threads. Printed is each process that lived from the first reading to the last.
-Goals: memory at the end at most 1.03 of that at the first reading, handles and threads the same.
+Pretrains `convattn_nano` on images of 32 pixels in batches of 8, with logs, checkpoints and RankMe on the
+way, and reads what each process of the command takes when `--first` steps are done, at every tenth of the
+rest, and at the end: memory that is its own (USS, in MiB), open file handles, threads. Printed is each
+process that lived from the first reading to the last. Goals: memory at the end at most 1.03 of that at the
+first reading, handles and threads the same.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     readings = run(options)
     first, *_, last = readings.values()
     print(
-        f"{'process':32} {'MiB at ' + str(next(iter(readings))):>14} {'at the end':>11} {'ratio':>6}  handles     threads"
+        f"{'process':32} {'MiB at ' + str(next(iter(readings))):>14} {'at the end':>11} {'ratio':>6}  "
+        "handles     threads"
     )
     for name in [name for name in first if name in last]:
         (was, handles, threads), (now, more_handles, more_threads) = first[name], last[name]

@@ -1,11 +1,13 @@
-"""How long it takes until a large data set is known: footers of 2,000 files with 1,000,000 rows, cold and cached.
+"""How long it takes until a large data set is known:
+footers of 2,000 files with 1,000,000 rows, cold and cached.
 
     python -m tests.benchmarks.startup [--files 2000] [--rows 500] [--repeats 3] [--links]
 
-The files hold tiny images and are made on the spot; with `--links` they are one file under many names, which makes the footers
-of 100 million rows in seconds (`--files 20000 --rows 5000 --links`). Cold: no manifest is remembered; cached: the listing is
-compared and the footers are not read. Each time is that of `load_manifest` in a fresh process, imports left out, and the page
-cache warm; the memory is the process's peak over what it had before.
+The files hold tiny images and are made on the spot; with `--links` they are one file under many names, which
+makes the footers of 100 million rows in seconds (`--files 20000 --rows 5000 --links`). Cold: no manifest is
+remembered; cached: the listing is compared and the footers are not read. Each time is that of
+`load_manifest` in a fresh process, imports left out, and the page cache warm;
+the memory is the process's peak over what it had before.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         for repeat in range(options.repeats):
             shutil.rmtree(cache, ignore_errors=True)
             for name in ("cold", "cached"):
-                print(f"repeat {repeat + 1}  {name:7} {start(data, cache, options.files * options.rows)}", flush=True)
+                print(
+                    f"repeat {repeat + 1}  {name:7} {start(data, cache, options.files * options.rows)}",
+                    flush=True,
+                )
 
 
 def write(data: Path, num_files: int, rows: int) -> None:
@@ -61,7 +66,9 @@ def write(data: Path, num_files: int, rows: int) -> None:
     for number in range(num_files):
         images = [{"bytes": generator.bytes(32), "path": f"{number}/{row}.png"} for row in range(rows)]
         pq.write_table(
-            pa.table({"image": pa.array(images, kind)}), data / f"shard-{number:05d}.parquet", row_group_size=64
+            pa.table({"image": pa.array(images, kind)}),
+            data / f"shard-{number:05d}.parquet",
+            row_group_size=64,
         )
 
 
@@ -71,7 +78,10 @@ def start(data: Path, cache: Path, num_rows: int) -> str:
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     seconds, cpu_seconds, num_bytes, found, groups = map(float, said)
     assert found == num_rows
-    return f"{seconds:6.2f} s, {cpu_seconds:6.2f} of CPU, {num_bytes / 2**20:5.0f} MiB, {groups:,.0f} row groups"
+    return (
+        f"{seconds:6.2f} s, {cpu_seconds:6.2f} of CPU, {num_bytes / 2**20:5.0f} MiB, {groups:,.0f} row "
+        "groups"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What stored features cost beside their images: CPU time of the loader with and without them, from a disk and from S3.
+"""What stored features cost beside their images:
+CPU time of the loader with and without them, from a disk and from S3.
 
     python -m tests.benchmarks.stored_features [--photos SHARDS] [--dim 1280] [--batches 60] [--repeats 3]
 
-The loader makes SimCLR's two views at 64 pixels of each image, and reads no features, pooled features, or maps (64 channels at
-7 x 7 positions) as well; the numbers stored are random. Turns are interleaved, and the least of the repeats is what other work
-on the machine adds least to. The store is moto's server in another process, whose CPU time is not counted. Reading alone is
-timed too: all rows of the features, without images, CPU time and memory per row.
+The loader makes SimCLR's two views at 64 pixels of each image, and reads no features, pooled features, or
+maps (64 channels at 7 x 7 positions) as well; the numbers stored are random. Turns are interleaved, and the
+least of the repeats is what other work on the machine adds least to. The store is moto's server in another
+process, whose CPU time is not counted. Reading alone is timed too:
+all rows of the features, without images, CPU time and memory per row.
 """
 
 from __future__ import annotations
@@ -66,7 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         turns: dict[str, Callable[[], float]] = {}
         for place, (data, stored) in places.items():
-            for name, columns in {"images": [], "features": ["features"], "maps": ["features", "maps"]}.items():
+            for name, columns in {
+                "images": [],
+                "features": ["features"],
+                "maps": ["features", "maps"],
+            }.items():
                 turns[f"{place}: {name}"] = lambda data=data, stored=stored, columns=columns: loaded(
                     data, stored, columns, options.batches
                 )
@@ -79,8 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
             for name, turn in turns.items():
                 times[name].append(turn())
         print(
-            f"{manifest.num_rows:,} images of {Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, "
-            f"{options.dim} dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}"
+            f"{manifest.num_rows:,} images of "
+            f"{Shards(manifest, image_column='image').mean_row_bytes / 1e3:.1f} kB, {options.dim} "
+            f"dimensions, maps of {CHANNELS} x {CELLS} x {CELLS}; the least of {options.repeats}"
         )
         for name, seconds in times.items():
             print(f"{name}: {min(seconds) * 1e6:.1f} us of CPU an image (from {min(seconds) * 1e6:.1f} to "
@@ -121,7 +128,9 @@ def write_random_features(out: str, url: str, manifest: Manifest, dim: int) -> s
 
 
 def loaded(data: str, stored: str, columns: list[str], num_batches: int) -> float:
-    """CPU seconds an image of a loader for the batches after the warm-up; columns are stacked, as a method does."""
+    """CPU seconds an image of a loader for the batches after the warm-up;
+    columns are stacked, as a method does.
+    """
     manifest = load_manifest(data)
     source: Source = Shards(manifest, image_column="image")
     if columns:

@@ -1,13 +1,15 @@
-"""What distance costs: images a second of one rank from S3 with 50 ms added to each request, over those from a disk.
+"""What distance costs: images a second of one rank from S3 with 50 ms added to each request,
+over those from a disk.
 
     python -m tests.benchmarks.streaming [--photos SHARDS] [--copies 8] [--delay 0.05] [--batches 60]
         [--repeats 3]
 
-The same shards are read, decoded and cropped by the same loader in the same process, interleaved so that a noisy machine is
-noisy for both. Both read 32 MiB ahead, and the first batches of each turn, in which that fills, are left out. A small data set
-is read as if it held several copies of itself: with hardly more row groups than streams, most would be read by two streams. The
-store (moto's server, which keeps objects in memory here, and the proxy that delays) has a core of its own where there are two,
-the rank has the others: what the store computes is not the rank's.
+The same shards are read, decoded and cropped by the same loader in the same process, interleaved so that a
+noisy machine is noisy for both. Both read 32 MiB ahead, and the first batches of each turn, in which that
+fills, are left out. A small data set is read as if it held several copies of itself: with hardly more row
+groups than streams, most would be read by two streams. The store (moto's server, which keeps objects in
+memory here, and the proxy that delays) has a core of its own where there are two, the rank has the others:
+what the store computes is not the rank's.
 """
 
 from __future__ import annotations
@@ -67,13 +69,20 @@ def main(arguments: list[str] | None = None) -> None:
               f"({s3:.0f} over {disk:.0f} images/s, medians of {options.repeats}; "
               f"{storage.retries()} reads tried again)")  # fmt: skip
         pairs = [s3 / disk for s3, disk in zip(rates["S3"], rates["disk"], strict=True)]
-        print(f"turn by turn the ratio is {statistics.median(pairs):.3f} in the median, from {min(pairs):.2f} to "
-              f"{max(pairs):.2f}; CPU time {statistics.median(cpu['disk']) / statistics.median(cpu['S3']):.3f} "
-              f"({statistics.median(cpu['disk']):.3f} over {statistics.median(cpu['S3']):.3f} ms an image)")  # fmt: skip
+        print(
+            f"turn by turn the ratio is {statistics.median(pairs):.3f} in the median, from "
+            f"{min(pairs):.2f} to "
+            f"{max(pairs):.2f}; CPU time "
+            f"{statistics.median(cpu['disk']) / statistics.median(cpu['S3']):.3f} "
+            # fmt: skip
+            f"({statistics.median(cpu['disk']):.3f} over {statistics.median(cpu['S3']):.3f} ms an image)"
+        )
 
 
 def measured(url: str, num_batches: int, *, threads: int) -> tuple[float, float]:
-    """Images a second and milliseconds of CPU an image of one rank that decodes and crops, after the first batches."""
+    """Images a second and milliseconds of CPU an image of one rank that decodes and crops,
+    after the first batches.
+    """
     from pretrain.data.reading.loader import Loader
     from pretrain.data.reading.manifest import load_manifest
     from pretrain.data.reading.order import Order, default_num_streams
@@ -101,7 +110,9 @@ def measured(url: str, num_batches: int, *, threads: int) -> tuple[float, float]
 
 @contextmanager
 def store(cores: list[int], delay_seconds: float) -> Iterator[str]:
-    """The URL of a bucket in a store of two processes; the environment leads every s3fs of this process to it."""
+    """The URL of a bucket in a store of two processes;
+    the environment leads every s3fs of this process to it.
+    """
 
     def start(*command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

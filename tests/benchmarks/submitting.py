@@ -1,9 +1,11 @@
-"""Seconds from `cluster submit` to the first step of a pretraining on a running Ray head, beside the same command typed there.
+"""Seconds from `cluster submit` to the first step of a pretraining on a running Ray head,
+beside the same command typed there.
 
     python -m tests.benchmarks.submitting [--repeats 3] [--workers 0 1]
 
-The head is started for this on loopback, with tokens; 60 made-up scenes, `configs/pretrain/demo.yaml`, batch 8. `accepted`: the
-job's id is printed; `running`: the command prints its first line; `step`: the first step is told.
+The head is started for this on loopback, with tokens; 60 made-up scenes, `configs/pretrain/demo.yaml`, batch
+8. `accepted`: the job's id is printed; `running`: the command prints its first line; `step`:
+  the first step is told.
 """
 
 from __future__ import annotations
@@ -46,7 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def command(data: Path, out: Path, workers: int) -> list[str]:
     """A pretraining of two steps."""
-    settings = ["training.batch_size_global=8", "training.steps=2", "training.log_every_steps=1", "rankme_images=0"]
+    settings = [
+        "training.batch_size_global=8",
+        "training.steps=2",
+        "training.log_every_steps=1",
+        "rankme_images=0",
+    ]
     words = ["-m", "pretrain", "configs/pretrain/demo.yaml", f"data.url={data}/train", f"out={out}"]
     return [*words, f"cluster.workers={workers}", *settings]
 
@@ -60,7 +67,11 @@ def first_step(head: Head, way: str, words: list[str]) -> dict[str, float]:
         environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.gcs}
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     seconds: dict[str, float] = {}
     text = ""

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.summarization [--coco FOLDER] [--scenes 5000] [--steps 2500]
         [--out FOLDER] [key=value ...]
 
-The demo's scenes at their own 96 pixels: `convattn_nano` with a stem of stride 4 from random weights (or `--encoder URL`),
-evaluated on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and captions of photos, the same network
-learns these few by heart, to show that real sentences with several references go through; photos without a caption are counted.
-The same command again continues.
+The demo's scenes at their own 96 pixels: `convattn_nano` with a stem of stride 4 from random weights (or
+`--encoder URL`), evaluated on the held-out fifth. With FOLDER, which holds `index.jsonl` with the paths and
+captions of photos, the same network learns these few by heart, to show that real sentences with several
+references go through; photos without a caption are counted. The same command again continues.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Does training on our views reach what training on lightly's reaches? kNN accuracy after the same number of steps.
+"""Does training on our views reach what training on lightly's reaches? kNN
+accuracy after the same number of steps.
 
     python -m tests.benchmarks.view_training PHOTOS [--seeds 0 1 2] [--epochs 20] [key=value ...]
 
-PHOTOS holds `train` and `test`, each with a folder a class. Both runs of a seed are `configs/pretrain/small/simclr.yaml` in
-this process, with the same order of images, weights and steps; only the views differ: ours, or those of lightly's
-SimCLRTransform with the same settings, decoded by Pillow. The kNN looks for neighbours of test images in the train split.
+PHOTOS holds `train` and `test`, each with a folder a class. Both runs of a seed are
+`configs/pretrain/small/simclr.yaml` in this process, with the same order of images, weights and steps; only
+the views differ: ours, or those of lightly's SimCLRTransform with the same settings, decoded by Pillow. The
+kNN looks for neighbours of test images in the train split.
 """
 
 from __future__ import annotations
@@ -93,7 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n{options.epochs} epochs; kNN accuracy on test, seeds {options.seeds}")
     for name, values in accuracies.items():
         spread = f" +- {statistics.stdev(values):.1%}" if len(values) > 1 else ""
-        print(f"{name:8} {'  '.join(f'{value:.1%}' for value in values)}   mean {statistics.mean(values):.1%}{spread}")
+        print(
+            f"{name:8} {'  '.join(f'{value:.1%}' for value in values)}   mean "
+            f"{statistics.mean(values):.1%}{spread}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m tests.benchmarks.views PHOTOS [--images 160] [--repeats 5] [--sheet aliasing.png]
 
-PHOTOS is a folder of image files (searched recursively). Everything runs in one thread and is measured in CPU time of that
-thread; the contestants take turns, and the medians of the repeats are compared. Lightly's time includes decoding by Pillow.
-`decoding alone` interpolates colours that a JPEG stores at half the resolution, as Pillow does; `decoding as for views` does
-not. `host part` is decoding, cropping and flipping to uint8, what an accelerator leaves to the host; `finished` adds colours
-and normalised floats on the CPU. Last come images a second of whole pipelines, from Parquet shards to finished batches, with
-one and two threads, beside a training step of convattn_small on this CPU.
+PHOTOS is a folder of image files (searched recursively). Everything runs in one thread and is measured in
+CPU time of that thread; the contestants take turns, and the medians of the repeats are compared. Lightly's
+time includes decoding by Pillow. `decoding alone` interpolates colours that a JPEG stores at half the
+resolution, as Pillow does; `decoding as for views` does not. `host part` is decoding, cropping and flipping
+to uint8, what an accelerator leaves to the host; `finished` adds colours and normalised floats on the CPU.
+Last come images a second of whole pipelines, from Parquet shards to finished batches, with one and two
+threads, beside a training step of convattn_small on this CPU.
 
 It shows a crop that shrinks an image much, with our filter and without any.
 """
@@ -99,8 +100,8 @@ def compare(images: list[bytes], repeats: int) -> None:
         host, whole = medians[f"{name}: host part"], medians[f"{name}: finished"]
         print(
             f"{name}: host part {medians[f'{name}: lightly'] / host:.1f} times as fast as lightly, "
-            f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); finished on the CPU "
-            f"{medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly"
+            f"{host / decoding:.2f} times decoding alone ({host / coarser:.2f} without interpolation); "
+            f"finished on the CPU {medians[f'{name}: lightly'] / whole:.1f} times as fast as lightly"
         )
 
 
@@ -131,7 +132,9 @@ def pipeline(paths: list[Path], images: list[bytes]) -> None:
             (source / f"{number}{path.suffix}").write_bytes(image)
         import_images(str(source), f"{folder}/shards", show_progress=False)
         shards = Shards(load_manifest(f"{folder}/shards"), image_column="image")
-        order = Order(shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=128, seed=0)
+        order = Order(
+            shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=128, seed=0
+        )
         print()
         rates = {}
         for threads, colours in ((1, False), (2, False), (1, True), (2, True)):
@@ -139,8 +142,8 @@ def pipeline(paths: list[Path], images: list[bytes]) -> None:
             rates[threads, colours] = cpu
             what = "finished on the CPU" if colours else "uint8 for an accelerator"
             print(
-                f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: {rate:.0f} images/s, "
-                f"{1000 / cpu:.0f} images/s a core"
+                f"pipeline, two views of 224 pixels, {what}, {threads} thread{'s'[: threads > 1]}: "
+                f"{rate:.0f} images/s, {1000 / cpu:.0f} images/s a core"
             )
     step = training_step()
     print(
@@ -150,7 +153,9 @@ def pipeline(paths: list[Path], images: list[bytes]) -> None:
 
 
 def scaling(images: list[bytes]) -> None:
-    """The host part by one thread, by two threads, and by two processes that hand nothing over: the most they could do."""
+    """The host part by one thread, by two threads, and by two processes that hand nothing over:
+    the most they could do.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as processes, ThreadPoolExecutor(2) as threads:
         for pool in (processes, threads):  # start and compile
@@ -210,7 +215,9 @@ def training_step() -> float:
 
 
 def aliasing() -> bytes:
-    """A PNG of rings whose frequency grows outwards, shrunk by six: with our filters, and by picking single pixels."""
+    """A PNG of rings whose frequency grows outwards, shrunk by six:
+    with our filters, and by picking single pixels.
+    """
     side, small = 1344, 224
     y, x = np.mgrid[:side, :side] - side / 2
     rings = (127.5 + 127.5 * np.cos((x**2 + y**2) * np.pi / side / 2.2)).astype(np.uint8)
@@ -220,7 +227,9 @@ def aliasing() -> bytes:
         target = np.empty((3, small, small), np.uint8)
         write_crop(pixels, (0, 0, side, side), target, cubic=cubic)
         images.append(target.transpose(1, 2, 0))
-    images.append(np.asarray(Image.fromarray(rings).resize((small, small), Image.Resampling.NEAREST).convert("RGB")))
+    images.append(
+        np.asarray(Image.fromarray(rings).resize((small, small), Image.Resampling.NEAREST).convert("RGB"))
+    )
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(images, axis=1)).save(buffer, "PNG")
     return buffer.getvalue()

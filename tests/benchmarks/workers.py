@@ -1,10 +1,12 @@
-"""Fifty losses in-process, on one and two Ray workers, and in-process from weights that differ by one rounding.
+"""Fifty losses in-process, on one and two Ray workers,
+and in-process from weights that differ by one rounding.
 
     python -m tests.benchmarks.workers SHARDS [--steps 50] [--batch 64] [--size 64] [--only-exact]
 
-The same global batches and views everywhere; two workers only add up in another order, and in exact pieces not even that. How
-far it carries is a matter of the training itself, which the last runs show: every weight is multiplied by 1 + u, u uniform
-within one unit in float32's last place, in one process. Largest differences of the losses up to a step, one thread each.
+The same global batches and views everywhere; two workers only add up in another order, and in exact pieces
+not even that. How far it carries is a matter of the training itself, which the last runs show: every weight
+is multiplied by 1 + u, u uniform within one unit in float32's last place, in one process. Largest
+differences of the losses up to a step, one thread each.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def in_process(given: list[str], *, rounding: int = 0) -> list[float]:
         return train(module, *arguments, **more)
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(PretrainSettings, CONFIG, [*given, f"out={folder}/run"], beneath=defaults_of)
+        settings = load_settings(
+            PretrainSettings, CONFIG, [*given, f"out={folder}/run"], beneath=defaults_of
+        )
         with local_context() as context:
             pretrain(context, settings, loop=loop)
         return losses(Path(folder) / "run")
@@ -88,7 +92,9 @@ def on_workers(given: list[str], num_workers: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pretrain", CONFIG, *given, f"out={folder}/run"]
         command += [f"cluster.workers={num_workers}", "cluster.cpus_per_worker=1"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-1000:]}")
         return losses(Path(folder) / "run")

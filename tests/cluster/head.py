@@ -23,7 +23,9 @@ class Head:
     def __init__(self, num_cpus: int = 2) -> None:
         self.num_cpus = num_cpus
         self.token = secrets.token_hex(32)
-        self.folder = Path(tempfile.mkdtemp(prefix="fj-", dir="/tmp"))  # a long path would break Ray's sockets
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="fj-", dir="/tmp")
+        )  # a long path would break Ray's sockets
         self._guard = start_guard(self.folder)  # also when this process is killed
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -32,8 +34,9 @@ class Head:
         self.address = f"http://127.0.0.1:{base}"
         self.gcs = f"127.0.0.1:{base + 1}"
         names = (
-            "dashboard-port port ray-client-server-port dashboard-agent-listen-port dashboard-agent-grpc-port "
-            "runtime-env-agent-port metrics-export-port node-manager-port object-manager-port"
+            "dashboard-port port ray-client-server-port dashboard-agent-listen-port "
+            "dashboard-agent-grpc-port runtime-env-agent-port metrics-export-port node-manager-port "
+            "object-manager-port"
         )
         ports = [f"--{name}={base + index}" for index, name in enumerate(names.split())]
         environment = {
@@ -48,10 +51,20 @@ class Head:
         self._log = open(self.folder / "head.log", "wb")  # noqa: SIM115 - open while the head runs
         self._process = subprocess.Popen(
             [
-                *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"),
+                *(
+                    str(Path(sys.executable).with_name("ray")),
+                    "start",
+                    "--head",
+                    "--block",
+                    "--disable-usage-stats",
+                ),
                 *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *ports),
                 *(f"--min-worker-port={base + NUM_PORTS}", f"--max-worker-port={base + 200}"),
-                *(f"--num-cpus={self.num_cpus}", f"--object-store-memory={100 * 2**20}", f"--temp-dir={self.folder}"),
+                *(
+                    f"--num-cpus={self.num_cpus}",
+                    f"--object-store-memory={100 * 2**20}",
+                    f"--temp-dir={self.folder}",
+                ),
             ],
             env=environment,
             stdout=self._log,
@@ -67,7 +80,11 @@ class Head:
     @property
     def environment(self) -> dict[str, str]:
         """Of a client."""
-        return {"RAY_API_SERVER_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        return {
+            "RAY_API_SERVER_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+        }
 
     def stop(self) -> None:
         if self._process is not None:
@@ -92,7 +109,9 @@ class Head:
 
 
 def _free_ports() -> int:
-    """The first of 210 ports in a row of which those that Ray is told are free; outside of its own workers' range."""
+    """The first of 210 ports in a row of which those that Ray is told are free;
+    outside of its own workers' range.
+    """
     while True:
         base = random.randrange(20000, 32000, 256)
         try:

@@ -1,4 +1,6 @@
-"""Training functions for the tests of workers, in a module that Ray's workers can import; also a command to start."""
+"""Training functions for the tests of workers, in a module that Ray's workers can import;
+also a command to start.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,10 @@ def be_preempted(context: RankContext, settings: Numbers) -> tuple[int, bool]:
         ray_private.preemption_notices().preemption_info = notice
         while not context.stop_requested():
             time.sleep(0.05)
-        return context.attempt, False  # a checkpoint is written; the result of a run cut short does not count
+        return (
+            context.attempt,
+            False,
+        )  # a checkpoint is written; the result of a run cut short does not count
     return context.attempt, not context.stop_requested()
 
 

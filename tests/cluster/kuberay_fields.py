@@ -1,12 +1,13 @@
-"""The fields of KubeRay's resources that its version 1.6.2 has, as far as Fovea's files may use them: name -> kind.
+"""The fields of KubeRay's resources that its version 1.6.2 has, as far as Fovea's files may use them:
+name -> kind.
 
-Copied by hand, names only, from the project's generated reference (docs/reference/api.md of ray-project/kuberay, and the page
-"KubeRay CRD API reference" of the Ray documentation, which says that its fields are those of v1.6.2) and from the definition
-helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml. Not a whole copy, and no operator has read our files. Fields of pods
-are those of Kubernetes' core v1.
+Copied by hand, names only, from the project's generated reference (docs/reference/api.md of
+ray-project/kuberay, and the page "KubeRay CRD API reference" of the Ray documentation, which says that its
+fields are those of v1.6.2) and from the definition helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml.
+Not a whole copy, and no operator has read our files. Fields of pods are those of Kubernetes' core v1.
 
-A kind is a type, a list of allowed values, a table for an object, or [table] for a list of objects. `REQUIRED` names what must
-be there.
+A kind is a type, a list of allowed values, a table for an object, or [table] for a list of objects.
+`REQUIRED` names what must be there.
 """
 
 from __future__ import annotations
@@ -63,7 +64,11 @@ POD = {
     "terminationGracePeriodSeconds": int,
     "priorityClassName": str,
     "runtimeClassName": str,
-    "securityContext": {"fsGroup": int, "fsGroupChangePolicy": ["Always", "OnRootMismatch"], "runAsUser": int},
+    "securityContext": {
+        "fsGroup": int,
+        "fsGroupChangePolicy": ["Always", "OnRootMismatch"],
+        "runAsUser": int,
+    },
 }
 TEMPLATE = {"metadata": METADATA, "spec": POD}
 HEAD = {
@@ -150,7 +155,11 @@ def problems(value: Any, kind: Kind, where: str = "") -> list[str]:
     if kind is TEXTS:
         if not isinstance(value, dict):
             return [f"{where} is {value!r}, not an object"]
-        return [f"{where}.{key} is {inner!r}, not a text" for key, inner in value.items() if not isinstance(inner, str)]
+        return [
+            f"{where}.{key} is {inner!r}, not a text"
+            for key, inner in value.items()
+            if not isinstance(inner, str)
+        ]
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             return [f"{where} is {value!r}, not an object"]
@@ -165,6 +174,10 @@ def problems(value: Any, kind: Kind, where: str = "") -> list[str]:
     if isinstance(kind, list):
         if not isinstance(value, list):
             return [f"{where} is {value!r}, not a list"]
-        return [text for index, inner in enumerate(value) for text in problems(inner, kind[0], f"{where}[{index}]")]
+        return [
+            text
+            for index, inner in enumerate(value)
+            for text in problems(inner, kind[0], f"{where}[{index}]")
+        ]
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     return [] if right else [f"{where} is {value!r}, not {kind.__name__}"]

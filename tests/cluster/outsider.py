@@ -10,7 +10,10 @@ from typing import Any
 from cluster.training.rank_context import RankContext
 from cluster.training.workers import Workers, run_workers
 
-KNOCK = "import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', ray.cluster_resources())"
+KNOCK = (
+    "import ray; ray.init(address={address!r}, log_to_driver=False); print('inside', "
+    "ray.cluster_resources())"
+)
 
 
 def knock(context: RankContext, settings: None) -> tuple[str | None, int, str]:
@@ -20,7 +23,9 @@ def knock(context: RankContext, settings: None) -> tuple[str | None, int, str]:
     address = ray.get_runtime_context().gcs_address
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", KNOCK.format(address=address)]
-    done = subprocess.run(command, env={**outside, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**outside, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
+    )
     return os.environ.get("RAY_AUTH_MODE"), done.returncode, done.stdout + done.stderr
 
 

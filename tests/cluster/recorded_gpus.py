@@ -1,8 +1,9 @@
-"""GPUs that only Ray believes in: what workers would do with them is recorded, and their process group is gloo's.
+"""GPUs that only Ray believes in: what workers would do with them is recorded,
+and their process group is gloo's.
 
-`python -m tests.cluster.recorded_gpus FOLDER` starts a Ray of a head without GPUs and two nodes with two each, runs workers on
-it, and writes what each of them saw and what the preflight found to FOLDER/found.json. `set_up` runs in each of Ray's
-processes.
+`python -m tests.cluster.recorded_gpus FOLDER` starts a Ray of a head without GPUs and two nodes with two
+each, runs workers on it, and writes what each of them saw and what the preflight found to FOLDER/found.json.
+`set_up` runs in each of Ray's processes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ recorded: dict[str, Any] = {}
 
 
 def set_up() -> None:
-    """Has torch and the preflight changed as soon as they are imported; most of Ray's processes import neither."""
-    sys.meta_path.insert(0, _AfterImport({"torch": _change_torch, "cluster.training.preflight": _change_preflight}))
+    """Has torch and the preflight changed as soon as they are imported;
+    most of Ray's processes import neither.
+    """
+    sys.meta_path.insert(
+        0, _AfterImport({"torch": _change_torch, "cluster.training.preflight": _change_preflight})
+    )
 
 
 def look(context: Any, settings: Any) -> list[dict[str, Any]]:
@@ -90,7 +95,9 @@ def _change_torch(torch: Any) -> None:
 
     def init_process_group(backend: str, *, device_id: Any = None, **others: Any) -> None:
         recorded.update(
-            backend=backend, bound_to=str(device_id), was_set_before=recorded.get("device_set") == str(device_id)
+            backend=backend,
+            bound_to=str(device_id),
+            was_set_before=recorded.get("device_set") == str(device_id),
         )
         start_group("gloo", **others)
 
@@ -119,7 +126,10 @@ def main(folder: Path) -> None:
     hook = {"worker_process_setup_hook": "tests.cluster.recorded_gpus.set_up"}
     ray.init(address=cluster.address, runtime_env=hook, log_to_driver=False)
     workers = Workers(
-        num_workers=NUM_NODES * GPUS_OF_A_NODE, storage_url=str(folder / "out"), max_failures=2, address=cluster.address
+        num_workers=NUM_NODES * GPUS_OF_A_NODE,
+        storage_url=str(folder / "out"),
+        max_failures=2,
+        address=cluster.address,
     )
     notes: list[Any] = []
 

@@ -1,8 +1,10 @@
-"""A stage for the tests of pipelines: counts to a number, keeps its place in OUT, and leaves a result that tells of every step.
+"""A stage for the tests of pipelines: counts to a number, keeps its place in OUT,
+and leaves a result that tells of every step.
 
     python -m tests.cluster.stages OUT STEPS [SEED] [--exit CODE]
 
-The result is a hash over all steps, so a step that is lost, repeated or in the wrong order makes another one.
+The result is a hash over all steps, so a step that is lost,
+repeated or in the wrong order makes another one.
 """
 
 from __future__ import annotations

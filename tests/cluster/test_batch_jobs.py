@@ -21,7 +21,9 @@ def numbers() -> Callable[[Any], Iterator[pa.Table]]:
     def prepare(task: list[int]) -> Iterator[pa.Table]:
         for start in range(task[0], task[1], 4):
             values = list(range(start, min(start + 4, task[1])))
-            yield with_notes(pa.table({"x": values}), [f"{value} is bad" for value in values if value % 7 == 0])
+            yield with_notes(
+                pa.table({"x": values}), [f"{value} is bad" for value in values if value % 7 == 0]
+            )
 
     return prepare
 

@@ -26,7 +26,11 @@ def test_the_cause_of_a_restart_is_the_death_or_else_the_first_failure() -> None
         assert not beginning.over
         return list(beginning.restarts)
 
-    assert asyncio.run(story()) == ["worker 1: its process died", "worker 1: KeyError: 'x'", "Ray replaced the workers"]
+    assert asyncio.run(story()) == [
+        "worker 1: its process died",
+        "worker 1: KeyError: 'x'",
+        "Ray replaced the workers",
+    ]
 
 
 def test_after_a_fatal_error_a_restarted_group_leaves_at_once() -> None:

@@ -1,4 +1,6 @@
-"""Options as `--name value` and as `name=value`: the same, except for the value of an option and what stands behind `--`."""
+"""Options as `--name value` and as `name=value`: the same,
+except for the value of an option and what stands behind `--`.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,20 @@ def parser() -> CommandLine:
 )
 def test_both_ways_are_the_same(words: list[str]) -> None:
     read = vars(parser().parse_intermixed_args(words))
-    assert read == {"inputs": ["a", "b"], "batch_size": 8, "draw": True, "label": ["x=y", "z"], "crop_fraction": None}
+    assert read == {
+        "inputs": ["a", "b"],
+        "batch_size": 8,
+        "draw": True,
+        "label": ["x=y", "z"],
+        "crop_fraction": None,
+    }
 
 
 def test_what_is_no_option_or_the_value_of_one_stays() -> None:
     assert parser().parse_args(["year=2024/a.jpg"]).inputs == ["year=2024/a.jpg"]
-    read = parser().parse_args(["--label", "draw=true", "draw=false", "--", "year=2024/a.jpg", "batch_size=8"])
+    read = parser().parse_args(
+        ["--label", "draw=true", "draw=false", "--", "year=2024/a.jpg", "batch_size=8"]
+    )
     assert read.inputs == ["year=2024/a.jpg", "batch_size=8"]
     assert read.label == ["draw=true"] and not read.draw and read.batch_size == 64
 

@@ -15,11 +15,17 @@ from cluster.errors import RunStopped, UserError, WorkerFailed, choose, nearest,
     [
         (UserError("no such bucket"), 2, "error: no such bucket\n"),
         (RunStopped("collapsed"), 3, "stopped: collapsed\n"),
-        (WorkerFailed("worker 1 of 2 failed\nTraceback ..."), 1, "error: worker 1 of 2 failed\nTraceback ...\n"),
+        (
+            WorkerFailed("worker 1 of 2 failed\nTraceback ..."),
+            1,
+            "error: worker 1 of 2 failed\nTraceback ...\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_ends_of_a_command(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ends_of_a_command(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main() -> int:
         raise error
 
@@ -54,6 +60,8 @@ def test_a_closed_pipe_ends_a_command_without_noise() -> None:
 
 def test_unknown_names_are_told_with_the_nearest_and_all_known() -> None:
     assert choose("method", "dino", ["simclr", "dino"]) == "dino"
-    with pytest.raises(UserError, match=r"unknown method 'simcrl'; did you mean 'simclr'\? \(known: dino, simclr\)"):
+    with pytest.raises(
+        UserError, match=r"unknown method 'simcrl'; did you mean 'simclr'\? \(known: dino, simclr\)"
+    ):
         choose("method", "simcrl", ["simclr", "dino"])
     assert nearest("zzz", ["simclr"]) == ""

@@ -47,9 +47,18 @@ def test_the_check_of_fields_finds_what_is_wrong() -> None:
     for break_it, told in [
         (lambda job: job["spec"].update(entryPoint="x"), "RayJob.spec has no field 'entryPoint'"),
         (lambda job: job["spec"].update(backoffLimit="2"), "RayJob.spec.backoffLimit is '2', not int"),
-        (lambda job: cluster_of(job)["workerGroupSpecs"][0].pop("groupName"), "workerGroupSpecs[0] lacks 'groupName'"),
-        (lambda job: cluster_of(job)["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}), "is 0, not a text"),
-        (lambda job: cluster_of(job)["authOptions"].update(mode="tokens"), "not one of ['disabled', 'token']"),
+        (
+            lambda job: cluster_of(job)["workerGroupSpecs"][0].pop("groupName"),
+            "workerGroupSpecs[0] lacks 'groupName'",
+        ),
+        (
+            lambda job: cluster_of(job)["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+            "is 0, not a text",
+        ),
+        (
+            lambda job: cluster_of(job)["authOptions"].update(mode="tokens"),
+            "not one of ['disabled', 'token']",
+        ),
     ]:
         wrong = copy.deepcopy(right)
         break_it(wrong)  # type: ignore[no-untyped-call]
@@ -61,13 +70,17 @@ def test_kuberay_clusters_lock_their_doors_and_share_a_volume(name: str) -> None
     cluster = cluster_of(read(KUBERAY / name))
     claim = read(KUBERAY / "storage.yaml")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert cluster["authOptions"]["mode"] == "token" and cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert (
+        cluster["authOptions"]["mode"] == "token" and cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    )
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
         mounts = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
         assert mounts <= {volume["name"] for volume in pod["volumes"]} and "shared" in mounts
-        claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+        claims = [
+            v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+        ]
         assert claims == [claim["metadata"]["name"]]
         # the image's user, see the Dockerfile, could not write to a volume that is root's
         assert pod["securityContext"]["fsGroup"] == IMAGE_USER
@@ -111,7 +124,9 @@ def test_aws_yaml_is_valid_for_rays_own_check() -> None:
     config = read(Path("cluster/aws.yaml"))
     prepared = fillout_defaults(copy.deepcopy(config))
     jsonschema.validate(prepared, schema)
-    assert prepared["head_node_type"] == "head" and config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    assert prepared["head_node_type"] == "head" and config["available_node_types"]["head"]["resources"] == {
+        "CPU": 0
+    }
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         assert command == "ray stop" or command.startswith("RAY_AUTH_MODE=token ray start ")
     for kind in prepared["available_node_types"].values():  # without, Ray takes an image with an old driver
@@ -132,7 +147,10 @@ def test_the_command_in_aws_yaml_has_settings_that_there_are_and_room_for_its_wo
     settings = load_settings(PretrainSettings, "configs/pretrain/simclr.yaml", given, beneath=defaults_of)
     kind = read(Path("cluster/aws.yaml"))["available_node_types"]["gpu"]
     assert settings.cluster.workers == kind["resources"]["GPU"] * kind["max_workers"]
-    assert settings.training.batch_size_global // settings.cluster.workers == 256 and "activations of 256" in text
+    assert (
+        settings.training.batch_size_global // settings.cluster.workers == 256
+        and "activations of 256" in text
+    )
 
 
 def test_the_slurm_script_passes_bash_and_shellcheck(tmp_path: Path) -> None:

@@ -7,7 +7,17 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.jobs.following import Lines, clean, ending
-from cluster.jobs.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, Job, JobState, check_secrets, entrypoint
+from cluster.jobs.job import (
+    FAILED,
+    PENDING,
+    RUNNING,
+    STOPPED,
+    SUCCEEDED,
+    Job,
+    JobState,
+    check_secrets,
+    entrypoint,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +47,15 @@ def test_a_job_that_goes_on_is_not_over(status):
 
 
 def test_the_shell_line_keeps_words_signals_and_exit_code(tmp_path):
-    command = ["python", "-c", "import os, sys; print(sys.executable, os.getppid(), sys.argv[1:]); sys.exit(7)"]
+    command = [
+        "python",
+        "-c",
+        "import os, sys; print(sys.executable, os.getppid(), sys.argv[1:]); sys.exit(7)",
+    ]
     words = ["a b", "it's", "$HOME", "{c: [1, 2]}"]
-    shell = subprocess.Popen(["/bin/sh", "-c", entrypoint([*command, *words])], stdout=subprocess.PIPE, text=True)
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", entrypoint([*command, *words])], stdout=subprocess.PIPE, text=True
+    )
     out, _ = shell.communicate()
     assert shell.returncode == 7
     python, parent, *_ = out.split()

@@ -1,4 +1,6 @@
-"""`python -m cluster submit | status | logs | stop | list` on a real Ray head that this test session starts."""
+"""`python -m cluster submit | status | logs | stop | list` on a real Ray
+head that this test session starts.
+"""
 
 import os
 import re
@@ -101,8 +103,9 @@ def test_a_job_without_room_is_said_to_wait_and_can_be_stopped(run, server):
     waiting = run("submit", "--detach", "--gpus", "3", "--", "python", "-c", "print(1)")
     name = job_id(waiting.stdout)
     wait_for(lambda: server.state(name).status == PENDING)
-    assert f"{name} has not started: it waits for 3 GPU of one node; the cluster has 2 CPU, 0 GPU in all" in (
-        run("status", name).stdout
+    assert (
+        f"{name} has not started: it waits for 3 GPU of one node; the cluster has 2 CPU, 0 GPU in all"
+        in (run("status", name).stdout)
     )
     assert "as soon as it would start" in run("stop", name).stdout
 
@@ -111,12 +114,20 @@ def test_a_job_without_room_is_said_to_wait_and_can_be_stopped(run, server):
     ("words", "variables", "expected"),
     [
         (["status", "hell"], {}, "no job 'hell'"),
-        (["list", "--address", "http://127.0.0.1:9"], {}, "no Ray cluster at http://127.0.0.1:9 (connection refused)"),
+        (
+            ["list", "--address", "http://127.0.0.1:9"],
+            {},
+            "no Ray cluster at http://127.0.0.1:9 (connection refused)",
+        ),
         (["list"], {"RAY_AUTH_TOKEN": "0" * 64}, "wants a token, and the one given is missing or wrong"),
         (["list"], {"RAY_AUTH_MODE": "disabled"}, "wants a token"),
         (["list", "--address", "ray://127.0.0.1:10001"], {}, "address of Ray Client"),
         (["submit", "--", "python", "-m", "pretrain", "out=runs/x"], {}, "vanish with it"),
-        (["submit", "--", "python", "-m", "pretrain", "data.storage_options.key=abcdef"], {}, "holds a secret"),
+        (
+            ["submit", "--", "python", "-m", "pretrain", "data.storage_options.key=abcdef"],
+            {},
+            "holds a secret",
+        ),
         (["submit"], {}, "no command"),
         (["submit", "--name", "a b", "--", "true"], {}, "--name 'a b' is not possible"),
     ],

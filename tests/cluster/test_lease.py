@@ -21,7 +21,10 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with held(url, folder):
         mark = json.loads(Path(url).read_text())
         assert mark["pid"] == os.getpid() and mark["host"] == socket.gethostname()
-        with pytest.raises(InUse, match=rf"run is in use: process {os.getpid()} on .* since 20"), held(url, folder):
+        with (
+            pytest.raises(InUse, match=rf"run is in use: process {os.getpid()} on .* since 20"),
+            held(url, folder),
+        ):
             raise AssertionError
         assert Path(url).exists()  # who is refused takes nothing away
     assert not Path(url).exists()
@@ -40,7 +43,9 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     )
     at = str(time.time() + 3)
     started = [
-        subprocess.Popen([sys.executable, "-c", code, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, at], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     said = [process.stdout.readline() for process in started]
@@ -67,7 +72,13 @@ def test_who_holds_a_folder_no_more(tmp_path: Path, change: dict[str, object], i
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     now = time.time()
-    mark = {"host": socket.gethostname(), "pid": dead.pid, "process_started": 5, "started_at": now, "renewed_at": now}
+    mark = {
+        "host": socket.gethostname(),
+        "pid": dead.pid,
+        "process_started": 5,
+        "started_at": now,
+        "renewed_at": now,
+    }
     url.write_text(json.dumps(mark | change))
     if is_held:
         with pytest.raises(InUse):

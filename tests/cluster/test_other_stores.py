@@ -1,4 +1,6 @@
-"""hf:// and gs:// through their own libraries: a loopback server that answers as the Hub does, and an emulator of GCS."""
+"""hf:// and gs:// through their own libraries: a loopback server that answers as the Hub does,
+and an emulator of GCS.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,23 @@ REPO, COMMIT = "datasets/owner/name", "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What https://huggingface.co/.well-known/openapi.json says of one public data set without large-file storage."""
+    """What https://huggingface.co/.well-known/openapi.json says of one public
+    data set without large-file storage.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if path in (f"/api/{REPO}", f"/api/{REPO}/revision/main"):
-            self.answer({"_id": "1", "id": "owner/name", "sha": COMMIT, "siblings": [], "private": False, "tags": []})
+            self.answer(
+                {"_id": "1", "id": "owner/name", "sha": COMMIT, "siblings": [], "private": False, "tags": []}
+            )
         elif path.startswith(f"/api/{REPO}/tree/main"):
             self.answer(
                 self.listed(
-                    path.removeprefix(f"/api/{REPO}/tree/main").strip("/"), "recursive=true" in self.path.lower()
+                    path.removeprefix(f"/api/{REPO}/tree/main").strip("/"),
+                    "recursive=true" in self.path.lower(),
                 )
             )
         elif path.startswith(f"/{REPO}/resolve/main/"):
@@ -77,7 +84,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
         wanted = self.headers.get("Range")
         start, stop = (
-            (int(number) for number in wanted.removeprefix("bytes=").split("-")) if wanted else (0, len(data) - 1)
+            (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+            if wanted
+            else (0, len(data) - 1)
         )
         part = data[start : stop + 1]
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(data)}"', "Accept-Ranges": "bytes"}
@@ -86,7 +95,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.send(part, 206 if wanted else 200, headers)
 
     def answer(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+        self.send(
+            json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})}
+        )
 
     def send(self, data: bytes, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -39,7 +39,9 @@ class Commands:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
         self.environment = {**clean, **environment}
 
-    def start(self, *settings: str, out: Path | None = None, file: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *settings: str, out: Path | None = None, file: Path | None = None
+    ) -> subprocess.Popen[str]:
         words = ["pipeline", str(file or self.file), f"out={out or self.out}", *settings]
         return subprocess.Popen(
             [sys.executable, "-m", "cluster", *words],
@@ -135,7 +137,10 @@ def test_what_was_made_from_an_earlier_run_is_not_passed_off(here):
     (here.out / "first").rmdir()
     code, text = here.run()
     assert code == 1
-    assert f"[left] failed: it was made from an earlier run of a stage it depends on; remove {here.out}/left" in text
+    assert (
+        f"[left] failed: it was made from an earlier run of a stage it depends on; remove {here.out}/left"
+        in text
+    )
 
 
 def test_a_killed_driver_takes_its_stage_along_and_the_next_goes_on(here):
@@ -197,7 +202,9 @@ def test_stages_are_ray_jobs_that_a_later_driver_finds_again(on_head, head, monk
         monkeypatch.setenv(name, value)
     prefix = re.search(r"as job (p-\w+)-", text)[1]
     jobs = {job.id: job for job in JobServer().jobs() if job.id.startswith(prefix)}
-    assert sorted(jobs) == sorted(f"{prefix}-{name}-1" for name in ("first", "left", "right", "last"))  # none twice
+    assert sorted(jobs) == sorted(
+        f"{prefix}-{name}-1" for name in ("first", "left", "right", "last")
+    )  # none twice
     left, right = jobs[f"{prefix}-left-1"], jobs[f"{prefix}-right-1"]
     assert left.started < right.ended
     assert right.started < left.ended  # side by side
@@ -211,7 +218,9 @@ def test_stages_are_ray_jobs_that_a_later_driver_finds_again(on_head, head, monk
 def test_a_pipeline_is_a_job_itself_and_stopping_it_stops_its_stages(on_head, head, monkeypatch):
     command = [sys.executable, "-m", "cluster", "submit", "--name", "night", "--"]
     words = ["python", "-m", "cluster", "pipeline", str(on_head.file), f"out={on_head.out}"]
-    done = subprocess.run([*command, *words], env=on_head.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, *words], env=on_head.environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "last | stage: step 4/4" in done.stdout
     assert [row[1] for row in scores(on_head.out)] == ["done"] * 4
@@ -243,7 +252,9 @@ def read_id(commands, suffix):
 
 
 def kill_at_random(commands, settings, *, num_drivers, num_jobs, longest_seconds, processes, **more):
-    """Runs a pipeline while its driver and its jobs are killed, so many times each; returns what the last driver printed."""
+    """Runs a pipeline while its driver and its jobs are killed, so many times each;
+    returns what the last driver printed.
+    """
     generator = random.Random(7)
     drivers_killed = jobs_killed = 0
     driver = commands.start(*settings, **more)
@@ -291,7 +302,12 @@ def test_the_demo_killed_at_random_comes_to_the_same_table(here):
     here.file.write_text(Path("configs/pipelines/demo.yaml").read_text())
     absent = ("simclr", "detect", "summarize", "report")  # more of the same, for minutes
     few = ["training.steps=20", "training.batch_size_global=8"]
-    pretrain = ["method.arguments.features={features.out}", *few, "knn.train_url={train}", "knn.test_url={validation}"]
+    pretrain = [
+        "method.arguments.features={features.out}",
+        *few,
+        "knn.train_url={train}",
+        "knn.test_url={validation}",
+    ]
     settings = [
         "images=60", "unlabelled=60", "retries=20", f"pretrain_settings={json.dumps(pretrain)}",
         f"classify_settings={json.dumps([*few, 'compare=[random]'])}",
@@ -305,7 +321,11 @@ def test_the_demo_killed_at_random_comes_to_the_same_table(here):
         found = []
         for child in psutil.process_iter(["pid", "cmdline"]):
             words = child.info["cmdline"] or []
-            if words[1:2] == ["-m"] and words[2:3] != ["cluster"] and any(str(here.out) in word for word in words):
+            if (
+                words[1:2] == ["-m"]
+                and words[2:3] != ["cluster"]
+                and any(str(here.out) in word for word in words)
+            ):
                 found.append(child.info["pid"])
         return found
 

@@ -7,7 +7,17 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.jobs.job import FAILED, PENDING, RUNNING, STOPPED, SUCCEEDED, JobState
-from cluster.jobs.pipeline.plan import Next, Record, Status, all_above, in_order, left_out, ready, resumed, verdict
+from cluster.jobs.pipeline.plan import (
+    Next,
+    Record,
+    Status,
+    all_above,
+    in_order,
+    left_out,
+    ready,
+    resumed,
+    verdict,
+)
 
 DIAMOND = {"d": ("b", "c"), "b": ("a",), "c": ("a",), "a": (), "e": ()}
 W, R, D, F, L = Status.WAITING, Status.RUNNING, Status.DONE, Status.FAILED, Status.LEFT_OUT
@@ -26,7 +36,9 @@ def test_order_respects_after_and_else_the_file():
         shuffled = dict(sorted(after.items(), key=lambda _: generator.random()))
         order = in_order(shuffled)
         assert sorted(order) == sorted(names)
-        assert all(order.index(other) < order.index(name) for name, before in after.items() for other in before)
+        assert all(
+            order.index(other) < order.index(name) for name, before in after.items() for other in before
+        )
     assert all_above(DIAMOND) == {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"a", "b", "c"}, "e": set()}
 
 
@@ -35,7 +47,10 @@ def test_order_respects_after_and_else_the_file():
     [
         ({"a": ("a",)}, "a -> a"),
         ({"a": ("b",), "b": ("c",), "c": ("a",)}, "wait for each other"),
-        ({"pretrain": (), "x": ("pretrian",)}, r"'pretrian'; did you mean 'pretrain'\? \(known: pretrain, x\)"),
+        (
+            {"pretrain": (), "x": ("pretrian",)},
+            r"'pretrian'; did you mean 'pretrain'\? \(known: pretrain, x\)",
+        ),
     ],
 )
 def test_rings_and_unknown_names_are_refused(after, message):
@@ -79,7 +94,12 @@ def record(status, *, command=("run",), made_from=None):
         (None, None, False, Next.START),
         (record(D), None, True, Next.NOTHING),
         (record(D), None, False, Next.START),  # somebody removed it
-        (record(D, command=("other",)), None, True, Next.START),  # the command knows whether it may continue there
+        (
+            record(D, command=("other",)),
+            None,
+            True,
+            Next.START,
+        ),  # the command knows whether it may continue there
         (record(D, made_from={"a": 2}), None, True, Next.REFUSE_OLD),
         (record(D, made_from={"a": 2}), None, False, Next.START),
         (record(F), None, True, Next.START),
@@ -87,7 +107,12 @@ def record(status, *, command=("run",), made_from=None):
         (record(R), job(PENDING), False, Next.ATTACH),
         (record(R), job(SUCCEEDED, 0), True, Next.COLLECT),  # it ended while no driver looked
         (record(R), job(FAILED, 7), True, Next.COLLECT),
-        (record(R), None, True, Next.START),  # the cluster is another one, or the driver died before it submitted
+        (
+            record(R),
+            None,
+            True,
+            Next.START,
+        ),  # the cluster is another one, or the driver died before it submitted
         (record(R, command=("other",)), job(RUNNING), True, Next.REFUSE_OTHER),
         (record(R, command=("other",)), job(FAILED, 2), True, Next.START),
     ],
@@ -134,4 +159,6 @@ def test_every_order_of_ends_leads_to_the_end():
         for name in left_out(DIAMOND, status):
             status[name] = L
         assert W not in status.values()
-        assert all(status[name] == L for name in DIAMOND if any(status[other] in (F, L) for other in DIAMOND[name]))
+        assert all(
+            status[name] == L for name in DIAMOND if any(status[other] in (F, L) for other in DIAMOND[name])
+        )

@@ -39,7 +39,16 @@ def test_a_pipeline_is_ordered_and_filled(tmp_path, monkeypatch):
     assert plan.name == "night"
     assert [stage.name for stage in plan.stages] == ["first", "second", "last"]
     first, second, last = plan.stages
-    expected = ("python", "-m", "a", "steps=20", "views={crop_scale: [0.2, 1.0]}", "a=1", "b c", f"out={out}/first")
+    expected = (
+        "python",
+        "-m",
+        "a",
+        "steps=20",
+        "views={crop_scale: [0.2, 1.0]}",
+        "a=1",
+        "b c",
+        f"out={out}/first",
+    )
     assert first.words == expected
     assert first.settings.gpus == 1.0
     assert second.out == f"{out}/elsewhere"
@@ -47,7 +56,9 @@ def test_a_pipeline_is_ordered_and_filled(tmp_path, monkeypatch):
     assert last.words[-3:] == ("{first.value}", "{second.out}/model", f"{out}/last")
     assert second.settings.cpus == 2.0
     assert (
-        plan.key == load_pipeline(write(tmp_path, GOOD), []).key != load_pipeline(write(tmp_path, GOOD), ["out=y"]).key
+        plan.key
+        == load_pipeline(write(tmp_path, GOOD), []).key
+        != load_pipeline(write(tmp_path, GOOD), ["out=y"]).key
     )
 
 
@@ -93,7 +104,12 @@ def test_values_are_filled_as_yaml_reads_them():
             [],
             "stage last: {first.value} is known when first is done; add first to its after",
         ),
-        ("{second.out}", "{secnd.out}", [], r"stage last: {secnd.out} names no stage; did you mean 'second'\?"),
+        (
+            "{second.out}",
+            "{secnd.out}",
+            [],
+            r"stage last: {secnd.out} names no stage; did you mean 'second'\?",
+        ),
         ("{steps}", "{stepz}", [], r"stage first: unknown placeholder {stepz}; did you mean 'steps'\?"),
         ("{extra}", "{data}", [], "stage first: the parameter data has no value; give it as data=..."),
         (
@@ -107,9 +123,19 @@ def test_values_are_filled_as_yaml_reads_them():
         ("", "", ["steps"], "'steps' is not an override"),
         ("python -m a", "python -m 'a", [], "stage first: run is not a command line"),
         ('out: "{out}/elsewhere"', 'out: "{out}/first"', [], "first and second have the same out"),
-        ("cpus: 2", "baseline: frist", [], r"baseline names an unknown stage: 'frist'; did you mean 'first'\?"),
+        (
+            "cpus: 2",
+            "baseline: frist",
+            [],
+            r"baseline names an unknown stage: 'frist'; did you mean 'first'\?",
+        ),
         ("  first:", "  pipeline:", [], "'pipeline' is not possible as a stage's name"),
-        ("{extra}", "data.storage_options.secret=hunter22", [], "data.storage_options.secret holds a secret"),
+        (
+            "{extra}",
+            "data.storage_options.secret=hunter22",
+            [],
+            "data.storage_options.secret holds a secret",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, old, new, overrides, message):
@@ -122,7 +148,9 @@ def test_mistakes_are_one_clear_line(tmp_path, old, new, overrides, message):
 
 @pytest.mark.parametrize("path", sorted(Path("configs/pipelines").glob("*.yaml")), ids=str)
 def test_the_pipelines_that_ship_are_right(path):
-    needed = {"cluster": ["out=s3://bucket/night", "train=s3://bucket/train", "validation=s3://bucket/validation"]}
+    needed = {
+        "cluster": ["out=s3://bucket/night", "train=s3://bucket/train", "validation=s3://bucket/validation"]
+    }
     plan = load_pipeline(str(path), needed.get(path.stem, []))
     assert "pretrain" in {stage.name for stage in plan.stages}
     assert f"python -m cluster pipeline {path}" in path.read_text().split("\n\n")[0]

@@ -33,7 +33,9 @@ def test_metrics_stand_beside_what_they_are_compared_with(tmp_path):
     ]
     write("task", "comparison.json", {"rows": rows})
     write(
-        "linear", "result.json", {"best_metric": "accuracy", "metrics": {"accuracy": 0.5, "loss": 12.345, "epochs": 3}}
+        "linear",
+        "result.json",
+        {"best_metric": "accuracy", "metrics": {"accuracy": 0.5, "loss": 12.345, "epochs": 3}},
     )
     (out / "broken").mkdir()
     (out / "broken/result.json").write_text("{not json")
@@ -42,21 +44,27 @@ def test_metrics_stand_beside_what_they_are_compared_with(tmp_path):
         "after": Status.LEFT_OUT,
     }
     reason = {"broken": "exit code 7\n<script>", "after": "needs broken"}
-    shown = write_results(plan, status, reason, dict.fromkeys(status, 0.0) | {"task": 90.0, "linear": 7260.0})
+    shown = write_results(
+        plan, status, reason, dict.fromkeys(status, 0.0) | {"task": 90.0, "linear": 7260.0}
+    )
     title, empty, *table = (out / "results.md").read_text().splitlines()
     assert (title, empty) == ("# p", "")
     assert table == [
         "| stage | status | time | metric | value | linear | random \\| weights | difference |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
         "| data | done | 0 s |  |  |  |  |  |",
-        "| task | done: no missing among its metrics (accuracy, loss) | 1:30 min | accuracy | 0.750 | 0.500 | 0.500 | +0.250 |",
+        "| task | done: no missing among its metrics (accuracy, loss) | 1:30 min | accuracy | 0.750 | "
+        "0.500 | 0.500 | +0.250 |",
         "| linear | done | 2:01 h | accuracy | 0.500 |  |  |  |",
         "| broken | failed: exit code 7 &lt;script> | 0 s |  |  |  |  |  |",
         "| after | left out: needs broken | 0 s |  |  |  |  |  |",
     ]
     assert "broken: failed: exit code 7\n<script>" in shown and "random |" in shown
     stages = {row["stage"]: row for row in json.loads((out / "results.json").read_text())["stages"]}
-    assert stages["task"]["baselines"] == {"linear": {"accuracy": 0.5}, "random | weights": {"accuracy": 0.5}}
+    assert stages["task"]["baselines"] == {
+        "linear": {"accuracy": 0.5},
+        "random | weights": {"accuracy": 0.5},
+    }
     assert stages["after"]["status"] == "left out"
 
 

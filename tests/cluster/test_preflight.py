@@ -19,7 +19,9 @@ from cluster.training.preflight import (
     versions,
 )
 
-GOOD = NodeReport("head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, 0, 0, 50.0, "/tmp")
+GOOD = NodeReport(
+    "head", {"python": "3.11.9", "ray": "2.60.0", "wandb": None, CODE: "abc"}, 0, 0, 50.0, "/tmp"
+)
 
 
 def node(**changes):
@@ -47,11 +49,18 @@ def node(**changes):
             False,
             ["node n1: cannot read s3://b/x: permission denied"],
         ),
-        (node(versions={}, disk_free_gib=0.0, errors=("no answer in 180 s",)), False, ["node n1: no answer in 180 s"]),
+        (
+            node(versions={}, disk_free_gib=0.0, errors=("no answer in 180 s",)),
+            False,
+            ["node n1: no answer in 180 s"],
+        ),
     ],
 )
 def test_what_is_wrong_is_said_of_the_node(report, seen, expected):
-    assert problems([GOOD, report], ["driver", "head", *(["n1"] if seen else [])], storage_url="/out") == expected
+    assert (
+        problems([GOOD, report], ["driver", "head", *(["n1"] if seen else [])], storage_url="/out")
+        == expected
+    )
 
 
 def test_all_that_is_wrong_is_said_at_once():

@@ -43,8 +43,13 @@ def test_threads_and_memory_are_set_before_torch_is_loaded(entry: str) -> None:
 @pytest.mark.parametrize("order", ["set_up_process(); import pyarrow", "import pyarrow; set_up_process()"])
 @pytest.mark.parametrize("asked", [None, "mimalloc"])
 def test_arrow_takes_memory_from_the_system_unless_told_otherwise(order: str, asked: str | None) -> None:
-    script = f"from cluster.process import set_up_process; {order}; print(pyarrow.default_memory_pool().backend_name)"
+    script = (
+        f"from cluster.process import set_up_process; {order}; "
+        "print(pyarrow.default_memory_pool().backend_name)"
+    )
     env = {name: value for name, value in os.environ.items() if name not in ARROW}
     env |= {"ARROW_DEFAULT_MEMORY_POOL": asked} if asked else {}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env
+    )
     assert done.stdout.strip() == (asked or "system")

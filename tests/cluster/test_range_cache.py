@@ -21,7 +21,10 @@ MIB = 2**20
 def filled(cache: RangeCache, first: int, last: int, num_bytes: int = MIB) -> None:
     for number in range(first, last):
         cache.put("s3://b/x", 10**9, "v1", number * num_bytes, bytes([number % 256]) * num_bytes)
-        os.utime(cache._path("s3://b/x", 10**9, "v1", number * num_bytes, (number + 1) * num_bytes), (number, number))
+        os.utime(
+            cache._path("s3://b/x", 10**9, "v1", number * num_bytes, (number + 1) * num_bytes),
+            (number, number),
+        )
 
 
 def found(cache: RangeCache, number: int, num_bytes: int = MIB) -> bool:
@@ -37,7 +40,9 @@ def size_of(folder: Path) -> int:
 def test_what_was_put_comes_back_for_the_same_version_only(tmp_path: Path) -> None:
     cache = RangeCache(str(tmp_path / "new"), 100 * MIB)
     cache.put("s3://b/x", 1000, '"etag"', 10, b"0123456789")
-    assert RangeCache(str(tmp_path / "new"), 100 * MIB).get("s3://b/x", 1000, '"etag"', 10, 20) == b"0123456789"
+    assert (
+        RangeCache(str(tmp_path / "new"), 100 * MIB).get("s3://b/x", 1000, '"etag"', 10, 20) == b"0123456789"
+    )
     for key in (("s3://b/y", 1000, '"etag"', 10, 20), ("s3://b/x", 1001, '"etag"', 10, 20),
                 ("s3://b/x", 1000, '"other"', 10, 20), ("s3://b/x", 1000, '"etag"', 10, 19)):  # fmt: skip
         assert cache.get(*key) is None
@@ -77,7 +82,8 @@ for number in range(10**9):
 def test_several_writers_killed_at_any_moment(tmp_path: Path) -> None:
     for attempt in range(3):
         writers = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(3)
+            subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+            for _ in range(3)
         ]
         for writer in writers:
             assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"

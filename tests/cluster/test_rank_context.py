@@ -32,7 +32,9 @@ def test_in_process_gives_what_a_worker_gives() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_first_ctrl_c_asks_second_interrupts_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_first_ctrl_c_asks_second_interrupts_and_handlers_come_back(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with local_context() as context:
         assert not context.stop_requested()

@@ -1,4 +1,6 @@
-"""What is used of Ray beyond its public interface: in one file, refused in one line where it is missing; scaling by it."""
+"""What is used of Ray beyond its public interface: in one file, refused in one line where it is missing;
+scaling by it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ from cluster.training.ray_private import SteppedScaling, max_size
 
 GUARDED = Path("cluster/training/ray_private.py")
 SOURCES = sorted(
-    path for folder in ("cluster", "pretrain", "finetune", "fovea", "tests") for path in Path(folder).rglob("*.py")
+    path
+    for folder in ("cluster", "pretrain", "finetune", "fovea", "tests")
+    for path in Path(folder).rglob("*.py")
 )
 
 
 def private_uses(source: str) -> list[str]:
-    """The lines of a module that touch what Ray does not call public: modules, names and arguments with an underscore before
-    them, `ray.train.v2`, and texts that name such a module or resource."""
+    """The lines of a module that touch what Ray does not call public: modules, names and arguments with an
+    underscore before them, `ray.train.v2`, and texts that name such a module or resource."""
     tree = ast.parse(source)
     roots = {"ray"}  # names in this module that hold something of Ray
     found = []
@@ -37,7 +41,9 @@ def private_uses(source: str) -> list[str]:
             found += [node for one in node.names if _is_private(f"{node.module}.{one.name}")][:1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Call) and _root(node) in roots:
-            names = [node.attr] if isinstance(node, ast.Attribute) else [key.arg or "" for key in node.keywords]
+            names = (
+                [node.attr] if isinstance(node, ast.Attribute) else [key.arg or "" for key in node.keywords]
+            )
             found += [node for name in names if name.startswith("_") and not name.startswith("__")][:1]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
             is_module = node.value.startswith("ray.") and _is_private(node.value)
@@ -76,7 +82,9 @@ def test_a_private_interface_is_seen(line: str) -> None:
     assert private_uses(line)
 
 
-@pytest.mark.parametrize("line", ["import ray; ray.init(num_cpus=1)", "self._ray.get()", "import ray; ray.__version__"])
+@pytest.mark.parametrize(
+    "line", ["import ray; ray.init(num_cpus=1)", "self._ray.get()", "import ray; ray.__version__"]
+)
 def test_a_public_one_is_none(line: str) -> None:
     assert not private_uses(line)
 
@@ -100,7 +108,9 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     (said,) = done.stdout.splitlines()
-    assert "lacks a part" in said and "_create_default_callbacks" in said and ray_private.KNOWN_VERSIONS in said
+    assert (
+        "lacks a part" in said and "_create_default_callbacks" in said and ray_private.KNOWN_VERSIONS in said
+    )
 
 
 def test_the_versions_known_to_work_are_those_that_are_installed() -> None:
@@ -109,7 +119,8 @@ def test_the_versions_known_to_work_are_those_that_are_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "room", "size"), [([2, 4, 8], 8, 8), ([2, 4, 8], 7, 4), ([2, 4, 8], 3, 2), ([2, 4, 8], 1, 0), ([], 3, 0)]
+    ("sizes", "room", "size"),
+    [([2, 4, 8], 8, 8), ([2, 4, 8], 7, 4), ([2, 4, 8], 3, 2), ([2, 4, 8], 1, 0), ([], 3, 0)],
 )
 def test_the_largest_possible_size_that_fits(sizes: list[int], room: int, size: int) -> None:
     assert max_size(sizes, room) == size

@@ -1,4 +1,6 @@
-"""Workers on GPUs that only Ray believes in: devices, CPUs and NCCL's binding as they are recorded; see `recorded_gpus`."""
+"""Workers on GPUs that only Ray believes in: devices, CPUs and NCCL's binding as they are recorded;
+see `recorded_gpus`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Stores that fail for a moment are asked again and counted; those that fail for good are not, and the URL is named."""
+"""Stores that fail for a moment are asked again and counted;
+those that fail for good are not, and the URL is named.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +100,12 @@ def test_a_body_that_stalls_is_waited_for(faulty: SlowStore, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [(slow_store.FORBIDDEN, "permission denied"), (slow_store.MISSING, "it does not exist")]
+    ("fault", "words"),
+    [(slow_store.FORBIDDEN, "permission denied"), (slow_store.MISSING, "it does not exist")],
 )
-def test_what_fails_for_good_fails_at_once_with_the_url(faulty: SlowStore, url: str, fault: str, words: str) -> None:
+def test_what_fails_for_good_fails_at_once_with_the_url(
+    faulty: SlowStore, url: str, fault: str, words: str
+) -> None:
     file, before = listed(url), storage.retries()
     faulty.fail(lambda request: fault)
     for read in (lambda: storage.read_range(file, 0, 10), lambda: storage.read_bytes(url)):
@@ -135,7 +140,9 @@ def test_a_file_that_changes_is_named(faulty: SlowStore, url: str) -> None:
 
 def test_open_input_reads_through_faults(faulty: SlowStore, url: str) -> None:
     before = storage.retries()
-    faulty.fail(lambda request: slow_store.TRUNCATED if request.method == "GET" and request.number % 2 else None)
+    faulty.fail(
+        lambda request: slow_store.TRUNCATED if request.method == "GET" and request.number % 2 else None
+    )
     with storage.open_input(url) as file:
         file.seek(-10, 2)
         assert file.read() == CONTENT[-10:]
@@ -221,7 +228,9 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 def test_http_files_lists_and_faults(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
         (tmp_path / name).write_bytes(CONTENT)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(tmp_path)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(RangeHandler, directory=str(tmp_path))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with SlowStore("127.0.0.1", server.server_address[1]) as store:
@@ -246,7 +255,9 @@ def test_http_files_lists_and_faults(tmp_path: Path) -> None:
 def test_a_store_that_refuses_obstore_is_read_all_the_same(faulty: SlowStore, url: str) -> None:
     pytest.importorskip("obstore")
     file, before = listed(url), storage.retries()
-    faulty.fail(lambda request: slow_store.FORBIDDEN if "object_store" in request.headers["user-agent"] else None)
+    faulty.fail(
+        lambda request: slow_store.FORBIDDEN if "object_store" in request.headers["user-agent"] else None
+    )
     first = len(faulty.requests)
     for start in range(0, 2000, 100):
         assert storage.read_range(file, start, start + 100) == CONTENT[start : start + 100]

@@ -46,7 +46,9 @@ def agent(store: SlowStore) -> str:
 @pytest.mark.parametrize(
     ("name", "reader"), [("a b%20c+é#?.parquet", "object_store"), ("x/./y.parquet", "aiobotocore")]
 )
-def test_any_name_is_read_by_whoever_can(watched: SlowStore, s3_server: S3Server, name: str, reader: str) -> None:
+def test_any_name_is_read_by_whoever_can(
+    watched: SlowStore, s3_server: S3Server, name: str, reader: str
+) -> None:
     file = written(f"{s3_server.url}/{uuid.uuid4().hex}/{name}")
     assert bytes(storage.read_range(file, 5, 700_000)) == CONTENT[5:700_000]
     assert agent(watched).lower() == reader
@@ -58,7 +60,12 @@ def test_the_keys_are_those_of_the_options(
     file = written(f"{s3_server.url}/{uuid.uuid4().hex}/x.parquet")
     bucket, _, key = file.url.removeprefix("s3://").partition("/")
     boto3.client("s3").put_object_acl(Bucket=bucket, Key=key, ACL="public-read")
-    options = {"key": "another", "secret": "s", "token": "t", "endpoint_url": f"http://127.0.0.1:{watched.port}"}
+    options = {
+        "key": "another",
+        "secret": "s",
+        "token": "t",
+        "endpoint_url": f"http://127.0.0.1:{watched.port}",
+    }
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
     for given, sign in ((options, "Credential=another/"), ({**options, "anon": True}, "")):
@@ -80,7 +87,8 @@ def test_a_profile_gives_keys_too(watched, s3_server, tmp_path, monkeypatch):  #
     s3fs.S3FileSystem.clear_instance_cache()
     assert bytes(storage.read_range(file, 0, 100)) == CONTENT[:100]
     assert (
-        agent(watched) == "object_store" and "Credential=of-profile/" in watched.requests[-1].headers["authorization"]
+        agent(watched) == "object_store"
+        and "Credential=of-profile/" in watched.requests[-1].headers["authorization"]
     )
 
 

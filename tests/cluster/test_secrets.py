@@ -51,8 +51,15 @@ def mark(number: int) -> str:
 
 
 OPTIONS = [f"data.storage_options.{name}={mark(number)}" for number, name in enumerate(NAMES)]
-URLS = [f"https://h/x/*.parquet?a=1&{name}={mark(500 + number)}~acl=/*&z=(2)" for number, name in enumerate(QUERIES)]
-URLS += [f"https://user:{mark(800)}@h/x", f"https://{mark(801)}@h/x", f"s3://b/k?versionId=1&token={mark(802)}"]
+URLS = [
+    f"https://h/x/*.parquet?a=1&{name}={mark(500 + number)}~acl=/*&z=(2)"
+    for number, name in enumerate(QUERIES)
+]
+URLS += [
+    f"https://user:{mark(800)}@h/x",
+    f"https://{mark(801)}@h/x",
+    f"s3://b/k?versionId=1&token={mark(802)}",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +86,9 @@ def test_no_marked_secret_comes_out() -> None:
             secrets.masked(f"{url}, {url}"),
         ]
     for wrong in [*OPTIONS, *(f"data.url={url}" for url in URLS)][::3]:
-        came_out.append(shown_by(lambda wrong=wrong: load_settings(Schema, None, [wrong.replace("data.", "dat.", 1)])))
+        came_out.append(
+            shown_by(lambda wrong=wrong: load_settings(Schema, None, [wrong.replace("data.", "dat.", 1)]))
+        )
     tree = {"data": {"storage_options": {"key": mark(0)}, "url": 3, "urll": URLS[0]}}
     came_out.append(shown_by(lambda: settings_from(Schema, tree, where="x")))
     whole = "\n".join(came_out)
@@ -114,8 +123,17 @@ def test_a_traceback_shows_no_secret() -> None:
 
 def test_what_is_harmless_is_shown() -> None:
     tree = {
-        "url": ["s3://b/year=2024/*.parquet", "s3://b/img?.parquet", "https://h/x.parquet", "/local/a=b?.parquet"],
-        "storage_options": {"anon": True, "client_kwargs": {"region_name": "eu-west-1"}, "max_concurrency": 8},
+        "url": [
+            "s3://b/year=2024/*.parquet",
+            "s3://b/img?.parquet",
+            "https://h/x.parquet",
+            "/local/a=b?.parquet",
+        ],
+        "storage_options": {
+            "anon": True,
+            "client_kwargs": {"region_name": "eu-west-1"},
+            "max_concurrency": 8,
+        },
         "encoder": {"arguments": {"num_tokens": 3, "key": ""}},
     }
     assert secrets.masked_tree(tree) == tree

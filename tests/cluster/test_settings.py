@@ -50,7 +50,9 @@ def _file(folder: Path, text: str) -> str:
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     config = _file(tmp_path, "data: here\ntraining:\n  epochs: 3\n  schedule: constant\n")
     settings = load_settings(Schema, config, ["training.epochs=5", "sizes=[7]", "training.clip=1"])
-    assert settings == Schema(data="here", sizes=[7], training=Training(epochs=5, schedule="constant", clip=1.0))
+    assert settings == Schema(
+        data="here", sizes=[7], training=Training(epochs=5, schedule="constant", clip=1.0)
+    )
     assert isinstance(settings.training, Training)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.training.epochs = 6  # type: ignore[misc]
@@ -77,7 +79,10 @@ def test_interpolation_resolves(tmp_path: Path) -> None:
     ("overrides", "parts"),
     [
         ([], ["data", "has no value", "where the shards are", "data=..."]),
-        (["data=x", "training.epoch=3"], ["training.epoch=3", "unknown setting", "did you mean 'training.epochs'"]),
+        (
+            ["data=x", "training.epoch=3"],
+            ["training.epoch=3", "unknown setting", "did you mean 'training.epochs'"],
+        ),
         (["data=x", "epochs=3"], ["unknown setting 'epochs'", "did you mean 'epochs'"]),
         (["data=x", "training.epochs=many"], ["training.epochs='many'", "wrong type", "a whole number"]),
         (["data=x", "training.epochs=2.5"], ["training.epochs=2.5", "wrong type"]),
@@ -117,9 +122,15 @@ def test_refusals_name_the_key_the_value_and_what_is_right(overrides: list[str],
         ("data: x\ntrainin:\n  epochs: 1\n", "did you mean 'training'"),
         ("data: x\ntraining:\n  epochs: [1]\n", "training.epochs"),
         ("data: \x00", "line 1, column 7 cannot be read as YAML: the character"),
-        ("data: x\ntraining:\n\tepochs: 3\n", "line 3, column 1 cannot be read as YAML: found character '\\t'"),
+        (
+            "data: x\ntraining:\n\tepochs: 3\n",
+            "line 3, column 1 cannot be read as YAML: found character '\\t'",
+        ),
         ("data: x\ntraining:\n\tepochs: 3\n", "by spaces, not by tabs"),
-        ("data: x\nsizes: [1]\ndata: y\n", "line 3, column 1: the key 'data' appears twice (first in line 1)"),
+        (
+            "data: x\nsizes: [1]\ndata: y\n",
+            "line 3, column 1: the key 'data' appears twice (first in line 1)",
+        ),
         (
             "data: x\ntraining:\n  epochs: 3\ntraining.epochs: 4\n",
             "line 4, column 1: the value of 'training.epochs' appears twice",
@@ -134,7 +145,9 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, part: str) -> None:
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    assert load_settings(Schema, _file(tmp_path, "# nothing yet\n"), ["data=x"]) == Schema(data="x", sizes=[1, 2])
+    assert load_settings(Schema, _file(tmp_path, "# nothing yet\n"), ["data=x"]) == Schema(
+        data="x", sizes=[1, 2]
+    )
 
 
 def test_a_missing_file_is_told_with_its_neighbours(tmp_path: Path) -> None:
@@ -200,7 +213,9 @@ def test_another_name_takes_the_arguments_of_the_former_with_it(
 def test_a_text_is_what_was_typed(typed: str, tmp_path: Path) -> None:
     settings = load_settings(Schema, None, [f"data={typed}"])
     assert settings.data == typed
-    assert load_settings(Schema, _file(tmp_path, to_yaml(settings)), []) == settings  # and once it was written down
+    assert (
+        load_settings(Schema, _file(tmp_path, to_yaml(settings)), []) == settings
+    )  # and once it was written down
 
 
 @pytest.mark.parametrize("typed", ["007", "1.10", "yes", "12:30:00", "1e3", "2026-01-01", "0x10"])
@@ -217,7 +232,9 @@ def test_quotes_are_taken_off_and_numbers_are_decimal() -> None:
 
 def test_without_a_type_words_are_those_of_yaml_1_2() -> None:
     typed = "arguments={a: yes, b: 1e-3, c: 007, d: true, e: null, f: [1, x], g: '3', secret_key: 12}"
-    settings = load_settings(Free, None, [typed, "arguments.h=12:30:00", "arguments.token=0123", "url=[1.10, 2]"])
+    settings = load_settings(
+        Free, None, [typed, "arguments.h=12:30:00", "arguments.token=0123", "url=[1.10, 2]"]
+    )
     assert settings.arguments == {
         "a": "yes", "b": 1e-3, "c": "007", "d": True, "e": None, "f": [1, "x"], "g": "3", "secret_key": "12",
         "h": "12:30:00", "token": "0123",

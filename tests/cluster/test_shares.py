@@ -1,4 +1,6 @@
-"""What a worker asks of a cluster where the user does not say: pure rules, and a real Ray with GPUs that are only named."""
+"""What a worker asks of a cluster where the user does not say:
+pure rules, and a real Ray with GPUs that are only named.
+"""
 
 import os
 import subprocess
@@ -28,7 +30,14 @@ HEAD, CPUS, GPUS = {"CPU": 2.0}, {"CPU": 16.0}, {"CPU": 32.0, "GPU": 4.0}
             {"CPU": 1},
             "the cluster has 4 GPUs, and cluster.gpus_per_worker=0 leaves them idle",
         ),
-        ([HEAD], {"CPU": 34.0, "GPU": 8.0}, None, None, {"CPU": 1, "GPU": 1}, "a GPU"),  # none has started yet
+        (
+            [HEAD],
+            {"CPU": 34.0, "GPU": 8.0},
+            None,
+            None,
+            {"CPU": 1, "GPU": 1},
+            "a GPU",
+        ),  # none has started yet
         ([HEAD], None, None, 1, {"CPU": 1, "GPU": 1}, "a GPU"),  # is refused when resources are checked
     ],
 )
@@ -40,7 +49,10 @@ def test_a_worker_takes_a_gpu_where_any_node_has_one(nodes, may_become, cpus, gp
 def test_nodes_that_have_not_started_yet_count_as_the_kinds_that_they_will_be():
     """A cluster at rest is a head alone; its first run must not decode with one thread a GPU."""
     kinds = [{"CPU": 16}, {"CPU": 48, "GPU": 4}]
-    assert share_on_cluster([HEAD], {"CPU": 98, "GPU": 8}, None, None, kinds=kinds).resources == {"CPU": 11, "GPU": 1}
+    assert share_on_cluster([HEAD], {"CPU": 98, "GPU": 8}, None, None, kinds=kinds).resources == {
+        "CPU": 11,
+        "GPU": 1,
+    }
     assert share_on_cluster([HEAD, GPUS], None, None, None, kinds=kinds).resources == {"CPU": 7, "GPU": 1}
 
 
@@ -51,21 +63,26 @@ def test_here_the_machine_is_shared_evenly():
 
 @pytest.mark.parametrize("gpus", [0.5, 2])
 def test_a_worker_has_one_gpu_or_none(gpus):
-    with pytest.raises(UserError, match=rf"gpus_per_worker={gpus:g} is not possible: a worker computes on one GPU"):
+    with pytest.raises(
+        UserError, match=rf"gpus_per_worker={gpus:g} is not possible: a worker computes on one GPU"
+    ):
         check_gpus(gpus)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_head_without_gpus_does_not_make_a_run_train_on_cpus_unsaid(tmp_path):
-    """GPUs that Ray only believes in: they are asked for, and it is said that torch cannot use them; 0 trains on CPUs."""
+    """GPUs that Ray only believes in: they are asked for, and it is said that torch cannot use them;
+    0 trains on CPUs.
+    """
     from tests.pretrain.shards import photo, write_shards
 
     data = write_shards(tmp_path / "data", [photo(number) for number in range(64)])
     script = (
         "import os, subprocess, sys\n"
         "from ray.cluster_utils import Cluster\n"
-        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'object_store_memory': 10**8})\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'object_store_memory': "
+        "10**8})\n"
         "cluster.add_node(num_cpus=4, num_gpus=2, object_store_memory=10**8)\n"
         "environment = {**os.environ, 'RAY_ADDRESS': cluster.address}\n"
         "done = subprocess.run([sys.executable, '-m', 'pretrain', *sys.argv[1:]], env=environment)\n"
@@ -76,7 +93,14 @@ def test_a_head_without_gpus_does_not_make_a_run_train_on_cpus_unsaid(tmp_path):
     environment.pop("RAY_ADDRESS", None)
 
     def pretrain(*settings):
-        command = [sys.executable, "-c", script, "configs/pretrain/small/simclr.yaml", f"data.url={data}", *settings]
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            "configs/pretrain/small/simclr.yaml",
+            f"data.url={data}",
+            *settings,
+        ]
         command += [
             "training.batch_size_global=16",
             "training.steps=2",
@@ -94,5 +118,8 @@ def test_a_head_without_gpus_does_not_make_a_run_train_on_cpus_unsaid(tmp_path):
     on_cpus = pretrain(f"out={tmp_path / 'b'}", "cluster.workers=1", "cluster.gpus_per_worker=0")
     assert on_cpus.returncode == 0, on_cpus.stderr
     assert "the cluster has 2 GPUs, and cluster.gpus_per_worker=0 leaves them idle" in on_cpus.stdout
-    assert "trains on cpu" in on_cpus.stdout and '"device": "cpu"' in (tmp_path / "b" / "result.json").read_text()
+    assert (
+        "trains on cpu" in on_cpus.stdout
+        and '"device": "cpu"' in (tmp_path / "b" / "result.json").read_text()
+    )
     assert "# trained on cpu, 1 workers" in (tmp_path / "b" / "settings.yaml").read_text()

@@ -62,7 +62,14 @@ def test_names_and_removal_of_a_tree(folder: str) -> None:
 
 
 def test_find_files_by_file_folder_and_glob(folder: str) -> None:
-    names = ("part-1.parquet", "part-0.parquet", "deep/er/x.parquet", "notes.txt", ".hidden.parquet", "_tmp/y.parquet")
+    names = (
+        "part-1.parquet",
+        "part-0.parquet",
+        "deep/er/x.parquet",
+        "notes.txt",
+        ".hidden.parquet",
+        "_tmp/y.parquet",
+    )
     for name in names:
         storage.write_bytes(storage.join(folder, name), name.encode())
 
@@ -166,7 +173,13 @@ def test_names_at_the_systems_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "local"),
-    [("runs/a", True), ("/runs/a", True), ("file:///runs/a", True), ("s3://b/a", False), ("memory://a", False)],
+    [
+        ("runs/a", True),
+        ("/runs/a", True),
+        ("file:///runs/a", True),
+        ("s3://b/a", False),
+        ("memory://a", False),
+    ],
 )
 def test_what_is_local(url: str, local: bool) -> None:
     assert storage.is_local(url) is local

@@ -19,7 +19,12 @@ from cluster.storage import stores
 from tests.conftest import S3Server
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"
-OPTIONS = {"key": "AKIA-some-key", "secret": SECRET, "anon": False, "client_kwargs": {"region_name": "eu-west-1"}}
+OPTIONS = {
+    "key": "AKIA-some-key",
+    "secret": SECRET,
+    "anon": False,
+    "client_kwargs": {"region_name": "eu-west-1"},
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ def test_settings_are_written_without_secrets_and_compare_without_them() -> None
     text = settings.to_yaml(loaded)
     assert SECRET not in text and "pass-word" not in text and "abcdef" not in text
     assert settings.to_dict(loaded)["data"]["storage_options"] == {"secret": "***", "anon": False}
-    other = load_settings(Schema, None, ["data.storage_options.secret=rotated", *overrides[1:], "data.url=s3://b"])
+    other = load_settings(
+        Schema, None, ["data.storage_options.secret=rotated", *overrides[1:], "data.url=s3://b"]
+    )
     assert [line.partition(":")[0] for line in settings.differences(text, other, ignored=[])] == ["data.url"]
     with pytest.raises(UserError, match="give the secret again"):
         storage.use_options("s3://b", settings.to_dict(loaded)["data"]["storage_options"])
@@ -66,7 +73,8 @@ def test_a_misspelt_override_does_not_show_its_secret(capsys: pytest.CaptureFixt
     "text",
     [
         f"https://user:{SECRET}@host/x", f"https://h/x?X-Amz-Signature={SECRET}&a=1", f"token: {SECRET}",
-        f"{{'secret': '{SECRET}'}}", f"data.storage_options.key={SECRET}", f"HF_TOKEN={SECRET}", f"?sig={SECRET}",
+        "{'secret': "
+        f"'{SECRET}'}}", f"data.storage_options.key={SECRET}", f"HF_TOKEN={SECRET}", f"?sig={SECRET}",
     ],
 )  # fmt: skip
 def test_texts_are_masked(text: str) -> None:
@@ -74,9 +82,17 @@ def test_texts_are_masked(text: str) -> None:
 
 
 def test_ordinary_texts_and_settings_stay() -> None:
-    for text in ("encoder.arguments.num_tokens=3 is fine", "s3://bucket/a=b/c.parquet", "keep_checkpoints=0"):
+    for text in (
+        "encoder.arguments.num_tokens=3 is fine",
+        "s3://bucket/a=b/c.parquet",
+        "keep_checkpoints=0",
+    ):
         assert masked(text).startswith(text[:20])
-    tree = {"name": "adamw", "arguments": {"pool_tokens": 3, "layers": ["a", "b"]}, "url": "s3://bucket/key=1"}
+    tree = {
+        "name": "adamw",
+        "arguments": {"pool_tokens": 3, "layers": ["a", "b"]},
+        "url": "s3://bucket/key=1",
+    }
     assert masked_tree(tree) == tree
 
 
@@ -90,7 +106,10 @@ def test_options_open_the_store_they_belong_to(s3_server: S3Server, monkeypatch:
         storage.use_options([url, "/some/local/folder"], {**OPTIONS, "endpoint_url": s3_server.endpoint})
         storage.write_bytes(url, b"x")
         assert storage.read_bytes(url) == b"x"
-        assert stores.options_of("s3://another-bucket/x") == {} and stores.options_of("/some/local/folder") == {}
+        assert (
+            stores.options_of("s3://another-bucket/x") == {}
+            and stores.options_of("/some/local/folder") == {}
+        )
         assert stores.options_of(s3_server.url.replace("s3:", "s3a:"))["secret"] == SECRET
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
@@ -102,7 +121,9 @@ def test_errors_do_not_show_secrets_or_unknown_options(s3_server: S3Server) -> N
         raise OSError(f"could not connect with {SECRET}")
     assert SECRET not in str(caught.value) and "could not connect with ***" in str(caught.value)
     storage.use_options("http://127.0.0.1:1", {"client_kwargs": 3})
-    with pytest.raises(UserError, match=r"cannot open http://127\.0\.0\.1:1/x with storage_options client_kwargs"):
+    with pytest.raises(
+        UserError, match=r"cannot open http://127\.0\.0\.1:1/x with storage_options client_kwargs"
+    ):
         storage.read_bytes("http://127.0.0.1:1/x")
 
 

@@ -28,7 +28,10 @@ def two_workers(shared_ray: None, tmp_path: Path) -> dict[str, Any]:
 def test_result_records_and_place(two_workers: dict[str, Any]) -> None:
     records: list[dict[str, Any]] = []
     result = run_workers(
-        jobs.count, jobs.Numbers(count=50), Workers(cpus_per_worker=2, **two_workers), on_record=records.append
+        jobs.count,
+        jobs.Numbers(count=50),
+        Workers(cpus_per_worker=2, **two_workers),
+        on_record=records.append,
     )
     assert result["total"].item() == 3.0
     assert records == [{"i": i, "rank": 0, "pair": [1, 2]} for i in range(50)]
@@ -62,7 +65,10 @@ def test_a_stop_by_rule_keeps_its_class_and_the_last_record(two_workers: dict[st
     records: list[dict[str, Any]] = []
     with pytest.raises(jobs.Collapsed, match="the features are all the same"):
         run_workers(
-            jobs.collapse, jobs.Numbers(), Workers(**(two_workers | {"num_workers": 1})), on_record=records.append
+            jobs.collapse,
+            jobs.Numbers(),
+            Workers(**(two_workers | {"num_workers": 1})),
+            on_record=records.append,
         )
     assert records == [{"last": "words"}]
 
@@ -92,12 +98,16 @@ def test_a_killed_worker_is_replaced(two_workers: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_console_that_fails_does_not_end_the_run_but_is_seen(two_workers: dict[str, Any], tmp_path: Path) -> None:
+def test_a_console_that_fails_does_not_end_the_run_but_is_seen(
+    two_workers: dict[str, Any], tmp_path: Path
+) -> None:
     def fail(record: dict[str, Any]) -> None:
         raise OSError("console gone")
 
     with pytest.raises(OSError, match="console gone"):
-        run_workers(jobs.count, jobs.Numbers(), Workers(**(two_workers | {"num_workers": 1})), on_record=fail)
+        run_workers(
+            jobs.count, jobs.Numbers(), Workers(**(two_workers | {"num_workers": 1})), on_record=fail
+        )
     assert list(tmp_path.iterdir()) == []  # Ray's notes do not stay in the run's folder
 
 
@@ -111,9 +121,13 @@ def test_a_console_that_fails_does_not_end_the_run_but_is_seen(two_workers: dict
         ({"max_failures": -2}, r"max_failures=-2 is not possible"),
     ],
 )
-def test_what_can_never_start_is_refused(two_workers: dict[str, Any], asked: dict[str, Any], message: str) -> None:
+def test_what_can_never_start_is_refused(
+    two_workers: dict[str, Any], asked: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        run_workers(jobs.count, jobs.Numbers(), Workers(**(two_workers | {"cpus_per_worker": 0.001} | asked)))
+        run_workers(
+            jobs.count, jobs.Numbers(), Workers(**(two_workers | {"cpus_per_worker": 0.001} | asked))
+        )
 
 
 @pytest.mark.slow
@@ -131,7 +145,9 @@ def test_a_lost_controller_is_replaced(two_workers: dict[str, Any]) -> None:
 
 
 class Command:
-    """A command with a private Ray, as a user starts it: in a terminal of its own, without this process's settings."""
+    """A command with a private Ray, as a user starts it:
+    in a terminal of its own, without this process's settings.
+    """
 
     def __init__(self, function: str, folder: Path) -> None:
         hidden = ("RAY_", "OMP_")

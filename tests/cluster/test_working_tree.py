@@ -22,10 +22,17 @@ def names(root):
 
 
 def test_code_and_configurations_are_sent_and_nothing_else(tmp_path):
-    write(tmp_path, "pretrain/run.py", "configs/a.yaml", "README.md", "constraints.txt", "cluster/slurm/job.sh")
+    write(
+        tmp_path, "pretrain/run.py", "configs/a.yaml", "README.md", "constraints.txt", "cluster/slurm/job.sh"
+    )
     kept = names(tmp_path)
     write(
-        tmp_path, ".git/config", ".env", ".venv/bin/python", "pretrain/__pycache__/run.pyc", "fovea.egg-info/PKG-INFO"
+        tmp_path,
+        ".git/config",
+        ".env",
+        ".venv/bin/python",
+        "pretrain/__pycache__/run.pyc",
+        "fovea.egg-info/PKG-INFO",
     )
     write(tmp_path, "my/photos/a.JPG", "my/shards/a.parquet", "model.safetensors", "old.ckpt", "data.tar.gz")
     write(tmp_path, "env/pyvenv.cfg", "env/lib/python/torch.py")  # an environment by any name
@@ -36,7 +43,16 @@ def test_code_and_configurations_are_sent_and_nothing_else(tmp_path):
 
 
 def test_ignore_files_are_obeyed_as_git_reads_them(tmp_path):
-    write(tmp_path, "a/keep.py", "a/drop.py", "a/b/drop.py", "runs/x.py", "a/runs/x.py", "c/tokenizer.bin", "c/x.bin")
+    write(
+        tmp_path,
+        "a/keep.py",
+        "a/drop.py",
+        "a/b/drop.py",
+        "runs/x.py",
+        "a/runs/x.py",
+        "c/tokenizer.bin",
+        "c/x.bin",
+    )
     (tmp_path / ".gitignore").write_text("/runs/\n# a comment\ndrop.py\n")
     (tmp_path / "a/b").mkdir(exist_ok=True)
     (tmp_path / "a/b/.gitignore").write_text("!drop.py\n")  # the nearer file has the last word
@@ -63,9 +79,14 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path):
 
 
 def test_too_large_a_tree_is_refused_with_what_is_large(tmp_path):
-    files = [TreeFile("code/a.py", 1000), TreeFile("images/a.raw", LIMIT_BYTES), TreeFile("images/b.raw", 2**20)]
+    files = [
+        TreeFile("code/a.py", 1000),
+        TreeFile("images/a.raw", LIMIT_BYTES),
+        TreeFile("images/b.raw", 2**20),
+    ]
     with pytest.raises(
-        UserError, match=r"101 MiB to send, Ray takes 100 \(largest: images 101 MiB, code 0 MiB\).*\.rayignore"
+        UserError,
+        match=r"101 MiB to send, Ray takes 100 \(largest: images 101 MiB, code 0 MiB\).*\.rayignore",
     ):
         pack(tmp_path, files, tmp_path / "tree.zip")
     with pytest.raises(UserError, match="nothing to send"), packed(tmp_path):

@@ -1,7 +1,9 @@
-"""Made-up captions in four languages: scenes with their own things, in sentences with the language's function words.
+"""Made-up captions in four languages: scenes with their own things,
+in sentences with the language's function words.
 
-Each scene is (subjects, what they do, where, what else is there); what stands in one of these never meets what stands in
-another scene, as in photos, while articles, prepositions and conjunctions are the same everywhere.
+Each scene is (subjects, what they do, where, what else is there); what stands in one of these never meets
+what stands in another scene, as in photos, while articles,
+prepositions and conjunctions are the same everywhere.
 """
 
 from __future__ import annotations

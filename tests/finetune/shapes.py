@@ -14,7 +14,9 @@ OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa
 
 
 def image(number):
-    """A PNG of its own size with one to three things; returns it with boxes [x, y, width, height] and their classes."""
+    """A PNG of its own size with one to three things;
+    returns it with boxes [x, y, width, height] and their classes.
+    """
     generator = np.random.default_rng(number)
     width, height = (int(side) for side in generator.integers(56, 80, 2))
     pixels = generator.normal(90, 12, (height, width, 3)) + generator.uniform(-30, 30, 3)

@@ -1,4 +1,6 @@
-"""Boxes that mean something else than they are read as, or are too small to be learnt, are found before training."""
+"""Boxes that mean something else than they are read as, or are too small to be learnt,
+are found before training.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,14 @@ def task_of(folder, change, *more, numbers=range(40)):
     """The task of data whose training boxes are changed."""
     train = write_images(folder / "train", numbers, change=lambda number, objects: change(number, objects))
     validation = write_images(folder / "validation", range(100, 110))
-    given = ["task=detection", "encoder=random", f"data.url={train}", f"validation_url={validation}", "out=none", *more]
+    given = [
+        "task=detection",
+        "encoder=random",
+        f"data.url={train}",
+        f"validation_url={validation}",
+        "out=none",
+        *more,
+    ]
     settings = load_settings(FinetuneSettings, None, given)
     return Detection(settings, load_manifest(train), load_manifest(validation))
 
@@ -84,5 +93,7 @@ def test_boxes_that_are_too_small_are_counted_and_said(encoder, tmp_path):
 
 def test_no_box_that_is_large_enough_ends_it(encoder, tmp_path):
     tiny = boxed(lambda number, box: np.array([box[0], box[1], 1.5, 1.5]))
-    with pytest.raises(UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the images"):
+    with pytest.raises(
+        UserError, match=r"of .* boxes that were looked at are smaller than 2 pixels .* cut the images"
+    ):
         task_of(tmp_path, tiny).config_for(encoder, 64)

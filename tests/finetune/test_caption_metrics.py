@@ -1,4 +1,6 @@
-"""Words of any language, and CIDEr-D, BLEU and ROUGE-L beside the COCO caption evaluation and cases worked by hand."""
+"""Words of any language, and CIDEr-D, BLEU and ROUGE-L beside the COCO caption
+evaluation and cases worked by hand.
+"""
 
 import json
 import math
@@ -8,10 +10,16 @@ import numpy as np
 import pytest
 
 from finetune.tasks.summarization.caption_metrics import bleu, cider_d, cider_d_of_each, rouge_l
-from finetune.tasks.summarization.metrics import average_precisions, best_threshold, keyword_scores, sentence_scores
+from finetune.tasks.summarization.metrics import (
+    average_precisions,
+    best_threshold,
+    keyword_scores,
+    sentence_scores,
+)
 from finetune.tasks.summarization.words import clean, stretches_of, words_of
 
-# what pycocoevalcap 1.2 (the COCO caption evaluation's own scorers, sigma 6, closest reference length) said of these sentences
+# what pycocoevalcap 1.2 (the COCO caption evaluation's own scorers, sigma 6, closest reference length) said
+# of these sentences
 VALUES = json.loads((Path(__file__).parent / "coco_caption_values.json").read_text())
 
 
@@ -32,7 +40,8 @@ def test_cider_d_worked_by_hand():
     references = [[["a", "b"]], [["c", "d"]]]
     # all pairs and words right, no longer n-grams: half of the four n count
     assert cider_d([["a", "b"], ["c", "d"]], references) == pytest.approx(10 * 2 / 4)
-    # a a b: words (2, 1) clipped to (1, 1), so 2 / (sqrt 5 * sqrt 2); pairs aa, ab: 1 / sqrt 2; one pair longer
+    # a a b: words (2, 1) clipped to (1, 1), so 2 / (sqrt 5 * sqrt 2); pairs aa, ab: 1 / sqrt 2; one pair
+    # longer
     expected = 10 * (2 / math.sqrt(10) + 1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
     assert cider_d_of_each([["a", "a", "b"], []], references) == pytest.approx([expected, 0.0])
     # nothing is rare in a single image
@@ -43,7 +52,8 @@ def test_bleu_of_the_papers_examples():
     # Papineni et al. 2002, examples 1 and 2: modified precision of words 17/18, 8/14 and 2/7, of pairs 10/17
     references = [
         "It is a guide to action that ensures that the military will forever heed Party commands",
-        "It is the guiding principle which guarantees the military forces always being under the command of the Party",
+        "It is the guiding principle which guarantees the military forces always being under the command "
+        "of the Party",
         "It is the practical guide for the army always to heed the directions of the party",
     ]
     first = "It is a guide to action which ensures that the military always obeys the commands of the party"
@@ -69,7 +79,10 @@ def test_rouge_l_of_the_papers_examples():
 
 def test_images_without_references_are_left_out():
     with_all = sentence_scores(["a red cat", "a dog"], [["a red cat"], ["a blue dog", "one dog"]])
-    assert sentence_scores(["a red cat", "x", "a dog"], [["a red cat"], [], ["a blue dog", "one dog"]]) == with_all
+    assert (
+        sentence_scores(["a red cat", "x", "a dog"], [["a red cat"], [], ["a blue dog", "one dog"]])
+        == with_all
+    )
     assert with_all["cider_d"] > 0
 
 
@@ -90,7 +103,9 @@ def test_words(text, words):
 
 
 def test_chinese_is_compared_by_characters():
-    numbers = sentence_scores(["一只猫坐在椅子上", "两只狗"], [["一只黑猫坐在椅子上", "椅子上的猫"], ["两只狗在跑"]])
+    numbers = sentence_scores(
+        ["一只猫坐在椅子上", "两只狗"], [["一只黑猫坐在椅子上", "椅子上的猫"], ["两只狗在跑"]]
+    )
     assert 0.5 < numbers["rouge_l"] < 1 and numbers["cider_d"] > 1 and numbers["bleu_4"] > 0.1
     assert stretches_of("黑猫, a dog's 2 mats!") == [["黑", "猫"], ["a", "dog", "'s", "2", "mats"]]
     assert clean(" e\u0301  x\n") == "\u00e9 x"
@@ -98,7 +113,10 @@ def test_chinese_is_compared_by_characters():
 
 def test_keyword_scores_equal_a_loop():
     generator = np.random.default_rng(0)
-    scores, truth = generator.random((60, 5)).astype(np.float32), (generator.random((60, 5)) < 0.3).astype(np.float32)
+    scores, truth = (
+        generator.random((60, 5)).astype(np.float32),
+        (generator.random((60, 5)) < 0.3).astype(np.float32),
+    )
     truth[:, 3] = 0  # never occurs
     expected = []
     for k in range(5):
@@ -112,13 +130,18 @@ def test_keyword_scores_equal_a_loop():
     right = ((scores >= 0.6) & (truth > 0)).sum()
     assert numbers["keyword_f1"] == pytest.approx(2 * right / ((scores >= 0.6).sum() + truth.sum()))
     assert average_precisions(scores[:, :1], truth[:, :1]) == pytest.approx(expected[:1], abs=1e-6)
-    assert keyword_scores(scores[:, :0], truth[:, :0], threshold=0.5) == {"keyword_map": 0.0, "keyword_f1": 0.0}
+    assert keyword_scores(scores[:, :0], truth[:, :0], threshold=0.5) == {
+        "keyword_map": 0.0,
+        "keyword_f1": 0.0,
+    }
 
 
 def test_no_threshold_is_better_than_the_best_one():
     generator = np.random.default_rng(1)
     truth = (generator.random((80, 4)) < 0.2).astype(np.float32)
-    scores = np.round(truth * 0.3 + generator.random((80, 4)) * 0.7, 2).astype(np.float32)  # rounded: many are equal
+    scores = np.round(truth * 0.3 + generator.random((80, 4)) * 0.7, 2).astype(
+        np.float32
+    )  # rounded: many are equal
 
     def f1(threshold):
         return keyword_scores(scores, truth, threshold=threshold)["keyword_f1"]

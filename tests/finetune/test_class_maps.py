@@ -46,7 +46,9 @@ def model_url(tmp_path_factory):
     }
     save_model(str(folder / "model"), model, config)
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
     (folder / "a.png").write_bytes(buffer.getvalue())
     return folder
 
@@ -78,7 +80,9 @@ def test_integrated_gradients_of_a_linear_model_are_its_terms():
     model = Classifier(Itself(), num_classes=2)
     images = torch.randn(2, 3, 4, 5)
     terms = torch.einsum("bchw,c->bhw", images, model.head.weight[1]) / 20
-    torch.testing.assert_close(integrated_gradients(model, images, torch.tensor([1, 1])), terms.detach().abs())
+    torch.testing.assert_close(
+        integrated_gradients(model, images, torch.tensor([1, 1])), terms.detach().abs()
+    )
 
 
 def test_a_model_is_explained_with_its_classes(model_url, tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""What classification can be told: several classes an image, few labels, rare classes, mixtures, early stopping, its head."""
+"""What classification can be told: several classes an image, few labels, rare classes, mixtures,
+early stopping, its head.
+"""
 
 import dataclasses
 import json
@@ -27,12 +29,15 @@ from tests.ranks import run_on_ranks
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory):
-    """Stripes whose labels are lists: the class, `bright` for every third, and nothing at all for every seventh."""
+    """Stripes whose labels are lists: the class, `bright` for every third,
+    and nothing at all for every seventh.
+    """
     folder = tmp_path_factory.mktemp("tagged")
     for name, numbers in (("train", range(64)), ("validation", range(100, 140))):
         images, labels = zip(*(stripes(number) for number in numbers))
         lists = [
-            [] if n % 7 == 0 else [label] + ["bright"] * (n % 3 == 0) for n, label in zip(numbers, labels, strict=True)
+            [] if n % 7 == 0 else [label] + ["bright"] * (n % 3 == 0)
+            for n, label in zip(numbers, labels, strict=True)
         ]
         write_shards(folder / name, list(images), labels=lists, label=list(labels))
     return folder
@@ -50,13 +55,19 @@ def lines(out):
 def test_several_classes_an_image(world, tagged, tmp_path, capsys):
     out = tmp_path / "run"
     more = {"data.url": tagged / "train", "validation_url": tagged / "validation"}
-    more |= {"classification.label_column": "labels", "classification.balance": "weights", "training.epochs": 6}
+    more |= {
+        "classification.label_column": "labels",
+        "classification.balance": "weights",
+        "training.epochs": 6,
+    }
     more["report_images"] = 20
     result = run(world, out, **more)
     assert result["best_metric"] == "mean_average_precision" and "confusion_matrix" not in result
     truly = {row["class"]: row["images"] for row in result["per_class"]}
     kept = [n for n in range(100, 140) if n % 7]
-    assert truly["bright"] == sum(n % 3 == 0 for n in kept) and truly[NAMES[0]] == sum(n % 2 == 0 for n in kept)
+    assert truly["bright"] == sum(n % 3 == 0 for n in kept) and truly[NAMES[0]] == sum(
+        n % 2 == 0 for n in kept
+    )
     ranked = {row["class"]: row["average_precision"] for row in result["per_class"]}
     assert min(ranked[name] for name in NAMES) > 0.8
     assert np.mean(list(ranked.values())) == pytest.approx(result["metrics"]["mean_average_precision"])
@@ -67,8 +78,12 @@ def test_several_classes_an_image(world, tagged, tmp_path, capsys):
 
     model = load_model(result["model"])
     for prediction in model.predict([stripes(number)[0] for number in range(100, 110)]):
-        shown = sorted((n for n, p in prediction.scores.items() if p >= 0.5), key=lambda n: -prediction.scores[n])
-        assert prediction.labels == shown and prediction.label == max(prediction.scores, key=prediction.scores.get)
+        shown = sorted(
+            (n for n, p in prediction.scores.items() if p >= 0.5), key=lambda n: -prediction.scores[n]
+        )
+        assert prediction.labels == shown and prediction.label == max(
+            prediction.scores, key=prediction.scores.get
+        )
     command = ["evaluate", str(out / "model"), str(tagged / "validation"), "--column", "label=label"]
     assert run_command(lambda: main(command)) == 2  # one class a row is not what this model was trained on
 
@@ -146,7 +161,11 @@ def test_few_labels_rare_classes_and_mixtures_in_a_run(world, tmp_path, capsys):
 
 
 def test_the_head_may_see_the_whole_map(world, tmp_path):
-    more = {"encoder": "random", "architecture.name": "convattn_classic", "architecture.arguments": "{dim: 16}"}
+    more = {
+        "encoder": "random",
+        "architecture.name": "convattn_classic",
+        "architecture.arguments": "{dim: 16}",
+    }
     more |= {
         "classification.head": "flattened",
         "image_size": 16,
@@ -157,11 +176,18 @@ def test_the_head_may_see_the_whole_map(world, tmp_path):
     model = load_model(result["model"]).model
     assert model.head.in_features == 16 * 8 * 8
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(model.position_logits(images).mean((2, 3)), model.logits(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.position_logits(images).mean((2, 3)), model.logits(images), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_training_ends_when_patience_does_and_a_resumed_run_remembers(world, tmp_path):
-    more = {"patience": 2, "optimizer.learning_rate": 0.0, "evaluate_every_epochs": 1, "best_metric": "validation_loss"}
+    more = {
+        "patience": 2,
+        "optimizer.learning_rate": 0.0,
+        "evaluate_every_epochs": 1,
+        "best_metric": "validation_loss",
+    }
     first = run(world, tmp_path / "whole", **more)
     # nothing is learnt, so the first evaluation stays the best one
     assert first["best_metric"] == "validation_loss" and (first["best_step"], first["steps"]) == (4, 12)
@@ -174,7 +200,11 @@ def test_training_ends_when_patience_does_and_a_resumed_run_remembers(world, tmp
 
 def test_the_lowest_loss_is_the_best(world, tmp_path):
     result = run(world, tmp_path / "run", evaluate_every_epochs=1, best_metric="validation_loss")
-    losses = {line["step"]: line["validation_loss"] for line in lines(tmp_path / "run") if "validation_loss" in line}
+    losses = {
+        line["step"]: line["validation_loss"]
+        for line in lines(tmp_path / "run")
+        if "validation_loss" in line
+    }
     assert len(losses) == 8 and result["best_step"] == min(losses, key=losses.get)
 
 

@@ -1,4 +1,6 @@
-"""Detection as a user runs it: three heads on any encoder, COCO's numbers, resume, and boxes that cannot be used."""
+"""Detection as a user runs it: three heads on any encoder, COCO's numbers, resume,
+and boxes that cannot be used.
+"""
 
 import io
 import json
@@ -105,23 +107,34 @@ def finished(world, tmp_path_factory):
     return out
 
 
-# -- boxes ----------------------------------------------------------------------------------------------------------------
+# -- boxes --------------------------------------------------------------------------------------------------
 
 
 def test_boxes_that_cannot_be_used_are_counted_and_listed_and_training_goes_on(world, finished, capsys):
     result = json.loads((finished / "result.json").read_text())
     left_out = result["training_boxes_left_out"]
     assert left_out["counts"] == {"not four finite numbers": 2, "without area": 1}
-    assert any("row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"])
+    assert any(
+        "row group 0, row 1, box" in place and place.endswith("without area") for place in left_out["places"]
+    )
     assert result["boxes_outside_of_pictures_looked_at"]["counts"] == {"outside of the image": 1}
     good = sum(len(image(number)[1]["bbox"]) for number in range(40) if number not in (2, 3, 4))
-    assert result["training_boxes"] == good + 1  # that outside of its image is known once the image is opened
+    assert (
+        result["training_boxes"] == good + 1
+    )  # that outside of its image is known once the image is opened
     evaluated = result["validation_boxes_left_out"]
-    assert evaluated["counts"] == {"not four finite numbers": 2, "outside of the image": 1, "without area": 1}
+    assert evaluated["counts"] == {
+        "not four finite numbers": 2,
+        "outside of the image": 1,
+        "without area": 1,
+    }
     assert result["validation_images"] == 20
     assert run_command(lambda: main([*arguments(world, finished.parent / "other"), "--check"])) == 0
     told = capsys.readouterr().out
-    assert "training images (3 without any); left out: 2 not four finite numbers, 1 without area (first:" in told
+    assert (
+        "training images (3 without any); left out: 2 not four finite numbers, 1 without area (first:"
+        in told
+    )
 
 
 def test_a_bad_box_does_not_cost_its_neighbours(world):
@@ -129,13 +142,20 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
     column = boxes_column_of(manifest, "objects", "xywh")
     census = take_census(Shards(manifest, image_column="image", columns=["objects"]), column)
     reader = TargetReader(column, classes_of(census, census))
-    objects = {"bbox": [[1, 2, 3, 4], [NAN, 0, 1, 1], [60, 60, 30, 30], [0, 0, -5, 5]], "category": ["disc"] * 4}
+    objects = {
+        "bbox": [[1, 2, 3, 4], [NAN, 0, 1, 1], [60, 60, 30, 30], [0, 0, -5, 5]],
+        "category": ["disc"] * 4,
+    }
     as_structs = [
-        {"bbox": box, "category": name} for box, name in zip(objects["bbox"], objects["category"], strict=True)
+        {"bbox": box, "category": name}
+        for box, name in zip(objects["bbox"], objects["category"], strict=True)
     ]
     for value in (objects, as_structs):
         target, left_out = reader.read(value, width=64, height=64, location="here")
-        assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [1, 1]
+        assert target.xyxy_N4.tolist() == [[1, 2, 4, 6], [60, 60, 64, 64]] and target.classes_N.tolist() == [
+            1,
+            1,
+        ]
         assert left_out.counts == {"not four finite numbers": 1, "without area": 1}
     some = take_census(Shards(manifest.chosen(np.arange(0, 40, 4)), image_column="image"), column)
     assert some.num_rows == 10 and sum(some.boxes_of_class.values()) == sum(
@@ -151,12 +171,12 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
     [
         (None, {"detection.objects_column": "boxes"}, "no column 'boxes'"),
         (lambda n, o: {"bbox": [], "category": []}, {}, "holds no box that can be used"),
-        (lambda n, o: {"bbox": [[1.0, 1.0, 0.0, 2.0]], "category": ["disc"]}, {}, "(left out: 16 without area)"),
+        (lambda n, o: {"bbox": [[1.0, 1.0, 0.0, 2.0]], "category": ["disc"]}, {}, "(left out: 16 without " "area)"),
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the image"),
-        (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, 2, 4"),
+        (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, " "2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
         (None, {"detection.min_scale": 3}, "it is more than detection.max_scale=2"),
-        (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that can be hard"),
+        (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that " "can be hard"),
     ],
 )  # fmt: skip
 def test_one_clear_line_when_it_cannot_be(world, tmp_path, capsys, spoil, settings, words):
@@ -173,12 +193,17 @@ def test_a_class_that_training_never_shows_is_named(world, tmp_path, capsys):
         return {**objects, "category": ["star", *objects["category"][1:]]}
 
     write_images(tmp_path / "validation", range(4), change=renamed)
-    assert run_command(lambda: main(arguments(world, tmp_path / "run", validation_url=tmp_path / "validation"))) == 2
+    assert (
+        run_command(lambda: main(arguments(world, tmp_path / "run", validation_url=tmp_path / "validation")))
+        == 2
+    )
     assert "training data never shows: star; training knows bar, disc" in capsys.readouterr().err
 
 
 def write_numbered(file, names):
-    """Two rows, each with one box of a class that the file numbers as its ClassLabel says: bar, then disc."""
+    """Two rows, each with one box of a class that the file numbers as its ClassLabel says:
+    bar, then disc.
+    """
     feature = {"bbox": {}, "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"}}
     objects = [{"bbox": [[1.0, 1, 9, 9]], "category": [names.index(name)]} for name in ("bar", "disc")]
     table = pa.table({"image": [b"x", b"y"], "objects": objects})
@@ -201,13 +226,15 @@ def test_class_numbers_of_boxes_are_read_by_name(tmp_path):
     assert classes.names == ["disc", "bar", "star"]
     reader = TargetReader(census[1].column, classes)
     (rows,) = read_in_sequence(shards)
-    read = [reader.read(value, width=20, height=20)[0].classes_N.tolist() for value in rows.columns["objects"]]
+    read = [
+        reader.read(value, width=20, height=20)[0].classes_N.tolist() for value in rows.columns["objects"]
+    ]
     assert read == [[1], [0]]
     old = ClassNames((0, 1), ["bar", "disc"])  # of a model that was trained on numbers
     assert [old.ids(value["category"]).tolist() for value in rows.columns["objects"]] == [[0], [1]]
 
 
-# -- networks -------------------------------------------------------------------------------------------------------------
+# -- networks -----------------------------------------------------------------------------------------------
 
 
 def detector(encoder, head, **more):
@@ -253,7 +280,9 @@ def test_a_head_trains_every_parameter_also_beside_empty_images(head):
     found = model.eval().detect(torch.randn(2, 3, 64, 64), [(64.0, 64.0), (40.0, 64.0)])
     for one, (height, width) in zip(found, ((64, 64), (40, 64)), strict=True):
         assert len(one["boxes"]) <= 20 and (one["scores"].diff() <= 0).all()
-        assert (one["boxes"] >= 0).all() and (one["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert (one["boxes"] >= 0).all() and (
+            one["boxes"] <= torch.tensor([width, height, width, height])
+        ).all()
         assert ((one["labels"] >= 0) & (one["labels"] < 2)).all()
 
 
@@ -282,7 +311,9 @@ def test_a_pyramid_on_any_encoder(name, options, strides):
     encoder = build_encoder(name, **options)
     check_strides(strides, encoder.strides)
     maps = Pyramid(encoder, strides=strides, channels=32)(encoder(torch.randn(1, 3, 128, 128)))
-    assert [tuple(one.shape) for one in maps] == [(1, 32, 128 // stride, 128 // stride) for stride in strides]
+    assert [tuple(one.shape) for one in maps] == [
+        (1, 32, 128 // stride, 128 // stride) for stride in strides
+    ]
 
 
 def test_anchors_stand_at_the_centres_of_places():
@@ -291,7 +322,12 @@ def test_anchors_stand_at_the_centres_of_places():
     images = type("Images", (), {"image_sizes": [(32, 48)]})
     found = anchors(images, maps)[0]
     assert len(found) == 24 + 6
-    assert found[0].tolist() == [1, 2, 7, 6] and found[7].tolist() == [9, 10, 15, 14]  # second row, second place
+    assert found[0].tolist() == [1, 2, 7, 6] and found[7].tolist() == [
+        9,
+        10,
+        15,
+        14,
+    ]  # second row, second place
     assert found[24].tolist() == [-2, 3, 18, 13]
 
 
@@ -305,7 +341,9 @@ def test_strides_and_anchors_are_fitted_to_the_boxes():
     shapes = np.stack([sizes, sizes * generator.choice([0.5, 2.0], len(sizes))], axis=1)
     (small, other), (large, last) = fit_anchors(shapes, 2, 2)
     # narrow and wide ones of either size
-    for (w, h), (side, ratio) in zip((small, other, large, last), ((18, 0.5), (18, 2), (100, 0.5), (100, 2))):
+    for (w, h), (side, ratio) in zip(
+        (small, other, large, last), ((18, 0.5), (18, 2), (100, 0.5), (100, 2))
+    ):
         assert w == pytest.approx(side, rel=0.1) and h / w == pytest.approx(ratio, rel=0.1)
     assert fit_anchors(np.full((5, 2), 7.0), 2, 3) == [[[7.0, 7.0]] * 3] * 2
 
@@ -332,7 +370,7 @@ def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
     assert ((model.encoder.attention(images)[last] > 0).sum(-1) == 2).all()
 
 
-# -- numbers --------------------------------------------------------------------------------------------------------------
+# -- numbers ------------------------------------------------------------------------------------------------
 
 
 def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, capsys):
@@ -345,7 +383,9 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     write_images(tmp_path / "data", numbers)
     file = tmp_path / "numbers.json"
     assert (
-        run_command(lambda: main(["evaluate", str(finished / "model"), str(tmp_path / "data"), "--json", str(file)]))
+        run_command(
+            lambda: main(["evaluate", str(finished / "model"), str(tmp_path / "data"), "--json", str(file)])
+        )
         == 0
     )
     ours = json.loads(file.read_text())
@@ -359,13 +399,17 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     for number, (_, objects) in zip(numbers, images, strict=True):
         for box, name in zip(objects["bbox"], objects["category"], strict=True):
             annotation = {"image_id": number, "category_id": CLASSES.index(name), "bbox": box, "iscrowd": 0}
-            truth["annotations"].append({**annotation, "area": box[2] * box[3], "id": len(truth["annotations"]) + 1})
+            truth["annotations"].append(
+                {**annotation, "area": box[2] * box[3], "id": len(truth["annotations"]) + 1}
+            )
     found = []
     everything = model.predict([data for data, _ in images], score_threshold=0.0)
     for number, detections in zip(numbers, everything, strict=True):
         for (left, top, right, bottom), label, score in detections:
             box = [left, top, right - left, bottom - top]
-            found.append({"image_id": number, "category_id": CLASSES.index(label), "bbox": box, "score": score})
+            found.append(
+                {"image_id": number, "category_id": CLASSES.index(label), "bbox": box, "score": score}
+            )
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "found.json").write_text(json.dumps(found))
     coco = COCO(str(tmp_path / "truth.json"))
@@ -384,8 +428,15 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
 
 def evaluated_image(row_id, true, found, *, classes=None, scores=None):
     true, found = np.array(true, np.float32).reshape(-1, 4), np.array(found, np.float32).reshape(-1, 4)
-    labels = np.zeros(len(true), np.int64), np.zeros(len(found), np.int64) if classes is None else np.array(classes)
-    certain = np.linspace(0.9, 0.1, len(found), dtype=np.float32) if scores is None else np.array(scores, np.float32)
+    labels = (
+        np.zeros(len(true), np.int64),
+        np.zeros(len(found), np.int64) if classes is None else np.array(classes),
+    )
+    certain = (
+        np.linspace(0.9, 0.1, len(found), dtype=np.float32)
+        if scores is None
+        else np.array(scores, np.float32)
+    )
     return EvaluatedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
 
 
@@ -401,7 +452,9 @@ def test_numbers_of_cases_worked_by_hand():
     assert nothing["map"] == 0
     # a surer wrong one halves the precision; an empty image's does too
     wrong, _ = coco_scores([evaluated_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
-    empty, _ = coco_scores([evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"])
+    empty, _ = coco_scores(
+        [evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"]
+    )
     assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
 
 
@@ -415,9 +468,14 @@ def test_error_of_map_is_how_far_it_moves_over_other_sets_of_images():
             [55, 55, 90 - generator.integers(0, 20), 90],
             [0, 0, 9, 9],
         ]
-        images.append(evaluated_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2]))
+        images.append(
+            evaluated_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2])
+        )
     _, _, error = evaluated_scores(images, ["a", "b"])
-    redrawn = [coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"] for _ in range(60)]
+    redrawn = [
+        coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"]
+        for _ in range(60)
+    ]
     assert 0.7 < error / np.std(redrawn, ddof=1) < 1.4
     # images that are all alike leave nothing to chance
     assert evaluated_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
@@ -455,7 +513,7 @@ def test_two_ranks_evaluate_as_one(world, finished):
         assert evaluated[1]["validation_boxes_left_out"] == alone[1]["validation_boxes_left_out"]
 
 
-# -- runs -----------------------------------------------------------------------------------------------------------------
+# -- runs ---------------------------------------------------------------------------------------------------
 
 
 def test_predictions_are_typed_and_in_the_images_pixels(finished):
@@ -490,7 +548,9 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
         patch.setattr(recipe.TrainingBatches, "__next__", cut_off)
         assert run_command(lambda: main(arguments(world, out, **options))) == 130
     result = run(world, out, **options)
-    first, second = (safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out))
+    first, second = (
+        safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     before = json.loads((finished / "result.json").read_text())
     assert result["restarts"] == 1 and result["metrics"] == before["metrics"]

@@ -1,4 +1,6 @@
-"""Windows onto images, and boxes that follow them: what a box frames in the image it frames on the canvas."""
+"""Windows onto images, and boxes that follow them:
+what a box frames in the image it frames on the canvas.
+"""
 
 import io
 
@@ -116,7 +118,9 @@ def test_letterboxing_keeps_the_aspect_ratio_and_maps_back(size):
     height, width = image_on_canvas(geometry, 64)
     assert height / width == pytest.approx(size[1] / size[0]) and max(height, width) == pytest.approx(64)
     seen = (filling.arrays[0][0] == 255).all(0)
-    assert seen.any(1).sum() == pytest.approx(height, abs=1) and seen.any(0).sum() == pytest.approx(width, abs=1)
+    assert seen.any(1).sum() == pytest.approx(height, abs=1) and seen.any(0).sum() == pytest.approx(
+        width, abs=1
+    )
     boxes = np.array([[0, 0, *size], [size[0] * 0.3, 0, size[0] * 0.7, size[1] * 0.6]], np.float32)
     there, _ = boxes_on_canvas(boxes, geometry, 64)
     assert np.abs(boxes_in_image(there, geometry, 64) - boxes).max() < 1e-4

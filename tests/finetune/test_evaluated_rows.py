@@ -39,7 +39,8 @@ def test_classes_that_the_model_does_not_know_are_counted(model, tmp_path, capsy
     assert code == 0 and found["unknown_classes"] == {"yak": 2, "zebra": 3}
     assert found["metrics"] == pytest.approx(whole["metrics"]) and found["validation_images"] == 24
     assert (
-        "5 labels of classes that the model does not know are left out: yak (2), zebra (3)" in capsys.readouterr().out
+        "5 labels of classes that the model does not know are left out: yak (2), zebra (3)"
+        in capsys.readouterr().out
     )
     strangers = write_shards(tmp_path / "strange", more, label=["zebra"] * 5)
     assert evaluated(model, strangers, tmp_path)[0] == 2
@@ -65,7 +66,10 @@ def test_validation_rows_that_are_training_rows_are_counted(tmp_path):
     )
     found = overlap(train, validation, image_column="image")
     assert (found.num, found.num_validation, found.num_train) == (3, 13, 20)
-    assert "3 of 13 validation rows that were looked at are equal to training rows" in str(found) and found.first
+    assert (
+        "3 of 13 validation rows that were looked at are equal to training rows" in str(found)
+        and found.first
+    )
     assert overlap(validation, train, image_column="image").num == 2
     apart = load_manifest(write_shards(tmp_path / "apart", images[20:25]))
     assert overlap(train, apart, image_column="image").num == 0

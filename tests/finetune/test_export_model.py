@@ -59,7 +59,9 @@ def test_a_classifier_by_transformers_and_timm(mode, tmp_path):
     url = a_model(tmp_path, mode)
     images = torch.randn(2, 3, 32, 48)
     for form in ("huggingface", "timm"):
-        assert run_command(lambda form=form: main(["export", url, str(tmp_path / form), "--format", form])) == 0
+        assert (
+            run_command(lambda form=form: main(["export", url, str(tmp_path / form), "--format", form])) == 0
+        )
     given = by_transformers(tmp_path / "huggingface", "AutoModelForImageClassification", images, tmp_path)
     np.testing.assert_allclose(given["logits"], logits_of(url, images), atol=1e-5)
     assert given["labels"].tolist() == NAMES
@@ -77,7 +79,9 @@ def test_a_classifier_as_onnx(tmp_path):
 
     url = a_model(tmp_path, "linear", stem_stride=2, max_keys=0)
     assert run_command(lambda: main(["export", url, str(tmp_path / "out"), "--format", "onnx"])) == 0
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     images = torch.rand(3, 3, 48, 64)
     (given,) = session.run(["logits"], {"images": images.numpy()})
     np.testing.assert_allclose(given, logits_of(url, (images - 0.5) / 0.25), atol=1e-4)

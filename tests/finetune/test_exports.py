@@ -98,7 +98,9 @@ def test_a_detector_as_onnx(head, tmp_path, capsys):
     import onnxruntime
 
     out = tmp_path / "out"
-    assert run_command(lambda: main(["export", a_detector(tmp_path, head), str(out), "--format", "onnx"])) == 0
+    assert (
+        run_command(lambda: main(["export", a_detector(tmp_path, head), str(out), "--format", "onnx"])) == 0
+    )
     assert (
         "answers of onnxruntime and of Fovea to 16 drawn images of odd sizes: largest difference"
         in capsys.readouterr().out
@@ -133,7 +135,11 @@ def test_detectors_and_summarizers_for_transformers(kind, tmp_path, capsys):
         for text in ("a red cat", "một con mèo", "never seen 猫"):
             ids = [1, *predictor.tokenizer.ids(text), 2, 0]
             assert tokenizer(text)["input_ids"] == ids[1:-2]
-            assert tokenizer.decode(ids, skip_special_tokens=True).strip() == predictor.tokenizer.text(ids) == text
+            assert (
+                tokenizer.decode(ids, skip_special_tokens=True).strip()
+                == predictor.tokenizer.text(ids)
+                == text
+            )
         assert "model.generate" in card
         assert run_command(lambda: main(["export", url, str(tmp_path / "o"), "--format", "onnx"])) == 2
         assert "--format huggingface takes it" in capsys.readouterr().err
@@ -149,9 +155,14 @@ def test_the_processor_looks_where_predict_looks(tmp_path):
 
     files = hugging_face_files(exported)
     processor = json.loads(files["preprocessor_config.json"])
-    assert processor["size"] == {"shortest_edge": 37} and processor["crop_size"] == {"height": 32, "width": 32}
+    assert processor["size"] == {"shortest_edge": 37} and processor["crop_size"] == {
+        "height": 32,
+        "width": 32,
+    }
     assert processor["do_center_crop"] and processor["image_mean"] == [0.5] * 3
-    assert b"from .base import" in files["building.py"] and b"import pretrain" not in files["modeling_fovea.py"]
+    assert (
+        b"from .base import" in files["building.py"] and b"import pretrain" not in files["modeling_fovea.py"]
+    )
 
 
 @pytest.mark.slow
@@ -183,7 +194,9 @@ def test_a_classifier_on_timms_own_network_is_timms_own(tmp_path):
 
     url = a_model(tmp_path, "linear", "timm:resnet18", in_channels=3)
     files, lines = files_of(open_model(url), "timm")
-    assert any("answers of timm and of Fovea to the same pixels: largest difference" in line for line in lines)
+    assert any(
+        "answers of timm and of Fovea to the same pixels: largest difference" in line for line in lines
+    )
     out = tmp_path / "out"
     out.mkdir()
     for name, content in files.items():

@@ -28,7 +28,9 @@ EVIL = '<img src=x onerror="document.title=1">'
 
 @pytest.fixture(scope="module")
 def classifier(world, tmp_path_factory):
-    """A classifier beside the same network from random weights; its report was written when both were there."""
+    """A classifier beside the same network from random weights;
+    its report was written when both were there.
+    """
     out = tmp_path_factory.mktemp("classifier") / "<i>run & report"
     settings = {"training.epochs": 2, "compare": "[random]", "report_images": 40}
     assert run_command(lambda: main(arguments(world, out, **settings))) == 0
@@ -103,12 +105,23 @@ def test_the_report_of_a_classifier_of_several_classes(world, tmp_path):
     for name, numbers in (("train", range(32)), ("validation", range(100, 116))):
         images, labels = zip(*(stripes(number) for number in numbers), strict=True)
         write_shards(
-            tmp_path / name, list(images), label=[[label, EVIL][: 1 + n % 2] for n, label in enumerate(labels)]
+            tmp_path / name,
+            list(images),
+            label=[[label, EVIL][: 1 + n % 2] for n, label in enumerate(labels)],
         )
-    settings = {"data.url": tmp_path / "train", "validation_url": tmp_path / "validation", "report_images": 16}
-    assert run_command(lambda: main(arguments(world, tmp_path / "run", **settings, **{"training.epochs": 2}))) == 0
+    settings = {
+        "data.url": tmp_path / "train",
+        "validation_url": tmp_path / "validation",
+        "report_images": 16,
+    }
+    assert (
+        run_command(lambda: main(arguments(world, tmp_path / "run", **settings, **{"training.epochs": 2})))
+        == 0
+    )
     html = (tmp_path / "run" / "report.html").read_text()
-    assert "mean average precision of" in html and "could not be made" not in html and "<img src=x" not in html
+    assert (
+        "mean average precision of" in html and "could not be made" not in html and "<img src=x" not in html
+    )
 
 
 @pytest.mark.slow
@@ -116,7 +129,11 @@ def test_the_report_of_a_summarizer_in_a_browser(summarizer):
     seen = look(summarizer / "report.html", schemes=("dark",))
     for one in seen.values():
         assert one.console == [] and one.requests == [] and one.failed_images == [] and one.overflow <= 0
-        assert f"{EVIL} stripes {NAMES[0]}" in one.text and "lines of light" in one.text and "CIDEr-D" in one.text
+        assert (
+            f"{EVIL} stripes {NAMES[0]}" in one.text
+            and "lines of light" in one.text
+            and "CIDEr-D" in one.text
+        )
         assert "could not be made" not in one.text and "24 captions of 12 validation images" in one.text
     html = (summarizer / "report.html").read_text()
     assert html.count('class="keyword-maps"') == 12 and "<img src=x" not in html
@@ -127,7 +144,8 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
     assert_sound(seen, min_images=80)
     for one in seen.values():
         for words in (
-            "classifier report", "<i>run & report", NAMES[0], "pretrained", "random weights", "Which classes are confused",
+            "classifier "
+            "report", "<i>run & report", NAMES[0], "pretrained", "random weights", "Which classes are confused",
             "Predictions", "Where it looks", "Nearest neighbours", "Map of embeddings", "of 40 validation images",
         ):  # fmt: skip
             assert words in one.text, words
@@ -155,8 +173,12 @@ def test_one_page_joins_runs_and_says_what_is_missing(classifier, tmp_path):
     assert_sound(seen, min_images=0)
     text = seen[1400, "light"].text
     assert "1 of 3 runs did not work (first: nowhere, missing)." in text
-    assert "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text
-    (link,) = re.findall(r'href="([^"#]*report\.html)"', target.read_text())  # only one of them has a report of its own
+    assert (
+        "Classification" in text and "<i>run & report: random weights" in text and "random: this run" in text
+    )
+    (link,) = re.findall(
+        r'href="([^"#]*report\.html)"', target.read_text()
+    )  # only one of them has a report of its own
     assert (target.parent / unquote(link)).samefile(classifier / "report.html")
     without = Path(write_joined_report(outs[:2], str(tmp_path / "two.html"))).read_text()
     assert "All <b>2</b> runs are finished" in without
@@ -169,7 +191,10 @@ def test_without_model_or_data_the_numbers_stand(classifier, tmp_path):
     shutil.copytree(classifier, copy)
     shutil.rmtree(copy / "model")
     html = Path(write_report(str(copy))).read_text()
-    assert "This part could not be made: the run has no model yet" in html and "Which classes are confused" in html
+    assert (
+        "This part could not be made: the run has no model yet" in html
+        and "Which classes are confused" in html
+    )
     assert run_command(lambda: main(["report", str(tmp_path)])) == 2
 
 
@@ -225,7 +250,10 @@ def test_verdicts_of_classifiers_of_several_classes():
 
 
 def test_verdicts_of_detectors_and_of_runs_that_go_on():
-    rows = [{"class": "a", "boxes": 9, "ap50": 0.9, "ap": 0.5}, {"class": "b", "boxes": 9, "ap50": 0.1, "ap": 0.0}]
+    rows = [
+        {"class": "a", "boxes": 9, "ap50": 0.9, "ap": 0.5},
+        {"class": "b", "boxes": 9, "ap50": 0.1, "ap": 0.0},
+    ]
     run = record({"map": 0.3, "ap50": 0.5}, validation_boxes=18, validation_images=4, per_class=rows)
     said = DetectionReport().verdict(run, [])
     assert (
@@ -240,11 +268,16 @@ def test_verdicts_of_detectors_and_of_runs_that_go_on():
     said = DetectionReport().verdict(told, [other])
     assert (
         said.tone == "warn"
-        and "no difference beyond noise, +20.0 points is within what 4 images can tell (± 23.6)" in said.second
+        and "no difference beyond noise, +20.0 points is within what 4 images can tell (± 23.6)"
+        in said.second
     )
-    going = RunRecord("x", run.settings, History([{"step": 4, "loss": 2.0, "accuracy": 0.25}]), status="running")
+    going = RunRecord(
+        "x", run.settings, History([{"step": 4, "loss": 2.0, "accuracy": 0.25}]), status="running"
+    )
     said = verdict(going, ClassificationReport(), [])
-    assert "it is at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
+    assert (
+        "it is at step 4 of 10" in said.first and "accuracy on the validation data is 25.0 %" in said.second
+    )
 
 
 def test_verdicts_of_summarizers():
@@ -258,10 +291,16 @@ def test_verdicts_of_summarizers():
     )
     for other, tone, words in (
         (0.5, "good", "gains 0.3 in CIDEr-D"),
-        (0.79, "warn", "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)"),
+        (
+            0.79,
+            "warn",
+            "no difference beyond noise, +0.01 in CIDEr-D is within what 9 images can tell (± 0.02)",
+        ),
         (0.9, "warn", "did not help"),
     ):
-        said = SummarizationReport().verdict(run, [{"name": "random weights", "metrics": {"cider_d": other}}])
+        said = SummarizationReport().verdict(
+            run, [{"name": "random weights", "metrics": {"cider_d": other}}]
+        )
         assert said.tone == tone and words in said.second
 
 
@@ -269,7 +308,12 @@ def test_differences_are_worth_something_only_beyond_the_noise():
     assert worth_of_pretraining(0.5, 0.4, 0.05, num=100)[1] == "good"
     assert worth_of_pretraining(0.5, 0.47, 0.05, num=100)[1] == "warn"
     assert worth_of_pretraining(0.4, 0.5, 0.05, num=100)[0].startswith("Pretraining did not help")
-    assert [standing(value, 0.5, 0.05) for value in (0.4, 0.46, 0.54, 0.6)] == ["behind", LEVEL, LEVEL, "ahead"]
+    assert [standing(value, 0.5, 0.05) for value in (0.4, 0.46, 0.54, 0.6)] == [
+        "behind",
+        LEVEL,
+        LEVEL,
+        "ahead",
+    ]
 
 
 def test_tables_escape_names_and_show_the_worst_of_many_classes():

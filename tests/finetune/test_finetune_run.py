@@ -1,4 +1,6 @@
-"""Fine-tuning as a user runs it: a model folder that predicts, modes, resume, and numbers equal to a loop's."""
+"""Fine-tuning as a user runs it: a model folder that predicts, modes, resume,
+and numbers equal to a loop's.
+"""
 
 import io
 import json
@@ -100,10 +102,14 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
     with cut_off_after(13):
         assert run_command(lambda: main(arguments(world, out))) == 130
     assert run_command(lambda: main(arguments(world, out))) == 0
-    first, second = (safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out))
+    first, second = (
+        safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, out)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((Path(o) / "result.json").read_text()) for o in (finished, out)]
-    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["best_step"] == results[1]["best_step"]
+    assert (
+        results[0]["metrics"] == results[1]["metrics"] and results[0]["best_step"] == results[1]["best_step"]
+    )
     assert results[1]["restarts"] == 1
 
 
@@ -117,7 +123,8 @@ def test_workers_read_no_footers_and_no_labels_again(world, finished, tmp_path, 
     with local_context() as context:
         assert finetune(context, settings, parts=handed)["status"] == "finished"
     first, second = (
-        safetensors.torch.load_file(Path(o) / "model" / "model.safetensors") for o in (finished, tmp_path / "run")
+        safetensors.torch.load_file(Path(o) / "model" / "model.safetensors")
+        for o in (finished, tmp_path / "run")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -169,7 +176,10 @@ def test_evaluate_repeats_the_numbers_of_the_run(world, finished, tmp_path, caps
 
 def test_scores_equal_a_loop():
     generator = np.random.default_rng(0)
-    logits, labels = generator.normal(size=(200, 7)), generator.integers(0, 6, 200)  # the last class never occurs
+    logits, labels = (
+        generator.normal(size=(200, 7)),
+        generator.integers(0, 6, 200),
+    )  # the last class never occurs
     numbers = scores(torch.from_numpy(logits), torch.from_numpy(labels))
     predicted = logits.argmax(1)
     assert numbers["accuracy"] == pytest.approx((predicted == labels).mean())
@@ -205,7 +215,12 @@ def test_scores_equal_a_loop():
 )
 def test_layers_learn_alike_where_maps_must_move(task, encoder, given, share):
     settings = FinetuneSettings(
-        out="x", task=task, encoder=encoder, validation_url="x", data=DataSettings(url="x"), layer_decay=given
+        out="x",
+        task=task,
+        encoder=encoder,
+        validation_url="x",
+        data=DataSettings(url="x"),
+        layer_decay=given,
     )
     network = build_encoder("convattn_nano")
     assert network.num_layers == 7

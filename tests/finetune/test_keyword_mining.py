@@ -20,7 +20,10 @@ TERMS = {
     "Chinese": {"自行车", "公共汽车", "动物园", "红绿灯", "飞机", "公园"},
 }
 # no words on their own, only halves of them
-HALVES = {"Vietnamese": {"đàn", "dõi", "viện", "sĩ", "hiểm", "đạp"}, "Chinese": {"汽", "厅", "灯", "披", "萨"}}
+HALVES = {
+    "Vietnamese": {"đàn", "dõi", "viện", "sĩ", "hiểm", "đạp"},
+    "Chinese": {"汽", "厅", "灯", "披", "萨"},
+}
 
 
 def mined(texts, **limits):
@@ -73,7 +76,9 @@ def test_scenes_of_the_demo_need_no_stop_words():
     images = []
     for number, (kind, thing, ground) in enumerate(itertools.product(kinds, small, grounds * 2)):
         left, top = next(where)
-        things = [(kind, (30, 30, 60, 60)), (thing, (left, top, left + 15, top + 15))][: 1 + (number % 5 > 0)]
+        things = [(kind, (30, 30, 60, 60)), (thing, (left, top, left + 15, top + 15))][
+            : 1 + (number % 5 > 0)
+        ]
         images.append(captions_of_scene(things, ground))
     keywords, _ = mined(images, max_fraction=0.4)
     assert {"left", "right", "above", "below", "front", "to", "of", "with"}.isdisjoint(keywords)
@@ -84,7 +89,9 @@ def test_phrases_are_read_as_they_were_mined():
     texts = captions_in("Vietnamese", 400)
     keywords, phrases = mined(texts)
     reader = KeywordReader(keywords, Phrases.of_config(phrases.to_json()))
-    truth, known = reader.read({"c": ["Một người đàn ông và một xe đạp.", "xe, đạp", None]}, {"captions": "c"})
+    truth, known = reader.read(
+        {"c": ["Một người đàn ông và một xe đạp.", "xe, đạp", None]}, {"captions": "c"}
+    )
     found = [{keywords[index] for index in row.nonzero()[0]} for row in truth]
     assert (
         {"người đàn ông", "xe đạp"} <= found[0]

@@ -1,4 +1,6 @@
-"""Adapters: what learns and what is saved, a model that finds its encoder again, merging into a whole one."""
+"""Adapters: what learns and what is saved, a model that finds its encoder again,
+merging into a whole one.
+"""
 
 import json
 import shutil
@@ -66,7 +68,9 @@ def test_adapters_learn_alone_and_merge_into_the_same_network(name, arguments, s
     for a, b in zip(encoder(images), after, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     changed = {
-        key.removesuffix(".weight") for key, w in weights.items() if not torch.equal(w, encoder.state_dict()[key])
+        key.removesuffix(".weight")
+        for key, w in weights.items()
+        if not torch.equal(w, encoder.state_dict()[key])
     }
     assert changed == set(layers_to_adapt(build_encoder(name, **arguments)))
 

@@ -46,7 +46,9 @@ def encoded(pixels):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A classifier whose second class is brightness: its head is fitted to the features of bright and dark images."""
+    """A classifier whose second class is brightness:
+    its head is fitted to the features of bright and dark images.
+    """
     url = str(tmp_path_factory.mktemp("model") / "model")
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=1).eval()
@@ -58,7 +60,9 @@ def model(tmp_path_factory):
     classifier = Classification.new_model(encoder, config)
     predictor = Classification.predictor(classifier, config)
     with torch.no_grad():
-        images = [predictor.images(drawn(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)]
+        images = [
+            predictor.images(drawn(bright).transpose(2, 0, 1)[None, :, :, :48].copy()) for bright in (0, 1)
+        ]
         dark, bright = (encoder(image)[-1].mean((2, 3))[0] for image in images)
         difference = bright - dark
         direction = 8 * difference / difference.square().sum()
@@ -183,7 +187,14 @@ def test_a_video_raises_alarms_with_times_and_events(model, video, tmp_path):
         ("00:00:02.500", "00:00:02.900"),
     ]
     assert run(model, video, tmp_path / "every", "--every", 5) == 0
-    assert [record["index"] for record in lines(tmp_path / "every" / "predictions.jsonl")] == [0, 5, 10, 15, 20, 25]
+    assert [record["index"] for record in lines(tmp_path / "every" / "predictions.jsonl")] == [
+        0,
+        5,
+        10,
+        15,
+        20,
+        25,
+    ]
 
 
 def test_regions_lie_where_the_class_is(model, tmp_path):
@@ -208,7 +219,9 @@ def test_small_things_in_a_large_image_are_found_at_the_scale_of_training(model,
     assert found.heat_HW.shape == (200, 300) and found.probability > 0.5
     left, top, right, bottom = found.regions[0].box
     assert left < 232 < right and top < 116 < bottom and (right - left) * (bottom - top) < 0.25 * 200 * 300
-    dark = Localizer(load_model(model), "light", size=200).localize(encoded(np.full((200, 300, 3), 60, np.uint8)))
+    dark = Localizer(load_model(model), "light", size=200).localize(
+        encoded(np.full((200, 300, 3), 60, np.uint8))
+    )
     assert max((region.score for region in dark.regions), default=0) < 0.1 < found.regions[0].score
     (tmp_path / "a.png").write_bytes(encoded(large))
     assert run(model, tmp_path / "a.png", tmp_path / "out", "--localize", "light", "--size", 200) == 0
@@ -222,7 +235,10 @@ def test_what_cannot_be_done_is_said_in_a_line(model, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "video.mp4").write_bytes(b"no video at all")
     for arguments, words in (
-        ((photo, tmp_path / "o", "--alarm", "zebra>0.5"), "not a class of the model (known: <i>dark</i>, light)"),
+        (
+            (photo, tmp_path / "o", "--alarm", "zebra>0.5"),
+            "not a class of the model (known: <i>dark</i>, light)",
+        ),
         ((photo, tmp_path / "o", "--alarm", "light"), "write CLASS>FRACTION"),
         ((photo, tmp_path / "o", "--alarm", "light>7"), "a fraction from 0 to 1"),
         ((photo, tmp_path / "o", "--localize", "lihgt"), "did you mean 'light'"),
@@ -256,7 +272,7 @@ def test_a_video_that_was_cut_off_counts_as_far_as_it_goes(model, tmp_path):
     assert 5 < len(lines(tmp_path / "out" / "predictions.jsonl")) < 40
 
 
-# -- the pieces ---------------------------------------------------------------------------------------------------------------
+# -- the pieces ---------------------------------------------------------------------------------------------
 
 
 def frame(index, score, seconds=None, source="video"):
@@ -307,7 +323,11 @@ def test_records_and_their_schema_hold_all_but_maps(tmp_path):
     results = [
         Everything(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), [], {}, None),
         Everything(
-            np.arange(8.0).reshape(2, 4), np.array([0.5, 1]), [Word("a", np.zeros((2, 2)))], {"x": 1.0}, (1.0, 2.0)
+            np.arange(8.0).reshape(2, 4),
+            np.array([0.5, 1]),
+            [Word("a", np.zeros((2, 2)))],
+            {"x": 1.0},
+            (1.0, 2.0),
         ),
     ]
     place = {"source": "s", "index": 0, "seconds": None, "error": None}
@@ -317,7 +337,9 @@ def test_records_and_their_schema_hold_all_but_maps(tmp_path):
     first, second = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert first["boxes"] == [] and first["place"] is None
     assert second["boxes"] == [[0, 1, 2, 3], [4, 5, 6, 7]] and second["scores"] == [0.5, 1]
-    assert second["words"] == [{"text": "a"}] and second["shares"] == [("x", 1.0)] and second["place"] == [1, 2]
+    assert (
+        second["words"] == [{"text": "a"}] and second["shares"] == [("x", 1.0)] and second["place"] == [1, 2]
+    )
     assert lines(tmp_path / "predictions.jsonl")[1]["boxes"] == second["boxes"]
 
 

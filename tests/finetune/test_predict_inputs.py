@@ -1,4 +1,6 @@
-"""Inputs of `predict` that are not one upright image each: turned videos, animated images, several data sets, huge photos."""
+"""Inputs of `predict` that are not one upright image each:
+turned videos, animated images, several data sets, huge photos.
+"""
 
 import io
 import json
@@ -80,11 +82,16 @@ def test_animated_images_give_their_frames_where_asked_and_a_note_where_not(tmp_
     (photos / "moving.gif").write_bytes(animated(3))
     (photos / "still.png").write_bytes(encoded(5, size=(20, 16)))
     assert run_command(lambda: main(["predict", model, str(photos), str(tmp_path / "a")])) == 0
-    assert "1 images are animated, and only their first frame was looked at; --frames" in capsys.readouterr().out
+    assert (
+        "1 images are animated, and only their first frame was looked at; --frames"
+        in capsys.readouterr().out
+    )
     assert len(records(tmp_path / "a")) == 2
     assert run_command(lambda: main(["predict", model, str(photos), str(tmp_path / "b"), "--frames"])) == 0
     assert "images are animated" not in capsys.readouterr().out
-    found = [(one["source"].rpartition("/")[2], one["index"], one["seconds"]) for one in records(tmp_path / "b")]
+    found = [
+        (one["source"].rpartition("/")[2], one["index"], one["seconds"]) for one in records(tmp_path / "b")
+    ]
     assert sorted(found[:3]) == [("moving.gif", 0, 0.0), ("moving.gif", 1, 0.1), ("moving.gif", 2, 0.2)]
     assert len(found) == 4
 
@@ -121,7 +128,9 @@ def test_rows_of_two_data_sets_count_alike_with_and_without_workers(tmp_path):
 
     model = a_model(tmp_path, "full")
     inputs = [
-        write_shards(tmp_path / name, [encoded(number, size=(16, 16)) for number in numbers], rows_per_file=6)
+        write_shards(
+            tmp_path / name, [encoded(number, size=(16, 16)) for number in numbers], rows_per_file=6
+        )
         for name, numbers in (("one", range(10)), ("two", range(20, 27)))
     ]
     assert run_command(lambda: main(["predict", model, *inputs, str(tmp_path / "here")])) == 0
@@ -132,7 +141,9 @@ def test_rows_of_two_data_sets_count_alike_with_and_without_workers(tmp_path):
     stream = predict_shards(job, manifest, clips, machines)
     assert write_records(parser().parse_args([model, *inputs, there]), predictor, stream, [], 17) == (17, 0)
     here, spread = records(tmp_path / "here"), records(tmp_path / "there")
-    assert [(one["source"], one["index"]) for one in here] == [(one["source"], one["index"]) for one in spread]
+    assert [(one["source"], one["index"]) for one in here] == [
+        (one["source"], one["index"]) for one in spread
+    ]
     assert [one["index"] for one in here] == [*range(10), *range(7)]
 
 

@@ -38,7 +38,9 @@ def world(tmp_path_factory):
         labels.append(("dark", "light")[number % 2])
     write_shards(folder / "data", images, label=labels)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    stack = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(i)))).permute(2, 0, 1) / 255 for i in images])
+    stack = torch.stack(
+        [torch.from_numpy(np.array(Image.open(io.BytesIO(i)))).permute(2, 0, 1) / 255 for i in images]
+    )
     for _ in range(60):
         loss = model((stack.sub(0.5).div(0.25), torch.arange(24) % 2)).loss
         optimizer.zero_grad()
@@ -74,16 +76,24 @@ def test_a_table_beside_the_model(world, capsys):
     said = capsys.readouterr().out
     table = json.loads((world / "run" / "corruptions.json").read_text())
     assert table["metric"] == "accuracy" and table["clean"] == 1.0 and table["rows"] == 24
-    assert list(table["kinds"]) == list(CORRUPTIONS) and all(len(scores) == 5 for scores in table["kinds"].values())
-    assert table["mean"] == pytest.approx(statistics.mean(score for row in table["kinds"].values() for score in row))
+    assert list(table["kinds"]) == list(CORRUPTIONS) and all(
+        len(scores) == 5 for scores in table["kinds"].values()
+    )
+    assert table["mean"] == pytest.approx(
+        statistics.mean(score for row in table["kinds"].values() for score in row)
+    )
     assert table["by_strength"][0] > table["by_strength"][4] and table["by_group"]["blur"] > 0.95
     # light added to everything makes the dark ones light: half of the images are wrong then
-    assert table["kinds"]["brightness"][4] == pytest.approx(0.5, abs=0.05) and table["kinds"]["jpeg"][0] > 0.9
+    assert (
+        table["kinds"]["brightness"][4] == pytest.approx(0.5, abs=0.05) and table["kinds"]["jpeg"][0] > 0.9
+    )
     assert f"accuracy 1.0000 as they are, {table['mean']:.4f} on average over 12 corruptions" in said
     whole = json.loads((world / "all.json").read_text())
     assert whole["corruptions"]["kinds"] == table["kinds"] and whole["metrics"]["accuracy"] == 1.0
     # and in the report of the run
     (section,) = robustness_section(str(world / "run"), ClassificationReport.scores[0])
     assert section.body.count("<td>") == 13 and section.body.count('class="meter"') == 60
-    assert "Accuracy is 100.0 %" in section.lead and f"{100 * table['kinds']['jpeg'][0]:.1f} %" in section.body
+    assert (
+        "Accuracy is 100.0 %" in section.lead and f"{100 * table['kinds']['jpeg'][0]:.1f} %" in section.body
+    )
     assert robustness_section(str(world), ClassificationReport.scores[0]) == []

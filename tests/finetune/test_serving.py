@@ -176,7 +176,9 @@ def test_answers_are_the_records_of_predict(port, predicted):
         assert status == 200 and headers["x-batch-size"] == "1"
         assert_same(answer["records"][0], predicted[number])
         assert answer["records"][0]["source"] == "body"
-    status, headers, answer = ask(port, *form(("a b.jpg", photo(4)), ("no.jpg", b"no image"), ("ü.jpg", photo(5))))
+    status, headers, answer = ask(
+        port, *form(("a b.jpg", photo(4)), ("no.jpg", b"no image"), ("ü.jpg", photo(5)))
+    )
     assert status == 200 and headers["x-batch-size"] == "3"
     for index, (record, number) in enumerate(zip(answer["records"], (4, 6, 5), strict=True)):
         assert_same(record, predicted[number])
@@ -206,7 +208,9 @@ def test_answers_are_the_records_of_predict(port, predicted):
             "none of 2 images can be used: x.jpg: not an image; y.png: empty",
         ),
     ],
-    ids=lambda value: None if isinstance(value, int) else "",  # boundaries are random, names of tests must not be
+    ids=lambda value: (
+        None if isinstance(value, int) else ""
+    ),  # boundaries are random, names of tests must not be
 )
 def test_what_cannot_be_used_is_refused_in_a_line(port, body, kind, status, why):
     seen, _, answer = ask(port, body, kind)
@@ -267,7 +271,9 @@ def test_clients_must_send_the_token(served):
                 {"Authorization": f"Basic {TOKEN}"},
             ):
                 status, headers, answer = ask(port, photo(0), path=path, method=method, **sent)
-                assert status == 401 and "token" in answer["error"] and headers["www-authenticate"] == "Bearer"
+                assert (
+                    status == 401 and "token" in answer["error"] and headers["www-authenticate"] == "Bearer"
+                )
         # before a byte of the body is looked at
         assert ask(port, bytes(200_001))[0] == 401
 
@@ -283,14 +289,22 @@ def test_a_dead_replica_a_slow_one_and_a_failure_are_said_without_a_traceback(ca
     with answering(failing, timeout_seconds=0.2, max_requests=1) as port:
         assert ask(port, photo(0))[::2] == (504, {"error": "no answer within 0.2 s"})
         with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
-            slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n")
+            slow.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n"
+            )
             assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
         failing.ready = 0
-        assert ask(port, path="/health", method="GET")[::2] == (503, {"status": "no replica is ready", "replicas": 0})
+        assert ask(port, path="/health", method="GET")[::2] == (
+            503,
+            {"status": "no replica is ready", "replicas": 0},
+        )
 
 
 def test_more_requests_than_there_is_room_for_are_asked_to_come_again():
-    with answering(Failing(None), timeout_seconds=0.7, max_requests=2) as port, ThreadPoolExecutor(6) as pool:
+    with (
+        answering(Failing(None), timeout_seconds=0.7, max_requests=2) as port,
+        ThreadPoolExecutor(6) as pool,
+    ):
         statuses = sorted(pool.map(lambda _: ask(port, photo(0))[0], range(6)))
         assert statuses == [503] * 4 + [504] * 2
         assert ask(port, photo(0))[0] == 504  # there is room again
@@ -318,7 +332,10 @@ def test_openapi_says_what_is_answered(port):
     ):
         kind = answer_type(type(result))
         answer = {"records": [origin | record_of(result), {**origin, "error": "truncated"}]}
-        assert kind.model_validate_json(json.dumps(answer), strict=True).model_dump(exclude_unset=True) == answer
+        assert (
+            kind.model_validate_json(json.dumps(answer), strict=True).model_dump(exclude_unset=True)
+            == answer
+        )
         with pytest.raises(ValueError, match=r"records\.0"):
             kind.model_validate({"records": [origin | {name: {1: 1} for name in record_of(result)}]})
 
@@ -331,7 +348,9 @@ def test_the_commands_of_the_page_are_answered(port, tmp_path):
     (block,) = re.findall(r"```console\n(.*?)```", Path("finetune/README.md").read_text(), re.DOTALL)
     for words, num_records in zip(map(shlex.split, block.splitlines()), (1, 2), strict=True):
         words = [word.replace(":8000/", f":{port}/") for word in words]
-        told = subprocess.run([*words, "-s"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        told = subprocess.run(
+            [*words, "-s"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
         assert [record["error"] for record in json.loads(told)["records"]] == [None] * num_records
 
 
@@ -397,7 +416,11 @@ def test_the_token_is_given_or_made_where_others_can_reach_the_server(tmp_path, 
 def replica_processes():
     """Process ids of the replicas that this process or its children started."""
     children = psutil.Process().children(recursive=True)
-    return [child.pid for child in children if any("ServeReplica" in word for word in [child.name(), *child.cmdline()])]
+    return [
+        child.pid
+        for child in children
+        if any("ServeReplica" in word for word in [child.name(), *child.cmdline()])
+    ]
 
 
 @pytest.mark.ray
@@ -414,9 +437,13 @@ def test_replicas_answer_in_batches_and_one_that_is_killed_costs_nothing(model, 
     async def asked(running, number):
         from finetune.predicting.sources import Item
 
-        return number, await running.ask([Item("body", 0, None, photo(number)), Item("no.jpg", 1, None, b"no image")])
+        return number, await running.ask(
+            [Item("body", 0, None, photo(number)), Item("no.jpg", 1, None, b"no image")]
+        )
 
-    with replicas(Service(ServedModel(model, 1_000_000, 1), 2, batch_wait_seconds=0.05, max_batch_size=16)) as running:
+    with replicas(
+        Service(ServedModel(model, 1_000_000, 1), 2, batch_wait_seconds=0.05, max_batch_size=16)
+    ) as running:
         before, after, ready = asyncio.run(load(running, 200, 60))
     assert len(before) == 60 and len(after) == 200 and ready >= 1
     for number, (good, bad) in [*before, *after]:
@@ -430,10 +457,29 @@ def test_replicas_answer_in_batches_and_one_that_is_killed_costs_nothing(model, 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_command_serves_until_it_is_interrupted(model, predicted, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
-    words = [sys.executable, "-m", "finetune", "serve", model, "--host", "0.0.0.0", "--port", "0", "--top-k", "2"]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "serve",
+        model,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--top-k",
+        "2",
+    ]
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     told = []
     for line in process.stdout:
@@ -452,7 +498,10 @@ def test_the_command_serves_until_it_is_interrupted(model, predicted, tmp_path):
     folder = re.match(r".*/fovea-ray-[^/]+", folder)[0]
     assert os.stat(folder).st_mode & 0o777 == 0o700
     with ThreadPoolExecutor(24) as pool:
-        asked = [pool.submit(ask, port, photo(number % 6), Authorization=f"Bearer {token}") for number in range(24)]
+        asked = [
+            pool.submit(ask, port, photo(number % 6), Authorization=f"Bearer {token}")
+            for number in range(24)
+        ]
         time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         statuses = []

@@ -29,7 +29,7 @@ LANGUAGES = [
 ]
 
 
-# -- tokenizer -----------------------------------------------------------------------------------------------------------
+# -- tokenizer ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [300, 1000])
@@ -51,17 +51,21 @@ def test_text_of_any_language_survives_the_round_trip(size):
 
 
 def test_the_same_captions_give_the_same_tokenizer():
-    captions = [" ".join(words) for words in itertools.permutations(["ab", "bc", "cd", "de", "ef"])]  # many ties
+    captions = [
+        " ".join(words) for words in itertools.permutations(["ab", "bc", "cd", "de", "ef"])
+    ]  # many ties
     first, *others = (CaptionTokenizer.trained_on(captions, vocabulary_size=330).to_json() for _ in range(5))
     assert all(other == first for other in others)
 
 
-# -- search --------------------------------------------------------------------------------------------------------------
+# -- search -------------------------------------------------------------------------------------------------
 
 
 def decoder_of(*, num_tokens=6, max_tokens=5, seed=0):
     torch.manual_seed(seed)
-    decoder = SentenceDecoder(num_tokens=num_tokens, max_tokens=max_tokens, width=16, depth=2, num_heads=2).eval()
+    decoder = SentenceDecoder(
+        num_tokens=num_tokens, max_tokens=max_tokens, width=16, depth=2, num_heads=2
+    ).eval()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return decoder, torch.randn(3, 4, 16)
@@ -93,7 +97,9 @@ def test_wide_beams_find_the_best_of_all_sentences(penalty):
         scores = {}
         for length in range(5):
             sentences = list(itertools.product(words, repeat=length))
-            scores |= zip(sentences, log_probabilities(decoder, memory[image : image + 1], sentences), strict=True)
+            scores |= zip(
+                sentences, log_probabilities(decoder, memory[image : image + 1], sentences), strict=True
+            )
         best = max(scores, key=lambda s: scores[s] / length_penalty(len(s) + 1, penalty))
         assert tuple(written.ids) == best
         assert written.log_probability == pytest.approx(scores[best], abs=1e-4)
@@ -121,11 +127,13 @@ def test_one_beam_is_the_greedy_choice_and_images_do_not_mix():
 
 def test_a_higher_length_penalty_never_writes_shorter():
     decoder, memory = decoder_of(num_tokens=20, max_tokens=10, seed=7)
-    lengths = [[len(w.ids) for w in write(decoder, memory, num_beams=50, penalty=p)] for p in (0.0, 1.0, 3.0)]
+    lengths = [
+        [len(w.ids) for w in write(decoder, memory, num_beams=50, penalty=p)] for p in (0.0, 1.0, 3.0)
+    ]
     assert all(a <= b <= c for a, b, c in zip(*lengths)) and lengths[0] != lengths[2]
 
 
-# -- model ---------------------------------------------------------------------------------------------------------------
+# -- model --------------------------------------------------------------------------------------------------
 
 
 def model_and_targets(**more):
@@ -207,7 +215,7 @@ def test_without_keywords_there_is_still_a_sentence():
         model_and_targets(num_maps=9)
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
+# -- images -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
@@ -248,17 +256,27 @@ def test_the_whole_image_is_seen_stretched():
     assert filling.geometry_VB5[0, 0].tolist() == [0, 0, 1, 1, 0]
 
 
-# -- captions ------------------------------------------------------------------------------------------------------------
+# -- captions -----------------------------------------------------------------------------------------------
 
 
 def manifest_of(folder, **columns):
     num_rows = len(next(iter(columns.values())))
-    write_shards(folder, [encoded(number) for number in range(num_rows)], rows_per_file=5, rows_per_group=2, **columns)
+    write_shards(
+        folder, [encoded(number) for number in range(num_rows)], rows_per_file=5, rows_per_group=2, **columns
+    )
     return load_manifest(str(folder), columns=["image", *columns], image_column="image")
 
 
 def test_captions_are_surveyed_with_the_places_that_have_none(tmp_path):
-    captions = [["a red  cat", "un chat e\u0301veille\u0301"], None, [], ["  ", None], ["a cat"], ["a dog"], ["a dog"]]
+    captions = [
+        ["a red  cat", "un chat e\u0301veille\u0301"],
+        None,
+        [],
+        ["  ", None],
+        ["a cat"],
+        ["a dog"],
+        ["a dog"],
+    ]
     survey = Survey()
     texts = list(each_caption(manifest_of(tmp_path, captions=captions), "captions", survey))
     assert texts == ["a red cat", "un chat \u00e9veill\u00e9", "a cat", "a dog", "a dog"]

@@ -1,4 +1,6 @@
-"""Summarization as a user runs it: a model folder that predicts, in two languages, with rows that have no caption."""
+"""Summarization as a user runs it: a model folder that predicts, in two languages,
+with rows that have no caption.
+"""
 
 import io
 import json
@@ -122,7 +124,9 @@ def test_images_without_captions_are_counted_and_listed(world, finished, tmp_pat
     assert "1 of 64 training images have no caption" in capsys.readouterr().out
 
     images, _ = zip(*(image(number) for number in range(20)))
-    empty = write_shards(tmp_path / "empty", list(images), captions=pa.array([None, []] * 10, pa.list_(pa.string())))
+    empty = write_shards(
+        tmp_path / "empty", list(images), captions=pa.array([None, []] * 10, pa.list_(pa.string()))
+    )
     numbers = write_shards(tmp_path / "numbers", list(images), captions=list(range(20)))
     for url, line in ((empty, "holds no caption in any of 20 rows"), (numbers, "captions must be string")):
         assert run_command(lambda url=url: main(arguments(world, tmp_path / "y", data__url=url))) == 2
@@ -150,7 +154,9 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
         patch.setattr(recipe.TrainingBatches, "__next__", cut_off)
         assert run_command(lambda: main(arguments(world, out))) == 130
     assert run_command(lambda: main(arguments(world, out))) == 0
-    first, second = (safetensors.torch.load_file(folder / "model" / "model.safetensors") for folder in (finished, out))
+    first, second = (
+        safetensors.torch.load_file(folder / "model" / "model.safetensors") for folder in (finished, out)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     results = [json.loads((folder / "result.json").read_text()) for folder in (finished, out)]
     for name in ("metrics", "examples", "per_keyword", "best_step"):
@@ -170,9 +176,16 @@ def evaluated_by_ranks(model_url, data_url):
 @pytest.mark.slow
 def test_two_ranks_evaluate_as_one(world, finished):
     result = json.loads((finished / "result.json").read_text())
-    for metrics, details in run_on_ranks(evaluated_by_ranks, 2, str(finished / "model"), str(world / "validation")):
+    for metrics, details in run_on_ranks(
+        evaluated_by_ranks, 2, str(finished / "model"), str(world / "validation")
+    ):
         assert metrics == pytest.approx(result["metrics"], abs=1e-6)
-        for name in ("examples", "validation_images", "validation_captions", "validation_images_without_captions"):
+        for name in (
+            "examples",
+            "validation_images",
+            "validation_captions",
+            "validation_images_without_captions",
+        ):
             assert details[name] == result[name]
 
 
@@ -204,8 +217,15 @@ def test_other_modes_leave_the_encoder(world, tmp_path, mode):
 def test_keywords_from_a_column(world, tmp_path):
     images, captions = zip(*(image(number) for number in range(32)))
     tags = [[caption.split()[-1].strip(".") for caption in several[:1]] for several in captions]
-    url = write_shards(tmp_path / "tagged", list(images), captions=[several[0] for several in captions], tags=tags)
-    more = {"data.url": url, "validation_url": url, "summarization.keywords_column": "tags", "training.steps": 2}
+    url = write_shards(
+        tmp_path / "tagged", list(images), captions=[several[0] for several in captions], tags=tags
+    )
+    more = {
+        "data.url": url,
+        "validation_url": url,
+        "summarization.keywords_column": "tags",
+        "training.steps": 2,
+    }
     assert run_command(lambda: main(arguments(world, tmp_path / "run", **more))) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [row["keyword"] for row in result["per_keyword"]] == ["xanh", "đỏ"]

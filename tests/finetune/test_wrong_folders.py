@@ -16,7 +16,9 @@ from tests.pretrain.shards import encoded, write_shards
 def places(tmp_path):
     model = a_model(tmp_path, "full")
     (tmp_path / "settings.yaml").write_text("seed: 0\n")
-    save_encoder(build_encoder("convattn_nano", stem_stride=2), str(tmp_path / "e" / "encoder"), input_size=32)
+    save_encoder(
+        build_encoder("convattn_nano", stem_stride=2), str(tmp_path / "e" / "encoder"), input_size=32
+    )
     exported = tmp_path / "exported"
     exported.mkdir()
     (exported / "config.json").write_text(json.dumps({"model_type": "fovea", "auto_map": {}}))

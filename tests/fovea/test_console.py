@@ -24,7 +24,9 @@ def test_help_lists_every_command_and_imports_nothing_heavy(capsys):
     told = capsys.readouterr().out
     assert all(f"  {name}" in told for name in COMMANDS)
     heavy = "{'torch', 'ray', 'pyarrow'}"
-    code = f"import sys; from fovea.__main__ import main; main(['--help']); print({heavy} & set(sys.modules))"
+    code = (
+        f"import sys; from fovea.__main__ import main; main(['--help']); print({heavy} & set(sys.modules))"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.splitlines()[-1] == "set()"
 
@@ -64,7 +66,9 @@ def completion(tmp_path_factory):
             'source "$1"; shift; COMP_WORDS=(fovea "$@"); COMP_CWORD=$#; compopt() { :; }; '
             '_fovea; printf "%s\\n" "${COMPREPLY[@]}"'
         )
-        run = subprocess.run(["bash", "-c", asked, "bash", path, *words], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            ["bash", "-c", asked, "bash", path, *words], capture_output=True, text=True, check=True
+        )
         assert not run.stderr, run.stderr
         return run.stdout.split()
 
@@ -97,7 +101,10 @@ def zsh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zsh")
     (folder / "_fovea").write_text(script("zsh"))
     tell = "tell() { print -r -- \"<$BUFFER>\"; }; zle -N tell; bindkey '^G' tell"
-    start = f"fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {folder}/dump; {tell}; print rea''dy\n"
+    start = (
+        f"fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {folder}/dump; {tell}; print "
+        "rea''dy\n"
+    )
 
     def type_(line):
         process, terminal = pty.fork()
@@ -148,4 +155,6 @@ def test_both_shells_know_every_setting():
 
 def test_the_reference_of_settings_is_current():
     page = Path(settings_reference.PAGE)
-    assert page.read_text() == settings_reference.page(), "run: python -m fovea.settings_reference docs/settings.md"
+    assert page.read_text() == settings_reference.page(), (
+        "run: python -m fovea.settings_reference docs/settings.md"
+    )

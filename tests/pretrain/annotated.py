@@ -19,7 +19,9 @@ INVERSE = {5: 5, 6: 8, 7: 7, 8: 6}  # the turn that a turn undoes; the others un
 
 @dataclass
 class Scene:
-    """An image as it is seen: (width, height), the block (x, y, width, height), and how its file is turned."""
+    """An image as it is seen: (width, height), the block (x, y, width, height),
+    and how its file is turned.
+    """
 
     name: str
     size: tuple
@@ -51,8 +53,8 @@ class Scene:
         return buffer.getvalue()
 
     def frame(self, how):
-        """((width, height), box) as an annotation program records them: `upright`, `stored`, `doubled` (before the image was
-        scaled down) or `none` (no size)."""
+        """((width, height), box) as an annotation program records them: `upright`, `stored`, `doubled`
+        (before the image was scaled down) or `none` (no size)."""
         if how == "stored":
             return self.stored().size, block_in(self.stored())
         factor = 2 if how == "doubled" else 1
@@ -85,7 +87,14 @@ def random_scenes(random, num, *, orientations=range(1, 9), endings=(".jpg", ".J
         name = f"{random.choice(['', '_DSC', 'a [1] '])}{number:03d}{random.choice(endings)}"
         label = random.choice(["cat", "dog"])
         scenes.append(
-            Scene(name, size, block, random.choice(list(orientations)), label, (f"image {number}, with a {label}",))
+            Scene(
+                name,
+                size,
+                block,
+                random.choice(list(orientations)),
+                label,
+                (f"image {number}, with a {label}",),
+            )
         )
     return scenes
 
@@ -106,13 +115,23 @@ def coco(src, scenes, how):
     images, annotations = [], []
     for number, scene in enumerate(scenes):
         size, box = scene.frame(how)
-        images.append({"id": number, "file_name": scene.name} | ({"width": size[0], "height": size[1]} if size else {}))
+        images.append(
+            {"id": number, "file_name": scene.name} | ({"width": size[0], "height": size[1]} if size else {})
+        )
         annotations.append(
-            {"id": number, "image_id": number, "category_id": ["cat", "dog", "red"].index(scene.label), "bbox": box}
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": ["cat", "dog", "red"].index(scene.label),
+                "bbox": box,
+            }
         )
         annotations += [{"id": 0, "image_id": number, "caption": caption} for caption in scene.captions]
     categories = [{"id": number, "name": name} for number, name in enumerate(("cat", "dog", "red"))]
-    put(src / "annotations.json", json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    put(
+        src / "annotations.json",
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}),
+    )
 
 
 def voc(src, scenes, how):
@@ -199,7 +218,13 @@ def tar(src, scenes, how):
                 members.addfile(info, io.BytesIO(data))
 
 
-FRAMED = {"coco": coco, "voc": voc, "labelme": labelme, "cvat": cvat, "boxes_csv": boxes_csv}  # that record sizes
+FRAMED = {
+    "coco": coco,
+    "voc": voc,
+    "labelme": labelme,
+    "cvat": cvat,
+    "boxes_csv": boxes_csv,
+}  # that record sizes
 UPRIGHT_ONLY = {"yolo": yolo, "hf_folder": hf_folder, "hf_parquet": hf_parquet, "tar": tar}
 WRITERS = FRAMED | UPRIGHT_ONLY
 

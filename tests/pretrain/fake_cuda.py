@@ -1,7 +1,8 @@
 """CUDA tensors without a GPU: torch's fake tensors, which have a device, a shape and a dtype, but no values.
 
-What runs on them shows which tensors lie where, what is copied between host and device, and where the host would wait. Their
-backward pass needs a real device; that of tensors on torch's `meta` device runs, and shows the same waits.
+What runs on them shows which tensors lie where, what is copied between host and device, and where the host
+would wait. Their backward pass needs a real device;
+that of tensors on torch's `meta` device runs, and shows the same waits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SIZED_BY_VALUES = ("nonzero", "masked_select", "unique", "repeat_interleave.Tens
 
 
 class Watch(TorchDispatchMode):
-    """Notes while it is entered what makes the host wait, and what is copied between devices, each with its place.
+    """Notes while it is entered what makes the host wait, and what is copied between devices,
+    each with its place.
 
     Attributes:
         waits: numbers read on the host, results whose size depends on values, and copies that block.
@@ -56,7 +58,9 @@ class Watch(TorchDispatchMode):
 
     def _look(self, name: str, args: Any, kwargs: Any) -> None:
         tensors = [one for one in args if isinstance(one, Tensor)]
-        indices = [one for one in args[1] if isinstance(one, Tensor)] if "index" in name and _is_list(args) else []
+        indices = (
+            [one for one in args[1] if isinstance(one, Tensor)] if "index" in name and _is_list(args) else []
+        )
         if name.startswith(SIZED_BY_VALUES) or any(one.dtype == torch.bool for one in indices):
             self.waits[f"{name} {place()}"] += 1
         target = kwargs.get("device") if name.startswith("_to_copy") else None
@@ -68,7 +72,16 @@ class Watch(TorchDispatchMode):
         if target is not None and torch.device(target).type != tensors[0].device.type:
             copy = f"{tensors[0].device.type} to {torch.device(target).type} {place()}"
             (self.waits if blocks else self.copies)[copy] += 1
-        elif len({one.device.type for one in [*tensors, *indices] if one.ndim or one.device.type == self.device}) > 1:
+        elif (
+            len(
+                {
+                    one.device.type
+                    for one in [*tensors, *indices]
+                    if one.ndim or one.device.type == self.device
+                }
+            )
+            > 1
+        ):
             self.mixed[f"{name} {place()}"] += 1
 
     @contextlib.contextmanager
@@ -100,7 +113,9 @@ def _is_list(args: Any) -> bool:
 
 
 def place() -> str:
-    """The line of the project, or of a library of methods or optimizers, that is being run, and the project's that called."""
+    """The line of the project, or of a library of methods or optimizers, that is being run,
+    and the project's that called.
+    """
     lines = [
         f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}"
         for frame in traceback.extract_stack()
@@ -141,6 +156,8 @@ def move_to_fake(module: nn.Module) -> None:
         for tensors in (part._parameters, part._buffers):
             for name, tensor in list(tensors.items()):
                 if tensor is not None:
-                    fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CUDA)
+                    fake = torch.empty_strided(
+                        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CUDA
+                    )
                     is_parameter = isinstance(tensor, nn.Parameter)
                     tensors[name] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake

@@ -1,4 +1,6 @@
-"""Folders of features made on the spot, without a network: what is stored for an image names the number in its colour."""
+"""Folders of features made on the spot, without a network:
+what is stored for an image names the number in its colour.
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +10,13 @@ import safetensors.numpy
 
 from cluster.batch.jobs import BatchJob, Machines, parts_of, run_batch_job
 from pretrain.data.reading.decoded import DecodedRows, pixels_of, units_of
-from pretrain.data.reading.feature_layout import DESCRIPTION, FORMAT_VERSION, STATISTICS, as_column, row_groups_of
+from pretrain.data.reading.feature_layout import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    STATISTICS,
+    as_column,
+    row_groups_of,
+)
 from pretrain.data.reading.feature_statistics import write_description
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.views.random_views import CentralCrop
@@ -24,11 +32,15 @@ def features_of(number):
 
 def maps_of(number):
     """float16 [CHANNELS, CELLS, CELLS]."""
-    return (np.arange(CHANNELS * CELLS**2).reshape(CHANNELS, CELLS, CELLS) + number % 1000).astype(np.float16)
+    return (np.arange(CHANNELS * CELLS**2).reshape(CHANNELS, CELLS, CELLS) + number % 1000).astype(
+        np.float16
+    )
 
 
 def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
-    """Does to `encoded` images what embed does; rows of the numbers in `without` get no features though they can be decoded."""
+    """Does to `encoded` images what embed does; rows of the numbers in `without` get no
+    features though they can be decoded.
+    """
     urls = [urls] if isinstance(urls, str) else list(urls)
     manifest = load_manifest(urls)
 
@@ -40,7 +52,9 @@ def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
         kept = [number for number, is_good in zip(numbers, good, strict=True) if is_good]
         columns = {"features": np.array([features_of(number) for number in kept]).reshape(-1, DIM)}
         if maps:
-            columns["maps"] = np.array([maps_of(number).ravel() for number in kept]).reshape(-1, CHANNELS * CELLS**2)
+            columns["maps"] = np.array([maps_of(number).ravel() for number in kept]).reshape(
+                -1, CHANNELS * CELLS**2
+            )
         table = table.drop_columns(["pixels"])
         for position, (name, values) in enumerate(columns.items()):
             table = table.add_column(position, name, as_column(values.astype(np.float16), good))
@@ -48,7 +62,9 @@ def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
 
     job = BatchJob(
         units=units_of(manifest, rows_per_part=rows_per_part),
-        prepare=DecodedRows(manifest, "image", [], CentralCrop(SIDE), rows_per_part=rows_per_part, with_bad=True),
+        prepare=DecodedRows(
+            manifest, "image", [], CentralCrop(SIDE), rows_per_part=rows_per_part, with_bad=True
+        ),
         compute=lambda: compute,
         out=str(out),
         identity={},
@@ -69,7 +85,9 @@ def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
 
 
 def describe_features_only(folder, *, dim=6, channels=3, cells=4):
-    """What a method is built with: the description and statistics of a folder of features, without the features."""
+    """What a method is built with: the description and statistics of a folder of features,
+    without the features.
+    """
     folder = Path(folder)
     maps = {"cells": cells, "channels": channels, "explained": 1.0}
     content = {

@@ -1,7 +1,8 @@
-"""`python -m tests.pretrain.recording CONFIG ...`: `python -m pretrain`, and each worker writes down which rows it trained on.
+"""`python -m tests.pretrain.recording CONFIG ...`:
+`python -m pretrain`, and each worker writes down which rows it trained on.
 
-The records lie beside OUT, in OUT.rows. A file `seconds` there slows each step down, so that there is time to break things:
-workers of a cluster see no environment of the command's.
+The records lie beside OUT, in OUT.rows. A file `seconds` there slows each step down, so that there is time
+to break things: workers of a cluster see no environment of the command's.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ class Recorded:
     def __next__(self):  # in the place of the loader
         batch = self._loader_next(self._loader)
         rows = batch.row_ids.tolist()
-        taken = {"step": self._step, "rank": self._context.rank, "of": self._context.world_size, "rows": rows}
+        taken = {
+            "step": self._step,
+            "rank": self._context.rank,
+            "of": self._context.world_size,
+            "rows": rows,
+        }
         if "features" in batch.columns:
             taken["features"] = [zlib.crc32(features.tobytes()) for features in batch.columns["features"]]
         with open(self._file, "a") as file:
@@ -66,12 +72,16 @@ def recorded_pretrain(context, settings, **made):
 
 
 def rows_by_step(folder, what="rows"):
-    """The rows (or checksums of the `features`) of each global batch, from all attempts; attempts that differ are an error."""
+    """The rows (or checksums of the `features`) of each global batch, from all attempts;
+    attempts that differ are an error.
+    """
     pieces = {}
     for path in Path(folder).glob("*.jsonl"):
         for line in path.read_text().splitlines():
             taken = json.loads(line)
-            known = pieces.setdefault((taken["step"], taken["of"]), {}).setdefault(taken["rank"], taken[what])
+            known = pieces.setdefault((taken["step"], taken["of"]), {}).setdefault(
+                taken["rank"], taken[what]
+            )
             assert known == taken[what], taken
     batches = {}
     for (step, of), ranks in pieces.items():

@@ -1,4 +1,6 @@
-"""Pretraining runs for tests: a small command, started in a process of its own, and what two runs must have in common."""
+"""Pretraining runs for tests: a small command, started in a process of its own,
+and what two runs must have in common.
+"""
 
 import json
 import os

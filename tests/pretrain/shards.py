@@ -1,4 +1,6 @@
-"""Small data sets made on the spot: each image carries its row number in its colour, so a test sees which row came."""
+"""Small data sets made on the spot: each image carries its row number in its colour,
+so a test sees which row came.
+"""
 
 import io
 from pathlib import Path
@@ -31,14 +33,18 @@ def photo(number, *, side=48):
     rows, columns = np.mgrid[:side, :side]
     angle = generator.uniform(0, np.pi)
     wave = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * generator.uniform(0.3, 1.5))
-    pixels = 128 + 80 * wave[..., None] * generator.uniform(-1, 1, 3) + generator.normal(0, 12, (side, side, 3))
+    pixels = (
+        128 + 80 * wave[..., None] * generator.uniform(-1, 1, 3) + generator.normal(0, 12, (side, side, 3))
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
 def write_shards(folder, images, *, rows_per_group=7, rows_per_file=40, plain_binary=False, **columns):
-    """Writes encoded images (None for null) and further columns as Parquet shards; returns the folder's path as text."""
+    """Writes encoded images (None for null) and further columns as Parquet shards;
+    returns the folder's path as text.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(images), rows_per_file):
@@ -46,9 +52,13 @@ def write_shards(folder, images, *, rows_per_group=7, rows_per_file=40, plain_bi
         if plain_binary:
             array = pa.array(images[part], pa.binary())
         else:
-            array = pa.array([None if data is None else {"bytes": data, "path": ""} for data in images[part]], IMAGE)
+            array = pa.array(
+                [None if data is None else {"bytes": data, "path": ""} for data in images[part]], IMAGE
+            )
         table = pa.table({"image": array, **{name: values[part] for name, values in columns.items()}})
-        pq.write_table(table, folder / f"shard-{start // rows_per_file:05d}.parquet", row_group_size=rows_per_group)
+        pq.write_table(
+            table, folder / f"shard-{start // rows_per_file:05d}.parquet", row_group_size=rows_per_group
+        )
     return str(folder)
 
 

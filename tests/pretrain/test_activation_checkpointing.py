@@ -34,7 +34,9 @@ def trained(encoder, *, checkpointing, compiled=False, **more):
     """Losses of three steps, and the method after them."""
     name, arguments = ENCODERS[encoder]
     torch.manual_seed(0)
-    method = build_method("simclr", build_encoder(name, **arguments), {"hidden_dim": 32, "projection_dim": 16}, **more)
+    method = build_method(
+        "simclr", build_encoder(name, **arguments), {"hidden_dim": 32, "projection_dim": 16}, **more
+    )
     if compiled:
         compile_blocks(method)
     if checkpointing:
@@ -49,7 +51,9 @@ def trained(encoder, *, checkpointing, compiled=False, **more):
     losses = []
     for step in range(STEPS):
         losses.append(
-            stepper.backward([torch.randn(8, 3, SIDE, SIDE, generator=generator) for _ in range(2)], step).loss
+            stepper.backward(
+                [torch.randn(8, 3, SIDE, SIDE, generator=generator) for _ in range(2)], step
+            ).loss
         )
         stepper.move(step, unsound=torch.zeros(()))
     return losses, method
@@ -66,15 +70,22 @@ def test_losses_weights_and_statistics_are_the_same_bits(encoder):
 
 @pytest.mark.parametrize("more", [{"images_per_pass": 4}, {"exact_pieces": 2}], ids=str)
 def test_parts_of_a_batch_may_be_computed_again_too(more):
-    assert trained("layer norm", checkpointing=True, **more)[0] == trained("layer norm", checkpointing=False, **more)[0]
+    assert (
+        trained("layer norm", checkpointing=True, **more)[0]
+        == trained("layer norm", checkpointing=False, **more)[0]
+    )
 
 
 @pytest.mark.slow  # importing and starting the compiler takes seconds
 @pytest.mark.parametrize("encoder", ["layer norm", "batch norm"])
 def test_compiled_blocks_may_be_computed_again_too(encoder, monkeypatch):
-    """By the compiler's first half, which makes the graphs of the backward pass; its second writes faster kernels."""
+    """By the compiler's first half, which makes the graphs of the backward pass;
+    its second writes faster kernels.
+    """
     monkeypatch.setattr(nn.Module, "compile", _compiled_without_kernels)
-    (losses, method), (as_always, plain) = (trained(encoder, checkpointing=on, compiled=True) for on in (True, False))
+    (losses, method), (as_always, plain) = (
+        trained(encoder, checkpointing=on, compiled=True) for on in (True, False)
+    )
     assert losses == as_always
     expected = plain.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in method.state_dict().items())
@@ -85,7 +96,9 @@ def _compiled_without_kernels(module):
 
 
 # most of what this small ResNet saves is its stem's, which is no block
-@pytest.mark.parametrize(("encoder", "fraction"), [("layer norm", 0.4), ("timm's ResNet", 0.8), ("timm's ViT", 0.4)])
+@pytest.mark.parametrize(
+    ("encoder", "fraction"), [("layer norm", 0.4), ("timm's ResNet", 0.8), ("timm's ViT", 0.4)]
+)
 def test_fewer_bytes_are_saved(encoder, fraction):
     name, arguments = ENCODERS[encoder]
     module = build_encoder(name, **arguments)

@@ -1,4 +1,6 @@
-"""Boxes, captions and classes come out the same however a file lays them out; what cannot be used is BadAnnotation."""
+"""Boxes, captions and classes come out the same however a file lays them out;
+what cannot be used is BadAnnotation.
+"""
 
 import json
 from contextlib import suppress
@@ -39,7 +41,14 @@ def found(schema, name="objects", **options):
 
 
 @pytest.mark.parametrize(
-    "box", [pa.list_(F32), pa.list_(F32, 4), pa.large_list(pa.float64()), pa.list_(I64), pa.list_(pa.decimal128(9, 2))]
+    "box",
+    [
+        pa.list_(F32),
+        pa.list_(F32, 4),
+        pa.large_list(pa.float64()),
+        pa.list_(I64),
+        pa.list_(pa.decimal128(9, 2)),
+    ],
 )
 @pytest.mark.parametrize(
     "fields", [("bbox", "category"), ("bboxes", "label"), ("boxes", "categories"), ("BBox", "Class")]
@@ -48,7 +57,9 @@ def test_both_layouts_hold_the_same(box, fields):
     of_lists, of_structs = columns("objects", box, STRING, fields=fields)
     boxes, classes = [[1, 2, 3, 4], [5, 6, 7, 8]], ["cat", "dog"]
     rows = pa.array([dict(zip(fields, (boxes, classes))), None], of_lists.field(0).type)
-    others = pa.array([[dict(zip(fields, pair)) for pair in zip(boxes, classes)], None], of_structs.field(0).type)
+    others = pa.array(
+        [[dict(zip(fields, pair)) for pair in zip(boxes, classes)], None], of_structs.field(0).type
+    )
     for schema, array in ((of_lists, rows), (of_structs, others)):
         column = found(schema)
         full, empty = (read_boxes(value, column) for value in values_of(array))
@@ -62,22 +73,32 @@ def test_both_layouts_hold_the_same(box, fields):
 def test_columns_are_found_without_a_name():
     boxes = pa.struct([("bboxes", pa.list_(pa.list_(F32))), ("labels", pa.list_(STRING))])
     others = [("image", pa.binary()), ("label", I64), ("text", STRING), ("pairs", pa.list_(pa.list_(F32)))]
-    assert find_boxes_column(pa.schema([*others, ("annotations", boxes), ("later", boxes)])).column == "annotations"
+    assert (
+        find_boxes_column(pa.schema([*others, ("annotations", boxes), ("later", boxes)])).column
+        == "annotations"
+    )
     assert find_boxes_column(pa.schema([("annotations", boxes), ("objects", boxes)])).column == "objects"
     assert find_captions_column(pa.schema([*others, ("caption", STRING)])).column == "caption"
-    assert find_captions_column(pa.schema([("caption", STRING), ("captions", pa.list_(STRING))])).column == "captions"
+    assert (
+        find_captions_column(pa.schema([("caption", STRING), ("captions", pa.list_(STRING))])).column
+        == "captions"
+    )
     with pytest.raises(
         UserError, match=r"the data has no column with boxes \(columns there: image, label, text, pairs"
     ):
         find_boxes_column(pa.schema(others))
     with pytest.raises(UserError, match=r"a.parquet: column 'objects' is int64; objects must be struct<"):
         find_boxes_column(pa.schema([("objects", I64), ("annotations", boxes)]), url="a.parquet")
-    with pytest.raises(UserError, match=r"the data has no column 'captions'; did you mean 'capt'\? \(columns there: "):
+    with pytest.raises(
+        UserError, match=r"the data has no column 'captions'; did you mean 'capt'\? \(columns there: "
+    ):
         find_captions_column(pa.schema([*others, ("capt", STRING)]))
 
 
 def test_objects_without_classes_or_without_boxes():
-    column = found(pa.schema([("objects", pa.struct([("bbox", pa.list_(pa.list_(F32))), ("area", pa.list_(F32))]))]))
+    column = found(
+        pa.schema([("objects", pa.struct([("bbox", pa.list_(pa.list_(F32))), ("area", pa.list_(F32))]))])
+    )
     assert column.class_field is None
     assert read_boxes({"bbox": [[0, 0, 1, 1]], "area": [1]}, column).classes == [None]
     for value in ({"bbox": [], "area": []}, {"bbox": None, "area": None}, {}):
@@ -93,7 +114,10 @@ def test_what_boxes_may_not_hold():
         ({"bbox": [[0, 0, 1, 1], [0, 0, 1]], "category": [1, 2]}, r"bbox\[1\] is not four finite numbers"),
         ({"bbox": [[0, 0, 1, 1], None], "category": [1, 2]}, r"bbox\[1\] is not four finite numbers"),
         ({"bbox": [[0, 0, None, 1]], "category": [1]}, r"bbox\[0\] is not four finite numbers"),
-        ({"bbox": [[0, 0, 1, 1], [0, 0, float("nan"), 1]], "category": [1, 2]}, r"bbox\[1\] is not four finite"),
+        (
+            {"bbox": [[0, 0, 1, 1], [0, 0, float("nan"), 1]], "category": [1, 2]},
+            r"bbox\[1\] is not four finite",
+        ),
         ({"bbox": [[0, 1e39, 1, 1]], "category": [1]}, r"bbox\[0\] is not four finite"),
         ({"bbox": [[1e308, 0, 1e308, 1]], "category": [1]}, r"bbox\[0\] is not four finite"),
         ({"bbox": [[0, 0, 1, 1]], "category": [None]}, r"category\[0\] is null"),
@@ -105,12 +129,17 @@ def test_what_boxes_may_not_hold():
         with pytest.raises(BadAnnotation, match=reason):
             read_boxes(value, column)
     with pytest.raises(BadAnnotation, match=r"objects\[1\] is null"):
-        read_boxes([{"bbox": [0, 0, 1, 1], "category": 1}, None], found(columns("objects", pa.list_(F32), I64)[1]))
+        read_boxes(
+            [{"bbox": [0, 0, 1, 1], "category": 1}, None], found(columns("objects", pa.list_(F32), I64)[1])
+        )
 
 
 def test_boxes_against_an_image():
     boxes = Boxes(
-        np.array([[0, 0, 20, 10], [-0.5, 0, 20.5, 10], [-2, 0, 5, 5], [0, 0, 5, 12], [3, 3, 3, 9]], np.float32), [1] * 5
+        np.array(
+            [[0, 0, 20, 10], [-0.5, 0, 20.5, 10], [-2, 0, 5, 5], [0, 0, 5, 12], [3, 3, 3, 9]], np.float32
+        ),
+        [1] * 5,
     )
     assert boxes.outside(20, 10).tolist() == [False, False, True, True, False]
     assert boxes.outside(20, 10, tolerance=0).tolist() == [False, True, True, True, False]
@@ -120,9 +149,17 @@ def test_boxes_against_an_image():
 
 
 def test_captions():
-    assert read_captions(None) == read_captions("") == read_captions(" \n") == read_captions([None, " "]) == []
+    assert (
+        read_captions(None) == read_captions("") == read_captions(" \n") == read_captions([None, " "]) == []
+    )
     assert read_captions(" a cat\n") == ["a cat"]
-    for kind in (STRING, pa.large_string(), pa.string_view(), pa.list_(STRING), pa.dictionary(pa.int8(), STRING)):
+    for kind in (
+        STRING,
+        pa.large_string(),
+        pa.string_view(),
+        pa.list_(STRING),
+        pa.dictionary(pa.int8(), STRING),
+    ):
         assert find_captions_column(pa.schema([("caption", kind)])).column == "caption"
     assert read_captions(["a cat", None, "", "cafe\u0301"]) == ["a cat", "caf\u00e9"]
     for value in (b"", 3, ["a", 3]):
@@ -142,17 +179,33 @@ def test_classes_and_their_names():
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     schema = pa.schema([("label", I64), ("new", pa.list_(I64))]).with_metadata(metadata)
-    for path in (["label"], ["old"], ["new"], ["objects", "category"], ["older", "category"], ["oldest", "category"]):
+    for path in (
+        ["label"],
+        ["old"],
+        ["new"],
+        ["objects", "category"],
+        ["older", "category"],
+        ["oldest", "category"],
+    ):
         assert names_at(schema, *path) == ("cat", "dog")
     for path in (["objects"], ["objects", "bbox"], ["objects", "nothing"], ["nothing"], ["label", "names"]):
         assert names_at(schema, *path) is None
     single, several = (find_class_column(schema, name, "a.parquet") for name in ("label", "new"))
     assert (single.is_list, several.is_list) == (False, True)
     assert (
-        read_classes(1, single) == [1] and read_classes([0, 1], several) == [0, 1] and read_classes(None, several) == []
+        read_classes(1, single) == [1]
+        and read_classes([0, 1], several) == [0, 1]
+        and read_classes(None, several) == []
     )
     names = names_in(schema, "label")
-    assert [named(value, names) for value in (0, 1, 2, -1, "x", [1, 0])] == ["cat", "dog", 2, None, "x", ["dog", "cat"]]
+    assert [named(value, names) for value in (0, 1, 2, -1, "x", [1, 0])] == [
+        "cat",
+        "dog",
+        2,
+        None,
+        "x",
+        ["dog", "cat"],
+    ]
     objects = {"bbox": [[1, 2, 3, 4]], "category": [1]}
     assert named(objects, names_in(schema, "objects")) == objects | {"category": ["dog"]}
     assert named([{"category": 0}], names_in(schema, "older")) == [{"category": "cat"}]
@@ -181,7 +234,10 @@ def test_columns_that_do_not_suit():
             find(schema, name, "a.parquet")
     for struct, words in [
         (pa.struct([("polygon", I64)]), r"no field for boxes \(fields there: polygon; known: bbox, "),
-        (pa.struct([("bbox", pa.list_(F32))]), r"objects.bbox is list<item: float>; boxes must be list<list<float>>"),
+        (
+            pa.struct([("bbox", pa.list_(F32))]),
+            r"objects.bbox is list<item: float>; boxes must be list<list<float>>",
+        ),
         (pa.struct([("bbox", pa.list_(pa.list_(STRING)))]), "four numbers a box"),
         (
             pa.struct([("bbox", pa.list_(pa.list_(F32))), ("category", I64)]),
@@ -223,11 +279,18 @@ def tables(draw):
     else:
         numbers = st.integers(0, 127)
     classes = st.text(max_size=3) if kind in (STRING, pa.large_string()) else st.integers(0, 127)
-    box = st.none() | st.lists(st.none() | numbers, min_size=3, max_size=5) | st.lists(numbers, min_size=4, max_size=4)
+    box = (
+        st.none()
+        | st.lists(st.none() | numbers, min_size=3, max_size=5)
+        | st.lists(numbers, min_size=4, max_size=4)
+    )
     a_class = st.none() | classes
     pairs = st.fixed_dictionaries({"bbox": box, "category": a_class})
     struct = st.fixed_dictionaries(
-        {"bbox": st.none() | st.lists(box, max_size=4), "category": st.none() | st.lists(a_class, max_size=4)}
+        {
+            "bbox": st.none() | st.lists(box, max_size=4),
+            "category": st.none() | st.lists(a_class, max_size=4),
+        }
     )
     schema = draw(st.sampled_from(columns("objects", pa.list_(number), kind)))
     rows = struct if pa.types.is_struct(schema.field(0).type) else st.lists(st.none() | pairs, max_size=4)
@@ -247,7 +310,9 @@ def test_any_values_give_boxes_or_bad_annotation(table):
                 assert 0 < len(str(error)) < 200
                 continue
             assert boxes.xyxy_N4.shape == (len(boxes.classes), 4) and boxes.xyxy_N4.dtype == np.float32
-            assert np.isfinite(boxes.xyxy_N4).all() and all(isinstance(name, int | str) for name in boxes.classes)
+            assert np.isfinite(boxes.xyxy_N4).all() and all(
+                isinstance(name, int | str) for name in boxes.classes
+            )
 
 
 ANYTHING = st.recursive(
@@ -258,7 +323,9 @@ ANYTHING = st.recursive(
     | st.text(max_size=4)
     | st.binary(max_size=4)
     | st.decimals(),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["bbox", "category", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["bbox", "category", "x"]), inner)
+    ),
     max_leaves=20,
 )
 

@@ -1,4 +1,6 @@
-"""Attention as maps: equal to what the fused kernel used, distributions over the image, and rollout against a loop."""
+"""Attention as maps: equal to what the fused kernel used, distributions over the image,
+and rollout against a loop.
+"""
 
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ def recorded(encoder, images):
         return lambda layer, inputs, options, output: calls.update({name: (layer, inputs, options, output)})
 
     hooks = [
-        layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in encoder.attention_layers().items()
+        layer.register_forward_hook(hook(name), with_kwargs=True)
+        for name, layer in encoder.attention_layers().items()
     ]
     with torch.no_grad():
         encoder(images)
@@ -159,5 +162,9 @@ def test_the_overlay_is_hottest_where_the_heat_is():
     shown = overlay(pixels, heat)
     brightest = np.unravel_index(shown.astype(int).sum(2).argmax(), (40, 60))
     assert shown.dtype == np.uint8 and 10 <= brightest[0] < 20 and 40 <= brightest[1] < 50
-    assert np.array_equal(overlay(pixels, np.ones((3, 3))), overlay(pixels, np.zeros((1, 1))))  # no preference, no heat
-    assert heat_colours(np.array([[-1.0, np.nan, 2.0]])).tolist() == [[[0, 0, 4], [0, 0, 4], [252, 255, 164]]]
+    assert np.array_equal(
+        overlay(pixels, np.ones((3, 3))), overlay(pixels, np.zeros((1, 1)))
+    )  # no preference, no heat
+    assert heat_colours(np.array([[-1.0, np.nan, 2.0]])).tolist() == [
+        [[0, 0, 4], [0, 0, 4], [252, 255, 164]]
+    ]

@@ -63,7 +63,9 @@ def by_torchvision(image, colours, index, spec):
     steps = [
         lambda x: tv.solarize(x, 0.5) if colours.solarized[index] else x,
         lambda x: (
-            augment.gaussian_blur(x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), max_sigma=2.0)[0]
+            augment.gaussian_blur(
+                x[None], torch.full((1, 1, 1, 1), float(colours.sigma[index])), max_sigma=2.0
+            )[0]
             if colours.blurred[index]
             else x
         ),
@@ -78,7 +80,9 @@ def by_torchvision(image, colours, index, spec):
 def test_a_batch_equals_its_samples_one_by_one_in_their_own_order(where, solarize_first):
     spec = ViewSpec(size=24, solarize=0.3, solarize_first=solarize_first)
     rows = np.arange(200) * 1000 + 5
-    images = torch.randint(0, 256, (200, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (200, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     colours = draw_colours(spec, seed=1, passes=np.full(len(rows), 2), row_ids=rows, view=1)
     parameters = colours.rows(spec)
     if where == "device":
@@ -99,7 +103,9 @@ def test_a_batch_equals_its_samples_one_by_one_in_their_own_order(where, solariz
 def test_one_channel_and_many_have_brightness_contrast_and_blur():
     images = torch.rand(4, 5, 16, 16, generator=torch.Generator().manual_seed(0))
     rows = np.arange(4)
-    colours = draw_colours(ViewSpec(size=16, jitter=1.0, blur=1.0), seed=0, passes=rows * 0, row_ids=rows, view=0)
+    colours = draw_colours(
+        ViewSpec(size=16, jitter=1.0, blur=1.0), seed=0, passes=rows * 0, row_ids=rows, view=0
+    )
     parameters = torch.from_numpy(colours.rows(ViewSpec(size=16)))
     whole = apply_colours(images, parameters)
     # each channel on its own gives the same: nothing mixes bands that have nothing to do with each other
@@ -125,7 +131,9 @@ def png(pixels):
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "weak"])
 def test_views_are_a_function_of_seed_epoch_row_and_view(recipe):
-    more = {"swav": {"local_size": 16}, "dino": {"local_size": 16}, "distill": {"num_views": 2}}.get(recipe, {})
+    more = {"swav": {"local_size": 16}, "dino": {"local_size": 16}, "distill": {"num_views": 2}}.get(
+        recipe, {}
+    )
     specs = RECIPES[recipe](32, **more)
     rows, images = np.array([3, 1, 4, 15, 9, 2]), [png(noise(60, 50, seed)) for seed in range(6)]
 
@@ -160,7 +168,11 @@ def test_host_and_device_make_the_same_views():
 
 def test_parameters_are_distributed_as_lightly_draws_them():
     colours = draw_colours(
-        simclr_views(64)[0], seed=0, passes=np.zeros(20_000, dtype=np.int64), row_ids=np.arange(20_000), view=0
+        simclr_views(64)[0],
+        seed=0,
+        passes=np.zeros(20_000, dtype=np.int64),
+        row_ids=np.arange(20_000),
+        view=0,
     )
     for draws, low, high in [
         (colours.brightness, 0.2, 1.8),
@@ -191,7 +203,9 @@ def test_crops_are_distributed_as_torchvision_draws_them():
 
     torch.manual_seed(0)
     image, spec = torch.zeros(3, 300, 400), ViewSpec(size=64)
-    theirs = np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
+    )
     rows = np.arange(4000)
     draws = draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4
     ours = np.concatenate([find_boxes([spec], crops, width=400, height=300) for crops in draws])
@@ -212,14 +226,24 @@ def test_boxes_of_extreme_images_fit(width, height):
     for crops in draw_views([spec], seed=0, passes=rows * 0, row_ids=rows).crops_BVA4:
         left, top, right, bottom = corners(find_boxes([spec], crops, width=width, height=height))[0]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, fraction=0.875)]))[0]
+    left, top, right, bottom = corners(np.array([central_box(width=width, height=height, fraction=0.875)]))[
+        0
+    ]
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
 @pytest.mark.parametrize("cubic", [False, True])
 @pytest.mark.parametrize("size", [224, 64, 7])
 @pytest.mark.parametrize(
-    "box", [(10, 20, 280, 300), (0, 0, 400, 500), (5.5, 3.25, 50, 40), (390, 490, 10, 10), (0, 0, 1, 1), (0, 0, 400, 3)]
+    "box",
+    [
+        (10, 20, 280, 300),
+        (0, 0, 400, 500),
+        (5.5, 3.25, 50, 40),
+        (390, 490, 10, 10),
+        (0, 0, 1, 1),
+        (0, 0, 400, 3),
+    ],
 )
 def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
     """Also where a crop shrinks by fifty: every pixel counts, so there is no aliasing."""
@@ -227,13 +251,16 @@ def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
     left, top, width, height = box
     corners = (left, top, left + width, top + height)
     filtering = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
-    wanted = np.asarray(Image.fromarray(pixels).resize((size, size), filtering, box=corners)).transpose(2, 0, 1)
+    wanted = np.asarray(Image.fromarray(pixels).resize((size, size), filtering, box=corners)).transpose(
+        2, 0, 1
+    )
     four = np.concatenate([pixels, pixels[:, :, :1]], axis=2)[None]
     for flipped in (False, True):
         made = np.empty((3, size, size), np.uint8)
         write_crop(four, box, made, flipped=flipped, cubic=cubic)
         difference = np.abs(made.astype(int) - (wanted[:, :, ::-1] if flipped else wanted))
-        # of noise, a cubic filter leaves [0, 255], and is cut off after its first axis, which is another one in Pillow
+        # of noise, a cubic filter leaves [0, 255], and is cut off after its first axis, which is another one
+        # in Pillow
         assert difference.max() <= (24 if cubic else 3) and difference.mean() < (0.8 if cubic else 0.5)
 
 
@@ -241,7 +268,9 @@ def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
 @pytest.mark.parametrize("box", [(10, 20, 280, 300), (0, 0, 400, 500), (5.5, 3.25, 150, 140)])
 def test_cubic_crops_of_images_are_near_pillows(box, size):
     x, y = np.meshgrid(np.arange(400), np.arange(500))
-    pixels = np.stack([127 + 120 * np.sin(x / 9), 127 + 120 * np.cos((x + y) / 14), (x * y) % 256 // 64 * 80], axis=2)
+    pixels = np.stack(
+        [127 + 120 * np.sin(x / 9), 127 + 120 * np.cos((x + y) / 14), (x * y) % 256 // 64 * 80], axis=2
+    )
     pixels = np.asarray(Image.fromarray(pixels.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1)))
     left, top, width, height = box
     corners = (left, top, left + width, top + height)

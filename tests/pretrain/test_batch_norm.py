@@ -1,4 +1,6 @@
-"""Batch norm over the global batch: equal to one process, one class on every device, and no break for the compiler."""
+"""Batch norm over the global batch: equal to one process, one class on every device,
+and no break for the compiler.
+"""
 
 import numpy as np
 import pytest
@@ -51,7 +53,9 @@ def test_two_ranks_equal_one_process(kind):
         assert arrays.keys() == whole.keys()
         for name, value in arrays.items():
             np.testing.assert_allclose(value, whole[name], rtol=1e-9, atol=1e-12, err_msg=name)
-    np.testing.assert_allclose(np.concatenate([part for *_, part in ranks]), input_gradient, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        np.concatenate([part for *_, part in ranks]), input_gradient, rtol=1e-9, atol=1e-12
+    )
 
 
 def kind_and_dtype():

@@ -35,12 +35,22 @@ def printed(report):
 
 
 def test_counts_sizes_and_formats(tmp_path):
-    images = [encoded(0, size=(10, 8)), encoded(1, size=(30, 20), form="JPEG"), encoded(2, size=(20, 40))] * 5
-    url = write_shards(tmp_path / "data", images, rows_per_group=4, rows_per_file=10, label=["cat", "[dog]", "cat"] * 5)
+    images = [
+        encoded(0, size=(10, 8)),
+        encoded(1, size=(30, 20), form="JPEG"),
+        encoded(2, size=(20, 40)),
+    ] * 5
+    url = write_shards(
+        tmp_path / "data", images, rows_per_group=4, rows_per_file=10, label=["cat", "[dog]", "cat"] * 5
+    )
     report = check(url, max_rows=None)
     assert json.loads(json.dumps(report)) == report
     assert (report["files"], report["rows"], report["decoded"], report["bad"]) == (2, 15, 15, 0)
-    assert report["row_groups"]["count"] == 5 and report["row_groups"]["rows"] == {"min": 1, "median": 4, "max": 4}
+    assert report["row_groups"]["count"] == 5 and report["row_groups"]["rows"] == {
+        "min": 1,
+        "median": 4,
+        "max": 4,
+    }
     assert report["formats"] == {"PNG": 10, "JPEG": 5}
     assert report["width"] == {"min": 10, "median": 20, "max": 30}
     assert report["height"] == {"min": 8, "median": 20, "max": 40}
@@ -53,9 +63,12 @@ def test_counts_sizes_and_formats(tmp_path):
 def test_bad_rows_are_told_with_their_place(tmp_path):
     images = [encoded(index) for index in range(40)]
     images[6], images[13], images[29] = None, b"<html>", photo(0)[:-300]
-    report = check(write_shards(tmp_path / "data", images, rows_per_group=7, rows_per_file=20), max_rows=None)
+    report = check(
+        write_shards(tmp_path / "data", images, rows_per_group=7, rows_per_file=20), max_rows=None
+    )
     places = [
-        (row["file"].rsplit("/", 1)[1], row["row_group"], row["row"], row["reason"]) for row in report["bad_rows"]
+        (row["file"].rsplit("/", 1)[1], row["row_group"], row["row"], row["reason"])
+        for row in report["bad_rows"]
     ]
     assert places == [
         ("shard-00000.parquet", 0, 6, "null"),
@@ -85,7 +98,9 @@ def test_the_sample_is_spread_evenly(tmp_path):
 
 def test_labels_by_their_class_names(tmp_path):
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    schema = schema_of(label=pa.int64()).with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    schema = schema_of(label=pa.int64()).with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     rows = [{"image": {"bytes": encoded(1), "path": ""}, "label": label} for label in (1, 1, 0, None)]
     pack(rows, str(tmp_path / "data"), schema)
     labels = check(str(tmp_path / "data"))["labels"]["label"]
@@ -94,7 +109,8 @@ def test_labels_by_their_class_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.int8()), pa.list_(pa.string(), 2)]
+    "kind",
+    [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.int8()), pa.list_(pa.string(), 2)],
 )
 def test_lists_of_classes(tmp_path, kind):
     one, two = (1, 2) if kind.value_type == pa.int8() else ("1", "2")
@@ -109,7 +125,9 @@ def test_lists_of_classes(tmp_path, kind):
 
 def test_labels_kept_as_a_dictionary(tmp_path):
     label = pa.array(["dog", "cat", "dog"]).dictionary_encode()
-    pq.write_table(pa.table({"image": [encoded(n) for n in range(3)], "label": label}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"image": [encoded(n) for n in range(3)], "label": label}), tmp_path / "a.parquet"
+    )
     assert check(str(tmp_path))["labels"]["label"]["counts"] == {"dog": 2, "cat": 1}
     manifest = load_manifest(str(tmp_path))
     assert read_class_names_of(manifest, manifest, "label").names == ["cat", "dog"]
@@ -126,7 +144,9 @@ def test_row_groups_too_large_to_shuffle(tmp_path):
     report = check(str(tmp_path), "pixels", 3)
     assert not report["row_groups"]["suits_shuffling"]
     assert "row groups of up to 5001 rows" in printed(report) and "row_group_size=64" in printed(report)
-    pq.write_table(pa.table({"pixels": [encoded(0, size=(1, 1))] * 5001}), tmp_path / "a.parquet", row_group_size=64)
+    pq.write_table(
+        pa.table({"pixels": [encoded(0, size=(1, 1))] * 5001}), tmp_path / "a.parquet", row_group_size=64
+    )
     assert check(str(tmp_path), "pixels", 3)["row_groups"]["suits_shuffling"]
 
 
@@ -144,7 +164,9 @@ OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa
 
 
 def annotated(folder):
-    """Six images of 20 x 10 pixels, of which three are equal and one is bad, with annotations of every kind."""
+    """Six images of 20 x 10 pixels, of which three are equal and one is bad,
+    with annotations of every kind.
+    """
     images = [encoded(number, size=(20, 10)) for number in (1, 2, 1, 3, 1)] + [b"not an image"]
     objects = [
         {"bbox": [[0, 0, 20, 10], [5, 5, 3, 3]], "category": ["cat", "dog"]},
@@ -170,7 +192,13 @@ def test_annotations_with_known_counts(tmp_path):
     report = check(annotated(tmp_path / "data"), max_rows=None)
     assert json.loads(json.dumps(report)) == report
     assert report["labels"] == {
-        "labels": {"is_list": True, "classes": 2, "values": 5, "rows_without": 2, "counts": {"red": 3, "big": 2}}
+        "labels": {
+            "is_list": True,
+            "classes": 2,
+            "values": 5,
+            "rows_without": 2,
+            "counts": {"red": 3, "big": 2},
+        }
     }
     captions = {"column": "captions", "captions": 4, "rows_with": 3, "rows_without": 3, "empty": 2}
     assert report["captions"] == {**captions, "mean_characters": 5.75, "mean_words": 1.75}
@@ -180,9 +208,14 @@ def test_annotations_with_known_counts(tmp_path):
     assert report["bad"] == 1 and report["bad_annotations"] == 1
     (bad,) = report["bad_annotation_rows"]
     assert (bad["row_group"], bad["row"], bad["column"]) == (0, 0, "objects")
-    assert bad["file"].endswith("shard-00001.parquet") and bad["reason"] == "bbox[1] is not four finite numbers"
+    assert (
+        bad["file"].endswith("shard-00001.parquet") and bad["reason"] == "bbox[1] is not four finite numbers"
+    )
     text = printed(report)
-    assert "6 boxes: dog 4, cat 2; up to 3 a row, 2 rows without; 2 reach beyond the image, 1 without area" in text
+    assert (
+        "6 boxes: dog 4, cat 2; up to 3 a row, 2 rows without; 2 reach beyond the image, 1 without area"
+        in text
+    )
     assert "4 captions of 6 characters (1.8 words) on average; 3 rows with, 3 without; 2 empty" in text
     assert "2: red 3, big 2; 5 in all, 2 rows without" in text
     assert "warning: 1 annotations cannot be used" in text
@@ -219,11 +252,15 @@ def test_columns_that_are_asked_for(tmp_path):
         "column 'objects' is string",
         "column 'captions' is int64",
     ]
-    assert "note: not looked at: " in printed(report) and "classes must be text or whole numbers" in printed(report)
+    assert "note: not looked at: " in printed(report) and "classes must be text or whole numbers" in printed(
+        report
+    )
 
 
 def test_boxes_are_found_whatever_their_column_is_called(tmp_path):
-    url = write_shards(tmp_path, [encoded(0)], annotations=[[{"bbox": [1, 2, 3, 4], "category_id": 7}]], other=["x"])
+    url = write_shards(
+        tmp_path, [encoded(0)], annotations=[[{"bbox": [1, 2, 3, 4], "category_id": 7}]], other=["x"]
+    )
     boxes = check(url)["boxes"]
     assert (boxes["column"], boxes["boxes"], boxes["classes"]) == ("annotations", 1, {"7": 1})
 
@@ -243,7 +280,9 @@ def test_types_that_arrow_cannot_select_from(tmp_path):
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(table=tables())
 def test_whatever_objects_hold_the_report_is_made(tmp_path, table):
@@ -302,8 +341,12 @@ def test_text_that_is_not_utf8(tmp_path):
 def test_contact_sheet(tmp_path):
     red = (255 << 16) + 1
     images = [encoded(red, size=(100, 50)) for _ in range(99)] + [b"rubbish"]
-    objects = [{"bbox": [[-50, 10, 100, 30], [-1e9, -1e9, 2e9, 2e9]], "category": ["caf\u00e9", "\u732b"]}] * 100
-    url = write_shards(tmp_path / "data", images, objects=objects, label=[f"\u732b \x1b {n}" * 30 for n in range(100)])
+    objects = [
+        {"bbox": [[-50, 10, 100, 30], [-1e9, -1e9, 2e9, 2e9]], "category": ["caf\u00e9", "\u732b"]}
+    ] * 100
+    url = write_shards(
+        tmp_path / "data", images, objects=objects, label=[f"\u732b \x1b {n}" * 30 for n in range(100)]
+    )
     for name in ("a.png", "b.png"):
         check(url, max_rows=None, sheet_url=str(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -328,7 +371,9 @@ def test_rows_of_one_row_group_in_a_batch(tmp_path):
     for window_rows in (2048, 8192, 64 * 400):
         order = Order(rows, batch_size_global=1024, num_streams=64, window_rows=window_rows, seed=0)
         batches = order.epoch_batches(0) // 64
-        counted = np.mean([(np.unique(batch, return_counts=True)[1] ** 2).sum() / 1024 - 1 for batch in batches])
+        counted = np.mean(
+            [(np.unique(batch, return_counts=True)[1] ** 2).sum() / 1024 - 1 for batch in batches]
+        )
         found.append(num_mates(rows, 1024, window_rows=window_rows))
         assert found[-1] == pytest.approx(counted, rel=0.15)
     assert found[0] > 1.5 * found[1] > 2 * found[2] > 2 * num_mates_of_all(rows, 1024)

@@ -1,4 +1,6 @@
-"""Rows that are left out or come several times: which ones, and that readers on any number of ranks see these and no others."""
+"""Rows that are left out or come several times: which ones,
+and that readers on any number of ranks see these and no others.
+"""
 
 import numpy as np
 import pytest
@@ -51,7 +53,9 @@ def test_a_small_share_is_part_of_every_larger_one(classes):
         if classes is None:
             assert len(rows) == max(1, round(share * 1000))
         else:  # equal shares of each class, and at least one row
-            assert np.bincount(CLASSES[rows]).tolist() == [max(1, round(share * n)) for n in (500, 300, 190, 10)]
+            assert np.bincount(CLASSES[rows]).tolist() == [
+                max(1, round(share * n)) for n in (500, 300, 190, 10)
+            ]
         assert (rows == fraction_of_rows(1000, share, seed=3, classes_N=classes)).all()
         former = rows
     assert (former == np.arange(1000)).all()
@@ -91,14 +95,18 @@ def test_every_rank_count_reads_the_chosen_rows_once(manifest, kind):
     for world_size in (1, 2, 4):
         seen = [[] for _ in expected]
         for rank in range(world_size):
-            with Loader(order, shards, Names(), rank=rank, world_size=world_size, decode_threads=2) as loader:
+            with Loader(
+                order, shards, Names(), rank=rank, world_size=world_size, decode_threads=2
+            ) as loader:
                 for step in range(order.steps_per_epoch):
                     batch = next(loader)
                     assert batch.columns["label"] == [f"c{int(text) % 3}" for text in batch.arrays[0]]
                     seen[step].extend(batch.arrays[0])
         assert seen == expected
     counts = np.bincount(np.concatenate(expected).astype(int), minlength=200)
-    assert counts.max() <= np.bincount(rows).max() and len(rows) - counts.sum() < 8  # but for the dropped tail
+    assert (
+        counts.max() <= np.bincount(rows).max() and len(rows) - counts.sum() < 8
+    )  # but for the dropped tail
 
     in_sequence = [list(batch.arrays[0]) for batch in batches_in_sequence(shards, Names(), batch_size=9)]
     assert [text for batch in in_sequence for text in batch] == list(map(str, rows))

@@ -1,6 +1,8 @@
-"""A step of every method with its encoders compiled, as on a GPU: one graph a block and size, for sizes that do not change.
+"""A step of every method with its encoders compiled, as on a GPU:
+one graph a block and size, for sizes that do not change.
 
-The compiler's backend here only traces, which takes seconds; graphs, their breaks and their guards are those of any backend.
+The compiler's backend here only traces, which takes seconds;
+graphs, their breaks and their guards are those of any backend.
 """
 
 import pytest

@@ -27,7 +27,9 @@ def test_it_builds_and_says_how_to_run_it(path, tmp_path):
     # a live teacher is opened with its weights
     with nullcontext() if is_live else torch.device("meta"):
         build_method(settings.method.name, fresh_encoder(settings), settings.method.arguments)
-    views = method_views(settings.method.name, settings.views.recipe, settings.views.size, settings.views.arguments)
+    views = method_views(
+        settings.method.name, settings.views.recipe, settings.views.size, settings.views.arguments
+    )
     assert len(views) >= (1 if settings.method.name == "distill" else 2)
     header = path.read_text().split("\n\n")[0]
     assert f"python -m pretrain {path}" in header or path.name == "demo.yaml"

@@ -45,7 +45,9 @@ def test_equal_to_lightlys_bit_for_bit(mine, theirs):
 @pytest.mark.parametrize("first", [0, 3, 6])
 def test_the_own_column_is_left_out(first):
     matrix = torch.arange(27.0).view(3, 9)
-    wanted = [[x for column, x in enumerate(row) if column != first + i] for i, row in enumerate(matrix.tolist())]
+    wanted = [
+        [x for column, x in enumerate(row) if column != first + i] for i, row in enumerate(matrix.tolist())
+    ]
     assert without_own(matrix, first).tolist() == wanted
     assert off_diagonal(torch.arange(9.0).view(3, 3)).tolist() == [1, 2, 3, 5, 6, 7]
     assert without_own(torch.ones(1, 1)).shape == (1, 0)

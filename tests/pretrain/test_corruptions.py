@@ -26,7 +26,9 @@ def far(a, b):
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_each_gets_worse_with_strength_and_repeats(kind):
     pixels = [image(seed=seed) for seed in range(4)]
-    distances = [np.mean([far(corrupt(p, kind, s, 5 + i), p) for i, p in enumerate(pixels)]) for s in STRENGTHS]
+    distances = [
+        np.mean([far(corrupt(p, kind, s, 5 + i), p) for i, p in enumerate(pixels)]) for s in STRENGTHS
+    ]
     assert distances[0] > 0.5 and distances[-1] > 1.15 * distances[0]
     # weather changes its kind from one strength to the next, and each draws its own clouds and flakes
     assert kind in ("fog", "snow") or distances == sorted(distances)
@@ -52,7 +54,9 @@ def test_every_kind_is_in_one_group():
 def test_they_are_what_their_names_say():
     grey = np.full((200, 200, 3), 128, np.uint8)
     assert np.std(corrupt(grey, "gaussian noise", 1, 0) / 255.0) == pytest.approx(0.08, rel=0.02)
-    assert np.std(corrupt(grey, "shot noise", 2, 0) / 255.0) == pytest.approx((128 / 255 / 25) ** 0.5, rel=0.03)
+    assert np.std(corrupt(grey, "shot noise", 2, 0) / 255.0) == pytest.approx(
+        (128 / 255 / 25) ** 0.5, rel=0.03
+    )
     impulses = corrupt(grey, "impulse noise", 5, 0)
     assert np.isin(impulses, (0, 255)).mean() == pytest.approx(0.27, abs=0.01)
     for blur in GROUPS["blur"]:

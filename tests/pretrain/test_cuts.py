@@ -26,7 +26,9 @@ class Store:
 
 
 def ask(groups, store, group, num_rows, stopped=lambda: False):
-    return groups.opened(group, num_rows=num_rows, rows_of_group=64, num_bytes=100, stopped=stopped, fetch=store.fetch)
+    return groups.opened(
+        group, num_rows=num_rows, rows_of_group=64, num_bytes=100, stopped=stopped, fetch=store.fetch
+    )
 
 
 def test_streams_share_a_group_until_all_its_rows_were_asked_for():
@@ -99,7 +101,9 @@ def test_readers_of_the_same_chunks_do_not_disturb_each_other(monkeypatch):
             file = blocks.file()
             file.seek(100)
             assert b"".join(bytes(file.read(700)) for _ in range(7)) == CONTENT[100:5000]
-        assert sorted(asked) == sorted([(start, min(start + 1000, 5000)) for start in range(100, 5000, 1000)] * 2)
+        assert sorted(asked) == sorted(
+            [(start, min(start + 1000, 5000)) for start in range(100, 5000, 1000)] * 2
+        )
 
 
 @pytest.mark.parametrize("megabytes", [9, 10, 30, 200])
@@ -113,13 +117,17 @@ def test_large_row_groups_take_few_requests_within_bounded_memory(megabytes, is_
         return bytes(stop - start)
 
     with ThreadPoolExecutor(1) as pool:
-        opened = Chunks(size + labels, [(0, labels), (labels, labels + size)], read_range, pool, is_shared=is_shared)
+        opened = Chunks(
+            size + labels, [(0, labels), (labels, labels + size)], read_range, pool, is_shared=is_shared
+        )
         file, done = opened.file(), 0
         for start, stop in ((0, labels), (labels, labels + size)):
             file.seek(start)
             while file.tell() < stop:
                 done += len(file.read(2**18))
-                held.append(sum(len(block.result()) for blocks in file._blocks for block in blocks._at.values()))
+                held.append(
+                    sum(len(block.result()) for blocks in file._blocks for block in blocks._at.values())
+                )
         assert done == size + labels == sum(asked)
     assert max(held) <= (4 * 2**19 + labels if is_shared else chunks.WHOLE_GROUP_BYTES + labels)
     num = {9: 5, 10: 5, 30: 15, 200: 96}[megabytes] + 1

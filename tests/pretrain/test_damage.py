@@ -1,4 +1,6 @@
-"""One row in a hundred damaged in five ways: training goes on, every bad row is listed, and nothing else changes."""
+"""One row in a hundred damaged in five ways: training goes on, every bad row is listed,
+and nothing else changes.
+"""
 
 import itertools
 import json
@@ -99,9 +101,13 @@ def test_nothing_else_changes(worlds):
     batches = {}
     for name, url in (("whole", whole_url), ("damaged", damaged_url)):
         manifest = load_manifest(url)
-        order = Order(manifest.rows_of_group, batch_size_global=BATCH, num_streams=8, window_rows=256, seed=0)
+        order = Order(
+            manifest.rows_of_group, batch_size_global=BATCH, num_streams=8, window_rows=256, seed=0
+        )
         transform = RandomViews(simclr_views(16), seed=0)
-        with Loader(order, Shards(manifest, image_column="image"), transform, rank=0, world_size=1) as loader:
+        with Loader(
+            order, Shards(manifest, image_column="image"), transform, rank=0, world_size=1
+        ) as loader:
             batches[name] = list(itertools.islice(loader, order.steps_per_epoch))
     bad = set()
     for whole, damaged in zip(batches["whole"], batches["damaged"], strict=True):
@@ -129,7 +135,12 @@ def test_a_bad_file_stops_the_check_before_the_run(worlds, tmp_path, capsys, dam
         bad.write_bytes(b"hello" * 100)
     else:
         pq.write_table(pa.table({"picture": [b"x"]}), bad)
-    options = ["configs/pretrain/small/simclr.yaml", f"data.url={folder}", f"out={tmp_path / 'run'}", "--check"]
+    options = [
+        "configs/pretrain/small/simclr.yaml",
+        f"data.url={folder}",
+        f"out={tmp_path / 'run'}",
+        "--check",
+    ]
     assert run_command(lambda: main(options)) == 2
     error = capsys.readouterr().err
     assert "shard-00003.parquet" in error and error.count("\n") == 1

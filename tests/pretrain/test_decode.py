@@ -93,7 +93,12 @@ def test_exif_behind_the_pixels_of_a_png():
 
 
 def test_damaged_exif_does_not_cost_the_image():
-    for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"rubbish"):
+    for exif in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"rubbish",
+    ):
         assert exif_orientation(exif) == 1
     assert exif_orientation(orientation_exif(99)) == 1
     # a LONG instead of a SHORT, big-endian
@@ -183,7 +188,9 @@ def test_a_jpeg_may_come_smaller_but_never_below_the_smallest_side():
 
 def huge_png(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+    )
 
 
 def huge_webp(width, height):
@@ -298,5 +305,8 @@ def test_mutated_files_give_pixels_or_bad_image(seed, changes, headers, kept):
 def test_no_torch_at_start_up():
     import subprocess
 
-    code = "import pretrain.data.images.decode, pretrain.data.reading.manifest, sys; assert 'torch' not in sys.modules"
+    code = (
+        "import pretrain.data.images.decode, pretrain.data.reading.manifest, sys; assert 'torch' not in "
+        "sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

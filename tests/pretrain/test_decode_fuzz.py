@@ -1,4 +1,6 @@
-"""Whatever happens to the bytes of an image, the answer is an array or BadImage: in bounded time, and in bounded memory."""
+"""Whatever happens to the bytes of an image, the answer is an array or BadImage:
+in bounded time, and in bounded memory.
+"""
 
 import io
 import random
@@ -19,14 +21,34 @@ from pretrain.data.images.decode import BadImage, decode_image, image_size
 from pretrain.data.images.image_headers import image_format
 from pretrain.data.images.planes import as_planes
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of every second thing in a bad TIFF
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Pillow warns of every second thing in a bad TIFF
 
 MAX_PIXELS = 1_000_000
 MAX_SECONDS = 3.0  # of this thread's own time; the slowest honest image of so many pixels takes 0.1
 MAX_REASON = 80
 
 # what header fields are set to: ends of ranges, signs, sizes just beyond what there is
-NUMBERS = [0, 1, 2, 7, 8, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1]
+NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**24 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+]
 
 
 def encoded(image, form, **options):
@@ -45,20 +67,40 @@ def _seeds():
     exif[0x0112] = 6
     frames = {"save_all": True, "append_images": [image.rotate(90), image.rotate(180)]}
     options = [
-        *[(image, "JPEG", {"exif": exif.tobytes()}), (image, "JPEG", {"progressive": True}), (grey, "JPEG", {})],
+        *[
+            (image, "JPEG", {"exif": exif.tobytes()}),
+            (image, "JPEG", {"progressive": True}),
+            (grey, "JPEG", {}),
+        ],
         *[(image.convert("CMYK"), "JPEG", {}), (image, "JPEG", {"restart_marker_rows": 1})],
-        *[(image, "PNG", {"exif": exif.tobytes()}), (palette, "PNG", {"transparency": 3}), (alpha, "PNG", {})],
+        *[
+            (image, "PNG", {"exif": exif.tobytes()}),
+            (palette, "PNG", {"transparency": 3}),
+            (alpha, "PNG", {}),
+        ],
         *[(sixteen, "PNG", {}), (grey.convert("1"), "PNG", {}), (image, "PNG", frames)],
-        *[(image, "WEBP", {"exif": exif.tobytes()}), (alpha, "WEBP", {"lossless": True}), (image, "WEBP", frames)],
+        *[
+            (image, "WEBP", {"exif": exif.tobytes()}),
+            (alpha, "WEBP", {"lossless": True}),
+            (image, "WEBP", frames),
+        ],
         *[(image, "BMP", {}), (palette, "BMP", {}), (grey.convert("1"), "BMP", {}), (alpha, "BMP", {})],
         *[
             (image, "TIFF", {"compression": kind})
             for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
         ],
-        *[(grey.convert("1"), "TIFF", {"compression": "group4"}), (sixteen, "TIFF", {}), (alpha, "TIFF", {})],
+        *[
+            (grey.convert("1"), "TIFF", {"compression": "group4"}),
+            (sixteen, "TIFF", {}),
+            (alpha, "TIFF", {}),
+        ],
         *[(palette, "TIFF", {}), (image.convert("CMYK"), "TIFF", {}), (image.convert("YCbCr"), "TIFF", {})],
         *[(image, "TIFF", {"big_tiff": True}), (image, "TIFF", {"tiled": True})],
-        *[(palette, "GIF", {}), (palette, "GIF", {"transparency": 2, "interlace": 1}), (image, "GIF", frames)],
+        *[
+            (palette, "GIF", {}),
+            (palette, "GIF", {"transparency": 2, "interlace": 1}),
+            (image, "GIF", frames),
+        ],
     ]
     stored = [
         as_planes(np.asarray(image)),
@@ -171,7 +213,8 @@ def fuzz(seconds: float, seed: int) -> dict[str, int]:
     while time.process_time() < stop:
         data, other = generator.choice(SEEDS), generator.choice(SEEDS)
         changes = [
-            (generator.choice(CHANGES), generator.random(), generator.random()) for _ in range(generator.randint(1, 6))
+            (generator.choice(CHANGES), generator.random(), generator.random())
+            for _ in range(generator.randint(1, 6))
         ]
         changed = mutated(data, changes, other)
         try:
@@ -200,5 +243,7 @@ def test_thousands_of_changed_files_in_little_memory():
         assert sum(counts.values()) > 1000 and counts[""] > 100
         assert "not enough memory" not in counts
     """
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

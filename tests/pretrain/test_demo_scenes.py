@@ -1,4 +1,6 @@
-"""The demo's scenes are repeatable, what is said of them is true, and only shape and texture tell their classes."""
+"""The demo's scenes are repeatable, what is said of them is true,
+and only shape and texture tell their classes.
+"""
 
 import io
 import json
@@ -39,7 +41,7 @@ def pixels(row):
         return np.asarray(image)
 
 
-# -- repeatable ----------------------------------------------------------------------------------------------------------
+# -- repeatable ---------------------------------------------------------------------------------------------
 
 
 def test_a_scene_depends_on_seed_and_index_alone(rows):
@@ -77,7 +79,7 @@ def test_the_sample_photos_hold_what_is_cut_from_them():
             assert 0.15 < alpha.mean() < 0.95, kind  # neither a speck nor a whole rectangle
 
 
-# -- boxes ---------------------------------------------------------------------------------------------------------------
+# -- boxes --------------------------------------------------------------------------------------------------
 
 
 def test_boxes_are_tight_around_what_is_seen(composed, rows):
@@ -101,7 +103,12 @@ def test_the_masks_lie_where_the_image_differs_from_its_ground(composed):
         # and not a few pixels beside it: moved by a third of the scene, the mask tells less
     moved = [np.roll(image.things[0].visible_HW, SIDE // 3, axis=(0, 1)) for image in composed]
     there, elsewhere = (
-        np.mean([np.abs(p.image_HW3[mask].mean() - p.image_HW3[~mask].mean()) for p, mask in zip(composed, masks)])
+        np.mean(
+            [
+                np.abs(p.image_HW3[mask].mean() - p.image_HW3[~mask].mean())
+                for p, mask in zip(composed, masks)
+            ]
+        )
         for masks in ([image.things[0].visible_HW for image in composed], moved)
     )
     assert there > 2 * elsewhere
@@ -123,7 +130,7 @@ def test_a_tight_box():
     assert tight_box(mask) == (3, 2, 5, 6)
 
 
-# -- sentences -----------------------------------------------------------------------------------------------------------
+# -- sentences ----------------------------------------------------------------------------------------------
 
 
 def test_the_first_sentence_counts_what_the_boxes_hold(composed, rows):
@@ -185,7 +192,7 @@ def test_the_grammar():
     ]
 
 
-# -- what tells the class ------------------------------------------------------------------------------------------------
+# -- what tells the class -----------------------------------------------------------------------------------
 
 
 def test_a_layer_keeps_its_structure_and_loses_its_colours():
@@ -201,10 +208,15 @@ def test_a_layer_keeps_its_structure_and_loses_its_colours():
 
 
 def thumbnail_probe(rows, num_train):
-    """Accuracy of logistic regression on the 192 numbers of thumbnails of 8 x 8 pixels, the best of three penalties."""
+    """Accuracy of logistic regression on the 192 numbers of thumbnails of 8 x 8 pixels,
+    the best of three penalties.
+    """
     labels = np.array([row["label"] for row in rows])
     thumbnails = np.stack(
-        [np.asarray(Image.fromarray(pixels(row)).resize((8, 8), Image.Resampling.BOX)).ravel() for row in rows]
+        [
+            np.asarray(Image.fromarray(pixels(row)).resize((8, 8), Image.Resampling.BOX)).ravel()
+            for row in rows
+        ]
     )
     scores = []
     for strength in (1e-3, 1e-2, 1e-1):
@@ -234,7 +246,11 @@ def test_colours_do_not_tell_the_class_but_shape_does():
     histogram = np.array(
         [[np.histogram(image[..., channel], 8, (0, 256))[0] for channel in range(3)] for image in images]
     ).reshape(len(images), 24)
-    for name, features in (("mean", mean_and_spread[:, :3]), ("spread", mean_and_spread), ("histogram", histogram)):
+    for name, features in (
+        ("mean", mean_and_spread[:, :3]),
+        ("spread", mean_and_spread),
+        ("histogram", histogram),
+    ):
         for classifier in (LogisticRegression(max_iter=500), KNeighborsClassifier(15)):
             assert accuracy(features, classifier) < 0.2, (name, classifier)
 
@@ -246,7 +262,7 @@ def test_colours_do_not_tell_the_class_but_shape_does():
     assert accuracy(np.array(shape), LogisticRegression(max_iter=500, C=0.01)) > 0.5
 
 
-# -- files ---------------------------------------------------------------------------------------------------------------
+# -- files --------------------------------------------------------------------------------------------------
 
 
 def test_the_layout_of_the_shards(tmp_path):
@@ -256,12 +272,21 @@ def test_the_layout_of_the_shards(tmp_path):
     )
     assert seen == [(50, 60), (60, 60)]
     classes = list(CLASSES)
-    assert summary == {"num_images": 60, "train": 48, "validation": 12, "unlabelled": 0, "classes": classes, "seed": 5}
+    assert summary == {
+        "num_images": 60,
+        "train": 48,
+        "validation": 12,
+        "unlabelled": 0,
+        "classes": classes,
+        "seed": 5,
+    }
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"train", "validation", "demo.json"}
     assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == summary
     rows = []
     for split, num_rows in (("train", 48), ("validation", 12)):
-        table = pa.concat_tables(pq.read_table(file) for file in sorted((tmp_path / "demo" / split).glob("*.parquet")))
+        table = pa.concat_tables(
+            pq.read_table(file) for file in sorted((tmp_path / "demo" / split).glob("*.parquet"))
+        )
         assert table.num_rows == num_rows
         assert table.schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         assert table.schema.field("label").type == pa.string()
@@ -299,7 +324,9 @@ def test_what_it_refuses(tmp_path):
     with pytest.raises(UserError, match="num_images is 19, but a demo needs at least 20"):
         write_demo(str(tmp_path / "demo"), num_images=19)
     for share in (0.0, 1.0):
-        with pytest.raises(UserError, match=f"validation_fraction is {share:g}, but both splits need a scene"):
+        with pytest.raises(
+            UserError, match=f"validation_fraction is {share:g}, but both splits need a scene"
+        ):
             write_demo(str(tmp_path / "demo"), num_images=20, validation_fraction=share)
     with pytest.raises(UserError, match="num_unlabelled is -1"):
         write_demo(str(tmp_path / "demo"), num_unlabelled=-1)

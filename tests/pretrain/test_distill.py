@@ -79,7 +79,9 @@ def test_a_run_says_whom_it_learnt_from_and_how_much(whole, teacher):
 
 
 def test_the_report_shows_the_teachers_neighbours(data, features, teacher, tmp_path):
-    assert run_command(lambda: main(options(data, tmp_path / "run", features, steps=4, report_images=30))) == 0
+    assert (
+        run_command(lambda: main(options(data, tmp_path / "run", features, steps=4, report_images=30))) == 0
+    )
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The teacher&#39;s nearest neighbours" in page or "The teacher's nearest neighbours" in page
     assert "nearest are also the teacher" in page and "could not be made" not in page
@@ -89,7 +91,9 @@ def test_patience_ends_a_run_that_learns_no_more(data, features, tmp_path):
     more = {"knn.every_epochs": 1, "patience": 2, "optimizer.learning_rate": 0.0, "best_metric": "rankme"}
     assert run_command(lambda: main(options(data, tmp_path / "run", features, steps=60, **more))) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["status"] == "finished" and result["steps"] == 18  # the first of 6 steps each is the best, two follow
+    assert (
+        result["status"] == "finished" and result["steps"] == 18
+    )  # the first of 6 steps each is the best, two follow
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "rankme" in line] == [6, 12, 18]
 
@@ -163,7 +167,9 @@ def test_shared_neighbours_are_counted():
     mine = torch.randn(40, 8, generator=generator)
     turn = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
     assert shared_neighbours(mine, 3 * mine @ turn) == 1.0
-    by_chance = np.mean([shared_neighbours(mine, torch.randn(40, 8, generator=generator)) for _ in range(20)])
+    by_chance = np.mean(
+        [shared_neighbours(mine, torch.randn(40, 8, generator=generator)) for _ in range(20)]
+    )
     assert 0.05 < by_chance < 0.25  # 5 of 39
 
 
@@ -206,5 +212,11 @@ def test_stored_maps_of_central_crops_are_refused(tmp_path):
     (folder / "features.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="maps of whole images"):
         open_knowledge(
-            str(folder), None, sees="views", with_maps=True, target_dim=4, whitening=0.0, student_strides=[16]
+            str(folder),
+            None,
+            sees="views",
+            with_maps=True,
+            target_dim=4,
+            whitening=0.0,
+            student_strides=[16],
         )

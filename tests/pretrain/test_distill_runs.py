@@ -1,4 +1,6 @@
-"""Runs that learn from stored features: the same bits from a disk and a store, and on other workers after a kill."""
+"""Runs that learn from stored features: the same bits from a disk and a store,
+and on other workers after a kill.
+"""
 
 import pickle
 import subprocess
@@ -58,8 +60,12 @@ def test_a_store_and_a_disk_give_equal_runs(folder, s3_server, tmp_path):
 
 
 def test_workers_list_no_features_and_read_no_labels_again(folder, tmp_path, monkeypatch):
-    """What the command knows of stored features and labelled data goes to the workers, and reads the same rows there."""
-    data = write_shards(tmp_path / "labelled", [photo(number) for number in range(8)], label=list("abababab"))
+    """What the command knows of stored features and labelled data goes to the workers,
+    and reads the same rows there.
+    """
+    data = write_shards(
+        tmp_path / "labelled", [photo(number) for number in range(8)], label=list("abababab")
+    )
     config, *overrides = options(folder, tmp_path / "out", knn__train_url=data, knn__test_url=data)
     settings = load_settings(PretrainSettings, config, overrides, beneath=defaults_of)
     here = Parts.of(settings)
@@ -70,7 +76,11 @@ def test_workers_list_no_features_and_read_no_labels_again(folder, tmp_path, mon
 
     def features(parts):
         source = with_stored(parts, Shards(parts.manifest, image_column="image"))
-        return [row for rows in source.read(Segment(group=0, start=0, stop=4)) for row in rows.columns["features"]]
+        return [
+            row
+            for rows in source.read(Segment(group=0, start=0, stop=4))
+            for row in rows.columns["features"]
+        ]
 
     assert np.array_equal(features(here), features(there)) and len(features(there)) == 4
 
@@ -80,13 +90,17 @@ def test_features_of_other_data_end_the_command_in_one_line(folder, tmp_path, ca
     command = [*options(str(folder), tmp_path / "out"), f"data.url={other}"]
     assert run_command(lambda: main(command)) == 2
     error = capsys.readouterr().err.strip()
-    assert "holds the features of 96 rows of" in error and "the data has 60 rows" in error and "\n" not in error
+    assert (
+        "holds the features of 96 rows of" in error and "the data has 60 rows" in error and "\n" not in error
+    )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_and_continued_on_other_workers_the_same_rows_meet_the_same_features(folder, s3_server, tmp_path):
+def test_killed_and_continued_on_other_workers_the_same_rows_meet_the_same_features(
+    folder, s3_server, tmp_path
+):
     far = uploaded(folder, f"{s3_server.url}/{uuid.uuid4().hex}")
     exact = {"method__exact_pieces": 2}
     recorded = {"module": "tests.pretrain.recording"}
@@ -110,9 +124,14 @@ def test_killed_and_continued_on_other_workers_the_same_rows_meet_the_same_featu
     assert rows == rows_by_step(tmp_path / "whole.rows")
     assert features == rows_by_step(tmp_path / "whole.rows", "features")
     stored = [
-        row for path in sorted((folder / "features").glob("*.parquet")) for row in pq.read_table(path)["features"]
+        row
+        for path in sorted((folder / "features").glob("*.parquet"))
+        for row in pq.read_table(path)["features"]
     ]
-    sums = [None if row.as_py() is None else zlib.crc32(np.array(row.as_py(), np.float16).tobytes()) for row in stored]
+    sums = [
+        None if row.as_py() is None else zlib.crc32(np.array(row.as_py(), np.float16).tobytes())
+        for row in stored
+    ]
     bad = [row_id for row_id, checksum in enumerate(sums) if checksum is None]
     assert bad == [5, 40] and len(set(sums)) > 80 and sorted(rows) == list(range(STEPS))
     for step, row_ids in rows.items():

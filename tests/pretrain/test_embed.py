@@ -84,10 +84,14 @@ def test_features_of_every_row_in_order_with_what_is_kept(data, encoder, tmp_pat
         )  # fmt: skip
     features = np.array([found[number]["features"] for number in good])
     np.testing.assert_allclose(features, wanted, atol=1e-5, rtol=1e-3)
-    assert pq.read_schema(next(out.glob("*.parquet"))).field("features").type == pa.list_(pa.float16(), wanted.shape[1])
+    assert pq.read_schema(next(out.glob("*.parquet"))).field("features").type == pa.list_(
+        pa.float16(), wanted.shape[1]
+    )
 
     bad = [json.loads(line) for line in (out / "bad_rows.jsonl").read_text().splitlines()]
-    where = [(10 * row["row_group"] + row["row"] + 40 * ("00001" in row["file"]), row["reason"]) for row in bad]
+    where = [
+        (10 * row["row_group"] + row["row"] + 40 * ("00001" in row["file"]), row["reason"]) for row in bad
+    ]
     assert where == list(BAD.items())
     assert json.loads((out / "result.json").read_text())["rows"] == 70
 
@@ -117,7 +121,9 @@ def test_what_cannot_be_is_said(data, encoder, tmp_path, capsys):
     assert "no column 'lable' to keep; did you mean 'label'?" in capsys.readouterr().err
     assert embed(url, data, tmp_path / "out", "--keep", "label", "--rows-per-part", "64") == 0
     assert set(rows(tmp_path / "out")[0]) == {"features", "checksum", "file", "row_group", "row", "label"}
-    assert embed(url, data, tmp_path / "out", "--size", "64", "--keep", "label", "--rows-per-part", "64") == 2
+    assert (
+        embed(url, data, tmp_path / "out", "--size", "64", "--keep", "label", "--rows-per-part", "64") == 2
+    )
     assert "another job (size is 32 there, 64 here)" in capsys.readouterr().err
     assert embed(url, data, tmp_path / "b", "--reader-label", "cpu") == 2
     assert "write KEY=VALUE" in capsys.readouterr().err
@@ -128,7 +134,9 @@ MAPS = ["--rows-per-part", "16", "--size", "64", "--maps", "2", "--map-channels"
 
 def files(out):
     """Content of all files but the times in result.json and the URLs in features.json."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".parquet", ".safetensors")}
+    return {
+        path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".parquet", ".safetensors")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +211,9 @@ def test_features_are_finished_when_they_are_described(data, encoder, tmp_path):
 def test_maps_that_cannot_be_are_said(data, encoder, tmp_path, capsys):
     url, _ = encoder
     assert embed(url, data, tmp_path / "out", "--maps", "3", "--size", "64") == 2
-    assert "has 2 x 2 positions at 64 pixels; ask for at most 2, or for larger images, such as --size 96" in said(
-        capsys
+    assert (
+        "has 2 x 2 positions at 64 pixels; ask for at most 2, or for larger images, such as --size 96"
+        in said(capsys)
     )
     assert embed(url, data, tmp_path / "out", "--maps", "1", "--map-channels", "9999") == 2
     assert "--map-channels 9999: the last map of" in said(capsys)
@@ -214,13 +223,18 @@ def test_maps_that_cannot_be_are_said(data, encoder, tmp_path, capsys):
     ):
         check_maps(teacher, seen, 224, 7, 64)
     with pytest.raises(
-        UserError, match=r"--size 64: .* does not take images of 64 pixels \(.*mat1 and mat2.*its own size is 32"
+        UserError,
+        match=r"--size 64: .* does not take images of 64 pixels \(.*mat1 and mat2.*its own size is 32",
     ):
         seen_by(dataclasses.replace(teacher, network=torch.nn.Linear(32, 5)), 64)
     own = write_shards(tmp_path / "own", [photo(0)], maps=[1])
     assert embed(url, own, tmp_path / "out") == 2
-    assert "a column 'maps' of the data cannot go along, embed has its own; leave it out by --keep" in said(capsys)
-    assert embed(tmp_path / "nowhere", data, tmp_path / "out") == 2 and str(tmp_path / "nowhere") in said(capsys)
+    assert "a column 'maps' of the data cannot go along, embed has its own; leave it out by --keep" in said(
+        capsys
+    )
+    assert embed(tmp_path / "nowhere", data, tmp_path / "out") == 2 and str(tmp_path / "nowhere") in said(
+        capsys
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -233,7 +247,9 @@ def said(capsys):
 
 def manifest_of(*groups_of_files):
     rows_of_group = np.concatenate([np.array(groups, np.int64) for groups in groups_of_files])
-    file_of_group = np.repeat(np.arange(len(groups_of_files), dtype=np.int32), [len(g) for g in groups_of_files])
+    file_of_group = np.repeat(
+        np.arange(len(groups_of_files), dtype=np.int32), [len(g) for g in groups_of_files]
+    )
     in_file = np.concatenate([np.arange(len(groups), dtype=np.int32) for groups in groups_of_files])
     return Manifest((), file_of_group, in_file, rows_of_group, rows_of_group, file_of_group, "")
 
@@ -270,7 +286,9 @@ def test_on_ray_and_killed_on_the_way_the_same_features(data, encoder, tmp_path)
     assert "WARNING" not in done.stdout and "Error" not in done.stdout
     mine, theirs = rows(out), rows(tmp_path / "here")
     assert [row["id"] for row in mine] == [row["id"] for row in theirs]
-    both = [np.array([row["features"] for row in part if row["features"] is not None]) for part in (mine, theirs)]
+    both = [
+        np.array([row["features"] for row in part if row["features"] is not None]) for part in (mine, theirs)
+    ]
     np.testing.assert_allclose(*both, atol=1e-5, rtol=1e-3)
     assert (out / "bad_rows.jsonl").read_text() == (tmp_path / "here" / "bad_rows.jsonl").read_text()
 
@@ -279,7 +297,9 @@ def test_features_of_images_that_the_data_names_by_path(encoder, tmp_path):
     write_by_path(tmp_path, 6)
     held = write_shards(tmp_path / "held", [photo(number) for number in range(6)], rows_per_group=6)
     try:
-        assert embed(encoder[0], tmp_path / "data", tmp_path / "out", "--image-root", tmp_path / "photos") == 0
+        assert (
+            embed(encoder[0], tmp_path / "data", tmp_path / "out", "--image-root", tmp_path / "photos") == 0
+        )
         data = DecodedRows(load_manifest(str(tmp_path / "data")), "image", (), CentralCrop(32))
     finally:
         use_image_root(None)

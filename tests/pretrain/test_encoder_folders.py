@@ -35,7 +35,12 @@ def test_saved_and_loaded_gives_equal_output(folder):
     for mine, loaded in zip(encoder(images), load_encoder(str(path)).eval()(images), strict=True):
         assert torch.equal(mine, loaded)
     config = read_encoder_config(str(path))
-    assert (config.name, config.input_size, config.method, config.samples_seen) == ("convattn_nano", 64, "simclr", 7)
+    assert (config.name, config.input_size, config.method, config.samples_seen) == (
+        "convattn_nano",
+        64,
+        "simclr",
+        7,
+    )
     assert config.channels == (24, 64, 128, 160) and config.strides == (2, 4, 8, 16)
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -56,7 +61,9 @@ def change_config(path, **changes):
 
 
 def test_what_is_no_encoder_folder_is_said(folder, tmp_path):
-    with pytest.raises(UserError, match=r"not an encoder or model folder: it holds no config.json \(there: encoder\)"):
+    with pytest.raises(
+        UserError, match=r"not an encoder or model folder: it holds no config.json \(there: encoder\)"
+    ):
         load_encoder(str(tmp_path))
     path, _ = folder
     change_config(path, kind="model")
@@ -176,5 +183,7 @@ def test_weights_that_cannot_be_had_are_explained(monkeypatch):
         raise FileNotFoundError("cannot find the requested files; check your connection")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"weights of timm:resnet18 cannot be loaded: .*connection; without internet"):
+    with pytest.raises(
+        UserError, match=r"weights of timm:resnet18 cannot be loaded: .*connection; without internet"
+    ):
         build_encoder("timm:resnet18", pretrained=True)

@@ -72,7 +72,13 @@ def test_gradient_reaches_every_parameter_where_the_last_map_has_one_position():
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"kv_stride": 2}, {"max_keys": 9}, {"mode": "hard", "top_k": 5}, {"mode": "hard", "top_k": 3, "kv_stride": 3}],
+    [
+        {},
+        {"kv_stride": 2},
+        {"max_keys": 9},
+        {"mode": "hard", "top_k": 5},
+        {"mode": "hard", "top_k": 3, "kv_stride": 3},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [(6, 6), (7, 11)], ids=str)
@@ -146,7 +152,8 @@ def test_drop_path_and_norms_train_and_evaluate(norm):
 
 
 @pytest.mark.parametrize(
-    ("name", "stride"), [("resnet18", 32), ("convnext_atto", 32), ("vit_tiny_patch16_224", 16), ("mobilevit_xxs", 32)]
+    ("name", "stride"),
+    [("resnet18", 32), ("convnext_atto", 32), ("vit_tiny_patch16_224", 16), ("mobilevit_xxs", 32)],
 )
 def test_timm_networks_keep_the_contract(name, stride):
     encoder = build_encoder(f"timm:{name}").eval()
@@ -176,11 +183,15 @@ def test_impossible_encoders_are_explained(name, arguments, words):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (6, 7)])
-@pytest.mark.parametrize("layer", [PointwiseConv(6, 4, 1), DepthwiseConv(6, 3), DepthwiseConv(6, 7)], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [PointwiseConv(6, 4, 1), DepthwiseConv(6, 3), DepthwiseConv(6, 7)], ids=repr
+)
 def test_pointwise_and_depthwise_convolutions_are_convolutions(layer, size):
     layer = layer.double()
     images = torch.randn(3, 6, *size, dtype=torch.float64, requires_grad=True)
-    plain = torch.nn.functional.conv2d(images, layer.weight, layer.bias, padding=layer.padding, groups=layer.groups)
+    plain = torch.nn.functional.conv2d(
+        images, layer.weight, layer.bias, padding=layer.padding, groups=layer.groups
+    )
     ours = layer(images)
     assert torch.allclose(ours, plain, atol=1e-12)
     weights, inputs = torch.randn_like(plain), (images, layer.weight, layer.bias)

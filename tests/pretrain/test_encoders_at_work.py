@@ -1,4 +1,6 @@
-"""Encoders as training uses them: compiled, in bf16, channels-last; hard attention's gradient; attention of timm's ViTs."""
+"""Encoders as training uses them: compiled, in bf16, channels-last; hard attention's gradient;
+attention of timm's ViTs.
+"""
 
 import copy
 
@@ -33,7 +35,9 @@ def test_one_graph_holds_the_whole_encoder_also_for_another_size(attention):
             torch.testing.assert_close(graph, mine)
 
 
-@pytest.mark.parametrize("name", ["convattn_nano", "convattn_classic", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["convattn_nano", "convattn_classic", "timm:resnet18", "timm:vit_tiny_patch16_224"]
+)
 def test_blocks_are_what_an_encoder_consists_of(name):
     encoder = build_encoder(name)
     counted = [id(parameter) for block in encoder.blocks() for parameter in block.parameters()]
@@ -45,7 +49,9 @@ def test_blocks_are_what_an_encoder_consists_of(name):
 
 @pytest.mark.slow  # importing and starting the compiler takes seconds
 def test_compiled_by_blocks_gradients_are_ready_while_others_are_computed(monkeypatch):
-    """No graph breaks, nothing is compiled again after the second step, and gradients come one block after the other."""
+    """No graph breaks, nothing is compiled again after the second step,
+    and gradients come one block after the other.
+    """
     import torch._dynamo.utils as dynamo
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -70,7 +76,9 @@ def test_compiled_by_blocks_gradients_are_ready_while_others_are_computed(monkey
 def _count_compiled(node):
     found, seen = [node], {node}
     for one in found:
-        new = [next_one for next_one, _ in one.next_functions if next_one is not None and next_one not in seen]
+        new = [
+            next_one for next_one, _ in one.next_functions if next_one is not None and next_one not in seen
+        ]
         seen.update(new)
         found += new
     return sum("CompiledFunction" in one.name() for one in found)
@@ -147,7 +155,9 @@ def test_impossible_attention_is_explained(options, words):
 def test_layers_rise_in_the_order_of_the_forward_pass(name):
     encoder = build_encoder(name)
     blocks = [
-        encoder.layer_of(f"stages.{s}.{b}.norm.weight") for s, n in enumerate(encoder.stages) for b in range(len(n))
+        encoder.layer_of(f"stages.{s}.{b}.norm.weight")
+        for s, n in enumerate(encoder.stages)
+        for b in range(len(n))
     ]
     assert blocks == list(range(1, encoder.num_layers))
     assert encoder.layer_of("downs.2.1.weight") == encoder.layer_of("stages.2.0.norm1.weight")

@@ -21,7 +21,9 @@ TRAP = "<img src=x onerror=alert(1)>&.jpg"
 
 
 def jpeg(number, size=(60, 40)):
-    pixels = np.random.default_rng(number).integers(0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(number).integers(
+        0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -33,7 +35,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explaining")
     torch.manual_seed(0)
     save_encoder(
-        build_encoder("convattn_nano", stem_stride=2, attention_from=3), str(folder / "encoder"), input_size=32
+        build_encoder("convattn_nano", stem_stride=2, attention_from=3),
+        str(folder / "encoder"),
+        input_size=32,
     )
     (folder / "photos" / "deep").mkdir(parents=True)
     (folder / "photos" / TRAP).write_bytes(jpeg(0))
@@ -61,7 +65,14 @@ class Page(HTMLParser):
 
 def test_the_command_writes_images_and_a_page_that_asks_no_network(world, tmp_path, capsys):
     out = tmp_path / "out"
-    told = [str(world / "encoder"), str(world / "photos"), f"{world}/few/*.parquet", str(out), "--limit", "6"]
+    told = [
+        str(world / "encoder"),
+        str(world / "photos"),
+        f"{world}/few/*.parquet",
+        str(out),
+        "--limit",
+        "6",
+    ]
     assert run_command(lambda: main(["explain", *told])) == 0
     said = capsys.readouterr().out
     assert "5 images explained" in said and "broken.jpg is left out: not an image" in said
@@ -102,11 +113,13 @@ def test_in_a_notebook(world):
     assert tall.rollout_HW.shape == (8, 4) and tall.rollout_HW.sum() == pytest.approx(1, abs=1e-5)
     encoder = load_encoder(str(world / "encoder")).eval()
     images = torch.from_numpy(wide.pixels_HW3.copy()).permute(2, 0, 1)[None] / 255
-    images = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1
-    )
+    images = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     for layer, heads in attention_maps(encoder, images).items():
-        np.testing.assert_allclose(wide.attention[layer], heads[0], atol=2e-3)  # the image here is rounded to bytes
+        np.testing.assert_allclose(
+            wide.attention[layer], heads[0], atol=2e-3
+        )  # the image here is rounded to bytes
     assert wide.features["stage 4"].shape == (2, 3, 3)
     assert wide.sheet().size[0] > 1000
     square = explain(str(world / "encoder"), str(world / "photos"), square=True, size=64)
@@ -133,7 +146,9 @@ def test_what_cannot_be_explained_is_said(world, images, words):
 
 
 def test_a_network_of_one_size_says_what_to_do(tmp_path, world):
-    save_encoder(build_encoder("timm:vit_relpos_small_patch16_224", depth=3), str(tmp_path / "encoder"), input_size=64)
+    save_encoder(
+        build_encoder("timm:vit_relpos_small_patch16_224", depth=3), str(tmp_path / "encoder"), input_size=64
+    )
     with pytest.raises(UserError, match=r"does not take images of 64 x 96 pixels .*--square"):
         explain(str(tmp_path / "encoder"), str(world / "photos" / TRAP))
 
@@ -143,7 +158,10 @@ def test_colours_follow_the_strongest_directions():
     where = np.zeros((4, 6))
     where[1:3, 2:5] = 1.0
     direction = generator.normal(size=8)
-    maps = [direction[:, None, None] * (where + 3 * shift) + generator.normal(0, 1e-3, (8, 4, 6)) for shift in (0, 1)]
+    maps = [
+        direction[:, None, None] * (where + 3 * shift) + generator.normal(0, 1e-3, (8, 4, 6))
+        for shift in (0, 1)
+    ]
     first, second = as_colours(maps)
     red = np.stack([first[..., 0], second[..., 0]]).astype(float)
     wanted = np.stack([where, where + 3])

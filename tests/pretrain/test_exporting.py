@@ -16,7 +16,8 @@ from pretrain.encoders import build_encoder, load_encoder, pooled, save_encoder
 SETTINGS = "data: {url: my/<b>shards</b>}\nknn: {test_url: null}\nseed: 0\n"
 RESULT = {"metrics": {"knn_accuracy": 0.71234}, "samples_seen": 12800, "bad_rows": 3}
 
-# loads an exported folder with transformers in a process that cannot import Fovea, and saves what it computes
+# loads an exported folder with transformers in a process that cannot import Fovea, and saves what it
+# computes
 STRANGER = """
 import sys
 for name in ("cluster", "pretrain", "finetune"):
@@ -46,7 +47,11 @@ def by_transformers(folder, auto, images, tmp_path):
         "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", STRANGER, *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(np.load(tmp_path / "given.npz", allow_pickle=False))
@@ -58,7 +63,11 @@ def a_run(folder, name="convattn_nano", size=32, **arguments):
     if name == "convattn_nano":
         arguments = {"stem_stride": 2, **arguments}
     save_encoder(
-        build_encoder(name, **arguments), str(folder / "encoder"), input_size=size, method="simclr", samples_seen=9
+        build_encoder(name, **arguments),
+        str(folder / "encoder"),
+        input_size=size,
+        method="simclr",
+        samples_seen=9,
     )
     (folder / "settings.yaml").write_text(SETTINGS)
     (folder / "result.json").write_text(json.dumps(RESULT))
@@ -93,10 +102,16 @@ def test_onnx_computes_the_same_for_every_batch_and_where_it_can_every_size(opti
     size = 32 if free else 50  # any size that it was trained at, be it no multiple of a stride
     encoder = a_run(tmp_path, size=size, **options)
     _, card = export(encoder, tmp_path / "out", "onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     assert [output.name for output in session.get_outputs()] == ["map1", "map2", "map3", "map4", "features"]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    for shape in [(1, 3, size, size), (7, 3, size, size), *([(2, 3, 80, 48), (1, 3, 224, 224)] if free else [])]:
+    for shape in [
+        (1, 3, size, size),
+        (7, 3, size, size),
+        *([(2, 3, 80, 48), (1, 3, 224, 224)] if free else []),
+    ]:
         images = torch.rand(shape)
         given = session.run(None, {"images": images.numpy()})
         for a, b in zip(given, outputs_of(encoder, (images - mean) / std), strict=True):
@@ -116,7 +131,9 @@ def test_onnx_of_other_networks(name, tmp_path):
     encoder = a_run(tmp_path, name)
     export(encoder, tmp_path / "out", "onnx")
     about = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert about["largest difference"] <= 1e-4 and (name == "convattn_classic" or about["size"].startswith("any"))
+    assert about["largest difference"] <= 1e-4 and (
+        name == "convattn_classic" or about["size"].startswith("any")
+    )
 
 
 def test_check_exports_into_memory_alone(tmp_path, capsys):
@@ -157,7 +174,9 @@ def test_a_timm_folder_of_the_family(tmp_path):
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(images), features)
-        pyramid = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, features_only=True).eval()
+        pyramid = timm.create_model(
+            f"local-dir:{tmp_path / 'out'}", pretrained=True, features_only=True
+        ).eval()
         for given, wanted in zip(pyramid(images), maps, strict=True):
             torch.testing.assert_close(given, wanted)
     assert pyramid.feature_info.reduction() == [2, 4, 8, 16]

@@ -1,4 +1,6 @@
-"""A step of every method on CUDA tensors, without a GPU: where tensors lie, what the host waits for, and dtypes."""
+"""A step of every method on CUDA tensors, without a GPU:
+where tensors lie, what the host waits for, and dtypes.
+"""
 
 from unittest import mock
 
@@ -40,7 +42,9 @@ def views_of(method, device, batch=8):
 
 @pytest.mark.parametrize(("name", "more"), VARIANTS, ids=IDS)
 def test_a_step_waits_for_nothing_and_mixes_no_devices(name, more):
-    """Forward, optimizer and what follows; the first step may read what the state holds, the second must know it."""
+    """Forward, optimizer and what follows; the first step may read what the state holds,
+    the second must know it.
+    """
     method = method_of(name, **more)
     with fake_cuda():
         move_to_fake(method)
@@ -60,7 +64,13 @@ def test_a_step_waits_for_nothing_and_mixes_no_devices(name, more):
             with watch.reading(), mock.patch.object(Tensor, "backward", leave_gradients):
                 gradients = stepper.backward(views, step)
                 agreement = Agreement(
-                    gradients, step=step, samples_seen=8, loss_weight=1.0, stops=False, asked=False, num_bad_rows=1
+                    gradients,
+                    step=step,
+                    samples_seen=8,
+                    loss_weight=1.0,
+                    stops=False,
+                    asked=False,
+                    num_bad_rows=1,
                 )
                 stepper.move(step, unsound=agreement.unsound)
         assert not watch.mixed
@@ -113,7 +123,9 @@ def test_views_are_finished_without_waiting():
             watch = Watch()
             with watch.reading():
                 crops = torch.empty(8, 3, 64, 64, dtype=torch.uint8, device=CUDA)
-                views = augment.finish_views([crops, crops], [torch.empty(8, 16, device=CUDA)] * 2, device=CUDA)
+                views = augment.finish_views(
+                    [crops, crops], [torch.empty(8, 16, device=CUDA)] * 2, device=CUDA
+                )
         assert not watch.waits and not watch.copies and not watch.mixed
         assert [view.dtype for view in views] == [torch.float32] * 2
     augment.channel_values.cache_clear()  # fake ones are of no use to others

@@ -70,11 +70,16 @@ def test_a_number_that_is_not_finite_hides_nothing_that_comes_later():
 def test_words_and_numbers_of_a_loss_agree():
     watch = HealthWatch(num_steps=1000, batch_size_global=64)
     told = findings(watch, 14 * [{"loss": 3.974}], dim=16, chance_loss=2.639)
-    assert "the loss 3.974 does not fall and is above 2.639" in told[-1][0] and "chance value" not in told[-1][0]
+    assert (
+        "the loss 3.974 does not fall and is above 2.639" in told[-1][0]
+        and "chance value" not in told[-1][0]
+    )
     short = HealthWatch(num_steps=6, batch_size_global=8)
     assert not any(short.look(step, {"loss": 2.64}, dim=16, chance_loss=2.639) for step in range(1, 50))
     falling = [{"loss": 9.0 - 0.1 * number} for number in range(30)]
-    assert not any(findings(HealthWatch(num_steps=100, batch_size_global=8), falling, dim=16, chance_loss=2.639))
+    assert not any(
+        findings(HealthWatch(num_steps=100, batch_size_global=8), falling, dim=16, chance_loss=2.639)
+    )
 
 
 def test_health_equals_the_formulas_of_the_papers():
@@ -86,19 +91,29 @@ def test_health_equals_the_formulas_of_the_papers():
     numbers = embedding_health(first, second)
     assert math.isclose(numbers["uniformity"], math.log(sum(pairs) / len(pairs)), rel_tol=1e-9)
     assert math.isclose(numbers["alignment"], float(((a - b) ** 2).sum(1).mean()), rel_tol=1e-9)
-    assert math.isclose(numbers["effective_rank"], math.exp(float(-(shares * shares.log()).sum())), rel_tol=1e-6)
+    assert math.isclose(
+        numbers["effective_rank"], math.exp(float(-(shares * shares.log()).sum())), rel_tol=1e-6
+    )
 
 
 def findings(watch: HealthWatch, records: list[dict[str, float]], **given) -> list[list[str]]:
     """The texts told at steps 10, 20, ..."""
-    return [[found.text for found in watch.look(10 * (i + 1), numbers, **given)] for i, numbers in enumerate(records)]
+    return [
+        [found.text for found in watch.look(10 * (i + 1), numbers, **given)]
+        for i, numbers in enumerate(records)
+    ]
 
 
 def test_collapse_is_told_from_the_third_line_on_and_since_when():
     torch.manual_seed(2)
     point = torch.ones(64, 16) + 1e-4 * torch.randn(64, 16)
-    sound, collapsed = embedding_health(torch.randn(64, 16), torch.randn(64, 16)), embedding_health(point, point)
-    told = findings(HealthWatch(num_steps=1000, batch_size_global=64), [sound] + 4 * [collapsed] + [sound], dim=16)
+    sound, collapsed = (
+        embedding_health(torch.randn(64, 16), torch.randn(64, 16)),
+        embedding_health(point, point),
+    )
+    told = findings(
+        HealthWatch(num_steps=1000, batch_size_global=64), [sound] + 4 * [collapsed] + [sound], dim=16
+    )
     assert [len(texts) for texts in told] == [0, 0, 0, 1, 1, 0]
     assert told[3][0].startswith("collapse: all images get nearly the same embedding (spread 0.0")
     assert ", since step 20; a lower learning rate" in told[3][0]
@@ -122,7 +137,11 @@ def test_part_of_the_columns_in_float32_gives_the_verdict_of_all_in_float64(kind
     part = watched_part(all_of_it)
     assert part.shape == (rows, min(columns, MAX_COLUMNS)) and part.dtype == torch.float32
     told = [
-        findings(HealthWatch(num_steps=1000, batch_size_global=rows), [embedding_health(some, some)] * 3, dim=columns)
+        findings(
+            HealthWatch(num_steps=1000, batch_size_global=rows),
+            [embedding_health(some, some)] * 3,
+            dim=columns,
+        )
         for some in (all_of_it.double(), part)
     ]
     kinds = [[text.split(":")[0] for text in texts[-1]] for texts in told]
@@ -142,7 +161,9 @@ def test_a_bad_line_between_good_ones_is_not_told():
 
 
 def test_a_loss_at_chance_is_told_once_the_warm_up_is_over():
-    told = findings(HealthWatch(num_steps=1000, batch_size_global=64), 14 * [{"loss": 4.84}], dim=16, chance_loss=4.85)
+    told = findings(
+        HealthWatch(num_steps=1000, batch_size_global=64), 14 * [{"loss": 4.84}], dim=16, chance_loss=4.85
+    )
     assert not any(told[:12])  # steps up to 100 do not count, then three lines must agree
     assert told[12] == [
         "no learning: the loss 4.840 is stuck at its chance value 4.850, since step 110; "

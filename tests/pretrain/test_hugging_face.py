@@ -1,4 +1,6 @@
-"""What the `datasets` library writes is read as it lies: images, classes with their names, boxes, captions."""
+"""What the `datasets` library writes is read as it lies:
+images, classes with their names, boxes, captions.
+"""
 
 import io
 
@@ -155,7 +157,9 @@ def test_our_shards_open_in_datasets_and_in_pandas(tmp_path):
     buffers = [io.BytesIO() for _ in range(NUM)]
     for number, buffer in enumerate(buffers):
         Image.fromarray(pixels(number)).save(buffer, "PNG")
-    expected = [(pixels(n), {"label": CLASSES[n % 3], "captions": [f"image {n}"] * (n % 3)}) for n in range(NUM)]
+    expected = [
+        (pixels(n), {"label": CLASSES[n % 3], "captions": [f"image {n}"] * (n % 3)}) for n in range(NUM)
+    ]
     shards = [
         {"image": {"bytes": buffer.getvalue(), "path": f"{n}.png"}, **expected[n][1]}
         for n, buffer in enumerate(buffers)

@@ -1,4 +1,6 @@
-"""Sources as people have them, through the command: what comes out, or what is said. Each maker is a few small files."""
+"""Sources as people have them, through the command: what comes out, or what is said.
+Each maker is a few small files.
+"""
 
 import json
 
@@ -13,7 +15,11 @@ from pretrain.data import __main__ as commands
 from tests.pretrain.annotated import put
 from tests.pretrain.shards import encoded
 
-BOX, DOG, NOTHING = [4, 6, 10, 8], {"bbox": [[4, 6, 10, 8]], "category": ["dog"]}, {"bbox": [], "category": []}
+BOX, DOG, NOTHING = (
+    [4, 6, 10, 8],
+    {"bbox": [[4, 6, 10, 8]], "category": ["dog"]},
+    {"bbox": [], "category": []},
+)
 YOLO = "0.3 0.5 0.333333333 0.4"  # the same box of an image of 30 x 20
 
 
@@ -57,7 +63,7 @@ def voc_object(name="dog", box=(4, 6, 14, 14)):
     return f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
 
 
-# -- makers: each fills a folder and may give back options or another source ---------------------------------------------
+# -- makers: each fills a folder and may give back options or another source --------------------------------
 
 
 @comes_out(
@@ -108,7 +114,11 @@ def coco_scaled_after_drawing(src):
 def coco_of_another_image(src):
     photos(src, "1.png", "2.png")
     images = [{"id": 0, "file_name": "1.png", "width": 70, "height": 90}, {"id": 1, "file_name": "2.png"}]
-    tree = {"images": images, "annotations": [annotation(0), annotation(1)], "categories": [{"id": 1, "name": "dog"}]}
+    tree = {
+        "images": images,
+        "annotations": [annotation(0), annotation(1)],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
     put(src / "a.json", json.dumps(tree))
     return ["--max-set-aside", "1"]
 
@@ -350,11 +360,20 @@ def captions_beside(src):
         "_old/9.png": None,
         "dog/raw.nef": None,
     },
-    says=["owl", "(.nef)", "overview.png", "image that is hidden", "not read: 1 x file of another kind (.json)"],
+    says=[
+        "owl",
+        "(.nef)",
+        "overview.png",
+        "image that is hidden",
+        "not read: 1 x file of another kind (.json)",
+    ],
 )
 def folders_with_strays(src):
     photos(
-        src, *(f"{label}/{n}.png" for label in ("cat ", "cat", "dog") for n in range(3)), "overview.png", "_old/9.png"
+        src,
+        *(f"{label}/{n}.png" for label in ("cat ", "cat", "dog") for n in range(3)),
+        "overview.png",
+        "_old/9.png",
     )
     put(src / "notes.json", "{}")
     put(src / "dog/noending", encoded(9, size=(30, 20)))
@@ -362,7 +381,9 @@ def folders_with_strays(src):
     (src / "owl").mkdir()
 
 
-@comes_out({"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x image of several frames or pages"])
+@comes_out(
+    {"1.gif": {}, "2.tiff": {}, "3.webp": {}, "4.gif": {}}, says=["3 x image of several frames or pages"]
+)
 def images_of_several_frames(src):
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "green")]
     for name in ("1.gif", "2.tiff", "3.webp"):
@@ -408,7 +429,9 @@ def shards_already(src):
     pq.write_table(pa.table({"x": [1]}), put(src / "a.parquet", b""))
 
 
-@pytest.mark.parametrize(("maker", "code", "expected", "words"), CASES, ids=[case[0].__name__ for case in CASES])
+@pytest.mark.parametrize(
+    ("maker", "code", "expected", "words"), CASES, ids=[case[0].__name__ for case in CASES]
+)
 def test_import(tmp_path, monkeypatch, capsys, maker, code, expected, words):
     src, out = tmp_path / "src", tmp_path / "out"
     src.mkdir()
@@ -424,7 +447,11 @@ def test_import(tmp_path, monkeypatch, capsys, maker, code, expected, words):
         assert word in said, said
     if expected is None:
         return
-    rows = [row for file in storage.find_files(str(out), ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    rows = [
+        row
+        for file in storage.find_files(str(out), ".parquet")
+        for row in pq.read_table(file.url).to_pylist()
+    ]
     found = {row["image"]["path"].replace(str(tmp_path), "..."): row for row in rows}
     for path, row in expected.items():
         assert (path in found) == (row is not None), said

@@ -1,4 +1,6 @@
-"""Layouts, faults and odd names as people have them: each kind is read, or said; nothing is lost without a word."""
+"""Layouts, faults and odd names as people have them: each kind is read, or said;
+nothing is lost without a word.
+"""
 
 import http.server
 import io
@@ -95,7 +97,9 @@ def test_splits_go_to_their_folders_or_one_is_chosen(tmp_path):
     _, _, splits = imported(tmp_path / "src", tmp_path / "out")
     assert splits["test"] == {"test/cat/3.png"} and len(splits["train"]) == 3
     summary, rows, _ = imported(tmp_path / "src", tmp_path / "one", split="test")
-    assert list(rows) == ["test/cat/3.png"] and any("3 images of other splits" in note for note in summary["notes"])
+    assert list(rows) == ["test/cat/3.png"] and any(
+        "3 images of other splits" in note for note in summary["notes"]
+    )
     assert set(imported(tmp_path / "src", tmp_path / "all", split="none")[2]) == {"all"}
     photos(tmp_path / "src", "extra/cat/5.png")
     with pytest.raises(UserError, match=r"also extra; --split train"):
@@ -114,9 +118,14 @@ def test_a_yaml_says_names_and_splits(tmp_path):
     for split in ("train", "valid", "old"):
         photos(tmp_path / "set" / split / "images", f"{split}.png")
         put(tmp_path / "set" / split / "labels" / f"{split}.TXT", "1.0\t0.5 0.5 0.5 0.5\r\n")
-    put(tmp_path / "set" / "my.yaml", "train: ../train/images\nval: valid/images\nnames: {'0': cat, '1': dog}\n")
+    put(
+        tmp_path / "set" / "my.yaml",
+        "train: ../train/images\nval: valid/images\nnames: {'0': cat, '1': dog}\n",
+    )
     listing = list_records(str(tmp_path / "set" / "my.yaml"))
-    assert {record.split for record in listing.records} == {"train", "validation"} and len(listing.records) == 2
+    assert {record.split for record in listing.records} == {"train", "validation"} and len(
+        listing.records
+    ) == 2
     assert all(record.objects.category == ("dog",) for record in listing.records)
     assert any("1 images belong to no split" in note for note in listing.notes)
     (tmp_path / "set" / "my.yaml").rename(tmp_path / "set" / "data.yaml")
@@ -140,14 +149,20 @@ def test_lines_of_yolo(tmp_path):
     put(folder / "a.txt", "0 32 24 20 10\n")
     with pytest.raises(UserError, match="--boxes cxcywh"):
         list_records(str(folder), kind="yolo")
-    (pixels,) = [one for one in list_records(str(folder), kind="yolo", boxes="cxcywh").records if one.objects.bbox]
+    (pixels,) = [
+        one for one in list_records(str(folder), kind="yolo", boxes="cxcywh").records if one.objects.bbox
+    ]
     assert pixels.objects.bbox == ((22, 19, 20, 10),) and not pixels.relative_boxes
 
 
 def test_one_bad_box_costs_itself_and_all_bad_ones_the_image(tmp_path):
     photos(tmp_path / "src" / "images", "good.png", "half.png", "lost.png", "none.png")
     put(tmp_path / "src" / "data.yaml", "names: [cat]\n")
-    for name, lines in (("good", "0 .5 .5 .5 .5"), ("half", "0 .5 .5 .5 .5\n7 .5 .5 .5 .5"), ("lost", "7 .5 .5 .5 .5")):
+    for name, lines in (
+        ("good", "0 .5 .5 .5 .5"),
+        ("half", "0 .5 .5 .5 .5\n7 .5 .5 .5 .5"),
+        ("lost", "7 .5 .5 .5 .5"),
+    ):
         put(tmp_path / "src" / "labels" / f"{name}.txt", lines)
     summary, rows, _ = imported(tmp_path / "src", tmp_path / "out")
     assert {path.rpartition("/")[2]: len(row["objects"]["bbox"]) for path, row in rows.items()} == {
@@ -166,7 +181,13 @@ def test_ids_and_categories_of_coco(tmp_path):
         "images": [{"id": "1", "file_name": "images\\a.png"}, {"id": 2.0, "file_name": "b.png"}],
         "categories": [{"id": "7", "name": " cat "}, {"id": 8, "name": 0}],
         "annotations": [
-            {"image_id": 1, "category_id": 7.0, "bbox": ["1", 2, 30, 20], "iscrowd": "0", "caption": "the left one"},
+            {
+                "image_id": 1,
+                "category_id": 7.0,
+                "bbox": ["1", 2, 30, 20],
+                "iscrowd": "0",
+                "caption": "the left one",
+            },
             {"image_id": "2", "category_id": 8, "segmentation": [[5, 6, 25, 6, 25, 16, 5, 16]]},
         ],
     }
@@ -221,12 +242,21 @@ def test_tables_as_programs_write_them(tmp_path):
     )
     assert (listing.records[0].labels, listing.records[0].captions) == (("a", "b"), ("x", "y, z"))
     listing = list_records(str(put(tmp_path / "f.csv", "path,caption\n0.png,a cat, on a mat\n1.png,fine\n")))
-    assert [record.captions for record in listing.records] == [("fine",)] and "more cells" in listing.problems[0][1]
-    listing = list_records(str(put(tmp_path / "g.csv", "path,label,mood\n0.png,Stra\xdfe,x\n".encode("latin-1"))))
+    assert [record.captions for record in listing.records] == [
+        ("fine",)
+    ] and "more cells" in listing.problems[0][1]
+    listing = list_records(
+        str(put(tmp_path / "g.csv", "path,label,mood\n0.png,Stra\xdfe,x\n".encode("latin-1")))
+    )
     assert listing.records[0].label == "Straße"
     assert any("cp1252" in note for note in listing.notes) and any("mood" in note for note in listing.notes)
     listing = list_records(
-        str(put(tmp_path / "h.json", json.dumps([{"image": "0.png", "caption": {"en": "cat", "de": "Katze"}}])))
+        str(
+            put(
+                tmp_path / "h.json",
+                json.dumps([{"image": "0.png", "caption": {"en": "cat", "de": "Katze"}}]),
+            )
+        )
     )
     assert listing.records[0].captions == ("cat", "Katze")
 
@@ -243,8 +273,16 @@ def test_texts():
         None,
         None,
     ]
-    assert [label_of(value) for value in (" cafe\u0301 ", "NaN", "", None, 1.5)] == ["café", None, None, None, "1.5"]
-    assert captions_in([{"raw": " a cat "}, "", {"en": "x"}]) == (["a cat", "x"], 0) and captions_in(3.5) == ([], 1)
+    assert [label_of(value) for value in (" cafe\u0301 ", "NaN", "", None, 1.5)] == [
+        "café",
+        None,
+        None,
+        None,
+        "1.5",
+    ]
+    assert captions_in([{"raw": " a cat "}, "", {"en": "x"}]) == (["a cat", "x"], 0) and captions_in(
+        3.5
+    ) == ([], 1)
     assert decode_text("é".encode("utf-16"))[0] == "é" and decode_text(b"\xe9") == ("é", "cp1252")
     with pytest.raises(ValueError, match="not UTF-8"):
         decode_text(b"\xff\0\x01")
@@ -263,12 +301,18 @@ def test_what_data_may_not_name_is_set_aside_and_never_opened(tmp_path, bad, mon
     put(tmp_path / "secret.png", encoded(9))
     opened = []
     original = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda url, **more: (opened.append(url), original(url, **more))[1])
+    monkeypatch.setattr(
+        storage, "read_bytes", lambda url, **more: (opened.append(url), original(url, **more))[1]
+    )
     put(src / "t.jsonl", "".join(json.dumps({"path": path}) + "\n" for path in ("a.png", bad)))
     images = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", bad))]
-    put(src / "c.json", json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
+    put(
+        src / "c.json",
+        json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}),
+    )
     xml = "".join(
-        f'<image name="{name}"><box label="x" xtl="1" ytl="1" xbr="5" ybr="5"/></image>' for name in ("a.png", bad)
+        f'<image name="{name}"><box label="x" xtl="1" ytl="1" xbr="5" ybr="5"/></image>'
+        for name in ("a.png", bad)
     )
     put(src / "v.xml", f"<annotations>{xml}</annotations>")
     for name in ("t.jsonl", "c.json", "v.xml"):
@@ -292,7 +336,8 @@ class Redirects(http.server.BaseHTTPRequestHandler):
         self.send_response(302)
         port = self.server.server_address[1]
         self.send_header(
-            "Location", {"/0.png": f"http://127.0.0.1:{port}/image.png", "/1.png": "file:///etc/passwd"}[self.path]
+            "Location",
+            {"/0.png": f"http://127.0.0.1:{port}/image.png", "/1.png": "file:///etc/passwd"}[self.path],
         )
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -328,7 +373,9 @@ def test_images_as_they_are(tmp_path):
         put(src / {"AVIF": "b.avif", "PPM": "c.ppm", "JPEG2000": "d.jp2"}[form], buffer.getvalue())
     dest = tmp_path / "out [x]"
     summary, rows, _ = imported(src, dest, options={"short_side": 20})
-    assert {path for path in rows if path.startswith("a")} == {"a.jpg", "a.png.jpg", "a.jpeg.jpg"} and len(rows) == 7
+    assert {path for path in rows if path.startswith("a")} == {"a.jpg", "a.png.jpg", "a.jpeg.jpg"} and len(
+        rows
+    ) == 7
     grey = np.asarray(Image.open(io.BytesIO(rows["xray.jpg"]["image"]["bytes"])))
     assert 100 < grey.mean() < 155 and any("16-bit" in note for note in summary["notes"])
     assert block_in(Image.open(io.BytesIO(rows["b.jpg"]["image"]["bytes"])))[2] > 8
@@ -338,7 +385,9 @@ def test_equal_images_are_on_one_side(tmp_path):
     for number in range(30):
         for copy in "ab":
             put(tmp_path / "src" / f"{copy}{number}.png", encoded(number))
-    summary, rows, splits = imported(tmp_path / "src", tmp_path / "out", options={"validation_fraction": 0.3})
+    summary, rows, splits = imported(
+        tmp_path / "src", tmp_path / "out", options={"validation_fraction": 0.3}
+    )
     sides = [{rows[path]["image"]["bytes"] for path in splits[split]} for split in ("train", "validation")]
     assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 30
     assert any("bytes of one in the other split" in note for note in summary["notes"])

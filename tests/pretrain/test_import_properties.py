@@ -1,4 +1,6 @@
-"""What an import says is true: its account sums to the files on disk, and each packed box lies on the block drawn for it."""
+"""What an import says is true: its account sums to the files on disk,
+and each packed box lies on the block drawn for it.
+"""
 
 import io
 import json
@@ -29,7 +31,11 @@ def imported(src, dest, **options):
     """(summary, path -> row) of an import that may set anything aside."""
     chosen = options.pop("options", None)
     summary = import_images(str(src), str(dest), chosen, show_progress=False, max_set_aside=1.0, **options)
-    rows = [row for file in storage.find_files(str(dest), ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    rows = [
+        row
+        for file in storage.find_files(str(dest), ".parquet")
+        for row in pq.read_table(file.url).to_pylist()
+    ]
     return summary, {row["image"]["path"]: row for row in rows}
 
 
@@ -39,8 +45,8 @@ def corners(box):
 
 
 def check_boxes(rows, pixels=0.0):
-    """Each box of each image lies on its block, or no side is further from it than so many pixels: in an image that was
-    scaled, a side may lie within a pixel."""
+    """Each box of each image lies on its block, or no side is further from it than so many pixels: in an
+    image that was scaled, a side may lie within a pixel."""
     for path, row in rows.items():
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"])))
         for box in row["objects"]["bbox"] if row.get("objects") else ():
@@ -94,7 +100,9 @@ def test_boxes_of_every_kind_and_turn(tmp_path, kind, how):
     check_boxes(rows)
     check_account(summary, tmp_path / "src")
     aside = summary["images"] + summary["quarantined"]
-    assert aside == 16 and summary["images"] >= 9  # what cannot be told is set aside by name, the others are there
+    assert (
+        aside == 16 and summary["images"] >= 9
+    )  # what cannot be told is set aside by name, the others are there
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS.keys() - {"tar"}))
@@ -112,7 +120,9 @@ def test_an_image_that_is_missing_is_not_taken_for_one_of_its_name_elsewhere(tmp
     check_account(summary, src)
     assert not any(row["objects"]["bbox"] for path, row in rows.items() if path.startswith("other/"))
     assert len(rows) == 7 and summary["quarantined"] == 1
-    (told,) = (json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines())
+    (told,) = (
+        json.loads(line) for line in (tmp_path / "out" / "_quarantine.jsonl").read_text().splitlines()
+    )
     assert told["path"].endswith(missing.name) and f"other/{missing.name} is another" in told["reason"]
 
 
@@ -131,14 +141,19 @@ def test_images_may_all_lie_elsewhere(tmp_path):
 
 
 def test_a_square_image_that_exif_turns_is_set_aside_where_nothing_tells(tmp_path):
-    scenes = [Scene("a.jpg", (160, 160), (20, 50, 40, 60), 6), Scene("b.jpg", (120, 90), (20, 20, 40, 50), 1)]
+    scenes = [
+        Scene("a.jpg", (160, 160), (20, 50, 40, 60), 6),
+        Scene("b.jpg", (120, 90), (20, 20, 40, 50), 1),
+    ]
     for how in ("upright", "stored"):
         WRITERS["coco"](tmp_path / how, scenes, how)
         summary, rows = imported(tmp_path / how, tmp_path / f"{how} out")
         check_boxes(rows)
         assert summary["images"] == summary["quarantined"] == 1
         # an image on its side shows how the others lie
-        WRITERS["coco"](tmp_path / f"{how} 2", [*scenes, Scene("c.jpg", (120, 90), (20, 20, 40, 50), 8)], how)
+        WRITERS["coco"](
+            tmp_path / f"{how} 2", [*scenes, Scene("c.jpg", (120, 90), (20, 20, 40, 50), 8)], how
+        )
         _, rows = imported(tmp_path / f"{how} 2", tmp_path / f"{how} 2 out")
         check_boxes(rows)
         assert len(rows) == (3 if how == "upright" else 2)
@@ -200,7 +215,9 @@ def spoil(src, scenes, chance):
     (src / "gone.jpg").symlink_to(src / "never.jpg")
     (src / "to a folder").symlink_to(src / "nothing here")
     images = sorted(
-        path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
+        path
+        for path in src.rglob("*")
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
     )
     for path in images:
         roll = chance.random()
@@ -213,7 +230,9 @@ def spoil(src, scenes, chance):
 
 
 def mixture(tmp_path, seed):
-    """A made tree with faults, of one kind or with another one beside, imported; what it says is compared with the disk."""
+    """A made tree with faults, of one kind or with another one beside, imported;
+    what it says is compared with the disk.
+    """
     chance = random.Random(seed)
     kind, how = chance.choice(sorted(WRITERS)), chance.choice(["upright", "stored", "doubled"])
     scenes = random_scenes(chance, chance.randint(6, 14))
@@ -224,11 +243,15 @@ def mixture(tmp_path, seed):
         WRITERS[other](src / "other", random_scenes(chance, 3), how)
         asked = {"boxes_csv": "table", "hf_folder": "table", "hf_parquet": "table"}.get(kind, kind)
     spoil(src, scenes, chance)
-    options = ImportOptions(short_side=chance.choice([0, 0, 80]), validation_fraction=chance.choice([0, 0, 0.3]))
+    options = ImportOptions(
+        short_side=chance.choice([0, 0, 80]), validation_fraction=chance.choice([0, 0, 0.3])
+    )
     try:
         summary, rows = imported(src, tmp_path / f"out {seed}", options=options, kind=asked)
     except UserError as error:  # one line that says what to do
-        assert any(words in str(error) for words in ("can be used", "ways", "leaves none", "several tables")), error
+        assert any(
+            words in str(error) for words in ("can be used", "ways", "leaves none", "several tables")
+        ), error
         return
     check_account(summary, src)
     check_boxes(rows, pixels=1.0 if options.short_side else 0.0)

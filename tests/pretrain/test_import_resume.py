@@ -27,7 +27,9 @@ NUM_IMAGES = 260
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Noise that is slow enough to decode for a signal to come in between, with ten duplicates and two bad files."""
+    """Noise that is slow enough to decode for a signal to come in between,
+    with ten duplicates and two bad files.
+    """
     folder = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for number in range(NUM_IMAGES):
@@ -52,7 +54,9 @@ def command(photos, dest):
 def cut_off(photos, dest, how, shards):
     """Sends a signal to an import once its journal knows of so many whole shards; gives its exit code."""
     for _ in range(8):
-        process = subprocess.Popen(command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(photos, dest), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while shards_known(dest) < shards and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(how)
@@ -114,13 +118,18 @@ def test_other_options_do_not_continue(photos, tmp_path):
     cut_off(photos, dest, signal.SIGKILL, 1)
     with pytest.raises(UserError, match=r"cut off and had other options \(.*seed: 0 -> 5.*\)"):
         import_images(str(photos), str(dest), ImportOptions(seed=5), show_progress=False)
-    assert import_images(str(photos), str(dest), overwrite=True, show_progress=False)["images"] == NUM_IMAGES + 11
+    assert (
+        import_images(str(photos), str(dest), overwrite=True, show_progress=False)["images"]
+        == NUM_IMAGES + 11
+    )
 
 
 @pytest.mark.parametrize("moves", [0, 1, 4])
 def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path, monkeypatch, moves):
     dest = tmp_path / "out"
-    options = ImportOptions(validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    options = ImportOptions(
+        validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8
+    )
     fs, done = storage.filesystem(str(dest))[0], []
 
     def move(self, source, target, **_):
@@ -140,7 +149,9 @@ def test_cut_off_while_shards_move_to_their_place(photos, undisturbed, tmp_path,
 
 def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeypatch, s3_server):
     dest = f"{s3_server.url}/cut"
-    options = ImportOptions(validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8)
+    options = ImportOptions(
+        validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8
+    )
     take, taken = Taking.take, []
 
     def cut(taking, item, number, writer):
@@ -167,8 +178,12 @@ def test_overwrite_continues_too_and_what_a_cut_left_uncounted_is_done_again(pho
     parts = json.loads(journal.read_text())["parts"]
     # as if the kill had come between a part and the journal that counts it
     entries = [["digest", "00" * 16, 5], ["problem", "c0/bad.png", "said twice"]]
-    (journal.parent / f"part-{parts:05d}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    done = subprocess.run([*command(photos, dest), "--overwrite"], check=True, capture_output=True, text=True)
+    (journal.parent / f"part-{parts:05d}.jsonl").write_text(
+        "".join(json.dumps(entry) + "\n" for entry in entries)
+    )
+    done = subprocess.run(
+        [*command(photos, dest), "--overwrite"], check=True, capture_output=True, text=True
+    )
     assert "continues an import that was cut off" in done.stdout
     assert content(dest) == undisturbed
     journal.parent.mkdir()
@@ -204,7 +219,9 @@ def test_scaling_down(tmp_path):
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (300, 240), (30, 200, 30)).save(src / "turned.jpg", exif=exif)
     (src / "small.png").write_bytes(encoded(7, size=(20, 30)))
-    summary = import_images(str(src), str(tmp_path / "out"), ImportOptions(short_side=100), show_progress=False)
+    summary = import_images(
+        str(src), str(tmp_path / "out"), ImportOptions(short_side=100), show_progress=False
+    )
     rows = [
         row["image"]
         for file in storage.find_files(str(tmp_path / "out"), ".parquet")

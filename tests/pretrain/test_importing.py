@@ -1,4 +1,6 @@
-"""Folders of images become data sets: every readable image once, byte for byte, mixed, and nothing lost in silence."""
+"""Folders of images become data sets: every readable image once, byte for byte, mixed,
+and nothing lost in silence.
+"""
 
 import dataclasses
 import json
@@ -44,7 +46,11 @@ def pack_folder(src, dest, **options):
 
 
 def rows_in(url):
-    return [row for file in storage.find_files(str(url), ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    return [
+        row
+        for file in storage.find_files(str(url), ".parquet")
+        for row in pq.read_table(file.url).to_pylist()
+    ]
 
 
 def test_class_folders(tmp_path):
@@ -54,12 +60,17 @@ def test_class_folders(tmp_path):
     assert {row["image"]["path"]: row["image"]["bytes"] for row in rows} == files and len(rows) == 120
     assert all(row["label"] == row["image"]["path"].split("/")[0] for row in rows)
     assert summary["classes"] == {"cats": 40, "dogs": 40, "owls": 40}
-    assert (summary["images"], summary["quarantined"], summary["shards"], summary["splits"]) == (120, 0, 1, {})
+    assert (summary["images"], summary["quarantined"], summary["shards"], summary["splits"]) == (
+        120,
+        0,
+        1,
+        {},
+    )
     assert summary["bytes"] == sum(map(len, files.values()))
     assert summary == storage.read_json(str(tmp_path / "out" / "_import.json"))
-    assert "packed 120 images" in describe_import(summary, "out") and "3 classes: cats 40" in describe_import(
+    assert "packed 120 images" in describe_import(
         summary, "out"
-    )
+    ) and "3 classes: cats 40" in describe_import(summary, "out")
 
 
 def test_every_row_group_is_a_mixture_and_the_order_is_the_seed_s(tmp_path):
@@ -92,13 +103,17 @@ def test_bad_files_are_set_aside_with_their_reasons(tmp_path):
     ]
     assert summary["images"] == 10 and summary["quarantined"] == len(lines)
     assert {row["image"]["path"] for row in rows_in(tmp_path / "out")} == set(files)
-    assert "set aside" in describe_import(summary, "out") and "truncated 1" in describe_import(summary, "out")
+    assert "set aside" in describe_import(summary, "out") and "truncated 1" in describe_import(
+        summary, "out"
+    )
 
 
 def test_nothing_but_bad_files(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.jpg").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"none of the 1 images .* can be used \(first: a\.jpg: not an image\)"):
+    with pytest.raises(
+        UserError, match=r"none of the 1 images .* can be used \(first: a\.jpg: not an image\)"
+    ):
         pack_folder(tmp_path / "src", tmp_path / "out")
     assert storage.names_in(str(tmp_path / "out")) == ["_quarantine.jsonl"]
 
@@ -108,7 +123,8 @@ def test_the_split_is_by_path_alone(tmp_path):
     files = make_photos(src, num=60)
     summary = pack_folder(src, tmp_path / "out", validation_fraction=0.25)
     sides = {
-        split: {row["image"]["path"] for row in rows_in(tmp_path / "out" / split)} for split in ("train", "validation")
+        split: {row["image"]["path"] for row in rows_in(tmp_path / "out" / split)}
+        for split in ("train", "validation")
     }
     assert sides["train"] | sides["validation"] == set(files) and not sides["train"] & sides["validation"]
     assert summary["splits"] == {split: len(paths) for split, paths in sides.items()}
@@ -197,9 +213,13 @@ def test_a_destination_inside_the_source_is_not_read(tmp_path):
 def test_the_reader_reads_what_was_packed(tmp_path):
     files = make_photos(tmp_path / "src", num=30)
     pack_folder(tmp_path / "src", tmp_path / "out")
-    shards = Shards(load_manifest(str(tmp_path / "out"), columns=["label"]), image_column="image", columns=["label"])
+    shards = Shards(
+        load_manifest(str(tmp_path / "out"), columns=["label"]), image_column="image", columns=["label"]
+    )
     rows = [
-        pair for piece in read_in_sequence(shards) for pair in zip(piece.images, piece.columns["label"], strict=True)
+        pair
+        for piece in read_in_sequence(shards)
+        for pair in zip(piece.images, piece.columns["label"], strict=True)
     ]
     assert sorted((label, image) for image, label in rows) == sorted(
         (path.split("/")[0], data) for path, data in files.items()
@@ -239,12 +259,16 @@ def test_progress_says_rate_and_time_left(monkeypatch, capsys):
 
 
 def run_cli(*arguments):
-    return subprocess.run([sys.executable, "-m", "pretrain.data", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "pretrain.data", *arguments], capture_output=True, text=True
+    )
 
 
 def test_the_command_line(tmp_path):
     make_photos(tmp_path / "src", num=4)
-    done = run_cli("import", str(tmp_path / "src"), str(tmp_path / "out"), "--labels", "folders", "--validation", "0.3")
+    done = run_cli(
+        "import", str(tmp_path / "src"), str(tmp_path / "out"), "--labels", "folders", "--validation", "0.3"
+    )
     assert done.returncode == 0 and done.stdout.startswith("packed 12 images") and done.stderr == ""
     again = run_cli("import", str(tmp_path / "src"), str(tmp_path / "out"))
     assert again.returncode == 2 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1

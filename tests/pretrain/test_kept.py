@@ -25,12 +25,16 @@ CPU = torch.device("cpu")
 def shards(tmp_path_factory):
     images = [photo(number) for number in range(ROWS)]
     images[7], images[30] = b"nothing", None
-    url = write_shards(tmp_path_factory.mktemp("kept"), images, label=[f"class {n % 3}" for n in range(ROWS)])
+    url = write_shards(
+        tmp_path_factory.mktemp("kept"), images, label=[f"class {n % 3}" for n in range(ROWS)]
+    )
     return Shards(load_manifest(url, columns=["label"]), image_column="image", columns=["label"])
 
 
 def batches(source, transform, shards, num, **options):
-    order = Order(shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=40, seed=1)
+    order = Order(
+        shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=4, window_rows=40, seed=1
+    )
     with Loader(order, source, transform, rank=0, world_size=1, decode_threads=2, **options) as loader:
         return list(itertools.islice(loader, num))
 
@@ -45,7 +49,9 @@ def test_kept_on_the_host_nothing_changes(shards, limit):
         assert one.columns == other.columns
         for mine, theirs in zip(one.arrays, other.arrays, strict=True):
             np.testing.assert_array_equal(mine, theirs)
-        assert {row.row_id: row.reason for row in one.bad_rows} == {row.row_id: row.reason for row in other.bad_rows}
+        assert {row.row_id: row.reason for row in one.bad_rows} == {
+            row.row_id: row.reason for row in other.bad_rows
+        }
 
 
 def test_what_is_kept_is_not_decoded_again_and_does_not_pass_the_limit():

@@ -10,7 +10,13 @@ import pytest
 from cluster.errors import UserError
 from pretrain.data.checking.check import check
 from pretrain.data.packing.regroup import regroup
-from pretrain.data.reading.labels import ClassNames, class_counts, label_codes, labelled_rows, read_class_names_of
+from pretrain.data.reading.labels import (
+    ClassNames,
+    class_counts,
+    label_codes,
+    labelled_rows,
+    read_class_names_of,
+)
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 from tests.pretrain.shards import IMAGE, encoded, write_shards
@@ -49,7 +55,11 @@ def read_labels(manifest):
 
 def test_other_numberings_and_text_are_read_by_name(tmp_path):
     first = write(tmp_path / "a", [0, 1], ["cat", "dog"])
-    urls = [first, write(tmp_path / "b", [0, 1, 2], ["owl", "dog", "cat"]), write(tmp_path / "c", ["cat", "dog"])]
+    urls = [
+        first,
+        write(tmp_path / "b", [0, 1, 2], ["owl", "dog", "cat"]),
+        write(tmp_path / "c", ["cat", "dog"]),
+    ]
     manifest = load_manifest(urls[:2], columns=["label"])
     classes = class_names(*urls[:2])
     assert classes.names == ["cat", "dog", "owl"]  # in the order in which the files declare them
@@ -68,7 +78,10 @@ def test_other_numberings_and_text_are_read_by_name(tmp_path):
 
 
 def test_lists_of_numbers_are_read_by_name(tmp_path):
-    urls = [write(tmp_path / "a", [[0, 1], []], ["cat", "dog"]), write(tmp_path / "b", [[1], [0]], ["dog", "cat"])]
+    urls = [
+        write(tmp_path / "a", [[0, 1], []], ["cat", "dog"]),
+        write(tmp_path / "b", [[1], [0]], ["dog", "cat"]),
+    ]
     manifest = load_manifest(urls, columns=["label"])
     assert read_labels(manifest) == [["cat", "dog"], [], ["cat"], ["dog"]]
     classes = read_class_names_of(manifest, manifest, "label")
@@ -137,7 +150,9 @@ def test_folder_names_are_a_column(tmp_path):
         ("label=__HIVE_DEFAULT_PARTITION__/part=1", 1),
     ):
         (tmp_path / folder).mkdir(parents=True)
-        pq.write_table(pa.table({"image": [encoded(n) for n in range(num)]}), tmp_path / folder / "0.parquet")
+        pq.write_table(
+            pa.table({"image": [encoded(n) for n in range(num)]}), tmp_path / folder / "0.parquet"
+        )
     manifest = load_manifest(str(tmp_path), columns=["label", "part"])
     assert labelled_rows(manifest, "label").tolist() == [1, 2, 3, 4, 5]  # by the names of folders
     used = manifest.with_rows_of_use(labelled_rows(manifest, "label"), "a label")
@@ -151,7 +166,9 @@ def test_folder_names_are_a_column(tmp_path):
     assert sorted(map(str, written["label"].to_pylist())) == ["None", "a dog", "a dog", "cat", "cat", "cat"]
 
 
-@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_types_that_hold_the_same_are_read_alike(tmp_path, kind):
     folder = tmp_path / "set"
     write(folder, ["cat", "dog"])

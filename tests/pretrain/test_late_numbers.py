@@ -23,7 +23,9 @@ NEVER = 100_000
 
 
 def fused(name):
-    return lambda module: build_optimizer(name, parameter_groups(module, weight_decay=0.1), learning_rate=0.05)
+    return lambda module: build_optimizer(
+        name, parameter_groups(module, weight_decay=0.1), learning_rate=0.05
+    )
 
 
 def test_numbers_of_a_step_are_read_when_the_next_one_is_under_way(tmp_path, monkeypatch):
@@ -42,7 +44,8 @@ def test_numbers_of_a_step_are_read_when_the_next_one_is_under_way(tmp_path, mon
     monkeypatch.setattr(loop, "Agreement", Watched)
     run(str(tmp_path / "run"), steps=6, module=Telling(), log_every_steps=4, checkpoint_every_steps=NEVER)
     assert order == [
-        "forward 0", "forward 1", "read 0", "forward 2", "read 1", "forward 3", "read 2", "read 3",  # step 4 is logged
+        "forward "
+        "0", "forward 1", "read 0", "forward 2", "read 1", "forward 3", "read 2", "read 3",  # step 4 is logged
         "forward 4", "forward 5", "read 4", "read 5",
     ]  # fmt: skip
 
@@ -60,9 +63,15 @@ def test_a_late_look_changes_no_bit(tmp_path, name):
 @pytest.mark.parametrize("poison_at", [0, 9])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_an_unsound_step_that_is_seen_late_moves_nothing(tmp_path, name, poison_at):
-    """The same parameters as when each step is waited for, and as by an optimizer that is not called for that step."""
+    """The same parameters as when each step is waited for,
+    and as by an optimizer that is not called for that step.
+    """
     trained = []
-    for url, every, by in (("late", 30, fused(name)), ("early", 1, fused(name)), ("plain", 30, plainly(name))):
+    for url, every, by in (
+        ("late", 30, fused(name)),
+        ("early", 1, fused(name)),
+        ("plain", 30, plainly(name)),
+    ):
         module = Toy()
         module.poison_at = poison_at
         options = {"on_nonfinite": "skip", "log_every_steps": every, "checkpoint_every_steps": NEVER}
@@ -90,7 +99,9 @@ def test_a_run_that_stops_by_the_rule_stops_a_step_late_with_the_same_words(tmp_
     for every in (1, 30):
         module = Toy()
         module.poison_at = 9
-        with pytest.raises(RunStopped, match=r"step 9: the loss \(nan\).*the parameters were not changed") as stopped:
+        with pytest.raises(
+            RunStopped, match=r"step 9: the loss \(nan\).*the parameters were not changed"
+        ) as stopped:
             run(str(tmp_path / f"{every}"), module=module, log_every_steps=every, optimizer=fused("adamw"))
         told.append(re.sub(r"gradient \(norm [^)]*\)", "", str(stopped.value)))
         assert all(parameter.isfinite().all() for parameter in module.parameters())
@@ -98,8 +109,12 @@ def test_a_run_that_stops_by_the_rule_stops_a_step_late_with_the_same_words(tmp_
 
 
 @pytest.mark.parametrize(("wanted", "step"), [("stop", 9), ("checkpoint", 9)])
-def test_stops_and_checkpoints_that_are_asked_for_come_a_step_late_at_most(tmp_path, monkeypatch, wanted, step):
-    """Asked for between two log lines: during the forward pass of step 7, so step 8 hears of it and is the last."""
+def test_stops_and_checkpoints_that_are_asked_for_come_a_step_late_at_most(
+    tmp_path, monkeypatch, wanted, step
+):
+    """Asked for between two log lines: during the forward pass of step 7,
+    so step 8 hears of it and is the last.
+    """
     contexts = []
 
     class Asking(Toy):
@@ -122,7 +137,9 @@ def test_stops_and_checkpoints_that_are_asked_for_come_a_step_late_at_most(tmp_p
         with pytest.raises(KeyboardInterrupt):
             run(url, module=Asking(), die_at=8 * 20, **options)
     assert load_newest(url).progress.step == step
-    assert load_newest(url).progress.loss_count == step  # nothing of what the checkpoint holds is a step behind
+    assert (
+        load_newest(url).progress.loss_count == step
+    )  # nothing of what the checkpoint holds is a step behind
     monkeypatch.undo()
     whole, *_ = run(str(tmp_path / "whole"), **options)
     continued, *_ = run(url, **options)
@@ -167,7 +184,9 @@ def test_a_step_that_is_left_out_on_the_device_leaves_every_bit(name, held):
 
 
 def agreed(bad):
-    """What a rank of two knows of a step after which rank 1 has `bad` as its loss, stops, and had two bad rows."""
+    """What a rank of two knows of a step after which rank 1 has `bad` as its loss, stops,
+    and had two bad rows.
+    """
     rank = distributed.rank()
     loss = torch.tensor(bad if rank else 1.0)
     agreement = Agreement(

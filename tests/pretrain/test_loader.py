@@ -1,4 +1,6 @@
-"""Reading: every row comes where the order says, on any number of ranks, threads and restarts, and bad rows by rule."""
+"""Reading: every row comes where the order says, on any number of ranks, threads and restarts,
+and bad rows by rule.
+"""
 
 import itertools
 import time
@@ -35,13 +37,19 @@ class Slow(CentralCrop):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     images = [encoded(number) for number in range(ROWS)]
-    url = write_shards(tmp_path_factory.mktemp("rows"), images, label=[f"class {n % 3}" for n in range(ROWS)])
+    url = write_shards(
+        tmp_path_factory.mktemp("rows"), images, label=[f"class {n % 3}" for n in range(ROWS)]
+    )
     return Shards(load_manifest(url, columns=["image", "label"]), image_column="image", columns=["label"])
 
 
 def make_order(shards, *, window=36, seed=5):
     return Order(
-        shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=STREAMS, window_rows=window, seed=seed
+        shards.manifest.rows_of_group,
+        batch_size_global=BATCH,
+        num_streams=STREAMS,
+        window_rows=window,
+        seed=seed,
     )
 
 
@@ -175,7 +183,9 @@ def test_data_without_a_good_row_stops_with_words(tmp_path):
     url = write_shards(tmp_path, [b"nothing"] * 40)
     shards = Shards(load_manifest(url), image_column="image")
     order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=0)
-    with pytest.raises(RunStopped, match=r"none of 40 rows can be decoded \(first: .*not an image") as stopped:
+    with pytest.raises(
+        RunStopped, match=r"none of 40 rows can be decoded \(first: .*not an image"
+    ) as stopped:
         read(shards, order, 1)
     assert stopped.value.bad_rows
 
@@ -248,7 +258,9 @@ def test_mixed_data_sets_on_any_number_of_ranks_and_from_any_position(tmp_path):
     counts = np.bincount(np.concatenate([numbers(batch) for batch in whole]), minlength=70)
     # of 80 rows an epoch takes 72: each data set loses its share of the tail
     assert abs(counts[:40].sum() / counts.sum() - 0.25) < 0.02
-    pairs = [pair for batch in whole for pair in zip(batch.row_ids.tolist(), batch.passes.tolist(), strict=True)]
+    pairs = [
+        pair for batch in whole for pair in zip(batch.row_ids.tolist(), batch.passes.tolist(), strict=True)
+    ]
     assert len(set(pairs)) == len(pairs)
     by_rank = [read(shards, order, 12, rank=rank, world_size=3) for rank in range(3)]
     for parts, batch in zip(zip(*by_rank, strict=True), whole[:12], strict=True):

@@ -1,4 +1,6 @@
-"""The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs, damaged checkpoints."""
+"""The loop on a toy problem: resume bit for bit, unsound gradients, stop requests, logs,
+damaged checkpoints.
+"""
 
 import dataclasses
 import errno
@@ -106,7 +108,12 @@ def run(
         )  # fmt: skip
         try:
             outcome = train(
-                module, optimizer, plan, context=context, run=folder, batches_from=lambda seen: ToyBatches(seen, die_at)
+                module,
+                optimizer,
+                plan,
+                context=context,
+                run=folder,
+                batches_from=lambda seen: ToyBatches(seen, die_at),
             )
         finally:
             if close:
@@ -116,7 +123,9 @@ def run(
 
 def trace(url):
     lines = storage.read_bytes(storage.join(url, "metrics.jsonl")).decode().splitlines()
-    return [{key: json.loads(line)[key] for key in ("step", "loss", "gradient_norm", "twice")} for line in lines]
+    return [
+        {key: json.loads(line)[key] for key in ("step", "loss", "gradient_norm", "twice")} for line in lines
+    ]
 
 
 def assert_same_weights(first, second):
@@ -139,16 +148,23 @@ def test_a_run_cut_off_anywhere_continues_bit_for_bit(tmp_path, log_every_steps)
         (restart,) = outcome.progress.restart_log
         # what was logged after the checkpoint is what was lost
         logged = step // log_every_steps * log_every_steps
-        assert (restart["from_step"], restart["lost_steps"]) == (step // 7 * 7, max(0, logged - step // 7 * 7))
+        assert (restart["from_step"], restart["lost_steps"]) == (
+            step // 7 * 7,
+            max(0, logged - step // 7 * 7),
+        )
         assert 0 < restart["seconds_to_recover"] < 60 and restart["why"] == "the command was given again"
-        assert continued.steps_called == 30 - 7 * (step // 7)  # from the newest checkpoint, not from the start
+        assert continued.steps_called == 30 - 7 * (
+            step // 7
+        )  # from the newest checkpoint, not from the start
         assert any("continues at step" in str(record.get("text")) for record in records) == (step >= 7)
 
 
 def test_a_stop_request_writes_a_checkpoint_at_once(tmp_path):
     url = str(tmp_path / "run")
     _, outcome, _ = run(url, stop_at=10, checkpoint_every_steps=1000)
-    assert outcome.status == "interrupted" and outcome.progress.step == 11  # noticed in the next step's agreement
+    assert (
+        outcome.status == "interrupted" and outcome.progress.step == 11
+    )  # noticed in the next step's agreement
     whole, *_ = run(str(tmp_path / "whole"))
     continued, outcome, _ = run(url)
     assert continued.steps_called == 19
@@ -205,7 +221,9 @@ class Blinded(Toy):
         bad = math.nan if 9 <= int(self.seen) < 12 else 1.0
         embeddings = self.layers[0](inputs).detach() * bad
         return output._replace(
-            loss=output.loss * bad, embeddings=(embeddings, embeddings), logs={"twice": output.loss.detach() * bad}
+            loss=output.loss * bad,
+            embeddings=(embeddings, embeddings),
+            logs={"twice": output.loss.detach() * bad},
         )
 
 
@@ -329,7 +347,9 @@ def test_what_was_wrong_with_a_newer_checkpoint_is_said_and_kept(tmp_path, how):
     assert_same_weights(whole, continued)
     assert trace(url) == trace(str(tmp_path / "whole"))
     restarts = [json.loads(line) for line in (tmp_path / "run" / "restarts.jsonl").read_text().splitlines()]
-    assert restarts[0]["from_step"] == 21 and list(restarts[0]["passed_over"]) == [checkpoints.folder_name(28)]
+    assert restarts[0]["from_step"] == 21 and list(restarts[0]["passed_over"]) == [
+        checkpoints.folder_name(28)
+    ]
 
 
 def test_where_no_checkpoint_is_whole_nothing_starts_at_step_0_unsaid(tmp_path):
@@ -354,7 +374,9 @@ def test_a_first_checkpoint_that_was_cut_off_is_told(tmp_path):
         run(url, die_at=8 * 9)
     (folder / checkpoints.folder_name(7) / "checkpoint.json").unlink()
     _, outcome, records = run(url)
-    assert any("starts at step 0: the first checkpoint was not complete" in str(r.get("text")) for r in records)
+    assert any(
+        "starts at step 0: the first checkpoint was not complete" in str(r.get("text")) for r in records
+    )
     assert outcome.progress.step == 30
 
 
@@ -394,7 +416,11 @@ def test_a_kill_at_any_write_of_a_restart_loses_no_line(tmp_path, rewritten):
             folder.log({"step": 31, "loss": 0.5})
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        kept = [json.loads(line)["step"] for line in (url / "metrics.jsonl").read_text().splitlines() if line != "junk"]
+        kept = [
+            json.loads(line)["step"]
+            for line in (url / "metrics.jsonl").read_text().splitlines()
+            if line != "junk"
+        ]
         assert kept[:30] == list(range(1, 31)), number
         if status == 0:
             assert number >= (3 if rewritten else 1) and kept == list(range(1, 32))
@@ -432,7 +458,9 @@ def test_a_checkpoint_of_another_model_or_version_is_refused(tmp_path):
     other = Toy()
     other.layers[0] = nn.Linear(4, 8)
     other.extra = nn.Linear(2, 2)
-    with pytest.raises(UserError, match=r"missing \['extra.bias', 'extra.weight'\].*of another shape \['layers.0"):
+    with pytest.raises(
+        UserError, match=r"missing \['extra.bias', 'extra.weight'\].*of another shape \['layers.0"
+    ):
         run(url, module=other)
     meta = tmp_path / "run" / "checkpoints" / checkpoints.folder_name(30) / "checkpoint.json"
     meta.write_text(meta.read_text().replace('"format_version": 1', '"format_version": 99'))
@@ -444,7 +472,10 @@ def test_the_best_evaluation_is_kept_and_its_score_survives_a_restart(tmp_path):
     scores = {10: 0.5, 20: 0.9, 30: 0.7}
     kept = []
     evaluating = Evaluating(
-        lambda step, last: {"accuracy": scores[step]}, every_steps=10, best_metric="accuracy", keep_best=kept.append
+        lambda step, last: {"accuracy": scores[step]},
+        every_steps=10,
+        best_metric="accuracy",
+        keep_best=kept.append,
     )
     url = str(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
@@ -465,12 +496,21 @@ def test_bad_rows_are_counted_and_too_many_stop_the_run(tmp_path):
             batch = super().__next__()
             return TrainingBatch(batch.inputs, {f"row {self.position + i}": "empty" for i in range(4)})
 
-    with pytest.raises(RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_fraction=0.05"):
+    with pytest.raises(
+        RunStopped, match=r"12 of 24 rows could not be used, more than data.max_bad_fraction=0.05"
+    ):
         module = Toy()
         with local_context() as context:
             training = TrainingSettings(batch_size_global=8)
             plan = Plan(str(tmp_path / "rotten"), training, 30, 10, lambda step: Rates(0.1, 0.1, 0.0))
-            train(module, torch.optim.SGD(module.parameters()), plan, context=context, run=None, batches_from=Rotten)
+            train(
+                module,
+                torch.optim.SGD(module.parameters()),
+                plan,
+                context=context,
+                run=None,
+                batches_from=Rotten,
+            )
 
 
 def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds(tmp_path):

@@ -1,4 +1,6 @@
-"""The row-group table is that of the files, is remembered only while they stay as they are, and every bad file is named."""
+"""The row-group table is that of the files, is remembered only while they stay as they are,
+and every bad file is named.
+"""
 
 import os
 import shutil
@@ -38,13 +40,17 @@ def footers_read(monkeypatch):
 
 def test_the_table_is_that_of_the_files(shards):
     manifest = load_manifest(shards, columns=["image", "label"])
-    assert [file.url.rsplit("/", 1)[1] for file in manifest.files] == [f"shard-0000{i}.parquet" for i in range(3)]
+    assert [file.url.rsplit("/", 1)[1] for file in manifest.files] == [
+        f"shard-0000{i}.parquet" for i in range(3)
+    ]
     assert manifest.rows_of_group.tolist() == [4, 4, 2, 4, 4, 2, 4, 1]
     assert manifest.file_of_group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert manifest.group_in_file.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert manifest.start_of_group.tolist() == [0, 4, 8, 10, 14, 18, 20, 24, 25]
     assert manifest.num_rows == 25
-    kinds = [getattr(manifest, name).dtype.name for name in ("file_of_group", "group_in_file", "rows_of_group")]
+    kinds = [
+        getattr(manifest, name).dtype.name for name in ("file_of_group", "group_in_file", "rows_of_group")
+    ]
     assert [*kinds, manifest.bytes_of_group.dtype.name] == ["int32", "int32", "int64", "int64"]
     metadata = pq.read_metadata(manifest.files[1].url)
     assert metadata.row_group(2).column(0).path_in_schema == "image.bytes"
@@ -126,7 +132,8 @@ def test_the_fingerprint_belongs_to_the_data_and_not_to_its_place(shards, tmp_pa
 def test_the_same_bytes_grouped_otherwise_are_other_data(tmp_path):
     images = [encoded(index) for index in range(8)]
     fingerprints = {
-        load_manifest(write_shards(tmp_path / f"by{rows}", images, rows_per_group=rows)).fingerprint for rows in (2, 4)
+        load_manifest(write_shards(tmp_path / f"by{rows}", images, rows_per_group=rows)).fingerprint
+        for rows in (2, 4)
     }
     assert len(fingerprints) == 2
 
@@ -141,7 +148,9 @@ def test_several_data_sets_in_the_order_given(shards, tmp_path):
     assert manifest.source_of_group[groups[0]] == 1 and rows[0] == 0
     file = f"{shards}/shard-00001.parquet"
     assert load_manifest(file).num_rows == 10
-    with pytest.raises(UserError, match=r"shard-00001.parquet is in .* and again in .*; name each file once"):
+    with pytest.raises(
+        UserError, match=r"shard-00001.parquet is in .* and again in .*; name each file once"
+    ):
         load_manifest([file, f"{shards}/*.parquet"])
 
 
@@ -154,7 +163,8 @@ def test_reads_from_s3(s3_server, shards):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])]
+    "kind",
+    [pa.binary(), pa.large_binary(), pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])],
 )
 def test_kinds_of_image_columns(tmp_path, kind):
     values = [{"bytes": b"x", "path": "p"} if pa.types.is_struct(kind) else b"x"] * 3
@@ -172,7 +182,10 @@ def with_table(folder, **columns):
 
 
 BAD_FILES = {
-    "empty": (lambda folder: with_file(folder, "z.parquet", b""), r"z\.parquet is not a Parquet file: it has only 0 b"),
+    "empty": (
+        lambda folder: with_file(folder, "z.parquet", b""),
+        r"z\.parquet is not a Parquet file: it has only 0 b",
+    ),
     "a web page": (
         lambda folder: with_file(folder, "z.parquet", b"<html>no such key</html>"),
         r"z\.parquet is not a Parquet file: it begins with b'<htm",
@@ -197,7 +210,10 @@ BAD_FILES = {
         lambda folder: with_table(folder, image=["x"], thumb=[b"x"], label=[1]),
         r"z\.parquet: column 'image' is string; images must be .*; columns that could be: thumb",
     ),
-    "no label column": (lambda folder: with_table(folder, image=[b"x"]), r"z\.parquet has no column 'label'"),
+    "no label column": (
+        lambda folder: with_table(folder, image=[b"x"]),
+        r"z\.parquet has no column 'label'",
+    ),
     "other images": (
         lambda folder: with_table(folder, image=[b"x"], label=[1]),
         r"column 'image' is struct<.*> in .*a\.parquet but binary in .*z\.parquet",

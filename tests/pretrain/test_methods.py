@@ -1,4 +1,6 @@
-"""Every method against float64 pseudo-code of its paper, two gloo ranks against one process, passes against whole batches."""
+"""Every method against float64 pseudo-code of its paper, two gloo ranks against one process,
+passes against whole batches.
+"""
 
 import io
 import math
@@ -42,7 +44,13 @@ SMALL = {
     "mocov3": {"hidden_dim": 32, "projection_dim": 16, "momentum": 0.9},
     "simclr": {"hidden_dim": 32, "projection_dim": 16},
     "simsiam": {"hidden_dim": 32, "projection_dim": 16, "bottleneck_dim": 8},
-    "swav": {"hidden_dim": 32, "projection_dim": 16, "num_prototypes": 12, "queue_size": 16, "queue_from": 0.2},
+    "swav": {
+        "hidden_dim": 32,
+        "projection_dim": 16,
+        "num_prototypes": 12,
+        "queue_size": 16,
+        "queue_from": 0.2,
+    },
     "vicreg": {"hidden_dim": 32, "projection_dim": 16},
 }
 VIEWS = {"distill": {"num_views": 2}}
@@ -73,11 +81,15 @@ def make_views(name, step=0, batch=BATCH):
 
 
 def make_inputs(method, name, step=0, batch=BATCH, rows=slice(None), dtype=torch.float64):
-    """What a method takes of some rows of a batch: views, and what is stored beside the images where it learns from that."""
+    """What a method takes of some rows of a batch: views,
+    and what is stored beside the images where it learns from that.
+    """
     views = make_views(name, step, batch)
     generator = np.random.default_rng(step)
     stored = generator.standard_normal((batch, TEACHER_DIM)).astype(np.float16)
-    maps = generator.standard_normal((batch, TEACHER_CHANNELS, TEACHER_CELLS, TEACHER_CELLS)).astype(np.float16)
+    maps = generator.standard_normal((batch, TEACHER_CHANNELS, TEACHER_CELLS, TEACHER_CELLS)).astype(
+        np.float16
+    )
     left_top, size = (
         generator.uniform(0, 0.4, (len(views), batch, 2)),
         generator.uniform(0.3, 0.6, (len(views), batch, 2)),
@@ -94,7 +106,7 @@ def make_inputs(method, name, step=0, batch=BATCH, rows=slice(None), dtype=torch
     return method.to_inputs([view[rows].to(dtype) for view in views], beside)
 
 
-# -- the papers, in float64 and as plainly as they are written ---------------------------------------------------------------
+# -- the papers, in float64 and as plainly as they are written ----------------------------------------------
 
 
 def heads(method, views, *names, encoder=None):
@@ -159,7 +171,9 @@ def paper_simsiam(method, views):
 
 def paper_barlow_twins(method, views):
     # the authors normalise by batch norm, which has an epsilon
-    a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in heads(method, views, "projector"))
+    a, b = (
+        (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in heads(method, views, "projector")
+    )
     c = a.T @ b / len(a)
     on = ((c.diagonal() - 1) ** 2).sum()
     off = (c**2).sum() - (c.diagonal() ** 2).sum()
@@ -197,12 +211,19 @@ def paper_dino(method, views):
     losses = []
     for t, gt in enumerate(teacher):
         probability = ((gt - method.criterion.center[0]) / 0.04).softmax(1)
-        losses += [-(probability * (gs / 0.1).log_softmax(1)).sum(1).mean() for s, gs in enumerate(student) if s != t]
+        losses += [
+            -(probability * (gs / 0.1).log_softmax(1)).sum(1).mean()
+            for s, gs in enumerate(student)
+            if s != t
+        ]
     return sum(losses) / len(losses)
 
 
 def paper_densecl(method, views):
-    maps = method.maps(views[:1])[0].flatten(2).mT, method.maps(views[1:], method.key_encoder)[0].flatten(2).mT
+    maps = (
+        method.maps(views[:1])[0].flatten(2).mT,
+        method.maps(views[1:], method.key_encoder)[0].flatten(2).mT,
+    )
     q, k = unit(method.projector(maps[0].mean(1))), unit(method.key_projector(maps[1].mean(1)))
     r, t = unit(method.dense_projector(maps[0])), unit(method.key_dense_projector(maps[1]))
     queue, dense_queue = method.criterion.memory_bank.bank, method.dense_criterion.memory_bank.bank
@@ -301,7 +322,9 @@ def test_similarities_are_the_teachers():
         target = unit((inputs.said.pooled[0].double() - knowledge.mean_D) @ knowledge.directions_DK)
         others = torch.cat([target, *before[::-1]])[: BATCH + 20]
         theirs, wanted = (target @ others.T / 0.04).softmax(1), 0.0
-        for z in method.predictor(torch.cat([m[-1].mean((2, 3)) for m in method.pyramids(inputs.views, 1)])).chunk(2):
+        for z in method.predictor(
+            torch.cat([m[-1].mean((2, 3)) for m in method.pyramids(inputs.views, 1)])
+        ).chunk(2):
             wanted -= (theirs * (unit(z) @ others.T / 0.2).log_softmax(1)).sum(1).mean() / 2
         assert float(method(inputs).loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
         before.append(target)
@@ -334,11 +357,13 @@ def test_mixing_is_of_rows_and_of_what_the_teacher_says_of_them_whatever_the_ran
 def test_decoupled_simclr_leaves_the_positive_out():
     method, views = make_method("simclr", decoupled=True), make_views("simclr")
     output = method(views)
-    assert float(output.loss.detach()) == pytest.approx(float(paper_simclr(method, views).detach()), rel=1e-6)
+    assert float(output.loss.detach()) == pytest.approx(
+        float(paper_simclr(method, views).detach()), rel=1e-6
+    )
     assert output.chance_loss == pytest.approx(math.log(2 * BATCH - 2))
 
 
-# -- ranks, state and passes -------------------------------------------------------------------------------------------------
+# -- ranks, state and passes --------------------------------------------------------------------------------
 
 
 def steps_of(name, num_steps, *, method=None, first=0):
@@ -365,7 +390,11 @@ def one_rank():
     for name in METHODS:
         losses, method = steps_of(name, 4)
         gradients = {key: p.grad.numpy().copy() for key, p in method.named_parameters() if p.requires_grad}
-        results[name] = losses, gradients, {key: value.numpy().copy() for key, value in method.state_dict().items()}
+        results[name] = (
+            losses,
+            gradients,
+            {key: value.numpy().copy() for key, value in method.state_dict().items()},
+        )
     return results
 
 
@@ -374,7 +403,9 @@ def test_steps_on_two_ranks_equal_one_process():
     for name in METHODS:
         losses, method = steps_of(name, 4)
         state = method.state_dict()
-        np.testing.assert_allclose(np.mean([rank[name][0] for rank in ranks], 0), losses, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            np.mean([rank[name][0] for rank in ranks], 0), losses, rtol=1e-9, err_msg=name
+        )
         for rank in ranks:
             _, gradients, theirs = rank[name]
             for key, parameter in method.named_parameters():
@@ -384,7 +415,9 @@ def test_steps_on_two_ranks_equal_one_process():
                         gradients[key], wanted.numpy(), rtol=1e-6, atol=1e-10, err_msg=f"{name}: {key}"
                     )
             for key, value in state.items():
-                np.testing.assert_allclose(theirs[key], value.numpy(), rtol=1e-6, atol=1e-9, err_msg=f"{name}: {key}")
+                np.testing.assert_allclose(
+                    theirs[key], value.numpy(), rtol=1e-6, atol=1e-9, err_msg=f"{name}: {key}"
+                )
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -1,4 +1,6 @@
-"""Each method on real photos: 200 steps do not collapse, teach something, and raise no alarm; forced collapses do."""
+"""Each method on real photos: 200 steps do not collapse, teach something, and raise no alarm;
+forced collapses do.
+"""
 
 import json
 from pathlib import Path
@@ -19,14 +21,19 @@ from pretrain.settings import PretrainSettings
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0"
 STEPS = 200
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PHOTOS.exists(), reason="needs the photos of clothing_cc0")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PHOTOS.exists(), reason="needs the photos of clothing_cc0"),
+]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clothing")
     for split in ("train", "test"):
-        import_images(str(PHOTOS / split), str(folder / split), ImportOptions(short_side=96), show_progress=False)
+        import_images(
+            str(PHOTOS / split), str(folder / split), ImportOptions(short_side=96), show_progress=False
+        )
     return folder
 
 
@@ -82,10 +89,13 @@ class NoPredictor(simsiam.SimSiam):
 
 
 @pytest.mark.parametrize("predictor", [True, False], ids=["with", "without"])
-def test_simsiam_is_told_within_a_hundred_steps_without_its_predictor_only(predictor, shards, tmp_path, monkeypatch):
+def test_simsiam_is_told_within_a_hundred_steps_without_its_predictor_only(
+    predictor, shards, tmp_path, monkeypatch
+):
     if not predictor:
         monkeypatch.setitem(METHODS, "simsiam", NoPredictor)
-    # at the configuration's own rate, a quarter of this, a hundred steps are too few to collapse in: the rank falls to ten
+    # at the configuration's own rate, a quarter of this, a hundred steps are too few to collapse in: the
+    # rank falls to ten
     overrides = ["optimizer.learning_rate=4.0e-3", "training.steps=100"]
     warnings, lines, _ = run(settings_of("simsiam", shards, tmp_path / "run", *overrides))
     show(lines)

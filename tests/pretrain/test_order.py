@@ -14,7 +14,9 @@ from pretrain.data.reading.order import Order, default_num_streams
 
 
 def make_order(groups, batch, streams, window=64, seed=3):
-    return Order(np.array(groups), batch_size_global=batch, num_streams=streams, window_rows=window, seed=seed)
+    return Order(
+        np.array(groups), batch_size_global=batch, num_streams=streams, window_rows=window, seed=seed
+    )
 
 
 worlds = st.tuples(
@@ -98,7 +100,9 @@ def test_in_the_place_of_a_row_every_other_is_tried_once(groups, seed, data):
 
 def test_stand_ins_differ_between_rows_and_epochs():
     order = make_order([100] * 10, 10, 10)
-    first = {(row, number): next(iter(order.stand_ins(row, number))) for row in range(100) for number in range(2)}
+    first = {
+        (row, number): next(iter(order.stand_ins(row, number))) for row in range(100) for number in range(2)
+    }
     assert len({(s.group, s.start) for s in first.values()}) > 150
 
 
@@ -134,7 +138,9 @@ def test_hashes_look_uniform_and_independent():
     assert values.min() >= 0 and values.max() < 1
     histogram = np.histogram(values, bins=20, range=(0, 1))[0]
     expected = values.size / 20
-    assert ((histogram - expected) ** 2 / expected).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
+    assert (
+        (histogram - expected) ** 2 / expected
+    ).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
     correlation = np.corrcoef(values)
     assert np.abs(correlation - np.eye(4)).max() < 0.03
 
@@ -158,13 +164,17 @@ def test_impossible_worlds_are_explained():
         make_order([100], 48, 4).streams_of_rank(0, 3)
 
 
-@pytest.mark.parametrize(("batch", "streams"), [(1, 1), (96, 48), (100, 50), (256, 64), (1024, 64), (127, 1)])
+@pytest.mark.parametrize(
+    ("batch", "streams"), [(1, 1), (96, 48), (100, 50), (256, 64), (1024, 64), (127, 1)]
+)
 def test_streams_are_chosen_to_divide_the_batch(batch, streams):
     assert default_num_streams(batch) == streams
 
 
 mixtures = st.lists(
-    st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([0.25, 0.4, 1.0, 1.7, 2.0, 3.0])),
+    st.tuples(
+        st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from([0.25, 0.4, 1.0, 1.7, 2.0, 3.0])
+    ),
     min_size=1,
     max_size=3,
 )
@@ -184,7 +194,9 @@ def test_rows_of_mixed_data_sets_come_as_often_as_their_weights_say(sources, see
     for epoch in range(num_epochs):
         pieces = mixture.pieces(epoch)
         assert (pieces.stops - pieces.starts).sum() == mixture.num_rows
-        for group, start, stop, number in zip(pieces.groups, pieces.starts, pieces.stops, pieces.passes, strict=True):
+        for group, start, stop, number in zip(
+            pieces.groups, pieces.starts, pieces.stops, pieces.passes, strict=True
+        ):
             assert 0 <= start < stop <= groups[group]
             counts[first_row[group] + start : first_row[group] + stop] += 1
             visits = {(group, row, number) for row in range(start, stop)}
@@ -199,14 +211,21 @@ def test_rows_of_mixed_data_sets_come_as_often_as_their_weights_say(sources, see
 
 
 def test_weights_of_one_change_nothing():
-    groups, options = [5, 7, 3, 9, 4, 4], {"batch_size_global": 8, "num_streams": 4, "window_rows": 16, "seed": 11}
+    groups, options = (
+        [5, 7, 3, 9, 4, 4],
+        {"batch_size_global": 8, "num_streams": 4, "window_rows": 16, "seed": 11},
+    )
     plain = Order(np.array(groups), **options)
-    mixed = Order(np.array(groups), **options, source_of_group=np.array([0, 0, 1, 1, 1, 2]), weights=[1, 1, 1])
+    mixed = Order(
+        np.array(groups), **options, source_of_group=np.array([0, 0, 1, 1, 1, 2]), weights=[1, 1, 1]
+    )
     for epoch in range(3):
         np.testing.assert_array_equal(plain.epoch_batches(epoch), mixed.epoch_batches(epoch))
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")]])
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")]]
+)
 def test_weights_that_do_not_fit(weights):
     with pytest.raises(UserError, match="weight"):
         Mixture(np.array([3, 4]), source_of_group=np.array([0, 1]), weights=weights)

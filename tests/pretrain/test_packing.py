@@ -18,11 +18,16 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def row(index, size=1000):
-    return {"image": {"bytes": index.to_bytes(4, "big") + bytes(size - 4), "path": f"{index}.jpg"}, "label": "cat"}
+    return {
+        "image": {"bytes": index.to_bytes(4, "big") + bytes(size - 4), "path": f"{index}.jpg"},
+        "label": "cat",
+    }
 
 
 def rows_in(url):
-    return [row for file in storage.find_files(url, ".parquet") for row in pq.read_table(file.url).to_pylist()]
+    return [
+        row for file in storage.find_files(url, ".parquet") for row in pq.read_table(file.url).to_pylist()
+    ]
 
 
 def test_rows_come_back_in_order_and_groups_are_bounded(tmp_path):
@@ -56,7 +61,9 @@ def test_images_are_stored_as_they_are(tmp_path):
 
 def test_hugging_face_sees_images_and_keeps_given_class_names(tmp_path):
     class_label = {"label": {"names": ["cat"], "_type": "ClassLabel"}}
-    given = schema_of(label=pa.int64()).with_metadata({"huggingface": json.dumps({"info": {"features": class_label}})})
+    given = schema_of(label=pa.int64()).with_metadata(
+        {"huggingface": json.dumps({"info": {"features": class_label}})}
+    )
     pack([], str(tmp_path / "none"), given)
     pack([{**row(0), "label": 0}], str(tmp_path), given)
     schema = pq.read_schema(tmp_path / "shard-00000.parquet")

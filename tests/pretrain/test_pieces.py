@@ -58,7 +58,8 @@ def test_every_method_is_the_same_on_one_and_two_ranks():
 
 
 def test_three_ranks_are_one():
-    # a sum of three equal numbers over three is not always that number, so nothing may be averaged over ranks
+    # a sum of three equal numbers over three is not always that number, so nothing may be averaged over
+    # ranks
     assert_equal_on_ranks(["simclr", "moco", "vicreg"], 3)
 
 
@@ -70,7 +71,9 @@ def assert_equal_on_ranks(names, num_ranks):
         for name in names:
             losses, state = wanted[name]
             assert theirs[name][0] == losses, name
-            assert all(state[key].tobytes() == value.tobytes() for key, value in theirs[name][1].items()), name
+            assert all(state[key].tobytes() == value.tobytes() for key, value in theirs[name][1].items()), (
+                name
+            )
 
 
 @pytest.mark.parametrize("images_per_pass", [0, 2])

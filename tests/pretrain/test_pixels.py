@@ -1,4 +1,6 @@
-"""The fast way of decoding gives what the slow one gives, for every kind of image, and the same reasons for bad ones."""
+"""The fast way of decoding gives what the slow one gives, for every kind of image,
+and the same reasons for bad ones.
+"""
 
 import io
 
@@ -35,7 +37,11 @@ def test_jpegs_of_every_kind(mode, options):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
 def test_pngs_of_every_kind(mode):
-    image = Image.fromarray((np.arange(40 * 64).reshape(40, 64) * 25).astype(np.uint16)) if mode == "I;16" else None
+    image = (
+        Image.fromarray((np.arange(40 * 64).reshape(40, 64) * 25).astype(np.uint16))
+        if mode == "I;16"
+        else None
+    )
     data = encoded(image or drawn().convert(mode), "PNG")
     np.testing.assert_array_equal(pixels_of(data), decode_image(data).transpose(2, 0, 1))
 
@@ -84,7 +90,11 @@ def test_transparency_may_be_a_band():
     [
         (b"", 3, "empty"),
         (b"\xff\xd8\xff nothing", 3, "damaged|truncated"),
-        (numpy_file(np.zeros((4, 4, 3), np.uint8)), 5, r"array of shape \(4, 4, 3\), not \[height, width, 5\]"),
+        (
+            numpy_file(np.zeros((4, 4, 3), np.uint8)),
+            5,
+            r"array of shape \(4, 4, 3\), not \[height, width, 5\]",
+        ),
         (numpy_file(np.zeros((4, 4, 5), np.float32)), 5, "array of float32, not uint8 or uint16"),
         (numpy_file(np.zeros((4, 4, 5), np.uint8))[:-1], 5, "truncated"),
         (b"\x93NUMPY\x01\x00 rubbish", 5, "damaged"),
@@ -120,13 +130,19 @@ def test_the_head_of_a_jpeg_is_read_up_to_its_pixels():
     data = encoded(drawn(), "JPEG", exif=orientation_exif(6))
     start, rest = data[:2], data[2:]
     # an APP1 of another kind first, one that only mentions EXIF, and fill bytes
-    before = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>") + segment(0xFE, b"Exif\0\0II*\0") + b"\xff" * 7
+    before = (
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>") + segment(0xFE, b"Exif\0\0II*\0") + b"\xff" * 7
+    )
     for changed in (data, start + before + rest):
         assert open_image(changed).width == image_size(changed)[0] == drawn().height
         np.testing.assert_array_equal(pixels_of(changed), decode_image(changed).transpose(2, 0, 1))
-    # what would take a loop over each byte long is left to the library: else the orientation would be found, 6
+    # what would take a loop over each byte long is left to the library: else the orientation would be found,
+    # 6
     endless = start + b"\xff" * 20_000_000 + rest
-    assert _headers(endless) == (1, True) and _headers(start + segment(0xFE, b"") * 2_000_000 + rest) == (1, True)
+    assert _headers(endless) == (1, True) and _headers(start + segment(0xFE, b"") * 2_000_000 + rest) == (
+        1,
+        True,
+    )
     assert _headers(data) == (6, False)
     assert _headers(encoded(drawn(), "JPEG", progressive=True)) == (1, True)
     assert _headers(b"\xff\xd8\xff") == (1, True)

@@ -1,4 +1,6 @@
-"""Images stored decoded: what comes back, crops cut out of planes, damage, and the commands that write such shards."""
+"""Images stored decoded: what comes back, crops cut out of planes, damage,
+and the commands that write such shards.
+"""
 
 import io
 import itertools
@@ -75,7 +77,11 @@ def test_small_and_grey_images_come_back_exactly(size, grey):
         pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
     data = as_planes(pixels)
     assert len(data) == HEADER.size + size[0] * size[1] * (1 if grey else 3)
-    assert image_format(data) == "decoded" and image_size(data) == size and num_bands(data) == (1 if grey else 3)
+    assert (
+        image_format(data) == "decoded"
+        and image_size(data) == size
+        and num_bands(data) == (1 if grey else 3)
+    )
     np.testing.assert_array_equal(decode_image(data), pixels)
     np.testing.assert_array_equal(as_channels(open_image(data).decode(1), 3), pixels.transpose(2, 0, 1))
     wanted = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -98,7 +104,9 @@ def test_large_images_keep_luma_and_the_colours_of_blocks(size):
         assert np.abs(plane - (128 + means).clip(0, 255)).max() <= 0.51
     made = decode_image(as_planes(pixels)).astype(np.float64)
     cb, cr = (np.kron(plane - 128, np.ones((2, 2)))[:height, :width] for plane in (blue, red))
-    again = np.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1).clip(0, 255)
+    again = np.stack(
+        [luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], axis=-1
+    ).clip(0, 255)
     assert np.abs(made - again).max() <= 0.75  # half a level of rounding, and a quarter of the factors'
     grey = as_channels(open_image(as_planes(pixels), channels=1).decode(1), 1)[0]
     np.testing.assert_array_equal(grey, np.asarray(Image.fromarray(pixels).convert("L")))
@@ -138,7 +146,11 @@ def test_what_planes_cannot_hold_stays_as_it_is():
 @pytest.mark.parametrize("cubic", [False, True])
 def test_crops_out_of_planes_are_those_of_the_image(size, cubic):
     generator = np.random.default_rng(size)
-    pixels = (smooth(401, 303, seed=3) + generator.integers(-25, 25, (303, 401, 1))).clip(30, 225).astype(np.uint8)
+    pixels = (
+        (smooth(401, 303, seed=3) + generator.integers(-25, 25, (303, 401, 1)))
+        .clip(30, 225)
+        .astype(np.uint8)
+    )
     stored = open_image(as_planes(pixels))
     whole = stored.decode(1).copy()
     boxes = [(0, 0, 401, 303), (400, 302, 1, 1), (100.25, 3, 33, 290.5)]
@@ -157,7 +169,9 @@ def test_crops_out_of_planes_are_those_of_the_image(size, cubic):
 
 def test_views_are_those_of_the_jpeg():
     textured = [
-        (smooth(320, 290, seed=n) + np.random.default_rng(n).integers(-20, 20, (290, 320, 1))).astype(np.uint8)
+        (smooth(320, 290, seed=n) + np.random.default_rng(n).integers(-20, 20, (290, 320, 1))).astype(
+            np.uint8
+        )
         for n in range(6)
     ]
     images = [jpeg(pixels) for pixels in textured] + [photo(number) for number in range(6)]
@@ -247,11 +261,15 @@ def test_an_import_writes_shards_that_are_read_like_others(photos, tmp_path, cap
     assert [row["label"] for row in tables[0]] == [row["label"] for row in tables[1]]
     report = check(str(stored))
     assert report["formats"] == {"decoded": 24} and report["bad"] == 0
-    assert report["row_groups"]["image_bytes"]["max"] <= 2**20 + 1000  # a row group holds no more than was asked for
+    assert (
+        report["row_groups"]["image_bytes"]["max"] <= 2**20 + 1000
+    )  # a row group holds no more than was asked for
 
     def batches(url):
         shards = Shards(load_manifest(str(url), columns=["label"]), image_column="image", columns=["label"])
-        order = Order(shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=1)
+        order = Order(
+            shards.manifest.rows_of_group, batch_size_global=8, num_streams=2, window_rows=16, seed=1
+        )
         transform = RandomViews(simclr_views(64), seed=0)
         with Loader(order, shards, transform, rank=0, world_size=1) as loader:
             return [next(loader) for _ in range(6)]
@@ -269,7 +287,9 @@ def test_an_import_scales_before_it_stores(photos, tmp_path):
     assert len(rows) == 24
     for row in rows:
         width, height = image_size(row["image"]["bytes"])
-        assert height == 64 and width == round((320 + int(row["image"]["path"].split("/")[-1][:-4])) * 64 / 280)
+        assert height == 64 and width == round(
+            (320 + int(row["image"]["path"].split("/")[-1][:-4])) * 64 / 280
+        )
         assert image_format(row["image"]["bytes"]) == "decoded" and row["image"]["path"].endswith(".jpg")
         source = Image.open(photos / row["image"]["path"]).resize((width, height), Image.Resampling.LANCZOS)
         assert apart(decode_image(row["image"]["bytes"]), source).max() <= 4

@@ -31,9 +31,14 @@ NUM_IMAGES = 96
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     images = [photo(number) for number in range(NUM_IMAGES)]
-    images[5], images[40] = b"nothing", None  # two bad rows, so that their replacement is in every comparison
+    images[5], images[40] = (
+        b"nothing",
+        None,
+    )  # two bad rows, so that their replacement is in every comparison
     folder = tmp_path_factory.mktemp("photos")
-    return write_shards(folder, images, rows_per_group=10, label=[f"class {n % 3}" for n in range(NUM_IMAGES)])
+    return write_shards(
+        folder, images, rows_per_group=10, label=[f"class {n % 3}" for n in range(NUM_IMAGES)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,8 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     assert run_command(lambda: main([*arguments(shards, out, steps=12, workers=2), "--check"])) == 0
     told = capsys.readouterr().out
     for words in (
-        "96 images", "6 steps of 16 images an epoch", "starts from scratch", "first batch of a worker: 8 images",
+        "96 "
+        "images", "6 steps of 16 images an epoch", "starts from scratch", "first batch of a worker: 8 images",
         "memory of a worker: about", "time: 12 steps of", "2 workers", "nothing was started",
     ):  # fmt: skip
         assert words in told, told
@@ -96,11 +102,15 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(shards, whole, tmp_path, monkeypatch):
+def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(
+    shards, whole, tmp_path, monkeypatch
+):
     from pretrain.training import recipe
 
     seen, checkpoint_blocks = [], recipe.checkpoint_blocks
-    monkeypatch.setattr(recipe, "checkpoint_blocks", lambda module: (seen.append(module), checkpoint_blocks(module)))
+    monkeypatch.setattr(
+        recipe, "checkpoint_blocks", lambda module: (seen.append(module), checkpoint_blocks(module))
+    )
     out = tmp_path / "run"
     with cut_off_after(6):
         assert run_command(lambda: main(arguments(shards, out, steps=12, workers=0))) == 130
@@ -137,7 +147,8 @@ def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp
 @pytest.mark.ray
 @pytest.mark.slow
 def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, shared_ray):
-    # the paper's optimizer and rate; without exact pieces roundings of 1e-7 grow as fast as the training makes them
+    # the paper's optimizer and rate; without exact pieces roundings of 1e-7 grow as fast as the training
+    # makes them
     rate = {"optimizer.name": "lars", "optimizer.learning_rate": 0.3, "optimizer.weight_decay": 1e-6}
     outs = [tmp_path / f"run{workers}" for workers in range(3)]
     for workers, out in enumerate(outs):
@@ -206,7 +217,9 @@ def test_killed_again_and_again_at_random_moments(shards, whole, tmp_path, dice)
 @pytest.mark.ray
 @pytest.mark.slow
 def test_kill_9_of_the_run_and_of_a_worker_at_random_steps_under_ray(shards, tmp_path, dice):
-    """Two workers. One run is left alone, one loses a worker, one is killed whole and continued: all end the same."""
+    """Two workers. One run is left alone, one loses a worker, one is killed whole and continued:
+    all end the same.
+    """
     outs = {name: tmp_path / name for name in ("alone", "worker", "whole")}
 
     def options(name):

@@ -50,7 +50,8 @@ def test_the_linear_probe_does_as_well_as_scikit_learn_and_repeats_itself():
     test, wanted = noisy_classes(1000, seed=1)
     accuracy = linear_accuracy(train, labels, test, wanted, num_classes=5)
     theirs = max(
-        LogisticRegression(C=c, max_iter=1000).fit(train, labels).score(test, wanted) for c in (1e-3, 1e-2, 0.1, 1.0)
+        LogisticRegression(C=c, max_iter=1000).fit(train, labels).score(test, wanted)
+        for c in (1e-3, 1e-2, 0.1, 1.0)
     )
     assert 0.5 < theirs < 0.95 and accuracy > theirs - 0.02
     assert accuracy == linear_accuracy(train, labels, test, wanted, num_classes=5)

@@ -1,4 +1,6 @@
-"""--fix: the same rows in the same order with every column as it was, in small row groups, with bounded memory."""
+"""--fix: the same rows in the same order with every column as it was, in small row groups,
+with bounded memory.
+"""
 
 import decimal
 import json
@@ -34,7 +36,9 @@ def images(num, **options):
 def many_types(num):
     """A table with a column of every kind that somebody may keep beside images, nulls included."""
     rng = np.random.default_rng(0)
-    encoded_images = pa.array([{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(images(num))], IMAGE)
+    encoded_images = pa.array(
+        [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(images(num))], IMAGE
+    )
     nanoseconds = pa.array(rng.integers(0, 2**60, num), pa.timestamp("ns", "Europe/Rome"))
 
     def every_third_null(values, kind):
@@ -49,12 +53,16 @@ def many_types(num):
             "tags": every_third_null([["a", None]] * num, pa.list_(pa.string())),
             "objects": every_third_null(
                 [{"bbox": [[1, 2, 3, n]], "category": [n]} for n in range(num)],
-                pa.struct([("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int32()))]),
+                pa.struct(
+                    [("bbox", pa.list_(pa.list_(pa.float32(), 4))), ("category", pa.list_(pa.int32()))]
+                ),
             ),
             "pairs": every_third_null(
                 [[{"k": "a", "v": None}]] * num, pa.list_(pa.struct([("k", pa.string()), ("v", pa.int8())]))
             ),
-            "attributes": every_third_null([[("k", n)] for n in range(num)], pa.map_(pa.string(), pa.int64())),
+            "attributes": every_third_null(
+                [[("k", n)] for n in range(num)], pa.map_(pa.string(), pa.int64())
+            ),
             "kind": every_third_null(["x", "y"] * (num // 2), pa.string()).dictionary_encode(),
             "half": pa.array(rng.normal(size=num).astype(np.float16)),
             "mask": every_third_null([bytes([n % 256]) * 50 for n in range(num)], pa.binary()),
@@ -67,7 +75,8 @@ def many_types(num):
                 list(range(num + 1)), pa.array(["k"] * num), pa.array([b"\xfe"] * num).view(pa.string())
             ),
             "point": pa.ExtensionArray.from_storage(
-                pa.fixed_shape_tensor(pa.int8(), [2]), every_third_null([[1, 2]] * num, pa.list_(pa.int8(), 2))
+                pa.fixed_shape_tensor(pa.int8(), [2]),
+                every_third_null([[1, 2]] * num, pa.list_(pa.int8(), 2)),
             ),
         }
     )
@@ -97,7 +106,9 @@ def test_every_column_is_kept(tmp_path):
 @pytest.mark.parametrize("plain_binary", [True, False])
 def test_images_are_kept_byte_for_byte(tmp_path, plain_binary):
     data = [*images(150), None, b"bad"]
-    url = write_shards(tmp_path / "data", data, rows_per_group=150, rows_per_file=100, plain_binary=plain_binary)
+    url = write_shards(
+        tmp_path / "data", data, rows_per_group=150, rows_per_file=100, plain_binary=plain_binary
+    )
     assert regroup(url, str(tmp_path / "fixed"))["rows_written"] == 152
     column = pq.read_table(tmp_path / "fixed")["image"].to_pylist()
     assert [row if row is None or plain_binary else row["bytes"] for row in column] == data
@@ -113,7 +124,11 @@ def test_bad_rows_and_duplicates_are_left_out_and_listed(tmp_path):
         path = tmp_path / dest / "_dropped.jsonl"
         dropped = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         assert summary["rows_written"] == len(numbers) == 12 - len(dropped)
-        return summary, numbers, [(row["file"][-13:-8], row["row_group"], row["row"], row["reason"]) for row in dropped]
+        return (
+            summary,
+            numbers,
+            [(row["file"][-13:-8], row["row_group"], row["row"], row["reason"]) for row in dropped],
+        )
 
     assert written("all") == (written("all_again")[0] | {"dest": str(tmp_path / "all")}, list(range(12)), [])
     bad = [("00000", 1, 1, "not an image"), ("00001", 0, 1, "null"), ("00001", 0, 2, "not an image")]
@@ -158,22 +173,30 @@ def test_places_that_do_not_suit(tmp_path):
 def test_in_a_store(tmp_path):
     url = write_shards(tmp_path / "data", [*images(90), b"bad"], rows_per_group=90, rows_per_file=90)
     summary = regroup(url, "memory://regroup/first", drop_bad=True)
-    assert summary["rows_written"] == 90 and summary["dropped_list"] == "memory://regroup/first/_dropped.jsonl"
+    assert (
+        summary["rows_written"] == 90 and summary["dropped_list"] == "memory://regroup/first/_dropped.jsonl"
+    )
     assert regroup("memory://regroup/first", "memory://regroup/second")["rows_written"] == 90
     for source in ("memory://regroup/first", "memory://regroup/*/*.parquet"):
         with pytest.raises(UserError, match="contain one another"):
-            check_locations(source, "memory://regroup/first/again" if "*" not in source else "memory://regroup/third")
+            check_locations(
+                source, "memory://regroup/first/again" if "*" not in source else "memory://regroup/third"
+            )
 
 
 def test_files_that_do_not_fit_together(tmp_path):
     write_shards(tmp_path / "data", images(3), label=[1, 2, 3])
     other = write_shards(tmp_path / "other", images(3), label=["a", "b", "c"])
     (tmp_path / "data" / "b.parquet").write_bytes((tmp_path / "other" / "shard-00000.parquet").read_bytes())
-    with pytest.raises(UserError, match=r"column 'label' is string in .*b.parquet but int64 in .*shard-00000.parquet"):
+    with pytest.raises(
+        UserError, match=r"column 'label' is string in .*b.parquet but int64 in .*shard-00000.parquet"
+    ):
         regroup(str(tmp_path / "data"), str(tmp_path / "fixed"))
     write_shards(tmp_path / "third", images(3))
     (tmp_path / "data" / "b.parquet").write_bytes((tmp_path / "third" / "shard-00000.parquet").read_bytes())
-    with pytest.raises(UserError, match=r"shard-00000.parquet has the columns image, label, but .*b.parquet has image"):
+    with pytest.raises(
+        UserError, match=r"shard-00000.parquet has the columns image, label, but .*b.parquet has image"
+    ):
         regroup(str(tmp_path / "data"), str(tmp_path / "fixed"))
     assert not (tmp_path / "fixed").exists()
     assert regroup(other, str(tmp_path / "fixed"))["rows_written"] == 3
@@ -218,7 +241,9 @@ def test_the_command(tmp_path, capsys):
     assert command(url, *options, "--fix", tmp_path / "fixed") == 0
     out = capsys.readouterr().out
     assert (
-        "wrote 5000 of 5002 rows" in out and "left out 1 bad rows and 1 duplicates" in out and "_dropped.jsonl" in out
+        "wrote 5000 of 5002 rows" in out
+        and "left out 1 bad rows and 1 duplicates" in out
+        and "_dropped.jsonl" in out
     )
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["rows"] == 5002 and report["decoded"] == 60 and report["fix"]["rows_written"] == 5000
@@ -274,7 +299,10 @@ def test_files_of_other_types_and_numberings_become_one_schema(tmp_path):
         names = ["cat", "dog"] if number % 2 else ["dog", "cat"]
         features = {
             "label": {"_type": "ClassLabel", "names": names},
-            "objects": {"bbox": {}, "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"}},
+            "objects": {
+                "bbox": {},
+                "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"},
+            },
         }
         objects = pa.array([{"bbox": [[1.0, 2, 3, 4]], "category": [names.index("cat")]}] * 2)
         columns = {
@@ -288,7 +316,10 @@ def test_files_of_other_types_and_numberings_become_one_schema(tmp_path):
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "data" / f"{number}.parquet")
     regroup(str(tmp_path / "data"), str(tmp_path / "fixed"))
     rows = pq.read_table(tmp_path / "fixed").to_pylist()
-    assert [row["word"] for row in rows] == ["x", None] * 4 and [row["label"] for row in rows] == ["dog", None] * 4
+    assert [row["word"] for row in rows] == ["x", None] * 4 and [row["label"] for row in rows] == [
+        "dog",
+        None,
+    ] * 4
     assert [row["number"] for row in rows] == [0, 7, 1, 7, 2, 7, 3, 7]
     assert all(row["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["cat"]} for row in rows)
     assert check(str(tmp_path / "fixed"))["labels"]["label"]["counts"] == {"(null)": 4, "dog": 4}

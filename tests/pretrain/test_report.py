@@ -44,7 +44,9 @@ def shards(tmp_path_factory):
     images = [photo(number) for number in range(96)]
     images[5] = b"nothing"
     labels = [EVIL if n % 3 == 0 else f"class {n % 3}" for n in range(96)]
-    return write_shards(tmp_path_factory.mktemp("photos_" + "x" * 60), images, rows_per_group=10, label=labels)
+    return write_shards(
+        tmp_path_factory.mktemp("photos_" + "x" * 60), images, rows_per_group=10, label=labels
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,10 @@ def test_the_report_of_a_run_in_a_browser(finished):
     assert_sound(seen, min_images=150)
     for one in seen.values():
         for words in (
-            "pretraining report", "finished", "Loss", "Learning rate", "kNN accuracy", "Spread of embeddings",
-            "Images a second", "Nearest neighbours", "Map of embeddings", "stage 4", "Rows that could not be used",
+            "pretraining "
+            "report", "finished", "Loss", "Learning rate", "kNN accuracy", "Spread of embeddings",
+            "Images a "
+            "second", "Nearest neighbours", "Map of embeddings", "stage 4", "Rows that could not be used",
             "not an image",
             f"python -m pretrain {finished}/settings.yaml",
         ):  # fmt: skip
@@ -98,7 +102,9 @@ def test_the_same_run_gives_the_same_page(finished):
 def test_a_finished_run_says_what_it_is_worth(finished):
     text = first_sentences(finished)
     # always naming the most frequent class gets a third
-    assert text.startswith("finished") and re.search(r"[\d.]+ % of unseen images correctly, .* reaches 33\.3 %", text)
+    assert text.startswith("finished") and re.search(
+        r"[\d.]+ % of unseen images correctly, .* reaches 33\.3 %", text
+    )
 
 
 def test_without_its_data_or_encoder_the_page_says_so(finished, tmp_path):
@@ -121,7 +127,9 @@ def test_an_unfinished_run_shows_the_encoder_of_its_checkpoint(finished, tmp_pat
     half = tmp_path / "half"
     subprocess.run(["cp", "-r", finished, half], check=True)
     subprocess.run(["rm", "-r", half / "encoder", half / "result.json"], check=True)
-    assert first_sentences(half).startswith("unfinished This run is not finished: it is at step 12 of 12 (100 %).")
+    assert first_sentences(half).startswith(
+        "unfinished This run is not finished: it is at step 12 of 12 (100 %)."
+    )
     html = Path(write_report(str(half), num_images=24)).read_text()
     assert "could not be made" not in html and html.count("stage 4") >= 8
 
@@ -163,11 +171,15 @@ def test_running_and_killed_are_told_apart(finished, tmp_path):
     mark()
     assert first_sentences(out).startswith("running This run is not finished: it is at step 12 of 12")
     mark(pid=dead.pid)
-    assert first_sentences(out).startswith("killed This run was killed at step 12 of 12 (100 %): its process ended")
+    assert first_sentences(out).startswith(
+        "killed This run was killed at step 12 of 12 (100 %): its process ended"
+    )
     mark(host="another")
     assert first_sentences(out).startswith("running")
     os.utime(out / "metrics.jsonl", (time.time() - 3600, time.time() - 3600))
-    assert re.match(r"killed This run was killed at step 12 .* it has written nothing for 1:00 h", first_sentences(out))
+    assert re.match(
+        r"killed This run was killed at step 12 .* it has written nothing for 1:00 h", first_sentences(out)
+    )
 
 
 def test_a_fault_in_the_report_does_not_fail_the_run(shards, tmp_path, capsys, monkeypatch):

@@ -77,13 +77,18 @@ def test_a_chart_is_well_formed_and_keeps_every_text_a_text():
     tree = ElementTree.fromstring(svg)
     assert "<img" not in svg and tree.get("aria-label") == evil
     assert sum(evil in (text.text or "") for text in tree.iter("text")) >= 2
-    assert line_chart([Line("a", [], [])], label="nothing") == '<p class="empty">Nothing has been logged yet.</p>'
+    assert (
+        line_chart([Line("a", [], [])], label="nothing")
+        == '<p class="empty">Nothing has been logged yet.</p>'
+    )
 
 
 def test_a_chart_shows_the_values_where_they_are():
     svg = ElementTree.fromstring(line_chart([Line("a", [0, 10], [0.0, 1.0])], label="a", bounds=(0.0, 1.0)))
     first, second = (circle for circle in svg.iter("circle") if circle.get("r") == "2.4")
-    assert float(first.get("cx")) < float(second.get("cx")) and float(first.get("cy")) > float(second.get("cy"))
+    assert float(first.get("cx")) < float(second.get("cx")) and float(first.get("cy")) > float(
+        second.get("cy")
+    )
     titles = ["".join(node.itertext()) for node in svg.iter("g") if node.get("class") == "tip"]
     assert titles == ["step 0 · 0", "step 10 · 1"]
 
@@ -98,21 +103,27 @@ def test_one_value_and_equal_values_can_be_drawn_also_on_a_logarithmic_axis():
 def test_thinning_keeps_ends_and_spikes():
     points_ = [(float(x), 1000.0 if x == 6543 else math.sin(x)) for x in range(10_000)]
     kept = thinned(points_, 200)
-    assert len(kept) <= 202 and kept[0] == points_[0] and kept[-1] == points_[-1] and (6543.0, 1000.0) in kept
+    assert (
+        len(kept) <= 202 and kept[0] == points_[0] and kept[-1] == points_[-1] and (6543.0, 1000.0) in kept
+    )
     assert thinned(points_[:50], 200) == points_[:50]
     line = [(float(x), 2.0 * x) for x in range(40)]
     assert np.allclose(running_mean(line, 5), line)  # a straight line stays, to its ends
 
 
 def test_numbers_in_a_sentence_are_bold_and_html_is_not():
-    assert emphasised("3.87, and 24.3 % of <b>x2</b>") == "<b>3.87</b>, and <b>24.3 %</b> of &lt;b&gt;x2&lt;/b&gt;"
+    assert (
+        emphasised("3.87, and 24.3 % of <b>x2</b>")
+        == "<b>3.87</b>, and <b>24.3 %</b> of &lt;b&gt;x2&lt;/b&gt;"
+    )
     assert "<b>39" not in emphasised("it's")  # the number of an entity
 
 
 def test_very_long_histories_are_thinned_but_rare_numbers_stay(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [
-        {"step": step, "loss": 1.0, **({"knn_accuracy": 0.5} if step % 100 == 0 else {})} for step in range(1, 1001)
+        {"step": step, "loss": 1.0, **({"knn_accuracy": 0.5} if step % 100 == 0 else {})}
+        for step in range(1, 1001)
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 10')  # the last line was cut off
     history = History(_lines(str(path), 128))
@@ -131,7 +142,9 @@ def test_a_sample_is_spread_and_never_shows_a_row_twice(tmp_path, rows, num, spo
     assert len(taken) == len(set(taken)) <= num and max(taken) < rows
     assert len(segments) == min(spots, num, rows)
     half = sorted(int(starts[s.group]) + s.start for s in segments[: max(1, len(segments) // 2)])
-    assert half[-1] - half[0] >= 0.4 * rows or len(segments) < 3  # whenever it stops, all of the data set was seen
+    assert (
+        half[-1] - half[0] >= 0.4 * rows or len(segments) < 3
+    )  # whenever it stops, all of the data set was seen
 
 
 def test_a_sample_leaves_bad_images_out_and_tells_the_majority(tmp_path):
@@ -139,9 +152,19 @@ def test_a_sample_leaves_bad_images_out_and_tells_the_majority(tmp_path):
     images[3], images[20] = b"nothing", None
     url = write_shards(tmp_path, images, label=["a" if n % 4 else "b" for n in range(40)])
     sample = draw_sample(
-        url, image_column="image", columns=["label"], size=24, crop_fraction=1.0, num_images=40, deadline=math.inf
+        url,
+        image_column="image",
+        columns=["label"],
+        size=24,
+        crop_fraction=1.0,
+        num_images=40,
+        deadline=math.inf,
     )
-    assert len(sample) == 38 and sample.crops_NCSS.shape == (38, 3, 24, 24) and sample.tiles[0].shape == (128, 128, 3)
+    assert (
+        len(sample) == 38
+        and sample.crops_NCSS.shape == (38, 3, 24, 24)
+        and sample.tiles[0].shape == (128, 128, 3)
+    )
     assert sorted(sample.row_ids) == [n for n in range(40) if n not in (3, 20)]
     assert [("a" if n % 4 else "b") for n in sample.row_ids] == sample.columns["label"]
     assert majority_fraction(url, "label") == 0.75
@@ -153,7 +176,9 @@ def test_a_sample_leaves_bad_images_out_and_tells_the_majority(tmp_path):
 def test_neighbours_plane_and_queries():
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(3, 16)) * 5
-    features = np.concatenate([centre + generator.normal(size=(10, 16)) for centre in centres]).astype(np.float32)
+    features = np.concatenate([centre + generator.normal(size=(10, 16)) for centre in centres]).astype(
+        np.float32
+    )
     labels = [name for name in "abc" for _ in range(10)]
     order, similarity = neighbours(features, 5)
     assert order.shape == (30, 5) and all(query not in row for query, row in enumerate(order.tolist()))
@@ -177,4 +202,6 @@ def test_the_map_escapes_labels_and_shows_each_image_once():
     places = np.array([[0, 0], [0, 0.001], [1, 1], [0.5, 0.5]])
     svg = embedding_map(tiles, places, [0, 1, 0, 11], ["<script>alert(1)</script>"] * 4)
     tree = ElementTree.fromstring(svg)
-    assert "<script" not in svg and len(list(tree.iter("image"))) == 3 and len(list(tree.iter("circle"))) == 1
+    assert (
+        "<script" not in svg and len(list(tree.iter("image"))) == 3 and len(list(tree.iter("circle"))) == 1
+    )

@@ -16,12 +16,17 @@ from pretrain.training.schedules import scaled_learning_rate, warmup_cosine
 
 
 def test_warmup_then_cosine():
-    values = [warmup_cosine(step, num_steps=100, num_warmup_steps=10, final_fraction=0.1) for step in range(100)]
+    values = [
+        warmup_cosine(step, num_steps=100, num_warmup_steps=10, final_fraction=0.1) for step in range(100)
+    ]
     assert values[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert values[10] == 1.0 == max(values)
     assert values[55] == pytest.approx(0.1 + 0.9 * 0.5)
     assert all(a > b for a, b in itertools.pairwise(values[10:]))
-    assert values[99] > 0.1 and warmup_cosine(100, num_steps=100, num_warmup_steps=10, final_fraction=0.1) == 0.1
+    assert (
+        values[99] > 0.1
+        and warmup_cosine(100, num_steps=100, num_warmup_steps=10, final_fraction=0.1) == 0.1
+    )
 
 
 @pytest.mark.parametrize(("num_steps", "num_warmup_steps"), [(1, 0), (2, 1), (1, 1), (5, 5)])
@@ -32,7 +37,9 @@ def test_tiny_schedules_stay_in_range(num_steps, num_warmup_steps):
 
 def test_learning_rate_scales_with_the_batch():
     assert scaled_learning_rate(0.3, scaling="linear", batch_size_global=1024) == pytest.approx(1.2)
-    assert scaled_learning_rate(0.075, scaling="sqrt", batch_size_global=4096) == pytest.approx(4.8)  # SimCLR, B.1
+    assert scaled_learning_rate(0.075, scaling="sqrt", batch_size_global=4096) == pytest.approx(
+        4.8
+    )  # SimCLR, B.1
     assert scaled_learning_rate(0.3, scaling="none", batch_size_global=1024) == 0.3
 
 
@@ -56,8 +63,12 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_are_not_decayed():
     assert decayed == {"0.weight", "3.weight"}
     optimizer = build_optimizer("adamw", groups, learning_rate=1.0)
     set_rates(optimizer, Rates(learning_rate=0.2, constant=0.9, weight_decay=0.3))
-    by_name = {name: group for names, group in zip(groups, optimizer.param_groups) for name in names["names"]}
-    assert by_name["0.weight"]["lr"] == pytest.approx(0.1) and by_name["3.weight"]["lr"] == pytest.approx(0.2)
+    by_name = {
+        name: group for names, group in zip(groups, optimizer.param_groups) for name in names["names"]
+    }
+    assert by_name["0.weight"]["lr"] == pytest.approx(0.1) and by_name["3.weight"]["lr"] == pytest.approx(
+        0.2
+    )
     assert by_name["1.weight"]["lr"] == pytest.approx(0.9)
     assert by_name["0.weight"]["weight_decay"] == 0.3 and by_name["1.weight"]["weight_decay"] == 0.0
 
@@ -82,7 +93,9 @@ def test_lars_scales_each_matrix_by_the_ratio_of_norms():
     module = nn.Linear(4, 4)
     module.weight.grad, module.bias.grad = torch.randn(4, 4), torch.randn(4)
     weight, bias = module.weight.detach().clone(), module.bias.detach().clone()
-    optimizer = build_optimizer("lars", parameter_groups(module, weight_decay=0.01), learning_rate=2.0, momentum=0.0)
+    optimizer = build_optimizer(
+        "lars", parameter_groups(module, weight_decay=0.01), learning_rate=2.0, momentum=0.0
+    )
     optimizer.step()
     gradient = module.weight.grad
     trust = 0.001 * weight.norm() / (gradient.norm() + 0.01 * weight.norm() + 1e-8)
@@ -119,7 +132,9 @@ def test_lars_moves_as_lightlys_and_asks_the_device_for_nothing(momentum):
     for step in range(6):
         generator = torch.Generator().manual_seed(step)
         for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):
-            gradient = torch.randn(one.shape, generator=generator) * (index != 2 or step != 3)  # once it is 0
+            gradient = torch.randn(one.shape, generator=generator) * (
+                index != 2 or step != 3
+            )  # once it is 0
             one.grad, two.grad = (None, None) if (index, step) == (4, 2) else (gradient, gradient.clone())
         with Counted() as counted:
             mine.step()
@@ -152,5 +167,7 @@ def test_lars_takes_few_kernels_more_than_it_has_tensors():
             parameter.grad = torch.ones_like(parameter)
         with Counted() as counted:
             optimizer.step()
-    kernels = [name for name in counted.names if not any(word in name for word in ("detach", "view", "unbind"))]
+    kernels = [
+        name for name in counted.names if not any(word in name for word in ("detach", "view", "unbind"))
+    ]
     assert len(kernels) < 40, kernels

@@ -74,7 +74,9 @@ def test_loss_and_averaged_gradients_on_ranks_equal_one_process(num_ranks):
     for _, chance, gradients, buffers in results:
         assert chance == pytest.approx(output.chance_loss)
         for name, parameter in method.named_parameters():
-            np.testing.assert_allclose(gradients[name], parameter.grad.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(
+                gradients[name], parameter.grad.numpy(), rtol=1e-9, atol=1e-12, err_msg=name
+            )
         for name, buffer in method.named_buffers():
             np.testing.assert_allclose(buffers[name], buffer.numpy(), rtol=1e-12, err_msg=name)
 
@@ -91,7 +93,8 @@ class Partly(nn.Module):
 
     def forward(self, x):
         return (
-            self.frozen(self.used(x)).sum() * (1 + distributed.rank()) + self.conv(x.view(-1, 1, 2, 2)).square().sum()
+            self.frozen(self.used(x)).sum() * (1 + distributed.rank())
+            + self.conv(x.view(-1, 1, 2, 2)).square().sum()
         )
 
 
@@ -115,7 +118,10 @@ def test_gradients_are_averaged_step_after_step_also_of_unused_parameters():
         for rank in range(2):
             module = Partly()
             x = torch.full((2, 4), 1.0 + rank + step)
-            loss = module.frozen(module.used(x)).sum() * (1 + rank) + module.conv(x.view(-1, 1, 2, 2)).square().sum()
+            loss = (
+                module.frozen(module.used(x)).sum() * (1 + rank)
+                + module.conv(x.view(-1, 1, 2, 2)).square().sum()
+            )
             loss.backward()
             expected.append([torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()])
         for first, second, wanted, parameter in zip(

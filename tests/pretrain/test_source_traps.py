@@ -1,4 +1,6 @@
-"""What real sources hold that no example shows: odd names, masks beside images, dead links, damaged tars, hostile files."""
+"""What real sources hold that no example shows: odd names, masks beside images, dead links, damaged tars,
+hostile files.
+"""
 
 import http.server
 import io
@@ -26,7 +28,9 @@ from tests.pretrain.test_sources import json_values, packed, quarantined, voc, w
 
 
 def json_lines(path, *rows):
-    return write(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode("utf-8", "surrogatepass"))
+    return write(
+        path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode("utf-8", "surrogatepass")
+    )
 
 
 def listed(src, **options):
@@ -49,31 +53,50 @@ def test_names_and_texts_that_utf8_cannot_hold(tmp_path):
         file.write(encoded(1))
     write(tmp_path / "src" / "plain.png", encoded(2))
     rows = packed(tmp_path / "src", tmp_path / "folder")
-    assert {path: row["image"] for path, row in rows.items()} == {"caf?.png": encoded(1), "plain.png": encoded(2)}
+    assert {path: row["image"] for path, row in rows.items()} == {
+        "caf?.png": encoded(1),
+        "plain.png": encoded(2),
+    }
 
-    table = write(tmp_path / "src" / "t.jsonl", r'{"path": "plain.png", "label": "a\ud800", "caption": ["\udc00 b"]}')
+    table = write(
+        tmp_path / "src" / "t.jsonl", r'{"path": "plain.png", "label": "a\ud800", "caption": ["\udc00 b"]}'
+    )
     (row,) = packed(table, tmp_path / "table").values()
     assert (row["label"], row["captions"]) == ("a?", ["? b"])
 
 
 def test_paths_that_are_none(tmp_path):
     write(tmp_path / "a.png", encoded(1))
-    bad = ["a\0.png", "http://[half/x.png", "reference://x", "zip://x.png::http://y/z.zip", "\ud800.png", "x" * 5000, 7]
+    bad = [
+        "a\0.png",
+        "http://[half/x.png",
+        "reference://x",
+        "zip://x.png::http://y/z.zip",
+        "\ud800.png",
+        "x" * 5000,
+        7,
+    ]
     table = write(tmp_path / "t.jsonl", "\n".join(json.dumps({"path": path}) for path in [*bad, "a.png"]))
     assert list(packed(table, tmp_path / "out")) == ["a.png"]
     set_aside = quarantined(tmp_path / "out")
     assert len(set_aside) == len(bad)
-    assert "not a URL of" in set_aside[f"{table}, line 3"] and "no path, but 7" in set_aside[f"{table}, line 7"]
+    assert (
+        "not a URL of" in set_aside[f"{table}, line 3"] and "no path, but 7" in set_aside[f"{table}, line 7"]
+    )
 
 
 def test_voc_with_masks_of_the_same_names(tmp_path):
     for number, folder in enumerate(("JPEGImages", "SegmentationClass", "SegmentationObject")):
         write(tmp_path / "src" / folder / "a.png", encoded(number))
-    write(tmp_path / "src" / "Annotations" / "a.xml", voc("a.png", ("cell", 1, 2, 5, 7), ("cell", 3, 3, 2, 2)))
+    write(
+        tmp_path / "src" / "Annotations" / "a.xml", voc("a.png", ("cell", 1, 2, 5, 7), ("cell", 3, 3, 2, 2))
+    )
     listing = list_records(str(tmp_path / "src"))
     (record,) = listing.records
     assert record.path == "JPEGImages/a.png" and record.objects.bbox == ((1, 2, 4, 5), (3, 3, -1, -1))
-    assert any("1 boxes without an area are kept as they are (first: JPEGImages/a.png" in n for n in listing.notes)
+    assert any(
+        "1 boxes without an area are kept as they are (first: JPEGImages/a.png" in n for n in listing.notes
+    )
 
 
 def test_voc_and_yolo_side_by_side_are_told_by_their_look(tmp_path):
@@ -101,7 +124,9 @@ def test_yolo_by_its_yaml_and_labels_without_images(tmp_path):
     assert [record.objects.category for record in listing.records] == [("wheel",)]
     assert listing.problems == [("train/labels/gone.txt", "no image of its name")]
     # a small file that would be 10**9 words if aliases were followed
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+    )
     for text in (bomb + "names: [*a9]\n", "names: [no, yes]\n", "names: {a: b}\n", "names: 3\n"):
         write(yaml, text)
         with pytest.raises(UserError, match=r"data\.yaml: `names` must be a list of class names"):
@@ -129,7 +154,9 @@ def test_tables_as_people_write_them(tmp_path):
     semicolons = write(tmp_path / "t.csv", "Pfad;label;tags\na.png;cat;red, big\n")
     record = listed(semicolons, columns=Columns(path="Pfad"))["a.png"]
     assert (record.label, record.labels) == ("cat", ("red", "big"))
-    line = json_lines(tmp_path / "t.jsonl", {"path": "a.png", "caption": "one line\u2028still the same\x85and this"})
+    line = json_lines(
+        tmp_path / "t.jsonl", {"path": "a.png", "caption": "one line\u2028still the same\x85and this"}
+    )
     assert listed(line)["a.png"].captions == ("one line\u2028still the same\x85and this",)
     boxes = json_lines(
         tmp_path / "b.jsonl",
@@ -158,7 +185,11 @@ def test_what_is_said_of_damaged_annotations(tmp_path):
     for text, place, reason in (
         ("<annotation>\n\n<obj", "a.xml, line 3", "not valid XML: unclosed token (column 0)"),
         ("<annotation>\n<object/></annotation>", "a.xml", "object 1 (line 2) has no name or no bndbox"),
-        (voc("a.png", ("x", 1, 2, "", 4)), "a.xml", "object 1 (line 1) has a bndbox that is not four numbers"),
+        (
+            voc("a.png", ("x", 1, 2, "", 4)),
+            "a.xml",
+            "object 1 (line 1) has a bndbox that is not four numbers",
+        ),
         ("<html/>", "a.xml", "its root is <html>"),
         ('<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]><annotation/>', "a.xml", "entities"),
     ):
@@ -179,7 +210,10 @@ def test_folders_with_one_annotation_file(tmp_path):
     write(tmp_path / "hf" / "a.png", encoded(0))
     write(tmp_path / "hf" / "metadata.csv", "file_name,text\na.png,A cat\n")
     assert listed(tmp_path / "hf")["a.png"].captions == ("A cat",)
-    tree = {"images": [{"id": 0, "file_name": "a.png"}], "annotations": [{"image_id": 0, "caption": "A dog"}]}
+    tree = {
+        "images": [{"id": 0, "file_name": "a.png"}],
+        "annotations": [{"image_id": 0, "caption": "A dog"}],
+    }
     write(tmp_path / "coco" / "a.png", encoded(0))
     write(tmp_path / "coco" / "_annotations.coco.json", json.dumps(tree))
     assert listed(tmp_path / "coco")["a.png"].captions == ("A dog",)
@@ -221,7 +255,9 @@ def web():
 def test_a_table_of_links_is_read_in_parallel_and_its_keys_stay_out(tmp_path):
     pytest.importorskip("aiohttp")
     with web() as url:
-        links = [f"{url}/{n}.png?X-Amz-Signature=VERYSECRET{n}" for n in range(40)] + [f"{url}/dead?token=VERYSECRET"]
+        links = [f"{url}/{n}.png?X-Amz-Signature=VERYSECRET{n}" for n in range(40)] + [
+            f"{url}/dead?token=VERYSECRET"
+        ]
         links.append("http://127.0.0.1:1/refused.png?token=VERYSECRET")
         table = write(tmp_path / "t.csv", "url\n" + "\n".join(links) + "\n")
         started = time.monotonic()
@@ -272,7 +308,9 @@ def test_a_cut_tar_and_one_in_a_store(tmp_path, s3_server):
     tar = make_tar(tmp_path / "a.tar", {f"{n}.png": encoded(n) for n in range(4)})
     storage.write_bytes(f"{s3_server.url}/tars/a.tar", tar.read_bytes())
     rows = packed(f"{s3_server.url}/tars/a.tar", tmp_path / "out")
-    assert {path: row["image"] for path, row in rows.items()} == {f"a.tar/{n}.png": encoded(n) for n in range(4)}
+    assert {path: row["image"] for path, row in rows.items()} == {
+        f"a.tar/{n}.png": encoded(n) for n in range(4)
+    }
     tar.write_bytes(tar.read_bytes()[:1700])
     with pytest.raises(UserError, match=r"a\.tar is not a plain tar, or it is damaged"):
         list_records(str(tar))
@@ -310,14 +348,23 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
     write(table, table.read_bytes() + b'\n{"path": "gone.png"}')
     dest = tmp_path / "out"
     import_images(str(table), str(dest), ImportOptions(validation_fraction=0.4), show_progress=False)
-    assert sorted(path.name for path in dest.iterdir()) == ["_import.json", "_quarantine.jsonl", "train", "validation"]
+    assert sorted(path.name for path in dest.iterdir()) == [
+        "_import.json",
+        "_quarantine.jsonl",
+        "train",
+        "validation",
+    ]
 
-    opened = datasets.load_dataset(str(dest), cache_dir=str(tmp_path / "hf"))  # the folder alone, with its splits
+    opened = datasets.load_dataset(
+        str(dest), cache_dir=str(tmp_path / "hf")
+    )  # the folder alone, with its splits
     assert set(opened) == {"train", "validation"}
     seen = {}
     for split in opened.values():
         assert isinstance(split.features["image"], datasets.Image)
-        paths = [image["path"] for image in split.cast_column("image", datasets.Image(decode=False))["image"]]
+        paths = [
+            image["path"] for image in split.cast_column("image", datasets.Image(decode=False))["image"]
+        ]
         for path, row in zip(paths, split, strict=True):
             assert (np.asarray(row.pop("image")) == np.asarray(Image.open(tmp_path / "src" / path))).all()
             seen[path] = row
@@ -334,7 +381,9 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
 
 
 fuzz = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -346,7 +395,11 @@ def list_or_refuse(path, **options):
         assert str(error)
         return
     for record in records:
-        for text in (record.path, *(record.captions or ()), *(record.objects.category if record.objects else ())):
+        for text in (
+            record.path,
+            *(record.captions or ()),
+            *(record.objects.category if record.objects else ()),
+        ):
             text.encode()
 
 
@@ -367,12 +420,16 @@ def test_any_tar(tmp_path, changes, length):
     list_or_refuse(tar)
 
 
-xml_texts = st.text(st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=["Cc", "Cs"]), max_size=8)
+xml_texts = st.text(
+    st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=["Cc", "Cs"]), max_size=8
+)
 
 
 @fuzz
 @given(
-    st.lists(st.tuples(xml_texts, st.lists(st.one_of(xml_texts, st.floats().map(str)), max_size=5)), max_size=3),
+    st.lists(
+        st.tuples(xml_texts, st.lists(st.one_of(xml_texts, st.floats().map(str)), max_size=5)), max_size=3
+    ),
     st.sampled_from(["utf-8", "latin-1", "utf-16", "nonsense", ""]),
 )
 def test_any_voc(tmp_path, objects, encoding):
@@ -390,7 +447,11 @@ def test_any_voc(tmp_path, objects, encoding):
 
 
 @fuzz
-@given(st.lists(st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=4)), max_size=7)))
+@given(
+    st.lists(
+        st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=4)), max_size=7)
+    )
+)
 def test_any_yolo(tmp_path, lines):
     write(tmp_path / "a.png", encoded(0))
     write(tmp_path / "a.txt", "\n".join(" ".join(line) for line in lines).encode("utf-8", "replace"))
@@ -398,10 +459,16 @@ def test_any_yolo(tmp_path, lines):
 
 
 @settings(fuzz, max_examples=30)
-@given(st.lists(st.dictionaries(st.sampled_from(["label", "tags", "caption", "objects"]), json_values), max_size=4))
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["label", "tags", "caption", "objects"]), json_values), max_size=4
+    )
+)
 def test_whatever_is_listed_is_packed(tmp_path, rows):
     write(tmp_path / "a.png", encoded(0))
-    table = write(tmp_path / "t.jsonl", "\n".join(json.dumps({"path": "a.png", **row}) for row in [*rows, {}]))
+    table = write(
+        tmp_path / "t.jsonl", "\n".join(json.dumps({"path": "a.png", **row}) for row in [*rows, {}])
+    )
     try:
         import_images(str(table), str(tmp_path / "out"), overwrite=True, show_progress=False)
     except UserError as error:

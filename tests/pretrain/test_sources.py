@@ -1,4 +1,6 @@
-"""A round trip for every kind of source: the same images, labels, boxes and captions come back from the shards."""
+"""A round trip for every kind of source: the same images, labels,
+boxes and captions come back from the shards.
+"""
 
 import io
 import json
@@ -30,7 +32,9 @@ def write(path, data):
 def packed(src, dest, **options):
     """path -> row of the shards, with `image` its bytes."""
     summary = import_images(str(src), str(dest), show_progress=False, **options)
-    rows = [r for file in storage.find_files(str(dest), ".parquet") for r in pq.read_table(file.url).to_pylist()]
+    rows = [
+        r for file in storage.find_files(str(dest), ".parquet") for r in pq.read_table(file.url).to_pylist()
+    ]
     assert len(rows) == summary["images"]
     return {row["image"]["path"]: {**row, "image": row["image"]["bytes"]} for row in rows}
 
@@ -71,7 +75,9 @@ def test_coco_boxes(tmp_path):
         "sub/b.png": {"bbox": [[2, 2, 2, 2]], "category": ["dog"]},
         "c.png": {"bbox": [], "category": []},
     }
-    assert all(rows[name]["image"] == encoded(number) for number, name in enumerate(("a.png", "sub/b.png", "c.png")))
+    assert all(
+        rows[name]["image"] == encoded(number) for number, name in enumerate(("a.png", "sub/b.png", "c.png"))
+    )
     reasons = " ".join(quarantined(tmp_path / "out").values())
     assert "image_id 99 is not in `images`" in reasons and "category_id 8" in reasons and "'x'" in reasons
 
@@ -156,7 +162,10 @@ def test_tables(tmp_path):
     ]
     table = write(src / "t.jsonl", "\n".join(map(json.dumps, lines)))
     rows = packed(table, tmp_path / "jsonl")
-    assert rows["photos/0.png"]["labels"] == ["a", "b"] and rows["photos/0.png"]["captions"] == ["eins", "zwei"]
+    assert rows["photos/0.png"]["labels"] == ["a", "b"] and rows["photos/0.png"]["captions"] == [
+        "eins",
+        "zwei",
+    ]
     assert rows[str(src / "photos" / "2.png")]["image"] == encoded(2)
     assert "cannot be read" in quarantined(tmp_path / "jsonl")["photos/gone.png"]
 
@@ -166,7 +175,9 @@ def test_images_listed_by_url(tmp_path, s3_server):
         storage.write_bytes(f"{s3_server.url}/photos/{number}.png", encoded(number))
     text = "image_url,label\n" + "".join(f"{s3_server.url}/photos/{n}.png,class {n}\n" for n in range(3))
     rows = packed(write(tmp_path / "t.csv", text), tmp_path / "out")
-    assert {row["label"]: row["image"] for row in rows.values()} == {f"class {n}": encoded(n) for n in range(3)}
+    assert {row["label"]: row["image"] for row in rows.values()} == {
+        f"class {n}": encoded(n) for n in range(3)
+    }
 
 
 def test_tars(tmp_path):
@@ -197,7 +208,10 @@ def test_tars(tmp_path):
     assert (first["image"], first["label"], first["captions"]) == (encoded(11), "3", ["Ein Bild"])
     assert rows["000.tar/0002.png"]["label"] == "cat" and rows["000.tar/0002.png"]["captions"] == ["a cat"]
     assert quarantined(tmp_path / "out")["001.tar/alone"] == "a sample without an image"
-    assert {path.name for path in tmp_path.iterdir()} == {"src", "out"}  # nothing was written where a member points
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "src",
+        "out",
+    }  # nothing was written where a member points
 
 
 def test_torchvision(tmp_path):
@@ -207,7 +221,13 @@ def test_torchvision(tmp_path):
         write(raw / f"{part}-images-idx3-ubyte", struct.pack(">4i", 2051, 5, 28, 28) + pixels.tobytes())
         write(raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, 5) + bytes([3, 1, 4, 1, 5]))
     rows = packed("torchvision:MNIST:test", tmp_path / "out", root=str(tmp_path / "data"))
-    assert [rows[f"{n}.png"]["label"] for n in range(5)] == ["3 - three", "1 - one", "4 - four", "1 - one", "5 - five"]
+    assert [rows[f"{n}.png"]["label"] for n in range(5)] == [
+        "3 - three",
+        "1 - one",
+        "4 - four",
+        "1 - one",
+        "5 - five",
+    ]
     for number in range(5):
         np.testing.assert_array_equal(Image.open(io.BytesIO(rows[f"{number}.png"]["image"])), pixels[number])
     with pytest.raises(UserError, match="did you mean 'CIFAR10'"):
@@ -217,7 +237,11 @@ def test_torchvision(tmp_path):
 
 
 def test_kinds_are_told_by_their_look(tmp_path):
-    assert kind_of("s3://b/x.jsonl") == "table" and kind_of("x/instances.json") == "coco" and kind_of("a.tar") == "tar"
+    assert (
+        kind_of("s3://b/x.jsonl") == "table"
+        and kind_of("x/instances.json") == "coco"
+        and kind_of("a.tar") == "tar"
+    )
     (tmp_path / "voc" / "Annotations").mkdir(parents=True)
     (tmp_path / "voc" / "JPEGImages").mkdir()
     assert kind_of(str(tmp_path / "voc")) == "voc" and kind_of(str(tmp_path)) == "folder"
@@ -246,7 +270,9 @@ def test_sources_that_cannot_be_read(tmp_path, name, content, message):
 
 @pytest.mark.parametrize(("line", "reason"), [("[1]", "must be an object"), ("nope", "not valid JSON")])
 def test_a_line_that_cannot_be_read_costs_itself(tmp_path, line, reason):
-    listing = list_records(str(write(tmp_path / "a.jsonl", f'{{"path": "x.png"}}\n{line}\n{{"path": "y.png"}}\n')))
+    listing = list_records(
+        str(write(tmp_path / "a.jsonl", f'{{"path": "x.png"}}\n{line}\n{{"path": "y.png"}}\n'))
+    )
     assert [record.path for record in listing.records] == ["x.png", "y.png"]
     ((place, said),) = listing.problems
     assert place.endswith("a.jsonl, line 2") and reason in said
@@ -268,16 +294,21 @@ coco_like = st.fixed_dictionaries(
     optional={
         "images": json_values
         | st.lists(st.dictionaries(st.sampled_from(["id", "file_name"]), json_values), max_size=3),
-        "categories": json_values | st.lists(st.dictionaries(st.sampled_from(["id", "name"]), json_values), max_size=3),
+        "categories": json_values
+        | st.lists(st.dictionaries(st.sampled_from(["id", "name"]), json_values), max_size=3),
         "annotations": json_values
         | st.lists(
-            st.dictionaries(st.sampled_from(["image_id", "category_id", "bbox", "caption", "iscrowd"]), json_values),
+            st.dictionaries(
+                st.sampled_from(["image_id", "category_id", "bbox", "caption", "iscrowd"]), json_values
+            ),
             max_size=3,
         ),
     },
 )
 fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -297,7 +328,8 @@ def test_any_coco(tmp_path, tree):
 
 @fuzz
 @given(
-    st.binary(max_size=200) | st.text(max_size=100).map(lambda text: ("path,label\n" + text).encode("utf-8", "replace"))
+    st.binary(max_size=200)
+    | st.text(max_size=100).map(lambda text: ("path,label\n" + text).encode("utf-8", "replace"))
 )
 def test_any_table_and_tar(tmp_path, data):
     for name in ("fuzz.csv", "fuzz.jsonl", "fuzz.tar", "fuzz.json"):

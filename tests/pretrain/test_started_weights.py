@@ -56,18 +56,28 @@ def test_a_run_starts_from_an_encoder_and_says_how_far_it_went(shards, first, tm
     assert run(shards, tmp_path / "run", first, report_images=8) == 0
     result = result_of(tmp_path / "run")
     source = open_encoder(str(first), "", {})
-    assert result["started_from"] == {"name": str(first), "weights_sha256": source.weights_sha256, "licence": None}
+    assert result["started_from"] == {
+        "name": str(first),
+        "weights_sha256": source.weights_sha256,
+        "licence": None,
+    }
     was, is_ = (
         dict(load_encoder(str(first)).named_parameters()),
         dict(load_encoder(str(tmp_path / "run" / "encoder")).named_parameters()),
     )
     apart = torch.cat([(is_[name] - was[name]).detach().double().flatten() for name in was]).norm()
     norm = torch.cat([tensor.detach().double().flatten() for tensor in was.values()]).norm()
-    assert result["moved"]["overall"] == pytest.approx(float(apart / norm), rel=1e-6) and 0 < apart / norm < 0.5
+    assert (
+        result["moved"]["overall"] == pytest.approx(float(apart / norm), rel=1e-6) and 0 < apart / norm < 0.5
+    )
     assert len(result["moved"]["by_layer"]) == source.encoder.num_layers
     config = read_encoder_config(str(tmp_path / "run" / "encoder"))
     assert config.started_from == result["started_from"] and config.teacher is None
-    assert config.mean == (0.3, 0.4, 0.5) and config.std == (0.2, 0.3, 0.4)  # as the images were that it knows
+    assert config.mean == (0.3, 0.4, 0.5) and config.std == (
+        0.2,
+        0.3,
+        0.4,
+    )  # as the images were that it knows
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Moved" in page and "The start" in page and str(first) in page
     assert export([str(tmp_path / "run" / "encoder"), str(tmp_path / "card"), "--format", "timm"]) == 0
@@ -85,13 +95,22 @@ def test_at_a_rate_of_nothing_the_run_is_its_start(shards, first, tmp_path):
 @pytest.mark.parametrize(
     "more, said",
     [
-        ({"encoder.arguments.stem_stride": 4}, "was trained with a stem of stride 2, whose weights fit no other"),
+        (
+            {"encoder.arguments.stem_stride": 4},
+            "was trained with a stem of stride 2, whose weights fit no other",
+        ),
         (
             {"encoder.name": "convattn_tiny", "encoder.arguments.stem_stride": 2},
             "is a convattn_nano, but encoder.name says",
         ),
-        ({"encoder.arguments.attention_from": 2}, "encoder.arguments.attention_from=2, but .* has 4; with encoder.url"),
-        ({"encoder.weights_sha256": "0" * 64}, "now holds different weights from those this run started from"),
+        (
+            {"encoder.arguments.attention_from": 2},
+            "encoder.arguments.attention_from=2, but .* has 4; with encoder.url",
+        ),
+        (
+            {"encoder.weights_sha256": "0" * 64},
+            "now holds different weights from those this run started from",
+        ),
         ({"encoder.url": "random"}, "encoder.url=random does not name weights"),
         (
             {"encoder.url": "null", "method.keep": 0.1},
@@ -113,7 +132,10 @@ def test_weights_that_changed_under_a_run_are_refused(shards, first, tmp_path, c
     before = (first / "model.safetensors").read_bytes(), (first / "config.json").read_bytes()
     try:
         save_encoder(
-            build_encoder("convattn_nano", stem_stride=2), str(first), mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4)
+            build_encoder("convattn_nano", stem_stride=2),
+            str(first),
+            mean=(0.3, 0.4, 0.5),
+            std=(0.2, 0.3, 0.4),
         )
         assert run(shards, tmp_path / "run", first) == 2
         assert "encoder.weights_sha256: " in capsys.readouterr().err
@@ -127,7 +149,7 @@ def test_dropped_paths_may_differ_from_the_start(shards, first, tmp_path):
     assert read_encoder_config(str(tmp_path / "run" / "encoder")).arguments["drop_path"] == 0.1
 
 
-# -- timm's weights ---------------------------------------------------------------------------------------------------------
+# -- timm's weights -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +169,9 @@ def test_timms_folders_and_files_are_starts_for_both_stages(kind, of_timm, shard
     source = open_encoder(name, "", {})
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(source.encoder.eval()(images), encoder(images))
-    assert source.mean == ((0.4,) * 3 if kind == 0 else (0.485, 0.456, 0.406))  # a file says nothing: timm's own
+    assert source.mean == (
+        (0.4,) * 3 if kind == 0 else (0.485, 0.456, 0.406)
+    )  # a file says nothing: timm's own
     fresh = open_encoder(f"random:{name}", "", {})
     assert fresh.encoder.channels == encoder.channels and fresh.mean == (0.485, 0.456, 0.406)
     assert fresh.image_size == source.image_size  # so that comparisons see the same images
@@ -169,16 +193,21 @@ def test_packaged_weights_start_a_run(shards, tmp_path):
     assert set(source.encoder.state_dict()) > set() and whole is not None
 
 
-# -- channels ---------------------------------------------------------------------------------------------------------------
+# -- channels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["convattn_nano", "convattn_classic", "timm:resnet10t", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["convattn_nano", "convattn_classic", "timm:resnet10t", "timm:vit_tiny_patch16_224"]
+)
 def test_a_network_for_grey_images_sees_what_it_saw_in_their_coloured_copies(name):
     torch.manual_seed(0)
     encoder = build_encoder(name).eval()
     grey = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(
-        with_channels(encoder, 1).eval()(grey)[-1], encoder(grey.expand(-1, 3, -1, -1))[-1], atol=1e-4, rtol=1e-4
+        with_channels(encoder, 1).eval()(grey)[-1],
+        encoder(grey.expand(-1, 3, -1, -1))[-1],
+        atol=1e-4,
+        rtol=1e-4,
     )
     many = with_channels(encoder, 6).eval()
     torch.testing.assert_close(
@@ -197,13 +226,14 @@ def test_kernels_are_repeated_and_scaled_as_timm_does():
 
 def test_other_channels_are_adapted_and_said(shards, first, tmp_path, capsys):
     assert run(shards, tmp_path / "run", first, **{"views.channels": 1}) == 0
-    assert "takes images of 3 channels, views.channels=1: the weights of its first convolution are summed" in (
-        capsys.readouterr().out
+    assert (
+        "takes images of 3 channels, views.channels=1: the weights of its first convolution are summed"
+        in (capsys.readouterr().out)
     )
     assert read_encoder_config(str(tmp_path / "run" / "encoder")).mean == (0.5,)
 
 
-# -- holding on -------------------------------------------------------------------------------------------------------------
+# -- holding on ---------------------------------------------------------------------------------------------
 
 
 def test_the_pull_is_the_gradient_of_l2_sp_decoupled():
@@ -228,7 +258,14 @@ def test_a_run_that_holds_on_moves_less(shards, first, tmp_path):
 
 def test_early_layers_move_less_with_layer_decay(shards, first, tmp_path):
     assert (
-        run(shards, tmp_path / "run", first, steps=8, **{"encoder.layer_decay": 0.3, "optimizer.weight_decay": 0}) == 0
+        run(
+            shards,
+            tmp_path / "run",
+            first,
+            steps=8,
+            **{"encoder.layer_decay": 0.3, "optimizer.weight_decay": 0},
+        )
+        == 0
     )
     by_layer = result_of(tmp_path / "run")["moved"]["by_layer"]
     assert by_layer[0] < 0.1 * by_layer[-2]
@@ -236,7 +273,12 @@ def test_early_layers_move_less_with_layer_decay(shards, first, tmp_path):
 
 @pytest.mark.parametrize("method", ["simclr", "byol"])
 def test_cut_off_and_continued_a_held_run_is_the_same_bits(method, shards, first, tmp_path):
-    more = {"method.keep": 0.2, "method.name": method, "method.arguments.hidden_dim": 64, "encoder.layer_decay": 0.8}
+    more = {
+        "method.keep": 0.2,
+        "method.name": method,
+        "method.arguments.hidden_dim": 64,
+        "encoder.layer_decay": 0.8,
+    }
     assert run(shards, tmp_path / "whole", first, steps=8, **more) == 0
     given = {"encoder.url": first, "rankme_images": 0, **more}
     process = start(*arguments(shards, tmp_path / "cut", steps=8, workers=0, **given))
@@ -284,7 +326,12 @@ def test_finetuning_takes_timms_folders_too(of_timm, tmp_path):
 
 
 def test_an_unknown_source_is_a_line():
-    for name in ("timm:resnet10tt", "package:nothing", "timm:local-dir:/nowhere", "timm:resnet10t@/nowhere/w.pth"):
+    for name in (
+        "timm:resnet10tt",
+        "package:nothing",
+        "timm:local-dir:/nowhere",
+        "timm:resnet10t@/nowhere/w.pth",
+    ):
         with pytest.raises(UserError) as caught:
             open_encoder(name, "", {})
         assert "\n" not in str(caught.value)

@@ -24,7 +24,9 @@ PATIENCE_SECONDS = 1500  # more than any part of a run waits for a store
 def remote(s3_server, tmp_path_factory):
     """A folder of the store with shards, and what a run makes of them that nothing disturbs."""
     url = f"{s3_server.url}/{uuid.uuid4().hex}"
-    local = write_shards(tmp_path_factory.mktemp("photos"), [photo(number) for number in range(96)], rows_per_group=4)
+    local = write_shards(
+        tmp_path_factory.mktemp("photos"), [photo(number) for number in range(96)], rows_per_group=4
+    )
     for path in Path(local).iterdir():
         storage.upload(path, f"{url}/data/{path.name}")
     process = run_on(url, "whole", s3_server.endpoint)
@@ -67,7 +69,9 @@ def weights_of(url):
 
 def assert_as_undisturbed(url, name):
     whole, found = lines_of(f"{url}/whole"), lines_of(f"{url}/{name}")
-    assert [(line["step"], line["loss"]) for line in found] == [(line["step"], line["loss"]) for line in whole]
+    assert [(line["step"], line["loss"]) for line in found] == [
+        (line["step"], line["loss"]) for line in whole
+    ]
     mine, theirs = weights_of(f"{url}/{name}"), weights_of(f"{url}/whole")
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
     result = json.loads(storage.read_bytes(f"{url}/{name}/result.json"))

@@ -24,7 +24,12 @@ from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order, Segment
 from pretrain.data.reading.shards import Shards
-from pretrain.data.reading.stored_features import NO_FEATURES, StoredFeatures, describe_features, with_features
+from pretrain.data.reading.stored_features import (
+    NO_FEATURES,
+    StoredFeatures,
+    describe_features,
+    with_features,
+)
 from pretrain.data.views.random_views import CentralCrop
 from tests.pretrain.features import CELLS, CHANNELS, DIM, SIDE, features_of, maps_of, write_features
 from tests.pretrain.shards import encoded, number_of, write_shards
@@ -37,7 +42,9 @@ WITHOUT = 77  # can be decoded, and has no features all the same
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     images = [BAD.get(number, encoded(number)) for number in range(ROWS)]
-    return write_shards(tmp_path_factory.mktemp("data"), images, label=[str(number) for number in range(ROWS)])
+    return write_shards(
+        tmp_path_factory.mktemp("data"), images, label=[str(number) for number in range(ROWS)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,12 @@ def source_of(shards, url, names=("features", "maps")):
 
 def order_of(shards, *, streams=6, **more):
     return Order(
-        shards.manifest.rows_of_group, batch_size_global=BATCH, num_streams=streams, window_rows=36, seed=5, **more
+        shards.manifest.rows_of_group,
+        batch_size_global=BATCH,
+        num_streams=streams,
+        window_rows=36,
+        seed=5,
+        **more,
     )
 
 
@@ -88,7 +100,9 @@ def content(batches):
 
 
 def check_rows(batch):
-    for number, features, maps in zip(numbers(batch), batch.columns["features"], batch.columns["maps"], strict=True):
+    for number, features, maps in zip(
+        numbers(batch), batch.columns["features"], batch.columns["maps"], strict=True
+    ):
         assert features.dtype == maps.dtype == np.float16
         np.testing.assert_array_equal(features, features_of(number))
         np.testing.assert_array_equal(maps, maps_of(number))
@@ -126,7 +140,9 @@ def test_images_are_those_of_a_run_without_features(data, tmp_path):
     plain, more = read(order, shards, 24), read(order, source_of(shards, url), 24)
     for one, other in zip(plain, more, strict=True):
         assert numbers(one) == numbers(other) and one.columns["label"] == other.columns["label"]
-        assert {bad.row_id: bad.reason for bad in one.bad_rows} == {bad.row_id: bad.reason for bad in other.bad_rows}
+        assert {bad.row_id: bad.reason for bad in one.bad_rows} == {
+            bad.row_id: bad.reason for bad in other.bad_rows
+        }
 
 
 def test_a_row_without_features_is_bad_and_its_neighbour_brings_its_own(data, stored):
@@ -140,7 +156,9 @@ def test_a_row_without_features_is_bad_and_its_neighbour_brings_its_own(data, st
     seen = set(order.epoch_batches(0).ravel().tolist())
     assert found.keys() == (BAD.keys() | {WITHOUT}) & seen
     assert WITHOUT in seen and found[WITHOUT] == NO_FEATURES
-    assert all(reason != NO_FEATURES for row_id, reason in found.items() if row_id != WITHOUT)  # but why they are bad
+    assert all(
+        reason != NO_FEATURES for row_id, reason in found.items() if row_id != WITHOUT
+    )  # but why they are bad
 
 
 def test_kept_images_change_nothing(data, stored):
@@ -158,7 +176,10 @@ def test_a_store_gives_what_the_disk_gives(data, stored, s3_server):
     local = content(read(order, source_of(shards, stored), 25))
     far = shards_of(f"{url}/data")
     assert far.manifest.fingerprint == shards.manifest.fingerprint
-    assert content(read(order, source_of(far, f"{url}/features"), 25, prefetch_bytes=20_000, read_threads=3)) == local
+    assert (
+        content(read(order, source_of(far, f"{url}/features"), 25, prefetch_bytes=20_000, read_threads=3))
+        == local
+    )
     assert content(read(order, source_of(shards, f"{url}/features"), 25)) == local
     assert describe_features(f"{url}/features").statistics["mean"].shape == (DIM,)
 
@@ -196,12 +217,16 @@ def test_mixed_data_sets_by_weights(tmp_path):
     order = order_of(shards, source_of_group=shards.manifest.source_of_group, weights=[0.5, 2.0])
     for batch in read(order, source_of(shards, stored), 20):
         check_rows(batch)
-    with pytest.raises(UserError, match=r"same data sets in another order \(.*/a, .*/b\); name them in this order"):
+    with pytest.raises(
+        UserError, match=r"same data sets in another order \(.*/a, .*/b\); name them in this order"
+    ):
         StoredFeatures(stored, load_manifest([second, first]))
 
 
 def test_of_a_large_segment_only_what_comes_next_is_sent_for(tmp_path):
-    data = write_shards(tmp_path / "data", [encoded(n) for n in range(2000)], rows_per_group=2000, rows_per_file=2000)
+    data = write_shards(
+        tmp_path / "data", [encoded(n) for n in range(2000)], rows_per_group=2000, rows_per_file=2000
+    )
     shards = Shards(load_manifest(data), image_column="image")
     features = StoredFeatures(
         write_features(tmp_path / "features", data, rows_per_part=2000, maps=False), shards.manifest
@@ -217,16 +242,19 @@ def test_of_a_large_segment_only_what_comes_next_is_sent_for(tmp_path):
     assert asked == list(range(16))
 
 
-# -- what does not fit ----------------------------------------------------------------------------------------------------
+# -- what does not fit --------------------------------------------------------------------------------------
 
 
 def test_features_of_other_data_are_refused(data, stored, tmp_path):
     fewer = write_shards(tmp_path / "fewer", [encoded(number) for number in range(100)])
     with pytest.raises(
-        UserError, match=r"holds the features of 130 rows of .*; .* the data has 100 rows|the data has 100 rows"
+        UserError,
+        match=r"holds the features of 130 rows of .*; .* the data has 100 rows|the data has 100 rows",
     ):
         StoredFeatures(stored, load_manifest(fewer))
-    others = write_shards(tmp_path / "others", [encoded(number + 7) for number in range(ROWS)], rows_per_group=9)
+    others = write_shards(
+        tmp_path / "others", [encoded(number + 7) for number in range(ROWS)], rows_per_group=9
+    )
     with pytest.raises(
         UserError, match=r"holds the features of other data or of its rows in another order \(.*fingerprint"
     ):
@@ -237,10 +265,16 @@ def test_rows_that_changed_places_within_a_file_are_found_while_reading(tmp_path
     images = [encoded(number) for number in range(30)]
     data = write_shards(tmp_path / "data", images, rows_per_file=30, label=[""] * 30)
     stored = write_features(tmp_path / "features", data)
-    again = write_shards(tmp_path / "again", [*images[:20], *images[:19:-1]], rows_per_file=30, label=[""] * 30)
+    again = write_shards(
+        tmp_path / "again", [*images[:20], *images[:19:-1]], rows_per_file=30, label=[""] * 30
+    )
     shards = shards_of(again)
-    features = StoredFeatures(stored, load_manifest(data))  # as if names, sizes and numbers of rows were the same
-    with pytest.raises(UserError, match=r"shard-00000\.parquet: row group \d, row \d holds another image than the one"):
+    features = StoredFeatures(
+        stored, load_manifest(data)
+    )  # as if names, sizes and numbers of rows were the same
+    with pytest.raises(
+        UserError, match=r"shard-00000\.parquet: row group \d, row \d holds another image than the one"
+    ):
         read(order_of(shards), with_features(shards, features), 3)
 
 
@@ -249,7 +283,9 @@ def test_parts_that_are_missing_or_cut_are_named(data, copy):
     part = sorted(copy.glob("*.parquet"))[2]
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=rf"{part.name} is truncated: it has [\d,]+ bytes, [\d,]+ were written"):
+    with pytest.raises(
+        UserError, match=rf"{part.name} is truncated: it has [\d,]+ bytes, [\d,]+ were written"
+    ):
         StoredFeatures(str(copy), manifest)
     part.unlink()
     with pytest.raises(UserError, match=rf"{part.name} is missing; run embed again"):
@@ -266,9 +302,13 @@ def test_a_folder_that_is_not_finished_or_none_is_refused(data, copy, tmp_path):
     with pytest.raises(UserError, match=r"features\.json is damaged"):
         StoredFeatures(str(copy), manifest)
     (copy / "features.json").unlink()
-    with pytest.raises(UserError, match=r"the features are not finished, features\.json is missing; run embed again"):
+    with pytest.raises(
+        UserError, match=r"the features are not finished, features\.json is missing; run embed again"
+    ):
         StoredFeatures(str(copy), manifest)
-    with pytest.raises(UserError, match=r"is not a folder of features.*\(there: nothing\).*python -m pretrain embed"):
+    with pytest.raises(
+        UserError, match=r"is not a folder of features.*\(there: nothing\).*python -m pretrain embed"
+    ):
         StoredFeatures(str(tmp_path / "nowhere"), manifest)
 
 
@@ -279,7 +319,8 @@ def test_other_dimensions_and_missing_maps_are_refused(data, copy, tmp_path):
     described = json.loads((copy / "features.json").read_text())
     (copy / "features.json").write_text(json.dumps(described | {"dim": 7}))
     with pytest.raises(
-        UserError, match=r"part-00000000-0000\.parquet: the column 'features' is fixed_size_list.*\[5\].*\[7\]"
+        UserError,
+        match=r"part-00000000-0000\.parquet: the column 'features' is fixed_size_list.*\[5\].*\[7\]",
     ):
         source_of(shards, str(copy))
     plain = write_features(tmp_path / "plain", data, maps=False)
@@ -316,11 +357,13 @@ def test_moments_of_pieces_are_those_of_the_whole():
     assert (np.diff(values) < 0).all() and (vectors[np.abs(vectors).argmax(0), range(3)] > 0).all()
 
 
-# -- any table of row groups ----------------------------------------------------------------------------------------------
+# -- any table of row groups --------------------------------------------------------------------------------
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     files=st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=3), min_size=1, max_size=2),
@@ -328,7 +371,9 @@ def test_moments_of_pieces_are_those_of_the_whole():
     segments=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=4),
     bad_share=st.sampled_from([0.0, 0.3]),
 )
-def test_any_segment_of_any_table_meets_its_features(tmp_path_factory, files, rows_per_part, segments, bad_share):
+def test_any_segment_of_any_table_meets_its_features(
+    tmp_path_factory, files, rows_per_part, segments, bad_share
+):
     folder = tmp_path_factory.mktemp("table")
     generator = np.random.default_rng(0)
     first, is_bad = 0, {}
@@ -341,7 +386,9 @@ def test_any_segment_of_any_table_meets_its_features(tmp_path_factory, files, ro
         first += sum(groups)
     manifest = load_manifest(str(folder / "data"))
     assert manifest.rows_of_group.tolist() == [rows for groups in files for rows in groups]
-    stored = write_features(folder / "features", str(folder / "data"), rows_per_part=rows_per_part, maps=False)
+    stored = write_features(
+        folder / "features", str(folder / "data"), rows_per_part=rows_per_part, maps=False
+    )
 
     layout = layout_of(manifest, rows_per_part=rows_per_part)
     paths = sorted((folder / "features").glob("*.parquet"))

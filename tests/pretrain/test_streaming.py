@@ -1,4 +1,6 @@
-"""Streaming from a store: the same samples as from a disk, whatever fails for a moment, in bounded memory."""
+"""Streaming from a store: the same samples as from a disk, whatever fails for a moment,
+in bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ def shards_at(url):
 
 
 def order_of(shards, *, window=48):
-    return Order(shards.manifest.rows_of_group, batch_size_global=12, num_streams=6, window_rows=window, seed=3)
+    return Order(
+        shards.manifest.rows_of_group, batch_size_global=12, num_streams=6, window_rows=window, seed=3
+    )
 
 
 def samples(url, num_batches=25, *, window=48, shards=None, **options):
@@ -109,7 +113,8 @@ def test_faults_change_nothing_and_are_counted(local, remote, store):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [(slow_store.FORBIDDEN, "permission denied"), (slow_store.MISSING, "it does not exist")]
+    ("fault", "words"),
+    [(slow_store.FORBIDDEN, "permission denied"), (slow_store.MISSING, "it does not exist")],
 )
 def test_a_refusal_in_the_middle_ends_the_reading_with_the_file(remote, store, fault, words):
     shards = shards_at(remote)
@@ -152,14 +157,17 @@ def test_only_needed_bytes_are_asked_for_in_few_requests(remote, store):
     )
     manifest = shards.manifest
     groups, footers = len(manifest.rows_of_group), len(manifest.files) * 2**16
-    # a second epoch has begun, and a group on a cut is read for two streams; the notes of 16 MB in all are left out
+    # a second epoch has begun, and a group on a cut is read for two streams; the notes of 16 MB in all are
+    # left out
     assert len(asked) <= 2 * groups + len(manifest.files) * 4
     assert num_bytes <= 2 * int(manifest.bytes_of_group.sum()) + 2 * groups * 2000 + footers * 4
 
 
 def test_a_row_group_on_cuts_is_sent_once_for_all_its_streams(remote, store):
     shards = shards_at(remote)
-    order = Order(shards.manifest.rows_of_group, batch_size_global=60, num_streams=60, window_rows=60, seed=3)
+    order = Order(
+        shards.manifest.rows_of_group, batch_size_global=60, num_streams=60, window_rows=60, seed=3
+    )
     assert len(order.rows_of_group) * 2 < order.num_streams
     first = len(store.requests)
     with Loader(order, shards, Bytes(), rank=0, world_size=1, prefetch_bytes=1) as loader:
@@ -178,7 +186,10 @@ def test_the_cache_answers_in_the_second_run(local, remote, store, tmp_path):
         samples(remote, shards=shards)
         assert samples(remote, 10, shards=shards_at(remote)) == wanted
         first = len(store.requests)
-        assert samples(remote, 10, shards=Shards(shards.manifest, image_column="image", columns=["label"])) == wanted
+        assert (
+            samples(remote, 10, shards=Shards(shards.manifest, image_column="image", columns=["label"]))
+            == wanted
+        )
         assert len(store.requests) == first
     finally:
         storage.use_cache(None, 0)
@@ -197,7 +208,9 @@ def test_a_large_row_group_is_read_in_blocks(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(chunks, "MIN_BLOCK_BYTES", 70_000)
     sizes = []
     read_range = storage.read_range
-    monkeypatch.setattr(storage, "read_range", lambda *key, **more: sizes.append(key[2] - key[1]) or read_range(*key))
+    monkeypatch.setattr(
+        storage, "read_range", lambda *key, **more: sizes.append(key[2] - key[1]) or read_range(*key)
+    )
     assert samples(url, 60) == samples(str(tmp_path), 60)
     assert max(sizes) > 10**6 if whole else max(sizes) <= 70_000
     fsspec.filesystem("memory").rm(url, recursive=True)
@@ -255,7 +268,9 @@ def test_memory_does_not_grow_with_the_data_or_its_row_groups(kind, tmp_path, s3
 
     monkeypatch.setattr(FakeKey, "value", kept_values())
     small = memory.write(tmp_path / "small", megabytes=100, rows_per_group=64)
-    large = memory.write(tmp_path / "large", megabytes=1000, rows_per_group=64 if kind == "ten times" else 10**6)
+    large = memory.write(
+        tmp_path / "large", megabytes=1000, rows_per_group=64 if kind == "ten times" else 10**6
+    )
     urls = [str(small), str(large)]
     if kind.endswith("s3"):
         urls = [f"{s3_server.url}/{uuid.uuid4().hex}" for _ in urls]

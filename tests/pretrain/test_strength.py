@@ -1,8 +1,8 @@
 """Views are as strong as lightly's: the same statistics of the finished pixels, over many draws of both.
 
-Each recipe is compared with lightly's transform of that name, by two-sample Kolmogorov-Smirnov tests with fixed seeds: where
-crops lie (read back from an image whose colours are its coordinates, with all colour changes off), and brightness, contrast,
-colourfulness, hue, greys and sharpness of the views of a photo.
+Each recipe is compared with lightly's transform of that name, by two-sample Kolmogorov-Smirnov tests with
+fixed seeds: where crops lie (read back from an image whose colours are its coordinates, with all colour
+changes off), and brightness, contrast, colourfulness, hue, greys and sharpness of the views of a photo.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from pretrain.data.views.recipes import RECIPES
 from tests.pretrain.test_decode import encoded
 
 NUM, SIZE, LOCAL = 500, 48, 24
-# of nearly two hundred tests: one of them would fall below by chance in five runs of a hundred with other seeds
+# of nearly two hundred tests: one of them would fall below by chance in five runs of a hundred with other
+# seeds
 MIN_P = 3e-4
 OFF = {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0, "normalize": None}
 
@@ -43,7 +44,9 @@ def vicreg(off):
 
 def byol(off):
     more = {**OFF, "solarization_prob": 0.0} if off else {"normalize": None}
-    return lightly.BYOLTransform(lightly.BYOLView1Transform(SIZE, **more), lightly.BYOLView2Transform(SIZE, **more))
+    return lightly.BYOLTransform(
+        lightly.BYOLView1Transform(SIZE, **more), lightly.BYOLView2Transform(SIZE, **more)
+    )
 
 
 def swav(off):
@@ -51,7 +54,9 @@ def swav(off):
 
 
 def dino(off):
-    more = {**OFF, "gaussian_blur": (0.0, 0.0, 0.0), "solarization_prob": 0.0} if off else {"normalize": None}
+    more = (
+        {**OFF, "gaussian_blur": (0.0, 0.0, 0.0), "solarization_prob": 0.0} if off else {"normalize": None}
+    )
     return lightly.DINOTransform(global_crop_size=SIZE, local_crop_size=LOCAL, n_local_views=1, **more)
 
 
@@ -59,14 +64,19 @@ THEIRS = {function.__name__: function for function in (simclr, moco_v2, densecl,
 
 
 def specs_of(recipe):
-    return RECIPES[recipe](SIZE, **({"num_local": 1, "local_size": LOCAL} if recipe in ("swav", "dino") else {}))
+    return RECIPES[recipe](
+        SIZE, **({"num_local": 1, "local_size": LOCAL} if recipe in ("swav", "dino") else {})
+    )
 
 
 def their_views(transform, image, seed):
     """float [NUM, 3, S, S] in [0, 255] for each view."""
     torch.manual_seed(seed)
     np.random.seed(seed)
-    return [torch.stack(views).numpy() * 255 for views in zip(*(transform(image) for _ in range(NUM)), strict=True)]
+    return [
+        torch.stack(views).numpy() * 255
+        for views in zip(*(transform(image) for _ in range(NUM)), strict=True)
+    ]
 
 
 def our_views(specs, image, seed):
@@ -123,7 +133,9 @@ def same(ours, theirs, name):
 def test_crops_lie_where_lightly_puts_them(recipe):
     y, x = np.mgrid[:200, :256]
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
-    specs = [dataclasses.replace(spec, jitter=0.0, grey=0.0, blur=0.0, solarize=0.0) for spec in specs_of(recipe)]
+    specs = [
+        dataclasses.replace(spec, jitter=0.0, grey=0.0, blur=0.0, solarize=0.0) for spec in specs_of(recipe)
+    ]
     pairs = zip(our_views(specs, image, 1), their_views(THEIRS[recipe](True), image, 1), strict=True)
     for view, (ours, theirs) in enumerate(pairs, 1):
         for name, values in places(ours).items():
@@ -133,7 +145,9 @@ def test_crops_lie_where_lightly_puts_them(recipe):
 @pytest.mark.parametrize("recipe", THEIRS)
 def test_views_look_as_lightlys(recipe):
     image = Image.fromarray(data.astronaut()).resize((256, 256))
-    pairs = zip(our_views(specs_of(recipe), image, 2), their_views(THEIRS[recipe](False), image, 2), strict=True)
+    pairs = zip(
+        our_views(specs_of(recipe), image, 2), their_views(THEIRS[recipe](False), image, 2), strict=True
+    )
     for view, (ours, theirs) in enumerate(pairs, 1):
         for name, values in looks(ours).items():
             same(values, looks(theirs)[name], f"view {view} {name}")

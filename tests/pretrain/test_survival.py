@@ -1,4 +1,6 @@
-"""Runs that machines and stores fail: what was learnt, and in which order, is that of a run nobody disturbed."""
+"""Runs that machines and stores fail: what was learnt, and in which order,
+is that of a run nobody disturbed.
+"""
 
 import json
 import os
@@ -82,7 +84,9 @@ def wait_until(process, out, reached, timeout_seconds=240):
     """Waits until the restarts that a run has noted are as `reached` wants them."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
-        lines = (out / "restarts.jsonl").read_text().splitlines() if (out / "restarts.jsonl").exists() else []
+        lines = (
+            (out / "restarts.jsonl").read_text().splitlines() if (out / "restarts.jsonl").exists() else []
+        )
         if reached([json.loads(line) for line in lines]):
             return
         assert process.poll() is None, process.stdout.read()
@@ -102,14 +106,20 @@ def recoveries(result):
     """Prints the restarts of a result and returns the seconds that each took."""
     for entry in result["restart_log"]:
         print(entry)
-    seconds = sorted(entry["seconds_to_recover"] for entry in result["restart_log"] if entry["seconds_to_recover"])
-    print(f"{len(seconds)} recoveries: median {seconds[len(seconds) // 2]} s, {seconds[0]} to {seconds[-1]} s")
+    seconds = sorted(
+        entry["seconds_to_recover"] for entry in result["restart_log"] if entry["seconds_to_recover"]
+    )
+    print(
+        f"{len(seconds)} recoveries: median {seconds[len(seconds) // 2]} s, {seconds[0]} to {seconds[-1]} s"
+    )
     return seconds
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(shards, tmp_path):
-    """Real failing writes: the system refuses files above a size, first to all that are written, then to none."""
+    """Real failing writes: the system refuses files above a size, first to all that are written,
+    then to none.
+    """
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert run_command(lambda: main(arguments(shards, whole, steps=40, workers=0))) == 0
     process = start(*arguments(shards, out, steps=40, workers=0))
@@ -201,7 +211,8 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(shards, tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
-    """A head and two nodes of a worker each: after each loss the run goes on with one worker, and grows again.
+    """A head and two nodes of a worker each: after each loss the run goes on with one worker,
+    and grows again.
 
     In exact pieces it is then the undisturbed run bit for bit.
     """
@@ -241,7 +252,9 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
             step = max(step, num_steps_of(out)) + dice.randint(3, 8)
             wait_for_step(process, out, step, timeout_seconds=200)
             if loss:
-                wait_for_workers(process, out, 2, at_least=loss)  # so that each loss is of a node with a worker
+                wait_for_workers(
+                    process, out, 2, at_least=loss
+                )  # so that each loss is of a node with a worker
             time.sleep(dice.uniform(0, seconds_a_step))
             cluster.remove_node(nodes.pop(dice.randrange(2)), allow_graceful=False)
             step = num_steps_of(out)
@@ -270,7 +283,9 @@ def test_nodes_killed_five_times(shards, tmp_path, dice, monkeypatch):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_server, tmp_path, monkeypatch):
-    """Data, run and encoder in S3. The server stops in the middle of training, and in the middle of a checkpoint's upload."""
+    """Data, run and encoder in S3. The server stops in the middle of training,
+    and in the middle of a checkpoint's upload.
+    """
     from moto.server import ThreadedMotoServer
 
     out_of_service = 30.0
@@ -346,7 +361,9 @@ def test_an_s3_server_that_is_gone_for_30_seconds_twice(shards, images, s3_serve
                 process.kill()
         assert len(outages) == 2 and min(outages) >= out_of_service
         result = result_of(f"{url}/run")
-        lines = [json.loads(line) for line in storage.read_bytes(f"{url}/run/metrics.jsonl").decode().splitlines()]
+        lines = [
+            json.loads(line) for line in storage.read_bytes(f"{url}/run/metrics.jsonl").decode().splitlines()
+        ]
         print(f"restarts {result['restarts']}, failed writes {result['failed_writes']}, "
               f"reads tried again {max(line['read_retries'] for line in lines)}")  # fmt: skip
         assert result["restarts"] == 0  # and checkpoints were left out at most, while one before was stuck

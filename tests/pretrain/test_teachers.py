@@ -1,4 +1,6 @@
-"""Teachers of every kind: what they say of real photos, how their images are made, and what is said when there is none."""
+"""Teachers of every kind: what they say of real photos, how their images are made,
+and what is said when there is none.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def photo(name: str, teacher: Teacher) -> torch.Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image_BCHW[:, :, top : top + side, left : left + side]
-    square = F.interpolate(square, (teacher.input_size, teacher.input_size), mode="bicubic", antialias=True).clamp(0, 1)
+    square = F.interpolate(
+        square, (teacher.input_size, teacher.input_size), mode="bicubic", antialias=True
+    ).clamp(0, 1)
     return (square - torch.tensor(teacher.mean).view(-1, 1, 1)) / torch.tensor(teacher.std).view(-1, 1, 1)
 
 
@@ -88,7 +92,10 @@ def resnet():
     [
         ("w.safetensors", lambda tensors: tensors),
         ("w.pth", lambda tensors: tensors),
-        ("w.pth", lambda tensors: {"state_dict": {f"module.{key}": t for key, t in tensors.items()}, "epoch": 3}),
+        (
+            "w.pth",
+            lambda tensors: {"state_dict": {f"module.{key}": t for key, t in tensors.items()}, "epoch": 3},
+        ),
         ("w.pt", lambda tensors: {"model": {k: t for k, t in tensors.items() if not k.startswith("fc.")}}),
         ("w.pth", lambda tensors: {**tensors, "fc.weight": torch.ones(7, 512), "fc.bias": torch.ones(7)}),
     ],
@@ -104,7 +111,11 @@ def test_a_file_of_weights_for_a_timm_network(file, wrap, resnet, tmp_path):
     output = teacher.network(images())
     expected = network.forward_head(network.forward_features(images()), pre_logits=True)
     torch.testing.assert_close(output.pooled_BD, expected)
-    assert (teacher.dim, teacher.channels, teacher.strides) == (512, (64, 64, 128, 256, 512), (2, 4, 8, 16, 32))
+    assert (teacher.dim, teacher.channels, teacher.strides) == (
+        512,
+        (64, 64, 128, 256, 512),
+        (2, 4, 8, 16, 32),
+    )
     torch.testing.assert_close(output.maps[-1].mean((2, 3)), expected)
     assert (teacher.input_size, teacher.licence) == (224, "apache-2.0")  # of timm's own weights' config
 
@@ -147,7 +158,9 @@ def test_folders_of_timm_that_fovea_exported(name, tmp_path):
         assert (teacher.mean, teacher.std, teacher.input_size) == ((0.4,) * channels, (0.2,) * channels, 224)
     batch = images(224)[:, :channels]
     ours, theirs = saved.network(batch), exported.network(batch)
-    torch.testing.assert_close(ours.pooled_BD, theirs.pooled_BD)  # the mean of the last map: no head was trained
+    torch.testing.assert_close(
+        ours.pooled_BD, theirs.pooled_BD
+    )  # the mean of the last map: no head was trained
     assert exported.strides == saved.strides
     with pytest.raises(UserError, match="it is an encoder folder of Fovea: give "):
         open_teacher(f"timm:local-dir:{tmp_path / 'e'}")
@@ -165,7 +178,13 @@ def of_transformers(kind: str, folder: str, tmp_path):
     """A tiny network of transformers with random weights in a folder; returns it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     wide = {**small, "intermediate_size": 64}
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     makers = {
@@ -173,16 +192,22 @@ def of_transformers(kind: str, folder: str, tmp_path):
         "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersModel(
             transformers.Dinov2WithRegistersConfig(**small)
         ),
-        "dinov3_vit": lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**wide, num_register_tokens=4)),
+        "dinov3_vit": lambda: transformers.DINOv3ViTModel(
+            transformers.DINOv3ViTConfig(**wide, num_register_tokens=4)
+        ),
         "dinov3_convnext": lambda: transformers.DINOv3ConvNextModel(
             transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         ),
         "siglip": lambda: transformers.SiglipModel(
             transformers.SiglipConfig(text_config={**text, "vocab_size": 64}, vision_config=wide)
         ),
-        "siglip_vision_model": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**wide)),
+        "siglip_vision_model": lambda: transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(**wide)
+        ),
         "clip": lambda: transformers.CLIPModel(
-            transformers.CLIPConfig(text_config={**text, "vocab_size": 64}, vision_config=wide, projection_dim=24)
+            transformers.CLIPConfig(
+                text_config={**text, "vocab_size": 64}, vision_config=wide, projection_dim=24
+            )
         ),
         "clip_vision_model": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**wide)),
         "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**wide), add_pooling_layer=False),
@@ -238,7 +263,9 @@ def test_folders_of_transformers(kind, dim, tmp_path):
 def test_the_map_of_transformers_is_its_patches_in_their_places(tmp_path):
     network = of_transformers("dinov3_vit", "net", tmp_path)
     maps_BCHW = open_teacher(str(tmp_path / "net")).network(images(32)).maps[0]
-    tokens = network(pixel_values=images(32)).last_hidden_state[:, 5:]  # behind the class token and four registers
+    tokens = network(pixel_values=images(32)).last_hidden_state[
+        :, 5:
+    ]  # behind the class token and four registers
     torch.testing.assert_close(maps_BCHW.flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""MLflow's and W&B's curves: the numbers of metrics.jsonl by the same names, each step once, however often a run is cut off."""
+"""MLflow's and W&B's curves: the numbers of metrics.jsonl by the same names, each step once,
+however often a run is cut off.
+"""
 
 import json
 import os
@@ -14,7 +16,9 @@ from pretrain.training.tracking import check_tracking
 from tests.pretrain.shards import photo, write_shards
 
 SECRET = "hunter2-is-a-secret"
-RECORD = "{'step': step, 'samples_seen': step * 8, 'loss': 1 / step, 'epoch': step / 3, 'spread': float('nan')}"
+RECORD = (
+    "{'step': step, 'samples_seen': step * 8, 'loss': 1 / step, 'epoch': step / 3, 'spread': float('nan')}"
+)
 CUT_OFF = f"""
 import os, sys
 from pretrain.training.run_folder import RunFolder
@@ -35,7 +39,9 @@ def offline(monkeypatch):
 
 
 def mlflow_histories(out):
-    """The points (step, value) of each metric of the one run in a run folder's MLflow store, and that run."""
+    """The points (step, value) of each metric of the one run in a run folder's MLflow store,
+    and that run.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
@@ -48,7 +54,9 @@ def mlflow_histories(out):
 
 
 def leveldb_records(log):
-    """The records of a LevelDB log behind W&B's seven bytes: blocks of 32 KiB of [crc, length, part of a record]."""
+    """The records of a LevelDB log behind W&B's seven bytes:
+    blocks of 32 KiB of [crc, length, part of a record].
+    """
     assert log.startswith(b":W&B")
     place, record = 7, b""
     while place + 7 <= len(log):
@@ -63,7 +71,9 @@ def leveldb_records(log):
 
 
 def wandb_histories(out):
-    """The same of the W&B files in a run folder, in the order in which `wandb sync` would send them; and the runs' ids."""
+    """The same of the W&B files in a run folder, in the order in which `wandb sync` would send them;
+    and the runs' ids.
+    """
     from wandb.proto import wandb_internal_pb2
 
     points, ids = {}, set()
@@ -75,7 +85,8 @@ def wandb_histories(out):
                 ids.add(record.run.run_id)
             if record.WhichOneof("record_type") == "history":
                 items = {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                    item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
                 }
                 for key in (key for key in items if not key.startswith("_")):
                     points.setdefault(key, []).append((items["_step"], items[key]))
@@ -100,7 +111,10 @@ def test_a_run_that_was_killed_continues_its_curves_without_doubles(tmp_path):
     out = tmp_path / "run"
     assert subprocess.run([sys.executable, "-c", CUT_OFF, str(out)]).returncode == 9
     first = json.loads((out / "tracking.json").read_text())
-    for start, steps in ((30, (40,)), (30, (40, 50, 60))):  # it is cut off before it is where it was, and goes on again
+    for start, steps in (
+        (30, (40,)),
+        (30, (40, 50, 60)),
+    ):  # it is cut off before it is where it was, and goes on again
         run = RunFolder(str(out), tracking=["mlflow", "wandb"], config={"seed": 3, "data": {"url": "x"}})
         run.start_at(start)
         for step in steps:
@@ -135,7 +149,9 @@ def test_a_tracker_that_fails_is_left_out_and_said_so(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     run.log({"step": 2, "samples_seen": 2, "loss": 1.0})
     run.log({"step": 3, "samples_seen": 3, "loss": 1.0})
-    assert len(run.troubles) == 1 and "nothing more is sent to mlflow until the next start" in run.troubles[0]
+    assert (
+        len(run.troubles) == 1 and "nothing more is sent to mlflow until the next start" in run.troubles[0]
+    )
     run.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
 
@@ -171,6 +187,9 @@ def test_the_command_tracks_by_one_setting_and_writes_no_secret(tmp_path):
     run, points = mlflow_histories(out)
     assert points == wanted_points(out) and {"loss", "learning_rate", "spread"} <= points.keys()
     assert wandb_histories(out)[1] == wanted_points(out)
-    assert run.data.params["method.name"] == "simclr" and run.data.params["data.storage_options.secret"] == "***"
+    assert (
+        run.data.params["method.name"] == "simclr"
+        and run.data.params["data.storage_options.secret"] == "***"
+    )
     files = [path for path in out.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]

@@ -39,7 +39,9 @@ def command(capsys, monkeypatch):
 
             monkeypatch.setattr(checkpoints.CheckpointWriter, "write", write)
             more["training.checkpoint_every_steps"] = stop_at
-        code = run_command(lambda: main(arguments(shards, out, steps=steps, workers=0, **{"rankme_images": 0, **more})))
+        code = run_command(
+            lambda: main(arguments(shards, out, steps=steps, workers=0, **{"rankme_images": 0, **more}))
+        )
         monkeypatch.undo()
         said = capsys.readouterr()
         return code, said.out + said.err
@@ -54,7 +56,11 @@ def test_other_data_is_refused_by_name_unless_the_user_says_so(command, shards, 
     shutil.copy(f"{more}/shard-00000.parquet", f"{shards}/shard-00009.parquet")
     for flags in ({}, {"data.max_bad_fraction": 0.5}):
         code, said = command(shards, out, **flags)
-        assert code == 2 and "48 -> 58 rows; shard-00009.parquet is new" in said and "data.on_change=continue" in said
+        assert (
+            code == 2
+            and "48 -> 58 rows; shard-00009.parquet is new" in said
+            and "data.on_change=continue" in said
+        )
     code, said = command(shards, out, **{"data.on_change": "continue"})
     assert code == 0 and "continues with other data: data.url: 48 -> 58 rows" in said
     result = json.loads((out / "result.json").read_text())
@@ -79,7 +85,9 @@ def test_a_run_that_wrote_its_settings_by_former_names_continues(command, shards
     # the command that the report gives continues it: the file of the run itself
     code = run_command(lambda: main([str(out / "settings.yaml"), f"out={out}"]))
     said = capsys.readouterr().out
-    assert code == 0 and "continues at step 2 of 6" in said and "note" not in said.replace("settings.yaml", "")
+    assert (
+        code == 0 and "continues at step 2 of 6" in said and "note" not in said.replace("settings.yaml", "")
+    )
     assert (out / "settings.yaml").read_text().count("_share: ") == 0
 
 
@@ -110,7 +118,10 @@ def test_content_decides_not_names_or_times(photos, tmp_path):
     changed[len(changed) // 2] ^= 1
     (tmp_path / "b" / "part-0.parquet").write_bytes(changed)
     (change,) = differences(one, identity_of({"train": load_manifest(second)}))
-    assert "48 -> 48 rows; the first file that differs is part-0.parquet instead of shard-00000.parquet" in change
+    assert (
+        "48 -> 48 rows; the first file that differs is part-0.parquet instead of shard-00000.parquet"
+        in change
+    )
 
 
 def test_rules_that_ended_a_run_and_what_is_watched_may_change(command, photos, tmp_path):

@@ -1,4 +1,6 @@
-"""A saved folder comes from anybody: it describes an architecture, and loading it opens no socket and writes no file."""
+"""A saved folder comes from anybody: it describes an architecture,
+and loading it opens no socket and writes no file.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,14 @@ def model_folder(task: str, tmp_path):
     heads = {
         "classification": "pooled",
         "detection": "fcos",
-        "summarization": {"width": 32, "depth": 1, "num_heads": 2, "num_maps": 1, "num_fed": 1, "max_tokens": 8},
+        "summarization": {
+            "width": 32,
+            "depth": 1,
+            "num_heads": 2,
+            "num_maps": 1,
+            "num_fed": 1,
+            "max_tokens": 8,
+        },
     }
     config["head"] = heads[task]
     save_model(str(tmp_path / task), TASKS[task].new_model(encoder, config), config)
@@ -162,7 +171,12 @@ def test_a_folder_names_no_network_of_somewhere_else(name, tmp_path):
 def test_what_a_timm_folder_says_of_its_weights_source_is_not_followed(tmp_path):
     folder = encoder_folder(tmp_path)
     assert export([str(folder), str(tmp_path / "timm"), "--format", "timm"]) == 0
-    evil = {"url": "http://127.0.0.1:9/evil.pth", "hf_hub_id": "evil/net", "custom_load": True, "source": "url"}
+    evil = {
+        "url": "http://127.0.0.1:9/evil.pth",
+        "hf_hub_id": "evil/net",
+        "custom_load": True,
+        "source": "url",
+    }
     change(tmp_path / "timm" / "config.json", lambda config: config["pretrained_cfg"].update(evil))
     images = torch.randn(1, 3, 64, 64)
     ours = load_encoder(str(folder)).eval()(images)[-1]

@@ -1,4 +1,6 @@
-"""Batches on their way to a GPU, without one: the thread that uploads chooses its device before it does anything else."""
+"""Batches on their way to a GPU, without one: the thread that uploads chooses its
+device before it does anything else.
+"""
 
 import contextlib
 import threading
@@ -20,7 +22,9 @@ class FakeStream:
 
 
 def test_the_uploading_thread_makes_no_context_on_gpu_0(monkeypatch):
-    """torch makes a context on a thread's current device when it enters a stream, and threads begin on GPU 0."""
+    """torch makes a context on a thread's current device when it enters a stream,
+    and threads begin on GPU 0.
+    """
     current, entered = threading.local(), []
 
     @contextlib.contextmanager
@@ -33,7 +37,9 @@ def test_the_uploading_thread_makes_no_context_on_gpu_0(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
     monkeypatch.setattr(torch.cuda, "Event", type("Event", (FakeEvent,), {"record": lambda *_: None}))
-    monkeypatch.setattr(feeding.Uploader, "_copied", lambda self, array: SimpleNamespace(record_stream=lambda _: None))
+    monkeypatch.setattr(
+        feeding.Uploader, "_copied", lambda self, array: SimpleNamespace(record_stream=lambda _: None)
+    )
 
     class Loader:
         def __init__(self):

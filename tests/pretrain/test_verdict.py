@@ -9,20 +9,24 @@ from pretrain.reporting.verdict import pretraining_verdict
 
 SETTINGS = {"training": {"steps": 100, "batch_size_global": 64}, "optimizer": {"learning_rate": 0.01}}
 COLLAPSE = (
-    "collapse: all images get nearly the same embedding (spread 0.004 of 1, effective rank 1.1 of 64), since step 20; a"
+    "collapse: all images get nearly the same embedding (spread 0.004 of 1, effective rank 1.1 of "
+    "64), since step 20; a"
 )
 
 
 def rows(steps=10, **last):
     made = [
-        {"step": step, "loss": 5.0 - 0.1 * step, "spread": 0.97, "effective_rank": 30.0} for step in range(1, steps + 1)
+        {"step": step, "loss": 5.0 - 0.1 * step, "spread": 0.97, "effective_rank": 30.0}
+        for step in range(1, steps + 1)
     ]
     made[-1] |= last
     return made
 
 
 def run(status, *, lines=None, **more):
-    return RunRecord("runs/first", SETTINGS, History(rows() if lines is None else lines), status=status, **more)
+    return RunRecord(
+        "runs/first", SETTINGS, History(rows() if lines is None else lines), status=status, **more
+    )
 
 
 TABLE = {
@@ -49,7 +53,7 @@ TABLE = {
         run("finished", lines=rows(40, spread=0.2)), None, ("warn", "finished", "finished", r"close together \(0\.20"),
     ),
     "finished, unhealthy": (
-        run("finished", lines=rows(findings={"no learning": "no learning: the loss 4.1 is stuck at its chance value"})), None,
+        run("finished", lines=rows(findings={"no learning": "no learning: the loss 4.1 is stuck at its " "chance value"})), None,
         ("warn", "finished, unhealthy", r"something is wrong: no learning: the loss 4\.1", r"0\.97"),
     ),
     "collapsed and finished": (
@@ -71,13 +75,14 @@ TABLE = {
         ("bad", "killed", r"killed at step 30 of 100 \(30 %\).* 2:10 min", r"4\.9 to 2; .* checkpoint of step 25\."),
     ),
     "killed at once": (
-        run("killed", lines=[]), None, ("bad", "killed", "killed at step 0 of 100", "no checkpoint.* from scratch at step 0"),
+        run("killed", lines=[]), None, ("bad", "killed", "killed at step 0 of 100", "no checkpoint.* from " "scratch at step 0"),
     ),
     "running": (
         run("running", lines=rows(30, knn_accuracy=0.2)), 0.1,
         ("open", "running", r"not finished: it is at step 30 of 100", r"So far the loss fell .* 20\.0 %"),
     ),
-    "unfinished, of unknown fate": (run("unfinished"), None, ("open", "unfinished", "not finished", "So far the loss fell")),
+    "unfinished, of unknown "
+    "fate": (run("unfinished"), None, ("open", "unfinished", "not finished", "So far the loss fell")),
     "unfinished, empty": (
         run("unfinished", lines=[]), None, ("open", "unfinished", "not finished", r"No number .* \(0 lines\)"),
     ),
@@ -90,10 +95,11 @@ TABLE = {
         ("bad", "stopped", r"was stopped by a rule at step 10 .*\(nan\) is not finite", "4.9"),
     ),
     "failed": (
-        run("failed", result={"reason": "worker died\nTraceback:\n  File x\nOSError: [Errno 28] No space left"}), None,
-        ("bad", "failed", r"failed at step 10 .* No space left\.", "once that is fixed .*from scratch at step 0"),
+        run("failed", result={"reason": "worker died\nTraceback:\n  File x\nOSError: [Errno 28] No space " "left"}), None,
+        ("bad", "failed", r"failed at step 10 .* No space left\.", "once that is fixed .*from scratch at " "step 0"),
     ),
-    "a step beyond the plan": (run("killed", lines=rows(7), result={}), None, ("bad", "killed", r"\(7 %\)", "")),
+    "a step beyond the "
+    "plan": (run("killed", lines=rows(7), result={}), None, ("bad", "killed", r"\(7 %\)", "")),
 }  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""`python -m pretrain.data views`: the sheet shows the views that a run would see, and says what is wrong."""
+"""`python -m pretrain.data views`: the sheet shows the views that a run would see,
+and says what is wrong.
+"""
 
 import io
 import sys
@@ -38,7 +40,10 @@ def test_a_line_for_each_image(url, tmp_path, monkeypatch, capsys, recipe, num_v
     for view in range(1 + num_views):  # something is drawn in the middle of each cell of the second line
         cell = pixels[6 + line : 6 + line + 160, 6 + view * column : 6 + view * column + 160]
         assert cell[60:100, 60:100].std() > 1
-    assert views(monkeypatch, url, "--recipe", recipe, "--size", 48, "--images", 3, "--out", tmp_path / "2.png") == 0
+    assert (
+        views(monkeypatch, url, "--recipe", recipe, "--size", 48, "--images", 3, "--out", tmp_path / "2.png")
+        == 0
+    )
     assert (tmp_path / "2.png").read_bytes() == out.read_bytes()
 
 
@@ -48,7 +53,10 @@ def test_a_line_for_each_image(url, tmp_path, monkeypatch, capsys, recipe, num_v
         (["--recipe", "simclear"], "unknown recipe 'simclear'; did you mean 'simclr'"),
         (["--set", "crop_scal=[0.2,1]"], "unknown argument 'crop_scal'; did you mean 'crop_scale'"),
         (["crop_scal=[0.2,1]"], "unknown argument 'crop_scal'; did you mean 'crop_scale'"),
-        (["--set", "crop_scale=[2,3]"], "crop_scale=[2, 3] is not possible: give [low, high], above 0 and at most 1"),
+        (
+            ["--set", "crop_scale=[2,3]"],
+            "crop_scale=[2, 3] is not possible: give [low, high], above 0 and at most 1",
+        ),
         (["--set", "crop_scale"], "'crop_scale' is not KEY=VALUE"),
         (["--size", "0"], "--size must be at least 1, not 0"),
         (["--out", "views.jpg"], "name a file that ends in .png"),

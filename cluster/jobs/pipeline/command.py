@@ -22,7 +22,9 @@ def pipeline(options: argparse.Namespace) -> int:
     plan = load_pipeline(options.file, options.settings)
     with Terminal() as terminal, _runner(plan, options.address, terminal.show) as runner:
         count = f"{len(plan.stages)} stages" if len(plan.stages) > 1 else "1 stage"
-        terminal.show(f"{plan.name}: {count} ({', '.join(stage.name for stage in plan.stages)}), out {plan.out}")
+        terminal.show(
+            f"{plan.name}: {count} ({', '.join(stage.name for stage in plan.stages)}), out {plan.out}"
+        )
         try:
             with held(storage.join(plan.out, STATE_FOLDER, "driver.json"), plan.out):
                 return Driver(plan, runner, terminal.show).run()

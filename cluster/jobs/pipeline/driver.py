@@ -1,8 +1,9 @@
-"""The driver of a pipeline: starts what is ready, watches what runs, records how it ended. It may die at any moment.
+"""The driver of a pipeline: starts what is ready, watches what runs, records how it ended.
+It may die at any moment.
 
-Before a job is started its id is written down; after it ended its end is. A driver that comes later finds each stage either
-done, or with a job to look up, or to be started. Ids are made of (pipeline, a token in out, stage, attempt), so that two
-drivers that start the same stage mean the same job.
+Before a job is started its id is written down; after it ended its end is. A driver that comes later finds
+each stage either done, or with a job to look up, or to be started. Ids are made of (pipeline, a token in
+out, stage, attempt), so that two drivers that start the same stage mean the same job.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from cluster.jobs.pipeline.table import write_results
 from cluster.training.rank_context import stopped_by
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
-PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0  # before the second attempt; twice as long before each further one
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = (
+    2.0,
+    60.0,
+)  # before the second attempt; twice as long before each further one
 
 
 class Driver:
@@ -52,7 +56,9 @@ class Driver:
         self._token = ""
 
     def run(self) -> int:
-        """The main flow. Returns the exit code: 0 when all stages are done, 1 when one failed, 130 when interrupted."""
+        """The main flow. Returns the exit code: 0 when all stages are done, 1 when one failed,
+        130 when interrupted.
+        """
         storage.check_writable(self._pipeline.out)
         self._token = self._state.token()
         with stopped_by(self._take_signal):
@@ -76,7 +82,7 @@ class Driver:
                     time.sleep(self._runner.poll_seconds)
         return self._leave()
 
-    # -- one stage ------------------------------------------------------------------------------------------------------
+    # -- one stage ------------------------------------------------------------------------------------------
 
     def _begin(self, stage: Stage) -> None:
         name = stage.name
@@ -114,16 +120,21 @@ class Driver:
         elif step == Next.REFUSE_OTHER:
             assert record is not None
             self._fail(
-                name, f"its job {record.job} runs with another command; stop it first (cluster stop {record.job})"
+                name,
+                f"its job {record.job} runs with another command; stop it first (cluster stop {record.job})",
             )
         elif step == Next.REFUSE_OLD:
             self._fail(
-                name, f"it was made from an earlier run of a stage it depends on; remove {stage.out} to make it again"
+                name,
+                f"it was made from an earlier run of a stage it depends on; remove {stage.out} to make it "
+                "again",
             )
         else:
             self._start(stage, command, made_from, record)
 
-    def _start(self, stage: Stage, command: tuple[str, ...], made_from: dict[str, int], former: Record | None) -> None:
+    def _start(
+        self, stage: Stage, command: tuple[str, ...], made_from: dict[str, int], former: Record | None
+    ) -> None:
         name = stage.name
         attempt = former.attempt + 1 if former else 1
         seconds = former.seconds if former else 0.0
@@ -163,8 +174,8 @@ class Driver:
         if status == Status.DONE and not self._out_is_there(self._stages[name]):
             status = Status.FAILED
             reason = (
-                f"its job is done, but nothing is at {self._stages[name].out}: the cluster and this machine do not see the "
-                "same folder; give out as a URL, or submit the pipeline as a job"
+                f"its job is done, but nothing is at {self._stages[name].out}: the cluster and this machine "
+                "do not see the same folder; give out as a URL, or submit the pipeline as a job"
             )
         self._records[name] = replace(
             record,
@@ -201,7 +212,9 @@ class Driver:
         return not stage.names_out or storage.exists(stage.out)
 
     def _values(self, stage: Stage) -> dict[str, Any]:
-        """What {STAGE.KEY} stands for, read from the results of the stages before. Raises UserError for a missing key."""
+        """What {STAGE.KEY} stands for, read from the results of the stages before.
+        Raises UserError for a missing key.
+        """
         values: dict[str, Any] = {}
         for key in placeholders(stage.words):
             other, _, inner = key.partition(".")
@@ -224,13 +237,15 @@ class Driver:
     def _all(self, status: Status) -> list[str]:
         return [name for name, now in self._status.items() if now == status]
 
-    # -- the end --------------------------------------------------------------------------------------------------------
+    # -- the end --------------------------------------------------------------------------------------------
 
     def _finish(self) -> int:
         for name, blamed in left_out(self._pipeline.after, self._status).items():
             self._status[name] = Status.LEFT_OUT
             self._reason[name] = f"needs {blamed}"
-        seconds = {name: self._records[name].seconds if name in self._records else 0.0 for name in self._stages}
+        seconds = {
+            name: self._records[name].seconds if name in self._records else 0.0 for name in self._stages
+        }
         table = write_results(self._pipeline, self._status, self._reason, seconds)
         self._show(f"\n{table}")
         self._show(f"results: {storage.join(self._pipeline.out, 'results.md')} and results.json next to it")
@@ -242,9 +257,13 @@ class Driver:
 
     def _leave(self) -> int:
         running = [self._records[name].job for name in self._all(Status.RUNNING)]
-        stop = self._signal == signal.SIGTERM and JOB_VARIABLE in os.environ  # `cluster stop` of the pipeline's own job
+        stop = (
+            self._signal == signal.SIGTERM and JOB_VARIABLE in os.environ
+        )  # `cluster stop` of the pipeline's own job
         if self._runner.lasting and running and not stop:
-            self._show(f"detached; these jobs go on: {', '.join(running)}. The same command comes back to them")
+            self._show(
+                f"detached; these jobs go on: {', '.join(running)}. The same command comes back to them"
+            )
             return EXIT_INTERRUPTED
         for job in running:
             self._runner.stop(job)
@@ -257,7 +276,7 @@ class Driver:
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
-    # -- words ----------------------------------------------------------------------------------------------------------
+    # -- words ----------------------------------------------------------------------------------------------
 
     def _be_patient(self, error: Unreachable) -> None:
         silent = time.monotonic() - self._answered

@@ -1,7 +1,9 @@
-"""Ends a command of a pipeline when the pipeline's driver is gone, so that the next driver meets no second writer.
+"""Ends a command of a pipeline when the pipeline's driver is gone,
+so that the next driver meets no second writer.
 
-Run as a small process of its own, with only the standard library: it reads the id of the command's process group from its
-standard input, which closes however its driver ends, then asks the group to stop, and ends it when it does not.
+Run as a small process of its own, with only the standard library: it reads the id of the command's process
+group from its standard input, which closes however its driver ends, then asks the group to stop,
+and ends it when it does not.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ class Next(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """What is noted of a stage in storage. `attempt` counts its jobs from 1; `made_from` holds those of the stages before."""
+    """What is noted of a stage in storage. `attempt` counts its jobs from 1;
+    `made_from` holds those of the stages before.
+    """
 
     status: Status
     attempt: int
@@ -50,12 +52,15 @@ class Record:
 
 
 def in_order(after: After) -> list[str]:
-    """All stages, each behind those it waits for, else as they are given. Raises UserError for unknown names and rings."""
+    """All stages, each behind those it waits for, else as they are given.
+    Raises UserError for unknown names and rings.
+    """
     for name, before in after.items():
         for other in before:
             if other not in after:
                 raise UserError(
-                    f"stage {name}: after names an unknown stage: {other!r}{nearest(other, after)} (known: {', '.join(after)})"
+                    f"stage {name}: after names an unknown stage: {other!r}{nearest(other, after)} (known: "
+                    f"{', '.join(after)})"
                 )
     try:
         tuple(TopologicalSorter(after).static_order())
@@ -133,7 +138,8 @@ def resumed(
 def verdict(job: JobState | None, *, retries_left: int) -> tuple[Status, str]:
     """What a stage is after its job came to an end, and why; WAITING is to be started again.
 
-    A command that ended by itself is not repeated; one that was killed, interrupted or lost with its node is.
+    A command that ended by itself is not repeated;
+    one that was killed, interrupted or lost with its node is.
     """
     if job is not None and job.status == SUCCEEDED:
         return Status.DONE, ""

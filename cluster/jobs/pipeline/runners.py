@@ -1,7 +1,8 @@
 """Where a pipeline's stages run: as jobs of a Ray cluster, or as processes on this machine.
 
-Without a cluster there is no Ray head for the jobs either: it would cost a gigabyte, ten seconds and open ports, to start the
-same commands on the same machine. They start their own Ray workers as they do without a pipeline.
+Without a cluster there is no Ray head for the jobs either: it would cost a gigabyte, ten seconds and open
+ports, to start the same commands on the same machine.
+They start their own Ray workers as they do without a pipeline.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Runner(Protocol):
     poll_seconds: float
 
     def has_room(self, cpus: float, running: Sequence[float]) -> bool:
-        """Whether a job that asks for so many CPUs may be handed over, beside jobs that asked for so many."""
+        """Whether a job that asks for so many CPUs may be handed over,
+        beside jobs that asked for so many.
+        """
 
     def start(self, job_id: str, job: Job) -> None:
         """Starts a job, or does nothing when a job of this id is there."""
@@ -192,7 +195,9 @@ class _Process:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=[lock.fileno()],  # it holds the lock as long as it lives, whatever becomes of us
+                    pass_fds=[
+                        lock.fileno()
+                    ],  # it holds the lock as long as it lives, whatever becomes of us
                 )
             except OSError as error:
                 self._guard.communicate()
@@ -207,7 +212,9 @@ class _Process:
         if code is None:
             return JobState(self._id, RUNNING, self._words, started=self._begun)
         status = SUCCEEDED if code == 0 else FAILED
-        return JobState(self._id, status, self._words, driver_exit_code=code, started=self._begun, ended=time.time())
+        return JobState(
+            self._id, status, self._words, driver_exit_code=code, started=self._begun, ended=time.time()
+        )
 
     def follow(self, show: Show) -> None:
         """Shows what it prints until it ends."""
@@ -254,6 +261,9 @@ def _locked(path: Path, show: Show) -> IO[bytes]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        show("this pipeline runs already, or a stage that was cut off is writing its checkpoint; waiting for its end")
+        show(
+            "this pipeline runs already, or a stage that was cut off is writing its checkpoint; waiting "
+            "for its end"
+        )
         fcntl.flock(file, fcntl.LOCK_EX)
     return file

@@ -28,7 +28,9 @@ class StageSettings:
     """One stage."""
 
     title: str | None = setting(None, help="what it does, in a line that is shown when it starts")
-    run: Any = setting(help="the command, a text or a list of words; {out}, {PARAMETER} and {STAGE.KEY} are filled in")
+    run: Any = setting(
+        help="the command, a text or a list of words; {out}, {PARAMETER} and {STAGE.KEY} are filled in"
+    )
     after: list[str] = setting([], help="stages that must be done first")
     out: str | None = setting(None, help="folder of the stage; null is OUT/STAGE")
     result: str = setting("result.json", help="file in out that {STAGE.KEY} and the table of results read")
@@ -37,7 +39,8 @@ class StageSettings:
     cpus: float = setting(
         0.0,
         minimum=0,
-        help="CPUs of the command itself; its Ray workers ask for their own. On this machine stages run side by side as "
+        help="CPUs of the command itself; its Ray workers ask for their own. On this machine stages run "
+        "side by side as "
         "these allow, and one of 0 alone",
     )
     gpus: float = setting(0.0, minimum=0, help="GPUs of the command itself on a cluster")
@@ -52,7 +55,8 @@ class PipelineSettings:
     parameters: dict[str, Any] = setting(
         {},
         texts=True,
-        help="values for {PARAMETER} in commands, which may hold others and {STAGE.KEY}; on the command line: NAME=value",
+        help="values for {PARAMETER} in commands, which may hold others and {STAGE.KEY}; on the "
+        "command line: NAME=value",
     )
     retries: int = setting(3, minimum=0, help="times a stage is started again whose job was killed or lost")
     stages: dict[str, Any] = setting({}, help="the stages by name; a stage that is null is left out")
@@ -70,7 +74,9 @@ class Stage:
 
     @property
     def names_out(self) -> bool:
-        """Whether the command is told where its folder is, so that something must be there when it is done."""
+        """Whether the command is told where its folder is,
+        so that something must be there when it is done.
+        """
         return any(self.out in word for word in self.words)
 
     @property
@@ -126,7 +132,9 @@ def load_pipeline(path: str, overrides: Sequence[str]) -> Pipeline:
 
 
 def filled(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Words with their placeholders replaced; a word that is nothing but one of a list becomes as many words."""
+    """Words with their placeholders replaced; a word that is nothing but
+    one of a list becomes as many words.
+    """
     made = []
     for word in words:
         whole = _PLACEHOLDER.fullmatch(word)
@@ -166,18 +174,24 @@ def _spelt_out(path: str, overrides: Sequence[str]) -> list[str]:
 
 def _stage_settings(path: str, name: str, values: Any, absent: Sequence[str]) -> StageSettings:
     if not _NAME.fullmatch(name) or name in (STATE_FOLDER, OUT):
-        raise UserError(f"{path}: {name!r} is not possible as a stage's name: letters, digits, dashes, underscores")
+        raise UserError(
+            f"{path}: {name!r} is not possible as a stage's name: letters, digits, dashes, underscores"
+        )
     if not isinstance(values, dict):
         raise UserError(f"{path}: the stage {name} must hold `key: value` lines, run among them")
     found = settings_from(StageSettings, values, where=f"{path}: stage {name}")
     return replace(found, after=[other for other in found.after if other not in absent])
 
 
-def _stage(path: str, name: str, parsed: dict[str, StageSettings], settings: PipelineSettings, root: str) -> Stage:
+def _stage(
+    path: str, name: str, parsed: dict[str, StageSettings], settings: PipelineSettings, root: str
+) -> Stage:
     one, where = parsed[name], f"{path}: stage {name}"
     above = all_above({stage: tuple(other.after) for stage, other in parsed.items()})[name]
     if one.baseline is not None and one.baseline not in parsed:
-        raise UserError(f"{where}: baseline names an unknown stage: {one.baseline!r}{nearest(one.baseline, parsed)}")
+        raise UserError(
+            f"{where}: baseline names an unknown stage: {one.baseline!r}{nearest(one.baseline, parsed)}"
+        )
     words = _words(where, one.run)
     parameters = settings.parameters
     for _ in parameters:  # the value of one may name others
@@ -187,16 +201,21 @@ def _stage(path: str, name: str, parsed: dict[str, StageSettings], settings: Pip
         words = filled(words, {key: parameters.get(key, f"{{{key}}}") for key in placeholders(words)})
     if ring := [key for key in placeholders(words) if key in parameters]:
         raise UserError(f"{where}: the value of the parameter {ring[0]} leads back to itself")
-    out = storage.join(root, name) if one.out is None else storage.absolute(filled([one.out], {OUT: root})[0])
+    out = (
+        storage.join(root, name) if one.out is None else storage.absolute(filled([one.out], {OUT: root})[0])
+    )
     values: dict[str, Any] = {**parameters, OUT: out}
     for key in placeholders(words):
         stage, dot, _ = key.partition(".")
         if not dot and key not in values:
             raise UserError(
-                f"{where}: unknown placeholder {{{key}}}{nearest(key, values)} (known: {', '.join(values)}, STAGE.KEY)"
+                f"{where}: unknown placeholder {{{key}}}{nearest(key, values)} (known: {', '.join(values)}, "
+                "STAGE.KEY)"
             )
         if dot and stage not in parsed:
-            raise UserError(f"{where}: {{{key}}} names no stage{nearest(stage, parsed)} (known: {', '.join(parsed)})")
+            raise UserError(
+                f"{where}: {{{key}}} names no stage{nearest(stage, parsed)} (known: {', '.join(parsed)})"
+            )
         if dot and stage not in above:
             raise UserError(f"{where}: {{{key}}} is known when {stage} is done; add {stage} to its after")
         if dot:
@@ -225,7 +244,9 @@ def _check_outs(path: str, stages: Sequence[Stage]) -> None:
     seen: dict[str, str] = {}
     for stage in stages:
         if stage.out in seen:
-            raise UserError(f"{path}: the stages {seen[stage.out]} and {stage.name} have the same out {stage.out}")
+            raise UserError(
+                f"{path}: the stages {seen[stage.out]} and {stage.name} have the same out {stage.out}"
+            )
         seen[stage.out] = stage.name
 
 

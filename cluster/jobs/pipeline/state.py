@@ -1,4 +1,6 @@
-"""The records of a pipeline's stages, as small JSON files in OUT/pipeline. Each is written whole, before it counts."""
+"""The records of a pipeline's stages, as small JSON files in OUT/pipeline.
+Each is written whole, before it counts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class State:
         self.url = storage.join(out, STATE_FOLDER)
 
     def token(self) -> str:
-        """What tells the jobs of this pipeline from those of others, and of earlier ones in the same folder."""
+        """What tells the jobs of this pipeline from those of others,
+        and of earlier ones in the same folder.
+        """
         url = storage.join(self.url, IDENTITY)
         if not storage.exists(url):
             storage.write_json(url, {"version": VERSION, "token": randomness.token_hex(3)})

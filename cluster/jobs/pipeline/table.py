@@ -14,9 +14,8 @@ from cluster.jobs.pipeline.plan import Status
 from cluster.jobs.pipeline.settings import Pipeline, Stage
 from cluster.secrets import masked
 
-COMPARISON = (
-    "comparison.json"  # {"rows": [{"name": ..., "metrics": {...}}, ...]}: the stage's own first, then the others
-)
+# {"rows": [{"name": ..., "metrics": {...}}, ...]}: the stage's own first, then the others
+COMPARISON = "comparison.json"
 RESULTS_MARKDOWN, RESULTS_JSON = "results.md", "results.json"
 
 
@@ -39,7 +38,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown.
 
     Args:
-        rows: {"stage", "status", "seconds", "metrics": {name: number}, "baselines": {name: {metric: number}}, "reason"}.
+        rows: {"stage", "status", "seconds", "metrics": {name: number}, "baselines": {name: {metric:
+            number}}, "reason"}.
     """
     head, *lines = _lines(rows)
     ruled = [head, ["---", "---", "---:", "---", *["---:"] * (len(head) - 4)], *lines]
@@ -47,14 +47,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def for_terminal(rows: list[dict[str, Any]], *, width: int | None = None) -> str:
-    """The same in aligned columns of at most `width` characters in all, by default those of the terminal; reasons go below."""
+    """The same in aligned columns of at most `width` characters in all, by default those of the terminal;
+    reasons go below.
+    """
     head, *lines = _lines([{**row, "reason": None} for row in rows])
     reasons = [f"{row['stage']}: {row['status']}: {row['reason']}" for row in rows if row.get("reason")]
     return "\n".join([in_columns(head, lines, right={2, *range(4, len(head))}, width=width), *reasons])
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A header, and a line for each stage and metric; a column for the value, and one for each thing it is compared with."""
+    """A header, and a line for each stage and metric;
+    a column for the value, and one for each thing it is compared with.
+    """
     others = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
     head = ["stage", "status", "time", "metric", "value", *others, *(["difference"] if others else [])]
     lines = [head]
@@ -65,15 +69,25 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             value = row["metrics"].get(metric)
             beside = [row["baselines"].get(name, {}).get(metric) for name in others]
             known = [other for other in beside if other is not None]
-            difference = [f"{value - known[0]:+.3f}" if known and value is not None else ""] if others else []
-            lines.append([*first, metric.replace("_", " "), _number(value), *map(_number, beside), *difference])
+            difference = (
+                [f"{value - known[0]:+.3f}" if known and value is not None else ""] if others else []
+            )
+            lines.append(
+                [*first, metric.replace("_", " "), _number(value), *map(_number, beside), *difference]
+            )
             first = ["", "", ""]
     return lines
 
 
 def _row(pipeline: Pipeline, stage: Stage, statuses: Mapping[str, Status]) -> dict[str, Any]:
     status = statuses[stage.name]
-    row: dict[str, Any] = {"stage": stage.name, "status": str(status), "out": stage.out, "metrics": {}, "baselines": {}}
+    row: dict[str, Any] = {
+        "stage": stage.name,
+        "status": str(status),
+        "out": stage.out,
+        "metrics": {},
+        "baselines": {},
+    }
     result = _read(stage.result_url) if status == Status.DONE else None
     if result is None:
         return row
@@ -86,7 +100,9 @@ def _row(pipeline: Pipeline, stage: Stage, statuses: Mapping[str, Status]) -> di
     row["metrics"] = {name: metrics[name] for name in asked or best or metrics if name in metrics}
     if stage.settings.baseline is not None:
         other = next(one for one in pipeline.stages if one.name == stage.settings.baseline)
-        row["baselines"][other.name] = _numbers(_read(other.result_url) if statuses[other.name] == Status.DONE else {})
+        row["baselines"][other.name] = _numbers(
+            _read(other.result_url) if statuses[other.name] == Status.DONE else {}
+        )
     comparison = _read(storage.join(stage.out, COMPARISON))
     rows = comparison.get("rows") if isinstance(comparison, dict) else None
     for compared in rows[1:] if isinstance(rows, list) else []:

@@ -15,9 +15,12 @@ MULTI = ("mean_average_precision", "micro_f1", "macro_f1", "validation_loss")
 
 
 def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Numbers over a whole validation set: `accuracy` (top 1), `top5_accuracy` (from six classes on), `macro_f1` over the
-    classes that occur, and `calibration_error` (expected, 15 bins, https://arxiv.org/abs/1706.04599); all in [0, 1]."""
-    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use for it
+    """Numbers over a whole validation set: `accuracy` (top 1), `top5_accuracy` (from six classes on),
+    `macro_f1` over the classes that occur, and `calibration_error` (expected, 15 bins,
+    https://arxiv.org/abs/1706.04599); all in [0, 1].
+    """
+    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use
+    # for it
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     num_classes = logits_NC.shape[1]
@@ -53,14 +56,18 @@ def per_class(matrix: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]
     """Precision, recall, F1 and number of images of each class."""
     return [
         _counted(
-            name, right=int(matrix[index, index]), truly=int(matrix[index].sum()), said=int(matrix[:, index].sum())
+            name,
+            right=int(matrix[index, index]),
+            truly=int(matrix[index].sum()),
+            said=int(matrix[:, index].sum()),
         )
         for index, name in enumerate(class_names)
     ]
 
 
 def multi_label_scores(logits_NC: Tensor, targets_NC: Tensor, *, threshold: float) -> dict[str, float]:
-    """`mean_average_precision` and `macro_f1` over the classes that occur, and `micro_f1` over all answers; all in [0, 1].
+    """`mean_average_precision` and `macro_f1` over the classes that occur, and `micro_f1` over all answers;
+    all in [0, 1].
 
     An answer is a class whose probability is at least `threshold`; average precision needs none.
     """
@@ -77,7 +84,9 @@ def multi_label_scores(logits_NC: Tensor, targets_NC: Tensor, *, threshold: floa
 
 
 def average_precisions(logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
-    """Float [num_classes]: the mean of the precision at each image of the class, as they are ranked; 0 without any."""
+    """Float [num_classes]: the mean of the precision at each image of the class, as they are ranked;
+    0 without any.
+    """
     from torchmetrics.functional.classification import binary_average_precision
 
     probabilities, true = logits_NC.double().sigmoid(), (targets_NC > 0.5).long()

@@ -1,8 +1,9 @@
-"""Mixup (Zhang et al., https://arxiv.org/abs/1710.09412) and CutMix (Yun et al., https://arxiv.org/abs/1905.04899).
+"""Mixup (Zhang et al., https://arxiv.org/abs/1710.09412) and CutMix (Yun et
+al., https://arxiv.org/abs/1905.04899).
 
-Neighbours in a batch make a pair, and each of the two takes the other's place in the other's mixture, so both appear once.
-What is drawn belongs to the pair's first row in its pass over the data: as long as a rank's batch is even, the mixtures do
-not depend on the number of ranks, and a resumed run sees the same.
+Neighbours in a batch make a pair, and each of the two takes the other's place in the other's mixture, so
+both appear once. What is drawn belongs to the pair's first row in its pass over the data: as long as a
+rank's batch is even, the mixtures do not depend on the number of ranks, and a resumed run sees the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _MIXING = 0x6D6978
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which of both, with the parameter of their symmetric Beta distributions; 0 is off. With both, each pair takes one."""
+    """Which of both, with the parameter of their symmetric Beta distributions; 0 is off.
+    With both, each pair takes one.
+    """
 
     mixup: float
     cutmix: float
@@ -39,7 +42,9 @@ class Mixing:
         if not num_pairs:
             return images_BCHW, targets_BK
         height, width = images_BCHW.shape[2:]
-        own_PHW = self.own_fractions(passes[: 2 * num_pairs : 2], row_ids[: 2 * num_pairs : 2], height, width)
+        own_PHW = self.own_fractions(
+            passes[: 2 * num_pairs : 2], row_ids[: 2 * num_pairs : 2], height, width
+        )
         own = torch.from_numpy(own_PHW).to(images_BCHW.device).repeat_interleave(2, 0)[:, None]
         partner = torch.arange(2 * num_pairs, device=images_BCHW.device) ^ 1
         first, rest = images_BCHW[: 2 * num_pairs], images_BCHW[2 * num_pairs :]
@@ -50,7 +55,9 @@ class Mixing:
         return torch.cat([mixed.to(images_BCHW.dtype), rest]), torch.cat([mixed_targets, others])
 
     def own_fractions(self, passes: np.ndarray, row_ids: np.ndarray, height: int, width: int) -> np.ndarray:
-        """float32 [pairs, height, width]: how much of each pixel is an image's own; the rest is its partner's."""
+        """float32 [pairs, height, width]: how much of each pixel is an image's own;
+        the rest is its partner's.
+        """
         draws = [uniform(_MIXING, self.seed, passes, row_ids, number) for number in range(4)]
         cuts = draws[0] < 0.5 if self.mixup and self.cutmix else np.full(len(row_ids), self.cutmix > 0)
         alpha = np.where(cuts, self.cutmix, self.mixup)

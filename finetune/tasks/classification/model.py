@@ -18,14 +18,15 @@ class Classifier(TaskModel):
     Args:
         encoder: takes images_BCHW.
         num_classes: at least 2.
-        mode: with `linear` only the head learns. Features are then normalised by the statistics of the training data (batch
-            norm without gain), so that one learning rate suits every encoder, as in MAE's linear probe
-            (https://arxiv.org/abs/2111.06377).
-        flattened_size: side of the images when the head sees the whole last map, laid flat, and not its mean.
+        mode: with `linear` only the head learns. Features are then normalised by the statistics of the
+            training data (batch norm without gain), so that one learning rate suits every encoder, as in
+            MAE's linear probe (https://arxiv.org/abs/2111.06377).
+        flattened_size: side of the images when the head sees the whole last map, laid flat, and not its
+            mean.
         multi_label: an image may show any number of classes; sigmoids take the place of the softmax.
         label_smoothing: of the cross entropy.
-        class_weights: float [num_classes], the weight of an image in the loss by its class; of a class's positives where
-            there are several. Not part of the state: it is of the training data.
+        class_weights: float [num_classes], the weight of an image in the loss by its class; of a class's
+            positives where there are several. Not part of the state: it is of the training data.
     """
 
     class_weights: Tensor | None
@@ -62,18 +63,25 @@ class Classifier(TaskModel):
         return logits
 
     def position_logits(self, images_BCHW: Tensor) -> Tensor:
-        """Logits of each position of the last map, [B, num_classes, H, W]; their mean is `logits` (CAM, 1512.04150)."""
+        """Logits of each position of the last map, [B, num_classes, H, W];
+        their mean is `logits` (CAM, 1512.04150).
+        """
         last_BCHW = self.maps(images_BCHW)[-1].float()
         batch, channels, height, width = last_BCHW.shape
         if self.grid is not None:
             flat = self.norm(self._checked(last_BCHW).flatten(1)).view(batch, channels, height, width)
             weight = self.head.weight.view(-1, channels, height, width)
-            return height * width * torch.einsum("bchw,kchw->bkhw", flat, weight) + self.head.bias[:, None, None]
+            return (
+                height * width * torch.einsum("bchw,kchw->bkhw", flat, weight)
+                + self.head.bias[:, None, None]
+            )
         positions = self.norm(last_BCHW.permute(0, 2, 3, 1).reshape(-1, channels))
         return self.head(positions).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> StepOutput:
-        """The loss of images_BCHW and their targets: class ids int64 [B], or float [B, num_classes] in [0, 1]."""
+        """The loss of images_BCHW and their targets:
+        class ids int64 [B], or float [B, num_classes] in [0, 1].
+        """
         images_BCHW, targets = inputs
         logits = self.logits(images_BCHW)
         if self.multi_label:
@@ -84,7 +92,11 @@ class Classifier(TaskModel):
             return StepOutput(loss=loss, logs={"train_micro_f1": f1})
         # weighted one by one and averaged, so that the gradient of ranks is that of their common batch
         losses = F.cross_entropy(
-            logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
+            logits,
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
         )
         true = targets if targets.ndim == 1 else targets.argmax(1)
         right = (logits.detach().argmax(1) == true).float().mean()
@@ -93,8 +105,8 @@ class Classifier(TaskModel):
     def _checked(self, last_BCHW: Tensor) -> Tensor:
         if last_BCHW.shape[2:] != self.grid:
             raise UserError(
-                f"this classifier flattens a map of {self.grid} positions and got one of {tuple(last_BCHW.shape[2:])}: it "
-                "takes images of the size that it was trained with"
+                f"this classifier flattens a map of {self.grid} positions and got one of "
+                f"{tuple(last_BCHW.shape[2:])}: it takes images of the size that it was trained with"
             )
         return last_BCHW
 

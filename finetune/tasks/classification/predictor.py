@@ -26,10 +26,11 @@ EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier predicts for an image: its class, how sure it is in [0, 1], and the probability of every class.
+    """What a classifier predicts for an image: its class, how sure it is in [0, 1],
+    and the probability of every class.
 
-    `labels` are the classes that the image shows: `label` alone, or all of those that are likely enough, the likeliest first
-    (perhaps none), where an image may show several.
+    `labels` are the classes that the image shows: `label` alone, or all of those that are likely enough, the
+    likeliest first (perhaps none), where an image may show several.
     """
 
     label: str
@@ -64,11 +65,15 @@ class ImageClassifier(Predictor):
         for row in self.probabilities(arrays[0]).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             scores = dict(zip(names, row, strict=True))
-            results.append(Classification(label=names[best], score=row[best], scores=scores, labels=self.shown(row)))
+            results.append(
+                Classification(label=names[best], score=row[best], scores=scores, labels=self.shown(row))
+            )
         return results
 
     def shown(self, probabilities: Sequence[float]) -> list[str]:
-        """The classes that an image of these probabilities shows, the likeliest first: one, or all that are likely enough."""
+        """The classes that an image of these probabilities shows, the likeliest first:
+        one, or all that are likely enough.
+        """
         ranked = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
         if self.multi_label:
             ranked = [index for index in ranked if probabilities[index] >= self.threshold]
@@ -89,7 +94,9 @@ class ImageClassifier(Predictor):
         return cast(Classifier, self.model).logits(self.images(crops))
 
     def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
-        """Scores, precision and recall of each class, and the confusion matrix where an image shows one class."""
+        """Scores, precision and recall of each class,
+        and the confusion matrix where an image shows one class.
+        """
         logits, labels, unknown = self.evaluated(shards, context, decode_threads=decode_threads)
         details: dict[str, Any] = {"validation_images": len(labels), "class_names": self.class_names}
         if unknown:
@@ -104,26 +111,37 @@ class ImageClassifier(Predictor):
     def evaluated(
         self, shards: Shards, context: RankContext, *, decode_threads: int = 1
     ) -> tuple[Tensor, Tensor, Counter[str]]:
-        """Logits float32 [N, num_classes] of a whole data set, on every rank, whatever their number, and what is true: class
-        ids [N], or float32 [N, num_classes] where an image may show several.
+        """Logits float32 [N, num_classes] of a whole data set, on every rank, whatever their number, and
+        what is true: class ids [N], or float32 [N, num_classes] where an image may show several.
 
-        Images of a class that the model does not know are left out (of several classes, those that it does not know); they are
-        counted by its name.
+        Images of a class that the model does not know are left out (of several classes, those that it does
+        not know); they are counted by its name.
         """
-        column, classes = self.columns["label"], ClassNames(tuple(self.config["class_values"]), self.class_names)
+        column, classes = (
+            self.columns["label"],
+            ClassNames(tuple(self.config["class_values"]), self.class_names),
+        )
         if is_multi_label(shards.manifest, column) != self.multi_label:
             kind = "lists of classes" if self.multi_label else "one class an image"
-            raise UserError(f"the model was trained on {kind}, and column {column!r} of the data is of another kind")
+            raise UserError(
+                f"the model was trained on {kind}, and column {column!r} of the data is of another kind"
+            )
         true_of = classes.multi_hot if self.multi_label else classes.ids
         logits, labels, unknown = [np.zeros((0, len(classes)), np.float32)], [true_of([])], Counter[str]()
-        for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
+        for batch in self.batches(
+            shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads
+        ):
             values, keep_N = batch.columns[column], np.ones(len(batch.row_ids), bool)
             if self.multi_label:
-                unknown.update(name_of_class(one) for row in values for one in row if not classes.known([one])[0])
+                unknown.update(
+                    name_of_class(one) for row in values for one in row if not classes.known([one])[0]
+                )
                 values = [[one for one in row if classes.known([one])[0]] for row in values]
             else:
                 keep_N = classes.known(values)
-                unknown.update(name_of_class(one) for one, kept in zip(values, keep_N, strict=True) if not kept)
+                unknown.update(
+                    name_of_class(one) for one, kept in zip(values, keep_N, strict=True) if not kept
+                )
                 values = [one for one, kept in zip(values, keep_N, strict=True) if kept]
             if keep_N.any():
                 logits.append(self.logits(batch.arrays[0][keep_N]).float().cpu().numpy())
@@ -133,10 +151,11 @@ class ImageClassifier(Predictor):
         all_unknown = sum((part for _, _, part in parts), Counter[str]())
         if not len(all_labels):
             raise UserError(
-                f"no image of the data is of a class that the model knows ({', '.join(self.class_names[:20])}); there are "
-                f"{', '.join(list(all_unknown)[:20])}"
+                "no image of the data is of a class that the model knows "
+                f"({', '.join(self.class_names[:20])}); there are {', '.join(list(all_unknown)[:20])}"
                 if all_unknown
-                else "no image of the validation data can be decoded; `python -m pretrain.data check` says why"
+                else "no image of the validation data can be decoded; `python -m pretrain.data check` says "
+                "why"
             )
         all_logits = np.concatenate([part for part, _, _ in parts])
         return torch.from_numpy(all_logits), torch.from_numpy(all_labels), all_unknown

@@ -18,7 +18,13 @@ from finetune.tasks.classification.mixing import Mixing
 from finetune.tasks.classification.model import Classifier
 from finetune.tasks.classification.predictor import ImageClassifier
 from pretrain.data.reading.choosing import balanced_rows
-from pretrain.data.reading.labels import class_counts, is_multi_label, label_codes, labelled_rows, read_class_names_of
+from pretrain.data.reading.labels import (
+    class_counts,
+    is_multi_label,
+    label_codes,
+    labelled_rows,
+    read_class_names_of,
+)
 from pretrain.data.reading.loader import Batch
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.views.recipes import ViewSpec, weak_views
@@ -26,7 +32,9 @@ from pretrain.encoders import Encoder
 
 
 class Classification(Task):
-    """One class an image, from a column of text or whole numbers; or any number of them, from a column of lists."""
+    """One class an image, from a column of text or whole numbers;
+    or any number of them, from a column of lists.
+    """
 
     best_metric = "accuracy"
     layer_decay = 0.75
@@ -44,14 +52,16 @@ class Classification(Task):
 
     @classmethod
     def choose_rows(cls, settings: FinetuneSettings, train: Manifest) -> np.ndarray | None:
-        """Few labels are equal fractions of each class; balanced sampling repeats the rows of rare classes."""
+        """Few labels are equal fractions of each class;
+        balanced sampling repeats the rows of rare classes.
+        """
         balanced = settings.classification.balance == "sampling"
         column = settings.classification.label_column
         if is_multi_label(train, column):
             if balanced:
                 raise UserError(
-                    f"classification.balance=sampling needs one class an image, and column {column!r} holds lists; "
-                    "balance=weights suits these"
+                    f"classification.balance=sampling needs one class an image, and column {column!r} holds "
+                    "lists; balance=weights suits these"
                 )
             return super().choose_rows(settings, train)
         if not balanced and not cls.has_few_labels(settings):
@@ -69,7 +79,8 @@ class Classification(Task):
         if is_multi_label(validation, column) != self.multi_label:
             kinds = ("a list", "one class") if self.multi_label else ("one class", "a list")
             raise UserError(
-                f"column {column!r} holds {kinds[0]} in the training data and {kinds[1]} in the validation data"
+                f"column {column!r} holds {kinds[0]} in the training data and {kinds[1]} in the validation "
+                "data"
             )
         self.classes = read_class_names_of(train, validation, column)
         self.mixing = Mixing(self.settings.mixup, self.settings.cutmix, settings.seed)
@@ -78,7 +89,9 @@ class Classification(Task):
             self.best_metric = "mean_average_precision"
         self.metric_names = MULTI if self.multi_label else (*SINGLE, *[TOP5] * (len(self.classes) > 5))
         left_out = {"training": train.num_left_out, "validation": validation.num_left_out}
-        self.notes = [f"{num} {data} rows have no label and are left out" for data, num in left_out.items() if num]
+        self.notes = [
+            f"{num} {data} rows have no label and are left out" for data, num in left_out.items() if num
+        ]
         self.findings = {"rows_without_label": left_out} if self.notes else {}
         self.config = {
             "class_names": self.classes.names,
@@ -89,8 +102,8 @@ class Classification(Task):
         }
 
     def _class_weights(self, train: Manifest) -> Tensor:
-        """Of one class an image: what makes every class weigh the same, one on average over images. Of several: negatives
-        over positives, so that both sides of each yes or no weigh the same."""
+        """Of one class an image: what makes every class weigh the same, one on average over images. Of
+        several: negatives over positives, so that both sides of each yes or no weigh the same."""
         counts = class_counts(train, self.columns["label"], self.classes)
         if self.multi_label:
             return torch.from_numpy((train.num_rows - counts) / np.maximum(counts, 1)).float()

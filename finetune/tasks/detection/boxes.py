@@ -1,7 +1,7 @@
 """Boxes of a data set as a detector can use them; what it cannot is left out, counted and listed.
 
-A box is left out when it is not four finite numbers, has no area, or lies outside of its image. The image is still
-trained on, and evaluated, with the boxes that are left; without any it is all background.
+A box is left out when it is not four finite numbers, has no area, or lies outside of its image. The image is
+still trained on, and evaluated, with the boxes that are left; without any it is all background.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ ONE_CLASS = "object"  # the class of boxes whose column names none
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The boxes of an image: float32 [N, 4], left, top, right and bottom in its pixels, and class ids int64 [N]."""
+    """The boxes of an image: float32 [N, 4], left, top, right and bottom in its pixels,
+    and class ids int64 [N].
+    """
 
     xyxy_N4: np.ndarray
     classes_N: np.ndarray
@@ -78,17 +80,20 @@ class LeftOut:
 
 
 def boxes_column_of(manifest: Manifest, column: str, box_format: str) -> BoxColumn:
-    """How boxes lie in the column. Raises UserError when they do not, or differently in several data sets."""
+    """How boxes lie in the column. Raises UserError when they do not,
+    or differently in several data sets.
+    """
     firsts = np.unique(manifest.source_of_group, return_index=True)[1]
     files = [manifest.files[int(manifest.file_of_group[group])] for group in firsts]
     found = [
-        find_boxes_column(read_footer(file).schema, column, file.url, cast(BoxFormat, box_format)) for file in files
+        find_boxes_column(read_footer(file).schema, column, file.url, cast(BoxFormat, box_format))
+        for file in files
     ]
     for file, other in zip(files, found, strict=True):
         if other != found[0]:
             raise UserError(
-                f"column {column!r} of {file.url} has other fields than that of {files[0].url}; data sets that are read "
-                "together need the same"
+                f"column {column!r} of {file.url} has other fields than that of {files[0].url}; data sets "
+                "that are read together need the same"
             )
     return found[0]
 
@@ -99,12 +104,16 @@ def usable(value: Any, column: BoxColumn) -> tuple[Boxes, list[tuple[int, str]]]
     flat_N = boxes.degenerate()
     if flat_N.any():
         bad += [(int(number), FLAT) for number in numbers[flat_N]]
-        boxes = Boxes(boxes.xyxy_N4[~flat_N], [c for c, flat in zip(boxes.classes, flat_N, strict=True) if not flat])
+        boxes = Boxes(
+            boxes.xyxy_N4[~flat_N], [c for c, flat in zip(boxes.classes, flat_N, strict=True) if not flat]
+        )
     return boxes, bad
 
 
 def readable(value: Any, column: BoxColumn) -> tuple[Boxes, np.ndarray, list[tuple[int, str]]]:
-    """The boxes of a row that are four finite numbers, the number int64 of each, and (index, reason) of the others."""
+    """The boxes of a row that are four finite numbers, the number int64 of each,
+    and (index, reason) of the others.
+    """
     try:
         boxes = read_boxes(value, column)
         return boxes, np.arange(len(boxes)), []
@@ -134,7 +143,10 @@ def _entries(value: Any, column: BoxColumn) -> Iterator[Any]:
         return
     fields = [name for name in (column.box_field, column.class_field) if name is not None]
     lists = [value.get(name) if isinstance(value, dict) else None for name in fields]
-    if all(isinstance(found, list) for found in lists) and len({len(found) for found in lists if found}) == 1:
+    if (
+        all(isinstance(found, list) for found in lists)
+        and len({len(found) for found in lists if found}) == 1
+    ):
         yield from (dict(zip(fields, entry, strict=True)) for entry in zip(*lists, strict=True))
 
 
@@ -160,8 +172,8 @@ class TargetReader:
         self.column, self.classes = column, classes
 
     def read(self, value: Any, *, width: float, height: float, location: str = "") -> tuple[Target, LeftOut]:
-        """The boxes of an image of so many pixels, cut at its edges; those of classes that the model does not know are left
-        out as well."""
+        """The boxes of an image of so many pixels, cut at its edges; those of classes that the model does
+        not know are left out as well."""
         boxes, bad = usable(value, self.column)
         known_N = self.classes.known(boxes.classes)
         left_out = LeftOut()
@@ -201,7 +213,9 @@ class Census:
 
 
 def take_census(shards: Shards, column: BoxColumn) -> Census:
-    """Reads the boxes column of a whole data set, and nothing else of it. Raises UserError when no box can be used."""
+    """Reads the boxes column of a whole data set, and nothing else of it.
+    Raises UserError when no box can be used.
+    """
     row_id = num_without = 0
     counts: Counter[ClassValue | None] = Counter()
     left_out = LeftOut()
@@ -219,16 +233,19 @@ def take_census(shards: Shards, column: BoxColumn) -> Census:
     if not counts:
         reasons = f" (left out: {left_out})" if left_out.counts else ""
         raise UserError(
-            f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be used{reasons}; detection "
-            f"needs images with boxes, and reads them as detection.box_format={column.box_format}"
+            f"column {column.column!r} of {shards.manifest.files[0].url} holds no box that can be "
+            f"used{reasons}; detection needs images with boxes, and reads them as "
+            f"detection.box_format={column.box_format}"
         )
     return Census(column, shards.manifest, row_id, num_without, counts, left_out)
 
 
 def classes_of(train: Census, validation: Census) -> ClassNames:
-    """The classes of the training data in a fixed order; of those that its files declare all, as `read_class_names_of` does.
+    """The classes of the training data in a fixed order;
+    of those that its files declare all, as `read_class_names_of` does.
 
-    Raises UserError for validation classes that training never shows, and where numbers have names in some files only.
+    Raises UserError for validation classes that training never shows,
+    and where numbers have names in some files only.
     """
     found, validated = set(train.boxes_of_class), set(validation.boxes_of_class)
     field = train.column.class_field
@@ -237,8 +254,8 @@ def classes_of(train: Census, validation: Census) -> ClassNames:
     if never := validated - found:
         names, known = (sorted(map(name_of_class, values)) for values in (never, found))
         raise UserError(
-            f"the validation data has boxes of classes that the training data never shows: {', '.join(names)}; training "
-            f"knows {', '.join(known)}"
+            "the validation data has boxes of classes that the training data never shows: "
+            f"{', '.join(names)}; training knows {', '.join(known)}"
         )
     if found == {None}:
         return ClassNames((None,), [ONE_CLASS])
@@ -253,7 +270,8 @@ class Shapes:
         fractions_N2: width and height as fractions of the image's longer side, cut at its edges, float64.
         outside: boxes that lie outside of their images.
         num: boxes that were looked at.
-        complaint: what is wrong with all of them together, and the setting that mends it; None where nothing is.
+        complaint: what is wrong with all of them together, and the setting that mends it;
+            None where nothing is.
     """
 
     fractions_N2: np.ndarray
@@ -263,12 +281,15 @@ class Shapes:
 
 
 def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels: int) -> Shapes:
-    """Looks at the boxes of at least `num_rows` rows, spread over the data set; of their images only headers are decoded.
+    """Looks at the boxes of at least `num_rows` rows, spread over the data set;
+    of their images only headers are decoded.
 
     The rules of what the numbers mean together are those of `pretrain.data check`.
     """
     shapes, outside, box_check = [np.zeros((0, 2))], LeftOut(), BoxCheck(column.box_format)
-    sample = Shards(shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column])
+    sample = Shards(
+        shards.manifest.sample(num_rows), image_column=shards.image_column, columns=[column.column]
+    )
     for rows in read_in_sequence(sample):
         for row_id, data, value in zip(rows.row_ids, rows.images, rows.columns[column.column], strict=True):
             try:
@@ -288,12 +309,14 @@ def look_at_shapes(shards: Shards, column: BoxColumn, num_rows: int, *, channels
             shapes.append((cut_N4[:, 2:] - cut_N4[:, :2])[~outside_N] / max(size))
     what = f"the boxes in column {column.column!r} of {shards.manifest.files[0].url}"
     fractions_N2 = np.concatenate(shapes).astype(np.float64)
-    return Shapes(fractions_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format"))
+    return Shapes(
+        fractions_N2, outside, box_check.num_boxes, box_check.complaint(what, "detection.box_format")
+    )
 
 
 def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float) -> None:
-    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than a fraction of them
-    (`data.max_bad_fraction`) cannot be used."""
+    """Raises UserError where the boxes of a data set mean something else than they are read as, or more than
+    a fraction of them (`data.max_bad_fraction`) cannot be used."""
     if shapes.complaint is not None:
         raise UserError(shapes.complaint)
     num_all = census.num_boxes + sum(census.left_out.counts.values())
@@ -305,7 +328,7 @@ def check_boxes(census: Census, shapes: Shapes, url: str, *, max_left_out: float
         # a few bad ones in a small data set are no sign of anything
         if num > max_left_out * among and (num >= FEW or 2 * num > among):
             raise UserError(
-                f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used ({told}; first: "
-                f"{''.join(location)}), more than data.max_bad_fraction={max_left_out:g}; they are read as "
-                f"detection.box_format={census.column.box_format}, in pixels"
+                f"{num:,} of {among:,} boxes in column {census.column.column!r} of {url} cannot be used "
+                f"({told}; first: {''.join(location)}), more than data.max_bad_fraction={max_left_out:g}; "
+                f"they are read as detection.box_format={census.column.box_format}, in pixels"
             )

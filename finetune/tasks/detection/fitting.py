@@ -1,4 +1,6 @@
-"""Strides of the pyramid and anchors, fitted to the boxes of the training data at the size in which the model sees them."""
+"""Strides of the pyramid and anchors, fitted to the boxes of the training data at the
+size in which the model sees them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import numpy as np
 
 from cluster.errors import UserError
 
-BEYOND = 2  # halvings below an encoder's finest stride, and doublings above its coarsest, that a pyramid can do
+BEYOND = (
+    2  # halvings below an encoder's finest stride, and doublings above its coarsest, that a pyramid can do
+)
 
 
 def possible_strides(encoder_strides: Sequence[int]) -> list[int]:
@@ -25,16 +29,18 @@ def check_strides(strides: Sequence[int], encoder_strides: Sequence[int]) -> Non
     doubling = all(b == 2 * a for a, b in pairwise(strides))
     if not strides or not doubling or not set(strides) <= set(possible):
         raise UserError(
-            f"detection.strides={list(strides)} is not possible: give strides of which each is twice the one before, of "
-            f"{', '.join(map(str, possible))} (the encoder's maps have {', '.join(map(str, encoder_strides))})"
+            f"detection.strides={list(strides)} is not possible: give strides of which each is twice the "
+            f"one before, of {', '.join(map(str, possible))} (the encoder's maps have "
+            f"{', '.join(map(str, encoder_strides))})"
         )
 
 
 def fit_strides(sides_N: np.ndarray, encoder_strides: Sequence[int]) -> list[int]:
     """Strides of a pyramid for boxes of these sides (pixels, square root of their area), finest first.
 
-    The finest puts two positions on the side of small boxes (the second percentile), the coarsest four on that of large ones
-    (the 98th), about as FPN (https://arxiv.org/abs/1612.03144) and FCOS (https://arxiv.org/abs/1904.01355) do on COCO.
+    The finest puts two positions on the side of small boxes (the second percentile), the coarsest four on
+    that of large ones (the 98th), about as FPN (https://arxiv.org/abs/1612.03144) and FCOS
+    (https://arxiv.org/abs/1904.01355) do on COCO.
     """
     possible = possible_strides(encoder_strides)
     small, large = np.quantile(sides_N, [0.02, 0.98])
@@ -46,8 +52,8 @@ def fit_strides(sides_N: np.ndarray, encoder_strides: Sequence[int]) -> list[int
 def fit_anchors(shapes_N2: np.ndarray, num_levels: int, num_a_level: int) -> list[list[list[float]]]:
     """Width and height of `num_a_level` anchors for each level, finest first, in the unit of `shapes_N2`.
 
-    The centres of k-means over the logarithms of width and height, so that a box twice as large as its anchor counts as
-    much as one half as large; smaller ones go to finer levels.
+    The centres of k-means over the logarithms of width and height, so that a box twice as large as its
+    anchor counts as much as one half as large; smaller ones go to finer levels.
     """
     from sklearn.cluster import KMeans  # takes a second to import
 

@@ -8,15 +8,20 @@ from pretrain.encoders.layers import AttentionOverMaps
 
 
 def make_attention_hard(encoder: Encoder, *, num_keys: int, num_stages: int) -> None:
-    """Lets each query of the last stages' attention keep its strongest keys only; the weights stay as they are.
+    """Lets each query of the last stages' attention keep its strongest keys only;
+    the weights stay as they are.
 
     Raises UserError for an encoder whose attention cannot.
     """
-    layers = {name: layer for name, layer in encoder.attention_layers().items() if isinstance(layer, AttentionOverMaps)}
+    layers = {
+        name: layer
+        for name, layer in encoder.attention_layers().items()
+        if isinstance(layer, AttentionOverMaps)
+    }
     if not layers:
         raise UserError(
-            f"detection.hard_attention_keys={num_keys}: {encoder.spec['name']} has no attention that can be hard "
-            "(the convattn encoders have)"
+            f"detection.hard_attention_keys={num_keys}: {encoder.spec['name']} has no attention that can be "
+            "hard (the convattn encoders have)"
         )
     stages = list(dict.fromkeys(_stage(name) for name in layers))[-num_stages:]
     for name, layer in layers.items():

@@ -48,7 +48,10 @@ class Anchors(AnchorGenerator):
 
     def __init__(self, strides: Sequence[int], shapes: Sequence[Sequence[Sequence[float]]]) -> None:
         super().__init__(sizes=((1,),) * len(strides), aspect_ratios=((1.0,),) * len(strides))
-        self.strides, self.shapes = list(strides), [[list(shape) for shape in of_level] for of_level in shapes]
+        self.strides, self.shapes = (
+            list(strides),
+            [[list(shape) for shape in of_level] for of_level in shapes],
+        )
 
     def num_anchors_per_location(self) -> list[int]:
         """Anchors at each position, by map."""
@@ -59,7 +62,9 @@ class Anchors(AnchorGenerator):
         device = feature_maps[0].device
         anchors: list[Tensor] = []
         for feature_map, stride, shapes in zip(feature_maps, self.strides, self.shapes, strict=True):
-            corners = [[(stride - w) / 2, (stride - h) / 2, (stride + w) / 2, (stride + h) / 2] for w, h in shapes]
+            corners = [
+                [(stride - w) / 2, (stride - h) / 2, (stride + w) / 2, (stride + h) / 2] for w, h in shapes
+            ]
             height, width = feature_map.shape[-2:]
             down, across = torch.meshgrid(
                 torch.arange(height, dtype=torch.float32, device=device) * stride,
@@ -113,11 +118,16 @@ class OneStageHead(Head):
     def detections(self, images: ImageList, maps: list[Tensor]) -> list[dict[str, Tensor]]:
         """After non-maximum suppression."""
         positions = [
-            num * self.detector.anchor_generator.num_anchors_per_location()[0] for num in self._positions(maps)
+            num * self.detector.anchor_generator.num_anchors_per_location()[0]
+            for num in self._positions(maps)
         ]
-        outputs = {name: list(output.split(positions, dim=1)) for name, output in self._outputs(maps).items()}
+        outputs = {
+            name: list(output.split(positions, dim=1)) for name, output in self._outputs(maps).items()
+        }
         anchors = [list(a.split(positions)) for a in self.detector.anchor_generator(images, maps)]
-        found: list[dict[str, Tensor]] = self.detector.postprocess_detections(outputs, anchors, images.image_sizes)
+        found: list[dict[str, Tensor]] = self.detector.postprocess_detections(
+            outputs, anchors, images.image_sizes
+        )
         return found
 
     def _positions(self, maps: list[Tensor]) -> list[int]:
@@ -125,7 +135,9 @@ class OneStageHead(Head):
 
 
 class TwoStageHead(Head):
-    """Faster R-CNN: candidate boxes from the maps, then each is looked at again. Its class 0 is the background."""
+    """Faster R-CNN: candidate boxes from the maps, then each is looked at again.
+    Its class 0 is the background.
+    """
 
     def __init__(self, detector: FasterRCNN) -> None:
         super().__init__()
@@ -154,13 +166,16 @@ def _in_float32(maps: list[Tensor]) -> Iterator[dict[str, Tensor]]:
         yield OrderedDict((str(level), one.float()) for level, one in enumerate(maps))
 
 
-def fcos(*, num_classes: int, channels: int, depth: int, strides: Sequence[int], max_detections: int, **_: Any) -> Head:
+def fcos(
+    *, num_classes: int, channels: int, depth: int, strides: Sequence[int], max_detections: int, **_: Any
+) -> Head:
     """FCOS (https://arxiv.org/abs/1904.01355): no anchors, each position says how far the four edges are.
 
     A level is for boxes up to eight of its strides around a position, as in the paper.
     """
     head = FCOSHead(channels, 1, num_classes, num_convs=depth)
-    # a position starts from a box of some size: from none at all, the ReLU behind would pass no gradient at half of them
+    # a position starts from a box of some size: from none at all, the ReLU behind would pass no gradient at
+    # half of them
     nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_REACH)
     generator = Anchors(strides, [[[stride, stride]] for stride in strides])
     return _one_stage(FCOS, channels, num_classes, generator, head, max_detections)
@@ -193,7 +208,9 @@ def _one_stage(
     max_detections: int,
 ) -> Head:
     limits = {"score_thresh": MIN_SCORE, "topk_candidates": CANDIDATES, "detections_per_img": max_detections}
-    return OneStageHead(kind(NoBackbone(channels), num_classes, anchor_generator=generator, head=head, **limits))
+    return OneStageHead(
+        kind(NoBackbone(channels), num_classes, anchor_generator=generator, head=head, **limits)
+    )
 
 
 def faster_rcnn(
@@ -205,10 +222,11 @@ def faster_rcnn(
     anchors: Sequence[Sequence[Sequence[float]]],
     max_detections: int,
 ) -> Head:
-    """Faster R-CNN (https://arxiv.org/abs/1506.01497) over a feature pyramid (https://arxiv.org/abs/1612.03144).
+    """Faster R-CNN (https://arxiv.org/abs/1506.01497) over a feature
+    pyramid (https://arxiv.org/abs/1612.03144).
 
-    The second stage is four times as wide as the maps, as torchvision's 1024 for 256 channels; of an image 128 candidates
-    are learnt from, as in the first paper.
+    The second stage is four times as wide as the maps, as torchvision's 1024 for 256 channels; of an image
+    128 candidates are learnt from, as in the first paper.
     """
     generator, width = Anchors(strides, anchors), 4 * channels
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], POOLED_SIDE, sampling_ratio=2)

@@ -30,7 +30,9 @@ MAX_RESAMPLED = 200_000_000  # detections in all resampled sets: more of these f
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedImage:
-    """An image's true boxes and what was found, all in its pixels: xyxy [N, 4], class ids [N], scores [N]."""
+    """An image's true boxes and what was found, all in its pixels:
+    xyxy [N, 4], class ids [N], scores [N].
+    """
 
     row_id: int
     width: int
@@ -47,9 +49,10 @@ def coco_scores(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Numbers over a data set, and a row for each class.
 
-    `map` is the mean over classes and the overlaps 0.50, 0.55, ... 0.95 of the average precision, `ap50` and `ap75` that at
-    one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96 and above (pixels of the image),
-    left out where there are none; `recall` is the average recall with 100 detections an image. All in [0, 1].
+    `map` is the mean over classes and the overlaps 0.50, 0.55, ... 0.95 of the average precision, `ap50` and
+    `ap75` that at one overlap; `ap_small`, `ap_medium` and `ap_large` of boxes below 32 x 32, up to 96 x 96
+    and above (pixels of the image), left out where there are none;
+    `recall` is the average recall with 100 detections an image. All in [0, 1].
     """
     numbers, rows, _ = evaluated_scores(images, class_names)
     return numbers, rows
@@ -58,7 +61,9 @@ def coco_scores(
 def evaluated_scores(
     images: Sequence[EvaluatedImage], class_names: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], float]:
-    """The same, and the standard error of `map`: how far it moves over sets of as many images, drawn from these (bootstrap)."""
+    """The same, and the standard error of `map`: how far it moves over sets of as many images,
+    drawn from these (bootstrap).
+    """
     from pycocotools.cocoeval import COCOeval  # brings matplotlib along
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
@@ -70,7 +75,9 @@ def evaluated_scores(
     numbers = {name: float(evaluation.stats[index]) for name, index in NAMES.items()}
     # [overlaps, recalls, classes, sizes, detections an image]; -1 where a class has no box
     precision_TRC = evaluation.eval["precision"][:, :, :, 0, -1]
-    boxes = np.bincount(np.concatenate([image.true_classes_N for image in images]), minlength=len(class_names))
+    boxes = np.bincount(
+        np.concatenate([image.true_classes_N for image in images]), minlength=len(class_names)
+    )
     rows = [
         {
             "class": name,
@@ -80,17 +87,25 @@ def evaluated_scores(
         }
         for index, name in enumerate(class_names)
     ]
-    return {name: number for name, number in numbers.items() if number >= 0}, rows, _map_error(evaluation, len(images))
+    return (
+        {name: number for name, number in numbers.items() if number >= 0},
+        rows,
+        _map_error(evaluation, len(images)),
+    )
 
 
 def _map_error(evaluation: Any, num_images: int) -> float:
-    """Standard error of mAP over resampled images; matches stay as they are, for images are matched one by one."""
+    """Standard error of mAP over resampled images;
+    matches stay as they are, for images are matched one by one.
+    """
     parts = evaluation.params
     recalls_R, num_sizes = np.asarray(parts.recThrs), len(parts.areaRng)
     classes = []
     for index in range(len(parts.catIds)):
         start = index * num_sizes * num_images  # of all sizes, which come first
-        of_class = [(i, e) for i, e in enumerate(evaluation.evalImgs[start : start + num_images]) if e is not None]
+        of_class = [
+            (i, e) for i, e in enumerate(evaluation.evalImgs[start : start + num_images]) if e is not None
+        ]
         if not sum(len(e["gtIds"]) for _, e in of_class):
             continue
         owner_D = np.concatenate([np.full(len(e["dtScores"]), i) for i, e in of_class])
@@ -115,7 +130,9 @@ def _map_error(evaluation: Any, num_images: int) -> float:
     return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def _average_precision(times_D: np.ndarray, hits_TD: np.ndarray, num_true: float, recalls_R: np.ndarray) -> float:
+def _average_precision(
+    times_D: np.ndarray, hits_TD: np.ndarray, num_true: float, recalls_R: np.ndarray
+) -> float:
     """COCO's, over its overlaps, of detections (surest first) that each come several times."""
     right_TD = (hits_TD * times_D).cumsum(1)
     all_D = np.maximum(times_D.cumsum(), 1)
@@ -155,7 +172,9 @@ def _coco(images: Sequence[EvaluatedImage], class_names: Sequence[str], *, found
             annotations.append(annotation)
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": n, "width": image.width, "height": image.height} for n, image in enumerate(images, 1)],
+        "images": [
+            {"id": n, "width": image.width, "height": image.height} for n, image in enumerate(images, 1)
+        ],
         "categories": [{"id": index, "name": name} for index, name in enumerate(class_names, 1)],
         "annotations": annotations,
     }

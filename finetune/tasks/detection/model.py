@@ -48,7 +48,9 @@ class Detector(TaskModel):
     ) -> None:
         super().__init__(encoder, mode=mode)
         if channels % GROUPS:
-            raise UserError(f"detection.channels={channels} is not possible: it must be a multiple of {GROUPS}")
+            raise UserError(
+                f"detection.channels={channels} is not possible: it must be a multiple of {GROUPS}"
+            )
         self.pyramid = Pyramid(encoder, strides=strides, channels=channels)
         self.head = HEADS[choose("detection.head", head, HEADS)](
             num_classes=num_classes,
@@ -70,7 +72,7 @@ class Detector(TaskModel):
 
     @torch.no_grad()
     def detect(self, images_BCHW: Tensor, sizes: Sequence[tuple[float, float]]) -> list[dict[str, Tensor]]:
-        """Of each image `boxes` [N, 4] in pixels of the canvas, `scores` and `labels`; `sizes` are the height and width of the
-        image on it, in its upper left corner."""
+        """Of each image `boxes` [N, 4] in pixels of the canvas, `scores` and `labels`; `sizes` are the
+        height and width of the image on it, in its upper left corner."""
         images = ImageList(images_BCHW, list(sizes))
         return self.head.detections(images, self.pyramid(self.maps(images_BCHW)))

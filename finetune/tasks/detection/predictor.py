@@ -91,8 +91,12 @@ class ObjectDetector(Predictor):
             for boxes_N4, classes_N, scores_N in self.found(arrays[0], geometry_VB5)
         ]
 
-    def found(self, canvases: np.ndarray, geometry_VB5: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """uint8 [B, C, size, size] -> of each image boxes [N, 4] in its pixels, class ids and scores [N], on the host."""
+    def found(
+        self, canvases: np.ndarray, geometry_VB5: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """uint8 [B, C, size, size] -> of each image boxes [N, 4] in its pixels, class ids and scores [N],
+        on the host.
+        """
         size = self.config["image_size"]
         sizes = [image_on_canvas(geometry_VB5[:, index], size) for index in range(len(canvases))]
         results = []
@@ -121,7 +125,9 @@ class ObjectDetector(Predictor):
     def evaluated(
         self, shards: Shards, context: RankContext, *, decode_threads: int = 1
     ) -> tuple[list[EvaluatedImage], LeftOut]:
-        """All images of a data set with true and found boxes, by row, on every rank, whatever their number."""
+        """All images of a data set with true and found boxes, by row, on every rank,
+        whatever their number.
+        """
         name = self.columns["objects"]
         classes = ClassNames(tuple(self.config["class_values"]), self.class_names)
         reader = TargetReader(boxes_column_of(shards.manifest, name, self.config["box_format"]), classes)
@@ -133,7 +139,9 @@ class ObjectDetector(Predictor):
             for index, row_id in enumerate(batch.row_ids.tolist()):
                 width, height = (int(side) for side in batch.geometry_VB5[1, index, 2:4])
                 value = batch.columns[name][index]
-                target, bad = reader.read(value, width=width, height=height, location=str(shards.location(row_id)))
+                target, bad = reader.read(
+                    value, width=width, height=height, location=str(shards.location(row_id))
+                )
                 left_out.merge(bad)
                 true = target.xyxy_N4, target.classes_N
                 images.append(EvaluatedImage(row_id, width, height, *true, *found[index]))
@@ -141,10 +149,12 @@ class ObjectDetector(Predictor):
         all_left_out = LeftOut()
         for _, of_rank in parts:
             all_left_out.merge(of_rank)
-        everything = sorted((image for of_rank, _ in parts for image in of_rank), key=lambda image: image.row_id)
+        everything = sorted(
+            (image for of_rank, _ in parts for image in of_rank), key=lambda image: image.row_id
+        )
         if not any(len(image.true_N4) for image in everything):
             raise UserError(
-                f"no image of the validation data that can be decoded has a box that can be used (column {name!r}); "
-                "`python -m pretrain.data check` says why"
+                "no image of the validation data that can be decoded has a box that can be used (column "
+                f"{name!r}); `python -m pretrain.data check` says why"
             )
         return everything, all_left_out

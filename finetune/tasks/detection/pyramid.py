@@ -19,9 +19,10 @@ GROUPS = 32  # of group norm; statistics of a batch would mix images, and batche
 class Pyramid(nn.Module):
     """Maps of equal channels at chosen strides (FPN, https://arxiv.org/abs/1612.03144), by torchvision's.
 
-    Of several encoder maps of one stride (transformers) the deepest is taken. A stride finer than the encoder's finest is
-    made by resampling that map, as in ViTDet (https://arxiv.org/abs/2203.16527), one coarser than its coarsest by
-    convolutions of stride 2. Each map enters through a 1x1 convolution and group norm, whatever its scale.
+    Of several encoder maps of one stride (transformers) the deepest is taken. A stride finer than the
+    encoder's finest is made by resampling that map, as in ViTDet (https://arxiv.org/abs/2203.16527), one
+    coarser than its coarsest by convolutions of stride 2.
+    Each map enters through a 1x1 convolution and group norm, whatever its scale.
 
     Args:
         encoder: whose maps these are.
@@ -41,12 +42,16 @@ class Pyramid(nn.Module):
         self._scales = [map_strides[0] // stride for stride in finer]
         levels = [*finer, *map_strides]
         self._taken = [index for index, stride in enumerate(levels) if stride in strides]
-        in_channels = [encoder.channels[self._maps[0]]] * len(finer) + [encoder.channels[i] for i in self._maps]
+        in_channels = [encoder.channels[self._maps[0]]] * len(finer) + [
+            encoder.channels[i] for i in self._maps
+        ]
         self.fpn = FeaturePyramidNetwork(in_channels, channels, norm_layer=partial(nn.GroupNorm, GROUPS))
         for index in set(range(len(levels))) - set(self._taken):
             self.fpn.layer_blocks[index] = nn.Identity()  # of a map that only serves the finer ones
         self.coarser = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.GroupNorm(GROUPS, channels))
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.GroupNorm(GROUPS, channels)
+            )
             for _ in coarser
         )
         self._num = len(strides)

@@ -60,11 +60,14 @@ class Detection(Task):
         )
         if not detection.min_scale <= detection.max_scale:
             raise UserError(
-                f"detection.min_scale={detection.min_scale:g} is above detection.max_scale={detection.max_scale:g}"
+                f"detection.min_scale={detection.min_scale:g} is above "
+                f"detection.max_scale={detection.max_scale:g}"
             )
         self._max_left_out = settings.data.max_bad_fraction
         of_train, of_validation = self._censuses = tuple(
-            take_census(shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format))
+            take_census(
+                shards, boxes_column_of(shards.manifest, detection.objects_column, detection.box_format)
+            )
             for shards in (self._train, self._validation)
         )
         self.classes = classes_of(of_train, of_validation)
@@ -76,8 +79,8 @@ class Detection(Task):
             "score_threshold": detection.score_threshold,
         }
         self.notes = [
-            f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} {name} images "
-            f"({census.num_without:,} without any)"
+            f"{census.num_boxes:,} boxes of {len(census.boxes_of_class)} classes in {census.num_rows:,} "
+            f"{name} images ({census.num_without:,} without any)"
             + (
                 f"; left out: {census.left_out} (first: {census.left_out.locations[0]})"
                 if census.left_out.counts
@@ -100,13 +103,15 @@ class Detection(Task):
             look_at_shapes(shards, self._reader.column, IMAGES_LOOKED_AT, channels=encoder.in_channels)
             for shards in (self._train, self._validation)
         ]
-        for shards, census, shapes in zip((self._train, self._validation), self._censuses, looked, strict=True):
+        for shards, census, shapes in zip(
+            (self._train, self._validation), self._censuses, looked, strict=True
+        ):
             check_boxes(census, shapes, shards.manifest.files[0].url, max_left_out=self._max_left_out)
         shapes_N2, outside = looked[0].fractions_N2, looked[0].outside
         if not len(shapes_N2):
             raise UserError(
-                f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of it; boxes are "
-                f"read as {detection.box_format} in pixels (detection.box_format)"
+                f"no image of {self._train.manifest.files[0].url} that can be opened has a box inside of "
+                f"it; boxes are read as {detection.box_format} in pixels (detection.box_format)"
             )
         self._check_sizes(shapes_N2, size)
         shapes_N2 = shapes_N2[(shapes_N2 * size >= MIN_SIDE).all(1)]
@@ -151,7 +156,9 @@ class Detection(Task):
                 encoder, num_keys=config["hard_attention_keys"], num_stages=config["hard_attention_stages"]
             )
         names = ("head", "strides", "anchors", "channels", "depth", "max_detections", "mode")
-        return Detector(encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names})
+        return Detector(
+            encoder, num_classes=len(config["class_names"]), **{name: config[name] for name in names}
+        )
 
     def views(self, size: int) -> list[ViewSpec]:
         """A flip and mild colours; the window is drawn by `viewer`."""
@@ -170,7 +177,9 @@ class Detection(Task):
             )
         ]
 
-    def viewer(self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext) -> Viewer:
+    def viewer(
+        self, settings: FinetuneSettings, source: EncoderSource, size: int, context: RankContext
+    ) -> Viewer:
         """Random windows onto the images."""
         detection = self.settings
         return BoxViewer(
@@ -194,7 +203,9 @@ class Detection(Task):
             geometry_25 = batch.geometry_VB5[:, index]
             width, height = geometry_25[1, 2:4].tolist()
             target, _ = self._reader.read(value, width=width, height=height)
-            boxes_N4, keep_N = boxes_on_canvas(target.xyxy_N4, geometry_25, size, min_visible=self.settings.min_visible)
+            boxes_N4, keep_N = boxes_on_canvas(
+                target.xyxy_N4, geometry_25, size, min_visible=self.settings.min_visible
+            )
             targets.append(
                 {
                     "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),

@@ -1,11 +1,13 @@
 """Images on a square canvas, and where their boxes end up on it.
 
-A canvas is a square window onto an image, resampled to S pixels; what the window shows beyond the image's edges is filled
-with the mean colour. For evaluation the window is the smallest that holds the whole image (aspect ratio kept, image in the
-upper left corner); for training it is drawn: smaller (zoomed in, a crop) or larger (zoomed out), anywhere, mirrored or not.
+A canvas is a square window onto an image, resampled to S pixels; what the window shows beyond the image's
+edges is filled with the mean colour. For evaluation the window is the smallest that holds the whole image
+(aspect ratio kept, image in the upper left corner); for training it is drawn: smaller (zoomed in, a crop) or
+larger (zoomed out), anywhere, mirrored or not.
 
-`geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the image: the window (the fifth
-number says how it is mirrored: 1 left and right, 2 top and bottom, 3 both), and the image itself.
+`geometry_VB5` of these batches holds two rows of left, top, right and bottom in pixels of the image: the
+window (the fifth number says how it is mirrored: 1 left and right, 2 top and bottom, 3 both),
+and the image itself.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ def letterbox(width: int, height: int) -> Window:
 def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, float]) -> Window:
     """A window whose canvas shows the image `scale` times as large as the letterbox does, log-uniform.
 
-    As in large-scale jittering (Ghiasi et al., https://arxiv.org/abs/2012.07177): a window smaller than the image lies
-    inside of it, and a larger one around it. `draws_3` are uniform in [0, 1): scale, left and top.
+    As in large-scale jittering (Ghiasi et al., https://arxiv.org/abs/2012.07177): a window smaller than the
+    image lies inside of it, and a larger one around it.
+    `draws_3` are uniform in [0, 1): scale, left and top.
     """
     low, high = map(math.log, scale)
     side = max(width, height) / math.exp(low + (high - low) * draws_3[0])
@@ -53,7 +56,8 @@ def jittered(width: int, height: int, draws_3: np.ndarray, scale: tuple[float, f
 def boxes_on_canvas(
     xyxy_N4: np.ndarray, geometry_25: np.ndarray, size: int, *, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in pixels of an image, inside of it -> float32 [N, 4] cut at the edges of its canvas, and which to keep, bool [N].
+    """Boxes in pixels of an image, inside of it -> float32 [N, 4] cut at the edges of its canvas,
+    and which to keep, bool [N].
 
     A box is kept when at least `min_visible` of its area lies on the canvas, and two pixels of either side.
     """
@@ -91,7 +95,9 @@ def write_window(
     fill_C: np.ndarray,
     mirrored: int,
 ) -> None:
-    """Decodes an image and writes a window onto it as uint8 [C, S, S]; fills the geometry. Raises BadImage."""
+    """Decodes an image and writes a window onto it as uint8 [C, S, S]; fills the geometry.
+    Raises BadImage.
+    """
     size = target_CSS.shape[1]
     left, top, side = window
     box = left, top, side, side
@@ -133,7 +139,9 @@ class Letterbox:
 
 
 class LetterboxFilling:
-    """A batch of letterboxed images that are being made, see `pretrain.data.views.random_views.ViewFilling`."""
+    """A batch of letterboxed images that are being made, see
+    `pretrain.data.views.random_views.ViewFilling`.
+    """
 
     parameters = None
 
@@ -175,7 +183,12 @@ class BoxViews:
         channels: int = 3,
         pinned: bool = False,
     ) -> None:
-        self.spec, self.scale, self.flip_vertical, self.fill_C = spec, scale, flip_vertical, mean_colour(mean)
+        self.spec, self.scale, self.flip_vertical, self.fill_C = (
+            spec,
+            scale,
+            flip_vertical,
+            mean_colour(mean),
+        )
         self.seed, self.colours_on_host, self.channels, self.pinned = seed, colours_on_host, channels, pinned
         self.buffer_pool = BufferPool()
 
@@ -192,7 +205,9 @@ class BoxFilling:
         draws_B4 = uniform(WINDOW, transform.seed, passes[:, None], row_ids[:, None], np.arange(4))
         self._windows_B3 = draws_B4[:, :3]
         colours = draw_colours(spec, seed=transform.seed, passes=passes, row_ids=row_ids, view=0)
-        self._mirrored_B = ACROSS * colours.flipped.astype(int) + DOWN * (draws_B4[:, 3] < transform.flip_vertical)
+        self._mirrored_B = ACROSS * colours.flipped.astype(int) + DOWN * (
+            draws_B4[:, 3] < transform.flip_vertical
+        )
         self._rows, self._changes = colours.rows(spec), colours.changes(spec)
         self.parameters = None if transform.colours_on_host else [self._rows]
         shape = (len(row_ids), transform.channels, spec.size, spec.size)
@@ -214,7 +229,9 @@ class BoxFilling:
 class BoxViewer(Viewer):
     """A `Viewer` of random windows."""
 
-    def __init__(self, spec: ViewSpec, *, scale: tuple[float, float], flip_vertical: float, **viewer: Any) -> None:
+    def __init__(
+        self, spec: ViewSpec, *, scale: tuple[float, float], flip_vertical: float, **viewer: Any
+    ) -> None:
         super().__init__([spec], **viewer)
         self._scale, self._flip_vertical = scale, flip_vertical
 

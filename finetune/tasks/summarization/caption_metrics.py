@@ -1,7 +1,7 @@
 """CIDEr-D, BLEU and ROUGE-L as the COCO caption evaluation defines them (https://arxiv.org/abs/1504.00325).
 
-All take words: one candidate an image, and one or several references. On the same words they equal that evaluation's own code.
-It takes words from the Stanford tokenizer, we from `words_of`.
+All take words: one candidate an image, and one or several references. On the same words they equal that
+evaluation's own code. It takes words from the Stanford tokenizer, we from `words_of`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
 def cider_d_of_each(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
     """CIDEr-D of each image (https://arxiv.org/abs/1411.5726, sigma 6, n-grams of 1 to 4 words, times 10).
 
-    How rare an n-gram is comes from the references given here: its document frequency is the number of images with it in one
-    of their references. So a single image has nothing that is rare, and scores 0.
+    How rare an n-gram is comes from the references given here: its document frequency is the number of
+    images with it in one of their references. So a single image has nothing that is rare, and scores 0.
     """
     reference_ngrams = [[_ngrams(reference) for reference in of_image] for of_image in references]
     frequency: Counter[tuple[str, ...]] = Counter()
@@ -47,19 +47,24 @@ def cider_d_of_each(candidates: Sequence[Words], references: Sequence[Sequence[W
         vector = weighed(_ngrams(candidate))
         total = 0.0
         for ngrams, words in zip(of_image, words_of_image, strict=True):
-            # the evaluation's code takes the number of pairs for the length, which tells no words and one word alike
+            # the evaluation's code takes the number of pairs for the length, which tells no words and one
+            # word alike
             apart = max(0, len(candidate) - 1) - max(0, len(words) - 1)
             total += _similarity(vector, weighed(ngrams)) * math.exp(-(apart**2) / (2 * CIDER_SIGMA**2))
         scores.append(CIDER_SCALE * total / len(of_image))
     return scores
 
 
-def _similarity(candidate: list[dict[tuple[str, ...], float]], reference: list[dict[tuple[str, ...], float]]) -> float:
+def _similarity(
+    candidate: list[dict[tuple[str, ...], float]], reference: list[dict[tuple[str, ...], float]]
+) -> float:
     """Mean over n of the cosine, the candidate's counts clipped to the reference's."""
     total = 0.0
     for own, other in zip(candidate, reference, strict=True):
         length = math.sqrt(sum(x * x for x in own.values())) * math.sqrt(sum(x * x for x in other.values()))
-        product = sum(min(value, other.get(ngram, 0.0)) * other.get(ngram, 0.0) for ngram, value in own.items())
+        product = sum(
+            min(value, other.get(ngram, 0.0)) * other.get(ngram, 0.0) for ngram, value in own.items()
+        )
         total += product / length if length else product
     return total / MAX_N
 
@@ -100,7 +105,9 @@ def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
     for candidate, of_image in zip(candidates, references, strict=True):
         common = [_longest_common(candidate, reference) for reference in of_image]
         precision = max(common) / max(1, len(candidate))
-        recall = max(length / max(1, len(reference)) for length, reference in zip(common, of_image, strict=True))
+        recall = max(
+            length / max(1, len(reference)) for length, reference in zip(common, of_image, strict=True)
+        )
         if precision and recall:
             scores.append((1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision))
         else:

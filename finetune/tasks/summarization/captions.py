@@ -1,5 +1,5 @@
-"""What the captions of a data set hold, read once before training: how many there are, which images have none, and the
-keywords.
+"""What the captions of a data set hold, read once before training: how many there are, which images have
+none, and the keywords.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ class Survey:
     @property
     def summary(self) -> dict[str, Any]:
         """For results: the numbers, and where nothing was found."""
-        return {"images": self.num_images, "captions": self.num_texts, "images_without": self.num_without} | (
-            {"first_without": self.without} if self.without else {}
-        )
+        return {
+            "images": self.num_images,
+            "captions": self.num_texts,
+            "images_without": self.num_without,
+        } | ({"first_without": self.without} if self.without else {})
 
 
 def captions_of(value: Any) -> list[str]:
@@ -167,6 +169,6 @@ def require_captions(survey: Survey, column: str, manifest: Manifest) -> None:
     """Raises UserError when a data set has no caption at all."""
     if not survey.num_texts:
         raise UserError(
-            f"column {column!r} of {manifest.files[0].url} holds no caption in any of {survey.num_images:,} rows; "
-            "name another with summarization.captions_column, or caption some images"
+            f"column {column!r} of {manifest.files[0].url} holds no caption in any of {survey.num_images:,} "
+            "rows; name another with summarization.captions_column, or caption some images"
         )

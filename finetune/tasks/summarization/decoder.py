@@ -1,6 +1,7 @@
 """The sentence: a transformer decoder (https://arxiv.org/abs/1706.03762, norms before) over a memory.
 
-Shapes: B sentences (times beams), L tokens, M memory entries, D channels, h heads, V tokens of the vocabulary.
+Shapes: B sentences (times beams), L tokens, M memory entries, D channels, h heads,
+V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 @dataclass
 class LayerCache:
-    """Keys and values of a layer, [B, h, length, D / h]: of the memory, and of the tokens so far (None before the first).
+    """Keys and values of a layer, [B, h, length, D / h]:
+    of the memory, and of the tokens so far (None before the first).
 
-    Several sentences in a row may share an image's memory: those of the tokens then have a multiple of its rows.
+    Several sentences in a row may share an image's memory:
+    those of the tokens then have a multiple of its rows.
     """
 
     memory_keys: Tensor
@@ -31,13 +34,23 @@ class LayerCache:
 
 
 class DecoderLayer(nn.Module):
-    """Attention over the tokens before, attention over the memory, and an MLP, each behind a norm and around a residual."""
+    """Attention over the tokens before, attention over the memory, and an MLP,
+    each behind a norm and around a residual.
+    """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.qkv, self.out1 = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm2, self.query, self.out2 = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm1, self.qkv, self.out1 = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.norm2, self.query, self.out2 = (
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.memory_kv = nn.Linear(width, 2 * width)
         self.norm3 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -81,7 +94,14 @@ class SentenceDecoder(nn.Module):
     """
 
     def __init__(
-        self, *, num_tokens: int, max_tokens: int, width: int, depth: int, num_heads: int, dropout: float = 0.0
+        self,
+        *,
+        num_tokens: int,
+        max_tokens: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.max_tokens = max_tokens
@@ -108,7 +128,9 @@ class SentenceDecoder(nn.Module):
         return [layer.begin(memory_BMD) for layer in self._layers()]
 
     def step(self, tokens_B: Tensor, cache: list[LayerCache]) -> Tensor:
-        """Log-probabilities float32 [B, V] of what follows these tokens, which come after those of the cache."""
+        """Log-probabilities float32 [B, V] of what follows these tokens,
+        which come after those of the cache.
+        """
         keys = cache[0].keys
         scores_BLV = self._scores(tokens_B[:, None], cache, 0 if keys is None else keys.shape[2])
         return scores_BLV[:, 0].float().log_softmax(-1)

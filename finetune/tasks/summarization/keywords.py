@@ -32,8 +32,11 @@ class KeywordReader:
         phrases = Phrases.of_config(config["phrases"]) if "phrases" in config else None
         return cls(config["keywords"], phrases)
 
-    def read(self, values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        """For B rows float32 [B, K], 1 for each keyword that a row has, and bool [B], whether its keywords are known.
+    def read(
+        self, values: Mapping[str, Sequence[Any]], columns: Mapping[str, str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For B rows float32 [B, K], 1 for each keyword that a row has, and bool [B],
+        whether its keywords are known.
 
         They are not where a row has no caption to take them from, or null in their column.
         """

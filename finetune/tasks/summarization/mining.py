@@ -2,14 +2,15 @@
 
 Three questions are asked of a sample of the captions, in this order:
 
-1. Which words say something of their image? Where images have several captions: those that the captions of an image agree on
-   beyond chance (Cohen's kappa above what is called slight, https://doi.org/10.2307/2529310). Where they have one: those with
-   words of their own kind around them. What stands at a distance from `and` is a mixture of all words, at a distance from
-   `dog` it is not (the divergence that finds stop words in Lo, He & Ounis 2005; the distance leaves out grammar).
-2. Which neighbouring words are one term (`fire hydrant`, `xe đạp`, and the characters of a Chinese word)? Those whose
-   normalised pointwise mutual information (Bouma 2009) is high and whose log-likelihood ratio (Dunning 1993,
-   https://aclanthology.org/J93-1003) is beyond chance; in two rounds, as word2phrase does (https://arxiv.org/abs/1310.4546).
-   These must say something of their image, too.
+1. Which words say something of their image? Where images have several captions: those that the captions of
+   an image agree on beyond chance (Cohen's kappa above what is called slight,
+   https://doi.org/10.2307/2529310). Where they have one: those with words of their own kind around them.
+   What stands at a distance from `and` is a mixture of all words, at a distance from `dog` it is not (the
+   divergence that finds stop words in Lo, He & Ounis 2005; the distance leaves out grammar).
+2. Which neighbouring words are one term (`fire hydrant`, `xe đạp`, and the characters of a Chinese word)?
+   Those whose normalised pointwise mutual information (Bouma 2009) is high and whose log-likelihood ratio
+   (Dunning 1993, https://aclanthology.org/J93-1003) is beyond chance; in two rounds, as word2phrase does
+   (https://arxiv.org/abs/1310.4546). These must say something of their image, too.
 3. Which of all these are frequent? They are the keywords.
 
 Time is linear in the captions up to `MAX_IMAGES`, and bounded beyond.
@@ -31,11 +32,11 @@ from finetune.tasks.summarization.words import stretches_of
 MAX_IMAGES = 20_000  # studied at most, evenly over the data; numbers of images are scaled up
 # -- terms of several words
 MIN_PAIRS = 5  # fewer occurrences say nothing
-# normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of grammar it is more
+# normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of
+# grammar it is more
 MIN_ASSOCIATION, MIN_WITH_GRAMMAR = 0.65, 0.75
-MIN_BOUND = (
-    0.7  # fraction of the rarer word's occurrences that are beside the other; words combine freely, halves do not
-)
+# fraction of the rarer word's occurrences that are beside the other; words combine freely, halves do not
+MIN_BOUND = 0.7
 MIN_LIKELIHOOD_RATIO = 24.0  # chi-square of one degree of freedom at 1e-6: millions of pairs are tested
 # -- terms that say something
 MIN_AGREEMENT = 0.2  # Cohen's kappa; up to it agreement is called slight
@@ -44,7 +45,10 @@ MIN_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours,
 MIN_FRACTION_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
 MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
-NUM_EXAMINED, NUM_CONTEXTS = 2000, 500  # most frequent terms that are examined, and that contexts are told apart by
+NUM_EXAMINED, NUM_CONTEXTS = (
+    2000,
+    500,
+)  # most frequent terms that are examined, and that contexts are told apart by
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""
@@ -114,7 +118,9 @@ class CaptionSample:
 
 
 def phrases_in(sample: CaptionSample, grammar: Container[str] = ()) -> Phrases:
-    """The terms of several words; words of `grammar` are part of one only when they are hardly ever apart."""
+    """The terms of several words; words of `grammar` are part of one
+    only when they are hardly ever apart.
+    """
     phrases = Phrases()
     for _ in range(2):
         streams = (phrases.parts(stretch) for image in sample.images() for said in image for stretch in said)
@@ -137,17 +143,28 @@ def _associated(streams: Iterable[Sequence[Phrase]], grammar: Container[str]) ->
     found = []
     for (first, second), both in pairs.items():
         one, other = counts[first], counts[second]
-        if both < max(MIN_PAIRS, MIN_BOUND * min(one, other)) or first == second or not possible(first + second):
+        if (
+            both < max(MIN_PAIRS, MIN_BOUND * min(one, other))
+            or first == second
+            or not possible(first + second)
+        ):
             continue
-        min_association = MIN_WITH_GRAMMAR if joined(first) in grammar or joined(second) in grammar else MIN_ASSOCIATION
+        min_association = (
+            MIN_WITH_GRAMMAR if joined(first) in grammar or joined(second) in grammar else MIN_ASSOCIATION
+        )
         association = math.log(both * num_all / (one * other)) / -math.log(both / num_all)
-        if association >= min_association and _likelihood_ratio(both, one, other, num_all) >= MIN_LIKELIHOOD_RATIO:
+        if (
+            association >= min_association
+            and _likelihood_ratio(both, one, other, num_all) >= MIN_LIKELIHOOD_RATIO
+        ):
             found.append(first + second)
     return sorted(found)
 
 
 def _likelihood_ratio(both: int, one: int, other: int, num_all: int) -> float:
-    """Dunning's, of a table of two by two: how often words follow each other, given how often there are any."""
+    """Dunning's, of a table of two by two: how often words follow each other,
+    given how often there are any.
+    """
     table = ((both, one - both), (other - both, num_all - one - other + both))
     total = 0.0
     for row, of_row in zip(table, (one, num_all - one), strict=True):
@@ -158,7 +175,12 @@ def _likelihood_ratio(both: int, one: int, other: int, num_all: int) -> float:
 
 
 def mine(
-    sample: CaptionSample, *, num_keywords: int, min_images: int, max_fraction: float, stop_words: Sequence[str] = ()
+    sample: CaptionSample,
+    *,
+    num_keywords: int,
+    min_images: int,
+    max_fraction: float,
+    stop_words: Sequence[str] = (),
 ) -> tuple[list[str], Phrases]:
     """The keywords, sorted, and the phrases by which captions are read for them.
 
@@ -226,7 +248,11 @@ def _agreed(images: Images, candidates: Sequence[str]) -> set[str]:
     found = set()
     for term in candidates:
         chance = captions_with[term] / num_captions
-        if others[term] and chance < 1 and (agreeing[term] / others[term] - chance) / (1 - chance) > MIN_AGREEMENT:
+        if (
+            others[term]
+            and chance < 1
+            and (agreeing[term] / others[term] - chance) / (1 - chance) > MIN_AGREEMENT
+        ):
             found.add(term)
     return found
 
@@ -241,13 +267,18 @@ def _topical(images: Images, candidates: Sequence[str]) -> set[str]:
 
 
 def divergences(images: Images, candidates: Sequence[str]) -> dict[str, float | None]:
-    """What each candidate tells of the words `NEAR` to `FAR` from it: nats for each of them, without what chance tells.
+    """What each candidate tells of the words `NEAR` to `FAR` from it:
+    nats for each of them, without what chance tells.
 
     None for a candidate with too few words around it.
     """
     counts = Counter(term for image in images for said in image for term in said)
-    contexts = [term for term, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONTEXTS]]
-    row_of, column_of = ({term: index for index, term in enumerate(terms)} for terms in (candidates, contexts))
+    contexts = [
+        term for term, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:NUM_CONTEXTS]
+    ]
+    row_of, column_of = (
+        {term: index for index, term in enumerate(terms)} for terms in (candidates, contexts)
+    )
     longest = max((len(said) for image in images for said in image), default=0)
     rows: list[int] = []
     columns: list[int] = []
@@ -258,7 +289,10 @@ def divergences(images: Images, candidates: Sequence[str]) -> dict[str, float | 
     row_N, column_N = np.array(rows, np.int64), np.array(columns, np.int64)
     seen = np.zeros(len(candidates) * len(contexts))
     for distance in range(NEAR + 1, min(FAR, longest) + 1):
-        for row, column in ((row_N[:-distance], column_N[distance:]), (row_N[distance:], column_N[:-distance])):
+        for row, column in (
+            (row_N[:-distance], column_N[distance:]),
+            (row_N[distance:], column_N[:-distance]),
+        ):
             both = (row >= 0) & (column >= 0)
             seen += np.bincount(row[both] * len(contexts) + column[both], minlength=len(seen))
     seen_KC = seen.reshape(len(candidates), len(contexts))

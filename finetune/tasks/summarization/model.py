@@ -1,4 +1,5 @@
-"""The summarizer: an encoder, keywords that each look at their own positions, and a sentence written over what was seen.
+"""The summarizer: an encoder, keywords that each look at their own positions,
+and a sentence written over what was seen.
 
 Shapes: B images, T positions of the map, K keywords, D channels, M memory entries, L tokens.
 """
@@ -44,7 +45,8 @@ class Summarizer(TaskModel, Sight):
         num_keywords: K, may be 0.
         num_tokens: size of the tokenizer's vocabulary.
         max_tokens: longest sentence, its end included.
-        width, depth, num_heads: of the decoder; the keywords share width and heads. `width` is divisible by 4 and by the heads.
+        width, depth, num_heads: of the decoder; the keywords share width and heads. `width` is divisible by
+            4 and by the heads.
         num_maps: how many of the encoder's last maps are looked at. Raises UserError when it has fewer.
         num_fed: how many of the likeliest keywords the sentence is told, each with what it saw.
         mode: with `linear` only keywords and decoder learn.
@@ -74,9 +76,14 @@ class Summarizer(TaskModel, Sight):
         super().__init__(encoder, mode=mode)
         if num_maps > len(encoder.channels):
             raise UserError(
-                f"summarization.num_maps={num_maps} is not possible: the encoder has {len(encoder.channels)} maps"
+                f"summarization.num_maps={num_maps} is not possible: the encoder has "
+                f"{len(encoder.channels)} maps"
             )
-        self.label_smoothing, self.keyword_weight, self.mean_tokens = label_smoothing, keyword_weight, mean_tokens
+        self.label_smoothing, self.keyword_weight, self.mean_tokens = (
+            label_smoothing,
+            keyword_weight,
+            mean_tokens,
+        )
         self.make_parts(
             encoder.channels,
             num_keywords=num_keywords,
@@ -95,10 +102,11 @@ class Summarizer(TaskModel, Sight):
         return self.look_at(self.maps(images_BCHW))
 
     def forward(self, inputs: SummaryTargets) -> StepOutput:
-        """Binary cross entropy of the keywords (mean over K) and cross entropy of the caption's tokens, mean over the images.
+        """Binary cross entropy of the keywords (mean over K) and cross entropy of the caption's tokens,
+        mean over the images.
 
-        The sentence's loss is a sum over tokens divided by `mean_tokens`, and not by this batch's, so that it does not depend
-        on how a batch is shared out over ranks.
+        The sentence's loss is a sum over tokens divided by `mean_tokens`, and not by this batch's, so that
+        it does not depend on how a batch is shared out over ranks.
         """
         seen = self.look(inputs.images_BCHW)
         num_images = len(inputs.images_BCHW)

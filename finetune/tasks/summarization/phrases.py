@@ -1,4 +1,6 @@
-"""Terms of a text: words, and several words that are one (`fire hydrant`, `xe đạp`, the characters of a Chinese word)."""
+"""Terms of a text: words, and several words that are one (`fire hydrant`, `xe đạp`,
+the characters of a Chinese word).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ Phrase = tuple[str, ...]
 
 
 class Phrases:
-    """Reads texts as terms, given which neighbouring words are one; a longer phrase goes before a shorter one.
+    """Reads texts as terms, given which neighbouring words are one;
+    a longer phrase goes before a shorter one.
 
     Args:
         phrases: each two words or more.
@@ -67,7 +70,9 @@ def joined(words: Sequence[str]) -> str:
 
 
 def is_term(term: str) -> bool:
-    """Whether a term may be a keyword: two letters and more, and no part of a contraction, or characters without spaces."""
+    """Whether a term may be a keyword: two letters and more, and no part of a contraction,
+    or characters without spaces.
+    """
     return is_unspaced(term) or (sum(map(str.isalpha, term)) >= 2 and "'" not in term)
 
 

@@ -34,7 +34,9 @@ NUM_EXAMPLES = 20
 
 @dataclass(frozen=True, eq=False)
 class Keyword:
-    """A keyword of an image, how sure the model is of it in [0, 1], and where it looked: float32, sums to 1."""
+    """A keyword of an image, how sure the model is of it in [0, 1], and where it looked:
+    float32, sums to 1.
+    """
 
     text: str
     score: float
@@ -49,7 +51,8 @@ class Summary:
         keywords: those it is sure enough of, the surest first.
         sentence: text.
         log_probability: of the sentence and its end.
-        thumbnail: the part of the image where most of the keywords' attention lies; None where the model is told not to.
+        thumbnail: the part of the image where most of the keywords' attention lies;
+            None where the model is told not to.
     """
 
     keywords: list[Keyword]
@@ -81,7 +84,9 @@ class ImageSummarizer(Predictor):
 
     def host_transform(self) -> WholeImage:
         """The whole image, stretched to a square."""
-        return WholeImage(self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels)
+        return WholeImage(
+            self.config["image_size"], fraction=self.config["crop_fraction"], channels=self.channels
+        )
 
     @torch.no_grad()
     def results(self, arrays: list[np.ndarray], geometry_VB5: np.ndarray | None) -> list[Summary]:
@@ -132,8 +137,8 @@ class ImageSummarizer(Predictor):
         )
         if not num_captions:
             raise UserError(
-                f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: there is nothing to "
-                "evaluate sentences against"
+                f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: "
+                "there is nothing to evaluate sentences against"
             )
         threshold, calibrated = self.config["keyword_threshold"], {}
         if threshold is None:  # while training; a finished model knows it
@@ -150,7 +155,9 @@ class ImageSummarizer(Predictor):
             "validation_images_without_captions": without,
             "keyword_threshold": threshold,
             "per_keyword": per_keyword(scores_NK, truth_NK, self.reader.keywords),
-            "examples": [{"sentence": one, "references": several} for one, several in examples[:NUM_EXAMPLES]],
+            "examples": [
+                {"sentence": one, "references": several} for one, several in examples[:NUM_EXAMPLES]
+            ],
         }
         return Evaluation(metrics, details, calibrated)
 
@@ -158,7 +165,9 @@ class ImageSummarizer(Predictor):
         """Predictions for a whole data set, on every rank, whatever their number."""
         nothing_NK = np.zeros((0, len(self.reader.keywords)), np.float32)
         parts = [_Evaluated(nothing_NK, nothing_NK, np.zeros(0, bool), [], [])]
-        for batch in self.batches(shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads):
+        for batch in self.batches(
+            shards, context, batch_size=EVALUATION_BATCH, decode_threads=decode_threads
+        ):
             seen, written = self.summarized(batch.arrays[0])
             truth, known = self.reader.read(batch.columns, self.columns)
             parts.append(
@@ -172,7 +181,9 @@ class ImageSummarizer(Predictor):
             )
         parts = [part for of_rank in gathered_objects(parts) for part in of_rank]
         if not any(part.sentences for part in parts):
-            raise UserError("no image of the validation data can be decoded; `python -m pretrain.data check` says why")
+            raise UserError(
+                "no image of the validation data can be decoded; `python -m pretrain.data check` says why"
+            )
         scores, truths, known = (
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("scores_NK", "truth_NK", "has_keywords_N")

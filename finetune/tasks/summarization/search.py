@@ -23,16 +23,20 @@ class Written:
 
 
 def length_penalty(num_tokens: int, strength: float) -> float:
-    """What a log-probability is divided by (GNMT, https://arxiv.org/abs/1609.08144, equation 14): 1 at strength 0."""
+    """What a log-probability is divided by (GNMT, https://arxiv.org/abs/1609.08144, equation 14):
+    1 at strength 0.
+    """
     return float(((5 + num_tokens) / 6) ** strength)
 
 
 @torch.no_grad()
-def write(decoder: SentenceDecoder, memory_BMD: Tensor, *, num_beams: int = 1, penalty: float = 0.6) -> list[Written]:
+def write(
+    decoder: SentenceDecoder, memory_BMD: Tensor, *, num_beams: int = 1, penalty: float = 0.6
+) -> list[Written]:
     """The best sentence of each memory entry, by log-probability over `length_penalty`.
 
-    A sentence that has not ended after the decoder's `max_tokens` ends there. Keys and values of the past are kept, so a token
-    costs one position's work.
+    A sentence that has not ended after the decoder's `max_tokens` ends there. Keys and values of the past
+    are kept, so a token costs one position's work.
     """
     num_images, width, device = len(memory_BMD), num_beams, memory_BMD.device
     cache = decoder.begin(memory_BMD)
@@ -63,15 +67,20 @@ def write(decoder: SentenceDecoder, memory_BMD: Tensor, *, num_beams: int = 1, p
         ended = token == END
         counted = ended & open_B1 & (torch.arange(token.shape[1], device=device) < width)
         done_tokens = torch.cat([done_tokens, torch.full_like(done_tokens[..., :1], PAD)], dim=-1)
-        all_scores = torch.cat([done_score_BW, (score / length_penalty(length, penalty)).where(counted, lost)], dim=1)
+        all_scores = torch.cat(
+            [done_score_BW, (score / length_penalty(length, penalty)).where(counted, lost)], dim=1
+        )
         done_score_BW, best = all_scores.topk(width)
         done_tokens = _rows(torch.cat([done_tokens, grown], dim=1), best)
-        done_probability_BW = torch.cat([done_probability_BW, score.where(counted, lost)], dim=1).gather(1, best)
+        done_probability_BW = torch.cat([done_probability_BW, score.where(counted, lost)], dim=1).gather(
+            1, best
+        )
 
         # those that go on
         alive_BW, chosen = score.where(~ended, lost).topk(min(width, score.shape[1]))
         tokens, beam = _rows(grown, chosen), beam.gather(1, chosen)
-        # an image is done with as many sentences as beams, or when no other can be better: going on only lowers a probability
+        # an image is done with as many sentences as beams, or when no other can be better: going on only
+        # lowers a probability
         max_score_B = alive_BW[:, 0] / length_penalty(decoder.max_tokens, penalty)
         open_B1 = ((done_score_BW[:, -1] == lost) & (done_score_BW[:, 0] < max_score_B))[:, None]
         if not bool(open_B1.any()):
@@ -81,7 +90,9 @@ def write(decoder: SentenceDecoder, memory_BMD: Tensor, *, num_beams: int = 1, p
 
     return [
         Written([token for token in row if token not in (PAD, START, END)], probability)
-        for row, probability in zip(done_tokens[:, 0].tolist(), done_probability_BW[:, 0].tolist(), strict=True)
+        for row, probability in zip(
+            done_tokens[:, 0].tolist(), done_probability_BW[:, 0].tolist(), strict=True
+        )
     ]
 
 

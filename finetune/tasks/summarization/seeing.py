@@ -1,6 +1,8 @@
-"""What a summarizer sees: the encoder's maps as positions, keywords that each look at their own, and the memory of a sentence.
+"""What a summarizer sees: the encoder's maps as positions, keywords that each look at their own,
+and the memory of a sentence.
 
-Shapes: B images, T positions of the map, K keywords, F keywords that the sentence is told, D channels, M memory entries.
+Shapes: B images, T positions of the map, K keywords, F keywords that the sentence is told, D channels,
+M memory entries.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from finetune.tasks.summarization.decoder import SentenceDecoder
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model sees in images: `logits_BK` of the keywords, where each looks (`attention_BKT`, rows sum to 1, T positions
-    of a map of `size_HW`), and the memory that the sentence is written over."""
+    """What the model sees in images: `logits_BK` of the keywords, where each looks (`attention_BKT`, rows
+    sum to 1, T positions of a map of `size_HW`), and the memory that the sentence is written over."""
 
     logits_BK: Tensor
     attention_BKT: Tensor
@@ -28,7 +30,9 @@ class Seen:
 
 
 class MapTokens(nn.Module):
-    """The last maps as one sequence of tokens with positions: coarser maps are enlarged and added to the finest of them."""
+    """The last maps as one sequence of tokens with positions:
+    coarser maps are enlarged and added to the finest of them.
+    """
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
@@ -50,14 +54,16 @@ class MapTokens(nn.Module):
 
 
 def positions(height: int, width: int, dim: int) -> Tensor:
-    """Sines and cosines of row and column, [height * width, dim]: any size of map has its own, and edges are at 0 and 1.
+    """Sines and cosines of row and column, [height * width, dim]:
+    any size of map has its own, and edges are at 0 and 1.
 
     `dim` is divisible by 4. Frequencies double from one wave over two maps on.
     """
     frequencies = math.pi * 2.0 ** torch.linspace(0, 5, dim // 4)
     rows, columns = ((torch.arange(size) + 0.5) / size for size in (height, width))
     along = [
-        torch.cat([(x[:, None] * frequencies).sin(), (x[:, None] * frequencies).cos()], 1) for x in (rows, columns)
+        torch.cat([(x[:, None] * frequencies).sin(), (x[:, None] * frequencies).cos()], 1)
+        for x in (rows, columns)
     ]
     grid = torch.cat(
         [along[0][:, None].expand(-1, width, -1), along[1][None].expand(height, -1, -1)],
@@ -69,8 +75,8 @@ def positions(height: int, width: int, dim: int) -> Tensor:
 class KeywordHead(nn.Module):
     """One query a keyword looks over the positions and decides what it sees there.
 
-    As in Query2Label (https://arxiv.org/abs/2107.10834) without its layers: queries do not see each other, so each
-    keyword's map is all that its score stands on.
+    As in Query2Label (https://arxiv.org/abs/2107.10834) without its layers: queries do not see each other,
+    so each keyword's map is all that its score stands on.
     """
 
     def __init__(self, num_keywords: int, width: int, num_heads: int) -> None:
@@ -140,7 +146,9 @@ class Sight(nn.Module):
         logits_BK, attention_BKT, seen_BKD = self.keywords(tokens_BTD)
         sure_BK = logits_BK.sigmoid().to(tokens_BTD.dtype)
         # the attended map: each position is told the keywords that look there
-        named_BTD = torch.einsum("bkt,bk,kd->btd", attention_BKT, sure_BK, self.names.weight.to(tokens_BTD.dtype))
+        named_BTD = torch.einsum(
+            "bkt,bk,kd->btd", attention_BKT, sure_BK, self.names.weight.to(tokens_BTD.dtype)
+        )
         memory = [tokens_BTD + named_BTD * tokens_BTD.shape[1]]
         if self.num_fed:
             top_BF = logits_BK.detach().topk(self.num_fed).indices

@@ -53,10 +53,14 @@ class Summarization(Task):
         return columns if own.keywords_column is None else {**columns, "keywords": own.keywords_column}
 
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
-        self.settings, self.seed, self.columns = settings.summarization, settings.seed, self.columns_of(settings)
+        self.settings, self.seed, self.columns = (
+            settings.summarization,
+            settings.seed,
+            self.columns_of(settings),
+        )
         own, column = self.settings, self.columns["captions"]
 
-        # -- the captions: tokenizer, terms, and where there are none ----------------------------------------------------
+        # -- the captions: tokenizer, terms, and where there are none ---------------------------------------
         survey = Survey()
         self.tokenizer = CaptionTokenizer.trained_on(
             each_caption(train, column, survey), vocabulary_size=own.vocabulary_size
@@ -71,11 +75,11 @@ class Summarization(Task):
         for which, found in (("training", survey), ("validation", unseen)):
             if found.num_without:
                 self.notes.append(
-                    f"{found.num_without:,} of {found.num_images:,} {which} images have no caption and are left out of what "
-                    f"captions are needed for (first: {found.without[0]})"
+                    f"{found.num_without:,} of {found.num_images:,} {which} images have no caption and are "
+                    f"left out of what captions are needed for (first: {found.without[0]})"
                 )
 
-        # -- keywords ------------------------------------------------------------------------------------------------------
+        # -- keywords ---------------------------------------------------------------------------------------
         phrases = Phrases()
         if own.keywords_column is not None:
             found_column = keyword_column(train, own.keywords_column)
@@ -95,13 +99,14 @@ class Summarization(Task):
                 + (
                     ""
                     if own.keywords_column is not None
-                    else f" and at most a fraction of {own.keyword_max_fraction:g} of them, and tells something of them"
+                    else f" and at most a fraction of {own.keyword_max_fraction:g} of them, and tells "
+                    "something of them"
                 )
                 + "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
             )
         self.reader = KeywordReader(keywords, phrases)
 
-        # -- what a model must know ----------------------------------------------------------------------------------------
+        # -- what a model must know -------------------------------------------------------------------------
         some = islice(each_caption(train, column, Survey()), CAPTIONS_MEASURED)
         lengths = [min(len(self.tokenizer.ids(caption)) + 1, own.max_tokens) for caption in some]
         self.config = {
@@ -147,7 +152,9 @@ class Summarization(Task):
         )
 
     def views(self, size: int) -> list[ViewSpec]:
-        """A mild crop, for a caption speaks of the whole image; mirrored only where captions do not tell left from right."""
+        """A mild crop, for a caption speaks of the whole image;
+        mirrored only where captions do not tell left from right.
+        """
         specs = weak_views(size, crop_scale=(self.settings.min_crop, 1.0))
         return [dataclasses.replace(spec, flip=0.5 if self.settings.flip else 0.0) for spec in specs]
 

@@ -1,5 +1,5 @@
-"""Captions as token ids: byte-level BPE (https://arxiv.org/abs/1508.07909, bytes as in GPT-2), so any text of any language can
-be written and read back. Its JSON is part of a model's config."""
+"""Captions as token ids: byte-level BPE (https://arxiv.org/abs/1508.07909, bytes as in GPT-2), so any text
+of any language can be written and read back. Its JSON is part of a model's config."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ Box = tuple[float, float, float, float]
 class WholeImage:
     """Host transform: the middle of an image in both directions, stretched to uint8 [B, C, size, size].
 
-    A caption speaks of the whole image, so nothing is cut off a long side. `fraction` is the part of each side that is kept.
+    A caption speaks of the whole image, so nothing is cut off a long side.
+    `fraction` is the part of each side that is kept.
     """
 
     def __init__(self, size: int, *, fraction: float = 1.0, channels: int = 3) -> None:
@@ -36,7 +37,9 @@ class WholeFilling:
         self._transform = transform
         self.arrays = [np.empty((num, transform.channels, transform.size, transform.size), np.uint8)]
         edge = (1 - transform.fraction) / 2
-        self.geometry_VB5 = np.broadcast_to(np.array([edge, edge, 1 - edge, 1 - edge, 0], np.float32), (1, num, 5))
+        self.geometry_VB5 = np.broadcast_to(
+            np.array([edge, edge, 1 - edge, 1 - edge, 0], np.float32), (1, num, 5)
+        )
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes it into slot `index`. Raises BadImage."""
@@ -51,8 +54,8 @@ class WholeFilling:
 
 
 def dwelling_box(heat_HW: np.ndarray, fraction: float) -> Box:
-    """The smallest box of cells that holds `fraction` of all heat, as fractions of the map's sides; of equal ones the
-    hottest.
+    """The smallest box of cells that holds `fraction` of all heat, as fractions of the map's sides; of equal
+    ones the hottest.
     """
     height, width = heat_HW.shape
     sums = np.zeros((height + 1, width + 1))
@@ -63,7 +66,12 @@ def dwelling_box(heat_HW: np.ndarray, fraction: float) -> Box:
         for columns in range(1, width + 1):
             if rows * columns > best[0]:
                 break
-            inside = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+            inside = (
+                sums[rows:, columns:]
+                - sums[:-rows, columns:]
+                - sums[rows:, :-columns]
+                + sums[:-rows, :-columns]
+            )
             top, left = divmod(int(inside.argmax()), inside.shape[1])
             hottest = float(inside[top, left])
             if hottest >= needed and (rows * columns, -hottest) < best[:2]:

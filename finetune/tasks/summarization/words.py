@@ -1,9 +1,10 @@
 """Text as words, in any language: what captions are compared by, and what keywords are mined from.
 
-Text is lower-cased and NFC. For languages with spaces the words are those that the COCO caption evaluation's PTBTokenizer
-gives with its list of punctuation removed: hyphens and decimal points stay inside a word, `don't` is `do n't` and `man's` is
-`man 's`. Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between words: there a character (with its marks) is a
-word, as is the custom of Chinese captioning benchmarks.
+Text is lower-cased and NFC. For languages with spaces the words are those that the COCO caption evaluation's
+PTBTokenizer gives with its list of punctuation removed: hyphens and decimal points stay inside a word,
+`don't` is `do n't` and `man's` is `man 's`. Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces
+between words: there a character (with its marks) is a word,
+as is the custom of Chinese captioning benchmarks.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def is_unspaced(word: str) -> bool:
 
 
 def _runs(text: str) -> Iterator[tuple[list[str], bool]]:
-    """The words of a text, neighbouring characters without spaces as one list; with whether there is no more than blanks
-    between them and the ones before."""
+    """The words of a text, neighbouring characters without spaces as one list; with whether there is no more
+    than blanks between them and the ones before."""
     text, end = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'"), 0
     for match in _pattern().finditer(text):
         found, follows = match.group(), not text[end : match.start()].strip()

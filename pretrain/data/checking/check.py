@@ -1,4 +1,6 @@
-"""What is in a data set: files, row groups, columns, classes, and what a sample of its rows holds: images, captions, boxes."""
+"""What is in a data set: files, row groups, columns, classes, and what a sample of its rows holds:
+images, captions, boxes.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,12 @@ from pretrain.data.reading.shards import Rows, Shards
 
 CLASS_COLUMNS = ("label", "labels")  # looked at without being named, where their type fits
 NUM_ROWS_LISTED = 20
-OWN_FILES = ("_import.json", "_quarantine.jsonl", "_files.jsonl", "_dropped.jsonl")  # beside shards, by our commands
+OWN_FILES = (
+    "_import.json",
+    "_quarantine.jsonl",
+    "_files.jsonl",
+    "_dropped.jsonl",
+)  # beside shards, by our commands
 DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
 
 Column = TypeVar("Column", ClassColumn, BoxColumn, CaptionColumn)
@@ -58,7 +65,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Asked:
-    """The columns to look at; where nothing is said, those of the usual names. `boxes` are read as `box_format`."""
+    """The columns to look at; where nothing is said, those of the usual names.
+    `boxes` are read as `box_format`.
+    """
 
     classes: tuple[str, ...] = ()
     boxes: str | None = None
@@ -95,7 +104,9 @@ def check(
     manifest = load_manifest(url, image_column=image_column, columns=columns.names)
     num_sampled = manifest.num_rows if max_rows is None else min(max_rows, manifest.num_rows)
     row_ids = _spread_evenly(num_sampled, manifest.num_rows)
-    sample = _Sample(Shards(manifest, image_column=image_column), row_ids, columns, with_sheet=sheet_url is not None)
+    sample = _Sample(
+        Shards(manifest, image_column=image_column), row_ids, columns, with_sheet=sheet_url is not None
+    )
     report = {
         "url": masked(url),
         "fingerprint": manifest.fingerprint,
@@ -117,13 +128,16 @@ def check(
 
 
 def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
-    """What should be said of whole files and columns: files that are no part of the data, numbers that mean several classes."""
+    """What should be said of whole files and columns:
+    files that are no part of the data, numbers that mean several classes.
+    """
     notes = []
     if storage.is_folder(url):
         tree = read_tree(url)
         taken = {file.url for file in manifest.files}
         others = Counter(
-            tree.left.get(path) or f"file of another kind ({posixpath.splitext(path)[1].lower() or 'no ending'})"
+            tree.left.get(path)
+            or f"file of another kind ({posixpath.splitext(path)[1].lower() or 'no ending'})"
             for path, file in ((path, tree.files.get(path)) for path in (*tree.files, *tree.left))
             if (file is None or file.url not in taken) and posixpath.basename(path) not in OWN_FILES
         )
@@ -140,7 +154,8 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
             notes.append(f"training will refuse this: {error}")
         if numbered_differently(manifest, *location):
             notes.append(
-                f"files number the classes of {'.'.join(location)!r} differently; they are read by their names"
+                f"files number the classes of {'.'.join(location)!r} differently; they are read by their "
+                "names"
             )
     return notes
 
@@ -203,7 +218,8 @@ def _given(name: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one row's image is: its size (width, height) or why it is bad, its digest, its small image for the sheet.
+    """What one row's image is: its size (width, height) or why it is bad, its digest,
+    its small image for the sheet.
 
     `has_few_bits`: it is a 16-bit grey one whose values use fewer bits, by which it is scaled.
     """
@@ -227,7 +243,12 @@ def _look_at(image: bytes | None, *, with_tile: bool = False) -> _Look:
         return _Look("", None, str(error), digest, None)
     tile = thumbnail(np.asarray(decoded.image)) if with_tile else None
     return _Look(
-        image_format(image) or "", decoded.image.size, "", digest, tile, has_few_bits=decoded.significant_bits > 0
+        image_format(image) or "",
+        decoded.image.size,
+        "",
+        digest,
+        tile,
+        has_few_bits=decoded.significant_bits > 0,
     )
 
 
@@ -258,7 +279,9 @@ class _Sample:
                 return _look_at(image, with_tile=row_id in self._on_sheet)
 
             for piece in _pieces_with(self._shards, self._row_ids):
-                for row_id, look in zip(piece.row_ids, pool.map(look_at_row, piece.images, piece.row_ids), strict=True):
+                for row_id, look in zip(
+                    piece.row_ids, pool.map(look_at_row, piece.images, piece.row_ids), strict=True
+                ):
                     self._add(index, row_id, look, next(annotations))
                     index += 1
                     progress.advance()
@@ -295,7 +318,9 @@ class _Sample:
             texts += tried(name, lambda: captions.add(annotations[name])) or []
         if self._boxes is not None:
             tally = self._boxes
-            boxes = tried(tally.column.column, lambda: tally.add(annotations[tally.column.column], look.size))
+            boxes = tried(
+                tally.column.column, lambda: tally.add(annotations[tally.column.column], look.size)
+            )
         if row_id in self._on_sheet:
             self.cells.append(self._cell(row_id, look, texts, boxes))
 
@@ -319,7 +344,10 @@ class _Sample:
         good_N2 = self._sizes_N2[self._sizes_N2[:, 0] > 0]
         copies = copies_of(self._digests_N2)
         listed = [
-            {**self._location(int(self._row_ids[copy])), "same_as": self._location(int(self._row_ids[original]))}
+            {
+                **self._location(int(self._row_ids[copy])),
+                "same_as": self._location(int(self._row_ids[original])),
+            }
             for copy, original in copies[:NUM_ROWS_LISTED].tolist()
         ]
         return {
@@ -340,7 +368,9 @@ class _Sample:
 
 
 def copies_of(digests_N2: np.ndarray) -> np.ndarray:
-    """int64 [C, 2]: each row whose digest came before, and where it came first; rows of zeros have no digest."""
+    """int64 [C, 2]: each row whose digest came before, and where it came first;
+    rows of zeros have no digest.
+    """
     order = np.lexsort((np.arange(len(digests_N2)), *digests_N2.T))
     sorted_N2 = digests_N2[order]
     is_first = np.ones(len(order), dtype=bool)
@@ -357,7 +387,9 @@ def _pieces_with(shards: Shards, row_ids: np.ndarray) -> Iterator[Rows]:
         wanted = set(ids.tolist())
         for piece in shards.read(Segment(group, int(rows[0]), int(rows[-1]) + 1)):
             chosen = [index for index, row_id in enumerate(piece.row_ids) if row_id in wanted]
-            yield Rows([piece.row_ids[i] for i in chosen], [0] * len(chosen), [piece.images[i] for i in chosen], {})
+            yield Rows(
+                [piece.row_ids[i] for i in chosen], [0] * len(chosen), [piece.images[i] for i in chosen], {}
+            )
 
 
 def parse_rows(text: str) -> int | None:

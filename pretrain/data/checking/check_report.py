@@ -38,7 +38,9 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         table.add_row("formats", _counts_in_words(report["formats"]))
         for side in ("width", "height"):
             table.add_row(side, "{min} to {max} pixels, median {median}".format(**report[side]))
-    table.add_row("duplicates", f"{report['duplicates']} of {report['decoded']} rows have the bytes of an earlier one")
+    table.add_row(
+        "duplicates", f"{report['duplicates']} of {report['decoded']} rows have the bytes of an earlier one"
+    )
     if report["captions"] is not None:
         table.add_row(printable(report["captions"]["column"]), _captions_in_words(report["captions"]))
     if report["boxes"] is not None:
@@ -49,7 +51,9 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     if (mates := mates_in_words(groups, report["image_bytes"] / report["rows"])) is not None:
         console.print(f"note: {mates}")
     if report["few_bits"]:
-        console.print(f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled to those")
+        console.print(
+            f"note: {report['few_bits']} 16-bit images use 12 bits or fewer and are scaled to those"
+        )
     for note in report["notes"]:
         console.print(f"note: {printable(note)}")
     for reason in report["passed_over"]:
@@ -73,8 +77,8 @@ def print_fix(summary: dict[str, Any]) -> None:
     """Prints what `pretrain.data.packing.regroup` did."""
     rows = summary["row_groups"]["rows"]
     print(
-        f"wrote {summary['rows_written']} of {summary['rows']} rows to {summary['dest']}: {summary['shards']} shards "
-        f"({_mib(summary['bytes'])}), row groups of up to {rows['max']} rows"
+        f"wrote {summary['rows_written']} of {summary['rows']} rows to {summary['dest']}: "
+        f"{summary['shards']} shards ({_mib(summary['bytes'])}), row groups of up to {rows['max']} rows"
     )
     if summary["rows_written"] < summary["rows"]:
         dropped = f"{summary['dropped_bad']} bad rows and {summary['dropped_duplicates']} duplicates"
@@ -92,7 +96,9 @@ def _print_rows(console: Console, what: str, rows: list[dict[str, Any]], num: in
         parts = [_location_in_words(row)]
         if "column" in row:
             parts.append(printable(row["column"]))
-        reason = printable(row["reason"]) if "reason" in row else f"same as {_location_in_words(row['same_as'])}"
+        reason = (
+            printable(row["reason"]) if "reason" in row else f"same as {_location_in_words(row['same_as'])}"
+        )
         console.print(f"  {', '.join(parts)}: {reason}")
     if num > len(rows):
         console.print(f"  ... and {num - len(rows)} more")
@@ -112,18 +118,21 @@ def _classes_in_words(classes: dict[str, Any]) -> str:
 def _captions_in_words(captions: dict[str, Any]) -> str:
     length = ""
     if captions["captions"]:
-        length = f" of {captions['mean_characters']:.0f} characters ({captions['mean_words']:.1f} words) on average"
+        length = (
+            f" of {captions['mean_characters']:.0f} characters ({captions['mean_words']:.1f} words) on "
+            "average"
+        )
     return (
-        f"{captions['captions']} captions{length}; {captions['rows_with']} rows with, {captions['rows_without']} without; "
-        f"{captions['empty']} empty"
+        f"{captions['captions']} captions{length}; {captions['rows_with']} rows with, "
+        f"{captions['rows_without']} without; {captions['empty']} empty"
     )
 
 
 def _boxes_in_words(boxes: dict[str, Any]) -> str:
     classes = f": {_counts_in_words(boxes['classes'])}" if boxes["classes"] else ""
     return (
-        f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} rows without; "
-        f"{boxes['outside']} reach beyond the image, {boxes['degenerate']} without area"
+        f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} "
+        f"rows without; {boxes['outside']} reach beyond the image, {boxes['degenerate']} without area"
         + (f"; {boxes['crowds']} crowd regions are left out" if boxes["crowds"] else "")
     )
 

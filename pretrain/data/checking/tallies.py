@@ -1,4 +1,6 @@
-"""What `check` counts about annotations: classes over all rows, captions and boxes over the rows that it looks at."""
+"""What `check` counts about annotations: classes over all rows,
+captions and boxes over the rows that it looks at.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def count_classes(files: Sequence[FileInfo], column: ClassColumn) -> dict[str, A
                 if column.is_list:
                     if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
                         array = array.cast(pa.large_list(array.type.value_type))
-                    num_empty += array.null_count + int(pc.sum(pc.equal(pc.list_value_length(array), 0)).as_py() or 0)
+                    num_empty += array.null_count + int(
+                        pc.sum(pc.equal(pc.list_value_length(array), 0)).as_py() or 0
+                    )
                     array = array.flatten()
                 if pa.types.is_string_view(array.type):  # pyarrow 26 counts its nulls as empty texts
                     values.update(values_of(array))
@@ -81,8 +85,12 @@ def count_classes(files: Sequence[FileInfo], column: ClassColumn) -> dict[str, A
     }
 
 
-def annotations_of(manifest: Manifest, row_ids: np.ndarray, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The values of these columns for rows with ascending ids, as `read_*` take them; text need not be UTF-8 here."""
+def annotations_of(
+    manifest: Manifest, row_ids: np.ndarray, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The values of these columns for rows with ascending ids, as `read_*` take them;
+    text need not be UTF-8 here.
+    """
     if not columns:
         yield from ({} for _ in row_ids)
         return
@@ -106,7 +114,10 @@ def annotations_of(manifest: Manifest, row_ids: np.ndarray, columns: Sequence[st
                     arrays = {name: batch.column(name) for name in in_file}
                     # not by take(), which does not know every type, string_view for one
                     for row in chosen.tolist():
-                        found = {name: named(value_of(array[row]), in_file[name]) for name, array in arrays.items()}
+                        found = {
+                            name: named(value_of(array[row]), in_file[name])
+                            for name, array in arrays.items()
+                        }
                         yield found | in_folders
                     position += batch.num_rows
                     if position > wanted[-1]:
@@ -152,7 +163,9 @@ class CaptionTally:
 
     def __init__(self, column: CaptionColumn) -> None:
         self.column = column
-        self._rows_with = self._rows_without = self._captions = self._blank = self._characters = self._words = 0
+        self._rows_with = self._rows_without = self._captions = self._blank = self._characters = (
+            self._words
+        ) = 0
 
     def add(self, value: Any) -> list[str]:
         """Counts a row and returns its captions. Raises BadAnnotation."""
@@ -180,16 +193,22 @@ class CaptionTally:
 
 
 class BoxTally:
-    """Counts boxes row by row, and finds out whether their numbers mean something else than they are read as."""
+    """Counts boxes row by row, and finds out whether their numbers mean
+    something else than they are read as.
+    """
 
     def __init__(self, column: BoxColumn) -> None:
         self.column = column
         self._classes: Counter[str] = Counter()
-        self._rows = self._rows_without = self._boxes = self._degenerate = self._max_per_row = self._crowds = 0
+        self._rows = self._rows_without = self._boxes = self._degenerate = self._max_per_row = (
+            self._crowds
+        ) = 0
         self._box_check = BoxCheck(column.box_format)
 
     def add(self, value: Any, size: tuple[int, int] | None) -> Boxes:
-        """Counts a row and returns its boxes. `size`: the image's (width, height), None if it is bad. Raises BadAnnotation."""
+        """Counts a row and returns its boxes. `size`: the image's (width, height), None if it is bad.
+        Raises BadAnnotation.
+        """
         boxes = read_boxes(value, self.column)
         self._rows += 1
         self._rows_without += not boxes
@@ -203,7 +222,9 @@ class BoxTally:
         return boxes
 
     def report(self) -> dict[str, Any]:
-        """Counts; boxes of bad images have no size to be compared with, so `outside` knows nothing of them."""
+        """Counts; boxes of bad images have no size to be compared with,
+        so `outside` knows nothing of them.
+        """
         by_count = sorted(self._classes.items(), key=lambda item: (-item[1], item[0]))
         complaint = self._box_check.complaint(f"the boxes in column {self.column.column!r}", "--box-format")
         return {

@@ -8,10 +8,12 @@ import numpy as np
 
 
 class BufferPool:
-    """Gives memory for batches and takes it back once nobody holds the array any more, nor a view or tensor of it.
+    """Gives memory for batches and takes it back once nobody holds the array any more,
+    nor a view or tensor of it.
 
-    The system clears each page that it hands out, which for a batch of crops takes a tenth of the time that decoding and
-    cropping them does. As much memory is kept as was in use at once. Safe to use from several threads.
+    The system clears each page that it hands out, which for a batch of crops takes a tenth of the time that
+    decoding and cropping them does. As much memory is kept as was in use at once.
+    Safe to use from several threads.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,9 @@ class BufferPool:
             import torch
 
             # the caching allocator gives a block away again only when the copies from it are done
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+            return (
+                torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+            )
         free = self._free.setdefault(num_bytes, [])
         try:
             memory = free.pop()

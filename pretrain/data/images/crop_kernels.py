@@ -2,13 +2,14 @@
 
 Bytes are resampled in integers, so every machine makes the same views.
 
-Resampling is antialiased: every output pixel is a triangle-weighted (or cubic-weighted) mean of all the pixels under it, as in
-Pillow and in torchvision with antialias=True, to within two levels in 255. Pixels have four bytes here, the fourth unused: both
-passes then run along contiguous memory, one over rows of the image and one over rows of its transpose, where compilers make
-full use of vector units. A crop is made in strips of some lines, so that all but the image itself stays in a near cache.
+Resampling is antialiased: every output pixel is a triangle-weighted (or cubic-weighted) mean of all the
+pixels under it, as in Pillow and in torchvision with antialias=True, to within two levels in 255. Pixels
+have four bytes here, the fourth unused: both passes then run along contiguous memory, one over rows of the
+image and one over rows of its transpose, where compilers make full use of vector units. A crop is made in
+strips of some lines, so that all but the image itself stays in a near cache.
 
-Rows are addressed in flat arrays by unsigned numbers: a slice for each row, or an index that might be negative, would cost more
-than the arithmetic on it.
+Rows are addressed in flat arrays by unsigned numbers: a slice for each row, or an index that might be
+negative, would cost more than the arithmetic on it.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ _u16, _u64, _i16, _i32 = np.uint16, np.uint64, np.int16, np.int32
 # of weights; with 8, or 7 where some are below zero, a weighted sum of bytes fits into 16 bits
 NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14
 MAX_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
-# a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at half a level
+# a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at
+# half a level
 _CUBIC_SPARE, _CUBIC_START = _i16(64), _u16(64 * 2**CUBIC_BITS + 2 ** (CUBIC_BITS - 1))
 STRIP = 112  # lines at most, in eights
 
 
 @compiled
-def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height: int, boxes_V4: np.ndarray) -> None:
-    """Crops of an image for all views: left, top, width, height in pixels, as torchvision's RandomResizedCrop finds them.
+def find_boxes(
+    draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height: int, boxes_V4: np.ndarray
+) -> None:
+    """Crops of an image for all views: left, top, width, height in pixels,
+    as torchvision's RandomResizedCrop finds them.
 
-    `draws_VA4` are uniform in [0, 1): area, log-ratio, left and top of A attempts. `ranges_V4` are the smallest and largest
-    fraction of the area and log-ratio. A crop that does not fit is tried again; after the last attempt the largest central crop
-    within the ratios is taken.
+    `draws_VA4` are uniform in [0, 1): area, log-ratio, left and top of A attempts. `ranges_V4` are the
+    smallest and largest fraction of the area and log-ratio. A crop that does not fit is tried again; after
+    the last attempt the largest central crop within the ratios is taken.
     """
     for view in range(draws_VA4.shape[0]):
         low, high, log_low, log_high = ranges_V4[view]
@@ -58,9 +63,16 @@ def find_boxes(draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height:
 
 @compiled
 def place_crops(
-    draws_VA4: np.ndarray, ranges_V4: np.ndarray, width: int, height: int, boxes_V4: np.ndarray, geometry_V5: np.ndarray
+    draws_VA4: np.ndarray,
+    ranges_V4: np.ndarray,
+    width: int,
+    height: int,
+    boxes_V4: np.ndarray,
+    geometry_V5: np.ndarray,
 ) -> None:
-    """`find_boxes`, and into the first four of `geometry_V5` left, top, right and bottom as fractions of the image's sides."""
+    """`find_boxes`, and into the first four of `geometry_V5` left, top,
+    right and bottom as fractions of the image's sides.
+    """
     find_boxes(draws_VA4, ranges_V4, width, height, boxes_V4)
     for view in range(boxes_V4.shape[0]):
         left, top, w, h = boxes_V4[view]
@@ -70,7 +82,9 @@ def place_crops(
 
 @compiled
 def _filter(distance: float, cubic: bool) -> float:
-    """Weight of a pixel at a distance of so many (output) pixels: a triangle, or Keys' cubic with a = -0.5."""
+    """Weight of a pixel at a distance of so many (output) pixels:
+    a triangle, or Keys' cubic with a = -0.5.
+    """
     x = abs(distance)
     if not cubic:
         return max(0.0, 1.0 - x)
@@ -91,7 +105,9 @@ def find_weights(
     counts_N: np.ndarray,
     weights_NK: np.ndarray,
 ) -> None:
-    """Weights (summing to 2 ** bits) of the input pixels of each output pixel: `length` pixels from `low` on, of `limit`."""
+    """Weights (summing to 2 ** bits) of the input pixels of each output pixel:
+    `length` pixels from `low` on, of `limit`.
+    """
     num = len(starts_N)
     scale = length / num
     stretch = max(scale, 1.0)
@@ -145,9 +161,18 @@ def mix_rows_wide(
 
 @compiled
 def _add_rows(
-    rows: np.ndarray, row: Any, width: Any, weights_K: np.ndarray, first: int, count: int, num: Any, sums_W: np.ndarray
+    rows: np.ndarray,
+    row: Any,
+    width: Any,
+    weights_K: np.ndarray,
+    first: int,
+    count: int,
+    num: Any,
+    sums_W: np.ndarray,
 ) -> None:
-    """Adds up to four rows, from byte `row` on, by their weights from `first` on; missing ones count for nothing."""
+    """Adds up to four rows, from byte `row` on, by their weights from `first` on;
+    missing ones count for nothing.
+    """
     b, c, d, wa, wb, wc, wd = row, row, row, _u16(weights_K[first]), _u16(0), _u16(0), _u16(0)
     if first + 1 < count:
         b, wb = row + width, _u16(weights_K[first + 1])
@@ -178,12 +203,22 @@ def mix_rows(
     sums_W: np.ndarray,
 ) -> None:
     """Each output row is a weighted sum of neighbouring rows, of `num_bytes` bytes from byte `first` on."""
-    rows, out, num, half = rows_RW.reshape(rows_RW.size), out_NW.reshape(out_NW.size), _u64(num_bytes), _u16(128)
+    rows, out, num, half = (
+        rows_RW.reshape(rows_RW.size),
+        out_NW.reshape(out_NW.size),
+        _u64(num_bytes),
+        _u16(128),
+    )
     width, out_width = _u64(rows_RW.shape[1]), _u64(out_NW.shape[1])
     for i in range(len(starts_N)):
         count, to, row = counts_N[i], _u64(i) * out_width, _u64(starts_N[i]) * width + _u64(first)
         b, c, d = row + width, row + _u64(2) * width, row + _u64(3) * width
-        wa, wb, wc, wd = _u16(weights_NK[i, 0]), _u16(weights_NK[i, 1]), _u16(weights_NK[i, 2]), _u16(weights_NK[i, 3])
+        wa, wb, wc, wd = (
+            _u16(weights_NK[i, 0]),
+            _u16(weights_NK[i, 1]),
+            _u16(weights_NK[i, 2]),
+            _u16(weights_NK[i, 3]),
+        )
         if count == 1:
             for x in range(num):
                 out[to + x] = rows[row + x]
@@ -193,7 +228,8 @@ def mix_rows(
         elif count == 3 and not cubic:
             for x in range(num):
                 out[to + x] = (
-                    _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[b + x]) + wc * _u16(rows[c + x]) + half) >> 8
+                    _u16(wa * _u16(rows[row + x]) + wb * _u16(rows[b + x]) + wc * _u16(rows[c + x]) + half)
+                    >> 8
                 )
         elif count == 4 and not cubic:
             for x in range(num):
@@ -293,7 +329,8 @@ def crop(
     for index in range(size):
         starts_x[index] -= first
 
-    # lines of the image -> transpose -> rows of the transpose -> transpose back; in even strips, for each is made whole
+    # lines of the image -> transpose -> rows of the transpose -> transpose back; in even strips, for each is
+    # made whole
     num_strips = -(-size // STRIP)
     strip = -(-size // (num_strips * 8)) * 8
     middle, end = strip * (2 * num + size), 2 * strip * (num + size)

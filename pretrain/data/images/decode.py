@@ -1,10 +1,12 @@
-"""Encoded images to RGB pixels, the right way up. Whatever the bytes are, the answer is an array or `BadImage`.
+"""Encoded images to RGB pixels, the right way up.
+Whatever the bytes are, the answer is an array or `BadImage`.
 
-Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF, HEIC where the
-package pillow-heif is installed, and images that are stored decoded (`pretrain.data.images.planes`), told apart by their first
-bytes. Each is opened by its own Pillow plugin and not by `Image.open`, which tries every plugin there is, warns by Pillow's
-global size limit, and lets the WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many
-threads; Pillow's decoders release the GIL, and nothing of Pillow's global state is read or changed.
+Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF,
+HEIC where the package pillow-heif is installed, and images that are stored decoded
+(`pretrain.data.images.planes`), told apart by their first bytes. Each is opened by its own Pillow plugin and
+not by `Image.open`, which tries every plugin there is, warns by Pillow's global size limit, and lets the
+WebP decoder allocate its canvas before anybody has seen the size. Safe to call from many threads; Pillow's
+decoders release the GIL, and nothing of Pillow's global state is read or changed.
 """
 
 from __future__ import annotations
@@ -41,9 +43,8 @@ from pretrain.data.images.image_headers import (
 from pretrain.data.images.planes import PlanesImageFile
 
 MAX_PIXELS = 100_000_000
-MAX_SIDE = (
-    65_535  # the limit of JPEG and GIF; a run-length BMP 10^8 pixels wide could ask for 255 such lines in 4 bytes
-)
+# the limit of JPEG and GIF; a run-length BMP 10^8 pixels wide could ask for 255 such lines in 4 bytes
+MAX_SIDE = 65_535
 MAX_SCANNED_PIXELS = 10_000_000_000  # progressive JPEG: pixels x scans; honest files have about ten scans
 
 BITS_TAG, PHOTOMETRIC_TAG = 258, 262
@@ -108,21 +109,26 @@ def set_max_pixels(num: int | None) -> None:
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the text is a short stable reason such as `truncated` or `not an image`."""
+    """An image that cannot be used; the text is a short stable reason such
+    as `truncated` or `not an image`.
+    """
 
 
-def decode_image(data: bytes | memoryview, *, min_side: int | None = None, max_pixels: int | None = None) -> np.ndarray:
+def decode_image(
+    data: bytes | memoryview, *, min_side: int | None = None, max_pixels: int | None = None
+) -> np.ndarray:
     """Decodes an image to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
-    Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour,
-    or, where no value needs more than 12 (8) bits, the high byte of these: cameras put such values into 16-bit files
-    as they are.
-    CMYK is converted without a colour profile. Floats and 32-bit integers have no agreed range and are refused.
+    Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does
+    for 16-bit colour, or, where no value needs more than 12 (8) bits, the high byte of these: cameras put
+    such values into 16-bit files as they are.
+    CMYK is converted without a colour profile. Floats and 32-bit integers
+    have no agreed range and are refused.
 
     Args:
         data: the encoded file.
-        min_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG makes use of
-            it: it is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
+        min_side: the short side may come out smaller than it is, but not below this many pixels. Only JPEG
+            makes use of it: it is decoded at 1/2, 1/4 or 1/8 of its size, which is several times faster.
         max_pixels: more are refused from the header, before anything is decoded; None: `max_pixels_now`.
 
     Raises:
@@ -201,10 +207,11 @@ def decode_upright(
 
 
 def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | None = None) -> np.ndarray:
-    """Decodes an image with bands of its own (satellite, microscope) to uint8 [height, width, channels], as stored.
+    """Decodes an image with bands of its own (satellite, microscope) to uint8 [height, width, channels],
+    as stored.
 
-    Either a NumPy file (.npy) that holds [height, width, channels], uint8 or uint16 (of which the high byte is kept), or a PNG,
-    TIFF or WebP of as many bands, whose transparency then is a band like the others.
+    Either a NumPy file (.npy) that holds [height, width, channels], uint8 or uint16 (of which the high byte
+    is kept), or a PNG, TIFF or WebP of as many bands, whose transparency then is a band like the others.
 
     Raises:
         BadImage: for everything that cannot be decoded or has another number of bands, and nothing else.
@@ -222,7 +229,9 @@ def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | N
 
 
 def num_bands(data: bytes | memoryview) -> int:
-    """Channels of an image as stored, from the header alone; a palette counts as one. Raises BadImage when it is none."""
+    """Channels of an image as stored, from the header alone; a palette counts as one.
+    Raises BadImage when it is none.
+    """
     encoded = bytes(data)
     with only_bad_image():
         if encoded.startswith(NUMPY_MAGIC):
@@ -233,7 +242,9 @@ def num_bands(data: bytes | memoryview) -> int:
 
 def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = (
+        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    )
     return read_header(stream)
 
 
@@ -266,7 +277,9 @@ def image_size(data: bytes | memoryview, *, max_pixels: int | None = None) -> tu
 
 @contextmanager
 def only_bad_image() -> Iterator[None]:
-    """Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files: all become BadImage."""
+    """Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files:
+    all become BadImage.
+    """
     try:
         yield
     except BadImage:
@@ -281,12 +294,16 @@ def only_bad_image() -> Iterator[None]:
 
 
 def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int]:
-    """The image with its header read and its size accepted, and the EXIF orientation that is still to be applied."""
+    """The image with its header read and its size accepted,
+    and the EXIF orientation that is still to be applied.
+    """
     if not data:
         raise BadImage("empty")
     form = image_format(data)
     if form is None:
-        raise BadImage("base64 text of an image; store its bytes" if _is_base64_image(data) else "not an image")
+        raise BadImage(
+            "base64 text of an image; store its bytes" if _is_base64_image(data) else "not an image"
+        )
     if form == "WebP":
         check_size(*_webp_canvas(data), max_pixels)  # its decoder allocates the canvas when it is made
     elif form == "GIF" and len(data) >= 10:
@@ -295,7 +312,9 @@ def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile
     image = _opened(form, data)
     check_size(*image.size, max_pixels)
     if isinstance(image, TiffImageFile):
-        check_size(int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels)
+        check_size(
+            int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels
+        )
         return image, 1  # Pillow turns a TIFF while loading, and its size is that of the turned image
     if image.info.get("progressive"):
         num_scans = data.count(b"\xff\xda")  # cannot occur in coded pixels, so only metadata adds a few
@@ -347,14 +366,20 @@ def check_size(width: int, height: int, max_pixels: int | None) -> None:
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
-    """The image as RGB, and the bits that the values of a 16-bit grey one use where these are fewer, else 0."""
+    """The image as RGB, and the bits that the values of a 16-bit grey one use where these are fewer,
+    else 0.
+    """
     if image.mode.startswith("I;16"):
         grey, bits = _sixteen_bits_to_eight(image)
         return grey.convert("RGB"), bits if bits < 16 else 0
-    if image.mode == "I" and isinstance(image, PpmImagePlugin.PpmImageFile):  # whose values Pillow spreads over 16 bits
+    if image.mode == "I" and isinstance(
+        image, PpmImagePlugin.PpmImageFile
+    ):  # whose values Pillow spreads over 16 bits
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB"), 0
     if image.mode in ("I", "F"):
-        raise BadImage("unsupported pixels: " + {"I": "signed or 32-bit integers", "F": "floats"}[image.mode])
+        raise BadImage(
+            "unsupported pixels: " + {"I": "signed or 32-bit integers", "F": "floats"}[image.mode]
+        )
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         page = Image.new("RGB", image.size, (255, 255, 255))
@@ -381,8 +406,12 @@ def _sixteen_bits_to_eight(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk of a WebP file (https://developers.google.com/speed/webp/docs/riff_container)."""
-    if len(data) < 30 or int.from_bytes(data[4:8], "little") + 7 > len(data):  # less than 8: a pad byte may be missing
+    """Width and height from the first chunk of a WebP file
+    (https://developers.google.com/speed/webp/docs/riff_container).
+    """
+    if len(data) < 30 or int.from_bytes(data[4:8], "little") + 7 > len(
+        data
+    ):  # less than 8: a pad byte may be missing
         raise BadImage("truncated")
     kind = data[12:16]
     if kind == b"VP8X":

@@ -12,7 +12,9 @@ from pretrain.data.images.image_headers import image_format
 
 
 def has_more_frames(data: bytes | memoryview) -> bool:
-    """Whether an image that can be decoded has frames or pages behind the first (animations, scans, microscopes)."""
+    """Whether an image that can be decoded has frames or pages behind the first
+    (animations, scans, microscopes).
+    """
     encoded = bytes(data)
     form = image_format(encoded)
     if form not in ("GIF", "TIFF", "WebP", "AVIF"):
@@ -33,8 +35,8 @@ def num_frames(data: bytes | memoryview) -> int:
 
 
 def animation(data: bytes | memoryview) -> Iterator[tuple[float, np.ndarray]]:
-    """Seconds since the start, and uint8 [height, width, 3], of each frame of an animated image. Raises BadImage; a damaged end
-    is left out."""
+    """Seconds since the start, and uint8 [height, width, 3], of each frame of an animated image. Raises
+    BadImage; a damaged end is left out."""
     with only_bad_image():
         image, _ = open_image(bytes(data), None)
     seconds, index = 0.0, 0

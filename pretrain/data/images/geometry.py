@@ -1,8 +1,10 @@
-"""Boxes as geometry: from the image that they were drawn on to the pixels of the image as it is decoded, the right way up.
+"""Boxes as geometry: from the image that they were drawn on to the pixels of the image as it is decoded,
+the right way up.
 
-A box belongs to a frame: a size and an orientation. Annotation files record the size, if at all; the orientation is that of
-the file as it is stored, where a program did not mind EXIF, or that of the upright image. Width and height tell which it was
-for images that lie on their side; for the others the set's images on their side do, as far as there are any.
+A box belongs to a frame: a size and an orientation. Annotation files record the size, if at all; the
+orientation is that of the file as it is stored, where a program did not mind EXIF, or that of the upright
+image. Width and height tell which it was for images that lie on their side; for the others the set's images
+on their side do, as far as there are any.
 
 The rules of what numbers mean, one for import, `check` and fine-tuning, are `BoxCheck`'s.
 """
@@ -18,7 +20,10 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 Size = tuple[float, float]  # width, height
 
 NUM_FOR_HINT = 20  # boxes, before anything is said about corners and sizes
-WRONG_FRACTION, RIGHT_FRACTION = 0.1, 0.02  # of boxes that do not fit, as they are read and as they should be read
+WRONG_FRACTION, RIGHT_FRACTION = (
+    0.1,
+    0.02,
+)  # of boxes that do not fit, as they are read and as they should be read
 
 
 class WrongFrame(Exception):
@@ -27,7 +32,9 @@ class WrongFrame(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How an image lies in its file: (width, height) as stored, and the EXIF orientation 1 to 8 that brings it upright."""
+    """How an image lies in its file: (width, height) as stored,
+    and the EXIF orientation 1 to 8 that brings it upright.
+    """
 
     stored: Size
     orientation: int = 1
@@ -40,7 +47,12 @@ class Frame:
 
 
 def upright_boxes(
-    boxes: Sequence[Box], frame: Frame, *, drawn_on: Size | None, relative: bool = False, on_stored: bool | None = None
+    boxes: Sequence[Box],
+    frame: Frame,
+    *,
+    drawn_on: Size | None,
+    relative: bool = False,
+    on_stored: bool | None = None,
 ) -> list[Box]:
     """Boxes in pixels of the upright image.
 
@@ -48,12 +60,14 @@ def upright_boxes(
         boxes: in pixels of the image they were drawn on, or in fractions of its sides.
         frame: of the file.
         drawn_on: (width, height) that the source records for the image; None where it does not.
-        relative: the boxes are fractions. These are taken as those of the upright image where no size is recorded, as the
-            trainers that read such files have it; boxes in pixels as well, unless the other images say otherwise.
-        on_stored: whether the other images of the set say that boxes were drawn on the pixels as stored (True), on upright
-            images (False), or nothing (None).
+        relative: the boxes are fractions. These are taken as those of the upright image where no size is
+            recorded, as the trainers that read such files have it; boxes in pixels as well, unless the other
+            images say otherwise.
+        on_stored: whether the other images of the set say that boxes were drawn on the pixels as stored
+            (True), on upright images (False), or nothing (None).
 
-    Raises WrongFrame where the recorded size is neither that of the file nor a scaled one, or nothing tells how the image lay.
+    Raises WrongFrame where the recorded size is neither that of the file nor a scaled one,
+    or nothing tells how the image lay.
     """
     width, height = frame.upright
     if drawn_on is None and on_stored and not relative:
@@ -86,23 +100,26 @@ def upright_boxes(
 
 
 def _turned_by_custom(frame: Frame, on_stored: bool | None) -> bool:
-    """Whether boxes lie on the stored pixels where the size is the same both ways. Raises WrongFrame where nothing tells."""
+    """Whether boxes lie on the stored pixels where the size is the same both ways.
+    Raises WrongFrame where nothing tells.
+    """
     is_square = frame.orientation >= 5
     if on_stored is None:
         raise WrongFrame(
-            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its boxes were rotated "
-            "too"
+            f"EXIF turns it (orientation {frame.orientation}), and nothing in the source says whether its "
+            "boxes were rotated too"
         )
     if on_stored and is_square:
         raise WrongFrame(
-            "EXIF turns this square image; boxes of others were drawn on the pixels as stored, and nothing says whether its "
-            "own were"
+            "EXIF turns this square image; boxes of others were drawn on the pixels as stored, and nothing "
+            "says whether its own were"
         )
     return bool(on_stored)
 
 
 def scale_to(size: Size, target: Size) -> tuple[float, float] | None:
-    """The factors (across, down) by which an image of `size` became one of `target` with its proportions kept; else None.
+    """The factors (across, down) by which an image of `size` became one of `target`
+    with its proportions kept; else None.
 
     The sides of a scaled image are rounded, so that each may be a pixel off.
     """
@@ -140,7 +157,8 @@ def _times(box: Box, across: float, down: float) -> Box:
 
 
 def customs(frames: Iterable[tuple[Frame, Size]]) -> bool | None:
-    """Whether boxes of a set were drawn on stored pixels, by images on their side and the sizes recorded for them.
+    """Whether boxes of a set were drawn on stored pixels,
+    by images on their side and the sizes recorded for them.
 
     True or False where all of them agree, None where there are none or they differ.
     """
@@ -173,7 +191,9 @@ class BoxCheck:
     whole_numbers: int = 0
 
     def add(self, xyxy_N4: np.ndarray, size: Size) -> None:
-        """Counts the boxes of an image of this (width, height): corners in pixels, read as `read_as` says."""
+        """Counts the boxes of an image of this (width, height):
+        corners in pixels, read as `read_as` says.
+        """
         if not len(xyxy_N4):
             return
         corners_N4 = np.asarray(xyxy_N4, dtype=np.float64)
@@ -206,26 +226,33 @@ class BoxCheck:
         """The other reading, where boxes fit their images by it and not as they are read; else None."""
         if self.num_boxes < NUM_FOR_HINT:
             return None
-        if self.misfits > WRONG_FRACTION * self.num_boxes and self.misfits_other < RIGHT_FRACTION * self.num_boxes:
+        if (
+            self.misfits > WRONG_FRACTION * self.num_boxes
+            and self.misfits_other < RIGHT_FRACTION * self.num_boxes
+        ):
             return {"xywh": "xyxy", "xyxy": "xywh"}[self.read_as]
         return None
 
     def complaint(self, what: str, option: str = "") -> str | None:
-        """What is wrong with the boxes of `what`, and the option or setting that mends it; None where nothing is."""
+        """What is wrong with the boxes of `what`, and the option or setting that mends it;
+        None where nothing is.
+        """
         if self.look_like_fractions:
             reads = "; --boxes fractions reads them" if option == "--boxes" else "; they must be in pixels"
             return f"{what} look like fractions of the image's sides{reads}"
         if (other := self.better_read_as) is not None:
             try_it = f"; try {option}{'=' if '.' in option else ' '}{other}" if option else ""
             return (
-                f"{what}: {self.misfits} of {self.num_boxes} do not fit their images as {self.read_as}, but nearly all do as "
-                f"{other}{try_it}"
+                f"{what}: {self.misfits} of {self.num_boxes} do not fit their images as {self.read_as}, but "
+                f"nearly all do as {other}{try_it}"
             )
         return None
 
 
 def beyond(xyxy_N4: np.ndarray, size: Size, *, tolerance: float = 1.0) -> np.ndarray:
-    """bool [N]: reaches more than `tolerance` pixels beyond an image of this size; rounding costs many files less."""
+    """bool [N]: reaches more than `tolerance` pixels beyond an image of this size;
+    rounding costs many files less.
+    """
     ends_4 = np.array([size[0], size[1], size[0], size[1]]) + tolerance
     return np.asarray(np.any((xyxy_N4 < -tolerance) | (xyxy_N4 > ends_4), axis=1))
 

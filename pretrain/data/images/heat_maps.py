@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-# inferno, every tenth of the way: as dark and as light as its number for every eye (CC0, van der Walt and Smith)
+# inferno, every tenth of the way: as dark and as light as its number for every eye (CC0, van der Walt and
+# Smith)
 INFERNO_N3 = np.array(
     [
         (0, 0, 4),
@@ -25,11 +26,15 @@ INFERNO_N3 = np.array(
 
 
 def heat_colours(heat_HW: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of numbers in [0, 1], from black over red to light yellow; what lies outside is cut off."""
+    """uint8 [H, W, 3] of numbers in [0, 1], from black over red to light yellow;
+    what lies outside is cut off.
+    """
     positions = np.linspace(0, 1, len(INFERNO_N3))
     heat_HW = np.nan_to_num(np.asarray(heat_HW, np.float32))
     return (
-        np.stack([np.interp(heat_HW, positions, channel) for channel in INFERNO_N3.T], axis=-1).round().astype(np.uint8)
+        np.stack([np.interp(heat_HW, positions, channel) for channel in INFERNO_N3.T], axis=-1)
+        .round()
+        .astype(np.uint8)
     )
 
 
@@ -46,7 +51,8 @@ def unit_range(heat_HW: np.ndarray) -> np.ndarray:
 
 
 def overlay(pixels_HW3: np.ndarray, heat_HW: np.ndarray, *, strength: float = 0.6) -> np.ndarray:
-    """An image, uint8 [H, W, 3], under a heat map of any size, from its lowest value (the image in grey) to its highest.
+    """An image, uint8 [H, W, 3], under a heat map of any size,
+    from its lowest value (the image in grey) to its highest.
 
     `strength` in [0, 1] is how much of the image the highest value hides.
     """

@@ -1,4 +1,6 @@
-"""What the bytes of an image file tell before anything is decoded: its format, how EXIF says it lies, chunks of a PNG."""
+"""What the bytes of an image file tell before anything is decoded:
+its format, how EXIF says it lies, chunks of a PNG.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ LARGE_PNG_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of no use here, and r
 
 
 def image_format(data: bytes | memoryview) -> str | None:
-    """The format that the first bytes (32 suffice) tell, one of `decode.OPENERS` or `decode.NOT_DECODED`, or None."""
+    """The format that the first bytes (32 suffice) tell, one of `decode.OPENERS` or `decode.NOT_DECODED`,
+    or None.
+    """
     start = bytes(data[:32])
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -43,7 +47,9 @@ def image_format(data: bytes | memoryview) -> str | None:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation 1..8 in an EXIF block; 1 when it is missing or damaged, for the pixels may be good all the same."""
+    """The orientation 1..8 in an EXIF block; 1 when it is missing or damaged,
+    for the pixels may be good all the same.
+    """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
@@ -62,7 +68,9 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def late_png_exif(data: bytes) -> bytes | None:
-    """The eXIf chunk that some tools write behind the pixels, where Pillow sees it only once all is decoded."""
+    """The eXIf chunk that some tools write behind the pixels,
+    where Pillow sees it only once all is decoded.
+    """
     position = 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -73,7 +81,9 @@ def late_png_exif(data: bytes) -> bytes | None:
 
 
 def without_large_texts(data: bytes) -> bytes:
-    """A PNG without texts and colour profile, which the pixels do not need and Pillow refuses above a size."""
+    """A PNG without texts and colour profile, which the pixels do not
+    need and Pillow refuses above a size.
+    """
     parts, position = [data[:8]], 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)

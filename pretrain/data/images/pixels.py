@@ -1,9 +1,10 @@
-"""Encoded images to pixels as `pretrain.data.images.crop_kernels` takes them: upright, four bytes a pixel, decoded once and
-no larger than needed.
+"""Encoded images to pixels as `pretrain.data.images.crop_kernels` takes them: upright, four bytes a pixel,
+decoded once and no larger than needed.
 
-A JPEG goes through libjpeg-turbo by simplejpeg, which writes such pixels itself, scales while it decodes and needs no copy.
-Everything unusual about a JPEG, and all other formats, go through `pretrain.data.images.decode`, which also finds the
-reason when an image is bad. So what is a bad image, and which way is up, does not depend on who decodes.
+A JPEG goes through libjpeg-turbo by simplejpeg, which writes such pixels itself, scales while it decodes and
+needs no copy. Everything unusual about a JPEG, and all other formats, go through
+`pretrain.data.images.decode`, which also finds the reason when an image is bad. So what is a bad image, and
+which way is up, does not depend on who decodes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
 MIN_FAST_SIDE = 256  # pixels, see `open_image`
 _MAX_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
-# JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components, start of scan
+# JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components,
+# start of scan
 _APP1, _SEQUENTIAL, _SCAN = 0xE1, (0xC0, 0xC1), 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -47,10 +49,11 @@ class OpenedImage:
 
     Attributes:
         width, height: upright, in pixels.
-        decode: `decode(denominator)` gives uint8 [groups, height, width, 4] of 1 / denominator (1, 2, 4 or 8) of the size, of
-            the full size, or of less where a JPEG's would be more than `MAX_PIXELS`; the channels lie in groups of four, and
-            what is beyond the last one means nothing. The array may be a buffer that this thread's next `decode` overwrites.
-            Raises BadImage.
+        decode: `decode(denominator)` gives uint8 [groups, height, width, 4] of 1 / denominator (1, 2, 4 or
+            8) of the size, of the full size, or of less where a JPEG's would be more than `MAX_PIXELS`; the
+              channels lie in groups of four, and
+            what is beyond the last one means nothing. The array may be a buffer that this thread's next
+            `decode` overwrites. Raises BadImage.
         planes: of an image that is stored decoded, where crops can be cut straight out of them.
     """
 
@@ -66,9 +69,10 @@ def open_image(data: Any, *, channels: int = 3, fast: bool = False) -> OpenedIma
     Args:
         data: the encoded file (bytes or a buffer), or uint8 [groups, height, width, 4].
         channels: 3 for RGB, 1 for grey; any other number is that of the image's own bands.
-        fast: where a JPEG of 256 pixels or more stores colours at half the resolution, each is repeated for the pixels it was
-            taken from, as DALI does by default. Interpolating them, as Pillow does, takes an eighth of the time of decoding;
-            for random views. Smaller images would lose more by it, and cost little.
+        fast: where a JPEG of 256 pixels or more stores colours at half the resolution, each is repeated for
+            the pixels it was taken from, as DALI does by default. Interpolating them, as Pillow does, takes
+            an eighth of the time of decoding; for random views.
+            Smaller images would lose more by it, and cost little.
 
     Raises:
         BadImage: when the header is damaged or its size refused; the pixels behind it may still be bad.
@@ -114,7 +118,8 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
             pixels = simplejpeg.decode_jpeg(
                 encoded,
                 colorspace=layout,
-                # a scale is chosen that gives at least this many; others than 1/2, 1/4 and 1/8 have no fast code
+                # a scale is chosen that gives at least this many; others than 1/2, 1/4 and 1/8 have no fast
+                # code
                 min_height=rows if denominator > 1 else 0,
                 min_width=columns if denominator > 1 else 0,
                 min_factor=max(1, denominator),
@@ -122,11 +127,14 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
                 buffer=buffers.bytes(rows * columns * num_bytes),
             )
         except ValueError:
-            # a warning or an error of the library: Pillow bears what is harmless, and has the words for what is not
+            # a warning or an error of the library: Pillow bears what is harmless, and has the words for what
+            # is not
             return _by_pillow(encoded, channels)
         if channels == 1:
             pixels = np.repeat(pixels, 4, axis=2)
-        return (pixels if orientation == 1 else np.ascontiguousarray(UPRIGHT_ARRAYS[orientation](pixels)))[None]
+        return (pixels if orientation == 1 else np.ascontiguousarray(UPRIGHT_ARRAYS[orientation](pixels)))[
+            None
+        ]
 
     return OpenedImage(height, width, decode) if orientation >= 5 else OpenedImage(width, height, decode)
 
@@ -148,7 +156,9 @@ def _stored(encoded: bytes | memoryview, channels: int) -> OpenedImage:
 
 
 def _headers(encoded: bytes) -> tuple[int, bool]:
-    """EXIF orientation of a JPEG, and whether its pixels may come in several scans; reads no further than its first scan."""
+    """EXIF orientation of a JPEG, and whether its pixels may come in several scans;
+    reads no further than its first scan.
+    """
     orientation, num_components, position = 0, 0, 2
     for _ in range(_MAX_MARKERS):
         if position + 4 > len(encoded) or encoded[position] != 0xFF:
@@ -157,7 +167,10 @@ def _headers(encoded: bytes) -> tuple[int, bool]:
         if marker == 0xFF:  # fill bytes may stand before a marker
             position += 1
             continue
-        start, stop = position + 4, position + 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+        start, stop = (
+            position + 4,
+            position + 2 + int.from_bytes(encoded[position + 2 : position + 4], "big"),
+        )
         if marker == _APP1 and encoded.startswith(b"Exif\0\0", start):
             orientation = orientation or exif_orientation(encoded[start:stop])
         elif marker in _FRAMES and stop <= len(encoded) and start + 6 <= stop:
@@ -172,7 +185,9 @@ def _by_pillow(encoded: bytes | memoryview, channels: int) -> np.ndarray:
     image = decode_upright(encoded)
     if channels == 1:
         image = image.convert("L").convert("RGB")
-    return np.array(image.convert("RGBX"))[None]  # writable as all others are: else the loops would be compiled twice
+    return np.array(image.convert("RGBX"))[
+        None
+    ]  # writable as all others are: else the loops would be compiled twice
 
 
 def _grouped(bands_HWC: np.ndarray) -> np.ndarray:
@@ -190,10 +205,11 @@ def as_channels(groups_GHW4: np.ndarray, channels: int) -> np.ndarray:
 
 
 class Buffers(threading.local):
-    """Memory of a thread that is used again for the next image: fresh pages would cost about as much as a crop.
+    """Memory of a thread that is used again for the next image:
+    fresh pages would cost about as much as a crop.
 
-    What photos and views of usual sizes need lies in one block, because numpy asks for huge pages from 4 MiB on: on small
-    ones, wherever they happen to lie, decoding and cropping took up to a third longer.
+    What photos and views of usual sizes need lies in one block, because numpy asks for huge pages from 4 MiB
+    on: on small ones, wherever they happen to lie, decoding and cropping took up to a third longer.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,13 @@
-"""Compiled inner loops of images that are stored decoded: to planes, from planes to pixels, and crops straight out of planes.
+"""Compiled inner loops of images that are stored decoded:
+to planes, from planes to pixels, and crops straight out of planes.
 
-Luma and colours are those of JFIF (ITU-T T.871). Colours at half the resolution are repeated for the pixels they belong to.
+Luma and colours are those of JFIF (ITU-T T.871). Colours at half the resolution are
+repeated for the pixels they belong to.
 
-Crops are resampled plane by plane, with one and a half bytes for a pixel where `crop_kernels.crop` has four, and only the
-view is converted to red, green and blue. The weights of a line of colours are the sums of those of the two lines that it stands
-for, so this gives what `crop` gives of the converted image, but for rounding, and for colours that leave [0, 255] in between.
+Crops are resampled plane by plane, with one and a half bytes for a pixel where `crop_kernels.crop` has four,
+and only the view is converted to red, green and blue. The weights of a line of colours are the sums of those
+of the two lines that it stands for, so this gives what `crop` gives of the converted image, but for
+rounding, and for colours that leave [0, 255] in between.
 """
 
 from __future__ import annotations
@@ -37,8 +40,12 @@ STRIP = 112  # lines that are resampled at once, so that they stay in the neares
 
 
 @compiled
-def split_colours(pixels_HWC: np.ndarray, luma_HW: np.ndarray, blue_hw: np.ndarray, red_hw: np.ndarray) -> None:
-    """RGB to luma and, of blocks of two by two pixels (fewer at the edges of odd sizes), the mean colours."""
+def split_colours(
+    pixels_HWC: np.ndarray, luma_HW: np.ndarray, blue_hw: np.ndarray, red_hw: np.ndarray
+) -> None:
+    """RGB to luma and, of blocks of two by two pixels (fewer at the edges of odd sizes),
+    the mean colours.
+    """
     height, width = luma_HW.shape
     for y in range(height):
         for x in range(width):
@@ -67,7 +74,9 @@ def _repeat(half_W: np.ndarray, first: int, whole_W: np.ndarray) -> None:
 
 @compiled
 def _byte(whole: Any, rest: Any) -> Any:
-    """A number and 256 times another, rounded, within a byte. Where no width is named numba takes 64 bits, twice the time."""
+    """A number and 256 times another, rounded, within a byte.
+    Where no width is named numba takes 64 bits, twice the time.
+    """
     return min(max(_i16(whole + _i16(_i16(rest + _ROUND) >> _i16(8))), _i16(0)), _i16(255))
 
 
@@ -90,8 +99,12 @@ def _blue(y: Any, cb: Any) -> Any:
 
 
 @compiled
-def _to_planes(luma_W: np.ndarray, blue_W: np.ndarray, red_W: np.ndarray, r_W: Any, g_W: Any, b_W: Any) -> None:
-    """A line of luma and colours to lines of red, green and blue; one after the other, for compilers give up on six arrays."""
+def _to_planes(
+    luma_W: np.ndarray, blue_W: np.ndarray, red_W: np.ndarray, r_W: Any, g_W: Any, b_W: Any
+) -> None:
+    """A line of luma and colours to lines of red, green and blue;
+    one after the other, for compilers give up on six arrays.
+    """
     for x in range(len(r_W)):
         r_W[x] = _red(luma_W[x], red_W[x])
     for x in range(len(r_W)):
@@ -127,7 +140,9 @@ def join_planes(red: np.ndarray, green: np.ndarray, blue: np.ndarray, out: np.nd
 
 
 @compiled
-def _weights_of_colours(starts_N: np.ndarray, counts_N: np.ndarray, weights_NK: np.ndarray) -> tuple[Any, Any, Any]:
+def _weights_of_colours(
+    starts_N: np.ndarray, counts_N: np.ndarray, weights_NK: np.ndarray
+) -> tuple[Any, Any, Any]:
     """Weights of lines of half the resolution, each of which stands for two."""
     num = len(starts_N)
     starts, counts = np.empty(num, np.int32), np.empty(num, np.int32)
@@ -148,12 +163,19 @@ def plane_scratch_pixels(image_width: int, size: int) -> int:
 
 @compiled
 def _turn(source_LW: np.ndarray, scratch: np.ndarray, target_WL: np.ndarray) -> None:
-    """The transpose of a plane of bytes, whose lines are a multiple of four, by way of uint32 of four neighbouring lines."""
+    """The transpose of a plane of bytes, whose lines are a multiple of four,
+    by way of uint32 of four neighbouring lines.
+    """
     num_lines, width = source_LW.shape
     num_quads = num_lines >> 2
     quads = scratch[: num_quads * width].reshape(num_quads, width)
     for quad in range(num_quads):
-        a, b, c, d = source_LW[4 * quad], source_LW[4 * quad + 1], source_LW[4 * quad + 2], source_LW[4 * quad + 3]
+        a, b, c, d = (
+            source_LW[4 * quad],
+            source_LW[4 * quad + 1],
+            source_LW[4 * quad + 2],
+            source_LW[4 * quad + 3],
+        )
         line = quads[quad]
         for x in range(width):
             line[x] = _u32(a[x]) | _u32(b[x]) << _u32(8) | _u32(c[x]) << _u32(16) | _u32(d[x]) << _u32(24)
@@ -173,7 +195,8 @@ def _crop_plane(
     strip: int,
     scratch: Any,
 ) -> None:
-    """Resamples columns [first, first + num) of a plane by the weights of lines and columns: uint8 into uint32 of four columns.
+    """Resamples columns [first, first + num) of a plane by the weights of lines and
+    columns: uint8 into uint32 of four columns.
 
     `wide`: whether weights of lines, and of columns, are many.
     """
@@ -181,7 +204,10 @@ def _crop_plane(
     starts_x, counts_x, weights_x = along
     size, quads = len(starts_y), out_SQ.shape[1]
     at = strip * num >> 2
-    lines, turned = scratch[:at].view(np.uint8).reshape(strip, num), scratch[at : 2 * at].reshape(num, strip >> 2)
+    lines, turned = (
+        scratch[:at].view(np.uint8).reshape(strip, num),
+        scratch[at : 2 * at].reshape(num, strip >> 2),
+    )
     stop = 2 * at + strip * quads
     columns, rest = scratch[2 * at : stop].view(np.uint8).reshape(4 * quads, strip), scratch[stop:]
     totals, narrow = rest.view(np.int32), rest.view(np.uint16)
@@ -190,9 +216,13 @@ def _crop_plane(
         # where fewer lines are left, what stands below them is resampled along and not used
         here = slice(y, min(y + strip, size))
         if wide[0]:
-            mix_rows_wide(plane_HW, starts_y[here], counts_y[here], weights_y[here], first, num, lines, totals)
+            mix_rows_wide(
+                plane_HW, starts_y[here], counts_y[here], weights_y[here], first, num, lines, totals
+            )
         else:
-            mix_rows(plane_HW, starts_y[here], counts_y[here], weights_y[here], first, num, cubic, lines, narrow)
+            mix_rows(
+                plane_HW, starts_y[here], counts_y[here], weights_y[here], first, num, cubic, lines, narrow
+            )
         _turn(lines, rest, turned)
         if wide[1]:
             mix_rows_wide(turned_lines, starts_x, counts_x, weights_x, 0, strip, columns, totals)
@@ -215,7 +245,8 @@ def crop_planes(
     out_CSS: np.ndarray,
     scratch: np.ndarray,
 ) -> None:
-    """`crop_kernels.crop` of an image in planes of 4:2:0, with the same arguments, to within four levels of it.
+    """`crop_kernels.crop` of an image in planes of 4:2:0, with the same arguments,
+    to within four levels of it.
 
     `scratch`: uint32, at least `plane_scratch_pixels(W, S)`.
     """
@@ -227,8 +258,20 @@ def crop_planes(
     starts_y, counts_y = np.empty(size, np.int32), np.empty(size, np.int32)
     weights_x = np.zeros((size, int(taps * max(1.0, width / size)) + 4), np.int16)
     weights_y = np.zeros((size, int(taps * max(1.0, height / size)) + 4), np.int16)
-    find_weights(left, width, image_width, flip, cubic, WIDE_BITS if wide[1] else bits, starts_x, counts_x, weights_x)
-    find_weights(top, height, image_height, False, cubic, WIDE_BITS if wide[0] else bits, starts_y, counts_y, weights_y)
+    find_weights(
+        left, width, image_width, flip, cubic, WIDE_BITS if wide[1] else bits, starts_x, counts_x, weights_x
+    )
+    find_weights(
+        top,
+        height,
+        image_height,
+        False,
+        cubic,
+        WIDE_BITS if wide[0] else bits,
+        starts_y,
+        counts_y,
+        weights_y,
+    )
     first, last = image_width, 0
     for index in range(size):
         first, last = min(first, starts_x[index]), max(last, starts_x[index] + counts_x[index])

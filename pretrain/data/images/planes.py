@@ -1,4 +1,5 @@
-"""Images that are stored decoded: a short header and planes, for data that are seen many times and do not fit into memory.
+"""Images that are stored decoded: a short header and planes,
+for data that are seen many times and do not fit into memory.
 
     offset  bytes
     0       8       MAGIC
@@ -6,16 +7,19 @@
     9       1       kind: 0 grey, 1 luma and colours at half the resolution (4:2:0), 2 red, green and blue
     10      2       0
     12      4, 4    width and height, little endian
-    20              planes of uint8, from top to bottom without padding: [height, width], but those of the two colours (blue's,
+    20              planes of uint8, from top to bottom without padding: [height, width], but those of the
+    two colours (blue's,
                     then red's) [ceil(height / 2), ceil(width / 2)]
 
-Images lie upright. Grey ones, and those of less than `MIN_COLOURS_SIDE` pixels on their short side, come back exactly, from 1
-and 3 bytes a pixel. Of larger ones each pixel has its own luma, and the mean colour of a block of two by two, as in most
-JPEGs: 1.5 bytes a pixel. What has smooth colours comes back to within two levels of 255; at an edge between two colours luma
-does, and the colours mix. A JPEG of 4:2:0 comes back as libjpeg gives it without interpolation of colours (as random views see
-it): to within two levels where no channel of a block is at 0 or 255, beyond which the JPEG's own numbers may have been.
+Images lie upright. Grey ones, and those of less than `MIN_COLOURS_SIDE` pixels on their short side, come
+back exactly, from 1 and 3 bytes a pixel. Of larger ones each pixel has its own luma, and the mean colour of
+a block of two by two, as in most JPEGs: 1.5 bytes a pixel. What has smooth colours comes back to within two
+levels of 255; at an edge between two colours luma does, and the colours mix. A JPEG of 4:2:0 comes back as
+libjpeg gives it without interpolation of colours (as random views see it): to within two levels where no
+channel of a block is at 0 or 255, beyond which the JPEG's own numbers may have been.
 
-Damage within the planes is not noticed, as of a BMP's. Nothing is compressed: reading costs what the disk costs.
+Damage within the planes is not noticed, as of a BMP's.
+Nothing is compressed: reading costs what the disk costs.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ from PIL import Image, ImageFile
 MAGIC, VERSION = b"\x8bplanes\n", 1
 GREY, COLOURS, RGB = 0, 1, 2
 HEADER = struct.Struct("<8sBBHII")
-MIN_COLOURS_SIDE = 256  # pixels, as `pixels.MIN_FAST_SIDE`: smaller images would lose more, and take little room
+MIN_COLOURS_SIDE = (
+    256  # pixels, as `pixels.MIN_FAST_SIDE`: smaller images would lose more, and take little room
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,12 @@ class Planes:
         if len(data) < HEADER.size:
             raise ValueError("truncated")
         magic, version, kind, zero, width, height = HEADER.unpack_from(data)
-        if (magic, version, zero) != (MAGIC, VERSION, 0) or kind not in (GREY, COLOURS, RGB) or not width or not height:
+        if (
+            (magic, version, zero) != (MAGIC, VERSION, 0)
+            or kind not in (GREY, COLOURS, RGB)
+            or not width
+            or not height
+        ):
             raise ValueError("damaged")
         values = np.frombuffer(data, np.uint8, offset=HEADER.size)
         needed = width * height + 2 * _colours(kind, width, height)
@@ -113,7 +124,9 @@ def as_planes(pixels_HWC: np.ndarray) -> bytes:
         kind, halves = COLOURS, ((height + 1) // 2, (width + 1) // 2)
         planes = [np.empty(shape, np.uint8) for shape in ((height, width), halves, halves)]
         plane_kernels.split_colours(pixels_HWC, *planes)
-    return HEADER.pack(MAGIC, VERSION, kind, 0, width, height) + b"".join(plane.tobytes() for plane in planes)
+    return HEADER.pack(MAGIC, VERSION, kind, 0, width, height) + b"".join(
+        plane.tobytes() for plane in planes
+    )
 
 
 class PlanesImageFile(ImageFile.ImageFile):
@@ -124,7 +137,10 @@ class PlanesImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         assert self.fp is not None
         self._planes = Planes.of(self.fp.read())
-        self._size, self._mode = (self._planes.width, self._planes.height), "L" if self._planes.kind == GREY else "RGB"
+        self._size, self._mode = (
+            (self._planes.width, self._planes.height),
+            "L" if self._planes.kind == GREY else "RGB",
+        )
 
     def load(self) -> Any:
         """Converts the planes on its first call."""

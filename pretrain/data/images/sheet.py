@@ -94,7 +94,9 @@ def _with_boxes(
             continue
         colour = BOX_COLOURS[zlib.crc32(name.encode("utf-8", "replace")) % len(BOX_COLOURS)]
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=2)
-        draw.text((x1 + 3, y1 + 1), drawable(name)[:40], fill=colour, font=font, stroke_width=1, stroke_fill=INK)
+        draw.text(
+            (x1 + 3, y1 + 1), drawable(name)[:40], fill=colour, font=font, stroke_width=1, stroke_fill=INK
+        )
     return drawn
 
 

@@ -9,10 +9,11 @@ MAX_FULL = 0.6  # fraction of the slots; above it there are twice as many
 
 
 class FirstSeen:
-    """Numbers by digest, of which the first 8 bytes are kept: 27 to 53 bytes an image, where a dictionary takes 190.
+    """Numbers by digest, of which the first 8 bytes are kept:
+    27 to 53 bytes an image, where a dictionary takes 190.
 
-    Two of ten million different images begin alike with a probability of 3 in a million. A table with open addressing: a
-    digest is looked for from the slot that it names on, up to the first that is empty.
+    Two of ten million different images begin alike with a probability of 3 in a million. A table with open
+    addressing: a digest is looked for from the slot that it names on, up to the first that is empty.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""`python -m pretrain.data import ... --check`: what an import would do, from its listing and a sample of its images."""
+"""`python -m pretrain.data import ... --check`: what an import would do,
+from its listing and a sample of its images.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def check_import(
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
     records, sides, splits = arranged(listing, options)
-    on_stored = surveyed(listing, records, src, workers or num_threads_for(records), source_options.get("boxes"))
+    on_stored = surveyed(
+        listing, records, src, workers or num_threads_for(records), source_options.get("boxes")
+    )
     stored = Journal.stored(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
     if stored is None:
         check_room(dest, overwrite=overwrite)
@@ -52,7 +56,8 @@ def check_import(
     good = [item for item in prepared if item.data is not None]
     if not good:
         raise UserError(
-            f"none of {len(sample)} images tried in {src} can be used (first: {sample[0].path}: {prepared[0].notes[0]})"
+            f"none of {len(sample)} images tried in {src} can be used (first: {sample[0].path}: "
+            f"{prepared[0].notes[0]})"
         )
     mean_bytes = sum(len(item.data or b"") for item in good) / len(good)
     num_of = ", ".join(f"{split} {sides.count(split)}" for split in splits if split)
@@ -61,7 +66,8 @@ def check_import(
         f"first {len(sample)} images: {len(good)} can be used"
         + "".join(f"; {item.record.path}: {item.notes[0]}" for item in prepared if item.data is None),
         f"{dest} can be written" + ("; the command continues a cut-off import there" if stored else ""),
-        f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about {duration(len(records) * seconds)}",
+        f"about {len(records) * mean_bytes / 2**20:.1f} MiB of shards, in about "
+        f"{duration(len(records) * seconds)}",
     ]
     lines += [f"read as {listing.told}"] * bool(listing.told)
     lines += [f"annotation set aside: {location}: {reason}" for location, reason in listing.problems[:5]]

@@ -59,9 +59,12 @@ def add_import(commands: Any) -> None:
     pack.add_argument(
         "--overwrite",
         action="store_true",
-        help="remove what an earlier import wrote to DEST; one that was cut off and had the same options is continued",
+        help="remove what an earlier import wrote to DEST; one that was cut off and had the same options "
+        "is continued",
     )
-    pack.add_argument("--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)")
+    pack.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)"
+    )
     pack.add_argument(
         "--workers",
         type=int,
@@ -75,16 +78,20 @@ def _add_options_of_source(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--labels",
         metavar="auto|folders|none",
-        help="folder: folders takes the folder that holds an image as its class; auto (default) does so when all images lie "
+        help="folder: folders takes the folder that holds an image as its class; auto (default) does so "
+        "when all images lie "
         "exactly one folder deep, in two folders or more; none: no classes",
     )
     pack.add_argument(
-        "--images", metavar="FOLDER", help="coco, cvat, table: the folder of the images (default: looked for)"
+        "--images",
+        metavar="FOLDER",
+        help="coco, cvat, table: the folder of the images (default: looked for)",
     )
     pack.add_argument(
         "--boxes",
         metavar="xywh|xyxy|cxcywh|fractions",
-        help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; corners; centre and "
+        help="coco, voc, yolo, table: what the four numbers of a box are: left, top, width, height; "
+        "corners; centre and "
         "size, all in pixels; or fractions of the sides (default: what the kind of source has)",
     )
     pack.add_argument(
@@ -97,7 +104,8 @@ def _add_options_of_source(pack: argparse.ArgumentParser) -> None:
         type=float,
         default=0.05,
         metavar="FRACTION",
-        help="fraction of images or annotations that may be set aside before the import ends with exit code 3 (default: 0.05)",
+        help="fraction of images or annotations that may be set aside before the import ends with exit "
+        "code 3 (default: 0.05)",
     )
     for name in ("path", "label", "caption"):
         pack.add_argument(
@@ -108,8 +116,12 @@ def _add_options_of_source(pack: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow redirects of listed web addresses to this machine (default: such images are set aside)",
     )
-    pack.add_argument("--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)")
-    pack.add_argument("--download", action="store_true", default=None, help="torchvision: fetch what is not there")
+    pack.add_argument(
+        "--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)"
+    )
+    pack.add_argument(
+        "--download", action="store_true", default=None, help="torchvision: fetch what is not there"
+    )
 
 
 def _add_options_of_shards(pack: argparse.ArgumentParser) -> None:
@@ -118,26 +130,39 @@ def _add_options_of_shards(pack: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of the images that goes to DEST/validation, the rest to DEST/train (default: 0, no split)",
+        help="fraction of the images that goes to DEST/validation, the rest to DEST/train (default: 0, no "
+        "split)",
     )
-    pack.add_argument("--drop-duplicates", action="store_true", help="keep only the first of images with equal bytes")
+    pack.add_argument(
+        "--drop-duplicates", action="store_true", help="keep only the first of images with equal bytes"
+    )
     pack.add_argument(
         "--short-side",
         type=int,
         default=0,
         metavar="N",
-        help="scale larger images down to N pixels on their short side and store them as JPEG (default: 0, as they are)",
+        help="scale larger images down to N pixels on their short side and store them as JPEG (default: 0, "
+        "as they are)",
     )
     pack.add_argument(
         "--decoded",
         action="store_true",
-        help="store images decoded, in 1.5 bytes a pixel (3 where the short side is below 256): several times the room of "
+        help="store images decoded, in 1.5 bytes a pixel (3 where the short side is below 256): several "
+        "times the room of "
         "JPEG on disk, read several times as fast, by Fovea alone",
     )
-    pack.add_argument("--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)")
-    pack.add_argument("--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)")
-    pack.add_argument("--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)")
-    pack.add_argument("--shard-mib", type=int, default=256, metavar="N", help="MiB of a shard (default: 256)")
+    pack.add_argument(
+        "--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)"
+    )
+    pack.add_argument(
+        "--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)"
+    )
+    pack.add_argument(
+        "--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)"
+    )
+    pack.add_argument(
+        "--shard-mib", type=int, default=256, metavar="N", help="MiB of a shard (default: 256)"
+    )
 
 
 def run_import(arguments: argparse.Namespace) -> int:

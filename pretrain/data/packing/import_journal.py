@@ -33,8 +33,8 @@ class Reached:
 class Journal:
     """The unfinished import in DEST/.unfinished.
 
-    `journal.json` says how far it is; the `part-00000.jsonl`, ... that it counts hold what was learnt of single images. A
-    part that it does not count belongs to a shard that was cut off, and is written again.
+    `journal.json` says how far it is; the `part-00000.jsonl`, ... that it counts hold what was learnt of
+    single images. A part that it does not count belongs to a shard that was cut off, and is written again.
 
     Attributes:
         dest: where the shards will be.
@@ -48,7 +48,9 @@ class Journal:
     state: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     _reached: dict[str, Reached] = field(default_factory=dict)
-    _first: FirstSeen = field(default_factory=FirstSeen)  # digest of an image -> number of the first record with it
+    _first: FirstSeen = field(
+        default_factory=FirstSeen
+    )  # digest of an image -> number of the first record with it
     _unwritten: list[list[Any]] = field(default_factory=list)  # since the last whole shard
     _num_parts: int = 0
 
@@ -95,16 +97,17 @@ class Journal:
             if overwrite:
                 return None
             raise UserError(
-                f"{path} has format version {version}, this program writes {FORMAT_VERSION}; name another folder or add "
-                "--overwrite"
+                f"{path} has format version {version}, this program writes {FORMAT_VERSION}; name another "
+                "folder or add --overwrite"
             )
         if stored["options"] == options:
             return dict(stored)
         if overwrite:
             return None
         raise UserError(
-            f"{dest} holds an import that was cut off and had other options ({_differing(stored['options'], options)}); "
-            "repeat its command to continue it, name another folder, or add --overwrite"
+            f"{dest} holds an import that was cut off and had other options "
+            f"({_differing(stored['options'], options)}); repeat its command to continue it, name another "
+            "folder, or add --overwrite"
         )
 
     def reached_of(self, split: str) -> Reached:
@@ -197,7 +200,9 @@ def check_room(dest: str, *, overwrite: bool) -> list[str]:
             inner = (f"{folder}/{name}" for name in storage.names_in(f"{dest}/{folder}"))
             held |= {name for name in inner if name not in folders}
     if held and not overwrite:
-        raise UserError(f"{dest} is not empty (it holds {min(held)}); name another folder or add --overwrite")
+        raise UserError(
+            f"{dest} is not empty (it holds {min(held)}); name another folder or add --overwrite"
+        )
     if foreign := sorted(name for name in held if not OWN_NAMES.fullmatch(name.rsplit("/", 1)[-1])):
         raise UserError(
             f"{dest} holds {foreign[0]}, which no import wrote; remove it yourself or choose another folder"

@@ -1,4 +1,6 @@
-"""The summary of an import: what goes to _import.json, what is said in the terminal, and whether it is a success."""
+"""The summary of an import: what goes to _import.json, what is said in the terminal,
+and whether it is a success.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +40,23 @@ def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
     """Lists images and annotations that were set aside."""
     if problems:  # written before an all-bad import fails, for it says why
         lines = [
-            json.dumps({"path": masked(path), "reason": masked(reason)}) + "\n" for path, reason in sorted(problems)
+            json.dumps({"path": masked(path), "reason": masked(reason)}) + "\n"
+            for path, reason in sorted(problems)
         ]
         storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
 
 
 def summary_of(
-    listing: Listing, taking: Taking, problems: Sequence[tuple[str, str]], *, is_changed: bool, max_set_aside: float
+    listing: Listing,
+    taking: Taking,
+    problems: Sequence[tuple[str, str]],
+    *,
+    is_changed: bool,
+    max_set_aside: float,
 ) -> dict[str, Any]:
-    """What was packed, set aside and left out, ready for JSON; `stopped` is a text where too much was set aside."""
+    """What was packed, set aside and left out, ready for JSON;
+    `stopped` is a text where too much was set aside.
+    """
     records, tally = taking.records, taking.tally
     ledger = make_ledger(listing, taking.files, tally)
     with_classes = is_known("label", records) or is_known("labels", records)
@@ -61,11 +71,16 @@ def summary_of(
         gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
     ):
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
-    notes += [f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})" for fact in NOTED if fact in tally.facts]
+    notes += [
+        f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})"
+        for fact in NOTED
+        if fact in tally.facts
+    ]
     notes += ledger.notes()
     if tally.leaks:
         notes.append(
-            f"{tally.leaks} images have the bytes of one in the other split and were left out of the later one"
+            f"{tally.leaks} images have the bytes of one in the other split and were left out of the later "
+            "one"
         )
     return {
         "images": tally.images,
@@ -76,7 +91,9 @@ def summary_of(
         "kind": listing.kind,
         "recognised_as": masked(listing.told),
         "quarantined": len(problems),
-        "quarantine_reasons": dict(Counter(_short(reason) for _, reason in problems).most_common(MAX_REASONS)),
+        "quarantine_reasons": dict(
+            Counter(_short(reason) for _, reason in problems).most_common(MAX_REASONS)
+        ),
         "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
         "notes": [masked(note) for note in notes],
         "ledger": ledger.as_json(),
@@ -87,7 +104,9 @@ def summary_of(
 
 
 def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fraction: float) -> str | None:
-    """What to do where too large a fraction of the images or annotations was set aside; None where it was not."""
+    """What to do where too large a fraction of the images or annotations was set aside;
+    None where it was not.
+    """
     num_annotations = max(listing.account.annotations, len(listing.problems))
     for num, among, what in (
         (tally.aside, len(records), "images"),
@@ -95,9 +114,9 @@ def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fra
     ):
         if num > max_fraction * among:
             return (
-                f"{num} of {among} {what} were set aside, more than --max-set-aside={max_fraction:g} allows; "
-                f"{QUARANTINE} gives the reason for each. Fix them and import again with --overwrite, or allow more; "
-                "the shards are kept so that you can look at them"
+                f"{num} of {among} {what} were set aside, more than --max-set-aside={max_fraction:g} "
+                f"allows; {QUARANTINE} gives the reason for each. Fix them and import again with "
+                "--overwrite, or allow more; the shards are kept so that you can look at them"
             )
     return None
 
@@ -113,10 +132,14 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"shard{'s'[: summary['shards'] != 1]} in {duration(summary['seconds'])}: {dest}"
     ]
     if summary["bytes_before_scaling"]:
-        fraction, before = summary["bytes"] / summary["bytes_before_scaling"], summary["bytes_before_scaling"] / 2**20
+        fraction, before = (
+            summary["bytes"] / summary["bytes_before_scaling"],
+            summary["bytes_before_scaling"] / 2**20,
+        )
         saved = f"scaling down saved {1 - fraction:.0%} of {before:.1f} MiB"
         lines.append(
-            f"  {f'stored decoded, {fraction:.1f} times the {before:.1f} MiB before' if summary['decoded'] else saved}"
+            "  "
+            f"{f'stored decoded, {fraction:.1f} times the {before:.1f} MiB before' if summary['decoded'] else saved}"
         )
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
@@ -131,7 +154,8 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
     if summary["quarantined"]:
         reasons = ", ".join(f"{reason} {num}" for reason, num in summary["quarantine_reasons"].items())
         lines.append(
-            f"warning: {summary['quarantined']} entries set aside ({reasons}); listed in {storage.join(dest, QUARANTINE)}"
+            f"warning: {summary['quarantined']} entries set aside ({reasons}); listed in "
+            f"{storage.join(dest, QUARANTINE)}"
         )
     lines.extend(f"note: {note}" for note in summary["notes"])
     lines += as_table(summary["ledger"])

@@ -1,4 +1,6 @@
-"""A look at a sample of a source's boxes before all are packed: what their numbers mean, and on which side of EXIF they lie."""
+"""A look at a sample of a source's boxes before all are packed:
+what their numbers mean, and on which side of EXIF they lie.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,15 @@ SAMPLE = 256  # images; in the order of packing, which is mixed
 
 
 def look_at_boxes(
-    records: Sequence[Record], src: str, *, num_threads: int, option: str | None = "--boxes", check_format: bool = True
+    records: Sequence[Record],
+    src: str,
+    *,
+    num_threads: int,
+    option: str | None = "--boxes",
+    check_format: bool = True,
 ) -> bool | None:
-    """Whether boxes were drawn on images as stored (see `upright_boxes`), by a sample of those that have some.
+    """Whether boxes were drawn on images as stored (see `upright_boxes`),
+    by a sample of those that have some.
 
     Args:
         records: of the source, in the order of packing.
@@ -30,7 +38,9 @@ def look_at_boxes(
 
     Raises UserError where nearly all boxes are fractions of the sides, or corners in place of sizes.
     """
-    with_boxes = (record for record in records if record.objects and record.objects.bbox and record.problem is None)
+    with_boxes = (
+        record for record in records if record.objects and record.objects.bbox and record.problem is None
+    )
     sample = list(islice((record for record in with_boxes if not record.relative_boxes), SAMPLE))
     if not sample:
         return None
@@ -44,7 +54,9 @@ def look_at_boxes(
         xyxy_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in record.objects.bbox])
         box_check.add(xyxy_N4, record.frame or frame.upright)
     if check_format and (complaint := box_check.complaint(f"the boxes of {src}", option or "")) is not None:
-        raise UserError(complaint if option else f"{complaint}; they must be left, top, width and height in pixels")
+        raise UserError(
+            complaint if option else f"{complaint}; they must be left, top, width and height in pixels"
+        )
     return customs(frames)
 
 

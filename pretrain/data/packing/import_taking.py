@@ -44,7 +44,8 @@ class Taking:
     """All that packing an image needs.
 
     Args:
-        records, sides: of the whole source in the order of packing, and the split of each ("" where nothing is split off).
+        records, sides: of the whole source in the order of packing, and the split of each ("" where nothing
+            is split off).
         files: of the source.
         tally, journal: take note.
         drop_duplicates: of images with equal bytes only the first is packed.
@@ -79,18 +80,26 @@ class Taking:
         self._write(item, writer, tally.counts.setdefault(self.sides[number], {}))
 
     def _why_left_out(self, record: Record, number: int, earlier: int) -> str | None:
-        """Why an image with the bytes of an earlier one is left out; None where it is packed all the same."""
+        """Why an image with the bytes of an earlier one is left out;
+        None where it is packed all the same.
+        """
         first = self.records[earlier]
         if self.drop_duplicates:
             self.tally.duplicates += 1
             reason = f"a duplicate of {first.path}"
-            here, there = (other.label if other.labels is None else list(other.labels) for other in (record, first))
-            return reason if here == there else f"{reason}, but its label there is {there!r} and here {here!r}"
+            here, there = (
+                other.label if other.labels is None else list(other.labels) for other in (record, first)
+            )
+            return (
+                reason if here == there else f"{reason}, but its label there is {there!r} and here {here!r}"
+            )
         if self.sides[earlier] == self.sides[number]:
             return None
         if record.split is None or first.split is None or first.split == record.split:
             self.tally.leaks += 1
-            return f"a duplicate of {first.path}, which is in {self.sides[earlier]}; it would be in both splits"
+            return (
+                f"a duplicate of {first.path}, which is in {self.sides[earlier]}; it would be in both splits"
+            )
         self._saw(LEAK, record, 1)  # the source has it so
         return None
 
@@ -105,7 +114,13 @@ class Taking:
         for name in ROW_FIELDS:
             value = item.objects if name == "objects" else getattr(record, name)
             if value is not None:
-                row[name] = asdict(value) if name == "objects" else list(value) if isinstance(value, tuple) else value
+                row[name] = (
+                    asdict(value)
+                    if name == "objects"
+                    else list(value)
+                    if isinstance(value, tuple)
+                    else value
+                )
         writer.write(row)
         tally.examples.setdefault(PACKED, record.path)
         told = record.labels if record.label is None else None

@@ -1,8 +1,8 @@
 """Packs a source of images into shards: every image is checked, bad ones are set aside, the order is mixed.
 
-An import that was cut off continues when the same command is run again: shards are written one after the other into
-DEST/.unfinished, each is kept when it is complete, and a journal there says how far they reach. They move to their place
-when the last one is written, so readers never see a part of an import.
+An import that was cut off continues when the same command is run again: shards are written one after the
+other into DEST/.unfinished, each is kept when it is complete, and a journal there says how far they reach.
+They move to their place when the last one is written, so readers never see a part of an import.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from cluster.errors import UserError
 from cluster.progress import ProgressLine
 from cluster.secrets import masked
 from pretrain.data.packing.import_journal import Journal
-from pretrain.data.packing.import_summary import QUARANTINE, describe_import, is_known, summary_of, write_quarantine
+from pretrain.data.packing.import_summary import (
+    QUARANTINE,
+    describe_import,
+    is_known,
+    summary_of,
+    write_quarantine,
+)
 from pretrain.data.packing.import_survey import look_at_boxes
 from pretrain.data.packing.import_taking import Taking, Tally
 from pretrain.data.packing.ledger import files_jsonl, files_of
@@ -45,10 +51,17 @@ __all__ = ["ImportOptions", "describe_import", "import_images"]
 SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
 MAX_UNREAD_IN_A_ROW = 200
-IMAGES_AT_ONCE = 8  # that a thread prepares before it hands them over, which costs as much as a tenth of a small image
+IMAGES_AT_ONCE = (
+    8  # that a thread prepares before it hands them over, which costs as much as a tenth of a small image
+)
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
-COLUMNS = {"label": pa.string(), "labels": pa.list_(pa.string()), "objects": OBJECTS, "captions": pa.list_(pa.string())}
+COLUMNS = {
+    "label": pa.string(),
+    "labels": pa.list_(pa.string()),
+    "objects": OBJECTS,
+    "captions": pa.list_(pa.string()),
+}
 
 
 @dataclass(frozen=True)
@@ -56,15 +69,17 @@ class ImportOptions:
     """What the shards depend on; a cut-off import continues only with the same ones.
 
     Args:
-        validation_fraction: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an image's side depends on
-            its path alone, so that it stays when others are added; of equal images on both sides the later ones are left out.
-            A source that has splits of its own keeps them, and only a missing validation is taken from its training images.
+        validation_fraction: in [0, 1). Above 0 the shards go to DEST/train and DEST/validation, and an
+            image's side depends on its path alone, so that it stays when others are added; of equal images
+            on both sides the later ones are left out. A source that has splits of its own keeps them, and
+            only a missing validation is taken from its training images.
         seed: of the order in the shards.
         drop_duplicates: of images with equal bytes only the first is kept.
-        short_side: larger images are scaled down to so many pixels on their short side, and stored as JPEG; 0 stores all
-            images byte for byte as they are.
+        short_side: larger images are scaled down to so many pixels on their short side, and stored as JPEG;
+            0 stores all images byte for byte as they are.
         jpeg_quality: of images that are scaled down, 1 to 95.
-        decoded_form: images are stored decoded, see `pretrain.data.images.planes`, at the size that `short_side` says.
+        decoded_form: images are stored decoded, see `pretrain.data.images.planes`, at the size that
+            `short_side` says.
         rows_per_group, bytes_per_group: a row group ends with whichever comes first.
         bytes_per_shard: a file ends with the row group that reaches it.
     """
@@ -84,8 +99,8 @@ class ImportOptions:
             raise UserError(f"--validation must be at least 0 and below 1, not {self.validation_fraction}")
         if self.short_side < 0 or not 1 <= self.jpeg_quality <= 95:
             raise UserError(
-                f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a short side is 0 or "
-                "more pixels, a quality 1 to 95"
+                f"--short-side {self.short_side} --jpeg-quality {self.jpeg_quality} is not possible: a "
+                "short side is 0 or more pixels, a quality 1 to 95"
             )
         if min(self.rows_per_group, self.bytes_per_group, self.bytes_per_shard) < 1:
             raise UserError("--rows-per-group, --group-mib and --shard-mib must be at least 1")
@@ -105,22 +120,23 @@ def import_images(
 ) -> dict[str, Any]:
     """Packs a source into shards and returns the summary that is also written to DEST/_import.json.
 
-    Images that cannot be decoded and annotations that cannot be used are listed in DEST/_quarantine.jsonl, files that are no
-    part of the data set in DEST/_files.jsonl; the summary's `ledger` counts all. Its `stopped` is a text where more than
-    `max_set_aside` of the images or of the annotations were set aside: the shards are there for a look, but are no success.
+    Images that cannot be decoded and annotations that cannot be used are listed in DEST/_quarantine.jsonl,
+    files that are no part of the data set in DEST/_files.jsonl; the summary's `ledger` counts all. Its
+    `stopped` is a text where more than `max_set_aside` of the images or of the annotations were set aside:
+    the shards are there for a look, but are no success.
 
     Args:
         src, dest: see `pretrain.data.packing.sources.list_records`; a folder, local or in any store.
         options: what the shards depend on.
         kind, source_options: what the source is, see `list_records`.
         workers: threads that read and decode; by default one for each CPU, more for a remote source.
-        overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was cut off and had
-            the same options is continued all the same.
+        overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was
+            cut off and had the same options is continued all the same.
         max_set_aside: fraction in [0, 1].
 
     Raises:
-        UserError: nothing to pack, `dest` not empty, no readable image, nothing on one side of the split, or so many images
-            in a row that cannot be read that the store must be gone.
+        UserError: nothing to pack, `dest` not empty, no readable image, nothing on one side of the split, or
+            so many images in a row that cannot be read that the store must be gone.
     """
     started = time.monotonic()
     options = options or ImportOptions()
@@ -138,7 +154,9 @@ def import_images(
     taking = Taking(records, sides, files, tally, journal, options.drop_duplicates)
     if journal.state and show_progress:
         print(f"continues an import that was cut off: {tally.images} images are packed already", flush=True)
-    num_shards = pack_all(taking, splits, options, num_threads, on_stored=on_stored, show_progress=show_progress)
+    num_shards = pack_all(
+        taking, splits, options, num_threads, on_stored=on_stored, show_progress=show_progress
+    )
     problems = [*listing.problems, *journal.problems]
     write_quarantine(dest, problems)
     if not tally.images:
@@ -154,7 +172,11 @@ def import_images(
     summary: dict[str, Any] = {"format_version": 1, "source": masked(src)}
     changed = options.short_side > 0 or options.decoded_form
     summary |= summary_of(listing, taking, problems, is_changed=changed, max_set_aside=max_set_aside)
-    summary |= {"decoded": options.decoded_form, "shards": num_shards, "seconds": round(time.monotonic() - started, 3)}
+    summary |= {
+        "decoded": options.decoded_form,
+        "shards": num_shards,
+        "seconds": round(time.monotonic() - started, 3),
+    }
     storage.write_json(storage.join(dest, SUMMARY), summary)  # where it stands, the import is complete
     journal.discard()  # last: until then the same command does again what was cut off
     return summary
@@ -162,10 +184,15 @@ def import_images(
 
 def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_threads: int,
              *, on_stored: bool | None, show_progress: bool) -> int:  # fmt: skip
-    """Packs what the journal does not know as packed, split by split; returns the number of shards of them all."""
+    """Packs what the journal does not know as packed, split by split;
+    returns the number of shards of them all.
+    """
     records, journal = taking.records, taking.journal
     schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if is_known(name, records)})
-    preparing = {"on_stored": on_stored, "same_stem": _of_same_stem(records) if options.short_side else frozenset()}
+    preparing = {
+        "on_stored": on_stored,
+        "same_stem": _of_same_stem(records) if options.short_side else frozenset(),
+    }
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
@@ -181,8 +208,12 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
                 first_shard=reached.shards_done,
             ) as writer:
                 todo = numbers[reached.records_done :]
-                prepared = prepare_all((records[number] for number in todo), options, num_threads, **preparing)
-                for done, (number, item) in enumerate(zip(todo, prepared, strict=True), reached.records_done + 1):
+                prepared = prepare_all(
+                    (records[number] for number in todo), options, num_threads, **preparing
+                )
+                for done, (number, item) in enumerate(
+                    zip(todo, prepared, strict=True), reached.records_done + 1
+                ):
                     progress.advance()
                     taking.take(item, number, writer)
                     if writer.num_shards > journal.reached_of(split).shards_done:
@@ -194,29 +225,35 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
 
 
 def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], list[str], list[str]]:
-    """The records in the order of packing, the split of each, and all splits ("" alone when nothing is split off).
+    """The records in the order of packing, the split of each,
+    and all splits ("" alone when nothing is split off).
 
     Raises UserError when a split would be empty.
     """
-    # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a window, so a group
-    # of one class would give batches of few classes; mixed here, every group is a sample of all. Only paths are shuffled.
+    # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a
+    # window, so a group of one class would give batches of few classes; mixed here, every group is a sample
+    # of all. Only paths are shuffled.
     records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path)[:8])
     own = {record.split for record in records if record.split is not None}
     fraction = options.validation_fraction
     if fraction and SPLITS[1] in own:
-        listing.notes.append(f"--validation {fraction} is not used: the source has a validation split of its own")
+        listing.notes.append(
+            f"--validation {fraction} is not used: the source has a validation split of its own"
+        )
         fraction = 0.0
     sides = [_side_of(record, fraction) for record in records]
     splits = sorted(set(sides))
     if missing := {split for split in SPLITS if fraction > 0} - set(splits):
         raise UserError(
-            f"--validation {options.validation_fraction} of {len(records)} images leaves none for {missing.pop()}; "
-            "choose another fraction"
+            f"--validation {options.validation_fraction} of {len(records)} images leaves none for "
+            f"{missing.pop()}; choose another fraction"
         )
     return records, sides, splits
 
 
-def surveyed(listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None) -> bool | None:
+def surveyed(
+    listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None
+) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
     return look_at_boxes(records, src, num_threads=num_threads, option=option, check_format=boxes is None)
@@ -261,8 +298,8 @@ def prepare_all(
         num_unread = num_unread + 1 if item.unread else 0
         if num_unread == MAX_UNREAD_IN_A_ROW:  # better to stop than to set the rest aside
             raise UserError(
-                f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); once they can, "
-                "the same command continues"
+                f"{num_unread} images in a row cannot be read (last: {item.record.path}: {item.notes[0]}); "
+                "once they can, the same command continues"
             )
         yield item
 
@@ -272,22 +309,30 @@ def _hash(*words: str) -> bytes:
 
 
 def _fingerprint(records: Sequence[Record]) -> str:
-    """Changes with any image's path or what is known of it, so that a journal is not continued on other data."""
+    """Changes with any image's path or what is known of it,
+    so that a journal is not continued on other data.
+    """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(repr((record.path, record.size_bytes, record.label, record.labels, record.objects)).encode())
+        digest.update(
+            repr((record.path, record.size_bytes, record.label, record.labels, record.objects)).encode()
+        )
         digest.update(repr((record.captions, record.frame, record.split, record.problem)).encode())
     return digest.hexdigest()
 
 
 def _side_of(record: Record, validation_fraction: float) -> str:
-    """The source's split, else `train` or `validation` by the hash of the path; an empty text when nothing is split off."""
+    """The source's split, else `train` or `validation` by the hash of the path;
+    an empty text when nothing is split off.
+    """
     if validation_fraction == 0 or record.split not in (None, SPLITS[0]):
         return record.split or ""
     return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_fraction * 2**64]
 
 
 def num_threads_for(records: Sequence[Record]) -> int:
-    """Threads that read and decode: a remote image is mostly waited for. The first records tell, for their order is mixed."""
+    """Threads that read and decode: a remote image is mostly waited for.
+    The first records tell, for their order is mixed.
+    """
     is_remote = any(not storage.is_local(record.url) for record in islice(records, 100))
     return REMOTE_THREADS if is_remote else os.cpu_count() or 1

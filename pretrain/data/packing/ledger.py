@@ -1,4 +1,6 @@
-"""The account of an import: what became of every file of the source, and what was left out of annotation files."""
+"""The account of an import: what became of every file of the source,
+and what was left out of annotation files.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,14 @@ class Ledger:
         return self.files.total()
 
     def notes(self) -> list[str]:
-        """What should be said of the files that were passed over; hidden ones and those of the operating system are counted."""
-        passed = {kind.removeprefix(f"{PASSED_OVER}: "): num for kind, num in self.files.items() if PASSED_OVER in kind}
+        """What should be said of the files that were passed over;
+        hidden ones and those of the operating system are counted.
+        """
+        passed = {
+            kind.removeprefix(f"{PASSED_OVER}: "): num
+            for kind, num in self.files.items()
+            if PASSED_OVER in kind
+        }
         others = {kind: num for kind, num in passed.items() if kind.startswith((OTHER, ARCHIVE))}
         notes = [
             f"{num} x {kind}: not packed (first: {self.examples[f'{PASSED_OVER}: {kind}']})"
@@ -53,7 +61,9 @@ class Ledger:
         ]
         if others:
             told = ", ".join(f"{num} x {kind}" for kind, num in others.items())
-            notes.append(f"not read: {told} (first: {self.examples[f'{PASSED_OVER}: {next(iter(others))}']})")
+            notes.append(
+                f"not read: {told} (first: {self.examples[f'{PASSED_OVER}: {next(iter(others))}']})"
+            )
         return notes
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +80,8 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a source, known before the first image is packed; the listing of all files is not needed any more then.
+    """The files of a source, known before the first image is packed;
+    the listing of all files is not needed any more then.
 
     Attributes:
         num_images: those that are images to pack.
@@ -134,7 +145,10 @@ def make_ledger(listing: Listing, files: Files, tally: Tally) -> Ledger:
         ledger.add(kind, account.examples[kind], num, is_file=False)
     if listing.problems:
         ledger.add(
-            "annotation set aside, see _quarantine.jsonl", listing.problems[0][0], len(listing.problems), is_file=False
+            "annotation set aside, see _quarantine.jsonl",
+            listing.problems[0][0],
+            len(listing.problems),
+            is_file=False,
         )
     for kind, num in sorted(tally.facts.items()):
         ledger.add(kind, examples.get(kind, ""), num, is_file=False)
@@ -188,5 +202,8 @@ def as_table(ledger: dict[str, Any]) -> list[str]:
     for of, title in (("files", ""), ("other", "and of what is in them:")):
         part = [row for row in rows if row["of"] == of]
         lines += [title] * bool(part and title)
-        lines += [f"  {row['count']:>{wide}}  {row['kind']:<{kinds}}  {row['example'][:100]}".rstrip() for row in part]
+        lines += [
+            f"  {row['count']:>{wide}}  {row['kind']:<{kinds}}  {row['example'][:100]}".rstrip()
+            for row in part
+        ]
     return lines

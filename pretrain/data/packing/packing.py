@@ -1,4 +1,5 @@
-"""Writes Parquet shards that are good to read in shuffled order: small row groups, images stored as they are.
+"""Writes Parquet shards that are good to read in shuffled order:
+small row groups, images stored as they are.
 
 with ShardWriter("my/shards", schema_of(label=pa.string())) as writer:
     writer.write({"image": {"bytes": encoded, "path": "cats/1.jpg"}, "label": "cats"})
@@ -37,18 +38,20 @@ def schema_of(**columns: pa.DataType) -> pa.Schema:
 class ShardWriter:
     """Rows to `shard-00000.parquet`, `shard-00001.parquet`, ... in a folder. Use as a context manager.
 
-    In a local folder the shards appear, by rename, when the last row is written: leaving through an exception leaves nothing.
-    In an object store, and with `first_shard`, each shard appears when it is complete.
+    In a local folder the shards appear, by rename, when the last row is written: leaving through an
+    exception leaves nothing. In an object store, and with `first_shard`,
+    each shard appears when it is complete.
 
     Image columns are marked as such for Hugging Face `datasets`.
 
     Args:
         dest_url: a folder, which must not hold Parquet files yet.
         schema: of the rows, see `schema_of`.
-        rows_per_group, bytes_per_group: a row group holds no more of either, but at least one row. Readers hold whole row
-            groups, and shuffle better the smaller they are.
+        rows_per_group, bytes_per_group: a row group holds no more of either, but at least one row. Readers
+            hold whole row groups, and shuffle better the smaller they are.
         bytes_per_shard: a file ends with the row group that reaches it.
-        first_shard: number of the first shard to write, after those with lower numbers that are there already.
+        first_shard: number of the first shard to write,
+            after those with lower numbers that are there already.
 
     Attributes:
         num_shards: finished files, with those before `first_shard`; final once the writer is closed.
@@ -83,7 +86,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         there = [name for name in storage.names_in(self._dest) if name.endswith(".parquet")]
         if there and not self._continues:
-            raise UserError(f"{self._dest} already holds {there[0]}; name another folder or remove the shards first")
+            raise UserError(
+                f"{self._dest} already holds {there[0]}; name another folder or remove the shards first"
+            )
         with storage.explained("write to", self._dest):
             if storage.is_local(self._dest):
                 storage.make_dirs(self._dest)
@@ -112,7 +117,9 @@ class ShardWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; columns left out are null. Raises ValueError for a column that the schema does not have."""
+        """Adds a row; columns left out are null. Raises ValueError for a
+        column that the schema does not have.
+        """
         if unknown := row.keys() - set(self._schema.names):
             raise ValueError(f"columns {sorted(unknown)} are not in the schema {self._schema.names}")
         num_bytes = sum(map(_num_bytes, row.values()))
@@ -157,7 +164,9 @@ class ShardWriter:
 
 
 def pack(rows: Iterable[Mapping[str, Any]], dest_url: str, schema: pa.Schema, **sizes: int) -> ShardWriter:
-    """Writes all rows as shards; the closed writer that comes back has the counts. `sizes` are those of `ShardWriter`."""
+    """Writes all rows as shards; the closed writer that comes back has the counts.
+    `sizes` are those of `ShardWriter`.
+    """
     with ShardWriter(dest_url, schema, **sizes) as writer:
         for row in rows:
             writer.write(row)
@@ -173,7 +182,9 @@ def _num_bytes(value: object) -> int:
 
 
 def _with_image_features(schema: pa.Schema) -> pa.Schema:
-    """The schema with image columns marked for `datasets`, which finds out about all other columns from their types."""
+    """The schema with image columns marked for `datasets`,
+    which finds out about all other columns from their types.
+    """
     features = hugging_face_features(schema)
     images = {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
     text = json.dumps({"info": {"features": {**images, **features}}})
@@ -181,12 +192,22 @@ def _with_image_features(schema: pa.Schema) -> pa.Schema:
 
 
 def _column_options(schema: pa.Schema) -> dict[str, Any]:
-    """Encoded images are stored as they are: they do not compress, no two are equal, and their order means nothing."""
+    """Encoded images are stored as they are: they do not compress, no two are equal,
+    and their order means nothing.
+    """
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)
     leaves = pq.read_metadata(buffer).schema
     columns = [leaves.column(index) for index in range(len(leaves))]
-    raw = [leaf.path for leaf in columns if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"]
+    raw = [
+        leaf.path
+        for leaf in columns
+        if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"
+    ]
     others = [leaf.path for leaf in columns if leaf.path not in raw]
     compression = {**dict.fromkeys(raw, "NONE"), **dict.fromkeys(others, "ZSTD")}
-    return {"compression": compression, "use_dictionary": others or False, "write_statistics": others or False}
+    return {
+        "compression": compression,
+        "use_dictionary": others or False,
+        "write_statistics": others or False,
+    }

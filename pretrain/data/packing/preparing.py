@@ -1,4 +1,6 @@
-"""What importing does with one image: read it, check that it decodes, bring its boxes upright, scale it down when asked."""
+"""What importing does with one image: read it, check that it decodes, bring its boxes upright,
+scale it down when asked.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ MAX_FILE_BYTES = 512 * 2**20  # no photo is that large, and workers hold whole f
 TURNED = "image whose boxes were rotated with it, as EXIF says"
 RESIZED = "image whose boxes were scaled to its size, which is not the recorded one"
 OUTSIDE = "box that reaches beyond its image, kept"
-ASSUMED = "image that EXIF rotates, whose boxes are taken as those of the upright image; no size is recorded with them"
+ASSUMED = (
+    "image that EXIF rotates, whose boxes are taken as those of the upright image; no size is "
+    "recorded with them"
+)
 FRAMES = "image of several frames or pages, of which the first is read"
 FEW_BITS = "16-bit image whose values use fewer bits, scaled to those"
 
@@ -34,9 +39,9 @@ FEW_BITS = "16-bit image whose values use fewer bits, scaled to those"
 class Prepared:
     """A record with what is to be stored, or with `data` None and the reason in `notes`.
 
-    `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as they were read.
-    `unread`: its bytes could not be read, so it is unknown whether it is good. `facts`: how often something worth reporting was
-    seen.
+    `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as
+    they were read. `unread`: its bytes could not be read, so it is unknown whether it is good. `facts`: how
+    often something worth reporting was seen.
     """
 
     record: Record
@@ -74,7 +79,9 @@ def prepare(
     try:
         data = record.read()
     except (UserError, ValueError) as error:  # ValueError: a URL that is none
-        return Prepared(record, None, notes=(f"cannot be read: {str(error).rsplit(': ', 1)[-1]}",), unread=True)
+        return Prepared(
+            record, None, notes=(f"cannot be read: {str(error).rsplit(': ', 1)[-1]}",), unread=True
+        )
     if len(data) > MAX_FILE_BYTES:
         return Prepared(record, None, notes=(f"file too large: {len(data)} bytes",))
     facts: dict[str, int] = {}
@@ -123,11 +130,12 @@ def scaled_to(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def stored_decoded(data: bytes, *, short_side: int = 0, image: Image.Image | None = None) -> bytes:
-    """An encoded image as `pretrain.data.images.planes` stores it, scaled down to `short_side` where that is not 0.
+    """An encoded image as `pretrain.data.images.planes` stores it,
+    scaled down to `short_side` where that is not 0.
 
-    The planes of a JPEG that keeps its size are made of what random views see of it. Unless it is scaled, an image stays as it
-    is that is stored so already, or has transparency or bands of its own, which planes cannot hold. `image` is what was decoded
-    of it before. Raises BadImage.
+    The planes of a JPEG that keeps its size are made of what random views see of it. Unless it is scaled, an
+    image stays as it is that is stored so already, or has transparency or bands of its own, which planes
+    cannot hold. `image` is what was decoded of it before. Raises BadImage.
     """
     if short_side:
         whole = decode_upright(data) if image is None else image
@@ -144,13 +152,17 @@ def as_jpeg(path: str, same_stem: Container[str]) -> str:
     return f"{path}.jpg" if path in same_stem else posixpath.splitext(path)[0] + ".jpg"
 
 
-def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: dict[str, int]) -> Objects | None:
+def _objects(
+    record: Record, decoded: Decoded, on_stored: bool | None, facts: dict[str, int]
+) -> Objects | None:
     """The objects in pixels of the upright image. Raises WrongFrame."""
     if record.objects is None or not record.objects.bbox:
         return record.objects
     frame = Frame(decoded.stored_size, decoded.orientation)
     given = record.objects.bbox
-    boxes = upright_boxes(given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored)
+    boxes = upright_boxes(
+        given, frame, drawn_on=record.frame, relative=record.relative_boxes, on_stored=on_stored
+    )
     if record.frame is not None and not record.relative_boxes and boxes != list(given):
         facts[TURNED if record.frame == decoded.stored_size and decoded.orientation != 1 else RESIZED] = 1
     if record.frame is None and decoded.orientation != 1:
@@ -162,8 +174,8 @@ def _objects(record: Record, decoded: Decoded, on_stored: bool | None, facts: di
         raw_N4 = np.array([(x, y, x + w, y + h) for x, y, w, h in given])
         if not beyond(raw_N4, decoded.stored_size).any():
             raise WrongFrame(
-                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as stored; record width and "
-                "height with it, or rotate them"
+                f"EXIF turns it (orientation {decoded.orientation}), and its boxes fit it only as stored; "
+                "record width and height with it, or rotate them"
             )
     if outside:
         facts[OUTSIDE] = outside

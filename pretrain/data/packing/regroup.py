@@ -37,7 +37,9 @@ DROPPED_LIST = "_dropped.jsonl"  # readers of whole folders pass over names with
 
 
 def check_locations(url: str, dest: str) -> None:
-    """Raises UserError when DEST is not empty, lies in the source or around it: a reader would see rows twice."""
+    """Raises UserError when DEST is not empty, lies in the source or around it:
+    a reader would see rows twice.
+    """
     source, target = _normal(url), _normal(dest)
     is_glob = storage.is_glob(url)
     inside = (
@@ -46,7 +48,9 @@ def check_locations(url: str, dest: str) -> None:
         else f"{target}/".startswith(f"{source}/")
     )
     if inside or any(_normal(file.url).startswith(f"{target}/") for file in find_shards([url])):
-        raise UserError(f"--fix {dest} and the source {url} contain one another; name a folder outside the source")
+        raise UserError(
+            f"--fix {dest} and the source {url} contain one another; name a folder outside the source"
+        )
     if names := storage.names_in(dest):
         raise UserError(f"--fix {dest}: it is not empty (it holds {names[0]}); name another folder")
 
@@ -76,8 +80,9 @@ def regroup(
 ) -> dict[str, Any]:
     """Writes all rows of a data set to new shards in `dest` and returns what was written, ready for JSON.
 
-    Memory depends on the size of images and pages, not on that of row groups (a page holds up to 1024 rows where pyarrow's
-    defaults were used); `drop_duplicates` adds some 100 bytes a row. Rows that are left out are listed in DEST/_dropped.jsonl.
+    Memory depends on the size of images and pages, not on that of row groups (a page holds up to 1024 rows
+    where pyarrow's defaults were used); `drop_duplicates` adds some 100 bytes a row. Rows that are left
+    out are listed in DEST/_dropped.jsonl.
 
     Args:
         url: file, folder or glob.
@@ -85,7 +90,8 @@ def regroup(
         image_column: holds the encoded images.
         drop_bad: leave out rows whose image cannot be decoded; all images are decoded for it.
         drop_duplicates: of rows whose encoded images are equal byte for byte, keep the first.
-        decoded_form: images are stored decoded, see `pretrain.data.packing.preparing.stored_decoded`; bad ones as they are.
+        decoded_form: images are stored decoded, see `pretrain.data.packing.preparing.stored_decoded`;
+            bad ones as they are.
 
     Raises:
         UserError: when `dest` does not suit, a file cannot be read, or the files' columns differ.
@@ -97,7 +103,9 @@ def regroup(
     with (
         ProgressLine("rewriting", manifest.num_rows, shown=show_progress) as progress,
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool,
-        ShardWriter(dest, schema, rows_per_group=_rows_per_group(manifest), bytes_per_group=GROUP_BYTES) as writer,
+        ShardWriter(
+            dest, schema, rows_per_group=_rows_per_group(manifest), bytes_per_group=GROUP_BYTES
+        ) as writer,
     ):
         for location, footer, batch in _batches(manifest):
             images = batch.column(image_column)
@@ -125,7 +133,8 @@ def _summary(manifest: Manifest, dest: str, image_column: str, keeper: _Keeper) 
     num_kept = manifest.num_rows - len(keeper.dropped)
     if not num_kept:
         raise UserError(
-            f"all {manifest.num_rows} rows were left out, see {storage.join(dest, DROPPED_LIST)}; nothing was written"
+            f"all {manifest.num_rows} rows were left out, see {storage.join(dest, DROPPED_LIST)}; nothing "
+            "was written"
         )
     written = load_manifest(dest, image_column=image_column)
     if written.num_rows != num_kept:
@@ -160,7 +169,9 @@ class _Keeper:
         self, images: list[bytes | None], location: dict[str, Any], pool: ThreadPoolExecutor
     ) -> list[str | None]:
         """Why each row is left out, None for those that are kept. `location` is that of the first."""
-        reasons: list[str | None] = list(pool.map(_why_bad, images)) if self._drop_bad else [None] * len(images)
+        reasons: list[str | None] = (
+            list(pool.map(_why_bad, images)) if self._drop_bad else [None] * len(images)
+        )
         for index, data in enumerate(images):
             if reasons[index] is None and data is not None and self._drop_duplicates:
                 digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
@@ -191,15 +202,16 @@ def _decoded_if_good(data: bytes | None) -> bytes | None:
 
 
 def _common_schema(manifest: Manifest) -> pa.Schema:
-    """The first file's schema with its metadata; where files have other types for the same values, a plain one, and where they
-    number their classes differently, text.
+    """The first file's schema with its metadata; where files have other types for the same values, a plain
+    one, and where they number their classes differently, text.
 
     Raises UserError when another file's columns hold other things.
     """
     schema = read_footer(manifest.files[0]).schema
     if len(set(schema.names)) < len(schema.names):
         raise UserError(
-            f"{manifest.files[0].url} has several columns of one name: {', '.join(schema.names)}; rename them"
+            f"{manifest.files[0].url} has several columns of one name: {', '.join(schema.names)}; rename "
+            "them"
         )
     locations: dict[tuple[str, ...], None] = {}
     kinds: dict[str, dict[pa.DataType, None]] = {field.name: {field.type: None} for field in schema}
@@ -215,8 +227,8 @@ def _common_schema(manifest: Manifest) -> pa.Schema:
                 kind = other.field(field.name).type
                 if same_values(kind) != same_values(field.type):
                     raise UserError(
-                        f"column {field.name!r} is {field.type} in {manifest.files[0].url} but {kind} in {file.url}; "
-                        "rewrite them one by one"
+                        f"column {field.name!r} is {field.type} in {manifest.files[0].url} but {kind} in "
+                        f"{file.url}; rewrite them one by one"
                     )
                 kinds[field.name][kind] = None
             locations.update(dict.fromkeys(_locations_of_names(other)))
@@ -240,7 +252,9 @@ def _locations_of_names(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
 
 
 def _rows_per_group(manifest: Manifest) -> int:
-    """As many rows as make a good row group; the writer counts the images' bytes, this also those of other large columns."""
+    """As many rows as make a good row group; the writer counts the images' bytes,
+    this also those of other large columns.
+    """
     total = sum(file.size_bytes for file in manifest.files)
     return int(min(max(1, GROUP_BYTES * manifest.num_rows // max(1, total)), MAX_ROWS_PER_GROUP))
 
@@ -274,12 +288,16 @@ def _as_written(scalar: pa.Scalar, name: str, schema: pa.Schema, footer: Footer)
     try:
         value = scalar.as_py()
     except UnicodeDecodeError as error:
-        raise UserError(f"column {name!r} holds text that is not UTF-8 ({error}); write it again as UTF-8") from error
+        raise UserError(
+            f"column {name!r} holds text that is not UTF-8 ({error}); write it again as UTF-8"
+        ) from error
     return value if names_in(schema, name) is not None else named(value, names_in(footer.schema, name))
 
 
 def _kept(scalar: pa.Scalar) -> Any:
-    """A value for the writer that no conversion to Python changes: nanoseconds, decimals, text that is not UTF-8."""
+    """A value for the writer that no conversion to Python changes:
+    nanoseconds, decimals, text that is not UTF-8.
+    """
     if not scalar.is_valid:
         return None
     kind = scalar.type
@@ -308,4 +326,6 @@ def _image_value(scalar: pa.Scalar, data: bytes | None) -> Any:
     """The image as bytes, whose size the writer counts."""
     if not scalar.is_valid or not pa.types.is_struct(scalar.type):
         return data
-    return {field.name: data if field.name == "bytes" else _kept(scalar[field.name]) for field in scalar.type}
+    return {
+        field.name: data if field.name == "bytes" else _kept(scalar[field.name]) for field in scalar.type
+    }

@@ -1,4 +1,6 @@
-"""Which window is read next: that of the stream that will need one soonest, as long as a budget of bytes allows."""
+"""Which window is read next: that of the stream that will need one soonest,
+as long as a budget of bytes allows.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,15 @@ class Stream(Protocol):
 class ReadAhead:
     """Shares a budget of bytes among the streams of a rank.
 
-    All streams are read evenly, so the one with the fewest rows ready is the next to run dry; the windows of the streams
-    end at different steps (see `Order.window_bounds`), so a few windows ahead hide the waiting of all. A stream that needs
-    a window which is not on its way yet sends for it itself, whatever the budget, so nothing can wait for ever.
+    All streams are read evenly, so the one with the fewest rows ready is the next to run dry; the windows of
+    the streams end at different steps (see `Order.window_bounds`), so a few windows ahead hide the waiting
+    of all. A stream that needs a window which is not on its way yet sends for it itself, whatever the
+    budget, so nothing can wait for ever.
 
     Args:
         budget_bytes: of encoded images that wait for their use, over all streams.
-        max_rows: rows that a stream has ready at most; small data sets would be read many epochs ahead otherwise.
+        max_rows: rows that a stream has ready at most;
+            small data sets would be read many epochs ahead otherwise.
     """
 
     def __init__(self, budget_bytes: int = DEFAULT_BUDGET_BYTES, *, max_rows: int) -> None:

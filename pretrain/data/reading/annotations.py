@@ -1,13 +1,16 @@
 """Boxes, captions and class values as Parquet columns hold them, whatever program wrote the file.
 
-A column is looked at once, in the schema (`find_*`), and then read row by row (`read_*`). The values are those of
-`to_pylist`, with names in place of numbers that stand for names (`pretrain.data.reading.naming`); what a row may not hold
-raises `BadAnnotation`, as a bad image raises `BadImage`.
+A column is looked at once, in the schema (`find_*`), and then read row by row (`read_*`). The values are
+those of `to_pylist`, with names in place of numbers that stand for names (`pretrain.data.reading.naming`);
+what a row may not hold raises `BadAnnotation`, as a bad image raises `BadImage`.
 
-Boxes lie in a struct of lists, as Hugging Face `datasets` writes `objects`, or in a list of structs, as in COCO:
+Boxes lie in a struct of lists, as Hugging Face `datasets` writes `objects`, or in a list of structs,
+as in COCO:
 
-    struct<bbox: list<list<float>>, category: list<int64>>          {"bbox": [[x, y, w, h], ...], "category": [3, ...]}
-    list<struct<bbox: list<float>, category: string>>               [{"bbox": [x, y, w, h], "category": "cat"}, ...]
+    struct<bbox: list<list<float>>, category: list<int64>>          {"bbox": [[x, y, w, h], ...], "category":
+        [3, ...]}
+    list<struct<bbox: list<float>, category: string>>               [{"bbox": [x, y, w, h], "category":
+        "cat"}, ...]
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ ClassValue = int | str
 
 
 class BadAnnotation(Exception):
-    """An annotation that cannot be used; the text is a short reason such as `bbox[2] is not four finite numbers`."""
+    """An annotation that cannot be used; the text is a short reason such as
+    `bbox[2] is not four finite numbers`.
+    """
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ class Boxes:
     """The objects of one image.
 
     Attributes:
-        xyxy_N4: float32, pixels of the upright image as far as the file is right: left, top, right, bottom. Finite, but not
-            clipped, and not always left of right.
+        xyxy_N4: float32, pixels of the upright image as far as the file is right: left, top, right, bottom.
+            Finite, but not clipped, and not always left of right.
         classes: N values as they stand in the column; all None where the column has no classes.
     """
 
@@ -98,26 +103,34 @@ class Boxes:
         return (right <= left) | (bottom <= top)
 
     def outside(self, width: int, height: int, *, tolerance: float = 1.0) -> np.ndarray:
-        """bool [N]: reaches more than `tolerance` pixels beyond an image of this size; rounding costs many files less."""
+        """bool [N]: reaches more than `tolerance` pixels beyond an image of this size;
+        rounding costs many files less.
+        """
         ends_4 = np.array([width, height, width, height]) + tolerance
         return np.any((self.xyxy_N4 < -tolerance) | (self.xyxy_N4 > ends_4), axis=1)
 
 
 def find_class_column(schema: pa.Schema, column: str, url: str) -> ClassColumn:
-    """Raises UserError when the column is missing or holds neither text nor whole numbers, nor lists of one of them."""
+    """Raises UserError when the column is missing or holds neither text nor whole numbers,
+    nor lists of one of them.
+    """
     kind = _type_of(schema, column, url)
     inner = kind.value_type if is_list_type(kind) else kind
     if not is_class_type(inner):
-        raise UserError(f"{url}: column {column!r} is {kind}; classes must be text or whole numbers, or lists of these")
+        raise UserError(
+            f"{url}: column {column!r} is {kind}; classes must be text or whole numbers, or lists of these"
+        )
     return ClassColumn(column, is_list_type(kind))
 
 
 def find_boxes_column(
     schema: pa.Schema, column: str | None = None, url: str = "the data", box_format: BoxFormat = "xywh"
 ) -> BoxColumn:
-    """The named column; without a name `objects`, or else the first that holds boxes. `url` is named in errors.
+    """The named column; without a name `objects`, or else the first that holds boxes.
+    `url` is named in errors.
 
-    Raises UserError when the column is missing, has no boxes that we know how to read, or classes of another type.
+    Raises UserError when the column is missing, has no boxes that we know how to read,
+    or classes of another type.
     """
     if column is None:
         column = next((name for name in BOXES_COLUMNS if name in schema.names), None)
@@ -131,8 +144,8 @@ def find_boxes_column(
     struct = kind.value_type if of_structs else kind
     if not pa.types.is_struct(struct):
         raise UserError(
-            f"{url}: column {column!r} is {kind}; objects must be struct<bbox: list<list<float>>, category: list<...>> or "
-            "list<struct<bbox: list<float>, category: ...>>"
+            f"{url}: column {column!r} is {kind}; objects must be struct<bbox: list<list<float>>, category: "
+            "list<...>> or list<struct<bbox: list<float>, category: ...>>"
         )
     fields = [field.name for field in struct]
     if repeated := sorted({name for name in fields if fields.count(name) > 1}):
@@ -147,12 +160,15 @@ def find_boxes_column(
     box_type, shape = struct.field(box_field).type, "list<float>" if of_structs else "list<list<float>>"
     one_box = box_type if of_structs else _inside(box_type)
     if one_box is None or not _is_number(_inside(one_box)):
-        raise UserError(f"{url}: {column}.{box_field} is {box_type}; boxes must be {shape}, four numbers a box")
+        raise UserError(
+            f"{url}: {column}.{box_field} is {box_type}; boxes must be {shape}, four numbers a box"
+        )
     if class_field is not None:
         class_type, shape = struct.field(class_field).type, "" if of_structs else "lists of "
         if not is_class_type(class_type if of_structs else _inside(class_type)):
             raise UserError(
-                f"{url}: {column}.{class_field} is {class_type}; classes must be {shape}text or whole numbers"
+                f"{url}: {column}.{class_field} is {class_type}; classes must be {shape}text or whole "
+                "numbers"
             )
     crowd_field = _first_of(CROWD_FIELDS, fields)
     if crowd_field is not None:
@@ -163,7 +179,9 @@ def find_boxes_column(
     return BoxColumn(column, box_field, class_field, box_format, crowd_field)
 
 
-def find_captions_column(schema: pa.Schema, column: str | None = None, url: str = "the data") -> CaptionColumn:
+def find_captions_column(
+    schema: pa.Schema, column: str | None = None, url: str = "the data"
+) -> CaptionColumn:
     """The named column; without a name `captions` or `caption`, for other columns of text may be anything.
 
     Raises UserError when the column is missing or holds neither text nor lists of text.
@@ -186,7 +204,9 @@ def read_boxes(value: Any, column: BoxColumn) -> Boxes:
         for index, entry in enumerate(value):
             if not isinstance(entry, dict):
                 raise BadAnnotation(f"{column.column}[{index}] is null")
-        boxes, classes = ([entry.get(field) for entry in value] for field in (column.box_field, column.class_field))
+        boxes, classes = (
+            [entry.get(field) for entry in value] for field in (column.box_field, column.class_field)
+        )
     else:
         raise BadAnnotation(_unreadable(value))
     if column.class_field is None:
@@ -224,7 +244,9 @@ def crowds_in(value: Any, column: BoxColumn) -> list[bool]:
 
 
 def read_captions(value: Any) -> list[str]:
-    """The captions of a row without those that are null or blank; NFC, no blanks around them. Raises BadAnnotation."""
+    """The captions of a row without those that are null or blank; NFC, no blanks around them.
+    Raises BadAnnotation.
+    """
     texts = [] if value is None else value if isinstance(value, list) else [value]
     captions = []
     for text in texts:
@@ -239,7 +261,9 @@ def read_captions(value: Any) -> list[str]:
 
 
 def read_classes(value: Any, column: ClassColumn) -> list[ClassValue]:
-    """The class values of a row as they stand in the column, in order; none where it is null. Raises BadAnnotation."""
+    """The class values of a row as they stand in the column, in order; none where it is null.
+    Raises BadAnnotation.
+    """
     if value is None:
         return []
     classes = value if isinstance(value, list) else [value]
@@ -253,9 +277,11 @@ def name_of_class(value: ClassValue | None) -> str:
 
 
 def values_of(array: pa.Array) -> list[Any]:
-    """`array.to_pylist()`, but a row with text that is not UTF-8 comes as the bytes b'' and not as an exception.
+    """`array.to_pylist()`, but a row with text that is not UTF-8 comes as
+    the bytes b'' and not as an exception.
 
-    Parquet files may hold such text, and pyarrow does not look before it makes a str of it. `read_*` refuse it.
+    Parquet files may hold such text, and pyarrow does not look before it makes a str of it.
+    `read_*` refuse it.
     """
     try:
         return list(array.to_pylist())
@@ -272,7 +298,9 @@ def value_of(scalar: pa.Scalar) -> Any:
 
 
 def class_type_at(schema: pa.Schema, *path: str) -> pa.DataType | None:
-    """The type of classes at a location such as ("objects", "category"), without lists around them; None where nothing is."""
+    """The type of classes at a location such as ("objects", "category"), without lists around them;
+    None where nothing is.
+    """
     kind: pa.DataType | None = schema.field(path[0]).type if path[0] in schema.names else None
     for name in path[1:]:
         while kind is not None and is_list_type(kind):
@@ -293,7 +321,9 @@ def is_class_type(kind: pa.DataType | None) -> bool:
 def _type_of(schema: pa.Schema, column: str, url: str) -> pa.DataType:
     names = schema.names
     if column not in names:
-        raise UserError(f"{url} has no column {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
+        raise UserError(
+            f"{url} has no column {column!r}{nearest(column, names)} (columns there: {', '.join(names)})"
+        )
     if names.count(column) > 1:
         raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
     return schema.field(column).type
@@ -307,7 +337,9 @@ def _first_of(known: Sequence[str], fields: Sequence[str]) -> str | None:
 def is_list_type(kind: pa.DataType) -> bool:
     """Whether values of this type are lists, however Arrow lays them out."""
     views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
-    return bool(views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        views or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _inside(kind: pa.DataType) -> pa.DataType | None:
@@ -344,7 +376,10 @@ def _numbers_N4(boxes: list[Any], field: str) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):  # a null, or boxes of several lengths
         numbers_N4 = np.zeros(0)
     if numbers_N4.shape != (len(boxes), 4):
-        wrong = next((i for i, box in enumerate(boxes) if not isinstance(box, list) or len(box) != 4 or None in box), 0)
+        wrong = next(
+            (i for i, box in enumerate(boxes) if not isinstance(box, list) or len(box) != 4 or None in box),
+            0,
+        )
         raise BadAnnotation(f"{field}[{wrong}] is not four finite numbers")
     _check_finite(numbers_N4, field)
     return numbers_N4
@@ -364,4 +399,8 @@ def _check_classes(classes: list[Any], field: str) -> None:
 
 
 def _unreadable(value: Any) -> str:
-    return "text that is not UTF-8" if isinstance(value, bytes) else f"a {type(value).__name__}, which is not expected"
+    return (
+        "text that is not UTF-8"
+        if isinstance(value, bytes)
+        else f"a {type(value).__name__}, which is not expected"
+    )

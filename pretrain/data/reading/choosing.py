@@ -1,8 +1,8 @@
-"""Which rows are used: few labels, equal fractions of classes, rare classes several times. Pure functions of row ids and a
-seed.
+"""Which rows are used: few labels, equal fractions of classes, rare classes several times. Pure functions of
+row ids and a seed.
 
-Every row has a rank by a hash of (seed, row id). Who takes fewer rows takes those of lower rank, so a small choice is part of
-every larger one, and it does not depend on ranks, workers or epochs.
+Every row has a rank by a hash of (seed, row id). Who takes fewer rows takes those of lower rank, so a small
+choice is part of every larger one, and it does not depend on ranks, workers or epochs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pretrain.data.hashing import hash64
 _CHOICE = 4
 
 
-def fraction_of_rows(num_rows: int, fraction: float, *, seed: int, classes_N: np.ndarray | None = None) -> np.ndarray:
-    """Row ids int64, sorted: `fraction` of all rows, at least one; of each class where `classes_N` (int64) tells them."""
+def fraction_of_rows(
+    num_rows: int, fraction: float, *, seed: int, classes_N: np.ndarray | None = None
+) -> np.ndarray:
+    """Row ids int64, sorted: `fraction` of all rows, at least one;
+    of each class where `classes_N` (int64) tells them.
+    """
     classes_N = np.zeros(num_rows, np.int64) if classes_N is None else classes_N
     counts = np.bincount(classes_N)
     return _first_of_each(classes_N, np.maximum(1, np.round(fraction * counts)).astype(np.int64), seed=seed)
@@ -28,7 +32,8 @@ def rows_of_each_class(classes_N: np.ndarray, num: int, *, seed: int) -> np.ndar
 
 
 def balanced_rows(row_ids: np.ndarray, classes_M: np.ndarray, *, seed: int) -> np.ndarray:
-    """Row ids int64, sorted, with repetitions: as many of each class as the largest has, each row of it equally often but one.
+    """Row ids int64, sorted, with repetitions: as many of each class as the largest has,
+    each row of it equally often but one.
 
     Args:
         row_ids: int64 [M], sorted, the rows to choose from.

@@ -1,10 +1,12 @@
-"""The bytes of one row group's columns as a file that pyarrow reads: few requests, hardly more in memory than 8 MiB.
+"""The bytes of one row group's columns as a file that pyarrow reads:
+few requests, hardly more in memory than 8 MiB.
 
-A row group of which little is needed is fetched with one request (columns that lie close together are read in one go).
-The columns of a larger one are read in blocks, the next two on their way while the current one is used. Blocks are as large as
-they may be for four (a read may reach over the end of one) to take no more than the largest row group that is fetched whole, so
-a row group of 10 MB takes five requests. Where several streams read different parts of one row group, each has blocks of its
-own, and they are small. So memory does not depend on how the rows were grouped.
+A row group of which little is needed is fetched with one request (columns that lie close together are read
+in one go). The columns of a larger one are read in blocks, the next two on their way while the current one
+is used. Blocks are as large as they may be for four (a read may reach over the end of one) to take no more
+than the largest row group that is fetched whole, so a row group of 10 MB takes five requests. Where several
+streams read different parts of one row group, each has blocks of its own, and they are small. So memory does
+not depend on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Range = tuple[int, int]
 
 
 def ranges_of_columns(metadata: pq.FileMetaData, row_group: int, leaves: Sequence[str]) -> list[Range]:
-    """Where the chunks of leaf columns (`image.bytes`; a name alone means all leaves below it) lie: sorted [start, stop)."""
+    """Where the chunks of leaf columns (`image.bytes`; a name alone means all leaves below it) lie:
+    sorted [start, stop).
+    """
     group = metadata.row_group(row_group)
     ranges = []
     for index in range(group.num_columns):
@@ -63,8 +67,8 @@ class Chunks:
         executor: reads ahead.
         is_shared: several streams read different parts at about the same time, each with blocks of its own.
 
-    `is_whole` says that all is kept, so that any number of readers can share it; otherwise each of them fetches it again,
-    except for the first, for whom it is on its way.
+    `is_whole` says that all is kept, so that any number of readers can share it; otherwise each of them
+    fetches it again, except for the first, for whom it is on its way.
     """
 
     def __init__(
@@ -79,7 +83,9 @@ class Chunks:
         num_bytes = sum(stop - start for start, stop in ranges)
         self.is_whole = num_bytes <= WHOLE_GROUP_BYTES
         # into so many blocks a column is cut, unless they would be smaller than the smallest
-        self._num_blocks = num_bytes if is_shared else -(-num_bytes * (2 + BLOCKS_AHEAD) // max(1, WHOLE_GROUP_BYTES))
+        self._num_blocks = (
+            num_bytes if is_shared else -(-num_bytes * (2 + BLOCKS_AHEAD) // max(1, WHOLE_GROUP_BYTES))
+        )
         self._size, self._ranges = size_bytes, coalesced(ranges) if self.is_whole else list(ranges)
         self._read_range, self._executor = read_range, executor
         self._begun = [self._blocks()]
@@ -126,7 +132,9 @@ class ChunkFile(PositionedFile):
 class _Blocks:
     """One range, read from its start to its end in blocks; the current one and those ahead are in memory."""
 
-    def __init__(self, start: int, stop: int, block_bytes: int, read_range: ReadRange, executor: Executor) -> None:
+    def __init__(
+        self, start: int, stop: int, block_bytes: int, read_range: ReadRange, executor: Executor
+    ) -> None:
         self.start, self.stop = start, stop
         self._block_bytes, self._read_range, self._executor = max(1, block_bytes), read_range, executor
         self._at: dict[int, Future[bytes | memoryview]] = {}

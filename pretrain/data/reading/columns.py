@@ -15,7 +15,8 @@ from pretrain.data.reading.manifest import Manifest
 
 
 def column_by_file(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """URL and values of each file that has rows, in the order of the row ids; of chosen rows only, where some are chosen.
+    """URL and values of each file that has rows, in the order of the row ids;
+    of chosen rows only, where some are chosen.
 
     The values are as they are stored, numbers of classes too; a column of folder names is text.
     """

@@ -1,7 +1,9 @@
-"""Row groups on a cut between streams, fetched and decoded once for all streams that need them at about the same time.
+"""Row groups on a cut between streams, fetched and decoded once for all streams
+that need them at about the same time.
 
-Streams are cut to equal length, so a row group may belong to two of them, or to many where a data set has fewer row groups
-than streams. Neighbouring streams are read at the same pace; what one of them fetched is kept for a while for the next.
+Streams are cut to equal length, so a row group may belong to two of them, or to many where a data set has
+fewer row groups than streams. Neighbouring streams are read at the same pace;
+what one of them fetched is kept for a while for the next.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class OpenGroup:
 
     def has_failed(self) -> bool:
         chunks = self.chunks
-        return chunks is not None and chunks.done() and (chunks.cancelled() or chunks.exception() is not None)
+        return (
+            chunks is not None and chunks.done() and (chunks.cancelled() or chunks.exception() is not None)
+        )
 
 
 @dataclass
@@ -57,7 +61,9 @@ class _Kept:
 
 
 class CutGroups:
-    """The latest row groups on cuts, up to so many bytes as they are stored. Safe to use from several threads."""
+    """The latest row groups on cuts, up to so many bytes as they are stored.
+    Safe to use from several threads.
+    """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes, self._num_bytes = kept_bytes, 0

@@ -1,8 +1,10 @@
-"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs, for any job that computes on the images.
+"""A data set as units of a batch job: row groups read, decoded and cropped on CPUs,
+for any job that computes on the images.
 
 Embedding and prediction over whole data sets share this. A table has the rows of one part of the result:
 
-    pixels      fixed_size_binary, uint8 [C, size, size] of each image (`pixels_of` gives the array), null where it is bad
+    pixels      fixed_size_binary, uint8 [C, size, size] of each image (`pixels_of` gives the array), null
+        where it is bad
     geometry    float32 [V * 5] of each image, where its transform has one (`geometry_of` gives the array)
     checksum    uint32, `image_checksum` of the encoded image, where bad rows are asked for
     file, row_group, row    where the image lies
@@ -52,7 +54,8 @@ def units_of(manifest: Manifest, *, rows_per_part: int = ROWS_PER_PART) -> list[
 
 
 def columns_to_keep(manifest: Manifest, image_column: str, asked: Sequence[str] | None) -> list[str]:
-    """The columns that go along: those asked for, or all that are no images and not nested, and the images' paths.
+    """The columns that go along: those asked for, or all that are no images and not nested,
+    and the images' paths.
 
     Raises UserError for one that is not there.
     """
@@ -64,7 +67,9 @@ def columns_to_keep(manifest: Manifest, image_column: str, asked: Sequence[str] 
     if asked is not None:
         for name in asked:
             if name not in known:
-                raise UserError(f"no column {name!r} to keep{nearest(name, known)} (columns: {', '.join(known)})")
+                raise UserError(
+                    f"no column {name!r} to keep{nearest(name, known)} (columns: {', '.join(known)})"
+                )
         return list(asked)
     small = [
         name
@@ -89,7 +94,8 @@ class DecodedRows:
         rows_per_part: rows of a table.
         max_pixels: of an image; by default what this process allows.
         image_root: folder of images that are named by paths; by default that of this process.
-        with_bad: leaves rows that cannot be decoded in, null in `pixels`, so that a unit has as many rows as its row groups.
+        with_bad: leaves rows that cannot be decoded in, null in `pixels`,
+            so that a unit has as many rows as its row groups.
     """
 
     manifest: Manifest
@@ -140,13 +146,21 @@ class DecodedRows:
             columns["checksum"] = pa.array(batch.arrays[-1])
         if batch.geometry_VB5 is not None:
             flat_BG = np.ascontiguousarray(batch.geometry_VB5.transpose(1, 0, 2)).reshape(len(pixels), -1)
-            columns["geometry"] = pa.FixedSizeListArray.from_arrays(pa.array(flat_BG.reshape(-1)), flat_BG.shape[1])
+            columns["geometry"] = pa.FixedSizeListArray.from_arrays(
+                pa.array(flat_BG.reshape(-1)), flat_BG.shape[1]
+            )
         for name in self.keep:
             column, _, inner = name.partition(".")
-            kind = schema.field(name).type if name in schema.names else schema.field(column).type.field(inner).type
+            kind = (
+                schema.field(name).type
+                if name in schema.names
+                else schema.field(column).type.field(inner).type
+            )
             columns[name] = pa.array(batch.columns[name], kind)
         bad = [(shards.location(row.row_id), row.reason) for row in batch.bad_rows]
-        return with_notes(pa.table(columns), [{**dataclasses.asdict(location), "reason": why} for location, why in bad])
+        return with_notes(
+            pa.table(columns), [{**dataclasses.asdict(location), "reason": why} for location, why in bad]
+        )
 
 
 def image_checksum(data: Any) -> int:

@@ -1,13 +1,16 @@
-"""Where the features of each row of a data set lie: a pure function of its row groups, shared by who writes and who reads.
+"""Where the features of each row of a data set lie:
+a pure function of its row groups, shared by who writes and who reads.
 
-    OUT/part-00000012-0000.parquet      features, maps, checksum, file, row_group, row and the columns kept, row by row
+    OUT/part-00000012-0000.parquet      features, maps, checksum, file, row_group, row and the columns kept,
+        row by row
     OUT/features.json                   of what data and teacher; written last
     OUT/pooled_stats.safetensors        see `pretrain.data.reading.feature_statistics`
     OUT/map_pca.safetensors             where there are maps
 
-A part holds neighbouring row groups of one file, or a piece of a large one (`pretrain.data.reading.decoded.units_of`). Its
-own row
-groups end where those of the data do, and hold at most 128 rows: what is read for some rows is little more than they are.
+A part holds neighbouring row groups of one file, or a piece of a large one
+(`pretrain.data.reading.decoded.units_of`). Its own row
+groups end where those of the data do, and hold at most 128 rows:
+what is read for some rows is little more than they are.
 """
 
 from __future__ import annotations
@@ -90,7 +93,11 @@ def as_column(values_BN: np.ndarray, good_B: np.ndarray) -> pa.Array:
 def as_rows(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """A column as float16 [B, N] without a copy, and which rows have values, bool [B]."""
     width, values = column.type.list_size, column.values
-    good_B = np.ones(len(column), bool) if not column.null_count else column.is_valid().to_numpy(zero_copy_only=False)
+    good_B = (
+        np.ones(len(column), bool)
+        if not column.null_count
+        else column.is_valid().to_numpy(zero_copy_only=False)
+    )
     # not by `to_numpy`: within null rows all numbers are null
     flat = np.frombuffer(
         values.buffers()[1], np.float16, len(column) * width, 2 * (values.offset + column.offset * width)

@@ -24,7 +24,9 @@ class Moments:
 
     def __init__(self, dim: int) -> None:
         self.num = 0
-        self._shift_D: np.ndarray | None = None  # near the mean, so that nothing is lost when its square is taken away
+        self._shift_D: np.ndarray | None = (
+            None  # near the mean, so that nothing is lost when its square is taken away
+        )
         self._sum_D, self._products_DD = np.zeros(dim), np.zeros((dim, dim))
 
     def add(self, vectors_BD: np.ndarray) -> None:
@@ -47,18 +49,23 @@ class Moments:
 
 
 def principal(covariance_DD: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvectors [D, K] of the largest eigenvalues, and those [K], falling; the largest number of each is positive."""
+    """The eigenvectors [D, K] of the largest eigenvalues, and those [K], falling;
+    the largest number of each is positive.
+    """
     values, vectors = np.linalg.eigh(covariance_DD)
     values_K, vectors_DK = values[::-1][:num].clip(0), vectors[:, ::-1][:, :num]
     largest = np.abs(vectors_DK).argmax(0)
-    return vectors_DK * np.where(vectors_DK[largest, np.arange(vectors_DK.shape[1])] < 0, -1.0, 1.0), values_K
+    return vectors_DK * np.where(
+        vectors_DK[largest, np.arange(vectors_DK.shape[1])] < 0, -1.0, 1.0
+    ), values_K
 
 
 def pooled_statistics(part_urls: Sequence[str], *, dim: int) -> tuple[dict[str, np.ndarray], int]:
     """Statistics of the pooled features of all parts, float32, and how many rows have features.
 
-    `mean` [D], `deviation` [D], `eigenvectors` [D, K] of the covariance with K <= 256, `deviations` [K] along them, and
-    `variance` [1], the sum over all dimensions. One part at a time is in memory, and three matrices [D, D].
+    `mean` [D], `deviation` [D], `eigenvectors` [D, K] of the covariance with K <= 256, `deviations` [K]
+    along them, and `variance` [1], the sum over all dimensions.
+    One part at a time is in memory, and three matrices [D, D].
     """
     moments = Moments(dim)
     for part_BD in _features_of_parts(part_urls):
@@ -114,7 +121,9 @@ def write_description(
         maps: `cells`, `channels` and `explained` of the maps, if there are any.
         images: how the teacher saw them.
     """
-    statistics, num_good = pooled_statistics([storage.join(out, part) for part in parts], dim=int(teacher["dim"]))
+    statistics, num_good = pooled_statistics(
+        [storage.join(out, part) for part in parts], dim=int(teacher["dim"])
+    )
     storage.write_bytes(storage.join(out, STATISTICS), safetensors.numpy.save(statistics))
     sizes = {file.url.rsplit("/", 1)[-1]: file.size_bytes for file in storage.find_files(out, ".parquet")}
     rows_of_source = np.bincount(manifest.source_of_group, weights=manifest.rows_of_group)
@@ -125,7 +134,9 @@ def write_description(
         "good_rows": num_good,
         "data": [
             {"url": masked(url), "rows": int(rows), "fingerprint": fingerprint}
-            for url, rows, fingerprint in zip(data_urls, rows_of_source, manifest.source_fingerprints, strict=True)
+            for url, rows, fingerprint in zip(
+                data_urls, rows_of_source, manifest.source_fingerprints, strict=True
+            )
         ],
         "teacher": dict(teacher),
         "dim": int(teacher["dim"]),
@@ -143,7 +154,9 @@ def read_tensors(url: str) -> dict[str, np.ndarray]:
 
 
 def tensors_in(content: bytes, url: str) -> dict[str, np.ndarray]:
-    """The arrays of what a safetensors file holds. Raises UserError that names the file when it is damaged."""
+    """The arrays of what a safetensors file holds.
+    Raises UserError that names the file when it is damaged.
+    """
     try:
         return dict(safetensors.numpy.load(content))
     except Exception as error:

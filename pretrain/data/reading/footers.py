@@ -24,8 +24,8 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 class Footer:
     """What a Parquet file says about itself, and where its data ends (the footer begins there).
 
-    `schema` has the columns of the file and, as text behind them, those that stand in the names of its folders, whose values
-    are `folder_columns`.
+    `schema` has the columns of the file and, as text behind them, those that stand in the names of its
+    folders, whose values are `folder_columns`.
     """
 
     metadata: pq.FileMetaData
@@ -52,19 +52,26 @@ def read_footer(file: FileInfo, *, stopped: Callable[[], bool] = lambda: False) 
     if footer_bytes > len(tail):
         tail = bytes(storage.read_range(file, size - footer_bytes, size, stopped=stopped))
     try:
-        # not by `metadata.schema`: that and the metadata hold each other, and thousands of footers would wait for the collector
+        # not by `metadata.schema`: that and the metadata hold each other, and thousands of footers would
+        # wait for the collector
         parquet = pq.ParquetFile(pa.BufferReader(tail[-footer_bytes:]))
         metadata, schema = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file.url} is damaged: its footer cannot be read ({str(error).splitlines()[0]})") from error
-    in_folders = {name: value for name, value in folder_columns(file.url).items() if name not in schema.names}
+        raise UserError(
+            f"{file.url} is damaged: its footer cannot be read ({str(error).splitlines()[0]})"
+        ) from error
+    in_folders = {
+        name: value for name, value in folder_columns(file.url).items() if name not in schema.names
+    }
     for name in in_folders:
         schema = schema.append(pa.field(name, pa.string()))
     return Footer(metadata, schema, size - footer_bytes, in_folders)
 
 
 def folder_columns(url: str) -> dict[str, str | None]:
-    """The columns that folders of a file stand for, as Spark, polars and duckdb part data: `label=cat/` is a label `cat`."""
+    """The columns that folders of a file stand for, as Spark, polars and duckdb part data:
+    `label=cat/` is a label `cat`.
+    """
     columns: dict[str, str | None] = {}
     for folder in url.partition("://")[2].split("/")[:-1] if "://" in url else url.split("/")[:-1]:
         name, is_one, value = folder.partition("=")
@@ -82,7 +89,9 @@ def _what_is_wrong(tail: bytes, start: bytes) -> str:
 
 
 def hugging_face_features(schema: pa.Schema) -> dict[str, Any]:
-    """The features that `datasets` stores in a schema's metadata; empty when there are none or they are damaged."""
+    """The features that `datasets` stores in a schema's metadata;
+    empty when there are none or they are damaged.
+    """
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(text)["info"]["features"] if text else {}

@@ -1,7 +1,8 @@
-"""Images that a data set names by path and does not hold: `data.image_root` says below which folder they lie.
+"""Images that a data set names by path and does not hold:
+`data.image_root` says below which folder they lie.
 
-Like the options of stores, the folder is one of the process. What a column of paths holds is untrusted data: it may
-name files below the folder and nothing outside of it.
+Like the options of stores, the folder is one of the process. What a column of paths holds is untrusted data:
+it may name files below the folder and nothing outside of it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.images.planes import MAGIC
 
-# stored decoded, copying an image takes a third of the time of its crops; what lies beside such large ones in memory is little
+# stored decoded, copying an image takes a third of the time of its crops; what lies beside such large ones
+# in memory is little
 MIN_VIEW_BYTES = 2**16
 
 _roots: list[str] = []
 
 
 def use_image_root(folder: str | None) -> None:
-    """Makes this process look below `folder` for images that Parquet files name by their paths; None for nowhere."""
+    """Makes this process look below `folder` for images that Parquet files name by their paths;
+    None for nowhere.
+    """
     _roots[:] = [] if folder is None else [storage.absolute(folder).rstrip("/") or "/"]
 
 
@@ -54,7 +58,9 @@ def location_of(path: str, root: str) -> str | None:
 
 
 def read_image(path: str | None) -> bytes | None:
-    """The encoded image; None where there is no path, it leads out of the folder, or nothing can be read there."""
+    """The encoded image; None where there is no path, it leads out of the folder,
+    or nothing can be read there.
+    """
     root = image_root()
     url = location_of(path, root) if path and root is not None else None
     try:
@@ -64,7 +70,9 @@ def read_image(path: str | None) -> bytes | None:
 
 
 def check_paths(paths: Sequence[str | None], what: str) -> float:
-    """Mean bytes of those files that are there. Raises UserError, which names `what`, where there is none of them."""
+    """Mean bytes of those files that are there. Raises UserError, which names `what`,
+    where there is none of them.
+    """
     root = image_root()
     assert root is not None
     found = [read_image(path) for path in paths]
@@ -72,7 +80,8 @@ def check_paths(paths: Sequence[str | None], what: str) -> float:
     if not sizes:
         first = next((path for path in paths if path), None)
         raise UserError(
-            f"{what}: {first!r} is no image below data.image_root={root}; name the folder that paths begin in"
+            f"{what}: {first!r} is no image below data.image_root={root}; name the folder that paths begin "
+            "in"
         )
     return sum(sizes) / len(sizes)
 
@@ -82,7 +91,8 @@ def _unless_encoded(view: memoryview) -> bytes | memoryview:
 
 
 def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map) -> list[Any]:
-    """The encoded images of a column, as bytes, or as views of them where they are large and stored decoded; None where null.
+    """The encoded images of a column, as bytes, or as views of them where they are large and stored decoded;
+    None where null.
 
     Those that lie outside of it are read by `mapped(function, paths)`.
     """
@@ -96,10 +106,12 @@ def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map)
     encoded: list[Any] = []
     if len(images) and images.nbytes >= MIN_VIEW_BYTES * len(images):
         encoded = [
-            _unless_encoded(memoryview(value.as_buffer()).cast("B")) if value.is_valid else None for value in images
+            _unless_encoded(memoryview(value.as_buffer()).cast("B")) if value.is_valid else None
+            for value in images
         ]
     else:
-        # copies: views would keep all rows that were decoded with one in memory until the last of them is used
+        # copies: views would keep all rows that were decoded with one in memory until the last of them is
+        # used
         encoded = images.to_pylist()
     if paths:
         outside = [index for index, data in enumerate(encoded) if data is None]

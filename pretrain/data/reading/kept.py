@@ -1,4 +1,6 @@
-"""Decoded images that stay in the host's memory, whatever their sizes, as many as a limit allows: none is decoded twice."""
+"""Decoded images that stay in the host's memory, whatever their sizes, as many as a limit allows:
+none is decoded twice.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ class KeptImages:
     """Images of a rank that were decoded before. Safe to use from several threads.
 
     Args:
-        limit_bytes: of decoded pixels (four bytes each; of images that are stored decoded, what these take on disk); what does
-            not fit is decoded again each time.
+        limit_bytes: of decoded pixels (four bytes each; of images that are stored decoded, what these take
+            on disk); what does not fit is decoded again each time.
         channels: see `pretrain.data.images.pixels.open_image`.
     """
 
@@ -28,7 +30,9 @@ class KeptImages:
         self._lock = threading.Lock()
 
     def pixels(self, row_id: int, data: Any) -> Any:
-        """The pixels of a row if they are kept or can be, else its encoded file as it came. Raises BadImage."""
+        """The pixels of a row if they are kept or can be, else its encoded file as it came.
+        Raises BadImage.
+        """
         kept = self._images.get(row_id)
         if kept is None:
             if self._bytes >= self._limit:

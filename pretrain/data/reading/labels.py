@@ -22,7 +22,9 @@ from pretrain.data.reading.numberings import declared_names, names_by_file
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The classes of a data set. `values` are the labels as they stand in the column, `names` their texts."""
+    """The classes of a data set. `values` are the labels as they stand in the column,
+    `names` their texts.
+    """
 
     values: tuple[Any, ...]
     names: list[str]
@@ -37,7 +39,9 @@ class ClassNames:
         return by_name | {value: index for index, value in enumerate(self.values)}
 
     def ids(self, labels: Sequence[Any]) -> np.ndarray:
-        """Class ids int64 of labels as they stand in the column. Raises UserError for one that is no class."""
+        """Class ids int64 of labels as they stand in the column.
+        Raises UserError for one that is no class.
+        """
         try:
             return np.array([self._index[label] for label in labels], dtype=np.int64)
         except KeyError as error:
@@ -50,7 +54,9 @@ class ClassNames:
         return np.array([label in self._index for label in labels], dtype=bool)
 
     def multi_hot(self, labels: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [rows, classes] of lists of labels: 1 where a list has the class. Raises UserError for one that is none."""
+        """float32 [rows, classes] of lists of labels: 1 where a list has the class.
+        Raises UserError for one that is none.
+        """
         hot = np.zeros((len(labels), len(self)), np.float32)
         for row, of_row in enumerate(labels):
             hot[row, self.ids(of_row)] = 1.0
@@ -58,11 +64,13 @@ class ClassNames:
 
 
 def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -> ClassNames:
-    """The classes of the training data, in a fixed order; the column must be text or whole numbers, or lists of these.
+    """The classes of the training data, in a fixed order;
+    the column must be text or whole numbers, or lists of these.
 
-    Numbers that stand for names (a Hugging Face ClassLabel) are these names, by each file's own numbering; of the training data
-    all declared names are classes, in the declared order. Raises UserError for another type, rows without a label, fewer than
-    two classes, validation classes that training never shows, and where numbers have names in some files only.
+    Numbers that stand for names (a Hugging Face ClassLabel) are these names, by each file's own numbering;
+    of the training data all declared names are classes, in the declared order. Raises UserError for another
+    type, rows without a label, fewer than two classes, validation classes that training never shows, and
+    where numbers have names in some files only.
     """
     declared = declared_names([manifest, validation], column)
     found, unseen = distinct_labels(manifest, column), distinct_labels(validation, column)
@@ -80,7 +88,8 @@ def read_class_names_of(manifest: Manifest, validation: Manifest, column: str) -
 
 
 def in_order(found: Iterable[Any], declared: Sequence[str]) -> ClassNames:
-    """The classes in the order that the data declares, so that a model keeps its numbering, then others by name.
+    """The classes in the order that the data declares, so that a model keeps its numbering,
+    then others by name.
 
     Raises UserError for a number among names: the data declares none for it.
     """
@@ -94,23 +103,31 @@ def in_order(found: Iterable[Any], declared: Sequence[str]) -> ClassNames:
 
 
 def is_multi_label(manifest: Manifest, column: str) -> bool:
-    """Whether the column holds a list of classes for each row. Raises UserError when it cannot hold classes."""
+    """Whether the column holds a list of classes for each row.
+    Raises UserError when it cannot hold classes.
+    """
     file = manifest.files[int(manifest.file_of_group[0])]
     return find_class_column(read_footer(file).schema, column, file.url).is_list
 
 
 def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
-    """The distinct labels of a data set; only the label column is read. Raises UserError for nulls or another type."""
+    """The distinct labels of a data set; only the label column is read.
+    Raises UserError for nulls or another type.
+    """
     found: set[Any] = set()
     for url, labels in _labels(manifest, column):
         found |= set(values_of(pc.unique(labels)))
         if b"" in found:
-            raise UserError(f"{url}: column {column!r} holds text that is not UTF-8; write it again as UTF-8")
+            raise UserError(
+                f"{url}: column {column!r} holds text that is not UTF-8; write it again as UTF-8"
+            )
     return found
 
 
 def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
-    """int64: ids of the rows that have a label; None where all have. Hugging Face's -1 beside class names is none."""
+    """int64: ids of the rows that have a label; None where all have.
+    Hugging Face's -1 beside class names is none.
+    """
     names = dict(names_by_file(manifest, column))
     parts = []
     for url, values in column_by_file(manifest, column):
@@ -123,7 +140,9 @@ def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
 
 
 def label_codes(manifest: Manifest, column: str) -> np.ndarray:
-    """int64 [num_rows]: a number for each row's class, of a column with one class a row; they count the sorted classes."""
+    """int64 [num_rows]: a number for each row's class, of a column with one class a row;
+    they count the sorted classes.
+    """
     return _positions(manifest, column, sorted(distinct_labels(manifest, column)))
 
 
@@ -139,13 +158,17 @@ def _positions(manifest: Manifest, column: str, values: Sequence[Any]) -> np.nda
     for _, labels in _labels(manifest, column):
         encoded = labels if pa.types.is_dictionary(labels.type) else pc.dictionary_encode(labels)
         # a dictionary may hold what no row has
-        known = np.array([position.get(value, -1) for value in values_of(encoded.dictionary)], dtype=np.int64)
+        known = np.array(
+            [position.get(value, -1) for value in values_of(encoded.dictionary)], dtype=np.int64
+        )
         parts.append(known[encoded.indices.to_numpy(zero_copy_only=False)])
     return np.concatenate(parts)
 
 
 def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
-    """URL and labels of each file, lists laid end to end. Raises UserError for nulls or a type that cannot be a class."""
+    """URL and labels of each file, lists laid end to end.
+    Raises UserError for nulls or a type that cannot be a class.
+    """
     is_list = is_multi_label(manifest, column)
     names = dict(names_by_file(manifest, column))
     for url, values in column_by_file(manifest, column):
@@ -156,8 +179,9 @@ def _labels(manifest: Manifest, column: str) -> Iterator[tuple[str, pa.Array]]:
         labels = _named(labels, names[url], url, column)
         if num_null := labels.null_count + num_null * is_list:
             raise UserError(
-                f"{url}: {num_null} rows have no label in column {column!r} (null, or {NO_LABEL} beside class names); leave "
-                f"them out (datasets: data.filter(lambda row: row[{column!r}] not in (None, {NO_LABEL}))) or label them"
+                f"{url}: {num_null} rows have no label in column {column!r} (null, or {NO_LABEL} beside "
+                f"class names); leave them out (datasets: data.filter(lambda row: row[{column!r}] not in "
+                f"(None, {NO_LABEL}))) or label them"
             )
         yield url, labels
 

@@ -1,9 +1,11 @@
-"""Batches of one rank: rows from its streams, decoded and cropped by a thread pool, a few batches ahead of their use.
+"""Batches of one rank: rows from its streams, decoded and cropped by a thread pool,
+a few batches ahead of their use.
 
-A bad row (undecodable, truncated, absurdly large, null, or with a `BadImage` among its columns) is replaced by the next good
-row of its window, in the shuffled order, and where the window has none (small ones may hold a single row), by rows drawn from
-all of its data set (`Order.stand_ins`). The rule depends on the data and the order alone, so a resumed run, on any number of
-ranks, skips the same rows and takes the same in their place. What is drawn for augmentation belongs to the bad row's place,
+A bad row (undecodable, truncated, absurdly large, null, or with a `BadImage` among its columns) is replaced
+by the next good row of its window, in the shuffled order, and where the window has none (small ones may hold
+a single row), by rows drawn from all of its data set (`Order.stand_ins`). The rule depends on the data and
+the order alone, so a resumed run, on any number of ranks, skips the same rows and takes the same in their
+place. What is drawn for augmentation belongs to the bad row's place,
 so that the other row is not seen twice in the same view.
 """
 
@@ -26,14 +28,18 @@ from pretrain.data.reading.order import Order
 from pretrain.data.reading.reader import StreamReader, max_rows_ready
 from pretrain.data.reading.shards import Rows, Shards, Source, read_in_sequence
 
-STAND_INS_TRIED = 1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
+STAND_INS_TRIED = (
+    1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
+)
 
 # (the row's id, its pass) -> rows to be tried in its place, each as (rows, position)
 StandIns = Callable[[int, int], Iterator[tuple[Rows, int]]]
 
 
 class Filling(Protocol):
-    """A batch that is being made, image by image, by several threads; see `pretrain.data.views.random_views.ViewFilling`."""
+    """A batch that is being made, image by image, by several threads; see
+    `pretrain.data.views.random_views.ViewFilling`.
+    """
 
     arrays: list[np.ndarray]
 
@@ -81,10 +87,10 @@ class NoGoodRow(RunStopped):
 class Batch:
     """One rank's share of a step.
 
-    `row_ids` int64 [B] are the slots in the order, `passes` int64 [B] the passes over their data sets; `arrays`,
-    `parameters` and `geometry_VB5` come from the host transform (see `pretrain.data.views.random_views.ViewFilling`);
-    `columns` hold the other columns of the rows really used (not of those that were bad); `bad_rows` those of the slots
-    that were bad.
+    `row_ids` int64 [B] are the slots in the order, `passes` int64 [B] the passes over their data sets;
+    `arrays`, `parameters` and `geometry_VB5` come from the host transform (see
+    `pretrain.data.views.random_views.ViewFilling`); `columns` hold the other columns of the rows really used
+    (not of those that were bad); `bad_rows` those of the slots that were bad.
     """
 
     row_ids: np.ndarray
@@ -147,7 +153,8 @@ class Loader:
             prefetch_batches
         )
         self._closed = threading.Event()
-        # a thread of its own keeps both waiting for storage and Python's share of batching off the training thread
+        # a thread of its own keeps both waiting for storage and Python's share of batching off the training
+        # thread
         self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)
         self._producer.start()
 
@@ -155,7 +162,9 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, its images decoded. Raises what reading raised, and NoGoodRow when nothing can be decoded."""
+        """The next batch, its images decoded. Raises what reading raised,
+        and NoGoodRow when nothing can be decoded.
+        """
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._queue.put(item)  # so that a second call raises as well, instead of waiting forever
@@ -260,8 +269,8 @@ def fill_slots(
             break
         else:
             raise NoGoodRow(
-                f"none of {num_tried} rows can be decoded (first: {bad_rows[-1].reason}), so nothing takes the place of a bad "
-                "row; `python -m pretrain.data check` lists what is wrong with the data",
+                f"none of {num_tried} rows can be decoded (first: {bad_rows[-1].reason}), so nothing takes "
+                "the place of a bad row; `python -m pretrain.data check` lists what is wrong with the data",
                 bad_rows,
             )
     return bad_rows
@@ -299,13 +308,16 @@ def filled(
     row_ids: Sequence[int] | np.ndarray | None = None,
     passes: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[Filling, dict[int, str]]:
-    """A batch made of encoded images or pixels, and why those that could not be decoded were not, by their index.
+    """A batch made of encoded images or pixels, and why those that could not be decoded were not,
+    by their index.
 
-    What is random in a transform is drawn from `row_ids`, by default those of a data set of these images, and `passes`, by
-    default the first. What a filling holds at the index of a bad image means nothing.
+    What is random in a transform is drawn from `row_ids`, by default those of a data set of these images,
+    and `passes`, by default the first. What a filling holds at the index of a bad image means nothing.
     """
     ids = np.arange(len(images)) if row_ids is None else np.asarray(row_ids, np.int64)
-    filling = transform.begin(np.zeros(len(ids), np.int64) if passes is None else np.asarray(passes, np.int64), ids)
+    filling = transform.begin(
+        np.zeros(len(ids), np.int64) if passes is None else np.asarray(passes, np.int64), ids
+    )
     bad = {}
     for index, data in enumerate(images):
         try:
@@ -334,8 +346,8 @@ def batches_in_sequence(
 ) -> Iterator[Batch]:
     """Every good row of the data set once, in file order, for evaluation; the last batch may be smaller.
 
-    Bad rows are listed in the batch in which they would have been, and left out of it. `with_bad` leaves them in, where their
-    `arrays` mean nothing. Two batches are decoded ahead.
+    Bad rows are listed in the batch in which they would have been, and left out of it. `with_bad` leaves
+    them in, where their `arrays` mean nothing. Two batches are decoded ahead.
     """
 
     def started() -> Iterator[tuple[Batch, list[Future[BadRow | None]]]]:
@@ -352,7 +364,9 @@ def batches_in_sequence(
         row_ids = np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64)
         passes = np.zeros(len(rows), dtype=np.int64)
         filling = transform.begin(passes, row_ids)
-        columns = {name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns}
+        columns = {
+            name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns
+        }
         batch = Batch(
             row_ids=row_ids,
             passes=passes,

@@ -1,8 +1,10 @@
-"""What a data set consists of: its Parquet files and their row groups, read from the footers once and remembered.
+"""What a data set consists of: its Parquet files and their row groups,
+read from the footers once and remembered.
 
-Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a run takes an
-accelerator. Rows are numbered 0.. in the order of the manifest: data sets in the order given, files by URL, row groups as
-they lie in the file. `Manifest.chosen` leaves rows out, or takes some several times, without touching the files.
+Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a
+run takes an accelerator. Rows are numbered 0.. in the order of the manifest: data sets in the order given,
+files by URL, row groups as they lie in the file. `Manifest.chosen` leaves rows out,
+or takes some several times, without touching the files.
 """
 
 from __future__ import annotations
@@ -34,7 +36,21 @@ from pretrain.data.reading.one_schema import same_values
 CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
 LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".jif", ".apng", ".dib"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".apng",
+        ".dib",
+    ),
     *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
@@ -51,9 +67,10 @@ class Manifest:
         rows_of_group: int64 [G]; where rows are chosen, the chosen ones.
         bytes_of_group: int64 [G], compressed size of all images in the file.
         source_of_group: int32 [G], which of the URLs it came from, in the order they were given.
-        fingerprint: hex; changes with any file's name below the common folder, its size or its rows, not with the place
-            where the folder lies; and with the choice of rows.
-        choice: where rows are chosen, int64 [num_rows], which row of its group each one is; else None, all in their order.
+        fingerprint: hex; changes with any file's name below the common folder, its size or its rows, not
+            with the place where the folder lies; and with the choice of rows.
+        choice: where rows are chosen, int64 [num_rows], which row of its group each one is; else None, all
+            in their order.
         all_rows_of_group: int64 [G], the rows in the file where rows are chosen, else None.
         num_left_out: rows that `with_rows_of_use` left out.
     """
@@ -77,7 +94,11 @@ class Manifest:
     @property
     def fraction(self) -> float:
         """Chosen rows over those in the files that hold them; 1 where none were chosen."""
-        return 1.0 if self.all_rows_of_group is None else self.num_rows / max(1, int(self.all_rows_of_group.sum()))
+        return (
+            1.0
+            if self.all_rows_of_group is None
+            else self.num_rows / max(1, int(self.all_rows_of_group.sum()))
+        )
 
     @cached_property
     def start_of_group(self) -> np.ndarray:
@@ -85,7 +106,9 @@ class Manifest:
         return np.concatenate([[0], np.cumsum(self.rows_of_group)]).astype(np.int64)
 
     def sample(self, num_rows: int) -> Manifest:
-        """Whole row groups, evenly spread over the data set, that hold at least `num_rows` rows (all, if it has fewer)."""
+        """Whole row groups, evenly spread over the data set,
+        that hold at least `num_rows` rows (all, if it has fewer).
+        """
         fraction = min(1.0, num_rows / max(1, self.num_rows))
         # a group is taken when the rows wanted so far pass those taken so far
         wanted = np.ceil(self.start_of_group[1:] * fraction)
@@ -98,9 +121,11 @@ class Manifest:
         return self._of_groups(np.array(keep, dtype=np.int64), choice=choice)
 
     def chosen(self, row_ids: np.ndarray) -> Manifest:
-        """The same data set with these rows only, numbered anew in their order; one that is named twice is there twice.
+        """The same data set with these rows only, numbered anew in their order;
+        one that is named twice is there twice.
 
-        Row groups without any are not read. Those with some are read whole, and the others of their rows are left out.
+        Row groups without any are not read. Those with some are read whole,
+        and the others of their rows are left out.
 
         Args:
             row_ids: int64, sorted; at least one.
@@ -109,7 +134,9 @@ class Manifest:
         all_rows = self.rows_of_group if self.all_rows_of_group is None else self.all_rows_of_group
         groups, rows = self.locate(row_ids)
         keep, counts = np.unique(groups, return_counts=True)
-        digest = hashlib.sha256(f"{self.fingerprint} chosen\n".encode() + np.asarray(row_ids).astype("<i8").tobytes())
+        digest = hashlib.sha256(
+            f"{self.fingerprint} chosen\n".encode() + np.asarray(row_ids).astype("<i8").tobytes()
+        )
         return dataclasses.replace(
             self._of_groups(keep, choice=rows),
             rows_of_group=counts.astype(np.int64),
@@ -140,7 +167,9 @@ class Manifest:
         return dataclasses.replace(self.chosen(row_ids), num_left_out=self.num_rows - len(row_ids))
 
     def choice_in_group(self, group: int) -> np.ndarray | None:
-        """Which rows of a row group (index into the table) are chosen, int64 and sorted; None where none were chosen."""
+        """Which rows of a row group (index into the table) are chosen, int64 and sorted;
+        None where none were chosen.
+        """
         if self.choice is None:
             return None
         return self.choice[self.start_of_group[group] : self.start_of_group[group + 1]]
@@ -153,7 +182,9 @@ class Manifest:
         names = ["file_of_group", "group_in_file", "rows_of_group", "bytes_of_group", "source_of_group"]
         if self.all_rows_of_group is not None:
             names.append("all_rows_of_group")
-        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in names}, choice=choice)
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[keep] for name in names}, choice=choice
+        )
 
     def locate(self, row_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The row group (index into the table) and the row in it of each row id, both int64."""
@@ -170,7 +201,8 @@ def load_manifest(
     image_column: str = "image",
     cache_dir: str | None = None,
 ) -> Manifest:
-    """The manifest of a file, folder, glob, or several of these; footers are read only when the listing changed.
+    """The manifest of a file, folder, glob, or several of these;
+    footers are read only when the listing changed.
 
     Args:
         url: what to read; a folder means all `.parquet` files below it.
@@ -179,7 +211,8 @@ def load_manifest(
         cache_dir: where manifests are remembered; by default `fovea/manifests` in the user's cache folder.
 
     Raises:
-        UserError: naming the file, when there is nothing to read, a file cannot be used, or two URLs hold the same file.
+        UserError: naming the file, when there is nothing to read, a file cannot be used,
+            or two URLs hold the same file.
     """
     urls = [url] if isinstance(url, str) else list(url)
     needed = tuple(dict.fromkeys([image_column, *columns]))
@@ -190,7 +223,9 @@ def load_manifest(
         of_source = find_shards([source])
         for file in of_source:
             if file.url in found_in:
-                raise UserError(f"{file.url} is in {found_in[file.url]} and again in {source}; name each file once")
+                raise UserError(
+                    f"{file.url} is in {found_in[file.url]} and again in {source}; name each file once"
+                )
             found_in[file.url] = source
         cache = _Cache(source, needed, of_source, cache_dir)
         table = cache.load()
@@ -202,11 +237,19 @@ def load_manifest(
             raise UserError(f"{source}: no rows in {num} Parquet file{'s'[: num > 1]}")
         tables.append((table[0] + np.int32(len(files)), *table[1:]))
         files.extend(of_source)
-    file_of_group, group_in_file, rows_of_group, bytes_of_group = map(np.concatenate, zip(*tables, strict=True))
+    file_of_group, group_in_file, rows_of_group, bytes_of_group = map(
+        np.concatenate, zip(*tables, strict=True)
+    )
     source_of_group = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table[0]) for table in tables])
     fingerprint = _fingerprint(files, file_of_group, group_in_file, rows_of_group)
     return Manifest(
-        tuple(files), file_of_group, group_in_file, rows_of_group, bytes_of_group, source_of_group, fingerprint
+        tuple(files),
+        file_of_group,
+        group_in_file,
+        rows_of_group,
+        bytes_of_group,
+        source_of_group,
+        fingerprint,
     )
 
 
@@ -223,11 +266,15 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
 
 
 def _refuse_unfinished(url: str) -> None:
-    """Raises UserError for a folder into which an import is still moving its shards: some would be taken for all."""
+    """Raises UserError for a folder into which an import is still moving its shards:
+    some would be taken for all.
+    """
     if not url.lower().endswith((".parquet", ".pq")) and not storage.is_glob(url):
         for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
             if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
-                raise UserError(f"{folder} holds an import that is not finished; give its command again first")
+                raise UserError(
+                    f"{folder} holds an import that is not finished; give its command again first"
+                )
 
 
 def _why_nothing(url: str) -> str:
@@ -235,7 +282,9 @@ def _why_nothing(url: str) -> str:
     if storage.is_glob(url):
         return f"no .parquet file matches {url}"
     if not storage.exists(url):
-        return f"{url} does not exist; give a Parquet file, a folder of them, or a glob such as {url}/*.parquet"
+        return (
+            f"{url} does not exist; give a Parquet file, a folder of them, or a glob such as {url}/*.parquet"
+        )
     with storage.explained("list", url):
         for _, _, names in islice(fs.walk(path), 1000):
             if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
@@ -250,17 +299,28 @@ Table = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _read_table(files: Sequence[FileInfo], columns: Sequence[str]) -> Table:
-    """Reads all footers, checks the columns (the first is the image column), and gives the row-group table."""
+    """Reads all footers, checks the columns (the first is the image column),
+    and gives the row-group table.
+    """
     remote = not storage.is_local(files[0].url)
     pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="footer")
     groups: list[np.ndarray] = []
     first: dict[str, pa.DataType] | None = None
     try:
         # results come in the order of the files, so the first bad file by name is the one reported
-        for file, (kinds, of_file) in zip(files, pool.map(lambda file: _of_footer(file, columns), files), strict=True):
+        for file, (kinds, of_file) in zip(
+            files, pool.map(lambda file: _of_footer(file, columns), files), strict=True
+        ):
             first = first or kinds
             for column in columns:
-                _check_same(files[0].url, first[column], file.url, kinds[column], column, is_image=column == columns[0])
+                _check_same(
+                    files[0].url,
+                    first[column],
+                    file.url,
+                    kinds[column],
+                    column,
+                    is_image=column == columns[0],
+                )
             groups.append(of_file)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -270,7 +330,9 @@ def _read_table(files: Sequence[FileInfo], columns: Sequence[str]) -> Table:
 
 
 def _of_footer(file: FileInfo, columns: Sequence[str]) -> tuple[dict[str, pa.DataType], np.ndarray]:
-    """The types of the columns, and `_groups_of`. A footer takes a hundred times as much memory as what is kept of it."""
+    """The types of the columns, and `_groups_of`. A footer takes a hundred times as
+    much memory as what is kept of it.
+    """
     footer = read_footer(file)
     for column in columns:
         _check_column(file.url, footer.schema, column, is_image=column == columns[0])
@@ -294,17 +356,21 @@ def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, i
             told = images.statistics if images.is_stats_set else None
             num_null += told.null_count if told is not None and told.has_null_count else 0
             if path_leaf is not None and (named := group.column(path_leaf)).is_stats_set:
-                num_paths += group.num_rows - named.statistics.null_count if named.statistics.has_null_count else 0
+                num_paths += (
+                    group.num_rows - named.statistics.null_count if named.statistics.has_null_count else 0
+                )
             start = images.dictionary_page_offset if images.has_dictionary_page else images.data_page_offset
             if start + images.total_compressed_size > footer.data_end:
-                raise UserError(f"{url} is truncated: row group {number} would reach beyond its end; copy it again")
+                raise UserError(
+                    f"{url} is truncated: row group {number} would reach beyond its end; copy it again"
+                )
             groups.append((number, group.num_rows, images.total_compressed_size))
     if groups and num_null == metadata.num_rows and num_paths and image_root() is None:
         raise UserError(
-            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all {num_null} rows. "
-            "data.image_root=FOLDER (--image-root FOLDER) reads them from below that folder, of absolute paths "
-            "one that they begin with; or embed them where the file is written (datasets: to_parquet with "
-            "Image(decode=True) stores the bytes)"
+            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all "
+            f"{num_null} rows. data.image_root=FOLDER (--image-root FOLDER) reads them from below that "
+            "folder, of absolute paths one that they begin with; or embed them where the file is written "
+            "(datasets: to_parquet with Image(decode=True) stores the bytes)"
         )
     return groups
 
@@ -313,7 +379,9 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
     names = schema.names
     if column not in names:
         what = "image column" if is_image else "column"
-        raise UserError(f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})")
+        raise UserError(
+            f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})"
+        )
     if names.count(column) > 1:
         raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
     kind = schema.field(column).type
@@ -321,7 +389,8 @@ def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -
         usable = [name for name in names if image_kind(schema.field(name).type)]
         hint = f"; columns that could be: {', '.join(usable)}" if usable else ""
         raise UserError(
-            f"{url}: column {column!r} is {kind}; images must be struct<bytes: binary, path: string> or binary{hint}"
+            f"{url}: column {column!r} is {kind}; images must be struct<bytes: binary, path: string> or "
+            f"binary{hint}"
         )
 
 
@@ -345,7 +414,8 @@ def _check_same(
         same = same_values(kind) == same_values(other_kind)
     if not same:
         raise UserError(
-            f"column {column!r} is {kind} in {url} but {other_kind} in {other_url}; all files of a data set need one schema"
+            f"column {column!r} is {kind} in {url} but {other_kind} in {other_url}; all files of a data set "
+            "need one schema"
         )
 
 
@@ -363,14 +433,20 @@ def _fingerprint(files: Sequence[FileInfo], *table: np.ndarray) -> str:
 
 
 class _Cache:
-    """One .npz file for each (URL, columns), valid while the listing (names, sizes, versions) is the same."""
+    """One .npz file for each (URL, columns), valid while the listing
+    (names, sizes, versions) is the same.
+    """
 
     _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
 
-    def __init__(self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None) -> None:
+    def __init__(
+        self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
+    ) -> None:
         asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns), image_root() is not None])
         listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
-        self._path = Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+        self._path = (
+            Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
+        )
         self._listing = np.frombuffer(hashlib.sha256(listing.encode()).digest(), dtype=np.uint8)
         self._num_files = len(files)
 
@@ -390,7 +466,9 @@ class _Cache:
         return arrays
 
     def save(self, table: Table) -> None:
-        """Remembers a table; where that is not possible (a read-only home) the footers are simply read again next time."""
+        """Remembers a table; where that is not possible (a read-only home) the
+        footers are simply read again next time.
+        """
         buffer = io.BytesIO()
         arrays: dict[str, Any] = dict(zip(self._NAMES, table, strict=True))
         np.savez(buffer, listing=self._listing, **arrays)

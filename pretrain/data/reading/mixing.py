@@ -1,10 +1,11 @@
-"""Which pieces of which row groups an epoch consists of: all of a data set, or several data sets mixed by weights.
+"""Which pieces of which row groups an epoch consists of:
+all of a data set, or several data sets mixed by weights.
 
-A weight says how often each row of a data set is seen in an epoch, on average: with 2 every row comes twice, with 0.25 every
-row comes once in four epochs. Each data set is an endless line of passes over it, the row groups in another order in each
-pass, and an epoch takes the next `weight * rows` rows of that line. So a weight is kept exactly and no row comes twice before
-all others came once. The number of the pass is part of what augmentation is drawn from: a row that comes twice in an epoch
-is seen in other views.
+A weight says how often each row of a data set is seen in an epoch, on average: with 2 every row comes twice,
+with 0.25 every row comes once in four epochs. Each data set is an endless line of passes over it, the row
+groups in another order in each pass, and an epoch takes the next `weight * rows` rows of that line. So a
+weight is kept exactly and no row comes twice before all others came once. The number of the pass is part of
+what augmentation is drawn from: a row that comes twice in an epoch is seen in other views.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class Pieces:
-    """Rows [start, stop) of row groups and the pass of their data set that each belongs to; four int64 arrays [P]."""
+    """Rows [start, stop) of row groups and the pass of their data set that each
+    belongs to; four int64 arrays [P].
+    """
 
     groups: np.ndarray
     starts: np.ndarray
@@ -67,12 +70,15 @@ class Mixture:
         for weight in weights:
             if not 0 < weight < math.inf:
                 raise UserError(
-                    f"a weight of {weight} is not possible: it must be above 0 (1 is every row once an epoch)"
+                    f"a weight of {weight} is not possible: it must be above 0 (1 is every row once an "
+                    "epoch)"
                 )
         self._groups = [np.flatnonzero(source_of_group == source) for source in range(num_sources)]
         self._source_of_group = source_of_group
         self._rows = [int(rows_of_group[groups].sum()) for groups in self._groups]
-        self._rows_per_epoch = [max(1, round(weight * rows)) for weight, rows in zip(weights, self._rows, strict=True)]
+        self._rows_per_epoch = [
+            max(1, round(weight * rows)) for weight, rows in zip(weights, self._rows, strict=True)
+        ]
 
     @property
     def num_rows(self) -> int:
@@ -86,7 +92,9 @@ class Mixture:
     def pieces(self, epoch: int) -> Pieces:
         """What the epoch consists of, by row group and then by pass."""
         parts = [part for source in range(len(self._groups)) for part in self._of_source(source, epoch)]
-        pieces = Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in Pieces.__annotations__))
+        pieces = Pieces(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in Pieces.__annotations__)
+        )
         return pieces.reordered(np.lexsort((pieces.passes, pieces.groups)))
 
     def _of_source(self, source: int, epoch: int) -> list[Pieces]:
@@ -103,7 +111,9 @@ class Mixture:
     def _of_pass(self, source: int, number: int, first: int, last: int) -> Pieces:
         """Rows [first, last) of a pass."""
         groups = self._groups[source]
-        if first == 0 and last == self._rows[source]:  # whole passes, the usual case, need no order of their own
+        if (
+            first == 0 and last == self._rows[source]
+        ):  # whole passes, the usual case, need no order of their own
             stops = self.rows_of_group[groups]
             return Pieces(groups, np.zeros_like(stops), stops, np.full_like(stops, number))
         groups = groups[permutation(len(groups), _PASSES, self._seed, source, number)]

@@ -1,7 +1,8 @@
-"""Numbers that stand for names, read as the names: Hugging Face's ClassLabel, in a column, in lists or in objects.
+"""Numbers that stand for names, read as the names:
+Hugging Face's ClassLabel, in a column, in lists or in objects.
 
-Two files of one data set may number the same classes differently, so that a number means nothing outside of its file. Whoever
-reads a column gets text; -1, which `datasets` has for a row without a label, is null.
+Two files of one data set may number the same classes differently, so that a number means nothing outside of
+its file. Whoever reads a column gets text; -1, which `datasets` has for a row without a label, is null.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def names_in(schema: pa.Schema, column: str) -> Names | None:
 
 
 def names_at(schema: pa.Schema, *path: str) -> tuple[str, ...] | None:
-    """The class names at a location such as ("label",) or ("objects", "category"), in lists or not; None without names."""
+    """The class names at a location such as ("label",) or ("objects", "category"), in lists or not;
+    None without names.
+    """
     found: Any = names_in(schema, path[0])
     for name in path[1:]:
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -51,7 +54,9 @@ def named(value: Any, names: Names | None) -> Any:
 
 
 def named_array(numbers: pa.Array, names: tuple[str, ...], location: str) -> pa.Array:
-    """Whole numbers as a dictionary of names. Raises UserError, which begins with `location`, for one without a name."""
+    """Whole numbers as a dictionary of names. Raises UserError, which begins with `location`,
+    for one without a name.
+    """
     numbers = numbers.cast(pa.int64())
     known = pc.if_else(pc.equal(numbers, NO_LABEL), pa.scalar(None, numbers.type), numbers)
     ends = pc.min_max(known).as_py()
@@ -87,7 +92,9 @@ def _names_of(feature: Any) -> Names | None:
 
 
 def _without_lists(feature: Any) -> Any:
-    """What list features hold: [x] and {"_type": "Sequence"} of older versions, {"_type": "List"} of newer ones."""
+    """What list features hold: [x] and {"_type": "Sequence"} of older versions, {"_type":
+    "List"} of newer ones.
+    """
     while True:
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]

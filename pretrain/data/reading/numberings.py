@@ -1,4 +1,6 @@
-"""Class names over all files of data sets: whose numbers stand for names, in which order, and whether all can be compared."""
+"""Class names over all files of data sets: whose numbers stand for names, in which order,
+and whether all can be compared.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ class _OfFile:
     def __str__(self) -> str:
         if not self.are_numbers:
             return "text"
-        return "whole numbers" + (f" that stand for {_shown(self.names)}" if self.names else " without names")
+        return "whole numbers" + (
+            f" that stand for {_shown(self.names)}" if self.names else " without names"
+        )
 
 
 def names_by_file(manifest: Manifest, *path: str) -> list[tuple[str, tuple[str, ...] | None]]:
-    """(URL, class names or None) of each file with rows, for a location such as ("label",) or ("objects", "category")."""
+    """(URL, class names or None) of each file with rows,
+    for a location such as ("label",) or ("objects", "category").
+    """
     return [(file.url, file.names) for file in _by_file(manifest, path)]
 
 
@@ -51,7 +57,8 @@ def _by_file(manifest: Manifest, path: Sequence[str]) -> list[_OfFile]:
 def declared_names(manifests: Iterable[Manifest], *path: str) -> dict[Manifest, tuple[str, ...]]:
     """The class names that the files of each data set declare, in the order in which they do; none of text.
 
-    Raises UserError where numbers in one file have no names, and another has names or text: nothing says what they mean.
+    Raises UserError where numbers in one file have no names, and another has names or text:
+    nothing says what they mean.
     """
     files = {manifest: _by_file(manifest, path) for manifest in manifests}
     everywhere = [file for of_manifest in files.values() for file in of_manifest]
@@ -59,8 +66,8 @@ def declared_names(manifests: Iterable[Manifest], *path: str) -> dict[Manifest, 
     other = next((file for file in everywhere if not file.are_numbers or file.names is not None), None)
     if bare is not None and other is not None:
         raise UserError(
-            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so it is unknown which classes "
-            "are the same; give labels as text, or names to both"
+            f"column {'.'.join(path)!r} is {bare} in {bare.url}, and {other} in {other.url}, so it is "
+            "unknown which classes are the same; give labels as text, or names to both"
         )
     return {
         manifest: tuple(dict.fromkeys(name for file in of_manifest for name in file.names or ()))

@@ -1,4 +1,6 @@
-"""One schema for files that hold the same values in several Arrow types, or number their classes differently."""
+"""One schema for files that hold the same values in several Arrow types,
+or number their classes differently.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ TEXT_FEATURE = {"dtype": "string", "_type": "Value"}
 
 
 def same_values(kind: pa.DataType) -> str:
-    """A text that is equal for types which hold the same values: views, dictionaries, large ones, integers of any width."""
+    """A text that is equal for types which hold the same values:
+    views, dictionaries, large ones, integers of any width.
+    """
     if pa.types.is_dictionary(kind):
         return same_values(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -34,7 +38,9 @@ def same_values(kind: pa.DataType) -> str:
 
 
 def common_type(kinds: Sequence[pa.DataType]) -> pa.DataType:
-    """A plain type that holds the values of all these, which `same_values` calls the same; of equal ones that type."""
+    """A plain type that holds the values of all these, which `same_values` calls the same;
+    of equal ones that type.
+    """
     if len(set(kinds)) == 1:
         return kinds[0]
     kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
@@ -57,7 +63,9 @@ def common_type(kinds: Sequence[pa.DataType]) -> pa.DataType:
 
 
 def with_names_as_text(schema: pa.Schema, column: str) -> pa.Schema:
-    """The schema with text in place of the numbers of a column that stand for names, in its type and its features."""
+    """The schema with text in place of the numbers of a column that stand for names,
+    in its type and its features.
+    """
     names = names_in(schema, column)
     if names is None:
         return schema

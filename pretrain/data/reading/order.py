@@ -1,11 +1,13 @@
-"""The order of samples: a pure function of (row-group table, seed, epoch), in numpy, without reading anything.
+"""The order of samples: a pure function of (row-group table, seed, epoch), in numpy,
+without reading anything.
 
-Each epoch the row groups (of several data sets by their weights, see `pretrain.data.reading.mixing`) are permuted and laid
-end to end; the line is cut into `num_streams` streams of equal length, so a row group belongs to one stream (except those
-on a cut). A stream is cut into windows, and rows are shuffled inside their window. The global batch of a step is the next
-`batch_size_global / num_streams` rows of stream 0, then of stream 1, and so on. Ranks own contiguous streams, so the global
-batch is the concatenation of the ranks' batches in the order of the
-ranks: the sequence of global batches depends neither on how many ranks there are nor on how many threads read.
+Each epoch the row groups (of several data sets by their weights, see `pretrain.data.reading.mixing`) are
+permuted and laid end to end; the line is cut into `num_streams` streams of equal length, so a row group
+belongs to one stream (except those on a cut). A stream is cut into windows, and rows are shuffled inside
+their window. The global batch of a step is the next `batch_size_global / num_streams` rows of stream 0, then
+of stream 1, and so on. Ranks own contiguous streams, so the global batch is the concatenation of the ranks'
+batches in the order of the ranks: the sequence of global batches depends neither on how many ranks
+there are nor on how many threads read.
 
 Row ids number the rows of the data set in the order of the manifest. The position of a run is one integer,
 `samples_seen`; see `epoch_and_step`.
@@ -24,16 +26,18 @@ from cluster.errors import UserError
 from pretrain.data.hashing import hash64, permutation
 from pretrain.data.reading.mixing import Mixture, Pieces
 
-# domain separation: a shuffle of groups and one of rows never share a hash (3 is that of `pretrain.data.reading.mixing`)
+# domain separation: a shuffle of groups and one of rows never share a hash (3 is that of
+# `pretrain.data.reading.mixing`)
 _GROUPS, _ROWS, _STAND_INS = 1, 2, 4
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring rows of one row group: rows [start, stop) of group `group` (index into the manifest's table).
+    """Neighbouring rows of one row group: rows [start,
+    stop) of group `group` (index into the manifest's table).
 
-    `pass_number` counts the passes over the group's data set; it is the epoch where every row comes once an epoch.
-    `is_shared` says that other streams read from the same group at about the same time.
+    `pass_number` counts the passes over the group's data set; it is the epoch where every row comes once an
+    epoch. `is_shared` says that other streams read from the same group at about the same time.
     """
 
     group: int
@@ -44,7 +48,9 @@ class Segment:
 
 
 def default_num_streams(batch_size_global: int, max_streams: int = 64) -> int:
-    """The largest divisor of the global batch that is at most 64: divisible by the usual numbers of ranks."""
+    """The largest divisor of the global batch that is at most 64:
+    divisible by the usual numbers of ranks.
+    """
     return max(n for n in range(1, min(max_streams, batch_size_global) + 1) if batch_size_global % n == 0)
 
 
@@ -57,10 +63,11 @@ class Order:
         num_streams: fixed for a run, so that the order is; the number of ranks must divide it.
         window_rows: rows over all streams inside which rows are shuffled (it bounds the memory of reading).
         seed: of the shuffles.
-        source_of_group, weights: which data set each group belongs to and how often its rows come in an epoch, see
-            `pretrain.data.reading.mixing`; by default every row comes once.
+        source_of_group, weights: which data set each group belongs to and how often its rows come in an
+            epoch, see `pretrain.data.reading.mixing`; by default every row comes once.
 
-    Raises UserError when the batch is larger than an epoch or not divisible by the streams, or the weights do not fit.
+    Raises UserError when the batch is larger than an epoch or not divisible by the streams,
+    or the weights do not fit.
     """
 
     def __init__(
@@ -75,18 +82,21 @@ class Order:
         weights: Sequence[float] | None = None,
     ) -> None:
         self.rows_of_group = np.asarray(rows_of_group, dtype=np.int64)
-        self._mixture = Mixture(self.rows_of_group, source_of_group=source_of_group, weights=weights, seed=seed)
+        self._mixture = Mixture(
+            self.rows_of_group, source_of_group=source_of_group, weights=weights, seed=seed
+        )
         self.num_rows = self._mixture.num_rows
         if batch_size_global > self.num_rows:
             raise UserError(
-                f"training.batch_size_global={batch_size_global} is larger than the data ({self.num_rows} rows); "
-                f"choose at most {self.num_rows}"
+                f"training.batch_size_global={batch_size_global} is larger than the data ({self.num_rows} "
+                f"rows); choose at most {self.num_rows}"
             )
         if batch_size_global % num_streams:
             fitting = default_num_streams(batch_size_global)
             raise UserError(
-                f"training.batch_size_global={batch_size_global} is not divisible by data.num_streams={num_streams}; "
-                f"{fitting} streams would fit, or leave data.num_streams at 0 to have it chosen"
+                f"training.batch_size_global={batch_size_global} is not divisible by "
+                f"data.num_streams={num_streams}; {fitting} streams would fit, or leave data.num_streams at "
+                "0 to have it chosen"
             )
         self.batch_size_global = batch_size_global
         self.num_streams = num_streams
@@ -104,7 +114,9 @@ class Order:
         return self.steps_per_epoch * self.batch_size_global
 
     def epoch_and_step(self, samples_seen: int) -> tuple[int, int]:
-        """Where a run stands that has seen so many samples. Raises UserError when it is not between two batches."""
+        """Where a run stands that has seen so many samples.
+        Raises UserError when it is not between two batches.
+        """
         epoch, rest = divmod(samples_seen, self.samples_per_epoch)
         if rest % self.batch_size_global:
             raise UserError(
@@ -123,7 +135,8 @@ class Order:
         if self.num_streams % world_size:
             raise UserError(
                 f"{world_size} workers do not divide the {self.num_streams} streams of a global batch of "
-                f"{self.batch_size_global}; possible numbers of workers: {', '.join(map(str, self.world_sizes))}"
+                f"{self.batch_size_global}; possible numbers of workers: "
+                f"{', '.join(map(str, self.world_sizes))}"
             )
         share = self.num_streams // world_size
         return range(rank * share, (rank + 1) * share)
@@ -131,8 +144,8 @@ class Order:
     def window_bounds(self, stream: int) -> np.ndarray:
         """int64 [K + 1]: window k of a stream holds its rows [bounds[k], bounds[k + 1]).
 
-        The first window is shortened by a share that grows with the stream's number, so that the windows of different
-        streams end at different steps and reading is even instead of coming in bursts.
+        The first window is shortened by a share that grows with the stream's number, so that the windows of
+        different streams end at different steps and reading is even instead of coming in bursts.
         """
         size = self.window_rows_per_stream
         first = max(1, size * (stream + 1) // self.num_streams)
@@ -140,7 +153,9 @@ class Order:
         return np.concatenate([[0], inner, [self.rows_per_stream]])
 
     def segments(self, epoch: int, stream: int, start: int = 0, stop: int | None = None) -> list[Segment]:
-        """The pieces of row groups that make up rows [start, stop) of a stream, before the shuffle in windows."""
+        """The pieces of row groups that make up rows [start,
+        stop) of a stream, before the shuffle in windows.
+        """
         pieces, ends = self._layout(epoch)
         position = stream * self.rows_per_stream + start
         stop = stream * self.rows_per_stream + (self.rows_per_stream if stop is None else stop)
@@ -168,7 +183,8 @@ class Order:
         return permutation(num_rows, _ROWS, self.seed, epoch, stream, window)
 
     def stand_ins(self, row_id: int, pass_number: int) -> Iterator[Segment]:
-        """The other rows of a row's data set, one a segment, in an order that the seed, the pass and the row alone decide.
+        """The other rows of a row's data set, one a segment, in an order that the seed,
+        the pass and the row alone decide.
 
         Each comes once, so taking the first good one finds one as long as there is any.
         """
@@ -191,16 +207,23 @@ class Order:
     def row_ids(self, epoch: int, stream: int) -> np.ndarray:
         """int64 [rows_per_stream]: the row ids of a whole stream in the order they are taken."""
         ids = np.concatenate(
-            [self._start_of_group[s.group] + np.arange(s.start, s.stop) for s in self.segments(epoch, stream)]
+            [
+                self._start_of_group[s.group] + np.arange(s.start, s.stop)
+                for s in self.segments(epoch, stream)
+            ]
         )
         bounds = self.window_bounds(stream)
         for window in range(len(bounds) - 1):
             part = ids[bounds[window] : bounds[window + 1]]
-            ids[bounds[window] : bounds[window + 1]] = part[self.window_order(epoch, stream, window, len(part))]
+            ids[bounds[window] : bounds[window + 1]] = part[
+                self.window_order(epoch, stream, window, len(part))
+            ]
         return ids
 
     def epoch_batches(self, epoch: int) -> np.ndarray:
-        """int64 [steps_per_epoch, batch_size_global]: the row ids of every global batch. For tests and explanation."""
+        """int64 [steps_per_epoch, batch_size_global]: the row ids of every global batch.
+        For tests and explanation.
+        """
         by_stream = [
             self.row_ids(epoch, stream).reshape(self.steps_per_epoch, self.rows_per_step_and_stream)
             for stream in range(self.num_streams)

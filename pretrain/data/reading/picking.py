@@ -24,7 +24,9 @@ class NamedImage(NamedTuple):
     data: bytes
 
 
-def pick_images(sources: str | Sequence[str], *, limit: int = 16, image_column: str = "image") -> list[NamedImage]:
+def pick_images(
+    sources: str | Sequence[str], *, limit: int = 16, image_column: str = "image"
+) -> list[NamedImage]:
     """At most `limit` images, spread evenly over all that the sources hold, in their order.
 
     Args:
@@ -33,7 +35,9 @@ def pick_images(sources: str | Sequence[str], *, limit: int = 16, image_column: 
 
     Raises UserError that names the source in which there is no image.
     """
-    parts = [_opened(source, image_column) for source in ([sources] if isinstance(sources, str) else sources)]
+    parts = [
+        _opened(source, image_column) for source in ([sources] if isinstance(sources, str) else sources)
+    ]
     ends = np.cumsum([part.manifest.num_rows if isinstance(part, Shards) else len(part) for part in parts])
     chosen = np.unique(np.linspace(0, ends[-1] - 1, min(limit, ends[-1])).round().astype(int)).tolist()
     images = []

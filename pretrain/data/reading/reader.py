@@ -1,8 +1,8 @@
 """Rows in the order of `pretrain.data.reading.order` with bounded memory.
 
-One `StreamReader` per canonical stream keeps one window of encoded rows for use; further windows are read ahead within a
-budget of bytes (`pretrain.data.reading.ahead`). What is in memory depends on the windows, the budget and the pages of the
-files, not on how the rows were grouped.
+One `StreamReader` per canonical stream keeps one window of encoded rows for use; further windows are read
+ahead within a budget of bytes (`pretrain.data.reading.ahead`). What is in memory depends on the windows, the
+budget and the pages of the files, not on how the rows were grouped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class StreamReader:
         # windows that were sent for, in order: their rows and, when they are there, their content
         self._begun: deque[tuple[int, Future[_Window]]] = deque()
         self._asked: deque[tuple[int, Future[_Window]]] = deque()
-        self._rows_begun, self._bytes_begun = 0, 0  # of the windows in `_begun`; counted, because asked for very often
+        self._rows_begun, self._bytes_begun = (
+            0,
+            0,
+        )  # of the windows in `_begun`; counted, because asked for very often
         self._lock, self._is_reading, self._closed = Lock(), False, False
         self._window, self._position = Rows([], [], [], {}), 0
         self._ahead = ahead or ReadAhead(max_rows=max_rows_ready(order))
@@ -86,8 +89,8 @@ class StreamReader:
         return taken
 
     def close(self) -> None:
-        """Lets a `take` that waits in another thread raise CancelledError, so that nothing waits for a store that is no longer
-        needed.
+        """Lets a `take` that waits in another thread raise CancelledError, so that nothing waits for a store
+        that is no longer needed.
         """
         self._closed = True
 
@@ -168,7 +171,9 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows in shuffled order, the position among them where reading starts (0 except for the first), and their bytes."""
+    """Rows in shuffled order, the position among them where reading starts (0 except for the first),
+    and their bytes.
+    """
 
     rows: Rows
     start: int
@@ -176,7 +181,9 @@ class _Window:
 
 
 class _SegmentRows:
-    """The rows of segments one after another; all segments of which rows are asked for are fetched at once."""
+    """The rows of segments one after another; all segments of which rows
+    are asked for are fetched at once.
+    """
 
     def __init__(self, shards: Source, segments: Sequence[Segment], *, stopped: Callable[[], bool]) -> None:
         self._shards, self._segments, self._stopped = shards, iter(segments), stopped
@@ -209,7 +216,11 @@ def max_rows_ready(order: Order) -> int:
 
 def _num_bytes(rows: Rows) -> int:
     """Bytes of images and arrays; what else columns hold is small beside them."""
-    arrays = [values for values in rows.columns.values() if any(isinstance(value, np.ndarray) for value in values[:1])]
+    arrays = [
+        values
+        for values in rows.columns.values()
+        if any(isinstance(value, np.ndarray) for value in values[:1])
+    ]
     return sum(len(image) for image in rows.images if image is not None) + sum(
         value.nbytes for values in arrays for value in values if isinstance(value, np.ndarray)
     )

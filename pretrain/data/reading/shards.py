@@ -1,8 +1,9 @@
 """Rows of Parquet shards as they lie, on disk or in a store, in pieces of bounded size.
 
-Of a row group in a store the needed columns are fetched with few requests (`pretrain.data.reading.chunks`), several row
-groups at a time; a group that several streams share is fetched once (`pretrain.data.reading.cuts`). `read_in_sequence` is
-for evaluation; training reads by `pretrain.data.reading.reader`.
+Of a row group in a store the needed columns are fetched with few requests (`pretrain.data.reading.chunks`),
+several row groups at a time; a group that several streams share is fetched once
+(`pretrain.data.reading.cuts`). `read_in_sequence` is for evaluation;
+training reads by `pretrain.data.reading.reader`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class RowLocation:
 
 @dataclass
 class Rows:
-    """Neighbouring or shuffled rows in memory: encoded images (None where null) and the other columns asked for.
+    """Neighbouring or shuffled rows in memory: encoded images (None where
+    null) and the other columns asked for.
 
     `passes` are the passes over their data sets that rows belong to, see `pretrain.data.reading.mixing`.
     """
@@ -126,7 +128,9 @@ class Shards:
         """Encoded bytes of an image on average; where files hold paths alone, of some of these images."""
         if image_root() is not None and (paths := self._first_paths()):
             return check_paths(paths, self.manifest.files[int(self.manifest.file_of_group[0])].url)
-        return float(self.manifest.bytes_of_group.sum() * self.manifest.fraction / max(1, self.manifest.num_rows))
+        return float(
+            self.manifest.bytes_of_group.sum() * self.manifest.fraction / max(1, self.manifest.num_rows)
+        )
 
     def _first_paths(self) -> list[str | None]:
         """Paths of the first rows, where these have no bytes."""
@@ -139,7 +143,11 @@ class Shards:
                 NUM_PROBED, row_groups=[int(self.manifest.group_in_file[0])], columns=[self.image_column]
             )
             rows = next(batches).column(0).to_pylist()
-        return [] if any(row and row["bytes"] is not None for row in rows) else [row and row["path"] for row in rows]
+        return (
+            []
+            if any(row and row["bytes"] is not None for row in rows)
+            else [row and row["path"] for row in rows]
+        )
 
     def location(self, row_id: int) -> RowLocation:
         """Where the row with this id lies."""
@@ -151,7 +159,8 @@ class Shards:
         return RowLocation(self._shown[index], int(self.manifest.group_in_file[group]), int(rows[0]))
 
     def read(self, segment: Segment, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Rows]:
-        """The rows of a segment in pieces of at most 64; what a store has to send is on its way when this returns.
+        """The rows of a segment in pieces of at most 64;
+        what a store has to send is on its way when this returns.
 
         Where the store fails, it is asked no more once `stopped` says so.
 
@@ -208,11 +217,19 @@ class Shards:
             for batch in self._batches(group, opened):
                 # of the rows of a choice, those that lie in this batch
                 begin, num_seen = num_seen, num_seen + batch.num_rows
-                within = None if choice is None else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
+                within = (
+                    None
+                    if choice is None
+                    else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
+                )
                 num_rows = batch.num_rows if within is None else len(within)
                 first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
                 if first < last:
-                    part = batch.slice(first, last - first) if within is None else batch.take(within[first:last])
+                    part = (
+                        batch.slice(first, last - first)
+                        if within is None
+                        else batch.take(within[first:last])
+                    )
                     footer = self._footer(file_index)
                     yield self._rows(part, first_id + position + first, segment.pass_number, footer)
                 position += num_rows
@@ -225,10 +242,14 @@ class Shards:
             raise UserError(f"{url}: row group {group_in_file} is shorter than when the run started")
 
     def _batches(self, group: int, opened: OpenGroup) -> Iterable[pa.RecordBatch]:
-        """The rows of a group: of a small one decoded at once and for all who share it, so that they are in memory once."""
+        """The rows of a group: of a small one decoded at once and for all who share it,
+        so that they are in memory once.
+        """
         num_bytes = int(self.manifest.bytes_of_group[group])
         if num_bytes <= chunks.WHOLE_GROUP_BYTES:
-            return opened.decoded(lambda: list(self._decoded(group, opened, piece_bytes=PIECE_BYTES, buffer_bytes=0)))
+            return opened.decoded(
+                lambda: list(self._decoded(group, opened, piece_bytes=PIECE_BYTES, buffer_bytes=0))
+            )
         return self._decoded(group, opened, piece_bytes=PIECE_BYTES // 4, buffer_bytes=PAGE_BUFFER_BYTES)
 
     def _decoded(
@@ -260,7 +281,8 @@ class Shards:
             return pa.OSFile(str(path))
 
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
-        # only the bytes of an image struct are read; its path may be long and is needed only where images lie outside
+        # only the bytes of an image struct are read; its path may be long and is needed only where images
+        # lie outside
         kind = schema.field(self.image_column).type
         images = [f"{self.image_column}.bytes" if pa.types.is_struct(kind) else self.image_column]
         if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and image_root() is not None:
@@ -305,7 +327,9 @@ class Shards:
 
 
 def read_in_sequence(shards: Shards, *, rank: int = 0, world_size: int = 1) -> Iterator[Rows]:
-    """Every row of the data set once, in file order, in pieces of at most 64; ranks read contiguous shares of the groups."""
+    """Every row of the data set once, in file order, in pieces of at most 64;
+    ranks read contiguous shares of the groups.
+    """
     num_groups = len(shards.manifest.rows_of_group)
     for group in range(rank * num_groups // world_size, (rank + 1) * num_groups // world_size):
         yield from shards.read(Segment(group, 0, int(shards.manifest.rows_of_group[group])))

@@ -1,12 +1,13 @@
 """Features that `python -m pretrain embed` wrote, read in step with their images.
 
-    described = describe_features("s3://bucket/features")      # dim, maps, teacher, statistics: what a method is built with
+    described = describe_features("s3://bucket/features")      # dim, maps, teacher, statistics: what a
+        method is built with
     features = StoredFeatures("s3://bucket/features", manifest)      # refused unless they are of this data
     source = with_features(shards, features, ["features"])      # for a Loader, in place of the shards
 
-Both files are read by `pretrain.data.reading.shards`, so features come from any store in bounded memory, and the rows of a
-run meet the same features on any number of workers and after any restart. Each row's checksum is compared with the image
-beside it.
+Both files are read by `pretrain.data.reading.shards`, so features come from any store in bounded memory, and
+the rows of a run meet the same features on any number of workers and after any restart. Each row's checksum
+is compared with the image beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ NO_FEATURES = "no features are stored for it: embed could not decode it"
 
 @dataclass(frozen=True)
 class MapShape:
-    """Of stored maps: `channels` x `cells` x `cells`, and the fraction of the teacher's variance that they keep."""
+    """Of stored maps: `channels` x `cells` x `cells`,
+    and the fraction of the teacher's variance that they keep.
+    """
 
     channels: int
     cells: int
@@ -67,7 +70,8 @@ class Description:
         dim: of pooled features.
         maps: None where there are none.
         rows: of the data, bad ones included.
-        teacher: name, weights_sha256, licence, dim and input_size, see `pretrain.encoders.teachers.Teacher.described`.
+        teacher: name, weights_sha256, licence, dim and input_size, see
+            `pretrain.encoders.teachers.Teacher.described`.
         images: how the teacher saw them: `size` in pixels, `whole_image`, `crop_share`.
         fingerprint: hex, of features.json, which changes with data, teacher and everything else.
         content: features.json.
@@ -84,7 +88,8 @@ class Description:
 
     @cached_property
     def statistics(self) -> dict[str, np.ndarray]:
-        """Of the pooled features of all rows, float32, see `pretrain.data.reading.feature_statistics.pooled_statistics`.
+        """Of the pooled features of all rows, float32, see
+        `pretrain.data.reading.feature_statistics.pooled_statistics`.
 
         `mean` [D], `deviation` [D], `eigenvectors` [D, K], `deviations` [K], `variance` [1].
         """
@@ -94,34 +99,40 @@ class Description:
     def map_components(self) -> dict[str, np.ndarray]:
         """The PCA of the maps, see `pretrain.encoders.map_components.MapComponents`; there must be maps.
 
-        `mean` [C], `components` [C, channels], `deviations` [channels], `scale` [1], `explained` [1]: what is stored is
-        `(map - mean) @ components / scale`.
+        `mean` [C], `components` [C, channels], `deviations` [channels], `scale` [1], `explained` [1]: what
+        is stored is `(map - mean) @ components / scale`.
         """
         return read_tensors(storage.join(self.url, COMPONENTS))
 
 
 def describe_features(url: str) -> Description:
-    """What a folder of features holds. Raises UserError when it is no such folder, not finished, or of another format."""
+    """What a folder of features holds. Raises UserError when it is no such folder, not finished,
+    or of another format.
+    """
     url = storage.absolute(url)
     description_url = storage.join(url, DESCRIPTION)
     if not storage.exists(description_url):
         there = storage.names_in(url)
         if "job.json" in there:
-            raise UserError(f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again")
+            raise UserError(
+                f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again"
+            )
         raise UserError(
-            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: {', '.join(there[:8]) or 'nothing'}); make "
-            "one with: python -m pretrain embed TEACHER DATA OUT"
+            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: "
+            f"{', '.join(there[:8]) or 'nothing'}); make one with: python -m pretrain embed TEACHER DATA OUT"
         )
     text = storage.read_bytes(description_url)
     try:
         content = json.loads(text)
         version = content["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{description_url} is damaged ({error}); run embed again into an empty folder") from error
+        raise UserError(
+            f"{description_url} is damaged ({error}); run embed again into an empty folder"
+        ) from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{description_url} has format version {version!r}, this program reads version {FORMAT_VERSION}; run embed again "
-            "into an empty folder"
+            f"{description_url} has format version {version!r}, this program reads version "
+            f"{FORMAT_VERSION}; run embed again into an empty folder"
         )
     try:
         maps = content["maps"]
@@ -138,7 +149,9 @@ def describe_features(url: str) -> Description:
             content=content,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{description_url} is damaged ({error!r}); run embed again into an empty folder") from error
+        raise UserError(
+            f"{description_url} is damaged ({error!r}); run embed again into an empty folder"
+        ) from error
 
 
 class StoredFeatures:
@@ -154,8 +167,8 @@ class StoredFeatures:
         start_of_group: of the data set, see `Manifest`.
         layout: of the features.
 
-    Raises UserError when the folder is not finished, of another data set or of the same rows in another order, lacks a part,
-    or has one that is truncated.
+    Raises UserError when the folder is not finished, of another data set or of the same rows in another
+    order, lacks a part, or has one that is truncated.
     """
 
     def __init__(self, url: str, manifest: Manifest, *, dim: int | None = None) -> None:
@@ -178,7 +191,8 @@ class StoredFeatures:
         for name in names:
             if name not in widths:
                 raise UserError(
-                    f"{self.described.url} holds no {name}; make them with: python -m pretrain embed TEACHER DATA OUT --maps N"
+                    f"{self.described.url} holds no {name}; make them with: python -m pretrain embed "
+                    "TEACHER DATA OUT --maps N"
                 )
         layout = self.layout
         row_bytes = sum(2 * widths[name] for name in names) + 4
@@ -193,7 +207,11 @@ class StoredFeatures:
         )
         shapes: dict[str, tuple[int, ...]] = {FEATURES: (self.described.dim,)}
         if self.described.maps is not None:
-            shapes[MAPS] = (self.described.maps.channels, self.described.maps.cells, self.described.maps.cells)
+            shapes[MAPS] = (
+                self.described.maps.channels,
+                self.described.maps.cells,
+                self.described.maps.cells,
+            )
         return FeatureFiles(manifest, {name: shapes[name] for name in names})
 
 
@@ -204,30 +222,32 @@ def _check_data(described: Description, manifest: Manifest) -> None:
     of = ", ".join(str(source["url"]) for source in content["data"])
     if described.rows != manifest.num_rows:
         raise UserError(
-            f"{url} holds the features of {described.rows:,} rows of {of}, the data has {manifest.num_rows:,} rows; "
-            "run embed on this data into another folder"
+            f"{url} holds the features of {described.rows:,} rows of {of}, the data has "
+            f"{manifest.num_rows:,} rows; run embed on this data into another folder"
         )
     ours, theirs = manifest.source_fingerprints, [source["fingerprint"] for source in content["data"]]
     if sorted(ours) == sorted(theirs) and ours != theirs:
         raise UserError(
-            f"{url} holds the features of the same data sets in another order ({of}); name them in this order, or run embed "
-            "again into another folder"
+            f"{url} holds the features of the same data sets in another order ({of}); name them in this "
+            "order, or run embed again into another folder"
         )
     raise UserError(
         f"{url} holds the features of other data or of its rows in another order ({of}, fingerprint "
-        f"{content['fingerprint'][:12]}; that of the data is {manifest.fingerprint[:12]}); run embed on this data into another "
-        "folder"
+        f"{content['fingerprint'][:12]}; that of the data is {manifest.fingerprint[:12]}); run embed on "
+        "this data into another folder"
     )
 
 
 def _check_parts(described: Description, layout: Layout) -> tuple[storage.FileInfo, ...]:
-    """The files of the parts in their order. Raises UserError for the first that is missing or has another size."""
+    """The files of the parts in their order. Raises UserError for the first
+    that is missing or has another size.
+    """
     found = {file.url.rsplit("/", 1)[-1]: file for file in storage.find_files(described.url, ".parquet")}
     sizes = described.content["part_bytes"]
     if len(sizes) != len(layout.names):
         raise UserError(
-            f"{storage.join(described.url, DESCRIPTION)} is damaged: it tells of {len(sizes):,} parts, the data has "
-            f"{len(layout.names):,}; run embed again into an empty folder"
+            f"{storage.join(described.url, DESCRIPTION)} is damaged: it tells of {len(sizes):,} parts, the "
+            f"data has {len(layout.names):,}; run embed again into an empty folder"
         )
     for name, size in zip(layout.names, sizes, strict=True):
         url = storage.join(described.url, name)
@@ -236,14 +256,15 @@ def _check_parts(described: Description, layout: Layout) -> tuple[storage.FileIn
         if found[name].size_bytes != size:
             what = "is truncated" if found[name].size_bytes < size else "was changed"
             raise UserError(
-                f"{url} {what}: it has {found[name].size_bytes:,} bytes, {size:,} were written; remove it and run embed again, "
-                "or copy the folder again"
+                f"{url} {what}: it has {found[name].size_bytes:,} bytes, {size:,} were written; remove it "
+                "and run embed again, or copy the folder again"
             )
     return tuple(found[name] for name in layout.names)
 
 
 class FeatureFiles(Shards):
-    """The parts of a folder of features as rows without images; columns are float16 arrays, None where a row has no features.
+    """The parts of a folder of features as rows without images;
+    columns are float16 arrays, None where a row has no features.
 
     Args:
         manifest: of the parts; its row ids are those of the data.
@@ -264,8 +285,8 @@ class FeatureFiles(Shards):
                 found = schema.field(name).type
             if found is None or not found.equals(wanted):
                 raise UserError(
-                    f"{file.url}: the column {name!r} is {found or 'missing'}, {DESCRIPTION} says {wanted}; run embed again "
-                    "into an empty folder"
+                    f"{file.url}: the column {name!r} is {found or 'missing'}, {DESCRIPTION} says {wanted}; "
+                    "run embed again into an empty folder"
                 )
 
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
@@ -277,26 +298,33 @@ class FeatureFiles(Shards):
         for name, shape in self.shapes.items():
             values_BN, good_B = as_rows(batch.column(name))
             if values_BN.shape[1] != np.prod(shape):
-                raise OSError(f"{name!r} has {values_BN.shape[1]} numbers a row, {DESCRIPTION} says {np.prod(shape)}")
+                raise OSError(
+                    f"{name!r} has {values_BN.shape[1]} numbers a row, {DESCRIPTION} says {np.prod(shape)}"
+                )
             # copies: a view would keep the whole batch in memory until its last row is used
             rows = [values.copy() for values in values_BN.reshape(num, *shape)]
             columns[name] = (
-                rows if good_B.all() else [row if good else None for row, good in zip(rows, good_B, strict=True)]
+                rows
+                if good_B.all()
+                else [row if good else None for row, good in zip(rows, good_B, strict=True)]
             )
-        return Rows(list(range(first_row_id, first_row_id + num)), [pass_number] * num, [None] * num, columns)
+        return Rows(
+            list(range(first_row_id, first_row_id + num)), [pass_number] * num, [None] * num, columns
+        )
 
 
 def with_features(source: Source, features: StoredFeatures, names: Sequence[str] = (FEATURES,)) -> Source:
-    """A source whose rows have columns `features` (float16 [D]) and `maps` (float16 [channels, cells, cells]) as asked for.
+    """A source whose rows have columns `features` (float16 [D]) and `maps` (float16
+    [channels, cells, cells]) as asked for.
 
     Args:
         source: `Shards` of the data set that the features are of, or images kept on the device.
         features: of the data set.
         names: of the columns.
 
-    A row without features is a bad row, as one that cannot be decoded: a neighbour takes its place with its own features.
-    Raises UserError when a column is not there, and, while reading, when an image is another than the one that the
-    features of its row were made of.
+    A row without features is a bad row, as one that cannot be decoded: a neighbour takes its place with its
+    own features. Raises UserError when a column is not there, and, while reading, when an image is another
+    than the one that the features of its row were made of.
     """
     files = features.files(names)
     files.check()
@@ -323,8 +351,12 @@ class _WithFeatures:
     def _segments(self, segment: Segment) -> list[Segment]:
         """The same rows in the row groups of the features."""
         starts = self._files.manifest.start_of_group
-        first, last = (int(self._start_of_group[segment.group]) + row for row in (segment.start, segment.stop))
-        groups = range(int(np.searchsorted(starts, first, side="right")) - 1, int(np.searchsorted(starts, last)))
+        first, last = (
+            int(self._start_of_group[segment.group]) + row for row in (segment.start, segment.stop)
+        )
+        groups = range(
+            int(np.searchsorted(starts, first, side="right")) - 1, int(np.searchsorted(starts, last))
+        )
         return [
             replace(
                 segment,
@@ -341,7 +373,9 @@ class _WithFeatures:
             assert first_row_id == piece.row_ids[0], "rows and features are apart"
             self._check(piece, columns.pop(CHECKSUM))
             for name in self._files.shapes:
-                columns[name] = [BadImage(NO_FEATURES) if value is None else value for value in columns[name]]
+                columns[name] = [
+                    BadImage(NO_FEATURES) if value is None else value for value in columns[name]
+                ]
             yield Rows(piece.row_ids, piece.passes, piece.images, {**piece.columns, **columns})
 
     def _check(self, piece: Rows, checksums: Sequence[int]) -> None:
@@ -352,18 +386,25 @@ class _WithFeatures:
                 group = int(np.searchsorted(self._files.manifest.start_of_group, row_id, side="right")) - 1
                 part = self._files.manifest.files[int(self._files.manifest.file_of_group[group])].url
                 raise UserError(
-                    f"{self._shards.location(row_id)} holds another image than the one that its features in {part} were made "
-                    "of: the data was changed or its rows were put into another order; run embed again into another folder"
+                    f"{self._shards.location(row_id)} holds another image than the one that its features in "
+                    f"{part} were made of: the data was changed or its rows were put into another order; "
+                    "run embed again into another folder"
                 )
 
 
 class _FeatureRows:
-    """The rows of neighbouring segments one after another; the first ones are sent for at once, the others in time."""
+    """The rows of neighbouring segments one after another;
+    the first ones are sent for at once, the others in time.
+    """
 
-    def __init__(self, files: FeatureFiles, segments: Sequence[Segment], stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, files: FeatureFiles, segments: Sequence[Segment], stopped: Callable[[], bool]
+    ) -> None:
         self._files, self._stopped = files, stopped
         self._to_come = deque(segments)
-        self._begun: deque[tuple[int, Iterator[Rows]]] = deque()  # bytes and rows of those that were sent for
+        self._begun: deque[tuple[int, Iterator[Rows]]] = (
+            deque()
+        )  # bytes and rows of those that were sent for
         self._bytes_begun = 0
         self._piece, self._position = Rows([], [], [], {}), 0
         self._begin()

@@ -1,10 +1,14 @@
-"""True sentences about the demo's scenes: what is there, how many, on what, and where the small things lie."""
+"""True sentences about the demo's scenes: what is there, how many, on what,
+and where the small things lie.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 
-Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels; right and lower are the first ones outside
+Box = tuple[
+    int, int, int, int
+]  # left, upper, right, lower in pixels; right and lower are the first ones outside
 
 NUMBERS = ("no", "one", "two", "three")
 SHARED = 0.34  # of a side: boxes that share less than this in one direction lie beside each other in it
@@ -21,13 +25,17 @@ def plural(name: str) -> str:
 
 
 def relation(box: Box, other: Box) -> str | None:
-    """Where `box` lies from `other`: `above`, `below` or `beside`, which a mirror leaves true; None when none is clear."""
+    """Where `box` lies from `other`: `above`, `below` or `beside`, which a mirror leaves true;
+    None when none is clear.
+    """
     vertical = _side(box[1], box[3], other[1], other[3], "above", "below")
     return vertical or _side(box[0], box[2], other[0], other[2], "beside", "beside")
 
 
 def _side(start: int, end: int, other_start: int, other_end: int, before: str, after: str) -> str | None:
-    """`before` or `after` when one stretch lies beyond the other's end except for a small part of its own length."""
+    """`before` or `after` when one stretch lies beyond the other's end except
+    for a small part of its own length.
+    """
     shared = SHARED * (end - start)
     if end <= other_start + shared:
         return before
@@ -48,7 +56,9 @@ def captions(things: list[tuple[str, Box]], ground: tuple[str, str]) -> list[str
     """
     main, main_box = things[0]
     small = Counter(name for name, _ in things[1:])
-    company = [f"a {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}" for name, count in small.items()]
+    company = [
+        f"a {name}" if count == 1 else f"{NUMBERS[count]} {plural(name)}" for name, count in small.items()
+    ]
     sentences = [f"a {main} {ground[0]}" + (f" with {listed(company)}" if company else "")]
     for name, box in things[1:]:
         where = relation(box, main_box)

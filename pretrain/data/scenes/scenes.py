@@ -1,12 +1,14 @@
-"""The demo's data set: small scenes with a class, boxes and a true sentence, made from photos inside installed packages.
+"""The demo's data set: small scenes with a class, boxes and a true sentence,
+made from photos inside installed packages.
 
 write_demo("my/demo", num_images=3000)   # my/demo/train and my/demo/validation
-write_demo("my/demo", num_images=800, validation_fraction=0.5, num_unlabelled=4000)   # and my/demo/unlabelled
+write_demo("my/demo", num_images=800, validation_fraction=0.5,
+num_unlabelled=4000)   # and my/demo/unlabelled
 
-A scene is a crop of a texture with one large thing on it, which gives the class, and up to two small ones. A scene is a pure
-function of (seed, index), so scenes can be made in any order. Nothing but shape and texture tells the class: each layer's
-brightness, contrast and colours are replaced by random ones, and size, place, rotation, flip, perspective, background and
-company are drawn without regard to the class.
+A scene is a crop of a texture with one large thing on it, which gives the class, and up to two small ones. A
+scene is a pure function of (seed, index), so scenes can be made in any order. Nothing but shape and texture
+tells the class: each layer's brightness, contrast and colours are replaced by random ones, and size, place,
+rotation, flip, perspective, background and company are drawn without regard to the class.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a cutout goes. The homography's image runs from -1 to 1; `image_side` is its longer side in scene pixels."""
+    """Where a cutout goes. The homography's image runs from -1 to 1;
+    `image_side` is its longer side in scene pixels.
+    """
 
     cutout: Cutout
     scene_to_image_33: np.ndarray
@@ -78,7 +82,12 @@ class Placement:
     def window(self) -> Box:
         """The part of the scene that the thing and its shadow can touch."""
         left, top, right, low = self.box
-        return max(0, left - MARGIN), max(0, top - MARGIN), min(SIDE, right + MARGIN), min(SIDE, low + MARGIN)
+        return (
+            max(0, left - MARGIN),
+            max(0, top - MARGIN),
+            min(SIDE, right + MARGIN),
+            min(SIDE, low + MARGIN),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +108,12 @@ def write_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, and `demo.json`, which is written last.
+    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, and `demo.json`,
+    which is written last.
 
-    Columns: `image` (JPEG, 96 x 96), `label`, `objects` (COCO boxes in pixels and their categories), `captions` (true
-    sentences); in `unlabelled` the image alone, of scenes that are in no other split. The same arguments give the same images
-    under the same versions of numpy, pillow and the photos' packages.
+    Columns: `image` (JPEG, 96 x 96), `label`, `objects` (COCO boxes in pixels and their categories),
+    `captions` (true sentences); in `unlabelled` the image alone, of scenes that are in no other split. The
+    same arguments give the same images under the same versions of numpy, pillow and the photos' packages.
 
     Args:
         dest_url: a folder that is empty, not there yet, or of a call that was cut off.
@@ -120,7 +130,9 @@ def write_demo(
         raise UserError(f"num_images is {num_images}, but a demo needs at least {MIN_IMAGES}")
     num_validation = round(num_images * validation_fraction)
     if not 0 < num_validation < num_images:
-        raise UserError(f"validation_fraction is {validation_fraction:g}, but both splits need a scene; 0.2 is usual")
+        raise UserError(
+            f"validation_fraction is {validation_fraction:g}, but both splits need a scene; 0.2 is usual"
+        )
     if num_unlabelled < 0:
         raise UserError(f"num_unlabelled is {num_unlabelled}, but it must be at least 0")
     if not 0 <= seed < 2**64:
@@ -129,7 +141,9 @@ def write_demo(
     if UNFINISHED in there:  # of a call that was cut off: what lies there is ours
         storage.remove(dest_url)
     elif there:
-        raise UserError(f"{dest_url} is not empty (it holds {there[0]!r}); name another folder or empty this one")
+        raise UserError(
+            f"{dest_url} is not empty (it holds {there[0]!r}); name another folder or empty this one"
+        )
     storage.write_json(storage.join(dest_url, UNFINISHED), {})
     num_train, num_scenes = num_images - num_validation, num_images + num_unlabelled
     splits = {
@@ -161,7 +175,9 @@ def write_demo(
 
 
 def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
-    """A row of the data set. With `held_out` the coins, faces and handwriting are those kept for validation."""
+    """A row of the data set. With `held_out` the coins,
+    faces and handwriting are those kept for validation.
+    """
     composed = compose(index, seed, held_out=held_out)
     encoded = io.BytesIO()
     Image.fromarray(composed.image_HW3).save(encoded, "JPEG", quality=JPEG_QUALITY)
@@ -170,7 +186,9 @@ def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
         "image": {"bytes": encoded.getvalue(), "path": f"{index:06d}.jpg"},
         "label": composed.things[0].cutout.kind,
         "objects": {
-            "bbox": [[float(x) for x in (left, top, right - left, low - top)] for left, top, right, low in boxes],
+            "bbox": [
+                [float(x) for x in (left, top, right - left, low - top)] for left, top, right, low in boxes
+            ],
             "category": [thing.cutout.kind for thing in composed.things],
         },
         "captions": captions(
@@ -180,7 +198,7 @@ def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
     }
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
+# -- images -------------------------------------------------------------------------------------------------
 
 
 def compose(index: int, seed: int, *, held_out: bool = False) -> Scene:
@@ -233,7 +251,9 @@ def main_class(index: int, seed: int) -> str:
 
 
 def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    """Random numbers that belong to one scene. The stream sits in the counter's highest word, which is never reached."""
+    """Random numbers that belong to one scene. The stream sits in the counter's highest word,
+    which is never reached.
+    """
     key, counter = np.array([seed, index], dtype=np.uint64), np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -243,13 +263,17 @@ def _one_of(cutouts: list[Cutout], rng: np.random.Generator) -> Cutout:
 
 
 def _crop(texture: Texture, rng: np.random.Generator) -> np.ndarray:
-    """A part of a texture at one of its scales, turned by quarters but never mirrored, for some hold writing."""
+    """A part of a texture at one of its scales, turned by quarters but never mirrored,
+    for some hold writing.
+    """
     image = texture.scales[rng.integers(len(texture.scales))]
     top, left = (int(rng.integers(length - SIDE + 1)) for length in image.shape[:2])
     return np.rot90(image[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
 
 
-def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.random.Generator) -> Placement | None:
+def _place(
+    cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.random.Generator
+) -> Placement | None:
     """Turns, flips, stretches, tilts and scales a cutout, and finds room for it; None when there is none."""
     width, height = cutout.image.size
     angle = np.deg2rad(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
@@ -272,7 +296,9 @@ def _place(cutout: Cutout, size: tuple[float, float], taken: list[Box], rng: np.
         corner = rng.uniform(1, SIDE - 1 - extent)
         box = (*np.floor(corner).astype(int).tolist(), *np.ceil(corner + extent).astype(int).tolist())
         if all(_overlap(box, other) <= MAX_OVERLAP for other in taken):
-            move = np.array([[scale, 0, corner[0] - low[0] * scale], [0, scale, corner[1] - low[1] * scale], [0, 0, 1]])
+            move = np.array(
+                [[scale, 0, corner[0] - low[0] * scale], [0, scale, corner[1] - low[1] * scale], [0, 0, 1]]
+            )
             return Placement(cutout, _inverse(move @ forward), 2 * scale * max(width, height), box)
     return None
 
@@ -285,7 +311,9 @@ def _overlap(box: Box, other: Box) -> float:
 
 
 def _inverse(forward_33: np.ndarray) -> np.ndarray:
-    """A homography's inverse, up to a factor; by cross products, which LAPACK's many builds cannot make differ."""
+    """A homography's inverse, up to a factor; by cross products,
+    which LAPACK's many builds cannot make differ.
+    """
     first, second, third = forward_33
     return np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
 
@@ -308,18 +336,25 @@ def _warp(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_apart_from(ground_mean: float, rng: np.random.Generator) -> float:
-    """A brightness that stands out from the ground's, as often lighter as darker where there is room for both."""
+    """A brightness that stands out from the ground's,
+    as often lighter as darker where there is room for both.
+    """
     lighter, darker = ground_mean + rng.uniform(45, 100), ground_mean - rng.uniform(45, 100)
     options = [mean for mean in (lighter, darker) if 25 <= mean <= 230]
     return options[rng.integers(len(options))] if options else (215.0 if ground_mean < 128 else 40.0)
 
 
 def recoloured(
-    colour_HW3: np.ndarray, alpha_HW: np.ndarray, mean: float, contrast: tuple[float, float], rng: np.random.Generator
+    colour_HW3: np.ndarray,
+    alpha_HW: np.ndarray,
+    mean: float,
+    contrast: tuple[float, float],
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Gives a layer a new brightness, contrast and colours, so that only its structure remains.
 
-    Where the photo has colours they are turned by a random angle of hue, half of the time; else the layer gets two tones.
+    Where the photo has colours they are turned by a random angle of hue, half of the time;
+    else the layer gets two tones.
     """
     colour = colour_HW3.astype(np.float64)
     weight = alpha_HW / max(alpha_HW.sum(), 1.0)
@@ -327,7 +362,10 @@ def recoloured(
     grey = grey - (grey * weight).sum()
     grey = np.clip(grey / max(float(np.sqrt((grey**2 * weight).sum())), 2.0), -2.5, 2.5)
 
-    red_cyan, yellow_blue = colour[..., 0] - colour[..., 1], (colour[..., 0] + colour[..., 1]) / 2 - colour[..., 2]
+    red_cyan, yellow_blue = (
+        colour[..., 0] - colour[..., 1],
+        (colour[..., 0] + colour[..., 1]) / 2 - colour[..., 2],
+    )
     chroma = (red_cyan - (red_cyan * weight).sum()) + 1j * (yellow_blue - (yellow_blue * weight).sum())
     spread = float(np.sqrt((np.abs(chroma) ** 2 * weight).sum()))
     if spread < 4 or rng.random() < 0.5:
@@ -336,7 +374,9 @@ def recoloured(
     turned = turned + np.exp(1j * rng.uniform(0, 2 * np.pi)) * rng.uniform(0, TINTS[1])
 
     tones = mean + grey * rng.uniform(*contrast)
-    return np.stack([tones + turned.real, tones - turned.real / 2 + turned.imag / 2, tones - turned.imag], axis=2)
+    return np.stack(
+        [tones + turned.real, tones - turned.real / 2 + turned.imag / 2, tones - turned.imag], axis=2
+    )
 
 
 def _paint(

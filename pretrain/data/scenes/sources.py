@@ -1,8 +1,9 @@
 """What the demo's scenes are made of: things cut out of sample photos, and textures to put behind them.
 
-Every image lies inside an installed package (scikit-image, scikit-learn), so nothing is downloaded. A `Cutout` is an RGBA
-image whose alpha is the thing's soft outline; a `Texture` is a grey or coloured image at several scales to crop from.
-Where a class has many samples (coins, faces, handwriting) some of them are kept for validation alone.
+Every image lies inside an installed package (scikit-image, scikit-learn), so nothing is downloaded. A
+`Cutout` is an RGBA image whose alpha is the thing's soft outline; a `Texture` is a grey or coloured image at
+several scales to crop from. Where a class has many samples (coins, faces, handwriting) some
+of them are kept for validation alone.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class Cutout:
 
     @cached_property
     def levels(self) -> list[Image.Image]:
-        """The image at falling sizes, half an octave apart, so that a small copy is not sampled too coarsely."""
+        """The image at falling sizes, half an octave apart,
+        so that a small copy is not sampled too coarsely.
+        """
         longest = max(self.image.size)
         sizes = [longest * 2 ** (-step / 2) for step in range(9) if longest * 2 ** (-step / 2) > 12]
         shapes = [[max(2, round(side * size / longest)) for side in self.image.size] for size in sizes]
@@ -104,7 +107,9 @@ class Cutout:
 
 @dataclass(frozen=True, eq=False)
 class Texture:
-    """What lies behind a scene: images of falling scale, each at least a scene large, and two ways to name it."""
+    """What lies behind a scene: images of falling scale, each at least a scene large,
+    and two ways to name it.
+    """
 
     name: str
     phrases: tuple[str, str]
@@ -112,7 +117,9 @@ class Texture:
 
 
 def _photo(name: str) -> Image.Image:
-    """A sample photo. Raises UserError when the installed package does not hold it (nothing is downloaded)."""
+    """A sample photo. Raises UserError when the installed package does
+    not hold it (nothing is downloaded).
+    """
     folders = [
         os.path.join(os.path.dirname(skimage.__file__), "data"),
         os.path.join(os.path.dirname(sklearn.datasets.__file__), "images"),
@@ -123,12 +130,15 @@ def _photo(name: str) -> Image.Image:
             with Image.open(path) as image:
                 return image.convert("RGB")
     raise UserError(
-        f"the demo's photo {name!r} is not in {' or '.join(folders)}; reinstall scikit-image and scikit-learn"
+        f"the demo's photo {name!r} is not in {' or '.join(folders)}; reinstall scikit-image and "
+        "scikit-learn"
     )
 
 
 def _cut(kind: str, image: Image.Image, mask: Image.Image) -> Cutout:
-    """Cuts along a mask, scaled to FULL_SIDE. The colours around the mask stay, so that soft edges get no dark rim."""
+    """Cuts along a mask, scaled to FULL_SIDE. The colours around the mask stay,
+    so that soft edges get no dark rim.
+    """
     box = mask.getbbox()
     assert box, kind
     scale = FULL_SIDE / max(box[2] - box[0], box[3] - box[1])
@@ -138,7 +148,9 @@ def _cut(kind: str, image: Image.Image, mask: Image.Image) -> Cutout:
     return Cutout(kind, cut)
 
 
-def _drawn(image: Image.Image, points: Points, ellipse: tuple[int, int, int, int] | None = None) -> Image.Image:
+def _drawn(
+    image: Image.Image, points: Points, ellipse: tuple[int, int, int, int] | None = None
+) -> Image.Image:
     mask = Image.new("L", image.size)
     pen = ImageDraw.Draw(mask)
     if ellipse:
@@ -160,7 +172,9 @@ def _flower(image: Image.Image) -> Cutout:
 
 
 def _coins(image: Image.Image) -> list[Cutout]:
-    """The coins of the museum tray, by the watershed of scikit-image's own tutorial; a coin is its region's hull."""
+    """The coins of the museum tray, by the watershed of scikit-image's own tutorial;
+    a coin is its region's hull.
+    """
     grey = np.asarray(image.convert("L"))
     markers = np.where(grey < 30, 1, np.where(grey > 150, 2, 0))
     regions = measure.label(segmentation.watershed(filters.sobel(grey), markers) == 2)
@@ -177,7 +191,9 @@ def _small_faces() -> list[Cutout]:
     faces = np.load(os.path.join(os.path.dirname(skimage.__file__), "data", "lfw_subset.npy"))[:NUM_FACES]
     cutouts = []
     for face in faces:
-        image = Image.fromarray(np.round(face * 255).astype(np.uint8)).resize((200, 200), Image.Resampling.BICUBIC)
+        image = Image.fromarray(np.round(face * 255).astype(np.uint8)).resize(
+            (200, 200), Image.Resampling.BICUBIC
+        )
         mask = Image.new("L", image.size)
         ImageDraw.Draw(mask).ellipse((14, 2, 186, 198), fill=255)
         cutouts.append(_cut("face", image.convert("RGB"), mask))
@@ -190,8 +206,12 @@ def _digits() -> list[Cutout]:
 
 
 def _digit(image_HW: np.ndarray) -> Cutout:
-    large = Image.fromarray(np.pad(image_HW, 1).astype(np.float32)).resize((80, 80), Image.Resampling.BICUBIC)
-    ink = np.clip((np.asarray(large) - 5.0) / 3.0, 0, 1)  # of 16 grey levels: a clean edge where the pen pressed
+    large = Image.fromarray(np.pad(image_HW, 1).astype(np.float32)).resize(
+        (80, 80), Image.Resampling.BICUBIC
+    )
+    ink = np.clip(
+        (np.asarray(large) - 5.0) / 3.0, 0, 1
+    )  # of 16 grey levels: a clean edge where the pen pressed
     alpha = Image.fromarray(np.round(ink * 255).astype(np.uint8))
     image = Image.new("RGB", alpha.size, "white")
     image.putalpha(alpha)
@@ -207,7 +227,9 @@ def _horse(image: Image.Image) -> Cutout:
 def all_cutouts() -> dict[str, list[Cutout]]:
     """Every cutout by class."""
     coffee, astronaut = _photo("coffee.png"), _photo("astronaut.png")
-    cat, rocket, motorcycle, pagoda = map(_photo, ("chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg"))
+    cat, rocket, motorcycle, pagoda = map(
+        _photo, ("chelsea.png", "rocket.jpg", "motorcycle_left.png", "china.jpg")
+    )
     return {
         "cat": [_cut("cat", cat, _drawn(cat, CAT))],
         "coin": _coins(_photo("coins.png")),
@@ -226,7 +248,9 @@ def all_cutouts() -> dict[str, list[Cutout]]:
 
 
 def cutouts_of(kind: str, *, held_out: bool) -> list[Cutout]:
-    """The cutouts of a class for validation (`held_out`) or training; both get all of them where there are few."""
+    """The cutouts of a class for validation (`held_out`) or training;
+    both get all of them where there are few.
+    """
     cutouts = all_cutouts()[kind]
     if len(cutouts) < 4:
         return cutouts
@@ -239,7 +263,13 @@ TEXTURES: tuple[tuple[str, str, tuple[int, int, int, int] | None, tuple[int, ...
     ("bricks", "brick.png", None, (130, 190, 280), ("on bricks", "in front of a brick wall")),
     ("grass", "grass.png", None, (130, 200, 320), ("on grass", "in the grass")),
     ("gravel", "gravel.png", None, (130, 200, 320), ("on gravel", "on small stones")),
-    ("stars", "hubble_deep_field.jpg", None, (200, 320, 480), ("among stars", "in front of distant galaxies")),
+    (
+        "stars",
+        "hubble_deep_field.jpg",
+        None,
+        (200, 320, 480),
+        ("among stars", "in front of distant galaxies"),
+    ),
     ("page", "page.png", None, (130, 191, 250), ("on a printed page", "over printed text")),
     ("wood", "coffee.png", (485, 0, 600, 400), (104, 130, 170), ("on wood", "on a wooden table")),
 )

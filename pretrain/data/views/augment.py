@@ -1,9 +1,10 @@
-"""The part of the views that runs batched on an accelerator: colour jitter, greyscale, blur, solarize, normalise.
+"""The part of the views that runs batched on an accelerator:
+colour jitter, greyscale, blur, solarize, normalise.
 
-Flips are made by the host's crop, where they cost nothing. Each operation takes images_BCHW as float in [0, 1] and one
-parameter a sample, and equals torchvision's operation on a float tensor. Nothing depends on a value of a sample but by
-`where`, so `apply_colours` compiles into a few kernels without a synchronisation; on the CPU `colour_kernels.colour` does the
-same to one view after another.
+Flips are made by the host's crop, where they cost nothing. Each operation takes images_BCHW as float in [0,
+1] and one parameter a sample, and equals torchvision's operation on a float tensor. Nothing depends on a
+value of a sample but by `where`, so `apply_colours` compiles into a few kernels without a synchronisation;
+on the CPU `colour_kernels.colour` does the same to one view after another.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ def finish_views(
 ) -> list[Tensor]:
     """Makes float views_BCHW, normalised, on `device`, of uint8 crops [B, C, size, size], one array a view.
 
-    `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing. On the CPU the views
-    lie in `buffer_pool`.
+    `parameters` are those of `ViewFilling`: what is still to be done to the colours, None for nothing. On
+    the CPU the views lie in `buffer_pool`.
     """
     if parameters is None:
         return [normalised(array, device, mean, std, buffer_pool=buffer_pool) for array in arrays]
     views = []
     for array, rows in zip(arrays, parameters, strict=True):
-        images = colouring(device)(_to_images(array, device), torch.as_tensor(rows).to(device, non_blocking=True))
+        images = colouring(device)(
+            _to_images(array, device), torch.as_tensor(rows).to(device, non_blocking=True)
+        )
         views.append(normalise(images, mean, std))
     return views
 
@@ -67,7 +70,8 @@ def normalised(
     *,
     buffer_pool: BufferPool | None = None,
 ) -> Tensor:
-    """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std, on the device.
+    """uint8 [B, C, H, W] on the host or the device -> float32 images_BCHW, (images / 255 - mean) / std,
+    on the device.
 
     On the CPU they lie in `buffer_pool`, for callers that make one batch after another.
     """
@@ -92,15 +96,18 @@ def normalise(
 
 @lru_cache(maxsize=64)
 def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel, float32 [C, 1, 1]; kept, because each copy from the host would wait for the device."""
+    """A value for each channel, float32 [C, 1, 1];
+    kept, because each copy from the host would wait for the device.
+    """
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, max_sigma: float = 2.0) -> Tensor:
     """Jitter in each sample's own order, greyscale, blur and solarize, by the rows of `Colours.rows`.
 
-    All four jitters are computed at each of the four turns and the one that is due is chosen: on an accelerator that is
-    cheaper than to sort the samples. Saturation, hue and greyscale are for three channels, see `colour_kernels.colour`.
+    All four jitters are computed at each of the four turns and the one that is due is chosen: on an
+    accelerator that is cheaper than to sort the samples. Saturation, hue and greyscale are for three
+    channels, see `colour_kernels.colour`.
     """
     images, is_colour = images_BCHW, images_BCHW.shape[1] == 3
 
@@ -112,7 +119,9 @@ def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, max_sigma: floa
         changed = torch.where(operation == 0, adjust_brightness(images, column(kernels.BRIGHTNESS)), images)
         changed = torch.where(operation == 1, adjust_contrast(images, column(kernels.CONTRAST)), changed)
         if is_colour:
-            changed = torch.where(operation == 2, adjust_saturation(images, column(kernels.SATURATION)), changed)
+            changed = torch.where(
+                operation == 2, adjust_saturation(images, column(kernels.SATURATION)), changed
+            )
             changed = torch.where(operation == 3, adjust_hue(images, column(kernels.HUE)), changed)
         images = changed
     if is_colour:
@@ -121,7 +130,9 @@ def apply_colours(images_BCHW: Tensor, parameters_BP: Tensor, *, max_sigma: floa
     images = torch.where(solarized & first, solarize(images), images)
     sigma = column(kernels.SIGMA)
     # a sigma near zero leaves an image as it is
-    images = torch.where(sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), max_sigma=max_sigma), images)
+    images = torch.where(
+        sigma > 0, gaussian_blur(images, sigma.clamp_min(1e-3), max_sigma=max_sigma), images
+    )
     return torch.where(solarized & ~first, solarize(images), images)
 
 
@@ -153,7 +164,9 @@ def adjust_saturation(images_BCHW: Tensor, factor_B111: Tensor) -> Tensor:
 
 
 def adjust_hue(images_BCHW: Tensor, shift_B111: Tensor) -> Tensor:
-    """Turns the colour circle by a fraction of a full turn, in [-0.5, 0.5], value and saturation kept (HSV)."""
+    """Turns the colour circle by a fraction of a full turn, in [-0.5, 0.5],
+    value and saturation kept (HSV).
+    """
     value, chroma, hue = _value_chroma_hue(images_BCHW)
     hue = hue + 6 * shift_B111
     # each channel of HSV -> RGB is value - chroma * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6
@@ -177,7 +190,9 @@ def _value_chroma_hue(images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gaussian_blur(images_BCHW: Tensor, sigma_B111: Tensor, *, max_sigma: float) -> Tensor:
-    """Blurs each image with its own sigma in pixels, at most `max_sigma`, out to three sigmas; edges are extended."""
+    """Blurs each image with its own sigma in pixels, at most `max_sigma`, out to three sigmas;
+    edges are extended.
+    """
     radius = min(math.ceil(3 * max_sigma), min(images_BCHW.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images_BCHW.device)
     sigma_B1 = sigma_B111.view(-1, 1)

@@ -1,6 +1,7 @@
 """Compiled inner loops of colours on the CPU.
 
-All is float32 in [0, 255] without fast-math, and sums have a fixed order, so a machine makes the same views every time.
+All is float32 in [0, 255] without fast-math, and sums have a fixed order,
+so a machine makes the same views every time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from pretrain.data.images.compiled import compiled
 _f32 = np.float32
 
 # columns of the parameters of a view, see `pretrain.data.views.augment.Colours.rows`
-FIRST_TURN, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE, SOLARIZE_FIRST = 0, 4, 5, 6, 7, 8, 9, 10, 11
+FIRST_TURN, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE, SOLARIZE_FIRST = (
+    0,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+)
 NUM_PARAMETERS = 12
 _RED, _GREEN, _BLUE = _f32(0.2989), _f32(0.587), _f32(0.114)
 _ZERO, _ONE, _TWO, _FOUR, _SIX = _f32(0), _f32(1), _f32(2), _f32(4), _f32(6)
@@ -30,10 +41,11 @@ def colour_scratch_floats(channels: int, size: int) -> int:
 
 @compiled
 def colour(view_CSS: np.ndarray, parameters: np.ndarray, scratch: np.ndarray) -> None:
-    """Jitter in the view's own order, greyscale, blur and solarize, in place on uint8; as `pretrain.data.views.augment` on
-    a device.
+    """Jitter in the view's own order, greyscale, blur and solarize, in place on uint8; as
+    `pretrain.data.views.augment` on a device.
 
-    Saturation, hue and greyscale are for three channels and do nothing to others; contrast then is that of each channel.
+    Saturation, hue and greyscale are for three channels and do nothing to others;
+    contrast then is that of each channel.
     """
     channels, size = view_CSS.shape[0], view_CSS.shape[1]
     num = size * size
@@ -68,7 +80,9 @@ def colour(view_CSS: np.ndarray, parameters: np.ndarray, scratch: np.ndarray) ->
 
 
 @compiled
-def scale_and_shift(bytes_BCHW: np.ndarray, scale_C: np.ndarray, shift_C: np.ndarray, out_BCHW: np.ndarray) -> None:
+def scale_and_shift(
+    bytes_BCHW: np.ndarray, scale_C: np.ndarray, shift_C: np.ndarray, out_BCHW: np.ndarray
+) -> None:
     """uint8 -> float32 times a scale plus a shift, by channel: one pass where torch takes four."""
     batch, channels, height, width = bytes_BCHW.shape
     for index in range(batch):
@@ -185,7 +199,11 @@ def _blur(plane_SS: np.ndarray, sigma: float, scratch: np.ndarray) -> None:
             row[reach + x] = source[x]
             target[x] = weights[0] * source[x]
         for k in range(1, reach + 1):
-            weight, before, after = weights[k], row[reach - k : reach - k + size], row[reach + k : reach + k + size]
+            weight, before, after = (
+                weights[k],
+                row[reach - k : reach - k + size],
+                row[reach + k : reach + k + size],
+            )
             for x in range(size):
                 target[x] += weight * (before[x] + after[x])
     for y in range(size):

@@ -1,4 +1,6 @@
-"""What is drawn for the colours of views, as a pure function of (seed, pass over the data set, row id, view)."""
+"""What is drawn for the colours of views, as a pure function of (seed, pass
+over the data set, row id, view).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ COLOUR = 12
 
 @dataclass(frozen=True)
 class Colours:
-    """What was drawn for one view of a batch; every array has B entries, `order_B4` the order of the four jitters.
+    """What was drawn for one view of a batch; every array has B entries,
+    `order_B4` the order of the four jitters.
 
-    `flipped`, `jittered`, `greyed`, `blurred` and `solarized` say which samples an operation is done to; `order_B4` numbers
-    brightness, contrast, saturation and hue from 0 to 3.
+    `flipped`, `jittered`, `greyed`, `blurred` and `solarized` say which samples an operation is done to;
+    `order_B4` numbers brightness, contrast, saturation and hue from 0 to 3.
     """
 
     flipped: np.ndarray
@@ -34,7 +37,9 @@ class Colours:
     solarized: np.ndarray
 
     def rows(self, spec: ViewSpec) -> np.ndarray:
-        """float32 [B, 12] for `colour_kernels.colour` and `augment.apply_colours`; what is not done is -1 or 0."""
+        """float32 [B, 12] for `colour_kernels.colour` and `augment.apply_colours`;
+        what is not done is -1 or 0.
+        """
         rows = np.zeros((len(self.flipped), kernels.NUM_PARAMETERS), np.float32)
         rows[:, :4] = np.where(self.jittered[:, None], self.order_B4, -1)
         for column, values in (
@@ -55,9 +60,13 @@ class Colours:
         return self.jittered | self.greyed | self.blurred | self.solarized
 
 
-def draw_colours(spec: ViewSpec, *, seed: int, passes: np.ndarray, row_ids: np.ndarray, view: int) -> Colours:
+def draw_colours(
+    spec: ViewSpec, *, seed: int, passes: np.ndarray, row_ids: np.ndarray, view: int
+) -> Colours:
     """Draws the parameters of view number `view` of the rows, int64 [B], in their passes, int64 [B]."""
-    u = uniform(COLOUR, seed, np.asarray(passes)[:, None], np.asarray(row_ids)[:, None], view, np.arange(14)).T
+    u = uniform(
+        COLOUR, seed, np.asarray(passes)[:, None], np.asarray(row_ids)[:, None], view, np.arange(14)
+    ).T
 
     def factor(draw: np.ndarray, strength: float) -> np.ndarray:
         low = max(0.0, 1.0 - strength)

@@ -1,10 +1,12 @@
-"""Corruptions of images at five strengths, after ImageNet-C (Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261).
+"""Corruptions of images at five strengths, after ImageNet-C (Hendrycks and
+Dietterich, https://arxiv.org/abs/1903.12261).
 
     corrupt(pixels_HWC, "fog", 3, key)
 
-Noise, blur, weather and compression. Strengths are those of the paper at 224 pixels; lengths (radii, streaks, flakes) follow
-the short side of the image. Weather is drawn here, so there is no frost, which pastes photographs. Boxes stay where they are:
-nothing moves. What is random about a sample is a pure function of its key, whatever the batch, the threads or their number.
+Noise, blur, weather and compression. Strengths are those of the paper at 224 pixels; lengths (radii,
+streaks, flakes) follow the short side of the image. Weather is drawn here, so there is no frost, which
+pastes photographs. Boxes stay where they are: nothing moves. What is random about a sample is a pure
+function of its key, whatever the batch, the threads or their number.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def corrupt(pixels_HWC: np.ndarray, kind: str, strength: int, key: int) -> np.nd
 
 
 class CorruptedImages:
-    """A host transform whose images are corrupted behind it, as the network would get them from a worse camera.
+    """A host transform whose images are corrupted behind it,
+    as the network would get them from a worse camera.
 
     Args:
         transform: makes uint8 [B, C, H, W] as its first array.
@@ -61,17 +64,23 @@ class CorruptedFilling:
 
     def __init__(self, transform: CorruptedImages, filling: Filling, row_ids: np.ndarray) -> None:
         self._transform, self._filling, self._row_ids = transform, filling, row_ids
-        self.arrays, self.parameters, self.geometry_VB5 = filling.arrays, filling.parameters, filling.geometry_VB5
+        self.arrays, self.parameters, self.geometry_VB5 = (
+            filling.arrays,
+            filling.parameters,
+            filling.geometry_VB5,
+        )
 
     def fill(self, index: int, data: Any) -> None:
         """Makes an image and corrupts it. Raises BadImage."""
         self._filling.fill(index, data)
         how, target_CHW = self._transform, self.arrays[0][index]
         key = int(hash64(how.seed, int(self._row_ids[index])))
-        target_CHW[:] = corrupt(target_CHW.transpose(1, 2, 0), how.kind, how.strength, key).transpose(2, 0, 1)
+        target_CHW[:] = corrupt(target_CHW.transpose(1, 2, 0), how.kind, how.strength, key).transpose(
+            2, 0, 1
+        )
 
 
-# -- noise --------------------------------------------------------------------------------------------------------------
+# -- noise --------------------------------------------------------------------------------------------------
 
 
 def _gaussian_noise(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
@@ -89,7 +98,7 @@ def _impulse_noise(x: np.ndarray, level: int, draw: np.random.Generator) -> np.n
     return np.where(chance < fraction / 2, 0.0, np.where(chance < fraction, 1.0, x))
 
 
-# -- blur ---------------------------------------------------------------------------------------------------------------
+# -- blur ---------------------------------------------------------------------------------------------------
 
 
 def _defocus_blur(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
@@ -112,7 +121,7 @@ def _zoom_blur(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarr
     return np.mean([_zoomed(x, zoom) for zoom in zooms], axis=0)
 
 
-# -- weather ------------------------------------------------------------------------------------------------------------
+# -- weather ------------------------------------------------------------------------------------------------
 
 
 def _fog(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
@@ -149,7 +158,7 @@ def _brightness(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndar
     return np.where(value > 0, x * lifted / np.maximum(value, 1e-6), lifted)
 
 
-# -- compression and what else a pipeline does ---------------------------------------------------------------------------
+# -- compression and what else a pipeline does --------------------------------------------------------------
 
 
 def _contrast(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
@@ -160,7 +169,9 @@ def _contrast(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarra
 def _pixelate(x: np.ndarray, level: int, draw: np.random.Generator) -> np.ndarray:
     fraction = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     height, width = x.shape[:2]
-    small = _resized(x, (max(1, round(height * fraction)), max(1, round(width * fraction))), Image.Resampling.BOX)
+    small = _resized(
+        x, (max(1, round(height * fraction)), max(1, round(width * fraction))), Image.Resampling.BOX
+    )
     return _resized(small, (height, width), Image.Resampling.NEAREST)
 
 
@@ -202,7 +213,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-# -- tools --------------------------------------------------------------------------------------------------------------
+# -- tools --------------------------------------------------------------------------------------------------
 
 
 def _scale(x: np.ndarray) -> float:
@@ -258,7 +269,9 @@ def _clouds(size_HW: tuple[int, int], decay: float, draw: np.random.Generator) -
     total = np.zeros(size_HW)
     cells, weight = 2, 1.0
     while cells <= 2 * max(size_HW):
-        total += weight * _resized(draw.uniform(-1, 1, (cells + 1, cells + 1)), size_HW, Image.Resampling.BICUBIC)
+        total += weight * _resized(
+            draw.uniform(-1, 1, (cells + 1, cells + 1)), size_HW, Image.Resampling.BICUBIC
+        )
         cells, weight = 2 * cells, weight / decay
     total -= total.min()
     return total / max(float(total.max()), 1e-12)
@@ -273,7 +286,9 @@ def _resized(
     """float32 [H, W] or [H, W, C] at another size."""
     bands = x[..., None] if x.ndim == 2 else x
     parts = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(bands[..., c], np.float32)).resize(size_HW[::-1], how, box))
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(bands[..., c], np.float32)).resize(size_HW[::-1], how, box)
+        )
         for c in range(bands.shape[2])
     ]
     return parts[0] if x.ndim == 2 else np.stack(parts, axis=2)

@@ -1,9 +1,10 @@
 """Views of an image: what is drawn for them, and what the host makes of them.
 
-The host decodes an image once, whatever the number of views, and resamples each random crop straight into its position in a
-batch of uint8. What comes after the crop runs batched on the training device (`pretrain.data.views.augment`), or in the
-same threads where that is the CPU. What is drawn is a pure function of (seed, pass over the data set, row id, view), so a
-batch's views can be drawn again at any time, on any number of ranks.
+The host decodes an image once, whatever the number of views, and resamples each random crop straight into
+its position in a batch of uint8. What comes after the crop runs batched on the training device
+(`pretrain.data.views.augment`), or in the same threads where that is the CPU. What is drawn is a pure
+function of (seed, pass over the data set, row id, view), so a batch's views can be drawn again at any time,
+on any number of ranks.
 """
 
 from __future__ import annotations
@@ -49,16 +50,18 @@ def draw_views(specs: Sequence[ViewSpec], *, seed: int, passes: np.ndarray, row_
     return Draws(
         crops_BVA4=uniform(CROP, seed, passes[each], row_ids[each], views, attempts, np.arange(4)),
         colours=[
-            draw_colours(spec, seed=seed, passes=passes, row_ids=row_ids, view=view) for view, spec in enumerate(specs)
+            draw_colours(spec, seed=seed, passes=passes, row_ids=row_ids, view=view)
+            for view, spec in enumerate(specs)
         ],
     )
 
 
 def find_boxes(specs: Sequence[ViewSpec], crops_VA4: np.ndarray, *, width: int, height: int) -> np.ndarray:
-    """The crops of an image, int64 [V, 4]: left, top, width and height in pixels, as torchvision's RandomResizedCrop.
+    """The crops of an image, int64 [V, 4]: left, top, width and height in pixels,
+    as torchvision's RandomResizedCrop.
 
-    Area and log-ratio are uniform; a crop that does not fit is drawn again, ten times at most, then the largest central
-    crop within the ratios is taken.
+    Area and log-ratio are uniform; a crop that does not fit is drawn again, ten times at most, then the
+    largest central crop within the ratios is taken.
     """
     boxes_V4 = np.empty((len(specs), 4), np.int64)
     crop_kernels.find_boxes(crops_VA4, _ranges(specs), width, height, boxes_V4)
@@ -75,7 +78,8 @@ class RandomViews:
     Args:
         specs: of the views.
         seed: of the run.
-        colours_on_host: also does flip, jitter, greyscale, blur and solarize; else that is left to the training device.
+        colours_on_host: also does flip, jitter, greyscale, blur and solarize; else that is left to the
+            training device.
         channels: 3 for RGB, 1 for grey, or the number of the images' own bands.
         pinned: puts batches into page-locked memory, from which CUDA copies without waiting.
     """
@@ -95,7 +99,9 @@ class RandomViews:
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> ViewFilling:
         """Draws the views of a batch and makes room for them."""
-        return ViewFilling(self, draw_views(self.specs, seed=self.seed, passes=passes, row_ids=row_ids), len(row_ids))
+        return ViewFilling(
+            self, draw_views(self.specs, seed=self.seed, passes=passes, row_ids=row_ids), len(row_ids)
+        )
 
 
 class ViewFilling:
@@ -104,8 +110,9 @@ class ViewFilling:
     Attributes:
         arrays: uint8 [B, C, size, size] for each view.
         parameters: float32 [B, 12] for each view, what is left to the training device; none when nothing is.
-        geometry_VB5: float32, where each view lies: left, top, right and bottom as fractions of the image's sides, and 1 where
-            it is mirrored. Methods that compare positions of one view with positions of another need it.
+        geometry_VB5: float32, where each view lies: left, top, right and bottom as fractions of the image's
+            sides, and 1 where it is mirrored. Methods that compare positions of one
+            view with positions of another need it.
     """
 
     def __init__(self, transform: RandomViews, draws: Draws, num: int) -> None:
@@ -114,7 +121,9 @@ class ViewFilling:
         self.arrays = [transform.buffer_pool.array(shape, pinned=transform.pinned) for shape in shapes]
         rows = [colours.rows(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
         self._rows = rows if transform.colours_on_host else None
-        self._changes = [colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)]
+        self._changes = [
+            colours.changes(spec) for colours, spec in zip(draws.colours, transform.specs, strict=True)
+        ]
         self.parameters: list[np.ndarray] | None = None if transform.colours_on_host else rows
         self._sizes = [spec.size for spec in transform.specs]
         self._flipped_VB = [colours.flipped.tolist() for colours in draws.colours]
@@ -138,9 +147,13 @@ class ViewFilling:
         source = CropSource.of(image, boxes, self._sizes)
         for view, box in enumerate(boxes):
             target = self.arrays[view][index]
-            source.write(box, target, flipped=self._flipped_VB[view][index], cubic=transform.specs[view].cubic)
+            source.write(
+                box, target, flipped=self._flipped_VB[view][index], cubic=transform.specs[view].cubic
+            )
             if self._rows is not None and self._changes[view][index]:
-                scratch = buffers.floats(colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1]))
+                scratch = buffers.floats(
+                    colour_kernels.colour_scratch_floats(target.shape[0], target.shape[1])
+                )
                 colour_kernels.colour(target, self._rows[view][index], scratch)
 
 
@@ -156,7 +169,9 @@ def write_crop(
     size = target_CSS.shape[1]
     scratch = buffers.integers(crop_kernels.crop_scratch_pixels(groups_GHW4.shape[2], size))
     for group, pixels_HW4 in enumerate(groups_GHW4):
-        crop_kernels.crop(pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch)
+        crop_kernels.crop(
+            pixels_HW4, *map(float, box), flipped, cubic, target_CSS[4 * group : 4 * group + 4], scratch
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +180,8 @@ class CropSource:
 
     Attributes:
         image: the image.
-        groups_GHW4: its pixels, of a fraction of its size where all crops allow that; None where its planes are cut.
+        groups_GHW4: its pixels, of a fraction of its size where all crops allow that;
+            None where its planes are cut.
     """
 
     image: OpenedImage
@@ -173,7 +189,9 @@ class CropSource:
 
     @classmethod
     def of(cls, image: OpenedImage, boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> CropSource:
-        """Decodes an image for crops of `boxes` (left, top, width and height) to views of `sizes`. Raises BadImage."""
+        """Decodes an image for crops of `boxes` (left, top, width and height) to views of `sizes`.
+        Raises BadImage.
+        """
         return cls(image, None if image.planes is not None else image.decode(min_denominator(boxes, sizes)))
 
     def write(
@@ -195,18 +213,22 @@ class CropSource:
 
 def min_denominator(boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> int:
     """The smallest image (1/2, 1/4 or 1/8) in which every crop still is as large as its view."""
-    spare = min([min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)])
+    spare = min(
+        [min(width, height) / size for (_, _, width, height), size in zip(boxes, sizes, strict=True)]
+    )
     return 8 if spare >= 8 else 4 if spare >= 4 else 2 if spare >= 2 else 1
 
 
 class CentralCrop:
     """Host transform of evaluation: the central square, uint8 [B, C, size, size].
 
-    `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole` takes the whole
-    image instead, squeezed into the square.
+    `fraction` is the part of the short side that is kept; 0.875 is the custom of 224 out of 256. `whole`
+    takes the whole image instead, squeezed into the square.
     """
 
-    def __init__(self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3) -> None:
+    def __init__(
+        self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3
+    ) -> None:
         self.size, self.fraction, self.whole, self.channels, self.buffer_pool = (
             size,
             fraction,
@@ -228,7 +250,9 @@ class CentralFilling:
 
     def __init__(self, transform: CentralCrop, num: int) -> None:
         self._transform = transform
-        self.arrays = [transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))]
+        self.arrays = [
+            transform.buffer_pool.array((num, transform.channels, transform.size, transform.size))
+        ]
 
     def fill(self, index: int, data: Any) -> None:
         """Decodes an image and writes its central crop into slot `index`. Raises BadImage."""

@@ -1,7 +1,8 @@
 """Recipes of views: how many, how large, and how strongly each is changed.
 
-The published ones have the defaults of lightly's transforms (torchvision's RandomResizedCrop, flip, ColorJitter, greyscale,
-blur, solarize), so results can be compared; `tests/pretrain/test_strength.py` compares the distributions.
+The published ones have the defaults of lightly's transforms (torchvision's RandomResizedCrop, flip,
+ColorJitter, greyscale, blur, solarize), so results can be compared;
+`tests/pretrain/test_strength.py` compares the distributions.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ class ViewSpec:
                 raise UserError(f"views: {name}={given} is not possible: give [low, high], above 0{limit}")
         for name in ("flip", "jitter", "grey", "blur", "solarize"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"views: {name}={getattr(self, name):g} is not a probability between 0 and 1")
+                raise UserError(
+                    f"views: {name}={getattr(self, name):g} is not a probability between 0 and 1"
+                )
         if not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
-            raise UserError("views: brightness, contrast and saturation must be 0 or more, and hue between 0 and 0.5")
+            raise UserError(
+                "views: brightness, contrast and saturation must be 0 or more, and hue between 0 and 0.5"
+            )
 
 
 def simclr_views(size: int, *, crop_scale: Range = (0.08, 1.0), strength: float = 1.0) -> list[ViewSpec]:
@@ -72,27 +77,37 @@ def simclr_views(size: int, *, crop_scale: Range = (0.08, 1.0), strength: float 
 
     Images of 32 pixels are not blurred, as in the paper's CIFAR experiments (appendix B.9).
     """
-    return [_jittered(size, strength, 0.8, 0.8, 0.8, 0.2, crop_scale=crop_scale, blur=0.5 if size > 32 else 0.0)] * 2
+    return [
+        _jittered(size, strength, 0.8, 0.8, 0.8, 0.2, crop_scale=crop_scale, blur=0.5 if size > 32 else 0.0)
+    ] * 2
 
 
 def moco_v2_views(size: int, *, crop_scale: Range = (0.2, 1.0), strength: float = 1.0) -> list[ViewSpec]:
     """The two views of MoCo v2 (https://arxiv.org/abs/2003.04297)."""
-    return [_jittered(size, strength, 0.4, 0.4, 0.4, 0.1, crop_scale=crop_scale, blur=0.5 if size > 32 else 0.0)] * 2
+    return [
+        _jittered(size, strength, 0.4, 0.4, 0.4, 0.1, crop_scale=crop_scale, blur=0.5 if size > 32 else 0.0)
+    ] * 2
 
 
 def densecl_views(size: int, *, crop_scale: Range = (0.2, 1.0), strength: float = 1.0) -> list[ViewSpec]:
-    """The views of DenseCL (https://arxiv.org/abs/2011.09157), those of MoCo v2; `Batch.geometry_VB5` says where they lie."""
+    """The views of DenseCL (https://arxiv.org/abs/2011.09157), those of MoCo v2;
+    `Batch.geometry_VB5` says where they lie.
+    """
     return moco_v2_views(size, crop_scale=crop_scale, strength=strength)
 
 
 def byol_views(size: int, *, crop_scale: Range = (0.08, 1.0), strength: float = 1.0) -> list[ViewSpec]:
-    """BYOL's asymmetric pair (https://arxiv.org/abs/2006.07733, table 6): one always blurred, the other solarized at times."""
+    """BYOL's asymmetric pair (https://arxiv.org/abs/2006.07733, table 6):
+    one always blurred, the other solarized at times.
+    """
     view = _jittered(size, strength, 0.4, 0.4, 0.2, 0.1, crop_scale=crop_scale)
     return [dataclasses.replace(view, blur=1.0), dataclasses.replace(view, blur=0.1, solarize=0.2)]
 
 
 def vicreg_views(size: int, *, crop_scale: Range = (0.08, 1.0), strength: float = 0.5) -> list[ViewSpec]:
-    """The two views of VICReg (https://arxiv.org/abs/2105.04906, appendix C), as lightly's VICRegTransform draws them."""
+    """The two views of VICReg (https://arxiv.org/abs/2105.04906, appendix C),
+    as lightly's VICRegTransform draws them.
+    """
     view = _jittered(size, strength, 0.8, 0.8, 0.4, 0.2, crop_scale=crop_scale, blur=0.5)
     return [dataclasses.replace(view, solarize=0.1, solarize_first=True)] * 2
 
@@ -106,7 +121,9 @@ def swav_views(
     num_local: int = 6,
     strength: float = 1.0,
 ) -> list[ViewSpec]:
-    """SwAV's multi-crop (https://arxiv.org/abs/2006.09882): two views, then smaller ones of small parts (96 of 224 pixels)."""
+    """SwAV's multi-crop (https://arxiv.org/abs/2006.09882):
+    two views, then smaller ones of small parts (96 of 224 pixels).
+    """
     view = _jittered(size, strength, 0.8, 0.8, 0.8, 0.2, crop_scale=crop_scale, blur=0.5)
     local = dataclasses.replace(view, size=local_size or _local_size(size), crop_scale=local_scale)
     return [view] * 2 + [local] * num_local
@@ -121,7 +138,9 @@ def dino_views(
     num_local: int = 6,
     strength: float = 0.5,
 ) -> list[ViewSpec]:
-    """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two global views, blurred unlike, and local ones."""
+    """DINO's multi-crop (https://arxiv.org/abs/2104.14294):
+    two global views, blurred unlike, and local ones.
+    """
     view = _jittered(size, strength, 0.8, 0.8, 0.4, 0.2, crop_scale=crop_scale, cubic=True)
     local = dataclasses.replace(view, size=local_size or _local_size(size), crop_scale=local_scale, blur=0.5)
     first, second = dataclasses.replace(view, blur=1.0), dataclasses.replace(view, blur=0.1, solarize=0.2)
@@ -136,13 +155,21 @@ def distill_views(
     strength: float = 0.4,
     whole_size: int = 0,
 ) -> list[ViewSpec]:
-    """Mildly changed crops for a student: it shall see what the teacher speaks of (2104.09124 and 2407.10366 do so, too).
+    """Mildly changed crops for a student: it shall see what the teacher speaks of
+    (2104.09124 and 2407.10366 do so, too).
 
-    `whole_size` adds the whole image, unchanged and stretched to a square of this side, for a teacher that looks at it.
+    `whole_size` adds the whole image, unchanged and stretched to a square of this side,
+    for a teacher that looks at it.
     """
     view = _jittered(size, strength, 0.8, 0.8, 0.8, 0.2, crop_scale=crop_scale, grey=0.0, blur=0.0)
     whole = ViewSpec(
-        whole_size or size, crop_scale=(1.0, 1.0), crop_ratio=(0.01, 100.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0
+        whole_size or size,
+        crop_scale=(1.0, 1.0),
+        crop_ratio=(0.01, 100.0),
+        flip=0.0,
+        jitter=0.0,
+        grey=0.0,
+        blur=0.0,
     )
     return [view] * num_views + [whole] * (whole_size > 0)
 
@@ -153,7 +180,13 @@ def weak_views(size: int, *, crop_scale: Range = (0.35, 1.0)) -> list[ViewSpec]:
 
 
 def _jittered(
-    size: int, strength: float, brightness: float, contrast: float, saturation: float, hue: float, **more: Any
+    size: int,
+    strength: float,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    **more: Any,
 ) -> ViewSpec:
     return ViewSpec(
         size=size,

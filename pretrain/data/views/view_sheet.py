@@ -31,15 +31,18 @@ def write_view_sheet(
     num_images: int = 8,
     seed: int = 0,
 ) -> int:
-    """Writes a PNG with a line for each image: the image with its crops drawn in, then its views as the method sees them.
+    """Writes a PNG with a line for each image: the image with its crops drawn in,
+    then its views as the method sees them.
 
-    The views are those of the first epoch of a run with this seed. Returns the number of images drawn; those that cannot be
-    decoded stand there with the reason.
+    The views are those of the first epoch of a run with this seed. Returns the number of images drawn; those
+    that cannot be decoded stand there with the reason.
 
     Raises UserError for what is wrong with the data set or the recipe.
     """
     specs = recipe_views(recipe, size, arguments)
-    shards = Shards(load_manifest(url, columns=[image_column], image_column=image_column), image_column=image_column)
+    shards = Shards(
+        load_manifest(url, columns=[image_column], image_column=image_column), image_column=image_column
+    )
     num_rows = shards.manifest.num_rows
     row_ids = np.unique(np.linspace(0, num_rows - 1, min(num_images, num_rows)).round().astype(np.int64))
     images = [_read(shards, row_id) for row_id in row_ids.tolist()]
@@ -60,7 +63,9 @@ def write_view_sheet(
         cells.append(Cell(thumbnail(shown(pixels_CHW)), "with its crops", f"row {row_id}", crops))
         for view, (spec, array) in enumerate(zip(specs, filling.arrays, strict=True)):
             flipped = ", mirrored" if filling.geometry_VB5[view, index, 4] else ""
-            cells.append(Cell(_view(array[index], size), f"view {view + 1}{flipped}", f"{spec.size} x {spec.size}"))
+            cells.append(
+                Cell(_view(array[index], size), f"view {view + 1}{flipped}", f"{spec.size} x {spec.size}")
+            )
     storage.write_bytes(target, draw_sheet(cells, num_columns=1 + len(specs)))
     return num_drawn
 

@@ -23,8 +23,8 @@ class Viewer:
         seed: of the run.
         device: that trains.
         channels: of the images, see `pretrain.data.images.pixels.open_image`.
-        mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and 0.25 where there are
-            not three channels.
+        mean, std: subtracted from and divided by, one a channel; by default those of ImageNet, or 0.5 and
+            0.25 where there are not three channels.
         keep: `host` keeps decoded images in memory (see `pretrain.data.reading.kept`), `none` does not.
         keep_bytes: they may take.
     """

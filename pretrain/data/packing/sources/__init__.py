@@ -1,6 +1,7 @@
 """Where images to pack come from. Each kind of source is a function that lists records; nothing is read yet.
 
-A new kind is a module here, a line in `KINDS` and, where a folder can be told to be one, evidence in `recognising`.
+A new kind is a module here, a line in `KINDS` and, where a folder can be told to be one,
+evidence in `recognising`.
 """
 
 from __future__ import annotations
@@ -70,12 +71,13 @@ def _kind_by_name(src: str) -> str | None:
         return "torchvision"
     if lower.endswith(ARCHIVES):
         raise UserError(
-            f"{src} is an archive that cannot be read in place; unpack it first (a plain .tar is read as it is)"
+            f"{src} is an archive that cannot be read in place; unpack it first (a plain .tar is read as it "
+            "is)"
         )
     if lower.endswith((".parquet", ".pq")) and not lower.rpartition("/")[2].startswith("metadata."):
         raise UserError(
-            f"{src} is Parquet, which is a data set already: read it in place (data.url={src}), or write it with small row "
-            f"groups: python -m pretrain.data check {src} --fix DEST"
+            f"{src} is Parquet, which is a data set already: read it in place (data.url={src}), or write it "
+            f"with small row groups: python -m pretrain.data check {src} --fix DEST"
         )
     if lower.endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")):
         return "table"
@@ -95,8 +97,9 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     Args:
         src: folder, file, glob or `torchvision:NAME`.
         kind: one of `KINDS`, or `auto`.
-        options: of any kind; those that are None, or that the kind does not know, are left out. `split` is one of `train`,
-            `validation`, `test` (other images are left out) or `none` (splits of the source are not minded).
+        options: of any kind; those that are None, or that the kind does not know, are left out. `split` is
+            one of `train`, `validation`, `test` (other images are left out) or `none`
+            (splits of the source are not minded).
 
     Raises:
         UserError: for a source that cannot be listed.
@@ -124,10 +127,16 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
         tree = read_tree(src, leave_out=options.get("leave_out"))
     if boxes is not None and "boxes" not in known:
         raise UserError(
-            f"--boxes says what numbers of boxes mean in {_takers('boxes')} sources; {src} is a {kind} source"
+            f"--boxes says what numbers of boxes mean in {_takers('boxes')} sources; {src} is a {kind} "
+            "source"
         )
     found = function(
-        src, **{key: value for key, value in {**options, "tree": tree}.items() if key in known and value is not None}
+        src,
+        **{
+            key: value
+            for key, value in {**options, "tree": tree}.items()
+            if key in known and value is not None
+        },
     )
     listing = found if isinstance(found, Listing) else Listing(found)
     listing.tree = listing.tree or tree
@@ -142,7 +151,9 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     if kind in SPLITS_BY_FOLDER and not any(record.split for record in listing.records):
         layout = layout_of(record.path for record in listing.records)
         if layout.level is not None:
-            listing.records = [replace(record, split=layout.split_of(record.path)) for record in listing.records]
+            listing.records = [
+                replace(record, split=layout.split_of(record.path)) for record in listing.records
+            ]
     if tree is not None and kind in ("folder", *SPLITS_BY_FOLDER) and split is None:
         _check_others(src, tree, listing)
     _choose_split(listing, split, src)
@@ -161,13 +172,15 @@ def _takers(option: str) -> str:
 
 
 def _check_others(src: str, tree: Tree, listing: Listing) -> None:
-    """Raises UserError where folders of splits lie beside others of images: these may be a split or a class."""
+    """Raises UserError where folders of splits lie beside others of images:
+    these may be a split or a class.
+    """
     layout = layout_of(record.path for record in listing.records)
     if layout.others and layout.names:
         named = ", ".join(sorted(layout.names))
         raise UserError(
-            f"{src} holds the folders {named}, which name splits, and also {shown(layout.others)}; --split train "
-            "(or validation, "
+            f"{src} holds the folders {named}, which name splits, and also {shown(layout.others)}; --split "
+            "train (or validation, "
             "test) imports one of the splits, --split none takes all folders alike"
         )
 
@@ -177,7 +190,9 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
     num_of = Counter(record.split for record in listing.records)
     if set(num_of) == {None}:
         if split not in (None, "none"):
-            raise UserError(f"--split {split}: nothing in {src} says which images are for training, validation or test")
+            raise UserError(
+                f"--split {split}: nothing in {src} says which images are for training, validation or test"
+            )
         return
     told = ", ".join(f"{name} {num_of[name]}" for name in SPLITS if num_of[name])
     if split == "none":
@@ -188,9 +203,13 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
         if not num_of[split]:
             raise UserError(f"--split {split}: {src} has {told}")
         others = [record for record in listing.records if record.split != split]
-        listing.records = [replace(record, split=None) for record in listing.records if record.split == split]
+        listing.records = [
+            replace(record, split=None) for record in listing.records if record.split == split
+        ]
         if others:
-            listing.notes.append(f"{len(others)} images of other splits are left out (the source has {told})")
+            listing.notes.append(
+                f"{len(others)} images of other splits are left out (the source has {told})"
+            )
             listing.account.unlisted = "image of another split, or that no annotation names"
         return
     if num_of[None]:
@@ -205,12 +224,15 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
 def _one_kind_of_labels(listing: Listing) -> None:
     """Makes lists of all labels where some images have one class and others a list of them."""
     records = listing.records
-    mixed = any(record.labels is not None for record in records) and any(record.label is not None for record in records)
+    mixed = any(record.labels is not None for record in records) and any(
+        record.label is not None for record in records
+    )
     if not mixed or any(record.labels is not None and record.label is not None for record in records):
         return
     listing.notes.append("some images have one label and others a list; all are read as lists")
     listing.records = [
-        record if record.label is None else replace(record, label=None, labels=(record.label,)) for record in records
+        record if record.label is None else replace(record, label=None, labels=(record.label,))
+        for record in records
     ]
 
 
@@ -220,7 +242,9 @@ def _note_flat_boxes(listing: Listing) -> None:
         for x, y, width, height in record.objects.bbox if record.objects else ():
             if not (width > 0 and height > 0):
                 num_flat += 1
-                first_flat = first_flat or f"{record.path}: x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+                first_flat = (
+                    first_flat or f"{record.path}: x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+                )
     if num_flat:
         listing.notes.append(f"{num_flat} boxes without an area are kept as they are (first: {first_flat})")
         listing.account.count("box without an area, kept", first_flat, num_flat, said=True)

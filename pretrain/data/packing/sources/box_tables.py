@@ -57,7 +57,9 @@ class BoxColumns:
     def read(
         self, row: dict[str, Any], meaning: str | None, class_names: dict[str, str]
     ) -> tuple[Objects, tuple[float, float] | None]:
-        """(the box of a row or none where all cells are empty, the size it was drawn on). Raises ValueError."""
+        """(the box of a row or none where all cells are empty, the size it was drawn on).
+        Raises ValueError.
+        """
         cells = [row.get(name) for name in self.numbers]
         size = numbers([row.get(name) for name in self.sides], 2) if self.sides else None
         frame = (size[0], size[1]) if size is not None and min(size) > 0 else None
@@ -69,7 +71,8 @@ class BoxColumns:
         four = numbers(cells, 4)
         if four is None:
             raise ValueError(
-                f"columns {', '.join(self.numbers)} hold {', '.join(map(repr, cells))}, which are not four numbers"
+                f"columns {', '.join(self.numbers)} hold {', '.join(map(repr, cells))}, which are not four "
+                "numbers"
             )
         name = label_of(row.get(self.name)) if self.name else "object"
         if name is None:
@@ -94,7 +97,11 @@ def find_box_columns(columns: Sequence[str]) -> BoxColumns | None:
         found = (one,)
     is_open_images = {"imageid", "labelname", "xmin"} <= folded.keys()
     sides = next(
-        ((folded[w], folded[h]) for w, h in SIDES if {w, h} <= folded.keys() and not {folded[w], folded[h]} & {*found}),
+        (
+            (folded[w], folded[h])
+            for w, h in SIDES
+            if {w, h} <= folded.keys() and not {folded[w], folded[h]} & {*found}
+        ),
         None,
     )
     name = next((folded[name] for name in CLASSES if name in folded), None)

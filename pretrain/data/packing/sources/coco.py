@@ -1,4 +1,6 @@
-"""COCO json (https://cocodataset.org/#format-data): boxes or captions of the images that one or several files list."""
+"""COCO json (https://cocodataset.org/#format-data):
+boxes or captions of the images that one or several files list.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.texts import id_key, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
-# other files of a COCO download, which are left for the instances: points of bodies, regions without shape, ids alone
+# other files of a COCO download, which are left for the instances: points of bodies, regions without shape,
+# ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
 MAX_PROBED = 20  # images, whose paths tell the folder
 
@@ -37,16 +40,17 @@ def coco_records(
 ) -> Listing:
     """The images of an annotation file with their boxes and captions, as far as the file has them.
 
-    Crowd regions are left out and counted in a note, since they are no single objects; an image with nothing else is set aside.
-    Where there is no `bbox`, the box around the `segmentation` is taken.
+    Crowd regions are left out and counted in a note, since they are no single objects; an image with nothing
+    else is set aside. Where there is no `bbox`, the box around the `segmentation` is taken.
 
     Args:
-        src: the json file, local or in any store; or a folder with one, with one for each split, or with several of the same
-            images (instances and captions).
+        src: the json file, local or in any store; or a folder with one, with one for each split, or with
+            several of the same images (instances and captions).
         tree: of `src`, where it is known already.
-        images: the folder that `file_name` is relative to; by default a folder `images`, or one named like the file, beside
-            the file or one level up, else the file's own folder.
-        boxes: what the numbers of `bbox` are, one of `BOX_MEANINGS`; by default (left, top, width, height) in pixels.
+        images: the folder that `file_name` is relative to; by default a folder `images`, or one named like
+            the file, beside the file or one level up, else the file's own folder.
+        boxes: what the numbers of `bbox` are, one of `BOX_MEANINGS`; by default (left, top, width, height)
+            in pixels.
         leave_out: a folder to pass over.
 
     Raises:
@@ -84,16 +88,24 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
 
 
 def _named_part(folder: str, names: Sequence[str]) -> Tree:
-    """The files below the part of a folder that names speak of: `--images /` with absolute paths is not the whole disk."""
+    """The files below the part of a folder that names speak of:
+    `--images /` with absolute paths is not the whole disk.
+    """
     inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
-    common = posixpath.dirname(posixpath.commonprefix(inner)) if len(inner) > 1 else posixpath.dirname("".join(inner))
+    common = (
+        posixpath.dirname(posixpath.commonprefix(inner))
+        if len(inner) > 1
+        else posixpath.dirname("".join(inner))
+    )
     if not common or ".." in common.split("/") or not storage.is_folder(storage.join(folder, common)):
         return read_tree(folder)
     return read_parts(folder, [common])
 
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
-    """The images of several files: of one for each split, and of files that say other things of the same images."""
+    """The images of several files: of one for each split,
+    and of files that say other things of the same images.
+    """
     layout = layout_of(tree.images)
     listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
@@ -128,7 +140,8 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
                 )
             else:
                 raise UserError(
-                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give the one you mean"
+                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give "
+                    "the one you mean"
                 )
             if record.objects is not None:
                 with_boxes[record.path] = path
@@ -144,10 +157,14 @@ def _usual_folders(path: str) -> list[str]:
     stem = posixpath.basename(path).partition(".")[0]
     part = stem.rpartition("_")[2]  # annotations/instances_train2017.json speaks of train2017
     folders = [posixpath.join(base, name) for base in (above, beside) for name in (part, stem)]
-    return folders + [posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")]
+    return folders + [
+        posixpath.join(base, "images", name) for base in (above, beside) for name in (part, stem, "")
+    ]
 
 
-def _records(content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool) -> None:
+def _records(
+    content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool
+) -> None:
     """Adds a record for each image of a file. `by_path` names it by its path below the source."""
     src = content.src
     with_boxes = bool(content.categories or content.has_boxes)
@@ -183,7 +200,9 @@ def _records(content: Content, finder: Finder, listing: Listing, *, split: str |
         earlier = merged.get(record.url)
         merged[record.url] = record if earlier is None else _joined(earlier, record)
         if earlier is not None:
-            listing.account.count("entry of an image that is listed above; joined with it", f"{src}: images[{index}]")
+            listing.account.count(
+                "entry of an image that is listed above; joined with it", f"{src}: images[{index}]"
+            )
     listing.records += merged.values()
 
 
@@ -204,7 +223,8 @@ def _problem(said: ImageSaid) -> str | None:
         return None
     if said.num_bad:
         return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an image without any"
+            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an "
+            "image without any"
         )
     return f"it has only crowd regions ({said.num_crowds}); it would look like an image without objects"
 
@@ -213,11 +233,15 @@ def _joined(first: Record, second: Record) -> Record:
     objects = first.objects
     if first.objects is not None and second.objects is not None:
         pairs = dict.fromkeys(
-            pair for one in (first.objects, second.objects) for pair in zip(one.bbox, one.category, strict=True)
+            pair
+            for one in (first.objects, second.objects)
+            for pair in zip(one.bbox, one.category, strict=True)
         )
         objects = Objects(tuple(box for box, _ in pairs), tuple(name for _, name in pairs))
     captions = (
-        first.captions if second.captions is None else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
+        first.captions
+        if second.captions is None
+        else tuple(dict.fromkeys((*(first.captions or ()), *second.captions)))
     )
     problem = None if objects and objects.bbox else first.problem or second.problem
     return replace(first, objects=objects, captions=captions, problem=problem)
@@ -243,7 +267,10 @@ def _folder(src: str, names: Sequence[str]) -> str:
     stem = file.rpartition(".")[0]
     # annotations/instances_train2017.json speaks of ../train2017 or ../images/train2017
     split = stem.rpartition("_")[2]
-    folders = [beside, *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split))]
+    folders = [
+        beside,
+        *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split)),
+    ]
     folders += [storage.join(base, "images", split) for base in (beside, above)]
     plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
     plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
@@ -270,6 +297,6 @@ def _folder(src: str, names: Sequence[str]) -> str:
         except ValueError:
             continue
     raise UserError(
-        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(folders)}; say where the images are with "
-        "--images FOLDER"
+        f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(folders)}; say where the "
+        "images are with --images FOLDER"
     )

@@ -37,12 +37,17 @@ class Content:
         if not isinstance(self.annotations, list):
             raise UserError(f"{src}: `annotations` must be a list, not {type(self.annotations).__name__}")
         ids = Counter(id_key(image.get("id")) for image in self.images if isinstance(image, dict))
-        files = Counter((id_key(image.get("id")), name_of(image)) for image in self.images if isinstance(image, dict))
+        files = Counter(
+            (id_key(image.get("id")), name_of(image)) for image in self.images if isinstance(image, dict)
+        )
         for key, num in ids.items():
-            same = max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
+            same = (
+                max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
+            )
             if num > same:
                 raise UserError(
-                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each its own"
+                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each "
+                    "its own"
                 )
         self.of: defaultdict[str | None, ImageSaid] = defaultdict(ImageSaid)
         self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
@@ -105,7 +110,9 @@ def name_of(image: dict[str, Any]) -> str:
 
 
 def _shown_id(images: Sequence[Any], key: str | None) -> str:
-    return repr(next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key))
+    return repr(
+        next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key)
+    )
 
 
 def frame_of(image: dict[str, Any]) -> tuple[float, float] | None:
@@ -156,9 +163,15 @@ def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], 
             )
         names[key] = clean(str(name))
     num_of = Counter(names.values())
-    notes = [f"{num} category ids have the name {name!r} and are one class" for name, num in num_of.items() if num > 1]
+    notes = [
+        f"{num} category ids have the name {name!r} and are one class"
+        for name, num in num_of.items()
+        if num > 1
+    ]
     for first in sorted(num_of):
         alike = sorted(name for name in num_of if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:
-            notes.append(f"categories that differ only in case are kept apart: {', '.join(map(repr, alike))}")
+            notes.append(
+                f"categories that differ only in case are kept apart: {', '.join(map(repr, alike))}"
+            )
     return names, notes

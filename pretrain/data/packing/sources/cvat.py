@@ -1,4 +1,6 @@
-"""CVAT for images (https://docs.cvat.ai/docs/manual/advanced/xml_format/): one xml with the shapes of many images."""
+"""CVAT for images (https://docs.cvat.ai/docs/manual/advanced/xml_format/):
+one xml with the shapes of many images.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ SHAPES = ("box", "polygon", "polyline", "ellipse", "mask")
 def cvat_records(
     src: str, *, tree: Tree | None = None, images: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images that CVAT's xml files list, with the upright boxes around their shapes; an image without any is background.
+    """The images that CVAT's xml files list, with the upright boxes around their shapes;
+    an image without any is background.
 
     Of a turned box or ellipse the upright box around it is taken, as of polygons.
 
     The subset of an image (Train, Validation, Test) is its split.
 
     Raises:
-        UserError: when there is no such file, it is damaged, or it is one of a video, whose frames are in no files.
+        UserError: when there is no such file, it is damaged, or it is one of a video,
+            whose frames are in no files.
     """
     name = ""
     if src.lower().endswith(".xml"):
@@ -60,13 +64,17 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
         root = fromstring(storage.read_bytes(url))
     except ParseError as error:
         line, column = error.position
-        raise UserError(f"{url}, line {line}: not valid XML: {ErrorString(error.code)} (column {column})") from error
+        raise UserError(
+            f"{url}, line {line}: not valid XML: {ErrorString(error.code)} (column {column})"
+        ) from error
     except (DefusedXmlException, ValueError, LookupError) as error:
         raise UserError(f"{url} is not a CVAT annotation: {error}") from error
     if root.tag != "annotations":
         raise UserError(f"{url} is not a CVAT annotation: its root is <{root.tag}>, not <annotations>")
     if root.find("track") is not None and root.find("image") is None:
-        raise UserError(f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its images")
+        raise UserError(
+            f"{url} is CVAT's xml of a video; export the task as `CVAT for images`, which names its images"
+        )
     for number, item in enumerate(root.iter("image"), 1):
         location = f"{url}: image {number}"
         try:
@@ -90,7 +98,9 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 bad.append(reason)
                 continue
             if shape.get("rotation") not in (None, "0", "0.0", "0.00"):
-                listing.account.count(f"rotated <{shape.tag}>, for which the upright box around it is taken", location)
+                listing.account.count(
+                    f"rotated <{shape.tag}>, for which the upright box around it is taken", location
+                )
             boxes.append(box)
             names.append(label)
         size = numbers([item.get("width"), item.get("height")], 2)
@@ -101,7 +111,8 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 objects=Objects(tuple(boxes), tuple(names)),
                 frame=(size[0], size[1]) if size and min(size) > 0 else None,
                 split=split_named(item.get("subset") or ""),
-                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image without any"
+                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image "
+                "without any"
                 if bad and not boxes
                 else None,
             )
@@ -129,7 +140,9 @@ def _box(shape: Any) -> tuple[float, float, float, float] | None:
         return x - across, y - down, 2 * across, 2 * down
     if shape.tag == "mask":
         return numbers([shape.get(key) for key in ("left", "top", "width", "height")], 4)  # type: ignore[return-value]
-    points = [numbers(point.split(","), 2) for point in (shape.get("points") or "").split(";") if point.strip()]
+    points = [
+        numbers(point.split(","), 2) for point in (shape.get("points") or "").split(";") if point.strip()
+    ]
     if len(points) < 2 or any(point is None for point in points):
         return None
     return around((point[0], point[1]) for point in points if point is not None)

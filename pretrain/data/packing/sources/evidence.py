@@ -1,4 +1,6 @@
-"""What the files of a source look like: which of them are annotations, of which kind. Few are read, and of those the heads."""
+"""What the files of a source look like: which of them are annotations, of which kind.
+Few are read, and of those the heads.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ _NUMBERS = re.compile(
 
 @dataclass
 class Evidence:
-    """The annotation files of a tree by what they look like. Everything is found when it is asked for, and once."""
+    """The annotation files of a tree by what they look like.
+    Everything is found when it is asked for, and once.
+    """
 
     tree: Tree
 
     @cached_property
     def json_kinds(self) -> dict[str, str]:
-        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files; a few beside images tell for all."""
+        """path -> `coco`, `labelme`, `list`, `caption` or `other`, of json files;
+        a few beside images tell for all.
+        """
         kinds: dict[str, str] = {}
         beside: list[str] = []
         for path in self.tree.with_suffix(".json"):
@@ -48,7 +54,9 @@ class Evidence:
         looks = [json_kind(self.tree.files[path]) for path in spread(beside, MAX_PEEKED)]
         common = max(sorted(set(looks)), key=looks.count) if looks else "other"
         single = {
-            path: look for path, look in zip(spread(beside, MAX_PEEKED), looks, strict=True) if look in ("coco", "list")
+            path: look
+            for path, look in zip(spread(beside, MAX_PEEKED), looks, strict=True)
+            if look in ("coco", "list")
         }
         return kinds | dict.fromkeys(beside, common) | single
 
@@ -68,9 +76,13 @@ class Evidence:
                 continue
             peeked += 1
             text = _text(head_of(self.tree.files[path], 4096))
-            root = re.search(r"<([A-Za-z_][\w:.-]*)", re.sub(r"<[?!][^>]*>?|<!--.*?-->", "", text, flags=re.DOTALL))
+            root = re.search(
+                r"<([A-Za-z_][\w:.-]*)", re.sub(r"<[?!][^>]*>?|<!--.*?-->", "", text, flags=re.DOTALL)
+            )
             name = root.group(1) if root else ""
-            kinds[path] = {"annotation": "voc", "annotations": "cvat"}.get(name, "voc" if beside else "other")
+            kinds[path] = {"annotation": "voc", "annotations": "cvat"}.get(
+                name, "voc" if beside else "other"
+            )
         return kinds
 
     def xml_files(self, kind: str) -> list[str]:
@@ -79,7 +91,9 @@ class Evidence:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """path of a text file -> the image it stands for, in YOLO's usual paths: beside it, or in labels/ for images/."""
+        """path of a text file -> the image it stands for, in YOLO's usual paths:
+        beside it, or in labels/ for images/.
+        """
         found: dict[str, str] = {}
         if not self.tree.with_suffix(".txt"):
             return found
@@ -106,7 +120,11 @@ class Evidence:
     @cached_property
     def name_files(self) -> list[str]:
         """Files with the class names of YOLO, the nearest to the root first."""
-        found = [path for path in self.tree.files if posixpath.basename(path) in NAME_FILES or path.endswith(".names")]
+        found = [
+            path
+            for path in self.tree.files
+            if posixpath.basename(path) in NAME_FILES or path.endswith(".names")
+        ]
         yamls = [path for path in self.tree.with_suffix(".yaml", ".yml") if self._has_names(path)]
         return sorted(yamls, key=_depth) + sorted(found, key=_depth)
 
@@ -123,12 +141,15 @@ class Evidence:
         """Sorted paths of files that may be tables."""
         found = self.tree.with_suffix(*TABLE_SUFFIXES)
         return sorted(
-            found + [path for path in self.tree.with_suffix(".parquet", ".pq") if stem_of(path) == "metadata"]
+            found
+            + [path for path in self.tree.with_suffix(".parquet", ".pq") if stem_of(path) == "metadata"]
         )
 
     @cached_property
     def captions_beside(self) -> list[str]:
-        """Files with texts of single images: .txt that are no boxes, .caption, .text, .json with a caption, ..."""
+        """Files with texts of single images: .txt that are no boxes, .caption, .text,
+        .json with a caption, ...
+        """
         found = sorted(self.texts) if self.texts_are == "captions" else []
         suffixes = tuple(suffix for suffix in CAPTION_SUFFIXES if suffix != ".txt")
         found += [path for path in self.tree.with_suffix(*suffixes) if self.image_of(path) is not None]
@@ -145,8 +166,10 @@ class Evidence:
 
 
 def label_paths(image: str) -> list[str]:
-    """Where the labels of an image may be, without the ending: in labels/ for images/ (the last such folder) as YOLO has it,
-    beside it, or in a folder labels/ within its own, next to its own, or with the same folders below it."""
+    """Where the labels of an image may be, without the ending: in labels/ for images/ (the last such folder)
+    as YOLO has it, beside it, or in a folder labels/ within its own, next to its own,
+    or with the same folders below it.
+    """
     *folders, name = posixpath.splitext(image)[0].split("/")
     lower = [folder.lower() for folder in folders]
     paths = ["/".join([*folders, name])]
@@ -160,7 +183,9 @@ def label_paths(image: str) -> list[str]:
 
 
 def json_kind(file: FileInfo) -> str:
-    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one image) or `other`, by a file's head."""
+    """`coco`, `labelme`, `list` (of objects), `caption` (an object about one image) or `other`,
+    by a file's head.
+    """
     if file.size_bytes > WHOLE_JSON_BYTES:
         head = head_of(file, HEAD_BYTES)
         keys = {match.decode() for match in _KEY.findall(head)}
@@ -180,7 +205,9 @@ def json_kind(file: FileInfo) -> str:
     if isinstance(tree.get("shapes"), list):
         return "labelme"
     return (
-        "caption" if tree.keys() & {"caption", "captions", "text", "label", "labels", "objects", "class"} else "other"
+        "caption"
+        if tree.keys() & {"caption", "captions", "text", "label", "labels", "objects", "class"}
+        else "other"
     )
 
 

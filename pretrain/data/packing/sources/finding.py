@@ -1,7 +1,8 @@
 """The image that an annotation names: by a path or one URL, as people and programs write them.
 
-What an annotation file holds is untrusted data. It may name a file that lies below the source, by a relative or an
-absolute path, or one object of a named kind of store; it may not make fsspec chain file systems, nor lead out of the folder.
+What an annotation file holds is untrusted data. It may name a file that lies below the source, by a relative
+or an absolute path, or one object of a named kind of store;
+it may not make fsspec chain file systems, nor lead out of the folder.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "hf", "file")
 MAX_PATH = 4096
 ELSEWHERE = (
-    "the images named beside it lie where their paths say, and there is none of its name: {path} is another that ends as it "
-    "does; name it by its path if it is meant"
+    "the images named beside it lie where their paths say, and there is none of its name: {path} is "
+    "another that ends as it does; name it by its path if it is meant"
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
@@ -36,7 +37,8 @@ class Leaves(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image: where its bytes are, its path as the annotation names it, and its path below the source where it is there.
+    """An image: where its bytes are, its path as the annotation names it,
+    and its path below the source where it is there.
 
     `base`: the folder that its name was relative to; None where it was found by the end of its path alone.
     """
@@ -57,7 +59,8 @@ class Finder:
         outside: folders outside of the tree for which the same holds; `--images` names one.
         shortened: how many were found by the end of their path only, and the first of them.
         by_other: how many were found without their ending, or in other letters (A.JPG for a.jpg).
-        places: for all names with the same `bases`, how many were relative to which folder (None: found by their ends).
+        places: for all names with the same `bases`, how many were relative to which folder (None: found by
+            their ends).
         unusual: (bases, folder, URL, path) of those that were not relative to the likeliest folder.
     """
 
@@ -78,7 +81,8 @@ class Finder:
             what: names the field in errors.
             under: a folder of the tree that is looked into before the others (of the same split).
 
-        Raises ValueError for what is neither a path nor one URL, and `Leaves` for a path that leads out of the source.
+        Raises ValueError for what is neither a path nor one URL,
+        and `Leaves` for a path that leads out of the source.
         """
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)  # ids that are numbers: 17 of 17.jpg
@@ -91,14 +95,17 @@ class Finder:
             raise ValueError(f"{what} holds a path of {len(name)} characters")
         scheme, is_url, _ = name.partition("://")
         if "::" in name or (is_url and scheme.lower() not in PROTOCOLS):
-            raise ValueError(f"{what} holds {masked(name)[:200]!r}, which is not a URL of {', '.join(PROTOCOLS)}")
+            raise ValueError(
+                f"{what} holds {masked(name)[:200]!r}, which is not a URL of {', '.join(PROTOCOLS)}"
+            )
         if is_url and scheme.lower() != "file":
             return Found(name, masked(name), None)  # the name goes into the shards, where no key belongs
         if is_url:
             name = name[len("file://") :]
         elif _SCHEME.match(name) and not _DRIVE.match(name) and self._at(name, under) is None:
             raise ValueError(
-                f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of {', '.join(PROTOCOLS)}"
+                f"{what} holds {masked(name)[:200]!r}, which is neither a path nor a URL of "
+                f"{', '.join(PROTOCOLS)}"
             )
         found = self._path(name, what, under)
         if found.path is not None:
@@ -108,10 +115,11 @@ class Finder:
         return found
 
     def finish(self, listing: Listing) -> None:
-        """Says what was not taken as it stands, and sets aside what may be another image than the one that is named.
+        """Says what was not taken as it stands, and sets aside what may be
+        another image than the one that is named.
 
-        Where most images of an annotation file lie in one folder, one that is missing there must not be taken for one with the
-        same name somewhere else.
+        Where most images of an annotation file lie in one folder, one that is missing there must not be
+        taken for one with the same name somewhere else.
         """
         wrong: dict[str, str] = {}
         for bases, base, url, path in self.unusual:
@@ -144,7 +152,8 @@ class Finder:
                 return Found(url, inner, None)
         if ".." in slashed.split("/"):  # those within the tree were found above
             raise Leaves(
-                f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may name where"
+                f"{what} holds {name[:200]!r}, which leads out of {self.tree.root}; --images FOLDER may "
+                "name where"
             )
         if (other := self._other(slashed, under)) is not None:
             path, found_in = other
@@ -155,11 +164,15 @@ class Finder:
             return Found(self.tree.files[end].url, end, end, None)
         if posixpath.isabs(name):
             return Found(name, name, None)
-        missing = self.outside[0] if self.outside else storage.join(self.tree.root, *filter(None, self.bases[:1]))
+        missing = (
+            self.outside[0] if self.outside else storage.join(self.tree.root, *filter(None, self.bases[:1]))
+        )
         return Found(storage.join(missing, name), name, None)
 
     def _at(self, name: str, under: str) -> tuple[str, str] | None:
-        """The path below the tree that a relative path leads to exactly, and the folder that it is relative to."""
+        """The path below the tree that a relative path leads to exactly,
+        and the folder that it is relative to.
+        """
         if posixpath.isabs(name):
             return None
         for base in (under, *self.bases) if under else self.bases:
@@ -169,7 +182,9 @@ class Finder:
         return None
 
     def _other(self, name: str, under: str) -> tuple[str, str | None] | None:
-        """The one image of this path in other letters, or of this path and an ending; and the folder as `Found.base` has it."""
+        """The one image of this path in other letters, or of this path and an ending;
+        and the folder as `Found.base` has it.
+        """
         if posixpath.isabs(name):
             return None
         for base in (under, *self.bases) if under else self.bases:
@@ -177,7 +192,9 @@ class Finder:
             if (found := self.tree.lower.get(path.lower())) in self.tree.images:
                 return found, base
             endings = [path + ending for ending in IMAGE_SUFFIXES]
-            here = [known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None]
+            here = [
+                known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None
+            ]
             if len(here) == 1 and here[0].startswith(path):
                 return here[0], base
         if "/" not in name and not name.lower().endswith(IMAGE_SUFFIXES):
@@ -217,7 +234,9 @@ class Finder:
 
 
 def set_aside_elsewhere(listing: Listing, paths: Mapping[str, str]) -> None:
-    """Sets aside the records of images, URL -> path, that may be others of the names than those that are meant."""
+    """Sets aside the records of images, URL -> path,
+    that may be others of the names than those that are meant.
+    """
     for index, record in enumerate(listing.records if paths else ()):
         if record.url in paths:
             listing.records[index] = replace(record, problem=ELSEWHERE.format(path=paths[record.url]))

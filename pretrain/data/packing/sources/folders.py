@@ -25,9 +25,9 @@ def folder_records(
     Args:
         src: folder, local or in any store.
         tree: of `src`, where it is known already.
-        labels: `folders` takes the folder that directly holds an image as its class, `none` takes no classes, `auto` takes
-            them when all images lie exactly one folder deep, in two folders or more, not counting folders of splits; a few
-            images beside class folders are left out.
+        labels: `folders` takes the folder that directly holds an image as its class, `none` takes no
+            classes, `auto` takes them when all images lie exactly one folder deep, in two folders or more,
+            not counting folders of splits; a few images beside class folders are left out.
         leave_out: a folder below `src` to pass over (where the shards go).
 
     Raises:
@@ -54,8 +54,8 @@ def folder_records(
     with_classes = labels == "folders" or (labels == "auto" and _are_classes(kept, inner, len(outside)))
     if with_classes and outside and labels == "folders":
         raise UserError(
-            f"{len(outside)} images lie directly in {src} (first: {outside[0]}); with --labels folders each image must "
-            "lie in the folder of its class"
+            f"{len(outside)} images lie directly in {src} (first: {outside[0]}); with --labels folders each "
+            "image must lie in the folder of its class"
         )
     if with_classes and outside:
         listing.notes.append(
@@ -75,7 +75,9 @@ def folder_records(
             label = clean(folder) or folder
             counts[label] += 1
             spellings.setdefault(label, set()).add(folder)
-        listing.records.append(Record(file.url, path, file.size_bytes, label=label, split=layout.split_of(path)))
+        listing.records.append(
+            Record(file.url, path, file.size_bytes, label=label, split=layout.split_of(path))
+        )
     listing.notes += _notes_of_classes(counts, spellings)
     if with_classes and tree.empty_folders:
         listing.notes.append(f"empty folders give no class: {shown(tree.empty_folders)}")
@@ -101,7 +103,9 @@ def _notes_of_classes(counts: Counter[str], spellings: dict[str, set[str]]) -> l
     notes = []
     for label, folders_of in sorted(spellings.items()):
         if len(folders_of) > 1:
-            notes.append(f"{len(folders_of)} folders that differ only in blanks or Unicode are one class, {label!r}")
+            notes.append(
+                f"{len(folders_of)} folders that differ only in blanks or Unicode are one class, {label!r}"
+            )
     for first in sorted(counts):
         alike = sorted(name for name in counts if name.casefold() == first.casefold())
         if len(alike) > 1 and alike[0] == first:
@@ -126,13 +130,15 @@ def why_no_images(src: str, tree: Tree) -> str:
     parquet = endings[".parquet"] + endings[".pq"]
     if parquet:
         return (
-            f"{src} holds {parquet} Parquet files and no images; they are a data set already: read it in place "
-            f"(data.url={src}), "
+            f"{src} holds {parquet} Parquet files and no images; they are a data set already: read it in "
+            f"place (data.url={src}), "
             f"or write it with small row groups: python -m pretrain.data check {src} --fix DEST"
         )
     known = [f"{num} {ending}" for ending, num in endings.most_common() if ending in OTHER_IMAGES]
     looked = f"no images in {src} or its sub-folders (looked for {', '.join(IMAGE_SUFFIXES[:12])}, ...)"
     if known:
-        return f"{looked}; it holds {', '.join(known)}, which cannot be decoded: save them as JPEG, PNG or WebP"
+        return (
+            f"{looked}; it holds {', '.join(known)}, which cannot be decoded: save them as JPEG, PNG or WebP"
+        )
     held = ", ".join(f"{num} {ending or 'without an ending'}" for ending, num in endings.most_common(5))
     return f"{looked}; it holds {held}" if held else looked

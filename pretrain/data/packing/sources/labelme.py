@@ -10,7 +10,15 @@ from typing import Any
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder
-from pretrain.data.packing.sources.records import Listing, Objects, Record, around, numbers, read_small, unique
+from pretrain.data.packing.sources.records import (
+    Listing,
+    Objects,
+    Record,
+    around,
+    numbers,
+    read_small,
+    unique,
+)
 from pretrain.data.packing.sources.texts import clean, decode_text, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
@@ -20,7 +28,8 @@ BOXED = ("rectangle", "polygon", "circle", "linestrip", "line", "rotation", "mas
 def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None = None) -> Listing:
     """The images that json files of LabelMe speak of, with the boxes around their shapes.
 
-    Rectangles, polygons, circles and lines have boxes; points have none and are counted. An image without a json is left out.
+    Rectangles, polygons, circles and lines have boxes; points have none and are counted.
+    An image without a json is left out.
 
     Raises:
         UserError: when there is no such file.
@@ -29,7 +38,9 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     files = Evidence(tree).json_files("labelme")
     if not files:
         raise UserError(f"no .json file in {src} has `shapes`; LabelMe has one for each image")
-    listing = Listing([], told=f"LabelMe: {len(files)} json files with shapes (first: {files[0]})", tree=tree)
+    listing = Listing(
+        [], told=f"LabelMe: {len(files)} json files with shapes (first: {files[0]})", tree=tree
+    )
     finder = Finder(tree)
     evidence = Evidence(tree)
     for path, data in zip(files, read_small(tree.files[path] for path in files), strict=True):
@@ -63,7 +74,10 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         size = numbers([content.get("imageWidth"), content.get("imageHeight")], 2)
         problem = None
         if bad and not objects.bbox:
-            problem = f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image without any"
+            problem = (
+                f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image "
+                "without any"
+            )
         file = tree.images[image]
         listing.records.append(
             Record(
@@ -77,7 +91,9 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         )
     listing.records = unique(listing.records, src)
     listing.account.unlisted = "image without a json file"
-    if unspoken := len(tree.images.keys() - {record.path for record in listing.records} - listing.account.left.keys()):
+    if unspoken := len(
+        tree.images.keys() - {record.path for record in listing.records} - listing.account.left.keys()
+    ):
         listing.notes.append(f"{unspoken} images without a json file are left out")
     finder.finish(listing)
     return listing
@@ -100,7 +116,9 @@ def _objects(shapes: list[Any], location: str, listing: Listing) -> tuple[Object
             bad.append(reason)
             continue
         if box is None:
-            listing.account.count(f"shape without a box ({shape.get('shape_type')})", f"{location}: shapes[{index}]")
+            listing.account.count(
+                f"shape without a box ({shape.get('shape_type')})", f"{location}: shapes[{index}]"
+            )
             continue
         boxes.append(box)
         names.append(name)

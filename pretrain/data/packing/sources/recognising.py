@@ -1,4 +1,6 @@
-"""What kind of source a folder is, by the evidence of all that lies in it; where two readings fit, the user is asked."""
+"""What kind of source a folder is, by the evidence of all that lies in it;
+where two readings fit, the user is asked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from pretrain.data.packing.sources.tree import Tree
 
 
 def readings_of(tree: Tree) -> dict[str, str]:
-    """kind -> why, for each kind of annotation that a tree gives evidence of; empty for a folder of images alone."""
+    """kind -> why, for each kind of annotation that a tree gives evidence of;
+    empty for a folder of images alone.
+    """
     evidence = Evidence(tree)
     found: dict[str, str] = {}
     tars = tree.with_suffix(".tar")
@@ -25,7 +29,9 @@ def readings_of(tree: Tree) -> dict[str, str]:
     if coco := evidence.json_files("coco"):
         found["coco"] = f"{shown(coco)} with `images` and `annotations`"
     voc = evidence.xml_files("voc") if tree.images else []
-    folders = {path.partition("/")[0] for path in (*tree.files, *(f"{folder}/" for folder in tree.empty_folders))}
+    folders = {
+        path.partition("/")[0] for path in (*tree.files, *(f"{folder}/" for folder in tree.empty_folders))
+    }
     if voc or {"Annotations", "JPEGImages"} <= folders:
         found["voc"] = f"{len(voc)} xml files with <annotation>"
     if not tree.images:
@@ -34,14 +40,18 @@ def readings_of(tree: Tree) -> dict[str, str]:
         found["cvat"] = f"{shown(cvat)} with <annotations>"
     if labelme := evidence.json_files("labelme"):
         found["labelme"] = f"{len(labelme)} json files with `shapes` beside images (first: {labelme[0]})"
-    if evidence.texts_are == "boxes" or (evidence.name_files and evidence.texts and evidence.texts_are != "captions"):
+    if evidence.texts_are == "boxes" or (
+        evidence.name_files and evidence.texts and evidence.texts_are != "captions"
+    ):
         names = f", and {shown(evidence.name_files, 2)}" if evidence.name_files else ""
         found["yolo"] = f"{len(evidence.texts)} txt files of numbers for images{names}"
     tables = [path for path in evidence.tables if posixpath.basename(path).lower() in METADATA]
     if tables:
         found["table"] = f"{shown(tables)}, as Hugging Face's image folders have"
     else:
-        tables = [path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)]
+        tables = [
+            path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)
+        ]
         if tables:
             found["table"] = f"{shown(tables)} names images that are here"
     if captions := evidence.captions_beside:
@@ -56,7 +66,9 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
         del found["sidecar"]  # a json of COCO may have the name of an image
     if len(found) > 1:
         ways = "; ".join(f"--kind {kind}: {why}" for kind, why in found.items())
-        raise UserError(f"{src} can be read in {len(found)} ways, and a program cannot tell which is meant: {ways}")
+        raise UserError(
+            f"{src} can be read in {len(found)} ways, and a program cannot tell which is meant: {ways}"
+        )
     if not found:
         return "folder", "images, and no known annotation"
     kind, why = next(iter(found.items()))
@@ -73,7 +85,9 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
 
 
 def has_class_folders(tree: Tree) -> bool:
-    """Whether the images lie exactly one folder deep, in two folders or more, below the folders of splits."""
+    """Whether the images lie exactly one folder deep, in two folders or more,
+    below the folders of splits.
+    """
     layout = layout_of(tree.images)
     start = 0 if layout.level is None else layout.level + 1
     folders = {"/".join(path.split("/")[start:-1]) for path in tree.images}

@@ -17,7 +17,8 @@ from pretrain.data.packing.sources.tree import Tree
 
 MAX_ANNOTATION_BYTES = 4 * 2**30  # a whole COCO is 0.5 GiB; nothing larger is read into memory
 MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
-# of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a long list
+# of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a
+# long list
 PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
 BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "fractions")  # values of --boxes
@@ -39,12 +40,14 @@ class Record:
         url: the file that holds its bytes.
         path: names it in the shards; unique within a source.
         size_bytes: of the encoded image where the listing tells it, else 0.
-        label, labels, objects, captions: what is known of it; None where the source does not say such things.
+        label, labels, objects, captions: what is known of it; None where the source does not say such
+            things.
         relative_boxes: the boxes are fractions of the image's sides in place of pixels.
-        frame: (width, height) of the image that the boxes were drawn on, as the source records it; None where it does not.
+        frame: (width, height) of the image that the boxes were drawn on, as the source records it; None
+            where it does not.
         split: `train`, `validation` or `test` where the source says so.
-        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so that it would look
-            like an image without any.
+        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so
+            that it would look like an image without any.
     """
 
     url: str
@@ -60,18 +63,24 @@ class Record:
     problem: str | None = None
 
     def read(self) -> bytes:
-        """The encoded image. Raises UserError, or ValueError for a URL that is none, when it cannot be read."""
+        """The encoded image. Raises UserError, or ValueError for a URL that is none,
+        when it cannot be read.
+        """
         web = self.url.startswith(("http://", "https://"))
-        return storage.read_bytes(self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE, from_data=True)
+        return storage.read_bytes(
+            self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE, from_data=True
+        )
 
 
 @dataclass
 class Account:
-    """What became of the files of a source that are no packed images, and of all that lies in annotation files.
+    """What became of the files of a source that are no packed images,
+    and of all that lies in annotation files.
 
     Attributes:
         read: paths of files that were read as annotation.
-        left: path -> why it was passed over, where the kind of source knows it better than the file's ending does.
+        left: path -> why it was passed over, where the kind of source knows it better than the file's ending
+            does.
         annotations: how many boxes, captions, labels and rows the source holds, good or bad.
         counts, examples: of things that are no files: what was left out and why.
         said: those of `counts` that a note of their own speaks of, or that lose nothing.
@@ -105,7 +114,8 @@ class Account:
 
 @dataclass
 class Listing:
-    """All records of a source, and what is wrong with single annotations: (location, reason), which goes to the quarantine.
+    """All records of a source, and what is wrong with single annotations:
+    (location, reason), which goes to the quarantine.
 
     `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
     """
@@ -120,7 +130,9 @@ class Listing:
 
 
 def as_text(record: Record) -> Record:
-    """The record with `?` for what UTF-8 cannot hold: file names in other encodings, halves of characters in JSON."""
+    """The record with `?` for what UTF-8 cannot hold:
+    file names in other encodings, halves of characters in JSON.
+    """
     texts = (record.path, record.label or "", *(record.labels or ()), *(record.captions or ()))
     try:
         "".join((*texts, *(record.objects.category if record.objects else ()))).encode()
@@ -152,8 +164,8 @@ def read_small(files: Iterable[storage.FileInfo | None]) -> Iterator[bytes]:
             return b""
         if file.size_bytes > MAX_SMALL_BYTES:
             raise UserError(
-                f"{file.url} has {file.size_bytes} bytes; annotations of one image with more than {MAX_SMALL_BYTES} "
-                "are not read"
+                f"{file.url} has {file.size_bytes} bytes; annotations of one image with more than "
+                f"{MAX_SMALL_BYTES} are not read"
             )
         return storage.read_bytes(file.url)
 
@@ -161,7 +173,9 @@ def read_small(files: Iterable[storage.FileInfo | None]) -> Iterator[bytes]:
 
 
 def read_text(url: str) -> str:
-    """An annotation file as text. Raises UserError when it is missing, huge, or neither UTF-8 nor marked as UTF-16."""
+    """An annotation file as text. Raises UserError when it is missing, huge,
+    or neither UTF-8 nor marked as UTF-16.
+    """
     text, encoding = read_any_text(url)
     if encoding == "cp1252":
         raise UserError(f"{url} is not UTF-8 text; save it as UTF-8")
@@ -169,12 +183,16 @@ def read_text(url: str) -> str:
 
 
 def read_any_text(url: str) -> tuple[str, str]:
-    """(text, encoding) of an annotation file, Windows-1252 where it is no UTF-8. Raises UserError when it cannot be read."""
+    """(text, encoding) of an annotation file, Windows-1252 where it is no UTF-8.
+    Raises UserError when it cannot be read.
+    """
     return _read_text(url, decode_text)
 
 
 def read_lines_text(url: str) -> tuple[str, str]:
-    """The same of a file of lines, of which a few may hold bytes that are not UTF-8, as `decode_lines` has it."""
+    """The same of a file of lines, of which a few may hold bytes that are not UTF-8,
+    as `decode_lines` has it.
+    """
     return _read_text(url, decode_lines)
 
 
@@ -183,7 +201,9 @@ def _read_text(url: str, decode: Callable[[bytes], tuple[str, str]]) -> tuple[st
     with storage.explained("read", url):
         size = fs.info(path)["size"] or 0
     if size > MAX_ANNOTATION_BYTES:
-        raise UserError(f"{url} has {size} bytes; annotation files of more than {MAX_ANNOTATION_BYTES} are not read")
+        raise UserError(
+            f"{url} has {size} bytes; annotation files of more than {MAX_ANNOTATION_BYTES} are not read"
+        )
     try:
         return decode(storage.read_bytes(url))
     except ValueError as error:
@@ -210,7 +230,8 @@ def numbers(values: Any, num: int) -> tuple[float, ...] | None:
 
 
 def objects_of(value: Any, meaning: str = "xywh") -> Objects | None:
-    """The `objects` of Hugging Face's image folders, {bbox: [[x, y, width, height]], category: [name]}; None without.
+    """The `objects` of Hugging Face's image folders, {bbox: [[x, y, width, height]], category: [name]};
+    None without.
 
     Raises ValueError that says what is wrong with it.
     """
@@ -230,7 +251,9 @@ def objects_of(value: Any, meaning: str = "xywh") -> Objects | None:
 
 
 def as_sizes(numbers: Iterable[float], meaning: str) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`; fractions stay fractions."""
+    """(left, top, width, height) of four numbers of that meaning, one of `BOX_MEANINGS`;
+    fractions stay fractions.
+    """
     a, b, c, d = numbers
     if meaning == "xyxy":
         return a, b, c - a, d - b

@@ -1,4 +1,6 @@
-"""Rows of tables, whatever program wrote them: CSV with any delimiter, JSON lines, lists of JSON objects, Parquet of text."""
+"""Rows of tables, whatever program wrote them: CSV with any delimiter, JSON lines, lists of JSON objects,
+Parquet of text.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class BadLine:
 
 
 class Rows:
-    """The rows of a table, which can be read several times. A line that cannot be read costs itself and not the table.
+    """The rows of a table, which can be read several times.
+    A line that cannot be read costs itself and not the table.
 
     Attributes:
         src: the table's URL.
@@ -98,7 +101,10 @@ class Rows:
             numbered = self._json_lines() if lower.endswith(JSON_LINES) else _items(self.src)
             for line, row in numbered:
                 is_row = isinstance(row, dict | BadLine)
-                yield line, row if is_row else BadLine(f"must be an object like {{...}}, not {type(row).__name__}")
+                yield (
+                    line,
+                    row if is_row else BadLine(f"must be an object like {{...}}, not {type(row).__name__}"),
+                )
 
     def good(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Those that can be read."""
@@ -130,7 +136,10 @@ class Rows:
             if has_bad_bytes("".join(cells)):
                 yield first_line, BadLine("bytes that are not UTF-8", tuple(cells))
             elif too_long:
-                what = f"more cells than the {len(self.columns)} of the header; put texts with commas into quotes"
+                what = (
+                    f"more cells than the {len(self.columns)} of the header; put texts with commas into "
+                    "quotes"
+                )
                 yield first_line, BadLine(what, tuple(cells))
             elif any(cell.strip() for cell in cells):
                 yield first_line, dict(zip(self.columns, cells, strict=False))
@@ -138,7 +147,9 @@ class Rows:
 
     def _json_lines(self) -> Iterator[tuple[int, Any]]:
         text, _ = read_lines_text(self.src)
-        for number, line in enumerate(text.split("\n"), 1):  # splitlines would also part at U+2028 in a caption
+        for number, line in enumerate(
+            text.split("\n"), 1
+        ):  # splitlines would also part at U+2028 in a caption
             if has_bad_bytes(line):
                 yield number, BadLine("bytes that are not UTF-8")
             elif line.strip():
@@ -181,7 +192,11 @@ class _Lines:
 def _items(src: str) -> Iterator[tuple[int, Any]]:
     tree = read_json(src)
     if isinstance(tree, dict):  # one list under some name, as {"data": [...]}
-        lists = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        lists = [
+            value
+            for value in tree.values()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
         tree = lists[0] if len(lists) == 1 else tree
     if not isinstance(tree, list):
         raise UserError(
@@ -199,7 +214,9 @@ def _delimiter(header: str) -> str:
 
 
 def json_cell(text: Any) -> Any:
-    """What a cell of a CSV holds as JSON text, such as `{"bbox": ...}`; the cell itself where it does not."""
+    """What a cell of a CSV holds as JSON text, such as `{"bbox": ...}`;
+    the cell itself where it does not.
+    """
     if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)

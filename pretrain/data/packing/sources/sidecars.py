@@ -1,4 +1,6 @@
-"""Texts beside images: 1.jpg with 1.txt, .caption, .json, .cls ..., as img2dataset and captioning programs write them."""
+"""Texts beside images: 1.jpg with 1.txt, .caption, .json, .cls ...,
+as img2dataset and captioning programs write them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Said:
     bad_boxes: bool = False
 
     def take(self, kind: str, data: bytes) -> bool:
-        """Reads the content of a file by the part of its name behind the stem; whether such files are read at all."""
+        """Reads the content of a file by the part of its name behind the stem;
+        whether such files are read at all.
+        """
         kind = kind.lower()
         if kind not in CAPTION_KINDS + LABEL_KINDS + LABELS_KINDS + JSON_KINDS:
             return False
@@ -56,7 +60,9 @@ class Said:
             self.label = label_of(text)
         elif kind in LABELS_KINDS:
             words = text.replace("|", ",").replace("\n", ",").split(",")
-            self.labels = tuple(dict.fromkeys(name for word in words if (name := label_of(word)) is not None))
+            self.labels = tuple(
+                dict.fromkeys(name for word in words if (name := label_of(word)) is not None)
+            )
         else:
             self._add_captions(text)
         return True
@@ -98,15 +104,22 @@ class Said:
 
     @property
     def problem(self) -> str | None:
-        """Why the image cannot be packed: it has boxes that cannot be read and would pass for one without."""
-        return f"its boxes cannot be read ({self.problems[0]})" if self.bad_boxes and self.objects is None else None
+        """Why the image cannot be packed: it has boxes that cannot be
+        read and would pass for one without.
+        """
+        return (
+            f"its boxes cannot be read ({self.problems[0]})"
+            if self.bad_boxes and self.objects is None
+            else None
+        )
 
 
 def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None = None) -> Listing:
-    """The images below a folder, with what the files of the same stem beside them say: captions, labels, objects.
+    """The images below a folder, with what the files of the same stem beside them say:
+    captions, labels, objects.
 
-    `.txt`, `.text`, `.caption` and `.caption.txt` are captions, `.cls` and `.label` a label, `.json` may have a label, labels,
-    a caption or captions and objects; equal captions of one image count once.
+    `.txt`, `.text`, `.caption` and `.caption.txt` are captions, `.cls` and `.label` a label, `.json` may
+    have a label, labels, a caption or captions and objects; equal captions of one image count once.
 
     Raises:
         UserError: when there is no such file.
@@ -121,12 +134,18 @@ def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         if image is not None:
             stem = posixpath.basename(path).partition(".")[0]
             own = posixpath.splitext(posixpath.basename(image))[0]
-            kind = posixpath.basename(path)[len(own if posixpath.basename(path).startswith(f"{own}.") else stem) + 1 :]
+            kind = posixpath.basename(path)[
+                len(own if posixpath.basename(path).startswith(f"{own}.") else stem) + 1 :
+            ]
             beside.setdefault(image, []).append((path, kind))
     if not beside:
-        raise UserError(f"no file in {src} with a caption, a label or a .json lies beside an image of its name")
+        raise UserError(
+            f"no file in {src} with a caption, a label or a .json lies beside an image of its name"
+        )
     listing = Listing(
-        [], told=f"images with texts beside them: {len(files)} files (first: {files[0] if files else ''})", tree=tree
+        [],
+        told=f"images with texts beside them: {len(files)} files (first: {files[0] if files else ''})",
+        tree=tree,
     )
     listing.account.unlisted = "image without a text beside it"
     order = sorted(tree.images)

@@ -22,7 +22,9 @@ _DECORATED = re.compile(
 
 
 def split_named(word: str) -> str | None:
-    """The split that a folder's name or a cell's text names: `train2017`, `valid`, `images_test`; None for another word."""
+    """The split that a folder's name or a cell's text names: `train2017`, `valid`, `images_test`;
+    None for another word.
+    """
     word = word.strip().lower()
     if word in _WORDS:
         return _WORDS[word]
@@ -31,7 +33,9 @@ def split_named(word: str) -> str | None:
 
 
 def split_in_name(name: str) -> str | None:
-    """The one split that a file's name speaks of: `instances_train2017.json`, `val-00003.tar`; None for none or several."""
+    """The one split that a file's name speaks of: `instances_train2017.json`, `val-00003.tar`;
+    None for none or several.
+    """
     stem = posixpath.basename(name).partition(".")[0]
     found = {split for word in re.split(r"[-_ ]", stem) if (split := split_named(word))}
     return found.pop() if len(found) == 1 else None
@@ -65,8 +69,9 @@ NO_SPLITS = Layout(None, {})
 def layout_of(paths: Iterable[str]) -> Layout:
     """The splits that the folders of these files name: on the first level on which folders part.
 
-    Folders all name splits (`train/ val/`), or at least two do, training among them, with others beside (`others`): then it
-    is for the user to say what these are. A single folder that names a split is one as well.
+    Folders all name splits (`train/ val/`), or at least two do, training among them, with others beside
+    (`others`): then it is for the user to say what these are.
+    A single folder that names a split is one as well.
     """
     num_in = Counter(posixpath.dirname(path) for path in paths)
     folders = {tuple(folder.split("/")) if folder else (): num for folder, num in num_in.items()}

@@ -16,21 +16,28 @@ from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 
 def tables_in(src: str, tree: Tree) -> list[str]:
-    """The tables of a folder that name its images; one, or one for each split, or one in each of several folders.
+    """The tables of a folder that name its images;
+    one, or one for each split, or one in each of several folders.
 
     Raises UserError where there is none, or where several name the same images.
     """
     evidence = Evidence(tree)
     candidates = [path for path in evidence.tables if posixpath.basename(path).lower() in METADATA]
     if not candidates:
-        candidates = [path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)]
+        candidates = [
+            path for path in (*evidence.tables, *evidence.json_files("list")) if names_images(tree, path)
+        ]
     if not candidates:
-        raise UserError(f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA[:2])}")
+        raise UserError(
+            f"{src} is no {', '.join(SUFFIXES)} file, nor a folder with a {' or '.join(METADATA[:2])}"
+        )
     if len(candidates) > 1:
         splits = [split_in_name(path) or layout_of(tree.images).split_of(path) for path in candidates]
         folders = [posixpath.dirname(path) for path in candidates]
         if len({*splits}) < len(splits) and len({*folders}) < len(folders):
-            raise UserError(f"{src} holds several tables of images: {shown(candidates)}; give the one you mean")
+            raise UserError(
+                f"{src} holds several tables of images: {shown(candidates)}; give the one you mean"
+            )
     return candidates
 
 
@@ -76,8 +83,12 @@ def tree_of_table(rows: Rows, column: str, folder: str, name: str, leave_out: st
     alone = Tree(folder, dict.fromkeys([name], storage.find_files(storage.join(folder, name), "")[0]))
     if not first_folders:
         return alone
-    if "" in first_folders or not all(storage.exists(storage.join(folder, first)) for first in first_folders):
+    if "" in first_folders or not all(
+        storage.exists(storage.join(folder, first)) for first in first_folders
+    ):
         return read_tree(folder, leave_out=leave_out)
-    tree = read_parts(folder, first_folders, leave_out=leave_out)  # a table may lie in a folder with much else
+    tree = read_parts(
+        folder, first_folders, leave_out=leave_out
+    )  # a table may lie in a folder with much else
     tree.files.update(alone.files)
     return tree

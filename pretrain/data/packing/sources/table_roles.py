@@ -37,7 +37,9 @@ METADATA = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns to read; None looks for the usual names. `label` may be one of classes or of lists of them."""
+    """Which columns to read; None looks for the usual names.
+    `label` may be one of classes or of lists of them.
+    """
 
     path: str | None = None
     label: str | None = None

@@ -1,4 +1,6 @@
-"""CSV, JSON and Parquet tables that name images by path or URL, with labels, captions or boxes in other columns."""
+"""CSV, JSON and Parquet tables that name images by path or URL, with labels,
+captions or boxes in other columns.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ from pretrain.data.packing.sources.table_roles import (
     captions_columns,
     usual,
 )
-from pretrain.data.packing.sources.texts import NOTHING, captions_in, is_nothing, label_of, list_in, shown, variants
+from pretrain.data.packing.sources.texts import (
+    NOTHING,
+    captions_in,
+    is_nothing,
+    label_of,
+    list_in,
+    shown,
+    variants,
+)
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
 
@@ -40,11 +50,12 @@ def table_records(
     boxes: str | None = None,
     leave_out: str | None = None,
 ) -> Listing:
-    """The images of a table, or of a folder with tables: `metadata.csv`, .jsonl or .parquet, or others that name its images.
+    """The images of a table, or of a folder with tables:
+    `metadata.csv`, .jsonl or .parquet, or others that name its images.
 
-    Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several rows is one image
-    with all their captions, and with all their boxes where columns such as xmin, ymin, xmax and ymax hold one. A row of JSON
-    may have `objects` as Hugging Face's image folders have them.
+    Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several
+    rows is one image with all their captions, and with all their boxes where columns such as xmin, ymin,
+    xmax and ymax hold one. A row of JSON may have `objects` as Hugging Face's image folders have them.
 
     Args:
         src: the table, or a folder.
@@ -58,7 +69,9 @@ def table_records(
         UserError: naming the line, when the table cannot be read, or a column is not there.
     """
     if src.lower().endswith(SUFFIXES) and not (tree is not None and tree.root == src):
-        folder, _, name = src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
+        folder, _, name = (
+            src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
+        )
         table = _Table(src, columns, boxes)
         tree = tree_of_table(table.rows, table.roles.path, folder or ".", name, leave_out)
         tables = [(name, table)]
@@ -66,7 +79,9 @@ def table_records(
         tree = tree or read_tree(src, leave_out=leave_out)
         tables = [(path, _Table(storage.join(src, path), columns, boxes)) for path in tables_in(src, tree)]
     finder = Finder(tree, outside=(images,) if images else ())
-    listing = Listing([], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree)
+    listing = Listing(
+        [], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree
+    )
     found: dict[tuple[str | None, str], Record] = {}
     layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
     for name, table in tables:
@@ -122,20 +137,24 @@ class _Table:
         )
         if found is None:
             raise UserError(
-                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns there: "
-                f"{', '.join(known)})"
+                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns "
+                f"there: {', '.join(known)})"
             )
         return found
 
     def _look(self) -> None:
-        """Looks once through all cells: which columns hold lists as text, which only 0 and 1, and whether splits are named."""
+        """Looks once through all cells: which columns hold lists as text, which only 0 and 1,
+        and whether splits are named.
+        """
         roles = self.roles
         watched = [name for name in (roles.label, roles.labels, *roles.captions) if name]
         holds_lists = dict.fromkeys(watched, True)
         seen_any = dict.fromkeys(watched, False)
         self.has_real_lists = False
         rest = [name for name in self.rows.columns if name not in roles.used()]
-        flags = dict.fromkeys([] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True)
+        flags = dict.fromkeys(
+            [] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True
+        )
         num_rows, one_each, splits_named = 0, True, roles.split is not None
         for _, row in self.rows.good():
             num_rows += 1
@@ -175,7 +194,9 @@ class _Table:
         roles, account = self.roles, listing.account
         listing.notes += self.rows.notes
         under = finder.bases[0] if finder.bases else ""
-        class_names = read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
+        class_names = (
+            read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
+        )
         num_rows = num_repeated = num_short = 0
         for line, row in self.rows:
             location = f"{self.src}, line {line}"
@@ -193,7 +214,9 @@ class _Table:
                     value = value.get("path")
                 image = finder.find(value, f"column {roles.path!r}", under=under)
                 objects = (
-                    objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh") if roles.objects else None
+                    objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh")
+                    if roles.objects
+                    else None
                 )
             except ValueError as error:
                 listing.problems.append((location, str(error)))
@@ -231,7 +254,9 @@ class _Table:
             num_repeated += 1
             joined = self._joined(earlier, record)
             if joined is None:
-                listing.problems.append((location, f"{record.path} has other labels or objects in a row above"))
+                listing.problems.append(
+                    (location, f"{record.path} has other labels or objects in a row above")
+                )
             else:
                 found[key] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
@@ -243,7 +268,8 @@ class _Table:
         if num_short:
             account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
-                f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are empty"
+                f"{num_short} rows of {self.src} have fewer cells than the header; the missing ones are "
+                "empty"
             )
 
     def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
@@ -266,7 +292,9 @@ class _Table:
         """Both rows as one image; None where they contradict each other."""
         if self.roles.boxes is not None and earlier.objects is not None and record.objects is not None:
             pairs = dict.fromkeys(
-                pair for one in (earlier.objects, record.objects) for pair in zip(one.bbox, one.category, strict=True)
+                pair
+                for one in (earlier.objects, record.objects)
+                for pair in zip(one.bbox, one.category, strict=True)
             )
             boxes, names = tuple(box for box, _ in pairs), tuple(name for _, name in pairs)
             problem = None if boxes else earlier.problem or record.problem
@@ -342,7 +370,9 @@ def _answers(value: Any, location: str, listing: Listing) -> tuple[str, ...]:
     """The caption in a conversation of one question and answer, as LLaVA's pretraining lists have them."""
     turns = value if isinstance(value, list) else []
     answers = [
-        turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant")
+        turn.get("value")
+        for turn in turns
+        if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant")
     ]
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
@@ -372,9 +402,11 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")
         if table.several and not table.has_real_lists:
             listing.notes.append(
-                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels an image"
+                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels "
+                "an image"
             )
         elif table.several:
             listing.notes.append(
-                f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as lists"
+                f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as "
+                "lists"
             )

@@ -1,6 +1,8 @@
-"""Tar shards with WebDataset naming (https://github.com/webdataset/webdataset): files of one stem make one sample.
+"""Tar shards with WebDataset naming (https://github.com/webdataset/webdataset):
+files of one stem make one sample.
 
-Nothing is extracted: a tar is scanned once for where its members lie, and images are read from there by range.
+Nothing is extracted: a tar is scanned once for where its members lie,
+and images are read from there by range.
 """
 
 from __future__ import annotations
@@ -58,11 +60,13 @@ class _Scanned:
 
 
 def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> Listing:
-    """The images in a tar, or in all tars of a folder or glob, with what lies beside them under the same stem.
+    """The images in a tar, or in all tars of a folder or glob,
+    with what lies beside them under the same stem.
 
-    `.cls` and `.label` are labels, `.txt`, `.text`, `.caption` and `.caption.txt` captions, and `.json` may have a label,
-    labels, captions and objects; equal captions of one sample count once. Where no sample says a label and all images lie one
-    folder deep in two folders or more, their folders are their classes, as on disk.
+    `.cls` and `.label` are labels, `.txt`, `.text`, `.caption` and `.caption.txt` captions, and `.json` may
+    have a label, labels, captions and objects; equal captions of one sample count once. Where no sample says
+    a label and all images lie one folder deep in two folders or more, their folders are their classes,
+    as on disk.
 
     Args:
         src: a tar, a folder or a glob.
@@ -85,8 +89,12 @@ def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> 
     num_threads = 2 if storage.is_local(tars[0].url) else REMOTE_THREADS
     split_of = _splits(names)
     path_of = {file.url: path for path, file in tree.files.items()} if tree is not None else {}
-    for tar, scanned in zip(tars, in_order(lambda tar: _scan(tar, tar.url[shared:]), tars, num_threads), strict=True):
-        listing.records += [replace(record, split=split_of.get(tar.url[shared:])) for record in scanned.records]
+    for tar, scanned in zip(
+        tars, in_order(lambda tar: _scan(tar, tar.url[shared:]), tars, num_threads), strict=True
+    ):
+        listing.records += [
+            replace(record, split=split_of.get(tar.url[shared:])) for record in scanned.records
+        ]
         listing.problems += scanned.problems
         account.annotations += scanned.account.annotations
         for kind, num in scanned.account.counts.items():
@@ -97,7 +105,9 @@ def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> 
     for kind, num in sorted(account.counts.items()):
         listing.notes.append(f"{num} times in the tars: {kind} (first: {account.examples[kind]})")
     _classes_of_folders(listing, names, labels)
-    listing.notes += variants(Counter(record.label for record in listing.records if record.label is not None))
+    listing.notes += variants(
+        Counter(record.label for record in listing.records if record.label is not None)
+    )
     return listing
 
 
@@ -113,16 +123,26 @@ def _splits(names: Sequence[str]) -> dict[str, str]:
 def _classes_of_folders(listing: Listing, names: Sequence[str], labels: str) -> None:
     """Takes folders within tars for classes, where nothing else says any and they look so."""
     inner = [
-        (record, next((record.path[len(name) + 1 :] for name in names if record.path.startswith(f"{name}/")), ""))
+        (
+            record,
+            next((record.path[len(name) + 1 :] for name in names if record.path.startswith(f"{name}/")), ""),
+        )
         for record in listing.records
     ]
     folders = {posixpath.dirname(path) for _, path in inner}
-    if labels == "none" or any(record.label is not None or record.labels is not None for record in listing.records):
+    if labels == "none" or any(
+        record.label is not None or record.labels is not None for record in listing.records
+    ):
         return
-    if len(folders) < 2 or "" in folders or any("/" in folder or folder.startswith(".") for folder in folders):
+    if (
+        len(folders) < 2
+        or "" in folders
+        or any("/" in folder or folder.startswith(".") for folder in folders)
+    ):
         if folders != {""}:
             listing.notes.append(
-                "no labels: the images in the tars do not lie exactly one folder deep, in two folders or more"
+                "no labels: the images in the tars do not lie exactly one folder deep, in two folders or "
+                "more"
             )
         return
     if layout_of(path for _, path in inner).level is not None:
@@ -130,7 +150,9 @@ def _classes_of_folders(listing: Listing, names: Sequence[str], labels: str) -> 
         listing.records = [replace(record, split=layout.split_of(path)) for record, path in inner]
         return
     listing.records = [replace(record, label=posixpath.dirname(path)) for record, path in inner]
-    listing.notes.append(f"the {len(folders)} folders in the tars are taken for classes; --labels none takes none")
+    listing.notes.append(
+        f"the {len(folders)} folders in the tars are taken for classes; --labels none takes none"
+    )
 
 
 def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
@@ -162,7 +184,8 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
         found.records.append(
             _Member(
                 url=tar.url,
-                # the member's name only names the image in the shards: nothing is ever written to such a path
+                # the member's name only names the image in the shards: nothing is ever written to such a
+                # path
                 path=f"{name}/{sample.image.name}",
                 size_bytes=sample.image.size,
                 label=said.label,
@@ -185,7 +208,9 @@ def _take(
     found: _Scanned,
     location: str,
 ) -> str | None:
-    """Adds one member to its sample, or says why not. The stem goes to the first dot of the name, the rest is its kind."""
+    """Adds one member to its sample, or says why not.
+    The stem goes to the first dot of the name, the rest is its kind.
+    """
     folder, slash, name = member.name.rpartition("/")
     stem, _, kind = name.partition(".")
     if not stem or not kind:

@@ -14,13 +14,26 @@ from typing import Any
 # what programs write where there is nothing; a label of a class of that name is said, for it could be one
 NOTHING = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>"})
 # fields in which captions stand, of those who write objects in place of texts
-CAPTION_FIELDS = ("raw", "caption", "text", "sentence", "value", "description", "captions", "texts", "sentences")
+CAPTION_FIELDS = (
+    "raw",
+    "caption",
+    "text",
+    "sentence",
+    "value",
+    "description",
+    "captions",
+    "texts",
+    "sentences",
+)
 MAX_LIST_TEXT = 2**16
-_ITEM = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s,'"\[\](){}]+))\s*(,|(?=\]|\s|$))""")
+_ITEM = re.compile(
+    r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s,'"\[\](){}]+))\s*(,|(?=\]|\s|$))"""
+)
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """(text, name of the encoding): UTF-16 or 32 where a byte order mark says so, else UTF-8, else Windows' Latin letters.
+    """(text, name of the encoding): UTF-16 or 32 where a byte order mark says so, else UTF-8,
+    else Windows' Latin letters.
 
     Nothing is replaced: a byte that no rule can read raises ValueError.
     """
@@ -34,7 +47,9 @@ def decode_text(data: bytes) -> tuple[str, str]:
             try:
                 return data.decode(encoding), encoding
             except UnicodeDecodeError as error:
-                raise ValueError(f"not {encoding.upper()} text, as its first bytes say (byte {error.start})") from error
+                raise ValueError(
+                    f"not {encoding.upper()} text, as its first bytes say (byte {error.start})"
+                ) from error
     try:
         return data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError as first:
@@ -47,9 +62,11 @@ def decode_text(data: bytes) -> tuple[str, str]:
 
 
 def decode_lines(data: bytes) -> tuple[str, str]:
-    """As `decode_text`; but of UTF-8 with some bad bytes each of these is a lone surrogate (see `has_bad_bytes`).
+    """As `decode_text`; but of UTF-8 with some bad bytes each of these is a
+    lone surrogate (see `has_bad_bytes`).
 
-    Letters of several bytes that are right tell such a file from one in Windows' Latin letters, in which there are hardly any.
+    Letters of several bytes that are right tell such a file from one in Windows' Latin letters,
+    in which there are hardly any.
     """
     if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-8-sig", "surrogateescape")
@@ -91,13 +108,17 @@ def label_of(value: Any) -> str | None:
 
 
 def list_in(text: str) -> list[str] | None:
-    """The items of a list written as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`; None for another text."""
+    """The items of a list written as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`;
+    None for another text.
+    """
     text = text.strip()
     if not (text.startswith(("[", "(")) and text.endswith(("]", ")"))) or len(text) > MAX_LIST_TEXT:
         return None
     try:
         found = json.loads(text)
-        if isinstance(found, list) and all(isinstance(item, str | int | float) or item is None for item in found):
+        if isinstance(found, list) and all(
+            isinstance(item, str | int | float) or item is None for item in found
+        ):
             return [str(item) for item in found if item is not None]
         return None
     except (ValueError, RecursionError):
@@ -117,7 +138,8 @@ def list_in(text: str) -> list[str] | None:
 def captions_in(value: Any) -> tuple[list[str], int]:
     """(captions, how many there are that cannot be read) of a cell or a JSON value; blank ones are neither.
 
-    Texts, lists of texts, objects with one of `CAPTION_FIELDS`, and texts by language ({"en": ..., "de": ...}) are read.
+    Texts, lists of texts, objects with one of `CAPTION_FIELDS`,
+    and texts by language ({"en": ..., "de": ...}) are read.
     """
     if is_nothing(value):
         return [], 0
@@ -125,18 +147,26 @@ def captions_in(value: Any) -> tuple[list[str], int]:
         return [clean(value)], 0
     if isinstance(value, list):
         parts = [captions_in(item) for item in value]
-        return list(dict.fromkeys(text for texts, _ in parts for text in texts)), sum(bad for _, bad in parts)
+        return list(dict.fromkeys(text for texts, _ in parts for text in texts)), sum(
+            bad for _, bad in parts
+        )
     if isinstance(value, dict):
         for field in CAPTION_FIELDS:
             if field in value and not isinstance(value[field], int | float):
                 return captions_in(value[field])
-        if value and all(isinstance(text, str) for text in value.values()) and all(len(str(key)) <= 7 for key in value):
+        if (
+            value
+            and all(isinstance(text, str) for text in value.values())
+            and all(len(str(key)) <= 7 for key in value)
+        ):
             return captions_in(list(value.values()))
     return [], 1
 
 
 def variants(counts: Counter[str]) -> list[str]:
-    """Notes on labels that may be one class in several spellings: by case, as numbers (1, 1.0, True), or as nothing."""
+    """Notes on labels that may be one class in several spellings:
+    by case, as numbers (1, 1.0, True), or as nothing.
+    """
     notes = []
     for what, key in (("differ in case only", str.casefold), ("may be one number", _as_number)):
         groups: dict[str, list[str]] = {}
@@ -145,7 +175,9 @@ def variants(counts: Counter[str]) -> list[str]:
         for alike in sorted(group for group in groups.values() if len(group) > 1):
             if key is str.casefold or any(_as_number(label) != label for label in alike):
                 shown = ", ".join(f"{label!r} {counts[label]}" for label in sorted(alike))
-                notes.append(f"labels that {what} are kept apart: {shown}; write them alike if they are one class")
+                notes.append(
+                    f"labels that {what} are kept apart: {shown}; write them alike if they are one class"
+                )
     return notes
 
 

@@ -25,7 +25,9 @@ PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 @dataclass(frozen=True, slots=True)
 class _Item(Record):
-    """A record whose image the data set gives as pixels, or from a file; pixels are stored as PNG, without loss."""
+    """A record whose image the data set gives as pixels, or from a file;
+    pixels are stored as PNG, without loss.
+    """
 
     dataset: Any = None
     index: int = 0
@@ -42,7 +44,8 @@ class _Item(Record):
 
 
 def torchvision_records(src: str, *, root: str = "data", download: bool = False) -> Listing:
-    """The images and class names of a classification data set of torchvision, all of its splits' training part.
+    """The images and class names of a classification data set of torchvision,
+    all of its splits' training part.
 
     Args:
         src: `torchvision:NAME`, or `torchvision:NAME:SPLIT` for another split (`train`, `test`, `val`, ...).
@@ -55,7 +58,9 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     import torchvision
 
     name, _, split = src.removeprefix(PREFIX).partition(":")
-    known = [key for key in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, key))]
+    known = [
+        key for key in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, key))
+    ]
     kind = getattr(torchvision.datasets, choose("torchvision data set", name, known))
     parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {}
@@ -76,7 +81,10 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
         hint = "" if download else "; add --download to fetch it, or say where it is with --root"
         raise UserError(f"torchvision's {name} cannot be opened: {in_words(error)}{hint}") from error
     if not (
-        isinstance(first, tuple) and len(first) == 2 and isinstance(first[0], Image.Image) and isinstance(first[1], int)
+        isinstance(first, tuple)
+        and len(first) == 2
+        and isinstance(first[0], Image.Image)
+        and isinstance(first[1], int)
     ):
         raise UserError(
             f"torchvision's {name} does not give (image, class); only such data sets can be imported by name"
@@ -88,23 +96,29 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     records: list[Record] = []
     for index, number in enumerate(labels):
         label = names[number] if isinstance(names, list) and 0 <= number < len(names) else str(number)
-        label = " / ".join(label) if isinstance(label, tuple) else str(label)  # ImageNet has several words for a class
+        label = (
+            " / ".join(label) if isinstance(label, tuple) else str(label)
+        )  # ImageNet has several words for a class
         stem = f"{index:0{digits}d}"
         if files is None:
             records.append(_Item(url=src, path=f"{stem}.png", label=label, dataset=dataset, index=index))
         else:
-            records.append(Record(url=files[index], path=stem + posixpath.splitext(files[index])[1], label=label))
+            records.append(
+                Record(url=files[index], path=stem + posixpath.splitext(files[index])[1], label=label)
+            )
     return Listing(records)
 
 
 def _files(dataset: Any) -> list[str] | None:
-    """The image files in the order of the items, for sets that keep them: stored as they are, they need no PNG five times
-    their size."""
+    """The image files in the order of the items, for sets that keep them: stored as they are, they need no
+    PNG five times their size."""
     for name in ("_image_files", "_images", "_samples", "samples"):
         entries = getattr(dataset, name, None)
         if isinstance(entries, list) and entries and len(entries) == len(dataset):
             paths = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
-            if all(isinstance(path, str | Path) and str(path).lower().endswith(IMAGE_SUFFIXES) for path in paths):
+            if all(
+                isinstance(path, str | Path) and str(path).lower().endswith(IMAGE_SUFFIXES) for path in paths
+            ):
                 return [storage.absolute(str(path)) for path in paths]
     return None
 

@@ -1,4 +1,6 @@
-"""All that lies below a source: every file once, with hidden ones, links and empty folders, listed before anything is read."""
+"""All that lies below a source: every file once, with hidden ones, links and empty folders,
+listed before anything is read.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,22 @@ from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 # endings of images that cannot be decoded; these are counted by name
 OTHER_IMAGES = (
-    *(".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
+    *(
+        ".jxl",
+        ".svg",
+        ".psd",
+        ".raw",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".dng",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".exr",
+        ".hdr",
+    ),
     *(".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii"),
 )
 HIDDEN = "hidden"  # begins what is said of such files
@@ -39,7 +56,8 @@ class Tree:
         files: path below the root -> file; hidden ones and those that lead nowhere are in `left`.
         left: path -> why it is not looked at at all: hidden, a link to a folder, a dead link.
         empty_folders: paths of folders without any file in or below them.
-        images: those of `files` that are images, by their endings or, where they have none, by their first bytes.
+        images: those of `files` that are images, by their endings or, where they have none,
+            by their first bytes.
     """
 
     root: str
@@ -108,7 +126,9 @@ def read_tree(src: str, *, leave_out: str | None = None) -> Tree:
         raise UserError(f"{src} does not exist; give a folder of images, or an annotation file")
     with storage.explained("list", src):
         if not fs.isdir(root):
-            folder, _, name = src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
+            folder, _, name = (
+                src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
+            )
             (file,) = storage.find_files(src, "") or (None,)
             return Tree(folder or ".", {name: file} if file else {})
         local = isinstance(fs, LocalFileSystem)
@@ -157,7 +177,8 @@ def _local(root: str, leave_out: str) -> Tree:
                 tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
-                # images may be millions, so it is not checked whether they changed while they were read in parts
+                # images may be millions, so it is not checked whether they changed while they were read in
+                # parts
                 version = "" if entry.name.lower().endswith(IMAGE_SUFFIXES) else str(status.st_mtime)
                 tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, version)
             elif entry.is_dir():
@@ -174,7 +195,9 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informati
 
 def _why_hidden(path: str) -> str:
     *folders, name = path.split("/")
-    of_system = name.startswith("._") or name in SYSTEM_FILES or any(folder in SYSTEM_FOLDERS for folder in folders)
+    of_system = (
+        name.startswith("._") or name in SYSTEM_FILES or any(folder in SYSTEM_FOLDERS for folder in folders)
+    )
     if name.lower().endswith(IMAGE_SUFFIXES) and not of_system:
         return "image that is hidden, or in a folder whose name begins with . or _"
     return f"{HIDDEN}, or of the operating system"
@@ -200,7 +223,11 @@ def _empty(folders: Iterable[str], num_in: dict[str, int]) -> Iterator[str]:
 def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str | None) -> Tree:
     fs.invalidate_cache()
     tree = Tree(src.rstrip("/"))
-    out = f"{storage.filesystem(leave_out)[1].rstrip('/')}/" if leave_out and not storage.is_local(leave_out) else ""
+    out = (
+        f"{storage.filesystem(leave_out)[1].rstrip('/')}/"
+        if leave_out and not storage.is_local(leave_out)
+        else ""
+    )
     for name, info in fs.find(root, detail=True).items():
         path = name[len(root.rstrip("/")) + 1 :]
         if not path or (out and name.startswith(out)) or info.get("type") != "file":
@@ -209,13 +236,17 @@ def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str
         if any(part.startswith((".", "_")) for part in parts[:-1]) or parts[-1].startswith("."):
             tree.left[path] = _why_hidden(path)
         else:
-            version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
+            version = next(
+                (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), ""
+            )
             tree.files[path] = FileInfo(fs.unstrip_protocol(name), int(info.get("size") or 0), version)
     return tree
 
 
 def _told(tree: Tree) -> Tree:
-    """The tree, sorted, with its images told: by their endings, and those without an ending by their first bytes."""
+    """The tree, sorted, with its images told: by their endings,
+    and those without an ending by their first bytes.
+    """
     tree.files = {path: tree.files[path] for path in sorted(tree.files)}
     tree.images = {path: file for path, file in tree.files.items() if path.lower().endswith(IMAGE_SUFFIXES)}
     unknown = [path for path in tree.files if not USUAL_ENDING.search(path) and path not in tree.images]

@@ -34,12 +34,13 @@ _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[
 def voc_records(
     src: str, *, tree: Tree | None = None, boxes: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images below `src` that an xml file of the same name (or its <filename>) speaks of, with their boxes.
+    """The images below `src` that an xml file of the same name (or its <filename>) speaks of,
+    with their boxes.
 
     Of several images of that name the one in JPEGImages or beside the xml file is taken.
 
-    VOC's boxes are corners; one-pixel offsets of the original tools are left as they are. An object that cannot be read costs
-    itself; an image whose objects all cannot is set aside.
+    VOC's boxes are corners; one-pixel offsets of the original tools are left as they are. An object that
+    cannot be read costs itself; an image whose objects all cannot is set aside.
 
     Raises:
         UserError: when there is no xml file.
@@ -49,7 +50,9 @@ def voc_records(
     annotations = Evidence(tree).xml_files("voc") or tree.with_suffix(".xml")
     if not annotations:
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
-    listing = Listing([], told=f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})", tree=tree)
+    listing = Listing(
+        [], told=f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})", tree=tree
+    )
     spoken: dict[str, str] = {}
     far: dict[str, str] = {}  # images that lie elsewhere, URL -> path
     for path, data in zip(annotations, read_small(tree.files[path] for path in annotations), strict=True):
@@ -84,7 +87,10 @@ def voc_records(
         file = images[found[0]]
         problem = None
         if parsed.problems and not parsed.objects.bbox:
-            problem = f"none of its objects can be read ({parsed.problems[0]}); it would look like an image without any"
+            problem = (
+                f"none of its objects can be read ({parsed.problems[0]}); it would look like an image "
+                "without any"
+            )
         spoken[found[0]] = path
         if posixpath.dirname(found[0]) not in _folders_of(path):
             far[file.url] = found[0]
@@ -139,7 +145,9 @@ def _folders_of(annotation: str) -> set[str]:
     folder = posixpath.dirname(annotation)
     others = ("JPEGImages", "images", "imgs", "Images")
     parts = folder.split("/")
-    return {folder} | {"/".join(name if part.lower() == "annotations" else part for part in parts) for name in others}
+    return {folder} | {
+        "/".join(name if part.lower() == "annotations" else part for part in parts) for name in others
+    }
 
 
 @dataclass
@@ -160,7 +168,9 @@ def parse_voc(data: bytes, meaning: str = "xyxy") -> Voc:
         raise ValueError(f"its root is <{root.tag}>, not <annotation>")
     size = numbers([_float(root.findtext(f"size/{side}")) for side in ("width", "height")], 2)
     found = Voc(
-        root.findtext("filename") or "", (size[0], size[1]) if size and min(size) > 0 else None, Objects((), ())
+        root.findtext("filename") or "",
+        (size[0], size[1]) if size and min(size) > 0 else None,
+        Objects((), ()),
     )
     boxes, names = [], []
     for number, item in enumerate(root.iter("object"), 1):
@@ -174,7 +184,9 @@ def parse_voc(data: bytes, meaning: str = "xyxy") -> Voc:
                 found.problems.append(f"object {number}{_line(data, number)} has no name or no bndbox")
                 continue
         except ValueError:
-            found.problems.append(f"object {number}{_line(data, number)} has a bndbox that is not four numbers")
+            found.problems.append(
+                f"object {number}{_line(data, number)} has a bndbox that is not four numbers"
+            )
             continue
         if not name or box is None:
             found.problems.append(f"object {number}{_line(data, number)} has no name or no bndbox")
@@ -201,7 +213,9 @@ def _root(data: bytes) -> Any:
 
 
 def _box_of(item: Any, meaning: str) -> tuple[float, float, float, float]:
-    """The box of an object: `bndbox`, else that around a polygon. Raises LookupError without one, ValueError for no numbers."""
+    """The box of an object: `bndbox`, else that around a polygon.
+    Raises LookupError without one, ValueError for no numbers.
+    """
     box = item.find("bndbox")
     if box is not None:
         corners = numbers([_float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")], 4)
@@ -215,7 +229,11 @@ def _box_of(item: Any, meaning: str) -> tuple[float, float, float, float]:
     ys = [_float(element.text) for element in polygon if re.fullmatch(r"y\d*", element.tag)]
     points = [(_float(point.findtext("x")), _float(point.findtext("y"))) for point in polygon.iter("pt")]
     points = points or list(zip(xs, ys, strict=False))
-    if len(points) < 3 or len(xs) != len(ys) or not all(math.isfinite(value) for point in points for value in point):
+    if (
+        len(points) < 3
+        or len(xs) != len(ys)
+        or not all(math.isfinite(value) for point in points for value in point)
+    ):
         raise LookupError
     return around(points)
 

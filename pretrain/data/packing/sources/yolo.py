@@ -1,5 +1,5 @@
-"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in fractions of the
-sides.
+"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in
+fractions of the sides.
 """
 
 from __future__ import annotations
@@ -32,21 +32,24 @@ MAX_OVER = 1.01  # a fraction a hair above 1 is rounding; trainers take it so
 def yolo_records(
     src: str, *, tree: Tree | None = None, boxes: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images below `src`, with the boxes of the txt file beside each, or in `labels/` where it lies in `images/`.
+    """The images below `src`, with the boxes of the txt file beside each,
+    or in `labels/` where it lies in `images/`.
 
-    Class names come from a yaml, classes.txt or obj.names in `src`, or from data.yaml one folder up; without them classes are
-    named by their numbers. An image without a txt file has no boxes, as YOLO has it. `src` may also be the yaml itself, which
-    stands for its folder. Where a yaml (or obj.data) names folders or lists for training, validation and test, these are the
-    splits, and other images are left out.
+    Class names come from a yaml, classes.txt or obj.names in `src`, or from data.yaml one folder up; without
+    them classes are named by their numbers. An image without a txt file has no boxes, as YOLO has it. `src`
+    may also be the yaml itself, which stands for its folder. Where a yaml (or obj.data) names folders or
+    lists for training, validation and test, these are the splits, and other images are left out.
 
-    A line of five numbers is a box, with a sixth its confidence, which is not read; `class x1 y1 x2 y2 x3 y3 ...` is a polygon,
-    of which the box around it is taken, as Ultralytics does; with `kpt_shape` in the yaml further numbers are key points. Lines
-    that come twice count once. Numbers above 1 are no fractions: such lines are set aside.
+    A line of five numbers is a box, with a sixth its confidence, which is not read; `class x1 y1 x2 y2 x3 y3
+    ...` is a polygon, of which the box around it is taken, as Ultralytics does; with `kpt_shape` in the yaml
+    further numbers are key points. Lines that come twice count once.
+    Numbers above 1 are no fractions: such lines are set aside.
 
     Args:
         src: folder, or the yaml.
         tree: of `src`, where it is known already.
-        boxes: what the four numbers are: by default `cxcywh` in fractions; `xywh`, `xyxy` and `cxcywh` are pixels.
+        boxes: what the four numbers are: by default `cxcywh` in fractions; `xywh`, `xyxy` and `cxcywh` are
+            pixels.
         leave_out: a folder to pass over.
 
     Raises:
@@ -66,7 +69,9 @@ def yolo_records(
     images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
     label_of, shared, far = _labels(images, tree)
     if not any(label_of.values()):
-        raise UserError(f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image")
+        raise UserError(
+            f"no image in {src} has a .txt file beside it or in labels/; YOLO has one for each image"
+        )
     num_files, named_by = sum(map(bool, label_of.values())), shown(setup.read, 2) or "no file"
     listing.told = f"YOLO: {num_files} txt files with boxes, class names of {named_by}"
     contents = read_small(tree.files[label] if label else None for label in label_of.values())
@@ -76,7 +81,10 @@ def yolo_records(
     for (path, label), content in zip(label_of.items(), contents, strict=True):
         if label in shared:
             stands_for = ", ".join(shared[label])
-            objects, problem = Objects((), ()), f"{label} stands for {stands_for}; the source does not say which"
+            objects, problem = (
+                Objects((), ()),
+                f"{label} stands for {stands_for}; the source does not say which",
+            )
         elif path in far:
             objects, problem = Objects((), ()), ELSEWHERE.format(path=path)
         else:
@@ -92,17 +100,25 @@ def yolo_records(
                 problem=problem,
             )
         )
-    _note_unused(set(filter(None, label_of.values())), tree, evidence, listing, is_listed=split_of is not None)
+    _note_unused(
+        set(filter(None, label_of.values())), tree, evidence, listing, is_listed=split_of is not None
+    )
     reader.finish(src)
     listing.records = unique(listing.records, src)
     if num_without := sum(label is None for label in label_of.values()):
-        listing.notes.append(f"{num_without} images without a .txt file are packed as background, with no boxes")
+        listing.notes.append(
+            f"{num_without} images without a .txt file are packed as background, with no boxes"
+        )
     if setup.names is None:
-        listing.notes.append(f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers")
+        listing.notes.append(
+            f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers"
+        )
     return listing
 
 
-def _note_unused(used: set[str], tree: Tree, evidence: Evidence, listing: Listing, *, is_listed: bool) -> None:
+def _note_unused(
+    used: set[str], tree: Tree, evidence: Evidence, listing: Listing, *, is_listed: bool
+) -> None:
     """Accounts for the txt files: those that were read, and those without an image that is packed."""
     listing.account.read |= used
     lone = [
@@ -120,12 +136,14 @@ def _note_unused(used: set[str], tree: Tree, evidence: Evidence, listing: Listin
     listing.account.left.update(dict.fromkeys(lone, "boxes without an image of their name"))
 
 
-def _labels(images: dict[str, Any], tree: Tree) -> tuple[dict[str, str | None], dict[str, list[str]], set[str]]:
+def _labels(
+    images: dict[str, Any], tree: Tree
+) -> tuple[dict[str, str | None], dict[str, list[str]], set[str]]:
     """Which txt file is whose.
 
     Returns:
-        image -> its txt file or None; txt file -> images of one stem where it may be of several; images that do not lie where
-        their txt file says, though most others do.
+        image -> its txt file or None; txt file -> images of one stem where it may be of several; images that
+        do not lie where their txt file says, though most others do.
     """
     found: dict[str, str | None] = {}
     images_of: dict[str, list[str]] = {}
@@ -139,7 +157,11 @@ def _labels(images: dict[str, Any], tree: Tree) -> tuple[dict[str, str | None], 
         found[path] = label
         if label is not None:
             images_of.setdefault(label, []).append(path)
-    usual = {path for path, label in found.items() if label and f"{label_paths(path)[0]}.txt".lower() == label.lower()}
+    usual = {
+        path
+        for path, label in found.items()
+        if label and f"{label_paths(path)[0]}.txt".lower() == label.lower()
+    }
     if len(usual) * 2 > sum(map(bool, found.values())):
         far = {path for path, label in found.items() if label and path not in usual}
     else:
@@ -182,7 +204,10 @@ class _Reader:
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = f"none of its {len(bad)} boxes can be read ({bad[0]}); it would look like an image without any"
+            problem = (
+                f"none of its {len(bad)} boxes can be read ({bad[0]}); it would look like an image "
+                "without any"
+            )
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
@@ -204,7 +229,9 @@ class _Reader:
     def _box(self, values: tuple[float, ...], line: str) -> tuple[float, float, float, float]:
         in_pixels = self._meaning not in (None, "fractions")
         key_points = self._key_points
-        as_box = len(values) in (4, 5) or (key_points is not None and len(values) == 4 + key_points[0] * key_points[1])
+        as_box = len(values) in (4, 5) or (
+            key_points is not None and len(values) == 4 + key_points[0] * key_points[1]
+        )
         if as_box:
             points = values[:4]
         elif len(values) >= 6 and len(values) % 2 == 0:
@@ -231,9 +258,9 @@ class _Reader:
         listing = self._listing
         if self._counts["pixels"] * 2 > listing.account.annotations:
             raise UserError(
-                f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are above 1 (first: "
-                f"{listing.problems[0][0]}), so they are pixels, but YOLO uses fractions of the sides; --boxes "
-                "cxcywh reads them as "
+                f"{src}: the numbers of {self._counts['pixels']} of {listing.account.annotations} boxes are "
+                f"above 1 (first: {listing.problems[0][0]}), so they are pixels, but YOLO uses fractions of "
+                "the sides; --boxes cxcywh reads them as "
                 "centre and size, xywh as left, top, width and height, xyxy as corners"
             )
         for kind, example in self._first.items():

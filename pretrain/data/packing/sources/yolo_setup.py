@@ -1,4 +1,6 @@
-"""What stands beside YOLO's label files: class names and splits in data.yaml, obj.data, classes.txt, obj.names, lists."""
+"""What stands beside YOLO's label files: class names and splits in data.yaml, obj.data, classes.txt,
+obj.names, lists.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from pretrain.data.packing.sources.texts import clean, shown
 from pretrain.data.packing.sources.tree import Tree
 
 NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
-_SPLIT_KEYS = (("train", TRAIN), ("val", VALIDATION), ("valid", VALIDATION), ("validation", VALIDATION), ("test", TEST))
+_SPLIT_KEYS = (
+    ("train", TRAIN),
+    ("val", VALIDATION),
+    ("valid", VALIDATION),
+    ("validation", VALIDATION),
+    ("test", TEST),
+)
 
 
 @dataclass
@@ -45,10 +53,16 @@ def read_setup(src: str, tree: Tree, evidence: Evidence, named: str) -> Setup:
     """What the files of class names and splits say; `named` is the yaml that the user gave."""
     setup = Setup()
     files = [named] if named else evidence.name_files
-    urls = [(path, tree.files[path].url if path in tree.files else storage.join(src, path)) for path in files]
+    urls = [
+        (path, tree.files[path].url if path in tree.files else storage.join(src, path)) for path in files
+    ]
     if not urls and "/" in src.rstrip("/"):  # one split of a set: its data.yaml lies a folder up
         above = src.rstrip("/").rpartition("/")[0]
-        urls = [(f"../{name}", url) for name in NAME_FILES[:3] if storage.exists(url := storage.join(above, name))]
+        urls = [
+            (f"../{name}", url)
+            for name in NAME_FILES[:3]
+            if storage.exists(url := storage.join(above, name))
+        ]
     for path, url in urls:
         if not path.lower().endswith((".yaml", ".yml")):
             if setup.names is None:
@@ -65,7 +79,9 @@ def read_setup(src: str, tree: Tree, evidence: Evidence, named: str) -> Setup:
             setup.key_points = (shape[0], shape[1])
         setup.read.append(path)
     for path in tree.with_suffix(".data"):
-        content = dict(re.findall(r"^\s*(\w+)\s*=\s*(\S+)\s*$", read_text(tree.files[path].url), re.MULTILINE))
+        content = dict(
+            re.findall(r"^\s*(\w+)\s*=\s*(\S+)\s*$", read_text(tree.files[path].url), re.MULTILINE)
+        )
         if not setup.splits and content.keys() & {"train", "valid"}:
             setup.splits = _yaml_splits(content)
             setup.read.append(path)
@@ -81,7 +97,8 @@ def _listed_names(url: str, setup: Setup) -> dict[int, str]:
     if len(names) < len(lines):
         blank = next(number for number in range(len(lines)) if number not in names)
         setup.notes.append(
-            f"{url} has {len(lines) - len(names)} empty lines; class {blank} has no name, the others keep their numbers"
+            f"{url} has {len(lines) - len(names)} empty lines; class {blank} has no name, the others keep "
+            "their numbers"
         )
     return _distinct(url, names)
 
@@ -91,7 +108,8 @@ def _distinct(url: str, names: dict[int, str]) -> dict[int, str]:
         if num > 1:
             numbers_of = [number for number, other in names.items() if other == name]
             raise UserError(
-                f"{url}: the classes {', '.join(map(str, numbers_of))} are all called {name!r}; give each its own name"
+                f"{url}: the classes {', '.join(map(str, numbers_of))} are all called {name!r}; give each "
+                "its own name"
             )
     return names
 
@@ -113,15 +131,16 @@ def _yaml_names(url: str, tree: dict[str, Any], setup: Setup) -> dict[int, str] 
     names: Any = tree["names"]
     if isinstance(names, list):
         names = dict(enumerate(names))
-    # only plain values are made text: aliases of aliases would grow without bound, and YAML reads a bare `no` as False
+    # only plain values are made text: aliases of aliases would grow without bound, and YAML reads a bare
+    # `no` as False
     if isinstance(names, dict) and all(
         _number(number) is not None and isinstance(name, str | int | float) and not isinstance(name, bool)
         for number, name in names.items()
     ):
         return _distinct(url, {_number(number): clean(str(name)) for number, name in names.items()})  # type: ignore[misc]
     raise UserError(
-        f"{url}: `names` must be a list of class names, or numbers with names; put names such as no, yes, on and off "
-        "into quotes"
+        f"{url}: `names` must be a list of class names, or numbers with names; put names such as no, yes, "
+        "on and off into quotes"
     )
 
 
@@ -132,7 +151,9 @@ def _number(value: Any) -> int | None:
 
 
 def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
-    """Split -> the entries that a yaml names for it, as they stand, those relative to `path` joined to it."""
+    """Split -> the entries that a yaml names for it, as they stand,
+    those relative to `path` joined to it.
+    """
     base = str(tree["path"]) if isinstance(tree.get("path"), str) else ""
     splits: dict[str, list[tuple[str, ...]]] = {}
     for key, split in _SPLIT_KEYS:
@@ -150,8 +171,8 @@ def _yaml_splits(tree: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _candidates(base: str, entry: str) -> tuple[str, ...]:
-    """The paths below the root that a entry of a yaml may mean, the likeliest first: `path` and `../` are often those of
-    another machine."""
+    """The paths below the root that a entry of a yaml may mean, the likeliest first: `path` and `../` are
+    often those of another machine."""
     base = base.replace("\\", "/")
     whole = posixpath.normpath(posixpath.join(base, entry)) if base else posixpath.normpath(entry)
     ways = [whole, posixpath.normpath(entry), re.sub(r"^(\.\./|/)+", "", posixpath.normpath(entry))]
@@ -161,7 +182,9 @@ def _candidates(base: str, entry: str) -> tuple[str, ...]:
 
 
 def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict[str, str] | None:
-    """Image -> split as a yaml or obj.data says; None where none does. Images of no split are left out and said."""
+    """Image -> split as a yaml or obj.data says; None where none does.
+    Images of no split are left out and said.
+    """
     if not setup.splits:
         return None
     found: dict[str, str] = {}
@@ -186,12 +209,13 @@ def split_by_lists(src: str, tree: Tree, setup: Setup, listing: Listing) -> dict
     if clashes:
         first = min(clashes)
         listing.notes.append(
-            f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for the "
-            f"first (first: {first})"
+            f"{shown(setup.read)} names {len(set(clashes))} images for several splits; they are taken for "
+            f"the first (first: {first})"
         )
     if others := [path for path in tree.images if path not in found]:
         listing.notes.append(
-            f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: {others[0]})"
+            f"{len(others)} images belong to no split of {shown(setup.read)} and are left out (first: "
+            f"{others[0]})"
         )
         listing.account.left.update(dict.fromkeys(others, "image of no split"))
     return found
@@ -209,7 +233,9 @@ def _images_at(src: str, tree: Tree, ways: Sequence[str], listing: Listing) -> l
             listing.account.read.add(way)
             lines = [line.strip().replace("\\", "/") for line in read_text(tree.files[way].url).splitlines()]
             images = [
-                path for line in lines if line and (path := _listed(tree, line, posixpath.dirname(way))) is not None
+                path
+                for line in lines
+                if line and (path := _listed(tree, line, posixpath.dirname(way))) is not None
             ]
             gone = sum(bool(line) for line in lines) - len(images)
             if gone:
