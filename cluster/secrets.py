@@ -38,11 +38,11 @@ _HARMLESS = frozenset([
     "access", "account_name", "acl", "addressing_style", "anon", "asynchronous", "auto_mkdir", "block_size",
     "cache_regions", "cache_type", "compression", "connect_timeout", "consistency", "default_block_size",
     "default_cache_type", "default_fill_cache", "default_location", "encoding", "endpoint", "endpoint_url",
-    "fixed_upload_size", "follow_redirects", "location", "max_attempts", "max_concurrency", "max_pool_connections",
-    "mode", "project", "read_timeout", "region", "region_name", "repo_type", "requester_pays", "requests_timeout",
-    "retries", "retry_mode", "revision", "s3_accelerate", "session_kwargs", "signature_version", "simple_links",
-    "skip_instance_cache", "timeout", "total_max_attempts", "trust_env", "use_listings_cache", "use_ssl",
-    "user_agent", "version_aware",
+    "fixed_upload_size", "follow_redirects", "location", "max_attempts", "max_concurrency",
+    "max_pool_connections", "mode", "project", "read_timeout", "region", "region_name", "repo_type",
+    "requester_pays", "requests_timeout", "retries", "retry_mode", "revision", "s3_accelerate",
+    "session_kwargs", "signature_version", "simple_links", "skip_instance_cache", "timeout",
+    "total_max_attempts", "trust_env", "use_listings_cache", "use_ssl", "user_agent", "version_aware",
 ])  # fmt: skip
 
 _lock = threading.Lock()

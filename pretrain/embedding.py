@@ -280,7 +280,8 @@ def parser() -> CommandLine:
     )
     add_image_root_option(parser)
     parser.add_argument(
-        "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES", default=None,
+        "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES",
+        default=None,
         help="columns that go along, with commas between; by default all that are no images and not nested",
     )  # fmt: skip
     parser.add_argument(
@@ -288,7 +289,8 @@ def parser() -> CommandLine:
     )
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole image, squeezed into a square, instead of a central square; " "always so with --maps",
+        help="the teacher sees the whole image, squeezed into a square, instead of a central square; "
+        "always so with --maps",
     )  # fmt: skip
     parser.add_argument(
         "--crop-fraction",

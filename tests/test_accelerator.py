@@ -31,7 +31,8 @@ def test_without_time_nothing_begins_and_all_is_named(tmp_path, capsys):
 
 
 def test_a_part_that_hangs_is_ended_with_its_children(tmp_path):
-    part = accelerator.Part("photos", ("photos", "--folder", str(tmp_path), "--size", "64", "--batch", "8", "--steps", "1",
+    part = accelerator.Part("photos", ("photos", "--folder", str(tmp_path), "--size", "64", "--batch", "8",
+                                       "--steps", "1",
                                        "--images", "100000"))  # fmt: skip
     text, fault = accelerator.measured(part, 1.0)
     assert text == ""

@@ -96,7 +96,8 @@ def test_pretraining_leaves_what_it_says(encoder):
 
 def test_the_same_call_says_that_the_run_is_finished(encoder, shards, capsys):
     again = pretrain.pretrain(
-        shards.train, out=encoder.out, method="simclr", method_arguments={"hidden_dim": 32}, encoder="convattn_nano",
+        shards.train, out=encoder.out, method="simclr", method_arguments={"hidden_dim": 32},
+        encoder="convattn_nano",
         image_size=32, batch_size=8, steps=2, workers=0, report_images=0, settings=TINY,
     )  # fmt: skip
     assert "is finished already" in capsys.readouterr().out and again == encoder
@@ -126,15 +127,18 @@ def test_embedding_counts_bad_rows(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("function", "given", "words"),
     [
-        (pretrain.pretrain, {"epoch": 3}, ["pretrain() takes no 'epoch'", "did you mean 'epochs'", "dotted key"]),
+        (pretrain.pretrain, {"epoch": 3}, ["pretrain() takes no 'epoch'", "did you mean 'epochs'",
+                                           "dotted key"]),
         (pretrain.pretrain, {"epochs": "ten"}, ["training.epochs='ten'", "must be a number"]),
-        (pretrain.pretrain, {"settings": {"training.epoch": 3}}, ["unknown setting 'training.epoch'", "training.epochs"]),
+        (pretrain.pretrain, {"settings": {"training.epoch": 3}},
+         ["unknown setting 'training.epoch'", "training.epochs"]),
         (pretrain.pretrain, {"settings": {"training.epochs": object()}}, ["training.epochs"]),
         (pretrain.pretrain, {"config": "configs/pretrain/simcrl.yaml"}, ["does not exist", "simclr.yaml"]),
         (pretrain.pretrain, {"out": None}, ["the setting out has no value"]),
         (pretrain.pretrain, {}, ["nowhere"]),
         (finetune.finetune, {"encoder": "nowhere/encoder", "validation": "nowhere"}, ["nowhere"]),
-        (finetune.finetune, {"encoder": "random", "validation": "x", "mode": "half"}, ["mode='half'", "linear, full, lora"]),
+        (finetune.finetune, {"encoder": "random", "validation": "x", "mode": "half"},
+         ["mode='half'", "linear, full, lora"]),
     ],
 )  # fmt: skip
 def test_a_mistake_in_settings_is_one_line(function, given, words, tmp_path):
@@ -197,8 +201,8 @@ def test_values_are_what_a_command_line_would_make_of_them():
         "encoder.arguments={top_k: 4}",
     ]
     values = {
-        "data.url": ("a", "b"), "out": "007", "training": {"epochs": np.float32(2)}, "method": {"name": "byol"},
-        "encoder.arguments": {"top_k": np.int64(4)},
+        "data.url": ("a", "b"), "out": "007", "training": {"epochs": np.float32(2)},
+        "method": {"name": "byol"}, "encoder.arguments": {"top_k": np.int64(4)},
     }  # fmt: skip
     assert load_settings(PretrainSettings, None, words) == load_settings(
         PretrainSettings, None, [], values=values

@@ -15,8 +15,8 @@ from tests.benchmarks.photo_like import write_photo_like
 def test_ours_is_measured_and_a_missing_peer_costs_its_row(tmp_path, capsys):
     photos = write_photo_like(tmp_path / "photos", 160)
     peers.main([
-        str(photos), "--peer-python", sys.executable, "--repeats", "1", "--batches", "2", "--warm-up", "1", "--copies", "1",
-        "--delay", "0.01", "--rows", "ours_disk", "dali_once", "ours_s3",
+        str(photos), "--peer-python", sys.executable, "--repeats", "1", "--batches", "2", "--warm-up", "1",
+        "--copies", "1", "--delay", "0.01", "--rows", "ours_disk", "dali_once", "ours_s3",
     ])  # fmt: skip
     told = capsys.readouterr().out
     assert "nvidia-dali-cuda120 not installed" in told

@@ -77,7 +77,8 @@ def command(kind, world, out):
         "finetune": ["finetune", *_finetuning(world, out)],
         "predict": ["finetune", "predict", world / "classifier" / "model", world / "validation", out],
         "evaluate": [
-            "finetune", "evaluate", world / "classifier" / "model", world / "validation", "--json", out / "found.json",
+            "finetune", "evaluate", world / "classifier" / "model", world / "validation", "--json",
+            out / "found.json",
         ],
     }[kind]  # fmt: skip
 

@@ -36,8 +36,8 @@ def test_the_report_of_a_run_on_real_photos(tmp_path):
         )
     options = [
         "configs/pretrain/small/simclr.yaml", f"data.url={tmp_path / 'train'}", f"out={tmp_path / 'run'}",
-        f"knn.train_url={tmp_path / 'train'}", f"knn.test_url={tmp_path / 'validation'}", "training.steps=60",
-        "knn.every_epochs=1", "cluster.workers=0",
+        f"knn.train_url={tmp_path / 'train'}", f"knn.test_url={tmp_path / 'validation'}",
+        "training.steps=60", "knn.every_epochs=1", "cluster.workers=0",
     ]  # fmt: skip
     assert run_command(lambda: main(options)) == 0
     seen = look(tmp_path / "run" / "report.html", screenshots=screenshots("photos"))

@@ -94,7 +94,8 @@ def mot_lines(frame: int, tracked: Sequence[Tracked]) -> str:
     and three unknown, each.
     """
     return "".join(
-        f"{frame + 1},{t.track},{t.box[0]:.2f},{t.box[1]:.2f},{t.box[2] - t.box[0]:.2f},{t.box[3] - t.box[1]:.2f},"
+        f"{frame + 1},{t.track},{t.box[0]:.2f},{t.box[1]:.2f},"
+        f"{t.box[2] - t.box[0]:.2f},{t.box[3] - t.box[1]:.2f},"
         f"{t.score:.4f},-1,-1,-1\n"
         for t in tracked
     )

@@ -30,7 +30,8 @@ def confusion_section(matrix_CC: np.ndarray, names: Sequence[str]) -> Section:
                     "count": int(matrix_CC[true, said]),
                     "share": round(100 * float(matrix_CC[true, said] / max(1, totals[true]))),
                     "right": true == said,
-                    "title": f"{names[true]} taken for {names[said]}: {int(matrix_CC[true, said])} of {int(totals[true])}",
+                    "title": f"{names[true]} taken for {names[said]}: "
+                    f"{int(matrix_CC[true, said])} of {int(totals[true])}",
                 }
                 for said in chosen
             ],

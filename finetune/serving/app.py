@@ -81,8 +81,8 @@ class Room:
             self._requests, self._taken = self._requests - 1, self._taken - size
 
 
-def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_type: type, settings: ServeSettings,
-            *, channels: int = 3, token: str | None = None) -> FastAPI:  # fmt: skip
+def new_app(asked: Asked, config: dict[str, Any], names: Sequence[str], result_type: type,
+            settings: ServeSettings, *, channels: int = 3, token: str | None = None) -> FastAPI:  # fmt: skip
     """The application.
 
     Args:

@@ -72,7 +72,8 @@ def _figure(caption: str, note: str, pixels_HW3: np.ndarray) -> str:
     data = base64.b64encode(_encoded(pixels_HW3, "JPEG")).decode()
     height, width = pixels_HW3.shape[:2]
     return (
-        f'<figure><img alt="{html.escape(caption)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
+        f'<figure><img alt="{html.escape(caption)}" width="{width}" height="{height}" '
+        f'src="data:image/jpeg;base64,{data}">'
         f"<figcaption>{html.escape(caption)} <span>{html.escape(note)}</span></figcaption></figure>"
     )
 

@@ -67,8 +67,10 @@ class Framing:
         """In words of other programs, JSON."""
         scaled = max(self.size, round(self.size / self.fraction))
         steps: dict[str, list[str]] = {
-            CENTRE: [f"scale the short side to {scaled} (bilinear, antialiased)", "cut the central " f"{self.size} x {self.size}"],
-            STRETCH: [f"scale to {scaled} x {scaled} (bilinear, antialiased)", "cut the central " f"{self.size} x {self.size}"],
+            CENTRE: [f"scale the short side to {scaled} (bilinear, antialiased)",
+                     f"cut the central {self.size} x {self.size}"],
+            STRETCH: [f"scale to {scaled} x {scaled} (bilinear, antialiased)",
+                      f"cut the central {self.size} x {self.size}"],
             LETTERBOX: [
                 f"scale the long side to {self.size} (bilinear, antialiased)",
                 f"put it into the upper left corner of {self.size} x {self.size}, filled with the mean",

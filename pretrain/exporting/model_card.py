@@ -47,14 +47,16 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
     kind, tag, _ = KINDS[exported.kind]
     result = exported.run.get("result") or {}
     settings = yaml.safe_load(exported.run["settings"]) if exported.run.get("settings") else {}
-    data = settings.get("data", {})
+    data, knn = settings.get("data", {}), settings.get("knn") or {}
+    classes = "keywords" if exported.kind == "summarization" else "classes"
     header = {
         "library_name": {"huggingface": "transformers", "timm": "timm", "onnx": "onnx"}[form],
         "pipeline_tag": tag,
         "tags": ["fovea", exported.encoder.spec["name"]],
     }
     facts = {**exported.facts, "input size": exported.size, "channels": list(exported.encoder.channels),
-             "strides": list(exported.encoder.strides), "parameters": _parameters(exported), **found}  # fmt: skip
+             "strides": list(exported.encoder.strides), "parameters": _parameters(exported),
+             **found}  # fmt: skip
     parts = [
         "---\n" + yaml.safe_dump(header, sort_keys=False) + "---",
         f"# {kind} by {exported.encoder.spec['name']}",
@@ -65,11 +67,10 @@ def model_card(exported: Exported, form: str, found: Mapping[str, Any]) -> str:
         "## Data\n\n" + _table(
             {
                 "training data": data.get("url", "not known"),
-                "validation "
-                "data": settings.get("validation_url") or (settings.get("knn") or {}).get("test_url") or "none",
+                "validation data": settings.get("validation_url") or knn.get("test_url") or "none",
                 "images seen in training (with repetition)": result.get("samples_seen", "not known"),
                 "rows that could not be used": result.get("bad_rows", "not known"),
-                "keywords" if exported.kind == "summarization" else "classes": ", ".join(exported.class_names) or "none",
+                classes: ", ".join(exported.class_names) or "none",
             }
         ),
         "## Results\n\n" + _results(result),
@@ -89,9 +90,9 @@ def _loading(exported: Exported, form: str) -> str:
     loading = LOADING[form].replace(", {auto}", f", {auto}").replace("{auto}", exported.hugging_face.auto)
     framing = "; ".join(exported.framing.described()["steps"])
     loading = loading.replace("{framing}", framing).replace("{more}", KINDS[exported.kind][2])
-    return loading.replace(
-        "{register}", "import pretrain.exporting.timm_models  # registers the network (pip install fovea)" if own else ""
-    ).replace("\n\n", "\n").replace("{extra}", "" if own or exported.head is not None else ", features_only=True")  # fmt: skip
+    register = "import pretrain.exporting.timm_models  # registers the network (pip install fovea)"
+    loading = loading.replace("{register}", register if own else "").replace("\n\n", "\n")
+    return loading.replace("{extra}", "" if own or exported.head is not None else ", features_only=True")
 
 
 def _results(result: Mapping[str, Any]) -> str:

@@ -150,13 +150,14 @@ def _rows(values: np.ndarray, length: int) -> np.ndarray:
 
 
 def _boxes_of(answers: Answers) -> list[list[Any]]:
+    def is_box(found: Any) -> bool:
+        (left, top, right, bottom), _, score = found
+        return bool(score > 0 and right > left and bottom > top)
+
     several = zip(
         answers["boxes"].tolist(), answers["labels"].tolist(), answers["scores"].tolist(), strict=True
     )
-    return [
-        [found for found in zip(*one, strict=True) if found[2] > 0 and found[0][2] > found[0][0] and found[0][3] > found[0][1]]
-        for one in several
-    ]  # fmt: skip
+    return [[found for found in zip(*one, strict=True) if is_box(found)] for one in several]
 
 
 def _unmatched(some: list[Any], others: list[Any]) -> list[float]:

@@ -118,7 +118,8 @@ def sparkline(ys: Sequence[float | None], *, label: str) -> Markup:
         for index, (x, y) in enumerate(thinned(points, 80))
     )
     return element(
-        "svg", element("path", d=path, class_="line line1"), viewBox="0 0 100 28", class_="spark", role="img",
+        "svg", element("path", d=path, class_="line line1"), viewBox="0 0 100 28", class_="spark",
+        role="img",
         aria_label=label,
     )  # fmt: skip
 

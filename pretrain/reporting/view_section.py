@@ -49,7 +49,8 @@ def _card(
             )
             colour = (pass_number if len(passes) > 1 else number) % 2 + 1
             boxes.append(
-                {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}", "height": f"{bottom - top:.1f}",
+                {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}",
+                 "height": f"{bottom - top:.1f}",
                  "colour": colour}
             )  # fmt: skip
             views.append(

@@ -87,19 +87,16 @@ def machine(options: argparse.Namespace) -> None:
     """Names, versions, and what the device reaches at best; the peak goes to FOLDER/machine.json."""
     print(
         f"{platform.machine()}, {os.cpu_count()} cores ({len(os.sched_getaffinity(0))} usable), torch "
-        "computes and decodes "
-        # fmt: skip
-        f"with {torch.get_num_threads()}; Python {platform.python_version()}, torch {torch.__version__}"
+        f"computes and decodes with {torch.get_num_threads()}; Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
     )
     specified = None
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
         print(
             f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB, "
-            "compute "
-            f"{properties.major}.{properties.minor}; driver {_driver()}, CUDA {torch.version.cuda}, cuDNN "
-            # fmt: skip
-            f"{torch.backends.cudnn.version()}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+            f"compute {properties.major}.{properties.minor}; driver {_driver()}, CUDA "
+            f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
         )
         specified = next((flops for name, flops in SPECIFIED.items() if name in properties.name), None)
     peak = peak_flops()
@@ -185,8 +182,8 @@ def run(options: argparse.Namespace) -> None:
         more = ["data.keep=host"] if options.keep else []
         trained(context, options, phases, fixed=False, batch=options.batch, more=more)
     seconds = found["seconds"] / options.steps
-    print(f"{speed(options, seconds)}; {found['waited'] / found['seconds']:.1%} of the time waiting for " "data, "
-          f"{torch.get_num_threads()} decoding threads; {memory()}")  # fmt: skip
+    print(f"{speed(options, seconds)}; {found['waited'] / found['seconds']:.1%} of the time waiting for "
+          f"data, {torch.get_num_threads()} decoding threads; {memory()}")  # fmt: skip
 
 
 def trained(
@@ -201,8 +198,10 @@ def trained(
     """One run by `pretrain`, whose loop is watched."""
     with tempfile.TemporaryDirectory() as out:
         given = [
-            f"data.url={options.folder}/shards", f"out={out}/run", f"encoder.name={options.encoder}", "rankme_images=0",
-            f"views.size={options.size}", f"training.batch_size_global={batch}", "training.reproducible=false",
+            f"data.url={options.folder}/shards", f"out={out}/run", f"encoder.name={options.encoder}",
+            "rankme_images=0",
+            f"views.size={options.size}", f"training.batch_size_global={batch}",
+            "training.reproducible=false",
             f"training.steps={sum(phase.steps for phase in phases) + 1}", *(more or []),
         ]  # fmt: skip
         settings = load_settings(PretrainSettings, CONFIG, given, beneath=defaults_of)
@@ -219,7 +218,8 @@ def speed(options: argparse.Namespace, seconds: float) -> str:
     rate, file = options.batch / seconds, options.folder / "machine.json"
     share = "share of the peak not known"
     if file.exists():
-        share = f"{rate * step_flops(options.encoder, options.size) / json.loads(file.read_text())['peak']:.1%} of the peak"
+        peak = json.loads(file.read_text())["peak"]
+        share = f"{rate * step_flops(options.encoder, options.size) / peak:.1%} of the peak"
     return f"{rate:,.1f} images/s at {options.size} pixels, batch {options.batch}, {share}"
 
 
@@ -259,7 +259,8 @@ def lightly(options: argparse.Namespace) -> None:
     source = Path((options.folder / "photos.txt").read_text())
     steps = min(10, options.steps)
     seconds, _ = seconds_per_step(
-        "simclr", build_encoder(options.encoder), str(source / "train"), size=options.size, local=0, batch=options.batch,
+        "simclr", build_encoder(options.encoder), str(source / "train"), size=options.size, local=0,
+        batch=options.batch,
         workers=len(os.sched_getaffinity(0)), steps=steps, skip=min(5, steps), device=DEVICE,
     )  # fmt: skip
     print(f"{speed(options, seconds)}; {memory()}")
@@ -275,7 +276,8 @@ def of_ranks(options: argparse.Namespace) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num}",
         "-m", "tests.benchmarks.accelerator_parts", "rank", "--folder", str(options.folder), "--size",
-        str(options.size), "--batch", str(batch), "--steps", str(options.steps), "--encoder", options.encoder,
+        str(options.size), "--batch", str(batch), "--steps", str(options.steps), "--encoder",
+        options.encoder,
     ]  # fmt: skip
     sys.exit(subprocess.run(command).returncode)
 

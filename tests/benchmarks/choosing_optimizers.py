@@ -96,7 +96,8 @@ def measured(
             of_encoder = options.out / f"{method}-{options.rows[0]}-{seed}"
         else:
             command(
-                "pretrain", f"configs/pretrain/small/{method}.yaml", f"data.url={shards['train']}", f"out={out}",
+                "pretrain", f"configs/pretrain/small/{method}.yaml", f"data.url={shards['train']}",
+                f"out={out}",
                 f"seed={seed}", f"training.steps={options.steps}", "cluster.workers=0", "rankme_images=0",
                 "report_images=0", *optimizer_of(method, row),
             )  # fmt: skip

@@ -138,10 +138,12 @@ def places(options: argparse.Namespace) -> None:
             command("pretrain.data", "import", data / "folders" / name, target, "--overwrite")
     run = options.out / "places-run"
     command(
-        "finetune", "configs/finetune/classification.yaml", f"encoder={options.model}", f"data.url={data / 'train'}",
-        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_fraction=1.0", "compare=[]",
-        f"training.steps={options.steps}", "training.batch_size_global=32", "cluster.workers=0", "layer_decay=1.0",
-        "classification.min_crop=0.6",
+        "finetune", "configs/finetune/classification.yaml", f"encoder={options.model}",
+        f"data.url={data / 'train'}",
+        f"validation_url={data / 'validation'}", f"out={run}", "image_size=96", "crop_fraction=1.0",
+        "compare=[]",
+        f"training.steps={options.steps}", "training.batch_size_global=32", "cluster.workers=0",
+        "layer_decay=1.0", "classification.min_crop=0.6",
     )  # fmt: skip
     photos = [entry for entry in lines(options.photos / "index.jsonl") if entry["split"] == "test"]
     folder = options.out / "places-photos"

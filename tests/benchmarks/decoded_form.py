@@ -97,7 +97,8 @@ def compare(folder: Path, short_side: int, repeats: int) -> None:
         )
     if not short_side:
         whole = np.concatenate(
-            [differences(*(open_image(images[form][row], fast=True).decode(1)[0, :, :, :3].copy() for form in FORMS))
+            [differences(*(open_image(images[form][row], fast=True).decode(1)[0, :, :,
+                :3].copy() for form in FORMS))
              for row in range(len(sizes))]
         )  # fmt: skip
         say("pixels", whole)

@@ -77,7 +77,8 @@ def detection(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 run = out / f"{fraction:g}-{start}-{seed}"
                 command(
                     "finetune", DETECTION, f"encoder={encoders[start]}", f"data.url={data / 'train'}",
-                    f"validation_url={data / 'validation'}", f"out={run}", f"seed={seed}", f"label_fraction={fraction:g}",
+                    f"validation_url={data / 'validation'}", f"out={run}", f"seed={seed}",
+                    f"label_fraction={fraction:g}",
                     f"image_size={SIDE}", *ALL, *overrides,
                 )  # fmt: skip
                 test = run / "test.json"
@@ -104,8 +105,9 @@ def summarization(options: argparse.Namespace, overrides: Sequence[str]) -> None
             run = out / f"{start}-{seed}"
             command(
                 "finetune", SUMMARIZATION, f"encoder={encoders[start]}", f"data.url={data / 'train'}",
-                f"validation_url={data / 'validation'}", f"out={run}", f"seed={seed}", f"label_fraction={fraction:g}",
-                "image_size=96", "summarization.num_maps=2", "summarization.num_beams=1", *ALL, *overrides,
+                f"validation_url={data / 'validation'}", f"out={run}", f"seed={seed}",
+                f"label_fraction={fraction:g}", "image_size=96", "summarization.num_maps=2",
+                "summarization.num_beams=1", *ALL, *overrides,
             )  # fmt: skip
             scores[str(NUM_CAPTIONED), start, seed] = read(run / "result.json")["metrics"]
     show("captions", scores, ("cider_d", "keyword_map"), digits=3)
@@ -116,8 +118,8 @@ def starts(options: argparse.Namespace, train: Path, out: Path) -> dict[str, str
     student = out / "pretrain" / "encoder"
     if {"distilled", "random"} & {*options.starts}:
         command(
-            "pretrain", DISTILLATION, f"data.url={train}", f"out={student.parent}", f"training.steps={options.steps}",
-            "cluster.workers=0",
+            "pretrain", DISTILLATION, f"data.url={train}", f"out={student.parent}",
+            f"training.steps={options.steps}", "cluster.workers=0",
         )  # fmt: skip
     return {
         "distilled": str(student),

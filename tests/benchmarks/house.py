@@ -176,8 +176,8 @@ def named_functions(node: ast.AST, before: str = "") -> Iterator[tuple[str, int]
 def complexities(root: Path) -> dict[str, int]:
     """McCabe's number of every function, by its file and name."""
     command = [
-        "ruff", "check", "--isolated", "--no-cache", "--select", "C901", "--config", "lint.mccabe.max-complexity=0",
-        "--output-format", "json", *PACKAGES,
+        "ruff", "check", "--isolated", "--no-cache", "--select", "C901", "--config",
+        "lint.mccabe.max-complexity=0", "--output-format", "json", *PACKAGES,
     ]  # fmt: skip
     told = subprocess.run(
         [Path(sys.executable).parent / command[0], *command[1:]], cwd=root, capture_output=True

@@ -242,7 +242,8 @@ def report(title: str, rows: Sequence[tuple[str, str, float, float, float, float
         ratios, shares, areas, hits = zip(*(row[2:] for row in rows if row[:2] == (kind, name)))
         mean = statistics.mean
         print(
-            f"{kind:12}{name:28}{mean(ratios):>8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}{mean(shares):>9.1%}"
+            f"{kind:12}{name:28}{mean(ratios):>8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>16}"
+            f"{mean(shares):>9.1%}"
             f"{mean(areas):>8.1%}{mean(hits):>8.1%}{f'{min(hits):.0%} to {max(hits):.0%}':>18}"
         )
 
@@ -269,8 +270,10 @@ def finetuned(out: Path, encoder: str, data: Path, seed: int, *overrides: str) -
     """The model of a fine-tuning run, evaluated on `data`/validation."""
     if not (out / "result.json").exists():
         command(
-        "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train", "compare=[]",
-        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_fraction={CROP_FRACTION}", *overrides,
+        "finetune", "configs/finetune/demo.yaml", f"encoder={encoder}", f"data.url={data}/train",
+        "compare=[]",
+        f"validation_url={data}/validation", f"out={out}", f"seed={seed}", f"crop_fraction={CROP_FRACTION}",
+        *overrides,
     )  # fmt: skip
     accuracy = json.loads((out / "result.json").read_text())["metrics"]["accuracy"]
     print(f"{out}: accuracy {accuracy:.1%}", flush=True)

@@ -127,8 +127,10 @@ def ours(name: str, shards: str, steps: int, keep: str) -> dict[str, float]:
             PretrainSettings,
             str(CONFIGS / f"{name}.yaml"),
             [
-                f"data.url={shards}", f"out={folder}/run", f"data.keep={keep}", "rankme_images=0", f"views.size={SIZE}",
-                f"training.steps={skip + steps}", f"training.log_every_steps={SKIP}", f"training.batch_size_global={BATCH}",
+                f"data.url={shards}", f"out={folder}/run", f"data.keep={keep}", "rankme_images=0",
+                f"views.size={SIZE}",
+                f"training.steps={skip + steps}", f"training.log_every_steps={SKIP}",
+                f"training.batch_size_global={BATCH}",
             ],
             beneath=defaults_of,
         )  # fmt: skip

@@ -118,7 +118,8 @@ def summary(found: dict[str, list[dict[str, float]]]) -> None:
     cpu = {row: statistics.median(turn["cpu_ms"] for turn in turns) for row, turns in found.items()}
     for row, turns in found.items():
         rates = [turn["rate"] for turn in turns]
-        print(f"{row:18} {rate[row]:7.0f} images/s ({min(rates):.0f} to {max(rates):.0f}) {cpu[row]:7.3f} " "ms of CPU an image "
+        print(f"{row:18} {rate[row]:7.0f} images/s ({min(rates):.0f} to {max(rates):.0f}) {cpu[row]:7.3f} "
+              f"ms of CPU an image "
               f"(medians of {len(turns)})")  # fmt: skip
     for ours, peers, goal in GOALS:
         there = [peer for peer in peers if peer in found]
@@ -127,7 +128,8 @@ def summary(found: dict[str, list[dict[str, float]]]) -> None:
                 max(there, key=lambda peer: rate[peer]),
                 min(there, key=lambda peer: cpu[peer]),
             )
-            print(f"{ours}: {rate[ours] / rate[fastest]:.2f} times {fastest} by the clock, " f"{cpu[leanest] / cpu[ours]:.2f} "
+            print(f"{ours}: {rate[ours] / rate[fastest]:.2f} times {fastest} by the clock, "
+                  f"{cpu[leanest] / cpu[ours]:.2f} "
                   f"times {leanest} in CPU time (goal {goal})")  # fmt: skip
 
 

@@ -43,8 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         command(
             "configs/finetune/classification.yaml", "encoder=random", f"architecture.name={options.encoder}",
-            f"data.url={options.shards.absolute()}", f"validation_url={options.shards.absolute()}", f"out={folder / 'run'}",
-            f"image_size={options.size}", "training.steps=2", "compare=[]", "cluster.workers=0", "report_images=0",
+            f"data.url={options.shards.absolute()}", f"validation_url={options.shards.absolute()}",
+            f"out={folder / 'run'}",
+            f"image_size={options.size}", "training.steps=2", "compare=[]", "cluster.workers=0",
+            "report_images=0",
         )  # fmt: skip
         model, data = folder / "run" / "model", folder / "data"
         data.mkdir()

@@ -71,7 +71,8 @@ def measured(
     started = time.monotonic()
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "pretrain", "configs/pretrain/small/simclr.yaml", f"data.url={shards}", f"out={out}",
+            sys.executable, "-m", "pretrain", "configs/pretrain/small/simclr.yaml", f"data.url={shards}",
+            f"out={out}",
             f"training.batch_size_global={BATCH}", f"training.steps={steps}", "training.log_every_steps=1",
             f"cluster.workers={workers}", f"cluster.cpus_per_worker={threads or os.cpu_count()}",
         ],

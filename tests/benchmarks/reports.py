@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_demo(f"{folder}/data", num_images=SCENES)
         out = Path(folder) / "run"
         settings = [
-            f"data.url={folder}/data/train", f"knn.train_url={folder}/data/train", f"knn.test_url={folder}/data/validation",
+            f"data.url={folder}/data/train", f"knn.train_url={folder}/data/train",
+            f"knn.test_url={folder}/data/validation",
             f"training.steps={options.steps}", "cluster.workers=0", "report_images=0", f"out={out}",
         ]  # fmt: skip
         _run("pretrain", "configs/pretrain/demo.yaml", *settings)

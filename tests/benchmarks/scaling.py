@@ -78,7 +78,8 @@ def compare(options: argparse.Namespace) -> None:
         ray, torchrun = (
             options.batch / statistics.median(seconds[kind, workers]) for kind in ("ray", "torchrun")
         )
-        print(f"{workers} workers: Ray {ray:.1f} images/s, torchrun {torchrun:.1f} images/s, ratio " f"{ray / torchrun:.3f} "
+        print(f"{workers} workers: Ray {ray:.1f} images/s, torchrun {torchrun:.1f} images/s, ratio "
+              f"{ray / torchrun:.3f} "
               f"(medians of {len(seconds['ray', workers])} steps each)")  # fmt: skip
     one, two = (options.batch / statistics.median(seconds["ray", workers]) for workers in (1, 2))
     print(f"two workers over one, under Ray: {two / one:.2f}")
@@ -88,8 +89,9 @@ def measured(kind: str, workers: int, options: argparse.Namespace, out: Path) ->
     """Seconds of each step of a run."""
     overrides = [
         f"data.url={options.shards.absolute()}", f"out={out}", f"training.batch_size_global={options.batch}",
-        f"training.steps={options.steps}", "training.log_every_steps=1", f"views.size={options.size}", "data.keep=none",
-        "rankme_images=0", f"cluster.workers={workers}", "cluster.cpus_per_worker=1", "data.decode_threads=1",
+        f"training.steps={options.steps}", "training.log_every_steps=1", f"views.size={options.size}",
+        "data.keep=none", "rankme_images=0", f"cluster.workers={workers}", "cluster.cpus_per_worker=1",
+        "data.decode_threads=1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "pretrain", CONFIG, *overrides]
     if kind == "torchrun":

@@ -92,9 +92,9 @@ def write_model(url: str, encoder_name: str, size: int) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_name, stem_stride=2).eval()
     config = {
-        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": size,
-        "crop_share": 0.875, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
-        "class_names": NAMES, "class_values": NAMES,
+        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random",
+        "image_size": size, "crop_share": 0.875, "mean": [0.5] * 3, "std": [0.25] * 3,
+        "image_column": "image", "columns": {"label": "label"}, "class_names": NAMES, "class_values": NAMES,
     }  # fmt: skip
     save_model(url, Classification.new_model(encoder, config), config)
 

@@ -71,10 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         pairs = [s3 / disk for s3, disk in zip(rates["S3"], rates["disk"], strict=True)]
         print(
             f"turn by turn the ratio is {statistics.median(pairs):.3f} in the median, from "
-            f"{min(pairs):.2f} to "
-            f"{max(pairs):.2f}; CPU time "
+            f"{min(pairs):.2f} to {max(pairs):.2f}; CPU time "
             f"{statistics.median(cpu['disk']) / statistics.median(cpu['S3']):.3f} "
-            # fmt: skip
             f"({statistics.median(cpu['disk']):.3f} over {statistics.median(cpu['S3']):.3f} ms an image)"
         )
 

@@ -83,8 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
                 np.random.seed(seed)
                 out = Path(folder) / f"{name}{seed}"
                 settings = [
-                    "configs/pretrain/small/simclr.yaml", f"data.url={folder}/train", f"out={out}", f"seed={seed}",
-                    "cluster.workers=0", f"training.epochs={options.epochs}", f"knn.train_url={folder}/train",
+                    "configs/pretrain/small/simclr.yaml", f"data.url={folder}/train", f"out={out}",
+                    f"seed={seed}", "cluster.workers=0", f"training.epochs={options.epochs}",
+                    f"knn.train_url={folder}/train",
                     f"knn.test_url={folder}/test", "knn.every_epochs=0", *overrides,
                 ]  # fmt: skip
                 with mock.patch("pretrain.run.Viewer", viewer):

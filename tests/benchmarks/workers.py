@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     marks = [step for step in (1, 12, 25, options.steps) if step <= options.steps]
     for label, overrides in list(SETTINGS.items())[: 1 if options.only_exact else None]:
         given = [
-            f"data.url={options.shards.absolute()}", f"training.steps={options.steps}", "training.log_every_steps=1",
+            f"data.url={options.shards.absolute()}", f"training.steps={options.steps}",
+            "training.log_every_steps=1",
             f"training.batch_size_global={options.batch}", f"views.size={options.size}", "rankme_images=0",
             "data.decode_threads=1", *overrides,
         ]  # fmt: skip

@@ -183,8 +183,8 @@ def sbatch(folder: Path, **more: str) -> subprocess.Popen[bytes]:
         (folder / name).chmod(0o755)
     environment = {
         **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "OUT": str(folder), "HOME": str(folder),
-        "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4",
-        "SLURM_CPUS_ON_NODE": "64", "SLURM_SUBMIT_DIR": str(folder), **more,
+        "SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_ON_NODE": "64", "SLURM_SUBMIT_DIR": str(folder), **more,
     }  # fmt: skip
     return subprocess.Popen(["bash", SBATCH.absolute(), "CONFIG", "out=a b"], env=environment)
 

@@ -24,7 +24,10 @@ retries: 2
 parameters: {{steps: 4, code: 0, pause: 0.05}}
 stages:
   first: {{run: "{STAGE} {{out}} {{steps}} --pause {{pause}}"}}
-  left: {{after: [first], run: "{STAGE} {{out}} {{steps}} {{first.value}} --exit {{code}} --pause {{pause}}", baseline: right}}
+  left:
+    after: [first]
+    run: "{STAGE} {{out}} {{steps}} {{first.value}} --exit {{code}} --pause {{pause}}"
+    baseline: right
   right: {{after: [first], run: "{STAGE} {{out}} {{steps}} x{{first.value}} --pause {{pause}}"}}
   last: {{after: [left], run: "{STAGE} {{out}} {{steps}} {{left.value}} --pause {{pause}}"}}
 """

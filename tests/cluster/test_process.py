@@ -19,8 +19,10 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 """
 COMMANDS = {
-    "pretrain": "sys.argv = ['pretrain', '--help']; import runpy; runpy.run_module('pretrain', run_name='__main__')",
-    "finetune": "sys.argv = ['finetune', '--help']; import runpy; runpy.run_module('finetune', run_name='__main__')",
+    "pretrain": "sys.argv = ['pretrain', '--help']; import runpy; "
+    "runpy.run_module('pretrain', run_name='__main__')",
+    "finetune": "sys.argv = ['finetune', '--help']; import runpy; "
+    "runpy.run_module('finetune', run_name='__main__')",
     "calls to pretrain": "from pretrain import pretrain",
     "calls to finetune": "from finetune import predict",
 }

@@ -19,17 +19,18 @@ from cluster.storage import stores
 
 NAMES = [
     "key", "secret", "token", "password", "passphrase", "pwd", "pat", "bearer", "hmac", "SSECustomerKey",
-    "sse_customer_key", "x-api-key", "x_functions_key", "account_key", "sas_token", "connection_string", "credential",
-    "client_secret", "refresh_token", "id_token", "cookie", "cookies", "username", "login", "pin", "otp", "seed",
-    "salt", "private_key", "cert", "ssl_key", "signing", "what", "foo", "data", "value", "headers.Authorization",
-    "headers.X-Vault-Token", "headers.Cookie", "client_kwargs.headers.Proxy-Authorization", "client_kwargs.auth",
-    "config_kwargs.proxies.https", "s3_additional_kwargs.SSECustomerKey", "s3_additional_kwargs.SSEKMSKeyId",
+    "sse_customer_key", "x-api-key", "x_functions_key", "account_key", "sas_token", "connection_string",
+    "credential", "client_secret", "refresh_token", "id_token", "cookie", "cookies", "username", "login",
+    "pin", "otp", "seed", "salt", "private_key", "cert", "ssl_key", "signing", "what", "foo", "data",
+    "value", "headers.Authorization", "headers.X-Vault-Token", "headers.Cookie",
+    "client_kwargs.headers.Proxy-Authorization", "client_kwargs.auth", "config_kwargs.proxies.https",
+    "s3_additional_kwargs.SSECustomerKey", "s3_additional_kwargs.SSEKMSKeyId",
     "client_kwargs.aws_session_token", "profile", "shared", "anything_else_that_a_store_may_take",
 ]  # fmt: skip
 QUERIES = [
-    "sig", "X-Amz-Signature", "X-Amz-Credential", "X-Goog-Signature", "hdnts", "hdnea", "auth_key", "verify", "token",
-    "st", "Policy", "Key-Pair-Id", "Signature", "e", "hmac", "md5", "expires_sig", "__token__", "k", "s", "ticket",
-    "code",
+    "sig", "X-Amz-Signature", "X-Amz-Credential", "X-Goog-Signature", "hdnts", "hdnea", "auth_key",
+    "verify", "token", "st", "Policy", "Key-Pair-Id", "Signature", "e", "hmac", "md5", "expires_sig",
+    "__token__", "k", "s", "ticket", "code",
 ]  # fmt: skip
 
 

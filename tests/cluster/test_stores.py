@@ -129,7 +129,8 @@ def test_errors_do_not_show_secrets_or_unknown_options(s3_server: S3Server) -> N
 
 @pytest.mark.parametrize(
     ("url", "package", "extra"),
-    [("s3://b/x", "s3fs", "s3"), ("gs://b/x", "gcsfs", "gcs"), ("hf://datasets/a/b", "huggingface_hub", "hf"),
+    [("s3://b/x", "s3fs", "s3"), ("gs://b/x", "gcsfs", "gcs"),
+     ("hf://datasets/a/b", "huggingface_hub", "hf"),
      ("https://h/x", "aiohttp", "http")],
 )  # fmt: skip
 def test_a_missing_package_is_told_with_the_command(url: str, package: str, extra: str) -> None:

@@ -200,9 +200,11 @@ SCENES: dict[str, list[Scene]] = {
 
 # words of grammar that no reader would search by, those that occur in the captions above
 _GRAMMAR = {
-    "English": "a an the on in at of to for with and by from near next behind past after into down is some several",
+    "English": "a an the on in at of to for with and by from near next behind past after into down is "
+    "some several",
     "Vietnamese": "một hai con chiếc cái các những và với của ở trên trong đang được theo cạnh dưới từ",
-    "German": "ein eine einen einem einer der die das dem den und mit auf in im an am von vor nach neben bei unter aus zu",
+    "German": "ein eine einen einem einer der die das dem den und mit auf in im an am von vor nach neben "
+    "bei unter aus zu",
     "Chinese": "一 一个 一只 一辆 个 只 辆 两 的 在 和 上 里 着 正 正在 有 几",
 }
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _GRAMMAR.items()}

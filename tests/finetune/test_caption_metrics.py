@@ -89,7 +89,8 @@ def test_images_without_references_are_left_out():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("A man's dog doesn't like t-shirts, 3.5!", ["a", "man", "'s", "dog", "does", "n't", "like", "t-shirts", "3.5"]),
+        ("A man's dog doesn't like t-shirts, 3.5!",
+         ["a", "man", "'s", "dog", "does", "n't", "like", "t-shirts", "3.5"]),
         ("“Salt & pepper” -- 1,000 of them...", ["salt", "&", "pepper", "1,000", "of", "them"]),
         ("Một con mèo ngồi trên ghế.", ["một", "con", "mèo", "ngồi", "trên", "ghế"]),
         ("一只猫，坐着。", ["一", "只", "猫", "坐", "着"]),

@@ -171,12 +171,15 @@ def test_a_bad_box_does_not_cost_its_neighbours(world):
     [
         (None, {"detection.objects_column": "boxes"}, "no column 'boxes'"),
         (lambda n, o: {"bbox": [], "category": []}, {}, "holds no box that can be used"),
-        (lambda n, o: {"bbox": [[1.0, 1.0, 0.0, 2.0]], "category": ["disc"]}, {}, "(left out: 16 without " "area)"),
+        (lambda n, o: {"bbox": [[1.0, 1.0, 0.0, 2.0]], "category": ["disc"]}, {},
+         "(left out: 16 without area)"),
         (lambda n, o: {"bbox": [[900.0, 0.0, 5.0, 5.0]], "category": ["disc"]}, {}, "outside of the image"),
-        (None, {"detection.strides": "[3,6]"}, "give strides of which each is twice the one before, of 1, " "2, 4"),
+        (None, {"detection.strides": "[3,6]"},
+         "give strides of which each is twice the one before, of 1, 2, 4"),
         (None, {"detection.channels": 40}, "it must be a multiple of 32"),
         (None, {"detection.min_scale": 3}, "it is more than detection.max_scale=2"),
-        (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4}, "no attention that " "can be hard"),
+        (None, {"encoder": "random:timm:resnet18", "detection.hard_attention_keys": 4},
+         "no attention that can be hard"),
     ],
 )  # fmt: skip
 def test_one_clear_line_when_it_cannot_be(world, tmp_path, capsys, spoil, settings, words):

@@ -22,8 +22,8 @@ from pretrain.exporting.exported import SIZES, sizes_on_canvas
 from tests.finetune.test_export_model import a_model
 
 COMMON = {
-    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
-    "image_column": "image",
+    "mode": "full", "encoder_url": "random", "image_size": 64, "crop_fraction": 1.0, "mean": [0.5] * 3,
+    "std": [0.25] * 3, "image_column": "image",
 }  # fmt: skip
 HEADS = ("fcos", "retinanet", "faster_rcnn")
 
@@ -34,10 +34,10 @@ def a_detector(folder, head):
     encoder = build_encoder("convattn_nano", stem_stride=2)
     anchors = [[[side, side], [side * 1.5, side], [side, side * 1.5]] for side in (8.0, 16.0, 32.0)]
     config = {
-        **COMMON, "task": "detection", "encoder": encoder.spec, "columns": {"objects": "objects"}, "box_format": "xywh",
-        "class_names": ["a", "b", "c"], "class_values": ["a", "b", "c"], "score_threshold": 0.3, "strides": [4, 8, 16],
-        "anchors": anchors, "head": head, "channels": 32, "depth": 1, "max_detections": 100, "hard_attention_keys": 0,
-        "hard_attention_stages": 1,
+        **COMMON, "task": "detection", "encoder": encoder.spec, "columns": {"objects": "objects"},
+        "box_format": "xywh", "class_names": ["a", "b", "c"], "class_values": ["a", "b", "c"],
+        "score_threshold": 0.3, "strides": [4, 8, 16], "anchors": anchors, "head": head, "channels": 32,
+        "depth": 1, "max_detections": 100, "hard_attention_keys": 0, "hard_attention_stages": 1,
     }  # fmt: skip
     model = Detection.new_model(encoder, config).eval()
     with torch.no_grad():
@@ -57,9 +57,10 @@ def a_summarizer(folder):
     tokenizer = CaptionTokenizer.trained_on(captions * 3, vocabulary_size=300)
     config = {
         **COMMON, "task": "summarization", "encoder": encoder.spec, "columns": {"captions": "captions"},
-        "keywords": ["cat", "chair", "mèo"], "keyword_names": None, "tokenizer": tokenizer.to_json(), "mean_tokens": 6.0,
-        "head": {"width": 32, "depth": 1, "num_heads": 2, "num_maps": 2, "num_fed": 2, "max_tokens": 8}, "num_beams": 2,
-        "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_fraction": 0.6,
+        "keywords": ["cat", "chair", "mèo"], "keyword_names": None, "tokenizer": tokenizer.to_json(),
+        "mean_tokens": 6.0, "head": {"width": 32, "depth": 1, "num_heads": 2, "num_maps": 2, "num_fed": 2,
+                                     "max_tokens": 8},
+        "num_beams": 2, "length_penalty": 0.6, "keyword_threshold": 0.5, "thumbnail_fraction": 0.6,
     }  # fmt: skip
     model = Summarization.new_model(encoder, config).eval()
     with torch.no_grad():
@@ -215,8 +216,9 @@ def test_a_head_that_lays_the_map_flat(form, tmp_path):
 
     encoder = build_encoder("convattn_nano", stem_stride=2)
     config = {
-        **COMMON, "task": "classification", "encoder": encoder.spec, "image_size": 32, "columns": {"label": "label"},
-        "class_names": ["a", "b"], "class_values": ["a", "b"], "head": "flattened",
+        **COMMON, "task": "classification", "encoder": encoder.spec, "image_size": 32,
+        "columns": {"label": "label"}, "class_names": ["a", "b"], "class_values": ["a", "b"],
+        "head": "flattened",
     }  # fmt: skip
     model = Classification.new_model(encoder, config).eval()
     save_model(str(tmp_path / "model"), model, config)

@@ -145,8 +145,9 @@ def test_the_report_of_a_classifier_in_a_browser(classifier):
     for one in seen.values():
         for words in (
             "classifier "
-            "report", "<i>run & report", NAMES[0], "pretrained", "random weights", "Which classes are confused",
-            "Predictions", "Where it looks", "Nearest neighbours", "Map of embeddings", "of 40 validation images",
+            "report", "<i>run & report", NAMES[0], "pretrained", "random weights",
+            "Which classes are confused", "Predictions", "Where it looks", "Nearest neighbours",
+            "Map of embeddings", "of 40 validation images",
         ):  # fmt: skip
             assert words in one.text, words
         assert "could not be made" not in one.text
@@ -200,7 +201,8 @@ def test_without_model_or_data_the_numbers_stand(classifier, tmp_path):
 
 def record(metrics, **result):
     return RunRecord(
-        "runs/a", {"task": "x", "training": {"steps": 10}}, History([{"step": 10, "loss": 1.0}]), status="finished",
+        "runs/a", {"task": "x", "training": {"steps": 10}}, History([{"step": 10, "loss": 1.0}]),
+        status="finished",
         result={"metrics": metrics, **result},
     )  # fmt: skip
 
@@ -219,9 +221,12 @@ def others(accuracy):
 @pytest.mark.parametrize(
     ("run", "rows", "tone", "first", "second"),
     [
-        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %", r"gains \+25\.0 points"),
-        (classified(300), others(0.74), "warn", "75", r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
-        (classified(300), others(0.9), "warn", "75", r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
+        (classified(300), others(0.5), "good", r"75\.0 % \(± 4\.2 points\) of 400 .* gets 50\.0 %",
+         r"gains \+25\.0 points"),
+        (classified(300), others(0.74), "warn", "75",
+         r"beyond noise, \+1\.0 points .* 400 images .* \(± 6\.0\)"),
+        (classified(300), others(0.9), "warn", "75",
+         r"did not help here: .* 90\.0 %, which is 15\.0 points better"),
         (classified(300), [], "good", "75", rf"take “{re.escape(EVIL)}” for “a” \(90 of 200 images\)"),
         (classified(205), [], "warn", r"51\.2 %", "most frequent mistake"),
     ],

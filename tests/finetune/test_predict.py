@@ -53,9 +53,9 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=1).eval()
     config = {
-        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 48,
-        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
-        "class_names": NAMES, "class_values": NAMES,
+        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random",
+        "image_size": 48, "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
+        "image_column": "image", "columns": {"label": "label"}, "class_names": NAMES, "class_values": NAMES,
     }  # fmt: skip
     classifier = Classification.new_model(encoder, config)
     predictor = Classification.predictor(classifier, config)
@@ -350,11 +350,12 @@ def detector(tmp_path_factory):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=4).eval()
     config = {
-        "task": "detection", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 96,
-        "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"objects": "objects"},
-        "class_names": ["cat", "dog"], "class_values": ["cat", "dog"],
-        "box_format": "xyxy", "score_threshold": 0.0, "strides": [8, 16], "anchors": [[[16, 16]], [[32, 32]]],
-        "head": "fcos", "channels": 32, "depth": 1, "max_detections": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
+        "task": "detection", "mode": "full", "encoder": encoder.spec, "encoder_url": "random",
+        "image_size": 96, "crop_fraction": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3,
+        "image_column": "image", "columns": {"objects": "objects"}, "class_names": ["cat", "dog"],
+        "class_values": ["cat", "dog"], "box_format": "xyxy", "score_threshold": 0.0, "strides": [8, 16],
+        "anchors": [[[16, 16]], [[32, 32]]], "head": "fcos", "channels": 32, "depth": 1,
+        "max_detections": 10, "hard_attention_keys": 0, "hard_attention_stages": 0,
     }  # fmt: skip
     save_model(url, Detection.new_model(encoder, config), config)
     return url

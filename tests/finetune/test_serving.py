@@ -74,9 +74,9 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     encoder = build_encoder("convattn_nano", stem_stride=2).eval()
     config = {
-        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random", "image_size": 32,
-        "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image", "columns": {"label": "label"},
-        "class_names": NAMES, "class_values": NAMES,
+        "task": "classification", "mode": "full", "encoder": encoder.spec, "encoder_url": "random",
+        "image_size": 32, "crop_share": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3, "image_column": "image",
+        "columns": {"label": "label"}, "class_names": NAMES, "class_values": NAMES,
     }  # fmt: skip
     save_model(url, Classification.new_model(encoder, config), config)
     return url
@@ -221,7 +221,8 @@ def test_what_cannot_be_used_is_refused_in_a_line(port, body, kind, status, why)
 def test_a_large_body_is_refused_before_it_is_sent(port):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 200000000\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: image/png\r\nContent-Length: 200000000\r\n\r\n"
         )
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
@@ -290,7 +291,8 @@ def test_a_dead_replica_a_slow_one_and_a_failure_are_said_without_a_traceback(ca
         assert ask(port, photo(0))[::2] == (504, {"error": "no answer within 0.2 s"})
         with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
             slow.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n"
+                b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: image/png\r\nContent-Length: 100\r\n\r\n"
             )
             assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
         failing.ready = 0

@@ -59,7 +59,8 @@ def assert_equal_runs(first, second):
 def start(*options, module="pretrain", **environment):
     """Starts the command with a Ray of its own; its output comes by a pipe."""
     environment = {
-        **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **environment
+        **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        **environment
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(

@@ -47,7 +47,8 @@ def test_blur_equals_a_gaussian_convolution():
     sigmas = torch.tensor([0.1, 0.7, 1.4, 2.0])
     ours = augment.gaussian_blur(IMAGES[:4], sigmas.view(-1, 1, 1, 1), max_sigma=2.0).numpy()
     for image, blurred, sigma in zip(IMAGES[:4].numpy(), ours, sigmas.tolist()):
-        wanted = gaussian_filter1d(gaussian_filter1d(image, sigma, 1, mode="nearest", truncate=6 / sigma), sigma, 2,
+        wanted = gaussian_filter1d(gaussian_filter1d(image, sigma, 1, mode="nearest", truncate=6 / sigma),
+                                   sigma, 2,
                                    mode="nearest", truncate=6 / sigma)  # fmt: skip
         np.testing.assert_allclose(blurred, wanted, atol=2e-3)
 

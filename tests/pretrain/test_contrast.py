@@ -18,7 +18,8 @@ def embeddings(seed=0, rows=24, columns=16):
     ("mine", "theirs"),
     [
         (lambda: NTXent(0.2, gather_distributed=False), lambda: NTXentLoss(0.2)),
-        (lambda: NTXent(0.2, queue=(64, 16), gather_distributed=False), lambda: NTXentLoss(0.2, memory_bank_size=(64, 16))),
+        (lambda: NTXent(0.2, queue=(64, 16), gather_distributed=False),
+         lambda: NTXentLoss(0.2, memory_bank_size=(64, 16))),
         (lambda: DecoupledNTXent(0.2), lambda: DCLLoss(0.2)),
         (vicreg._Loss, VICRegLoss),
     ],

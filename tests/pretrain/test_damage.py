@@ -81,8 +81,9 @@ def test_training_finishes_and_lists_every_bad_row(worlds, tmp_path, capsys):
     _, url, done = worlds
     out = tmp_path / "run"
     options = [
-        "configs/pretrain/small/simclr.yaml", f"data.url={url}", f"out={out}", "views.size=32", "cluster.workers=0",
-        "encoder.arguments.stem_stride=4", f"training.batch_size_global={BATCH}", "training.epochs=1",
+        "configs/pretrain/small/simclr.yaml", f"data.url={url}", f"out={out}", "views.size=32",
+        "cluster.workers=0", "encoder.arguments.stem_stride=4", f"training.batch_size_global={BATCH}",
+        "training.epochs=1",
     ]  # fmt: skip
     assert run_command(lambda: main(options)) == 0, capsys.readouterr().err
     shards = Shards(load_manifest(url), image_column="image")

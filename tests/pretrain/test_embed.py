@@ -41,7 +41,8 @@ def data(tmp_path_factory):
     images[5], images[40] = b"nothing", None
     return write_shards(
         tmp_path_factory.mktemp("photos"), images, rows_per_group=10,
-        id=list(range(NUM_IMAGES)), label=[f"class {n % 3}" for n in range(NUM_IMAGES)], boxes=[[n] for n in range(NUM_IMAGES)],
+        id=list(range(NUM_IMAGES)), label=[f"class {n % 3}" for n in range(NUM_IMAGES)],
+        boxes=[[n] for n in range(NUM_IMAGES)],
     )  # fmt: skip
 
 

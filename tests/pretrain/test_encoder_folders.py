@@ -107,7 +107,8 @@ def test_keys_that_do_not_fit_are_listed_on_both_sides(folder):
     change_config(path, weights_sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(
         UserError,
-        match=r"missing \['stem.0.bias'\], unexpected \['extra'\], of another shape \['norm.weight \(3,\) instead of \(160,\)",
+        match=r"missing \['stem.0.bias'\], unexpected \['extra'\], "
+        r"of another shape \['norm.weight \(3,\) instead of \(160,\)",
     ):
         load_encoder(str(path))
 

@@ -88,8 +88,8 @@ def test_the_command_writes_images_and_a_page_that_asks_no_network(world, tmp_pa
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in images)
     assert not any("onerror" in attributes for _, attributes in page.tags) and TRAP in page.texts
     assert {tag for tag, _ in page.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "em", "section", "div", "figure",
-        "figcaption", "span", "img",
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "em", "section", "div",
+        "figure", "figcaption", "span", "img",
     }  # fmt: skip
 
 

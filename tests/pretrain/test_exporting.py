@@ -44,7 +44,8 @@ def by_transformers(folder, auto, images, tmp_path):
     np.save(tmp_path / "images.npy", images.numpy())
     arguments = [str(folder), auto, str(tmp_path / "images.npy"), str(tmp_path / "given.npz")]
     environment = {
-        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, *arguments],

@@ -21,9 +21,11 @@ from tests.pretrain.fake_cuda import CUDA, Watch, fake_cuda, move_to_fake
 
 SMALL = {
     "dino": {"output_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16},
-    "swav": {"num_prototypes": 30, "hidden_dim": 32, "projection_dim": 16, "queue_size": 16, "queue_from": 0.0},
+    "swav": {"num_prototypes": 30, "hidden_dim": 32, "projection_dim": 16, "queue_size": 16,
+             "queue_from": 0.0},
     "moco": {"queue_size": 64}, "densecl": {"queue_size": 64},
-    "barlow_twins": {"hidden_dim": 32, "projection_dim": 32}, "vicreg": {"hidden_dim": 32, "projection_dim": 32},
+    "barlow_twins": {"hidden_dim": 32, "projection_dim": 32},
+    "vicreg": {"hidden_dim": 32, "projection_dim": 32},
 }  # fmt: skip
 NAMES = sorted(METHODS.keys() - {"distill"})  # which needs a teacher
 VARIANTS = [*((name, {}) for name in NAMES), ("simclr", {"decoupled": True})]

@@ -55,8 +55,8 @@ def test_every_file_has_a_fate(tmp_path):
     (src / "cat" / "gone.png").symlink_to(tmp_path / "never")
     summary, rows, _ = imported(src, tmp_path / "out", max_set_aside=0.5)
     assert {path: row["label"] for path, row in rows.items()} == {
-        "cat/_DSC0001.JPG": "cat", "cat/_MG_0002.jpg": "cat", "dog/a.jpe": "dog", "dog/9f86d081884c7d65": "dog",
-        "dog/b.jfif": "dog",
+        "cat/_DSC0001.JPG": "cat", "cat/_MG_0002.jpg": "cat", "dog/a.jpe": "dog",
+        "dog/9f86d081884c7d65": "dog", "dog/b.jfif": "dog",
     }  # fmt: skip
     assert [line["path"] for line in lines_of(tmp_path / "out", "_quarantine.jsonl")] == ["dog/c.heic"]
     fates = {line["path"]: line["fate"] for line in lines_of(tmp_path / "out", "_files.jsonl")}
@@ -290,7 +290,8 @@ def test_texts():
 
 NO_PATHS = [
     "simplecache::http://127.0.0.1:1/x.png", "reference://x", "github://a:b@c/x.png", "ssh://host/x.png", "sftp://host/x",
-    "memory://x.png", "zip://x.png::a.zip", "../secret.png", "a/../../secret.png", "data:image/png;base64,AAAA", "s3::x",
+    "memory://x.png", "zip://x.png::a.zip", "../secret.png", "a/../../secret.png",
+    "data:image/png;base64,AAAA", "s3::x",
 ]  # fmt: skip
 
 

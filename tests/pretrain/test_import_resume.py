@@ -46,8 +46,8 @@ def photos(tmp_path_factory):
 
 def command(photos, dest):
     return [
-        sys.executable, "-m", "pretrain.data", "import", str(photos), str(dest), "--validation", "0.3", "--shard-mib", "1",
-        "--drop-duplicates", "--workers", "1", "--rows-per-group", "8",
+        sys.executable, "-m", "pretrain.data", "import", str(photos), str(dest), "--validation", "0.3",
+        "--shard-mib", "1", "--drop-duplicates", "--workers", "1", "--rows-per-group", "8",
     ]  # fmt: skip
 
 

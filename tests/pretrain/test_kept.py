@@ -90,7 +90,8 @@ def test_other_channels_go_all_the_way(channels, images, tmp_path, capsys):
     config = json.loads((out / "encoder" / "config.json").read_text())
     assert config["in_channels"] == channels and len(config["mean"]) == channels
     options = [
-        "configs/finetune/classification.yaml", f"encoder={out / 'encoder'}", f"data.url={url}", f"validation_url={url}",
+        "configs/finetune/classification.yaml", f"encoder={out / 'encoder'}", f"data.url={url}",
+        f"validation_url={url}",
         f"out={tuned}", "compare=[]", *common,
     ]  # fmt: skip
     assert run_command(lambda: finetune_main(options)) == 0, capsys.readouterr().err

@@ -45,7 +45,8 @@ def test_numbers_of_a_step_are_read_when_the_next_one_is_under_way(tmp_path, mon
     run(str(tmp_path / "run"), steps=6, module=Telling(), log_every_steps=4, checkpoint_every_steps=NEVER)
     assert order == [
         "forward "
-        "0", "forward 1", "read 0", "forward 2", "read 1", "forward 3", "read 2", "read 3",  # step 4 is logged
+        "0", "forward 1", "read 0", "forward 2", "read 1", "forward 3", "read 2", "read 3",
+         # step 4 is logged
         "forward 4", "forward 5", "read 4", "read 5",
     ]  # fmt: skip
 

@@ -205,7 +205,8 @@ def test_a_step_that_does_not_fit_into_memory_is_the_users_to_mend(tmp_path):
 
     with pytest.raises(
         UserError,
-        match=r"a step of 8 images on each of 1 workers .*Tried to allocate 20.*activation_checkpointing.*batch_size_global",
+        match=r"a step of 8 images on each of 1 workers .*Tried to allocate 20.*"
+        r"activation_checkpointing.*batch_size_global",
     ):
         run(str(tmp_path / "run"), module=Large())
     with pytest.raises(UserError, match="does not fit") as told:
@@ -326,8 +327,10 @@ def _damage(folder, how):
 DAMAGES = [
     "no state", "empty state", "half meta", "", "[1, 2]", "7", "null", '{"step": 28}', "junk bytes",
     '{"format_version": 1, "step": "28", "samples_seen": 1, "state_bytes": 3, "state_sha256": "x"}',
-    '{"format_version": 1, "step": 28, "samples_seen": 224, "restart_log": 3, "state_bytes": 3, "state_sha256": "x"}',
-    '{"format_version": 1, "step": 28, "samples_seen": 224, "colour": 3, "state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "restart_log": 3, '
+    '"state_bytes": 3, "state_sha256": "x"}',
+    '{"format_version": 1, "step": 28, "samples_seen": 224, "colour": 3, '
+    '"state_bytes": 3, "state_sha256": "x"}',
 ]  # fmt: skip
 
 
@@ -526,7 +529,8 @@ def test_bad_rows_that_lie_together_do_not_stop_a_run_as_long_as_the_share_holds
             folder = RunFolder(str(url))
             try:
                 plan = Plan(
-                    str(url), TrainingSettings(batch_size_global=8), 30, 500, lambda step: Rates(0.01, 0.1, 0.0),
+                    str(url), TrainingSettings(batch_size_global=8), 30, 500,
+                    lambda step: Rates(0.01, 0.1, 0.0),
                     max_bad_fraction=max_bad_fraction,
                 )  # fmt: skip
                 train(

@@ -39,7 +39,8 @@ def shards(tmp_path_factory):
 
 def settings_of(name, shards, out, *overrides):
     arguments = [
-        f"configs/pretrain/small/{name}.yaml", f"data.url={shards / 'train'}", f"out={out}", "data.keep=host",
+        f"configs/pretrain/small/{name}.yaml", f"data.url={shards / 'train'}", f"out={out}",
+        "data.keep=host",
         f"knn.train_url={shards / 'train'}", f"knn.test_url={shards / 'test'}", f"training.steps={STEPS}",
         "knn.every_epochs=0", *overrides,
     ]  # fmt: skip

@@ -52,16 +52,16 @@ def whole(shards, tmp_path_factory):
 def test_a_run_leaves_what_the_readme_says(whole, shards, capsys):
     names = {path.name for path in whole.iterdir()}
     assert names == {
-        "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl", "encoder", "checkpoints", "tensorboard",
-        "report.html",
+        "settings.yaml", "metrics.jsonl", "result.json", "bad_rows.jsonl", "encoder", "checkpoints",
+        "tensorboard", "report.html",
     }  # fmt: skip
     result = json.loads((whole / "result.json").read_text())
     assert result["status"] == "finished" and result["steps"] == 12 and result["samples_seen"] == 192
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     for key in (
-        "loss", "learning_rate", "images_per_second", "data_wait_fraction", "spread", "effective_rank", "alignment",
-        "uniformity", "epoch", "samples_seen",
+        "loss", "learning_rate", "images_per_second", "data_wait_fraction", "spread", "effective_rank",
+        "alignment", "uniformity", "epoch", "samples_seen",
     ):  # fmt: skip
         assert all(isinstance(line[key], int | float) for line in lines), key
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -87,8 +87,9 @@ def test_check_tells_what_would_happen_and_leaves_nothing(shards, whole, tmp_pat
     told = capsys.readouterr().out
     for words in (
         "96 "
-        "images", "6 steps of 16 images an epoch", "starts from scratch", "first batch of a worker: 8 images",
-        "memory of a worker: about", "time: 12 steps of", "2 workers", "nothing was started",
+        "images", "6 steps of 16 images an epoch", "starts from scratch",
+        "first batch of a worker: 8 images", "memory of a worker: about", "time: 12 steps of", "2 workers",
+        "nothing was started",
     ):  # fmt: skip
         assert words in told, told
     assert not out.exists()

@@ -275,10 +275,12 @@ def test_memory_is_bounded_by_images_not_by_row_groups(tmp_path):
         if {{mode!r}} == "write":
             rows = [rng.bytes(100_000) for _ in range(3000)]
             table = pa.table([rows, list(range(3000))], schema=schema)
-            pq.write_table(table, {str(tmp_path / "data.parquet")!r}, row_group_size=10**6, write_batch_size=10)
+            path = {str(tmp_path / "data.parquet")!r}
+            pq.write_table(table, path, row_group_size=10**6, write_batch_size=10)
         else:
             before = peak()
-            summary = regroup({str(tmp_path / "data.parquet")!r}, {str(tmp_path / "fixed")!r}, drop_duplicates=True)
+            path, fixed = {str(tmp_path / "data.parquet")!r}, {str(tmp_path / "fixed")!r}
+            summary = regroup(path, fixed, drop_duplicates=True)
             assert summary["rows_written"] == 3000
             print(peak() - before, pa.default_memory_pool().max_memory() / 2**20)
     """
@@ -306,7 +308,8 @@ def test_files_of_other_types_and_numberings_become_one_schema(tmp_path):
         }
         objects = pa.array([{"bbox": [[1.0, 2, 3, 4]], "category": [names.index("cat")]}] * 2)
         columns = {
-            "image": [encoded(2 * number), encoded(2 * number + 1)], "word": pa.array(["x", None]).cast(kind),
+            "image": [encoded(2 * number), encoded(2 * number + 1)],
+            "word": pa.array(["x", None]).cast(kind),
             "label": pa.array([names.index("dog"), -1], pa.int64()), "objects": objects,
             "number": pa.array([number, 7]).cast(width),
         }  # fmt: skip

@@ -146,7 +146,8 @@ def test_tables(tmp_path):
         write(src / "photos" / f"{number}.png", encoded(number))
     table = write(
         src / "t.csv",
-        'path,label,caption\nphotos/0.png,cat,"One, two"\nphotos/1.png,dog,\nphotos/0.png,cat,Three\n,dog,x\n',
+        'path,label,caption\nphotos/0.png,cat,"One, two"\n'
+        "photos/1.png,dog,\nphotos/0.png,cat,Three\n,dog,x\n",
     )
     rows = packed(table, tmp_path / "csv")
     assert {path: (row["label"], row["captions"]) for path, row in rows.items()} == {

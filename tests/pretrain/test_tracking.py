@@ -178,7 +178,8 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_the_command_tracks_by_one_setting_and_writes_no_secret(tmp_path):
     write_shards(tmp_path / "shards", [photo(number) for number in range(16)])
     arguments = [
-        "configs/pretrain/small/simclr.yaml", f"data.url={tmp_path}/shards", f"out={tmp_path}/run", "views.size=32",
+        "configs/pretrain/small/simclr.yaml", f"data.url={tmp_path}/shards", f"out={tmp_path}/run",
+        "views.size=32",
         f"data.storage_options={{secret: {SECRET}}}", "training.batch_size_global=8", "training.steps=2",
         "training.log_every_steps=1", "cluster.workers=0", "rankme_images=0", "tracking=[mlflow,wandb]",
     ]  # fmt: skip

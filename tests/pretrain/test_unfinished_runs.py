@@ -131,8 +131,8 @@ def test_rules_that_ended_a_run_and_what_is_watched_may_change(command, photos, 
     assert code == 3 and "more than data.max_bad_fraction=0.05" in said
     assert len((out / "bad_rows.jsonl").read_text().splitlines()) >= 11
     free = {
-        "data.max_bad_fraction": 1, "training.log_every_steps": 2, "training.on_nonfinite": "skip", "data.keep": "host",
-        "method.on_collapse": "stop", "rankme_images": 8,
+        "data.max_bad_fraction": 1, "training.log_every_steps": 2, "training.on_nonfinite": "skip",
+        "data.keep": "host", "method.on_collapse": "stop", "rankme_images": 8,
     }  # fmt: skip
     code, said = command(shards, out, **free)
     assert code == 0, said

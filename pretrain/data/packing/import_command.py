@@ -10,29 +10,32 @@ from cluster.errors import EXIT_STOPPED, UserError
 from cluster.lease import held_beside
 from cluster.storage.web_guard import allow_local_redirects
 
-DESCRIPTION = """Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones are listed in
-DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary goes to
-DEST/_import.json. The same command again continues an import that was cut off.
+DESCRIPTION = """Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones
+are listed in DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary
+goes to DEST/_import.json. The same command again continues an import that was cut off.
 
 The kind of SRC is recognised, or given by --kind:
-  folder       images, or a folder for each class; hidden folders and those with a leading underscore are left out
+  folder       images, or a folder for each class; hidden folders and those with a leading underscore are
+               left out
   coco         COCO json: FILE.json with boxes or captions, or a folder with one, or with one for each split
   voc          Pascal VOC: a folder with an xml file for each image, in Annotations/ or beside it
-  yolo         YOLO and Darknet: a folder with a txt file for each image, in labels/ or beside it; class names in a
-               yaml, classes.txt or obj.names
+  yolo         YOLO and Darknet: a folder with a txt file for each image, in labels/ or beside it; class
+               names in a yaml, classes.txt or obj.names
   labelme      a json file with shapes beside each image
   cvat         CVAT for images: one xml with the shapes of many images
-  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and labels, captions or
-               boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv, .jsonl or .parquet
+  table        FILE.csv, .tsv, .jsonl, a .json list or .parquet with a column of paths or URLs, and labels,
+               captions or boxes (xmin, ymin, xmax, ymax; Open Images); or a folder with metadata.csv,
+               .jsonl or .parquet
   sidecar      texts beside images: .txt, .caption, .json, .cls (img2dataset and captioning programs)
   tar          tars with WebDataset naming: a file, folder or glob
   torchvision  torchvision:NAME or torchvision:NAME:SPLIT, such as torchvision:CIFAR10:test
 
-Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, DEST/validation, DEST/test.
-What happened to every file is in DEST/_import.json; exit code 3 means that too many were set aside.
+Splits that the source has (folders train, val, test; a yaml; a column) go to DEST/train, DEST/validation and
+DEST/test. What happened to every file is in DEST/_import.json; exit code 3 means that too many were
+set aside.
 
-Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and objects
-{bbox, category} with boxes as left, top, width, height in pixels."""
+Columns of the shards, as far as the source has them: image {bytes, path}, label, labels, captions, and
+objects {bbox, category} with boxes as left, top, width, height in pixels."""
 EPILOG = """examples: python -m pretrain.data import my/photos my/shards --validation 0.2
           python -m pretrain.data import annotations/instances_train2017.json my/shards --images train2017
           python -m pretrain.data import links.csv my/shards --drop-duplicates --short-side 256

@@ -137,10 +137,8 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
             summary["bytes_before_scaling"] / 2**20,
         )
         saved = f"scaling down saved {1 - fraction:.0%} of {before:.1f} MiB"
-        lines.append(
-            "  "
-            f"{f'stored decoded, {fraction:.1f} times the {before:.1f} MiB before' if summary['decoded'] else saved}"
-        )
+        grown = f"stored decoded, {fraction:.1f} times the {before:.1f} MiB before"
+        lines.append(f"  {grown if summary['decoded'] else saved}")
     if summary["splits"]:
         lines.append("  " + ", ".join(f"{split}: {num}" for split, num in summary["splits"].items()))
     if summary["classes"] is not None:
