@@ -96,7 +96,8 @@ def machine(options: argparse.Namespace) -> None:
         print(
             f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB, "
             f"compute {properties.major}.{properties.minor}; driver {_driver()}, CUDA "
-            f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
+            f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, "
+            f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
         )
         specified = next((flops for name, flops in SPECIFIED.items() if name in properties.name), None)
     peak = peak_flops()

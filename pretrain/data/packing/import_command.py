@@ -11,8 +11,8 @@ from cluster.lease import held_beside
 from cluster.storage.web_guard import allow_local_redirects
 
 DESCRIPTION = """Packs the images of SRC into shards in DEST. Every image is decoded for checking; bad ones
-are listed in DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A summary
-goes to DEST/_import.json. The same command again continues an import that was cut off.
+are listed in DEST/_quarantine.jsonl, the others are stored byte for byte (except with --short-side). A
+summary goes to DEST/_import.json. The same command again continues an import that was cut off.
 
 The kind of SRC is recognised, or given by --kind:
   folder       images, or a folder for each class; hidden folders and those with a leading underscore are
