@@ -9,8 +9,8 @@ import sys
 
 # Threads that compute must not spin for long while they wait for each other: threads that decode share their
 # cores, and a single other busy program makes endless spinning ten times slower. A few microseconds are
-# worth it: steps of small images were seen to be a quarter faster than without. OpenMP reads this when torch
-# is loaded.
+# worth it: steps of small images were seen to be a quarter faster than without.
+# OpenMP reads this when torch is loaded.
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 # Arrow's own pool keeps what was freed, measured at 60 MiB more for the same reading
 ARROW = {"ARROW_DEFAULT_MEMORY_POOL": "system"}

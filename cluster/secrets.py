@@ -16,8 +16,8 @@ from typing import Any
 MASK = "***"
 OPTIONS = "storage_options"
 
-# a name with one of these words holds a secret, wherever it stands: in settings, in the query of a URL, in a
-# message
+# a name with one of these words holds a secret, wherever it stands:
+# in settings, in the query of a URL, in a message
 _WORDS = (
     r"secret|passw|passphrase|token|credential|signature|authorization|bearer|api_?key|access_?key|account_?key|private|cookie"
     r"|customer_?key|hmac|sas\b"

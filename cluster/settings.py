@@ -188,8 +188,8 @@ def _layers(
     tree = OmegaConf.merge(tree, defaults)
     if file is not None:
         tree = _merged(tree, file, schema, where=str(config))
-    # names first: another name takes the former one's arguments with it, but not those that are given along
-    # with it
+    # names first: another name takes the former one's arguments with it,
+    # but not those that are given along with it
     for change in sorted(changes, key=lambda change: not change.key.endswith(".name")):
         names = _names(tree)
         tree = _merged(tree, change.tree(), schema, where=change.said)

@@ -189,8 +189,8 @@ def write_part(job: BatchJob, unit: int, part: int, table: pa.Table) -> int:
     url = storage.join(job.out, part_name(unit, part))
     again = storage.exists(url)
     buffer = io.BytesIO()
-    # numbers of 16 bits are few enough for a dictionary, which would make them larger and five times slower
-    # to read
+    # numbers of 16 bits are few enough for a dictionary,
+    # which would make them larger and five times slower to read
     plain = [column.name for column in table.schema if not _holds_halves(column.type)]
     dictionary: Any = True if len(plain) == table.num_columns else plain or False
     with pq.ParquetWriter(buffer, table.schema, compression="zstd", use_dictionary=dictionary) as file:

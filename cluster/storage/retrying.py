@@ -45,8 +45,8 @@ CONNECTION_ERRORS = frozenset(
     }
 )
 PATIENT_BEFORE_WARNING = 3
-# a store that did not answer for so long is given up; each further request then waits for it so long, until
-# it answers
+# a store that did not answer for so long is given up;
+# each further request then waits for it so long, until it answers
 SECONDS_TO_GIVE_UP, SECONDS_ONCE_GIVEN_UP = 30.0, 5.0
 LONGEST_SLEEP_SECONDS = 0.2
 

@@ -106,8 +106,8 @@ class S3Ranges:
                 "client_options": {
                     "allow_http": address.scheme == "http",
                     "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-                    # of each part that comes: it is silence that ends a request, not the time that a large
-                    # body takes
+                    # of each part that comes: it is silence that ends a request,
+                    # not the time that a large body takes
                     "read_timeout": timedelta(seconds=SILENT_SECONDS),
                     "timeout": timedelta(days=1),
                     **({"root_certificate": Path(authorities).read_text()} if authorities else {}),

@@ -27,8 +27,8 @@ from cluster.storage.stores import filesystem
 
 Result = TypeVar("Result")
 
-# libraries under fsspec whose exceptions are no OSError: missing credentials, unreachable endpoints, refused
-# requests
+# libraries under fsspec whose exceptions are no OSError:
+# missing credentials, unreachable endpoints, refused requests
 STORE_LIBRARIES = ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub")
 
 

@@ -86,8 +86,8 @@ class Channel:
         if self._outcome.num_attempts:
             resized = f"Ray changed the number of workers from {self._num_workers} to {num_workers}"
             other = resized if num_workers != self._num_workers else "Ray replaced the workers"
-            # a death or else the first failure is the cause; the others are mostly its echo (connection
-            # reset by peer)
+            # a death or else the first failure is the cause;
+            # the others are mostly its echo (connection reset by peer)
             reason = (*self._deaths, *self._failures, other)[0]
             gone = sorted(
                 address for node, address in (lost_nodes or {}).items() if node not in self._lost_nodes

@@ -162,8 +162,8 @@ def stop_signals(request_stop: Callable[[], None]) -> Iterator[None]:
             return
         asked = True  # before the line that invites the next Ctrl-C, which may come at once
         request_stop()
-        # os.write because print may be what the signal interrupted, and a buffered stream cannot be entered
-        # twice
+        # os.write because print may be what the signal interrupted,
+        # and a buffered stream cannot be entered twice
         with suppress(OSError):  # the terminal may be gone
             os.write(2, f"{STOPPING}\n".encode())
 

@@ -84,8 +84,8 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
         daemon=True,
     )
     try:
-        # fit() runs in a thread: in the main thread it would put its own handler on Ctrl-C, which ends the
-        # run at once
+        # fit() runs in a thread: in the main thread it would put its own handler on Ctrl-C,
+        # which ends the run at once
         with stop_signals(stop.set):
             fit.start()
             told = False

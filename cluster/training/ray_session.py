@@ -28,8 +28,8 @@ OBJECT_STORE_BYTES = (
 _TOKEN = secrets.token_hex(32)  # one a process, because Ray reads it once
 _has_token = False
 
-# Values that a user's environment may override. Ray reads them when it is imported, started or when a run
-# starts.
+# Values that a user's environment may override. Ray reads them when it is imported,
+# started or when a run starts.
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or each print of a worker appears twice in its log
@@ -47,8 +47,8 @@ ELASTIC_DEFAULTS = {
 EMBEDDED_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
-    # no port has this number, so Ray goes on without these two servers, which would answer anybody at all
-    # addresses
+    # no port has this number, so Ray goes on without these two servers,
+    # which would answer anybody at all addresses
     "AUTOSCALER_METRIC_PORT": "65536",
     "DASHBOARD_METRIC_PORT": "65536",
     "RAY_worker_niceness": "0",  # the default of 15 lets any other program starve the training

@@ -126,8 +126,8 @@ def _join_group(todo: Work, rank: int, world_size: int, device: Any) -> Beginnin
     store: Any = None
     told = None
     if rank == 0:
-        # one rank asks and tells the others, so that all have the same attempt number even if one died
-        # before asking
+        # one rank asks and tells the others, so that all have the same attempt
+        # number even if one died before asking
         beginning = ray.get(todo.channel.begin.remote(world_size, _lost_nodes()))
         host = LOOPBACK if todo.is_here else ray.util.get_node_ip_address()
         # on this address alone, where the store by itself listens on all; port 0: the system picks a free

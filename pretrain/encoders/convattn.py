@@ -205,8 +205,8 @@ class ConvAttnEncoder(Encoder):
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()
-                # unit variance through each branch; branches that end in a sum are scaled down so that sums
-                # stay near one
+                # unit variance through each branch; branches that end in a sum are
+                # scaled down so that sums stay near one
                 ends_branch = name.endswith(("mlp.2", "attention.output"))
                 scale = 1 / math.sqrt(2 * num_blocks) if ends_branch else 1.0
                 nn.init.trunc_normal_(module.weight, std=scale / math.sqrt(fan_in))

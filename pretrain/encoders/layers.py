@@ -46,8 +46,8 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Same shape."""
         if input.requires_grad and min(input.shape[2:]) < self.kernel_size[0] and input.device.type == "cpu":
-            # the same sums; on maps smaller than the kernel the CPU's gradient takes ten times as long with
-            # its own padding
+            # the same sums; on maps smaller than the kernel the CPU's gradient takes ten
+            # times as long with its own padding
             padded = F.pad(input, [self.padding[0]] * 4)  # type: ignore[list-item]
             return F.conv2d(padded, self.weight, self.bias, groups=self.groups)
         return super().forward(input)
@@ -138,8 +138,8 @@ class AttentionOverMaps(nn.Module):
         _, block = self.grids(map_BCHW)
         if block == (1, 1):
             return map_BCHW
-        # ceil_mode keeps the rest of a size that the stride does not divide; its blocks are averages of what
-        # is there
+        # ceil_mode keeps the rest of a size that the stride does not divide;
+        # its blocks are averages of what is there
         return F.avg_pool2d(map_BCHW, block, ceil_mode=True, count_include_pad=False)
 
     @torch.no_grad()

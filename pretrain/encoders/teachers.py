@@ -58,8 +58,8 @@ class TimmNetwork(nn.Module):
                 maps = timms.forward_intermediates(images, intermediates_only=True)
                 last = {round(input_size / m.shape[2]): index for index, m in enumerate(maps)}
                 self.strides, self._indices = tuple(last), list(last.values())
-                # one stride from end to end: a transformer, whose last map is meant to be seen through its
-                # last norm
+                # one stride from end to end: a transformer,
+                # whose last map is meant to be seen through its last norm
                 self._norm = len(last) == 1
             output = self(images)
         self.dim = output.pooled_BD.shape[1]

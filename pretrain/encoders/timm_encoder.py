@@ -13,8 +13,8 @@ from cluster.errors import UserError
 from pretrain.encoders.base import Attention, Encoder
 from pretrain.encoders.timm_arguments import check_architecture
 
-# what makes timm's transformers take images of any size (whole patches, for ViTs); an argument of the same
-# name overrides it
+# what makes timm's transformers take images of any size (whole patches, for ViTs);
+# an argument of the same name overrides it
 ANY_SIZE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("vision_transformer", {"dynamic_img_size": True}),
     ("deit", {"dynamic_img_size": True}),

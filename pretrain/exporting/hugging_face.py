@@ -60,8 +60,8 @@ COPIED: tuple[ModuleType, ...] = (
 # one class for all, so that the copied files lie side by side
 OURS = re.compile(r"^(\s*)from (?:cluster|pretrain|finetune)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
 # of probabilities and scores, and of features in their own length: the largest difference to the same
-# pixels; images are scaled by the folder's processor, which rounds positions to whole pixels, and have a
-# bound of their own
+# pixels; images are scaled by the folder's processor, which rounds positions to whole pixels,
+# and have a bound of their own
 SAME_PIXELS = 1e-4
 PROCESSED = (1, 3)  # channels that transformers' processors know
 

@@ -19,8 +19,8 @@ def scores(logits_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
     `macro_f1` over the classes that occur, and `calibration_error` (expected, 15 bins,
     https://arxiv.org/abs/1706.04599); all in [0, 1].
     """
-    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use
-    # for it
+    # here, because torchmetrics takes longer to import than all else,
+    # and a model that predicts has no use for it
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     num_classes = logits_NC.shape[1]

@@ -174,8 +174,8 @@ def fcos(
     A level is for boxes up to eight of its strides around a position, as in the paper.
     """
     head = FCOSHead(channels, 1, num_classes, num_convs=depth)
-    # a position starts from a box of some size: from none at all, the ReLU behind would pass no gradient at
-    # half of them
+    # a position starts from a box of some size: from none at all,
+    # the ReLU behind would pass no gradient at half of them
     nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_REACH)
     generator = Anchors(strides, [[[stride, stride]] for stride in strides])
     return _one_stage(FCOS, channels, num_classes, generator, head, max_detections)

@@ -47,8 +47,8 @@ def cider_d_of_each(candidates: Sequence[Words], references: Sequence[Sequence[W
         vector = weighed(_ngrams(candidate))
         total = 0.0
         for ngrams, words in zip(of_image, words_of_image, strict=True):
-            # the evaluation's code takes the number of pairs for the length, which tells no words and one
-            # word alike
+            # the evaluation's code takes the number of pairs for the length,
+            # which tells no words and one word alike
             apart = max(0, len(candidate) - 1) - max(0, len(words) - 1)
             total += _similarity(vector, weighed(ngrams)) * math.exp(-(apart**2) / (2 * CIDER_SIGMA**2))
         scores.append(CIDER_SCALE * total / len(of_image))

@@ -66,8 +66,8 @@ def best_threshold(scores_NK: np.ndarray, truth_NK: np.ndarray) -> float:
 
 def average_precisions(scores_NK: np.ndarray, truth_NK: np.ndarray) -> np.ndarray:
     """Average precision of each keyword, float [K]; 0 for one that never occurs."""
-    # here, because torchmetrics takes longer to import than all else, and a model that predicts has no use
-    # for it
+    # here, because torchmetrics takes longer to import than all else,
+    # and a model that predicts has no use for it
     from torchmetrics.functional.classification import binary_average_precision
 
     precision_K = np.zeros(scores_NK.shape[1])

@@ -32,8 +32,8 @@ from finetune.tasks.summarization.words import stretches_of
 MAX_IMAGES = 20_000  # studied at most, evenly over the data; numbers of images are scaled up
 # -- terms of several words
 MIN_PAIRS = 5  # fewer occurrences say nothing
-# normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart; with a word of
-# grammar it is more
+# normalised pointwise mutual information: 0 by chance, 1 for words that never stand apart;
+# with a word of grammar it is more
 MIN_ASSOCIATION, MIN_WITH_GRAMMAR = 0.65, 0.75
 # fraction of the rarer word's occurrences that are beside the other; words combine freely, halves do not
 MIN_BOUND = 0.7

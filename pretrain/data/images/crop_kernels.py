@@ -26,8 +26,8 @@ _u16, _u64, _i16, _i32 = np.uint16, np.uint64, np.int16, np.int32
 # of weights; with 8, or 7 where some are below zero, a weighted sum of bytes fits into 16 bits
 NARROW_BITS, CUBIC_BITS, WIDE_BITS = 8, 7, 14
 MAX_NARROW = 4  # a crop that shrinks by more has too many weights for so few bits
-# a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels, and at
-# half a level
+# a cubic filter leaves [0, 255] by up to an eighth on both sides, so its sums start at 64 levels,
+# and at half a level
 _CUBIC_SPARE, _CUBIC_START = _i16(64), _u16(64 * 2**CUBIC_BITS + 2 ** (CUBIC_BITS - 1))
 STRIP = 112  # lines at most, in eights
 
@@ -329,8 +329,8 @@ def crop(
     for index in range(size):
         starts_x[index] -= first
 
-    # lines of the image -> transpose -> rows of the transpose -> transpose back; in even strips, for each is
-    # made whole
+    # lines of the image -> transpose -> rows of the transpose -> transpose back;
+    # in even strips, for each is made whole
     num_strips = -(-size // STRIP)
     strip = -(-size // (num_strips * 8)) * 8
     middle, end = strip * (2 * num + size), 2 * strip * (num + size)

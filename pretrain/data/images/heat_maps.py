@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-# inferno, every tenth of the way: as dark and as light as its number for every eye (CC0, van der Walt and
-# Smith)
+# inferno, every tenth of the way: as dark and as light as its number for
+# every eye (CC0, van der Walt and Smith)
 INFERNO_N3 = np.array(
     [
         (0, 0, 4),

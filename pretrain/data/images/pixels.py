@@ -37,8 +37,8 @@ KEPT_BUFFER_BYTES = 64 * 2**20  # larger ones are let go after use
 MIN_FAST_SIDE = 256  # pixels, see `open_image`
 _MAX_MARKERS = 1000  # before the pixels of a JPEG; honest files have about ten
 _MANY_SCANS = 100  # honest progressive files have about ten; see MAX_SCANNED_PIXELS
-# JPEG markers: application data with EXIF, frames whose pixels come in one scan if that has all components,
-# start of scan
+# JPEG markers: application data with EXIF, frames whose pixels come in one scan if
+# that has all components, start of scan
 _APP1, _SEQUENTIAL, _SCAN = 0xE1, (0xC0, 0xC1), 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -118,8 +118,8 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
             pixels = simplejpeg.decode_jpeg(
                 encoded,
                 colorspace=layout,
-                # a scale is chosen that gives at least this many; others than 1/2, 1/4 and 1/8 have no fast
-                # code
+                # a scale is chosen that gives at least this many;
+                # others than 1/2, 1/4 and 1/8 have no fast code
                 min_height=rows if denominator > 1 else 0,
                 min_width=columns if denominator > 1 else 0,
                 min_factor=max(1, denominator),
@@ -127,8 +127,8 @@ def _jpeg(encoded: bytes, channels: int, fast: bool) -> OpenedImage | None:
                 buffer=buffers.bytes(rows * columns * num_bytes),
             )
         except ValueError:
-            # a warning or an error of the library: Pillow bears what is harmless, and has the words for what
-            # is not
+            # a warning or an error of the library: Pillow bears what is harmless,
+            # and has the words for what is not
             return _by_pillow(encoded, channels)
         if channels == 1:
             pixels = np.repeat(pixels, 4, axis=2)

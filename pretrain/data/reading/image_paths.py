@@ -110,8 +110,8 @@ def encoded_images(images: pa.Array, mapped: Callable[..., Iterable[Any]] = map)
             for value in images
         ]
     else:
-        # copies: views would keep all rows that were decoded with one in memory until the last of them is
-        # used
+        # copies: views would keep all rows that were decoded with one in
+        # memory until the last of them is used
         encoded = images.to_pylist()
     if paths:
         outside = [index for index, data in enumerate(encoded) if data is None]

@@ -153,8 +153,8 @@ class Loader:
             prefetch_batches
         )
         self._closed = threading.Event()
-        # a thread of its own keeps both waiting for storage and Python's share of batching off the training
-        # thread
+        # a thread of its own keeps both waiting for storage and Python's share
+        # of batching off the training thread
         self._producer = threading.Thread(target=self._produce, name="batches", daemon=True)
         self._producer.start()
 

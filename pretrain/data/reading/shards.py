@@ -281,8 +281,8 @@ class Shards:
             return pa.OSFile(str(path))
 
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
-        # only the bytes of an image struct are read; its path may be long and is needed only where images
-        # lie outside
+        # only the bytes of an image struct are read; its path may be long and is
+        # needed only where images lie outside
         kind = schema.field(self.image_column).type
         images = [f"{self.image_column}.bytes" if pa.types.is_struct(kind) else self.image_column]
         if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and image_root() is not None:

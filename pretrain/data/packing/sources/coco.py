@@ -24,8 +24,8 @@ from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.texts import id_key, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
-# other files of a COCO download, which are left for the instances: points of bodies, regions without shape,
-# ids alone
+# other files of a COCO download, which are left for the instances:
+# points of bodies, regions without shape, ids alone
 BESIDES = ("person_keypoints", "stuff", "panoptic", "image_info", "pixelmaps")
 MAX_PROBED = 20  # images, whose paths tell the folder
 

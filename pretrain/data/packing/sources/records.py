@@ -17,8 +17,8 @@ from pretrain.data.packing.sources.tree import Tree
 
 MAX_ANNOTATION_BYTES = 4 * 2**30  # a whole COCO is 0.5 GiB; nothing larger is read into memory
 MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
-# of images anywhere in the web many are gone for good; two minutes for each dead host would make weeks of a
-# long list
+# of images anywhere in the web many are gone for good;
+# two minutes for each dead host would make weeks of a long list
 PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
 BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "fractions")  # values of --boxes

@@ -184,8 +184,8 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
         found.records.append(
             _Member(
                 url=tar.url,
-                # the member's name only names the image in the shards: nothing is ever written to such a
-                # path
+                # the member's name only names the image in the shards:
+                # nothing is ever written to such a path
                 path=f"{name}/{sample.image.name}",
                 size_bytes=sample.image.size,
                 label=said.label,

@@ -177,8 +177,8 @@ def _local(root: str, leave_out: str) -> Tree:
                 tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
-                # images may be millions, so it is not checked whether they changed while they were read in
-                # parts
+                # images may be millions, so it is not checked whether they
+                # changed while they were read in parts
                 version = "" if entry.name.lower().endswith(IMAGE_SUFFIXES) else str(status.st_mtime)
                 tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, version)
             elif entry.is_dir():

@@ -131,8 +131,8 @@ def _yaml_names(url: str, tree: dict[str, Any], setup: Setup) -> dict[int, str] 
     names: Any = tree["names"]
     if isinstance(names, list):
         names = dict(enumerate(names))
-    # only plain values are made text: aliases of aliases would grow without bound, and YAML reads a bare
-    # `no` as False
+    # only plain values are made text: aliases of aliases would grow without bound,
+    # and YAML reads a bare `no` as False
     if isinstance(names, dict) and all(
         _number(number) is not None and isinstance(name, str | int | float) and not isinstance(name, bool)
         for number, name in names.items()
