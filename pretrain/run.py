@@ -50,8 +50,8 @@ def run(
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
-        # what is made here is used here; workers of a cluster make their own, but none reads all footers
-        # again
+        # what is made here is used here; workers of a cluster make their own,
+        # but none reads all footers again
         partial(pretrain, known=parts.known) if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,

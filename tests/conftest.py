@@ -27,8 +27,8 @@ from cluster.process import set_up_process
 set_up_process()  # before torch: on a busy machine threads that spin are ten times slower
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a shell starts what it runs in the background so, and the commands that tests interrupt would inherit
-    # it
+    # a shell starts what it runs in the background so,
+    # and the commands that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -23,8 +23,8 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> li
     thread, so that results do not depend on the machine. Raises RuntimeError with every rank's traceback,
     whole; a rank that is killed or hangs is named.
     """
-    # ranks are forked from a server that has imported what they need, which takes several seconds a process
-    # otherwise
+    # ranks are forked from a server that has imported what they need,
+    # which takes several seconds a process otherwise
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="fovea-ranks-") as folder:
@@ -36,8 +36,8 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> li
             process.start()
         errors = []
         for rank, process in enumerate(ranks):
-            # once one rank has failed the others may wait for it until the group's timeout: they get a
-            # moment only
+            # once one rank has failed the others may wait for it until the group's timeout:
+            # they get a moment only
             process.join(5.0 if errors else TIMEOUT_SECONDS)
             path = Path(folder, f"error-{rank}")
             if path.exists():

@@ -62,8 +62,8 @@ def timm_files(exported: Exported) -> tuple[dict[str, bytes], list[str], dict[st
         "architecture": spec["name"].removeprefix("timm:").split(".")[0],
         "num_classes": num_classes,
         "num_features": exported.encoder.channels[-1],
-        # of timm's own networks, layers behind the maps were never trained; timm does not ask, a teacher
-        # does
+        # of timm's own networks, layers behind the maps were never trained;
+        # timm does not ask, a teacher does
         "maps_only": not own and head is None,
         "label_names": exported.class_names,
         "model_args": {**arguments, "num_classes": num_classes, "in_chans": exported.encoder.in_channels},
@@ -208,8 +208,8 @@ def _filled(exported: Exported, whole: nn.Module) -> dict[str, Tensor]:
     tensors = {key: tensor.clone() for key, tensor in whole.state_dict().items()}
     for key, tensor in exported.encoder.state_dict().items():
         inner = key.removeprefix("network.").removeprefix("model.")
-        # feature extraction joins the names of what it took out of a list: stages_0.blocks ->
-        # stages.0.blocks
+        # feature extraction joins the names of what it took out of a list:
+        # stages_0.blocks -> stages.0.blocks
         target = inner if inner in tensors else re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", inner)
         if target not in tensors or tensors[target].shape != tensor.shape:
             raise UserError(

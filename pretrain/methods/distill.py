@@ -228,8 +228,8 @@ class Distill(Method):
             losses["contrast"] = self.criterion(first, second)
             if embeddings is None:
                 embeddings = first.detach(), second.detach()
-        # of maps alone there are none: means over positions may well lie near one line while the positions
-        # differ
+        # of maps alone there are none: means over positions may well lie near
+        # one line while the positions differ
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         logs |= {f"{name}_loss": loss.detach() for name, loss in losses.items()}
         return StepOutput(loss=total, logs=logs, embeddings=embeddings)

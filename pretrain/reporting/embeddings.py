@@ -17,8 +17,8 @@ from pretrain.encoders import Encoder, pooled
 
 BATCH = 16  # small, so that a deadline is kept by large encoders on a CPU too
 MIN_FOR_PLANE, PERPLEXITY, MAX_DIMENSIONS, MAX_ITERATIONS = 12, 30.0, 50, 500
-# One thread is enough for some hundred images, and on a busy machine many that wait for each other take a
-# minute.
+# One thread is enough for some hundred images,
+# and on a busy machine many that wait for each other take a minute.
 
 
 @torch.no_grad()

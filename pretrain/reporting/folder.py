@@ -21,8 +21,8 @@ from pretrain.training import run_folder
 from pretrain.training.restarts import RESTARTS
 
 MAX_ROWS, MAX_BAD_ROWS = 20_000, 200
-# without a word for this long, and for this many times as long as it usually takes from line to line, a run
-# is given up
+# without a word for this long, and for this many times as long as it usually takes
+# from line to line, a run is given up
 MIN_SILENCE_SECONDS, SILENCE_LINES = 300.0, 20
 
 
@@ -187,8 +187,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _silent_seconds(url: str, now: float) -> float | None:
-    # stores other than the local disk see the log with each checkpoint only, so their times tell nothing of
-    # a run
+    # stores other than the local disk see the log with each checkpoint only,
+    # so their times tell nothing of a run
     if not storage.is_local(url):
         return None
     path = storage.local_path(storage.join(url, run_folder.METRICS))

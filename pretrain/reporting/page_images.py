@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-# ten hues that most eyes tell apart, in an order that keeps neighbours apart (Okabe and Ito; Tol's bright
-# and muted)
+# ten hues that most eyes tell apart, in an order that keeps neighbours apart
+# (Okabe and Ito; Tol's bright and muted)
 CLASS_COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#9a6324", "#7a5cc4", "#8fb339",
     "#5a6472",

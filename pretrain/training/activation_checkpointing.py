@@ -29,8 +29,8 @@ def checkpoint_blocks(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Encoder):
             for block in part.blocks():
-                # the slot of nn.Module.compile: copies of a module come without it, and names in its state
-                # stay
+                # the slot of nn.Module.compile: copies of a module come without it,
+                # and names in its state stay
                 call = block._compiled_call_impl or block._call_impl
                 block._compiled_call_impl = partial(checkpoint, call, use_reentrant=False)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pretrain.encoders.layers import at_least_float32
 
-# what the health of a batch is taken from where it has more: the numbers need no more, and cost grows with
-# the cube
+# what the health of a batch is taken from where it has more:
+# the numbers need no more, and cost grows with the cube
 MAX_COLUMNS, MAX_PAIRED_ROWS = 1024, 1024
 EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # of `embedding_health`
 
@@ -78,8 +78,8 @@ def effective_rank(embeddings_BD: Tensor) -> float:
         return math.nan  # for which there is no decomposition
     # fractions do not change, and squares stay finite
     embeddings = embeddings / embeddings.abs().max().clamp_min(torch.finfo(embeddings.dtype).tiny)
-    # singular values by the eigenvalues of the smaller product: a ninth of the time at 1024 x 4096, and
-    # equal to 1e-6
+    # singular values by the eigenvalues of the smaller product:
+    # a ninth of the time at 1024 x 4096, and equal to 1e-6
     smaller = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
     fractions = torch.linalg.eigvalsh(smaller @ smaller.T).clamp_min(0).sqrt()
     fractions = fractions / fractions.sum().clamp_min(1e-12) + 1e-12
@@ -132,13 +132,13 @@ def fallen_rank(trained: float, untrained: float) -> Finding | None:
 
 # lines of the log in a row that must show a thing before it is told; fresh networks look bad for a while
 PATIENCE = 3
-# ranks: healthy runs of batch 64 stay above 11 from their first line on, SimSiam without its predictor falls
-# to 4 to 5
+# ranks: healthy runs of batch 64 stay above 11 from their first line on,
+# SimSiam without its predictor falls to 4 to 5
 MIN_SPREAD, MIN_RANK, MIN_INFORMATION, MIN_DISTANCE = 0.05, 6.0, 1e-3, 1e-8
 # a healthy DINO of batch 64 uses 200 and more, one without centring 7 after 24 steps and 2 after 40
 MIN_OUTPUTS = 4.0
-# students that learn explain 2 % and more after a quarter of 500 steps, 5 % after a tenth of thousands;
-# random weights 0
+# students that learn explain 2 % and more after a quarter of 500 steps,
+# 5 % after a tenth of thousands; random weights 0
 MIN_EXPLAINED = 0.01
 COLLAPSES = frozenset({"collapse", "collapse of assignments", "dead queue"})
 EXPLODED, VANISHED = 100.0, 1e-7
@@ -187,8 +187,8 @@ class HealthWatch:
         loss, before = numbers.get("loss", math.nan), max(self._losses, default=-math.inf)
         if math.isfinite(loss):
             self._losses.append(loss)
-        # at the low learning rates of the warm-up nothing is learnt yet; and a loss that falls may start
-        # above chance
+        # at the low learning rates of the warm-up nothing is learnt yet;
+        # and a loss that falls may start above chance
         late = step > max(MIN_STEPS, self._num_steps // 10)
         if chance_loss is not None and late and loss > 0.99 * max(chance_loss, before):
             near = loss < NEAR_CHANCE * chance_loss

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# penalties on the squared norm of the weights, of standardised features; from all but free to all but
-# constant
+# penalties on the squared norm of the weights, of standardised features;
+# from all but free to all but constant
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 5  # one of so many training rows chooses the penalty
 

@@ -185,8 +185,8 @@ class Logbook:
             self._warned.add(finding.kind)
 
     def _record(self, gradients: Gradients, exchange: GradientExchange) -> dict[str, Any]:
-        # all ranks come here, because health looks at the embeddings of all; rank 0 computes it, and all get
-        # its numbers
+        # all ranks come here, because health looks at the embeddings of all;
+        # rank 0 computes it, and all get its numbers
         progress, output = self.progress, gradients.output
         logs = sorted(output.logs)
         healthy: dict[str, float] = {}

@@ -47,8 +47,8 @@ def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings,
         batch_size_global=training.batch_size_global,
         num_streams=data.num_streams or default_num_streams(training.batch_size_global),
         # where few rows of a file are taken, a window spans as much of the files as it would with all of
-        # them: what is read for it stays bounded, and row groups, which hold few of its rows then, are
-        # shuffled anyway
+        # them: what is read for it stays bounded, and row groups, which hold few of its rows then,
+        # are shuffled anyway
         window_rows=max(1, round(data.shuffle_window_rows * min(1.0, manifest.fraction))),
         seed=seed,
         source_of_group=manifest.source_of_group,

@@ -31,8 +31,8 @@ STEM: dict[str, Any] = {"stem_stride": 4}
 FIRST: dict[str, Any] = STEM | {
     "attention_from": 3
 }  # the family's default until these runs; what was tried beside it
-# label -> encoder and its arguments; the family's default first, then what was tried, then other people's
-# networks
+# label -> encoder and its arguments; the family's default first, then what was tried,
+# then other people's networks
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "convattn_nano": ("convattn_nano", STEM),
     "nano, one more attention block": ("convattn_nano", STEM | {"depths": [1, 1, 3, 2]}),

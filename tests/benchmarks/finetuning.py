@@ -24,8 +24,8 @@ from tests.benchmarks.clothing import CONFIG, command, packed
 
 # name -> configuration and mode; random weights are trained as `full` is
 ROWS = {"linear": "linear", "full": "full", "lora": "lora", "random": "full"}
-# share of the labels -> epochs: few labels need some steps to be learnt from, and all are to be shown in a
-# minute or two
+# share of the labels -> epochs: few labels need some steps to be learnt from,
+# and all are to be shown in a minute or two
 EPOCHS = {0.1: 40, 1.0: 10}
 
 

@@ -17,8 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import find_browser
 
-# the image, the report it is of, the section that it shows (none: the top of the page), and its height in
-# pixels at most
+# the image, the report it is of, the section that it shows (none: the top of the page),
+# and its height in pixels at most
 FIGURES = (
     ("report.png", "pretrain/report.html", None, 900),
     ("attention.png", "pretrain/report.html", "#attention", 520),

@@ -18,8 +18,8 @@ from finetune.tasks.summarization.metrics import (
 )
 from finetune.tasks.summarization.words import clean, stretches_of, words_of
 
-# what pycocoevalcap 1.2 (the COCO caption evaluation's own scorers, sigma 6, closest reference length) said
-# of these sentences
+# what pycocoevalcap 1.2 (the COCO caption evaluation's own scorers, sigma 6, closest
+# reference length) said of these sentences
 VALUES = json.loads((Path(__file__).parent / "coco_caption_values.json").read_text())
 
 
@@ -40,8 +40,8 @@ def test_cider_d_worked_by_hand():
     references = [[["a", "b"]], [["c", "d"]]]
     # all pairs and words right, no longer n-grams: half of the four n count
     assert cider_d([["a", "b"], ["c", "d"]], references) == pytest.approx(10 * 2 / 4)
-    # a a b: words (2, 1) clipped to (1, 1), so 2 / (sqrt 5 * sqrt 2); pairs aa, ab: 1 / sqrt 2; one pair
-    # longer
+    # a a b: words (2, 1) clipped to (1, 1), so 2 / (sqrt 5 * sqrt 2); pairs aa, ab:
+    # 1 / sqrt 2; one pair longer
     expected = 10 * (2 / math.sqrt(10) + 1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
     assert cider_d_of_each([["a", "a", "b"], []], references) == pytest.approx([expected, 0.0])
     # nothing is rare in a single image

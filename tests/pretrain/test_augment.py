@@ -260,8 +260,8 @@ def test_crops_are_filtered_as_pillow_filters_them(box, size, cubic):
         made = np.empty((3, size, size), np.uint8)
         write_crop(four, box, made, flipped=flipped, cubic=cubic)
         difference = np.abs(made.astype(int) - (wanted[:, :, ::-1] if flipped else wanted))
-        # of noise, a cubic filter leaves [0, 255], and is cut off after its first axis, which is another one
-        # in Pillow
+        # of noise, a cubic filter leaves [0, 255], and is cut off after its first axis,
+        # which is another one in Pillow
         assert difference.max() <= (24 if cubic else 3) and difference.mean() < (0.8 if cubic else 0.5)
 
 

@@ -16,8 +16,8 @@ from pretrain.encoders import build_encoder, load_encoder, pooled, save_encoder
 SETTINGS = "data: {url: my/<b>shards</b>}\nknn: {test_url: null}\nseed: 0\n"
 RESULT = {"metrics": {"knn_accuracy": 0.71234}, "samples_seen": 12800, "bad_rows": 3}
 
-# loads an exported folder with transformers in a process that cannot import Fovea, and saves what it
-# computes
+# loads an exported folder with transformers in a process that cannot import Fovea,
+# and saves what it computes
 STRANGER = """
 import sys
 for name in ("cluster", "pretrain", "finetune"):

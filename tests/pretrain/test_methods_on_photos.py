@@ -95,8 +95,8 @@ def test_simsiam_is_told_within_a_hundred_steps_without_its_predictor_only(
 ):
     if not predictor:
         monkeypatch.setitem(METHODS, "simsiam", NoPredictor)
-    # at the configuration's own rate, a quarter of this, a hundred steps are too few to collapse in: the
-    # rank falls to ten
+    # at the configuration's own rate, a quarter of this, a hundred steps are too few to collapse in:
+    # the rank falls to ten
     overrides = ["optimizer.learning_rate=4.0e-3", "training.steps=100"]
     warnings, lines, _ = run(settings_of("simsiam", shards, tmp_path / "run", *overrides))
     show(lines)

@@ -58,8 +58,8 @@ def test_every_method_is_the_same_on_one_and_two_ranks():
 
 
 def test_three_ranks_are_one():
-    # a sum of three equal numbers over three is not always that number, so nothing may be averaged over
-    # ranks
+    # a sum of three equal numbers over three is not always that number,
+    # so nothing may be averaged over ranks
     assert_equal_on_ranks(["simclr", "moco", "vicreg"], 3)
 
 

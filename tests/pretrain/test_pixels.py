@@ -136,8 +136,8 @@ def test_the_head_of_a_jpeg_is_read_up_to_its_pixels():
     for changed in (data, start + before + rest):
         assert open_image(changed).width == image_size(changed)[0] == drawn().height
         np.testing.assert_array_equal(pixels_of(changed), decode_image(changed).transpose(2, 0, 1))
-    # what would take a loop over each byte long is left to the library: else the orientation would be found,
-    # 6
+    # what would take a loop over each byte long is left to the library:
+    # else the orientation would be found, 6
     endless = start + b"\xff" * 20_000_000 + rest
     assert _headers(endless) == (1, True) and _headers(start + segment(0xFE, b"") * 2_000_000 + rest) == (
         1,

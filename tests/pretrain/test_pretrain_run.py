@@ -148,8 +148,8 @@ def test_the_number_of_workers_does_not_change_what_is_learnt(shards, whole, tmp
 @pytest.mark.ray
 @pytest.mark.slow
 def test_fifty_steps_in_process_and_on_one_and_two_workers(shards, tmp_path, shared_ray):
-    # the paper's optimizer and rate; without exact pieces roundings of 1e-7 grow as fast as the training
-    # makes them
+    # the paper's optimizer and rate; without exact pieces roundings of 1e-7 grow
+    # as fast as the training makes them
     rate = {"optimizer.name": "lars", "optimizer.learning_rate": 0.3, "optimizer.weight_decay": 1e-6}
     outs = [tmp_path / f"run{workers}" for workers in range(3)]
     for workers, out in enumerate(outs):

@@ -157,8 +157,8 @@ def test_only_needed_bytes_are_asked_for_in_few_requests(remote, store):
     )
     manifest = shards.manifest
     groups, footers = len(manifest.rows_of_group), len(manifest.files) * 2**16
-    # a second epoch has begun, and a group on a cut is read for two streams; the notes of 16 MB in all are
-    # left out
+    # a second epoch has begun, and a group on a cut is read for two streams;
+    # the notes of 16 MB in all are left out
     assert len(asked) <= 2 * groups + len(manifest.files) * 4
     assert num_bytes <= 2 * int(manifest.bytes_of_group.sum()) + 2 * groups * 2000 + footers * 4
 

@@ -20,8 +20,8 @@ from pretrain.data.views.recipes import RECIPES
 from tests.pretrain.test_decode import encoded
 
 NUM, SIZE, LOCAL = 500, 48, 24
-# of nearly two hundred tests: one of them would fall below by chance in five runs of a hundred with other
-# seeds
+# of nearly two hundred tests: one of them would fall below by chance in five
+# runs of a hundred with other seeds
 MIN_P = 3e-4
 OFF = {"cj_prob": 0.0, "random_gray_scale": 0.0, "gaussian_blur": 0.0, "normalize": None}
 
