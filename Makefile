@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+# what is compiled is kept: tests start a hundred commands
+unexport PYTHONDONTWRITEBYTECODE
 # a file's tests share what they set up; each process computes with one thread and waits for others half of its time
 TESTERS ?= 4
 QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job pipeline_plan rank_context settings shares) \
@@ -26,7 +28,9 @@ install: $(VENV)/.installed  ## a virtual environment in .venv with the tested v
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Fovea needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 install")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# pip compiles on one core, and the tests of packages as well
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
 	@touch $@
 
 demo: install    ## from images to a pretrained encoder to a classifier (DATA=folder for your own photos)

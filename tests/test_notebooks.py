@@ -72,6 +72,7 @@ def test_own_photos_and_what_the_encoder_sees(folder):
     assert len(put_out(run("what_an_encoder_sees", folder, encoder), "image/png")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_from_a_bucket(folder, s3_server):
     import s3fs

@@ -28,7 +28,14 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("entry", COMMANDS)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "pretrain",
+        "calls to finetune",
+        *(pytest.param(entry, marks=pytest.mark.slow) for entry in ("finetune", "calls to pretrain")),
+    ],
+)
 def test_threads_and_memory_are_set_before_torch_is_loaded(entry: str) -> None:
     names = [*OPENMP, *ARROW]
     script = WATCHED.format(names=names) + COMMANDS[entry]

@@ -53,6 +53,7 @@ def test_ctrl_c_reaches_every_rank_and_the_result_comes_back(two_workers: dict[s
     assert signal.getsignal(signal.SIGINT) is former
 
 
+@pytest.mark.slow
 def test_a_users_mistake_crosses_at_once_and_as_it_was(two_workers: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         run_workers(jobs.refuse, jobs.Numbers(), Workers(**two_workers))

@@ -98,6 +98,7 @@ def test_patience_ends_a_run_that_learns_no_more(data, features, tmp_path):
     assert [line["step"] for line in lines if "rankme" in line] == [6, 12, 18]
 
 
+@pytest.mark.slow
 def test_features_from_a_store_give_the_same_bits(data, features, whole, tmp_path, s3_server):
     url = f"{s3_server.url}/{uuid.uuid4().hex}"
     store = fsspec.filesystem("s3")
@@ -116,6 +117,7 @@ def test_killed_and_continued_it_is_the_same_run_bit_for_bit(data, features, who
     assert_equal_runs(whole, out)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_continued_on_two_workers_the_same_rows_meet_the_same_features(data, features, tmp_path, shared_ray):
     more = {"method.exact_pieces": 4}

@@ -385,9 +385,12 @@ def steps_of(name, num_steps, *, method=None, first=0):
     return losses, method
 
 
-def one_rank():
+ACROSS_RANKS = ["simclr", "moco", "vicreg", "dino"]
+
+
+def one_rank(names):
     results = {}
-    for name in METHODS:
+    for name in names:
         losses, method = steps_of(name, 4)
         gradients = {key: p.grad.numpy().copy() for key, p in method.named_parameters() if p.requires_grad}
         results[name] = (
@@ -398,9 +401,18 @@ def one_rank():
     return results
 
 
-def test_steps_on_two_ranks_equal_one_process():
-    ranks = run_on_ranks(one_rank, 2)
-    for name in METHODS:
+# negatives, a queue, statistics over ranks, a centre; in exact pieces every method is compared in test_pieces
+@pytest.mark.parametrize(
+    "names",
+    [
+        ACROSS_RANKS,
+        pytest.param(sorted(set(METHODS) - set(ACROSS_RANKS)), marks=pytest.mark.slow),
+    ],
+    ids=["some", "the others"],
+)
+def test_steps_on_two_ranks_equal_one_process(names):
+    ranks = run_on_ranks(one_rank, 2, names)
+    for name in names:
         losses, method = steps_of(name, 4)
         state = method.state_dict()
         np.testing.assert_allclose(

@@ -271,7 +271,7 @@ def test_early_layers_move_less_with_layer_decay(shards, first, tmp_path):
     assert by_layer[0] < 0.1 * by_layer[-2]
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("byol", marks=pytest.mark.slow)])
 def test_cut_off_and_continued_a_held_run_is_the_same_bits(method, shards, first, tmp_path):
     more = {
         "method.keep": 0.2,
