@@ -401,7 +401,7 @@ def one_rank(names):
     return results
 
 
-# negatives, a queue, statistics over ranks, a centre; in exact pieces every method is compared in test_pieces
+# negatives, a queue, statistics over ranks, a centre; test_pieces compares every method in exact pieces
 @pytest.mark.parametrize(
     "names",
     [
