@@ -8,7 +8,6 @@ from functools import partial
 
 from cluster.command_line import Command
 from cluster.errors import run_command
-from pretrain.training.command import stage_command
 
 USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 
@@ -23,6 +22,7 @@ given or changed as key=value:
 def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
     from finetune.settings import FinetuneSettings  # which loads torch
+    from pretrain.training.command import stage_command
 
     return stage_command(arguments, USAGE, FinetuneSettings, _runner, commands=COMMANDS)
 

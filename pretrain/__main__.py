@@ -8,7 +8,6 @@ from functools import partial
 
 from cluster.command_line import Command
 from cluster.errors import run_command
-from pretrain.training.command import stage_command
 
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
@@ -23,6 +22,7 @@ def main(arguments: list[str]) -> int:
     """Reads the command line and runs."""
     from pretrain.papers import defaults_of
     from pretrain.settings import PretrainSettings  # which loads torch
+    from pretrain.training.command import stage_command
 
     return stage_command(arguments, USAGE, PretrainSettings, _runner, commands=COMMANDS, beneath=defaults_of)
 

@@ -161,9 +161,9 @@ def test_a_command_that_was_cut_off_ends_as_if_it_was_not(kind, world, tmp_path)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             said, _ = process.communicate(timeout=300)
-        assert process.returncode in ENDS and "Traceback" not in said, (
-            f"{with_time}: {process.returncode}\n{said}"
-        )
+        # of Ctrl-C before its handlers stand Python tells itself
+        untold = "Traceback" not in said or process.returncode == -signal.SIGINT
+        assert process.returncode in ENDS and untold, f"{with_time}: {process.returncode}\n{said}"
         if process.returncode:
             for _ in range(MAX_STARTS):
                 again = start(command(kind, world, out))

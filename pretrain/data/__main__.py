@@ -8,14 +8,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from cluster import storage
 from cluster.command_line import CommandLine, as_settings
 from cluster.errors import UserError, run_command
-from pretrain.data.packing.import_command import add_import
 
 AS_IT_STANDS = argparse.RawDescriptionHelpFormatter
 
-# What a command needs is imported by its handler, so that --help and typing errors answer at once.
+# What a command needs is imported by its handler, so that --help and typing errors answer at once, and
+# Ctrl-C meets `run_command`.
 
 EXAMPLES = """examples:
   python -m pretrain.data import my/photos my/shards                      class folders give the labels
@@ -43,6 +42,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def parser() -> CommandLine:
     """The command line."""
+    from pretrain.data.packing.import_command import add_import
+
     parser = CommandLine(
         prog="python -m pretrain.data",
         description="Makes data sets of Parquet shards and looks into them.",
@@ -274,6 +275,8 @@ def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         print_fix(report["fix"])
     if arguments.json is not None:
+        from cluster import storage
+
         storage.write_json(arguments.json, report)
     return report
 
@@ -304,6 +307,7 @@ def _views(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from cluster import storage
     from pretrain.data.scenes.scenes import SUMMARY, UNFINISHED, write_demo
 
     if arguments.images < 1:
