@@ -45,7 +45,7 @@ from pretrain.data.reading.feature_layout import (
 )
 from pretrain.data.reading.feature_statistics import write_description
 from pretrain.data.reading.image_paths import add_image_root_option, use_image_root
-from pretrain.data.reading.loader import batches_in_sequence
+from pretrain.data.reading.in_sequence import batches_in_sequence
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.random_views import CentralCrop
@@ -225,9 +225,7 @@ def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
 
 
 def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, channels: int) -> None:
-    """Raises UserError where what a teacher says of images of `size` pixels has no
-    map of so many cells and channels.
-    """
+    """Raises UserError where a teacher has no map of so many cells and channels at `size` pixels."""
     if not seen.maps:
         raise UserError(
             f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
@@ -250,9 +248,7 @@ def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, cha
 def _spread_images(
     manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int
 ) -> Iterator[np.ndarray]:
-    """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set,
-    of few row groups.
-    """
+    """uint8 batches [B, C, size, size] of about `num` images, spread over the data, of few row groups."""
     sample = manifest.sample(num)
     num = min(num, sample.num_rows)
     rows = np.arange(num) * sample.num_rows // num
