@@ -46,9 +46,7 @@ STEM_STRIDES = (1, 2, 4)
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution, norm and a pointwise MLP,
-    around a residual (ConvNeXt, https://arxiv.org/abs/2201.03545).
-    """
+    """A residual of depthwise convolution, norm and MLP (ConvNeXt, https://arxiv.org/abs/2201.03545)."""
 
     def __init__(self, dim: int, *, kernel_size: int, mlp_ratio: float, norm: str, drop_path: float) -> None:
         super().__init__()
@@ -214,9 +212,7 @@ class ConvAttnEncoder(Encoder):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Four maps, finest first; the last one is normalised.
-        Images smaller than the largest stride are padded to it.
-        """
+        """Four maps, finest first, the last normalised; small images are padded to the largest stride."""
         short = [max(0, self.strides[-1] - side) for side in images_BCHW.shape[2:]]
         if any(short):
             images_BCHW = nn.functional.pad(images_BCHW, (0, short[1], 0, short[0]))

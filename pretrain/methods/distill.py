@@ -281,9 +281,7 @@ def _check_weights(weights: dict[str, float]) -> None:
 
 
 def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
-    """How much of itself each row keeps, float32 [B] of 0.5 to 1;
-    a pure function of rows and passes, whatever the ranks.
-    """
+    """How much of itself each row keeps, float32 [B] of 0.5 to 1, by rows and passes alone."""
     drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
     return torch.from_numpy(
         np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32)
@@ -291,9 +289,7 @@ def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float
 
 
 def mixed(tensor: Tensor, fractions_B: Tensor) -> Tensor:
-    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's;
-    an odd last is alone.
-    """
+    """Each row with some of its partner, 2 k with 2 k + 1, so on the same rank; an odd last is alone."""
     partners = torch.arange(len(tensor), device=tensor.device) ^ 1
     partners = torch.where(partners < len(tensor), partners, partners ^ 1)
     fractions = fractions_B.view(-1, *[1] * (tensor.ndim - 1))
@@ -316,9 +312,7 @@ def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Fraction of the variance of maps that predictions explain (R squared), at most 1; 0 is what each
-    channel's mean explains.
-    """
+    """R squared: the share of the variance of maps explained; 0 is what each channel's mean explains."""
     left = (predicted_BCHW - target_BCHW).square().sum()
     whole = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().sum()
     return 1 - left / whole.clamp_min(1e-12)
@@ -326,9 +320,7 @@ def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shared_neighbours(mine_BC: Tensor, theirs_BK: Tensor, num: int = NUM_NEIGHBOURS) -> float:
-    """Mean fraction of each row's nearest rows by one features that are so by the other, too;
-    from 0 to 1.
-    """
+    """Mean fraction, 0 to 1, of each row's nearest rows by one features that are so by the other."""
     num = min(num, len(mine_BC) - 1)
     if num < 1:
         return 0.0

@@ -21,9 +21,7 @@ EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # o
 
 
 def watched_part(embeddings_BD: Tensor) -> Tensor:
-    """At most `MAX_COLUMNS` columns, chosen at random but the same each time and on every rank;
-    without gradient.
-    """
+    """At most `MAX_COLUMNS` columns, random but the same each time and on every rank; no gradient."""
     num_columns = embeddings_BD.shape[1]
     if num_columns <= MAX_COLUMNS:
         return embeddings_BD.detach()
@@ -99,16 +97,12 @@ def assignment_information(probabilities_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def outputs_in_use(probabilities_BK: Tensor) -> Tensor:
-    """How many of K outputs a batch is assigned to:
-    exp of the entropy of the mean assignment, from 1 to K.
-    """
+    """How many of K outputs a batch is assigned to, 1 to K: exp of the mean assignment's entropy."""
     return torch.special.entr(probabilities_BK.mean(0)).sum().exp()
 
 
 class Finding(NamedTuple):
-    """Something that is wrong: its kind, and a line that says what is seen, since when,
-    and what usually helps.
-    """
+    """Something that is wrong: its kind, and a line on what is seen, since when, and what helps."""
 
     kind: str
     text: str

@@ -152,9 +152,7 @@ class Summarization(Task):
         )
 
     def views(self, size: int) -> list[ViewSpec]:
-        """A mild crop, for a caption speaks of the whole image;
-        mirrored only where captions do not tell left from right.
-        """
+        """A mild crop, for captions tell of whole images; mirrored if they do not tell left from right."""
         specs = weak_views(size, crop_scale=(self.settings.min_crop, 1.0))
         return [dataclasses.replace(spec, flip=0.5 if self.settings.flip else 0.0) for spec in specs]
 

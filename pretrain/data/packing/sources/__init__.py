@@ -172,9 +172,7 @@ def _takers(option: str) -> str:
 
 
 def _check_others(src: str, tree: Tree, listing: Listing) -> None:
-    """Raises UserError where folders of splits lie beside others of images:
-    these may be a split or a class.
-    """
+    """Raises UserError where folders of splits lie beside others of images: a split or a class?"""
     layout = layout_of(record.path for record in listing.records)
     if layout.others and layout.names:
         named = ", ".join(sorted(layout.names))

@@ -25,9 +25,7 @@ PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 @dataclass(frozen=True, slots=True)
 class _Item(Record):
-    """A record whose image the data set gives as pixels, or from a file;
-    pixels are stored as PNG, without loss.
-    """
+    """A record whose image the data set gives as pixels, stored as PNG without loss, or from a file."""
 
     dataset: Any = None
     index: int = 0

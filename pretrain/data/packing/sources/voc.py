@@ -213,9 +213,7 @@ def _root(data: bytes) -> Any:
 
 
 def _box_of(item: Any, meaning: str) -> tuple[float, float, float, float]:
-    """The box of an object: `bndbox`, else that around a polygon.
-    Raises LookupError without one, ValueError for no numbers.
-    """
+    """An object's box: `bndbox`, or around its polygon. Raises LookupError without, ValueError for none."""
     box = item.find("bndbox")
     if box is not None:
         corners = numbers([_float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")], 4)

@@ -1,6 +1,4 @@
-"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in
-fractions of the sides.
-"""
+"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): lines `class cx cy w h`, fractions of sides."""
 
 from __future__ import annotations
 
