@@ -108,12 +108,8 @@ class Distill(Method):
     ) -> None:
         super().__init__(encoder)
         self.loss = choose("method.arguments.loss", loss, LOSSES)
-        self.weights = {
-            "image": image_weight,
-            "batch": batch_weight,
-            "map": map_weight,
-            "contrast": contrast_weight,
-        }
+        weights = image_weight, batch_weight, map_weight, contrast_weight
+        self.weights = dict(zip(("image", "batch", "map", "contrast"), weights, strict=True))
         if not 0 <= mixing <= 1 or (mixing and map_weight):
             raise UserError(
                 f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight "
@@ -138,20 +134,11 @@ class Distill(Method):
         channels, dim = encoder.channels[-1], self.knowledge.dim
         self.predictor: nn.Module | None = None
         if image_weight or batch_weight:
-            self.predictor = nn.Sequential(
-                nn.Linear(channels, hidden_dim, bias=False),
-                nn.BatchNorm1d(hidden_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(hidden_dim, dim),
-            )
+            self.predictor = _predictor(channels, hidden_dim, dim)
         self.map_predictors = nn.ModuleList()
         if map_weight:
-            self.map_predictors.extend(
-                nn.Conv2d(mine, theirs, 1)
-                for mine, theirs in zip(
-                    encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True
-                )
-            )
+            pairs = zip(encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True)
+            self.map_predictors.extend(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
         self.num_maps = len(self.map_predictors)
         self.projector: nn.Module | None = None
         self.criterion: nn.Module | None = None
@@ -159,17 +146,15 @@ class Distill(Method):
             self.projector = SimCLRProjectionHead(
                 channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True
             )
-            self.criterion = DecoupledNTXent(
-                contrast_temperature, gather_distributed=self.ranks.world_size > 1
-            )
+            is_spread = self.ranks.world_size > 1
+            self.criterion = DecoupledNTXent(contrast_temperature, gather_distributed=is_spread)
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
             self._num_queued = HostNumber(self, "queue_filled", int)
-        self._last: tuple[Tensor, Tensor] | None = (
-            None  # predictions and targets of the step before, for `health`
-        )
+        # predictions and targets of the step before, for `health`
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
         """Views of the student, and the teacher's features of them."""
@@ -269,6 +254,15 @@ class Distill(Method):
         new = self.ranks.gathered(target_BK)[: len(self.queue)]
         self.queue.copy_(torch.cat([new, self.queue])[: len(self.queue)])
         self._num_queued.set(min(self._num_queued.get() + len(new), len(self.queue)))
+
+
+def _predictor(channels: int, hidden_dim: int, dim: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(channels, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, dim),
+    )
 
 
 def _check_weights(weights: dict[str, float]) -> None:

@@ -106,8 +106,7 @@ def write_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, and `demo.json`,
-    which is written last.
+    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, `demo.json` at last.
 
     Columns: `image` (JPEG, 96 x 96), `label`, `objects` (COCO boxes in pixels and their categories),
     `captions` (true sentences); in `unlabelled` the image alone, of scenes that are in no other split. The

@@ -19,7 +19,7 @@ from pretrain.data.packing.sources.records import (
     unique,
 )
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
-from pretrain.data.packing.sources.texts import id_key, shown
+from pretrain.data.packing.sources.texts import id_key, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances:
@@ -216,10 +216,7 @@ def _problem(said: ImageSaid) -> str | None:
     if said.boxes or not (said.num_bad or said.num_crowds):
         return None
     if said.num_bad:
-        return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an "
-            "image without any"
-        )
+        return none_read(f"{said.num_bad} boxes", str(said.first_bad))
     return f"it has only crowd regions ({said.num_crowds}); it would look like an image without objects"
 
 

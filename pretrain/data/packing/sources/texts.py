@@ -208,3 +208,8 @@ def shown(words: Iterable[Any], max_words: int = 5) -> str:
     listed: Sequence[Any] = list(words)
     more = f" and {len(listed) - max_words} more" if len(listed) > max_words else ""
     return ", ".join(map(str, listed[:max_words])) + more
+
+
+def none_read(what: str, first: str) -> str:
+    """Why an image is not packed of whose boxes each is damaged, `first` in this way."""
+    return f"none of its {what} can be read ({first}); it would look like an image without any"
