@@ -60,9 +60,7 @@ def run(
 
 
 def _check_compared(settings: FinetuneSettings) -> None:
-    """Raises UserError for an encoder to compare with that cannot be opened:
-    after the main run it would be late.
-    """
+    """Raises UserError, before the main run, for an encoder to compare with that cannot be opened."""
     settings.data.use_stores()
     for other in others(settings):
         try:
@@ -137,8 +135,7 @@ def finetune(
     source: EncoderSource | None = None,
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
-    """What each worker does; returns the contents of result.json. `parts` and `source` are those of the
-    settings, when they are made."""
+    """What each worker does; returns result.json's contents. `parts`, `source`: those made already."""
     settings.data.use_stores()
     if parts is None:
         parts, source = Parts.of(settings)
@@ -230,13 +227,12 @@ class Best:
 
     def evaluating(self) -> Evaluating:
         """For the loop."""
-        lowest, patience = lower_is_better(self.metric), self._settings.patience
         return Evaluating(
             self.evaluate,
             best_metric=self.metric,
-            best_is_lowest=lowest,
+            best_is_lowest=lower_is_better(self.metric),
             keep_best=self.keep,
-            patience=patience,
+            patience=self._settings.patience,
         )
 
     def scores(self, predictor: Predictor) -> Evaluation:
@@ -302,9 +298,7 @@ def _image_size(settings: FinetuneSettings, source: EncoderSource) -> int:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Losses and errors are better when they are lower;
-    all else that is measured is better when it is higher.
-    """
+    """Whether a metric is better when lower, as losses and errors are, and nothing else is."""
     return metric.endswith(("loss", "error"))
 
 

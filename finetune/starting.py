@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cluster.errors import UserError
-from pretrain.data.images.decode import BadImage, num_bands
+from pretrain.data.images.bands import num_bands
+from pretrain.data.images.decode import BadImage
 from pretrain.data.images.pixels import open_image
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.order import Segment
@@ -13,9 +14,7 @@ from pretrain.data.reading.shards import Shards
 
 
 def check_images(manifest: Manifest, image_column: str, channels: int, *, num: int = 8) -> None:
-    """Raises UserError when the first images have other channels than the encoder;
-    damaged ones say nothing.
-    """
+    """Raises UserError when the first images, damaged ones aside, have other channels than the encoder."""
     shards = Shards(manifest, image_column=image_column)
     rows = next(shards.read(Segment(0, 0, min(num, int(manifest.rows_of_group[0])))))
     found = None

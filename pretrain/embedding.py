@@ -45,7 +45,7 @@ from pretrain.data.reading.feature_layout import (
 )
 from pretrain.data.reading.feature_statistics import write_description
 from pretrain.data.reading.image_paths import add_image_root_option, use_image_root
-from pretrain.data.reading.loader import batches_in_sequence
+from pretrain.data.reading.in_sequence import batches_in_sequence
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.random_views import CentralCrop
@@ -68,7 +68,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
     use_image_root(options.image_root)
     name, out = _teacher_name(options.teacher), storage.absolute(options.out)
     data = [storage.absolute(url) for url in options.data.split(",")]
-    manifest = load_manifest(data, columns=[options.image_column], image_column=options.image_column)
+    manifest = load_manifest(data, image_column=options.image_column)
     keep = columns_to_keep(manifest, options.image_column, options.keep)
     for column in (FEATURES, MAPS, CHECKSUM, "pixels"):
         if column in keep:
@@ -86,23 +86,11 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
         size, fraction=options.crop_fraction, whole=is_whole, channels=teacher.in_channels
     )
     decode_threads = max(1, int(options.cpus_per_reader if options.workers else torch.get_num_threads()))
+    num_threads = int(options.cpus_per_worker) if options.workers else 0
     components = None
     if options.maps:
         check_maps(teacher, seen, size, options.maps, options.map_channels)
-        components_url = storage.join(out, COMPONENTS)
-        if storage.exists(components_url):  # of a job that was cut off: it goes on with the same
-            components = MapComponents.from_bytes(storage.read_bytes(components_url), components_url)
-        else:
-            num = ROWS_FOR_CHECK if options.check else ROWS_FOR_COMPONENTS
-            looks = Look(teacher, device_here())
-            images = _spread_images(manifest, options.image_column, transform, num, decode_threads)
-            maps = (at_cells(looks(batch).maps[-1], options.maps) for batch in images)
-            components = fit_components(maps, num=options.map_channels)
-            if components is None:
-                raise UserError(
-                    f"none of {num} images spread over the data can be decoded; pretrain.data check lists "
-                    "why"
-                )
+        components = _components(options, out, teacher, manifest, transform, decode_threads)
 
     # -- the job --------------------------------------------------------------------------------------------
     job = BatchJob(
@@ -116,9 +104,7 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             rows_per_part=options.rows_per_part,
             with_bad=True,
         ),
-        compute=Embedding(
-            name, size, options.maps, components, int(options.cpus_per_worker) if options.workers else 0
-        ),
+        compute=Embedding(name, size, options.maps, components, num_threads),
         out=out,
         identity={
             "job": "embed",
@@ -145,15 +131,28 @@ def embed(options: argparse.Namespace) -> BatchResult | None:
             print(f"embed: {line}")
         return None
     with held_folder(out):
-        return _run(
-            job,
-            machines,
-            manifest,
-            data,
-            teacher,
-            _maps_described(components, options.maps),
-            options.rows_per_part,
+        maps = _maps_described(components, options.maps)
+        return _run(job, machines, manifest, data, teacher, maps, options.rows_per_part)
+
+
+def _components(
+    options: argparse.Namespace, out: str, teacher: Teacher, manifest: Manifest, transform: CentralCrop,
+    decode_threads: int,
+) -> MapComponents:  # fmt: skip
+    """What maps are reduced by: that of a job that was cut off, or made of images spread over the data."""
+    url = storage.join(out, COMPONENTS)
+    if storage.exists(url):
+        return MapComponents.from_bytes(storage.read_bytes(url), url)
+    num = ROWS_FOR_CHECK if options.check else ROWS_FOR_COMPONENTS
+    looks = Look(teacher, device_here())
+    images = _spread_images(manifest, options.image_column, transform, num, decode_threads)
+    maps = (at_cells(looks(batch).maps[-1], options.maps) for batch in images)
+    components = fit_components(maps, num=options.map_channels)
+    if components is None:
+        raise UserError(
+            f"none of {num} images spread over the data can be decoded; pretrain.data check lists why"
         )
+    return components
 
 
 def _run(
@@ -225,9 +224,7 @@ def seen_by(teacher: Teacher, size: int) -> TeacherOutput:
 
 
 def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, channels: int) -> None:
-    """Raises UserError where what a teacher says of images of `size` pixels has no
-    map of so many cells and channels.
-    """
+    """Raises UserError where a teacher has no map of so many cells and channels at `size` pixels."""
     if not seen.maps:
         raise UserError(
             f"--maps {cells}: the teacher {teacher.name} has no maps, only pooled features; leave --maps out"
@@ -250,9 +247,7 @@ def check_maps(teacher: Teacher, seen: TeacherOutput, size: int, cells: int, cha
 def _spread_images(
     manifest: Manifest, image_column: str, transform: CentralCrop, num: int, threads: int
 ) -> Iterator[np.ndarray]:
-    """uint8 batches [B, C, size, size] of about `num` images, spread evenly over the data set,
-    of few row groups.
-    """
+    """uint8 batches [B, C, size, size] of about `num` images, spread over the data, of few row groups."""
     sample = manifest.sample(num)
     num = min(num, sample.num_rows)
     rows = np.arange(num) * sample.num_rows // num

@@ -9,8 +9,10 @@ from cluster.errors import UserError, choose
 from cluster.training.rank_context import RankContext
 from pretrain.data.reading.manifest import Manifest
 from pretrain.encoders import Encoder
+from pretrain.methods import Method
 from pretrain.settings import PretrainSettings
 from pretrain.training.health import MIN_RANK, fallen_rank
+from pretrain.training.plan import Evaluating
 from pretrain.training.probes import UNTRAINED, LabelProbe, rankme
 from pretrain.training.recipe import num_decode_threads
 
@@ -26,8 +28,6 @@ class Evaluation:
         context: where the run computes; all ranks compute together.
         probe: of `label_probe`.
         first_weights: gives the encoder as the run began with it: without its scores others say little.
-
-    Raises UserError for a best metric that is not measured.
     """
 
     def __init__(
@@ -38,20 +38,17 @@ class Evaluation:
         probe: LabelProbe | None,
         first_weights: Callable[[], Encoder],
     ) -> None:
-        self._settings, self._manifest, self._context, self._first_weights = (
-            settings,
-            manifest,
-            context,
-            first_weights,
-        )
-        self._probe = probe
+        self._settings, self._manifest, self._context = settings, manifest, context
+        self._probe, self._first_weights = probe, first_weights
         self._before: dict[str, float] | None = None
-        self.best_metric = best_metric(settings)
 
-    @property
-    def every_epochs(self) -> float:
-        """Epochs between two evaluations; 0 at the end only."""
-        return self._settings.knn.every_epochs
+    def evaluating(self, method: Method) -> Evaluating:
+        """For the loop. Raises UserError for a best metric that is not measured."""
+        return Evaluating(
+            lambda step, last: self(method.exported, step),
+            best_metric=best_metric(self._settings),
+            patience=self._settings.patience,
+        )
 
     def __call__(self, encoder: Encoder, step: int) -> dict[str, float]:
         """The scores of the encoder, and those of the first weights by names that end in `untrained`."""

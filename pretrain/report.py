@@ -1,6 +1,4 @@
-"""report.html of a pretraining run: made of its folder,
-and of its data and encoder as far as they are available.
-"""
+"""report.html of a pretraining run, of its folder, and of its data and encoder as far as they are there."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from cluster.command_line import CommandLine
 from cluster.errors import UserError
 from cluster.secrets import MASK, masked
 from cluster.settings import load_settings
-from pretrain.data.reading.stored_features import describe_features
+from pretrain.data.reading.feature_description import describe_features
 from pretrain.data.views.viewing import default_mean, default_std
 from pretrain.encoders import Encoder, load_encoder
 from pretrain.encoders.looking import Look
@@ -248,9 +246,7 @@ def _labels(values: Sequence[Any] | None) -> list[str] | None:
 
 
 def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
-    """The encoder that the run left, or that of its newest checkpoint.
-    Raises UserError when there is neither.
-    """
+    """The encoder that the run left, or its newest checkpoint's. Raises UserError when there is neither."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     url = storage.join(run.url, "encoder")
     if storage.exists(storage.join(url, "config.json")):
@@ -264,9 +260,7 @@ def _encoder_of(run: RunRecord, settings: PretrainSettings) -> Encoder:
 
 
 def _chance(run: RunRecord) -> float | None:
-    """What always naming the most frequent class of the kNN's test data would get;
-    None when it cannot be known.
-    """
+    """What always naming the most frequent class of the kNN's test data would get; None if unknown."""
     url, column = run.setting("knn", "test_url"), run.setting("knn", "label_column")
     with suppress(Exception):  # the data may be gone, and then it is unknown
         if url and column and run.history.values("knn_accuracy"):

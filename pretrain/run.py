@@ -29,7 +29,6 @@ from pretrain.starting import fresh_encoder, layer_factor, moved, parameters_of,
 from pretrain.training.checkpoints import with_room
 from pretrain.training.launch import launch
 from pretrain.training.loop import Outcome, train
-from pretrain.training.plan import Evaluating
 from pretrain.training.probes import LabelProbe
 from pretrain.training.recipe import Feed, describe_data, order_of, summary, train_by
 from pretrain.training.run_folder import RunFolder
@@ -38,8 +37,7 @@ from pretrain.training.run_folder import RunFolder
 def run(
     settings: PretrainSettings, *, check_only: bool = False, report: Callable[[str], object] | None = None
 ) -> int:
-    """The command: checks everything that can be checked in seconds, then runs the workers.
-    Returns the exit code.
+    """The command: checks what can be checked in seconds, then runs the workers. Returns the exit code.
 
     `report(out)` is called when the run has ended, however it did.
     """
@@ -50,8 +48,7 @@ def run(
         print(f"pretrain: {masked(line)}", flush=True)
     return launch(
         "pretrain",
-        # what is made here is used here; workers of a cluster make their own,
-        # but none reads all footers again
+        # workers of a cluster make their own parts, but none reads all footers again
         partial(pretrain, known=parts.known) if settings.cluster.workers else partial(pretrain, parts=parts),
         settings,
         cluster_settings=settings.cluster,
@@ -92,16 +89,11 @@ class Parts:
 
     @classmethod
     def of(cls, settings: PretrainSettings, known: Known | None = None) -> Parts:
-        """Raises UserError for what a run cannot be made of.
-        `known` is what was read of the data already.
-        """
+        """Raises UserError for what no run can be made of. `known`: what was read of the data already."""
         settings.data.use_stores()
-        if known is None:
-            column = settings.data.image_column
-            manifest = load_manifest(settings.data.urls, columns=[column], image_column=column)
-        else:
-            manifest = known.manifest
-        order = order_of(manifest, settings.data, settings.training, seed=settings.seed)
+        data = settings.data
+        manifest = known.manifest if known else load_manifest(data.urls, image_column=data.image_column)
+        order = order_of(manifest, data, settings.training, seed=settings.seed)
         order.streams_of_rank(0, max(1, settings.cluster.workers))
         views = views_of(settings)
         torch.manual_seed(settings.seed)
@@ -122,9 +114,8 @@ def pretrain(
     loop: Callable[..., Outcome] = train,
 ) -> dict[str, Any]:
     """What each worker does; returns the contents of result.json.
-    `parts` are those of the settings, when they are made.
 
-    `known` is what the command has read of the data.
+    `parts` are those of the settings, where made already, and `known` what the command read of the data.
     """
     settings.data.use_stores()
     parts = parts or Parts.of(settings, known)
@@ -148,12 +139,8 @@ def pretrain(
         constant_rate=method.constant_rate,
         hold=hold if settings.method.keep else None,
         on_collapse=settings.method.on_collapse,
-        evaluating=Evaluating(
-            lambda step, last: evaluation(method.exported, step),
-            best_metric=evaluation.best_metric,
-            patience=settings.patience,
-        ),
-        evaluate_every_epochs=evaluation.every_epochs,
+        evaluating=evaluation.evaluating(method),
+        evaluate_every_epochs=settings.knn.every_epochs,
         # products of matrices depend on the number of threads, and workers on one machine share its CPUs
         compute_threads=int(method.sees_global_batch and settings.cluster.cpus_per_worker is None),
         loop=loop,
@@ -165,13 +152,8 @@ def pretrain(
         return {"status": outcome.status, "step": progress.step}
 
     # -- what the run leaves --------------------------------------------------------------------------------
-    url = storage.join(settings.out, "encoder")
-    result = {
-        "status": "finished",
-        "encoder": url,
-        "metrics": progress.metrics,
-        **summary(progress, context),
-    }
+    url, metrics = storage.join(settings.out, "encoder"), progress.metrics
+    result = {"status": "finished", "encoder": url, "metrics": metrics, **summary(progress, context)}
     if method.learns_from is not None:
         result["teacher"] = dict(method.learns_from)
     if source is not None:
@@ -255,14 +237,9 @@ def with_stored(parts: Parts, source: Source) -> Source:
 
 
 def _world_sizes(settings: PretrainSettings, order: Order) -> list[int]:
-    """The numbers of workers that the run can have.
-    Raises UserError where pieces do not fit the batch or the workers.
-    """
-    pieces, batch, workers = (
-        settings.method.exact_pieces,
-        order.batch_size_global,
-        max(1, settings.cluster.workers),
-    )
+    """The possible numbers of workers. Raises UserError where pieces do not fit the batch or the workers."""
+    pieces, workers = settings.method.exact_pieces, max(1, settings.cluster.workers)
+    batch = order.batch_size_global
     if not pieces:
         return order.world_sizes
     possible = [size for size in order.world_sizes if pieces % size == 0]

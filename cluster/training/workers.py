@@ -171,9 +171,7 @@ def check_cluster(workers: Workers) -> int:
 def session_and_share(
     address: str | None, num_workers: int, cpus: float | None, gpus: float | None, **of_session: Any
 ) -> Iterator[tuple[Session, Share]]:
-    """The Ray for so many workers, see `ray_session`,
-    and what each gets of it where the user does not say (None).
-    """
+    """The Ray for so many workers, see `ray_session`, and each one's share where none is named (None)."""
     from cluster.training.ray_session import ray_session
 
     has_gpu = False

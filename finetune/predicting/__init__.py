@@ -1,3 +1,1 @@
-"""What a model predicts for images, data sets and videos:
-`python -m finetune predict MODEL INPUT ... OUT`.
-"""
+"""What a model predicts for images, data sets, videos: `python -m finetune predict MODEL INPUT ... OUT`."""

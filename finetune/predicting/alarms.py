@@ -1,6 +1,4 @@
-"""Alarms over a video: frames whose class score is above a threshold,
-and the events that neighbouring frames form.
-"""
+"""Alarms over a video: frames with a class score above a threshold, and the events that neighbours form."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class Rule:
 
 
 def score_of(record: dict[str, Any], name: str) -> float:
-    """How sure a record is that the class is there: its probability, or that of its surest box or keyword;
-    0 for none.
-    """
+    """How sure a record is of a class: its probability, or its surest box or keyword; 0 for none."""
     if isinstance(record.get("scores"), dict):
         return float(record["scores"].get(name, 0.0))
     if "keywords" in record:
@@ -50,9 +46,7 @@ def score_of(record: dict[str, Any], name: str) -> float:
 
 @dataclass(frozen=True)
 class Event:
-    """Neighbouring frames over a threshold. Seconds are those of the first and the last of them,
-    None without a time.
-    """
+    """Neighbouring frames over a threshold. Seconds are of the first and the last, None without a time."""
 
     source: str
     alarm: str

@@ -1,6 +1,4 @@
-"""python -m finetune predict MODEL INPUT [INPUT ...] OUT:
-what a model predicts for images, data sets and videos.
-"""
+"""python -m finetune predict MODEL INPUT [INPUT ...] OUT: predictions for images, data sets, videos."""
 
 from __future__ import annotations
 

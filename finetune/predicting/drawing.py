@@ -16,9 +16,7 @@ INK, PAPER = (20, 20, 20), (250, 250, 250)
 
 
 class Mark(NamedTuple):
-    """A box to draw: left, top, right and bottom in pixels, a name, which gives its colour,
-    and what is written behind that.
-    """
+    """A box to draw: left, top, right, bottom in pixels, a name that gives its colour, a text behind it."""
 
     box: Sequence[float]
     name: str
@@ -50,9 +48,7 @@ def draw(pixels_HW3: np.ndarray, marks: Sequence[Mark], *, words: str = "") -> I
 
 
 def marks_of(record: dict[str, Any], *, min_score: float = 0.0) -> list[Mark]:
-    """The boxes of a detector's record, or the regions of a localization,
-    of at least a score (to two places).
-    """
+    """A detector's boxes, or the regions of a localization, of at least a score (to two places)."""
     if record.get("regions") is not None:
         found = [(region["box"], record["localized"], region["score"]) for region in record["regions"]]
     elif record.get("boxes"):

@@ -42,9 +42,7 @@ def stem_of(source: str, index: int | None = None) -> str:
 
 
 class AlarmFollower:
-    """Writes alarms.jsonl: a line for each frame over a threshold and one
-    for each event that frames make up.
-    """
+    """Writes alarms.jsonl: a line for each frame over a threshold and for each event of such frames."""
 
     def __init__(self, out: str, rules: list[Rule], *, gap_seconds: float) -> None:
         self._out, self._rules, self._gap = out, rules, gap_seconds
@@ -105,9 +103,7 @@ class LocalizeFollower:
 
 @dataclass
 class TrackFollower:
-    """Links a detector's boxes over the frames of each clip:
-    tracks/NAME.txt in the MOT format and tracks/NAME.mp4.
-    """
+    """Links a detector's boxes over a clip's frames: tracks/NAME.txt in MOT format, tracks/NAME.mp4."""
 
     out: str
     labels: list[str]

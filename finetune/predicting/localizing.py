@@ -1,6 +1,4 @@
-"""Where in an image a classifier sees a class: a heat map, regions, and their boxes,
-learnt from labels of whole images.
-"""
+"""Where in an image a classifier sees a class: heat map, regions, boxes, learnt from labels of images."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Localization:
-    """Where a class is seen: its probability, its regions, the surest first, and the heat map float32 [H,
-    W] in [0, 1].
-    """
+    """Where a class is seen: its probability, regions, surest first, heat map float32 [H, W] in [0, 1]."""
 
     label: str
     probability: float
@@ -172,9 +168,7 @@ class Localizer:
 
 
 def _spread(length: int, side: int) -> list[int]:
-    """Where windows of a side begin, at even distances of a quarter of it or a little less,
-    the last one at the end.
-    """
+    """Where windows of a side begin: at even distances of about a quarter of it, the last at the end."""
     num = -(-(length - side) // max(1, side // 4)) + 1
     return [int(start) for start in np.linspace(0, length - side, num).round()]
 
@@ -189,9 +183,7 @@ def fields_of(localization: Localization) -> dict[str, Any]:
 
 
 def heat_png(heat_HW: np.ndarray) -> bytes:
-    """A heat map as a grey PNG, 255 for the strongest evidence: for programs;
-    people see it over the image.
-    """
+    """A heat map as a grey PNG, 255 for the strongest evidence: for programs, not for people."""
     buffer = io.BytesIO()
     Image.fromarray((255 * heat_HW).round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -23,9 +23,7 @@ PREDICTIONS = "predictions"
 
 
 def record_of(result: Any) -> dict[str, Any]:
-    """A result (a dataclass) as JSON. Arrays are lists, without the shape in their names;
-    maps (`_HW`) are left out.
-    """
+    """A result (a dataclass) as JSON. Arrays are lists, their names without shapes; no maps (`_HW`)."""
     return {
         bare_name(field.name): _plain(getattr(result, field.name))
         for field in dataclasses.fields(result)

@@ -1,6 +1,4 @@
-"""Images to predict for, one after the other: image files, folders, globs, Parquet shards,
-and the frames of videos.
-"""
+"""Images to predict for, one by one: image files, folders, globs, Parquet shards, frames of videos."""
 
 from __future__ import annotations
 

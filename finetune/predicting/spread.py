@@ -74,9 +74,7 @@ def job_of(
     *,
     image_column: str,
 ) -> tuple[BatchJob, Manifest]:
-    """The job that predicts for the rows of Parquet clips into `out/parts`.
-    Raises UserError for clips of another kind.
-    """
+    """The job that predicts for rows of Parquet clips into `out/parts`. Raises UserError for other clips."""
     if others := [clip.name for clip in clips if clip.kind != "parquet"]:
         raise UserError(
             f"--workers predicts for Parquet shards alone, and {others[0]} is none; pack it with "
@@ -109,9 +107,7 @@ def job_of(
 
 
 def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], machines: Machines) -> Stream:
-    """Does the job of `job_of`, continuing what is there, and gives what came of it;
-    its images are without pixels.
-    """
+    """Does the job of `job_of`, or what is left of it; the images of what it gives have no pixels."""
     with ProgressLine("predict, parts") as progress:
         run_batch_job(job, machines, on_progress=progress.reach)
     clip_of = {url: clip for clip in clips for url in clip.urls}
@@ -121,9 +117,7 @@ def predict_shards(job: BatchJob, manifest: Manifest, clips: Sequence[Clip], mac
 
 
 def _records(parts: str, manifest: Manifest, clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
-    """The records of all parts, in the order of the data, bad rows where they lie;
-    the rows of each input count from 0.
-    """
+    """The records of all parts, in the order of the data, bad ones too; rows count from 0 in each input."""
     first_of_file, first = {}, 0
     for clip in clips:
         first_of_file.update(dict.fromkeys(clip.urls, first))

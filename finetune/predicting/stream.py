@@ -1,6 +1,4 @@
-"""From images to records, batch by batch: threads decode and crop, the model predicts,
-and bad images are reported.
-"""
+"""From images to records by batches: threads decode, the model predicts, bad images are reported."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ def followed(stream: Stream, followers: Sequence[Follower]) -> Iterator[dict[str
 
 
 class Begun(NamedTuple):
-    """A batch that is being decoded: its images, what they fill,
-    and a job for each that gives why it cannot be used.
-    """
+    """A batch in decoding: its images, what they fill, and for each a job that says why it is bad."""
 
     items: Sequence[Item]
     filling: Any
@@ -55,9 +51,7 @@ def begin(predictor: Predictor, items: Sequence[Item], pool: ThreadPoolExecutor)
 
 
 def records_of(predictor: Predictor, begun: Begun) -> list[dict[str, Any]]:
-    """The record of each image of a batch; one that cannot be decoded has the
-    reason under `error` and no result.
-    """
+    """The record of each image; one that cannot be decoded has the reason under `error`, no result."""
     errors = [job.result() for job in begun.jobs]
     good = [index for index, error in enumerate(errors) if error is None]
     results: Iterator[Any] = iter(())

@@ -1,6 +1,4 @@
-"""Detections linked over the frames of a video, by ByteTrack
-(https://arxiv.org/abs/2110.06864) of Roboflow's `trackers`.
-"""
+"""Detections linked over a video's frames by ByteTrack (https://arxiv.org/abs/2110.06864), of `trackers`."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ class Tracker:
 
 
 def mot_lines(frame: int, tracked: Sequence[Tracked]) -> str:
-    """Lines of a MOT Challenge file: frame (from 1), track, left, top, width, height, score,
-    and three unknown, each.
-    """
+    """Lines of a MOT Challenge file: frame (from 1), track, left, top, width, height, score, -1, -1, -1."""
     return "".join(
         f"{frame + 1},{t.track},{t.box[0]:.2f},{t.box[1]:.2f},"
         f"{t.box[2] - t.box[0]:.2f},{t.box[3] - t.box[1]:.2f},"

@@ -31,7 +31,8 @@ from cluster.training.rank_context import RankContext
 from finetune.image_inputs import ImageInput, encoded, listed, name_of
 from finetune.settings import FinetuneSettings
 from pretrain.data.reading.choosing import fraction_of_rows, rows_of_each_class
-from pretrain.data.reading.loader import Batch, HostTransform, batches_in_sequence, filled
+from pretrain.data.reading.in_sequence import batches_in_sequence
+from pretrain.data.reading.loader import Batch, HostTransform, filled
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.augment import normalised

@@ -227,8 +227,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def check_as_asked(arguments: argparse.Namespace) -> dict[str, Any]:
     """Checks as the options of the command ask for, and prints; returns the report."""
-    from pretrain.data.checking.check import Asked, check, parse_rows
+    from pretrain.data.checking.check import check, parse_rows
     from pretrain.data.checking.check_report import print_fix, print_report
+    from pretrain.data.checking.columns import Asked
     from pretrain.data.packing.regroup import check_locations, lies_in, regroup
     from pretrain.data.reading.image_paths import use_image_root
 

@@ -24,8 +24,10 @@ medians):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +48,7 @@ STEM_STRIDES = (1, 2, 4)
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution, norm and a pointwise MLP,
-    around a residual (ConvNeXt, https://arxiv.org/abs/2201.03545).
-    """
+    """A residual of depthwise convolution, norm and MLP (ConvNeXt, https://arxiv.org/abs/2201.03545)."""
 
     def __init__(self, dim: int, *, kernel_size: int, mlp_ratio: float, norm: str, drop_path: float) -> None:
         super().__init__()
@@ -136,30 +136,7 @@ class ConvAttnEncoder(Encoder):
         dims, depths = list(dims or SIZES[name][0]), list(depths or SIZES[name][1])
         # with the sizes themselves: a saved encoder is built again whatever its name will stand for
         self.spec = {"name": name, "arguments": keyword_arguments(ConvAttnEncoder, locals())}
-        for key, values in (("dims", dims), ("depths", depths)):
-            if len(values) != 4 or not all(isinstance(value, int) and value >= 1 for value in values):
-                raise UserError(
-                    f"{name}: {key}={list(values)} is not possible: give four whole numbers above 0"
-                )
-        if attention_from not in range(1, 6):
-            raise UserError(f"{name}: attention_from={attention_from} is not possible (allowed: 1 to 5)")
-        if stem_stride not in STEM_STRIDES:
-            raise UserError(f"{name}: stem_stride={stem_stride} is not possible (allowed: 1, 2, 4)")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(f"{name}: kernel_size={kernel_size} is not possible: it must be odd")
-        if not 0 <= drop_path < 1:
-            raise UserError(
-                f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1"
-            )
-        for key, value in (("in_channels", in_channels), ("head_dim", head_dim)):
-            if value < 1:
-                raise UserError(f"{name}: {key}={value} is not possible: it must be at least 1")
-        for key, ratio in (("mlp_ratio", mlp_ratio), ("conv_mlp_ratio", conv_mlp_ratio)):
-            if not 0 < ratio < math.inf or min(dims) * ratio < 1:
-                raise UserError(
-                    f"{name}: {key}={ratio} is not possible: it must be above 0, and is usually 2 to 4"
-                )
-        choose("norm", norm, NORMS)
+        _check(name, **self.spec["arguments"])
         self.in_channels, self.channels = in_channels, tuple(dims)
         self.strides = tuple(stem_stride * 2**stage for stage in range(4))
 
@@ -169,32 +146,22 @@ class ConvAttnEncoder(Encoder):
             + [nn.Sequential(NORMS[norm](a), nn.Conv2d(a, b, 2, stride=2)) for a, b in pairwise(dims)]
         )
         drops = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
+        convolution = partial(ConvBlock, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm)
+        attending = partial(
+            AttentionBlock,
+            mlp_ratio=mlp_ratio,
+            norm=norm,
+            mode=attention,
+            top_k=top_k,
+            kv_stride=kv_stride,
+            max_keys=max_keys,
+        )
         self.stages = nn.ModuleList()
-        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            blocks: list[nn.Module] = []
-            for _ in range(depth):
-                drop = drops.pop(0)
-                if stage + 1 < attention_from:
-                    blocks.append(
-                        ConvBlock(
-                            dim, kernel_size=kernel_size, mlp_ratio=conv_mlp_ratio, norm=norm, drop_path=drop
-                        )
-                    )
-                else:
-                    blocks.append(
-                        AttentionBlock(
-                            dim,
-                            num_heads=max(1, dim // head_dim),
-                            mlp_ratio=mlp_ratio,
-                            norm=norm,
-                            drop_path=drop,
-                            mode=attention,
-                            top_k=top_k,
-                            kv_stride=kv_stride,
-                            max_keys=max_keys,
-                        )
-                    )
-            self.stages.append(nn.Sequential(*blocks))
+        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True), 1):
+            block: Callable[..., nn.Module] = convolution
+            if stage >= attention_from:
+                block = partial(attending, num_heads=max(1, dim // head_dim))
+            self.stages.append(nn.Sequential(*(block(dim, drop_path=drops.pop(0)) for _ in range(depth))))
         self.norm = NORMS[norm](dims[-1])
         self._first_layer = [1 + sum(depths[:stage]) for stage in range(4)]
         self.num_layers = 1 + sum(depths)
@@ -214,9 +181,7 @@ class ConvAttnEncoder(Encoder):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Four maps, finest first; the last one is normalised.
-        Images smaller than the largest stride are padded to it.
-        """
+        """Four maps, finest first, the last normalised; small images are padded to the largest stride."""
         short = [max(0, self.strides[-1] - side) for side in images_BCHW.shape[2:]]
         if any(short):
             images_BCHW = nn.functional.pad(images_BCHW, (0, short[1], 0, short[0]))
@@ -252,6 +217,33 @@ class ConvAttnEncoder(Encoder):
                 if isinstance(block, AttentionBlock):
                     layers[f"stage{stage}.block{number}"] = block.attention
         return layers
+
+
+def _check(
+    name: str, *, dims: list[int], depths: list[int], attention_from: int, stem_stride: int,
+    kernel_size: int, drop_path: float, norm: str, **others: Any,
+) -> None:  # fmt: skip
+    """Raises UserError for arguments of an encoder that are out of range."""
+    for key, values in (("dims", dims), ("depths", depths)):
+        if len(values) != 4 or not all(isinstance(value, int) and value >= 1 for value in values):
+            raise UserError(f"{name}: {key}={list(values)} is not possible: give four whole numbers above 0")
+    if attention_from not in range(1, 6):
+        raise UserError(f"{name}: attention_from={attention_from} is not possible (allowed: 1 to 5)")
+    if stem_stride not in STEM_STRIDES:
+        raise UserError(f"{name}: stem_stride={stem_stride} is not possible (allowed: 1, 2, 4)")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise UserError(f"{name}: kernel_size={kernel_size} is not possible: it must be odd")
+    if not 0 <= drop_path < 1:
+        raise UserError(f"{name}: drop_path={drop_path} is not possible: it must be at least 0 and below 1")
+    for key in ("in_channels", "head_dim"):
+        if others[key] < 1:
+            raise UserError(f"{name}: {key}={others[key]} is not possible: it must be at least 1")
+    for key in ("mlp_ratio", "conv_mlp_ratio"):
+        if not 0 < others[key] < math.inf or min(dims) * others[key] < 1:
+            raise UserError(
+                f"{name}: {key}={others[key]} is not possible: it must be above 0, and is usually 2 to 4"
+            )
+    choose("norm", norm, NORMS)
 
 
 def _evenly_padded(down: nn.Module, x_BCHW: Tensor) -> Tensor:

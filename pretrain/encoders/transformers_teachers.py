@@ -10,7 +10,8 @@ fetched, code to be mapped) is refused.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import safetensors
@@ -101,42 +102,21 @@ def transformers_teacher(name: str) -> Teacher:
             f"{url} holds a {kind}, which the installed transformers {transformers.__version__} does not "
             "know; update it"
         )
-    said = dict(config)
-    if kind in WITH_TEXT:
-        said = dict(config.get("vision_config") or {})
-        if "projection_dim" in config:
-            said["projection_dim"] = config["projection_dim"]
-    said = {
-        key: value
-        for key, value in said.items()
-        if key not in (*IGNORED, "model_type", "dtype", "torch_dtype")
-    }
-    tensors = _tensors(url)
-    network_class: Any = getattr(transformers, network_name)
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
+    tensors, network_class = _tensors(url), getattr(transformers, network_name)
     try:
-        transformers.logging.set_verbosity_error()  # what it would say of missing weights is said below
-        transformers.logging.disable_progress_bar()
-        shape = getattr(transformers, config_name)(**said)
-        network, info = network_class.from_pretrained(
-            None,
-            config=shape,
-            state_dict=dict(tensors),
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _quiet(transformers.logging):  # what it would say of missing weights is said below
+            network, info = network_class.from_pretrained(
+                None,
+                config=getattr(transformers, config_name)(**_vision_config(kind, config)),
+                state_dict=dict(tensors),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, OSError) as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{url} ({kind}) cannot be built: {text}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
     missing = [key for key in info["missing_keys"] if not key.startswith(OPTIONAL)]
-    reshaped = [
-        str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get("mismatched_keys", ())
-    ]
+    reshaped = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]
     if missing or reshaped:
         num, first = len(network.state_dict()), sorted(missing + reshaped)[0]
         raise UserError(
@@ -163,10 +143,33 @@ def transformers_teacher(name: str) -> Teacher:
     )
 
 
-OPTIONAL = (
-    "pooler.",
-    "head.",
-)  # what pools may be missing: features are then the class token or the mean of patches
+def _vision_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the network that sees, out of a config."""
+    said = dict(config)
+    if kind in WITH_TEXT:
+        said = dict(config.get("vision_config") or {})
+        if "projection_dim" in config:
+            said["projection_dim"] = config["projection_dim"]
+    others = (*IGNORED, "model_type", "dtype", "torch_dtype")
+    return {key: value for key, value in said.items() if key not in others}
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Has transformers say nothing but errors."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# what pools may be missing: features are then the class token or the mean of patches
+OPTIONAL = ("pooler.", "head.")
 
 
 class TransformersNetwork(nn.Module):

@@ -108,12 +108,8 @@ class Distill(Method):
     ) -> None:
         super().__init__(encoder)
         self.loss = choose("method.arguments.loss", loss, LOSSES)
-        self.weights = {
-            "image": image_weight,
-            "batch": batch_weight,
-            "map": map_weight,
-            "contrast": contrast_weight,
-        }
+        weights = image_weight, batch_weight, map_weight, contrast_weight
+        self.weights = dict(zip(("image", "batch", "map", "contrast"), weights, strict=True))
         if not 0 <= mixing <= 1 or (mixing and map_weight):
             raise UserError(
                 f"method.arguments.mixing={mixing:g} is not possible: give 0 to 1, and 0 with map_weight "
@@ -138,20 +134,11 @@ class Distill(Method):
         channels, dim = encoder.channels[-1], self.knowledge.dim
         self.predictor: nn.Module | None = None
         if image_weight or batch_weight:
-            self.predictor = nn.Sequential(
-                nn.Linear(channels, hidden_dim, bias=False),
-                nn.BatchNorm1d(hidden_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(hidden_dim, dim),
-            )
+            self.predictor = _predictor(channels, hidden_dim, dim)
         self.map_predictors = nn.ModuleList()
         if map_weight:
-            self.map_predictors.extend(
-                nn.Conv2d(mine, theirs, 1)
-                for mine, theirs in zip(
-                    encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True
-                )
-            )
+            pairs = zip(encoder.channels[-num_maps:], self.knowledge.map_channels, strict=True)
+            self.map_predictors.extend(nn.Conv2d(mine, theirs, 1) for mine, theirs in pairs)
         self.num_maps = len(self.map_predictors)
         self.projector: nn.Module | None = None
         self.criterion: nn.Module | None = None
@@ -159,17 +146,15 @@ class Distill(Method):
             self.projector = SimCLRProjectionHead(
                 channels, hidden_dim // 2, 128, num_layers=2, batch_norm=True
             )
-            self.criterion = DecoupledNTXent(
-                contrast_temperature, gather_distributed=self.ranks.world_size > 1
-            )
+            is_spread = self.ranks.world_size > 1
+            self.criterion = DecoupledNTXent(contrast_temperature, gather_distributed=is_spread)
         if self.loss == "similarity":
             queue = F.normalize(torch.randn(queue_size, dim), dim=1)
             self.register_buffer("queue", queue)
             self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
             self._num_queued = HostNumber(self, "queue_filled", int)
-        self._last: tuple[Tensor, Tensor] | None = (
-            None  # predictions and targets of the step before, for `health`
-        )
+        # predictions and targets of the step before, for `health`
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def to_inputs(self, views: list[Tensor], batch: Batch) -> DistillInputs:
         """Views of the student, and the teacher's features of them."""
@@ -271,6 +256,15 @@ class Distill(Method):
         self._num_queued.set(min(self._num_queued.get() + len(new), len(self.queue)))
 
 
+def _predictor(channels: int, hidden_dim: int, dim: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(channels, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, dim),
+    )
+
+
 def _check_weights(weights: dict[str, float]) -> None:
     """Raises UserError for weights of losses that cannot be."""
     for name, weight in weights.items():
@@ -281,9 +275,7 @@ def _check_weights(weights: dict[str, float]) -> None:
 
 
 def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
-    """How much of itself each row keeps, float32 [B] of 0.5 to 1;
-    a pure function of rows and passes, whatever the ranks.
-    """
+    """How much of itself each row keeps, float32 [B] of 0.5 to 1, by rows and passes alone."""
     drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
     return torch.from_numpy(
         np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32)
@@ -291,9 +283,7 @@ def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float
 
 
 def mixed(tensor: Tensor, fractions_B: Tensor) -> Tensor:
-    """Each row with some of its partner: 2 k and 2 k + 1 are partners, so no rank needs another's;
-    an odd last is alone.
-    """
+    """Each row with some of its partner, 2 k with 2 k + 1, so on the same rank; an odd last is alone."""
     partners = torch.arange(len(tensor), device=tensor.device) ^ 1
     partners = torch.where(partners < len(tensor), partners, partners ^ 1)
     fractions = fractions_B.view(-1, *[1] * (tensor.ndim - 1))
@@ -316,9 +306,7 @@ def explained(unit_BK: Tensor, target_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Fraction of the variance of maps that predictions explain (R squared), at most 1; 0 is what each
-    channel's mean explains.
-    """
+    """R squared: the share of the variance of maps explained; 0 is what each channel's mean explains."""
     left = (predicted_BCHW - target_BCHW).square().sum()
     whole = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().sum()
     return 1 - left / whole.clamp_min(1e-12)
@@ -326,9 +314,7 @@ def variance_explained(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shared_neighbours(mine_BC: Tensor, theirs_BK: Tensor, num: int = NUM_NEIGHBOURS) -> float:
-    """Mean fraction of each row's nearest rows by one features that are so by the other, too;
-    from 0 to 1.
-    """
+    """Mean fraction, 0 to 1, of each row's nearest rows by one features that are so by the other."""
     num = min(num, len(mine_BC) - 1)
     if num < 1:
         return 0.0

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.errors import UserError, choose
+from pretrain.data.reading.feature_description import describe_features
 from pretrain.data.reading.feature_layout import FEATURES, MAPS
 from pretrain.data.reading.loader import Batch
-from pretrain.data.reading.stored_features import describe_features
 from pretrain.data.views.augment import channel_values
 from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import Teacher, open_teacher
@@ -81,9 +81,7 @@ class Knowledge(nn.Module):
         raise NotImplementedError
 
     def map_targets(self, said: Said, shapes: list[list[Shape]]) -> list[list[Tensor]]:
-        """What is to be predicted in each cell of the student's maps of these shapes, [B, C, H,
-        W] for each view and level.
-        """
+        """What to predict in each cell of the student's maps of these shapes, [B, C, H, W], view by view."""
         raise NotImplementedError
 
 
@@ -270,9 +268,7 @@ def open_knowledge(
     whitening: float,
     student_strides: Sequence[int],
 ) -> Knowledge:
-    """Stored features or a live teacher. Raises UserError when there is neither or both,
-    or it cannot be had.
-    """
+    """Stored features or a live teacher. Raises UserError for neither, both, or one that cannot be had."""
     choose("method.arguments.sees", sees, SEES)
     if (features is None) == (teacher is None):
         raise UserError(

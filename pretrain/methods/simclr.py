@@ -56,9 +56,7 @@ class SimCLR(Method):
         self._num_others = 2 if decoupled else 1
 
     def forward(self, views: list[Tensor]) -> StepOutput:
-        """Loss of two views over the global batch. At chance it is log(2 B_global - 1),
-        decoupled log(2 B_global - 2).
-        """
+        """Loss of two views of the global batch; at chance log(2 B_global - 1), or - 2 when decoupled."""
         # one pass for both views: batch norm in the head sees both, as in the paper's implementation
         first, second = self.projector(torch.cat(self.features(views))).chunk(2)
         return StepOutput(

@@ -13,7 +13,8 @@ import numpy as np
 
 from cluster import storage
 from pretrain.data.checking.tallies import count_classes
-from pretrain.data.reading.annotations import find_class_column, name_of_class
+from pretrain.data.reading.annotation_columns import find_class_column
+from pretrain.data.reading.annotations import name_of_class
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.loader import filled
 from pretrain.data.reading.manifest import Manifest, find_shards, load_manifest
@@ -121,9 +122,7 @@ def draw_sample(
 
 
 def spread_rows(shards: Shards, num: int) -> Iterator[Row]:
-    """At most `num` rows in runs of neighbours at even distances, coarse first:
-    whenever one stops, all parts were seen.
-    """
+    """At most `num` rows in runs at even distances, coarse first: stopped anywhere, all parts were seen."""
     manifest = shards.manifest
     spots = LOCAL_SPOTS if storage.is_local(manifest.files[0].url) else REMOTE_SPOTS
     for segment in spread_segments(manifest, num, spots):
@@ -135,9 +134,7 @@ def spread_rows(shards: Shards, num: int) -> Iterator[Row]:
 
 
 def spread_segments(manifest: Manifest, num: int, spots: int) -> list[Segment]:
-    """Where `num` rows are read: as many runs of rows as `spots` allows, each inside a row group,
-    coarse first.
-    """
+    """Where `num` rows are read: as many runs as `spots` allows, each inside a row group, coarse first."""
     num = min(num, manifest.num_rows)
     spots = max(1, min(spots, num))
     length = -(-num // spots)

@@ -13,9 +13,7 @@ from pretrain.training.stepping import Gradients
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """The same on every rank: the mean loss, and whether any rank has unsound gradients, stops,
-    or asks for a checkpoint.
-    """
+    """The same on every rank: the mean loss, whether any rank has unsound gradients, stops, or asks."""
 
     loss: float
     unsound: bool

@@ -19,7 +19,8 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.storage import FileInfo
-from pretrain.data.reading.manifest import LOCAL_THREADS, REMOTE_THREADS, Manifest
+from pretrain.data.reading.group_table import LOCAL_THREADS, REMOTE_THREADS
+from pretrain.data.reading.manifest import Manifest
 
 WHOLE_BYTES, BLOCK_BYTES, NUM_BLOCKS = 2**20, 2**14, 4
 MAX_FILES_READ = 256  # spread over the data set; of the others sizes and rows count
@@ -30,9 +31,7 @@ URLS = {"train": "data.url", "validation": "validation_url"}  # part of the data
 
 
 def identity_of(parts: Mapping[str, Manifest]) -> dict[str, Identity]:
-    """For each part of a run's data what JSON can hold:
-    `fingerprint`, `rows`, and `files` as [name, rows, digest] each.
-    """
+    """Of each part of a run's data, for JSON: `fingerprint`, `rows`, `files` as [name, rows, digest]."""
     return {name: _of_manifest(manifest) for name, manifest in parts.items()}
 
 
@@ -45,9 +44,7 @@ def summary_of(identity: Mapping[str, Identity]) -> dict[str, Identity]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Identity]) -> list[str]:
-    """In words what differs between the data of an earlier start and that of now;
-    parts that are not in both do not count.
-    """
+    """What differs between the data of an earlier start and now, in words, of parts that are in both."""
     return [
         f"{URLS.get(name, name)}: {_difference(old[name], part)}"
         for name, part in new.items()

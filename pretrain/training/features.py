@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cluster.training.rank_context import RankContext
-from pretrain.data.reading.loader import batches_in_sequence
+from pretrain.data.reading.in_sequence import batches_in_sequence
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.augment import normalised
 from pretrain.data.views.random_views import CentralCrop
@@ -72,9 +72,7 @@ def labelled_features(
 
 
 def pooled_features(encoder: Encoder, images_BCHW: Tensor, batch_size: int) -> Tensor:
-    """Features float32 [B, D] of at most `batch_size` images, seen as a batch of that size:
-    the rest of it is zeros.
-    """
+    """Features float32 [B, D] of at most `batch_size` images, in a batch of that size padded with zeros."""
     missing = batch_size - len(images_BCHW)
     padded = F.pad(images_BCHW, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else images_BCHW
     return pooled(encoder(padded))[: len(images_BCHW)].float()

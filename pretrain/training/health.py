@@ -21,9 +21,7 @@ EMBEDDING_NUMBERS = ("spread", "effective_rank", "alignment", "uniformity")  # o
 
 
 def watched_part(embeddings_BD: Tensor) -> Tensor:
-    """At most `MAX_COLUMNS` columns, chosen at random but the same each time and on every rank;
-    without gradient.
-    """
+    """At most `MAX_COLUMNS` columns, random but the same each time and on every rank; no gradient."""
     num_columns = embeddings_BD.shape[1]
     if num_columns <= MAX_COLUMNS:
         return embeddings_BD.detach()
@@ -99,16 +97,12 @@ def assignment_information(probabilities_BK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def outputs_in_use(probabilities_BK: Tensor) -> Tensor:
-    """How many of K outputs a batch is assigned to:
-    exp of the entropy of the mean assignment, from 1 to K.
-    """
+    """How many of K outputs a batch is assigned to, 1 to K: exp of the mean assignment's entropy."""
     return torch.special.entr(probabilities_BK.mean(0)).sum().exp()
 
 
 class Finding(NamedTuple):
-    """Something that is wrong: its kind, and a line that says what is seen, since when,
-    and what usually helps.
-    """
+    """Something that is wrong: its kind, and a line on what is seen, since when, and what helps."""
 
     kind: str
     text: str
@@ -184,28 +178,9 @@ class HealthWatch:
                 f"{rank:.1f} of {size})",
                 "a lower learning rate, a longer warm-up or a larger batch usually helps",
             )
-        loss, before = numbers.get("loss", math.nan), max(self._losses, default=-math.inf)
-        if math.isfinite(loss):
-            self._losses.append(loss)
-        # at the low learning rates of the warm-up nothing is learnt yet;
-        # and a loss that falls may start above chance
-        late = step > max(MIN_STEPS, self._num_steps // 10)
-        if chance_loss is not None and late and loss > 0.99 * max(chance_loss, before):
-            near = loss < NEAR_CHANCE * chance_loss
-            yield (
-                "no learning",
-                f"the loss {loss:.3f} is stuck at its chance value {chance_loss:.3f}"
-                if near
-                else f"the loss {loss:.3f} does not fall and is above {chance_loss:.3f}, that of an "
-                "untrained network",
-                "another learning rate or milder crops usually help"
-                if near
-                else "a lower learning rate usually helps",
-            )
-        explained = max(
-            (numbers[name] for name in ("teacher_explained", "maps_explained") if name in numbers),
-            default=1.0,
-        )
+        yield from self._of_loss(step, numbers.get("loss", math.nan), chance_loss)
+        named = ("teacher_explained", "maps_explained")
+        explained = max((numbers[name] for name in named if name in numbers), default=1.0)
         if step > self._num_steps // 3 and explained < MIN_EXPLAINED:
             yield (
                 "no learning",
@@ -213,10 +188,8 @@ class HealthWatch:
                 "than a constant would",
                 "another learning rate, milder crops or a teacher that knows images like these usually help",
             )
-        information, in_use = (
-            numbers.get("assignment_information", math.inf),
-            numbers.get("outputs_in_use", math.inf),
-        )
+        information = numbers.get("assignment_information", math.inf)
+        in_use = numbers.get("outputs_in_use", math.inf)
         if information < MIN_INFORMATION or in_use < MIN_OUTPUTS:
             alike = f"the assignment carries {information:.4f} nats about an image"
             few = f"{in_use:.1f} outputs are in use"
@@ -239,6 +212,22 @@ class HealthWatch:
                 "check that the learning rate is above 0 and the momentum near 1",
             )
         yield from self._of_gradient(numbers.get("gradient_norm", math.nan))
+
+    def _of_loss(self, step: int, loss: float, chance: float | None) -> Iterator[tuple[str, str, str]]:
+        before = max(self._losses, default=-math.inf)
+        if math.isfinite(loss):
+            self._losses.append(loss)
+        # at the low rates of the warm-up nothing is learnt yet; a falling loss may start above chance
+        late = step > max(MIN_STEPS, self._num_steps // 10)
+        if chance is None or not late or not loss > 0.99 * max(chance, before):
+            return
+        what = f"the loss {loss:.3f} is stuck at its chance value {chance:.3f}"
+        helps = "another learning rate or milder crops usually help"
+        if loss >= NEAR_CHANCE * chance:
+            what = f"the loss {loss:.3f} does not fall and is above {chance:.3f}, "
+            what += "that of an untrained network"
+            helps = "a lower learning rate usually helps"
+        yield "no learning", what, helps
 
     def _of_gradient(self, norm: float) -> Iterator[tuple[str, str, str]]:
         usual = statistics.median(self._norms) if len(self._norms) >= 10 else math.nan

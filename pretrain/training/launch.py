@@ -1,11 +1,10 @@
-"""From a command to its workers and back: claim OUT, run or continue, leave a result.
-Shared by both stages.
-"""
+"""From a command to its workers and back, in both stages: claim OUT, run or continue, leave a result."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cluster.settings
@@ -44,8 +43,7 @@ def launch(
     check_only: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> int:
-    """Runs `function(context, settings)` on the workers that the settings ask for
-    and returns the command's exit code.
+    """Runs `function(context, settings)` on the workers that the settings ask for; returns the exit code.
 
     With `cluster.min_workers` a run may go on with fewer of them, of those numbers that `world_sizes` has.
 
@@ -71,44 +69,51 @@ def launch(
         check_free(storage.join(out, run_folder.RUNNING), out)
     run_folder.check_claim(out, before.refused)
     if before.is_finished:
-        for line in before.end_in_words():
-            print(f"{title}: {line}", flush=True)
-        if report is not None and not storage.exists(storage.join(out, run_folder.REPORT)):
-            print(f"{title}: its report was missing and is written now", flush=True)
-            write_report(report, out)
-        return 0
+        return _nothing_to_do(title, before, out, report)
     before.check_data()
     before.check_parent(settings.training.parent)
     for line in before.changed:
         print(f"{title}: continues with {line}", flush=True)
-    with run_folder.as_it_was_if_nothing_happens(out):
-        try:
-            with run_folder.running(out), RunConsole(title) as console:
-                run_folder.claim(out, cluster.settings.to_yaml(settings))
-                if workers.num_workers:
-                    print(
-                        f"{title}: starting {workers.num_workers} Ray workers, which takes some seconds",
-                        flush=True,
-                    )
-                result = run_workers(function, settings, workers, on_record=console.show)
-                if result["status"] == "interrupted":
-                    run_folder.write_result(out, result)
-        except InUse:
-            raise
-        except BaseException:
-            if report is not None and run_folder.has_steps(out):
-                write_report(report, out)
-            raise
-        if report is not None:
-            write_report(report, out)
+    with (
+        run_folder.as_it_was_if_nothing_happens(out),
+        _reported(out, report),
+        run_folder.running(out),
+        RunConsole(title) as console,
+    ):
+        run_folder.claim(out, cluster.settings.to_yaml(settings))
+        if num := workers.num_workers:
+            print(f"{title}: starting {num} Ray workers, which takes some seconds", flush=True)
+        result = run_workers(function, settings, workers, on_record=console.show)
+        if result["status"] == "interrupted":
+            run_folder.write_result(out, result)
     if result["status"] == "interrupted":
         print(f"{title}: interrupted at step {result['step']}; the same command continues from there")
         return EXIT_INTERRUPTED
-    print(
-        f"{title}: finished in {duration(result['seconds'])} of training; "
-        f"{storage.join(out, 'result.json')} sums it up"
-    )
+    where = storage.join(out, "result.json")
+    print(f"{title}: finished in {duration(result['seconds'])} of training; {where} sums it up")
     return 0
+
+
+def _nothing_to_do(title: str, before: _Before, out: str, report: Callable[[str], object] | None) -> int:
+    for line in before.end_in_words():
+        print(f"{title}: {line}", flush=True)
+    if report is not None and not storage.exists(storage.join(out, run_folder.REPORT)):
+        print(f"{title}: its report was missing and is written now", flush=True)
+        write_report(report, out)
+    return 0
+
+
+@contextmanager
+def _reported(out: str, report: Callable[[str], object] | None) -> Iterator[None]:
+    """Writes the report however a run of at least a step ends, not where another command holds OUT."""
+    try:
+        yield
+    except BaseException as error:
+        if report is not None and not isinstance(error, InUse) and run_folder.has_steps(out):
+            write_report(report, out)
+        raise
+    if report is not None:
+        write_report(report, out)
 
 
 class _Before:
@@ -119,13 +124,9 @@ class _Before:
         self._result = run_folder.read_result(out) or {}
         self.is_finished = self._result.get("status") == "finished"
         self.progress = checkpoints.newest_progress(out)
-        known = (
-            self._result.get("data")
-            if self.is_finished
-            else None
-            if self.progress is None
-            else self.progress.data
-        )
+        known = self.progress.data if self.progress is not None else None
+        if self.is_finished:
+            known = self._result.get("data")
         self._known = known if isinstance(known, dict) else {}
         old = run_folder.read_settings(out)
         self.changed: list[str] = []
@@ -180,18 +181,12 @@ def write_report(report: Callable[[str], object], out: str) -> None:
     try:
         report(out)
     except Exception as error:
-        print(
-            f"warning: the report of {out} was not written: "
-            f"{printable(masked(f'{type(error).__name__}: {error}'))}"
-        )
+        what = printable(masked(f"{type(error).__name__}: {error}"))
+        print(f"warning: the report of {out} was not written: {what}")
 
 
 def _check(
-    title: str,
-    function: Callable[..., dict[str, Any]],
-    settings: Any,
-    before: _Before,
-    workers: Workers,
+    title: str, function: Callable[..., dict[str, Any]], settings: Any, before: _Before, workers: Workers
 ) -> int:
     with storage.no_new_folders(settings.out):
         run_folder.check_claim(settings.out, before.refused)
@@ -201,10 +196,8 @@ def _check(
         fewest = workers.sizes[0]
         num_nodes = check_cluster(dataclasses.replace(workers, num_workers=fewest, smaller=()))
     if num_nodes:
-        print(
-            f"{title}: the cluster's {num_nodes} nodes can hold the workers and have what they need",
-            flush=True,
-        )
+        told = f"the cluster's {num_nodes} nodes can hold the workers and have what they need"
+        print(f"{title}: {told}", flush=True)
     where = "starts from scratch"
     if before.is_finished:
         where = "would do nothing: the run there is finished"
@@ -230,9 +223,7 @@ def _rehearsal(context: RankContext, todo: tuple[Callable[..., dict[str, Any]], 
 
 
 def _workers(settings: Any, asked: ClusterSettings, world_sizes: Sequence[int]) -> Workers:
-    """What the settings ask for; a run may shrink to those of `world_sizes` that
-    are not below `cluster.min_workers`.
-    """
+    """What the settings ask for; a run may shrink to `world_sizes` from `cluster.min_workers` on."""
     if asked.min_workers > asked.workers:
         raise UserError(
             f"cluster.min_workers={asked.min_workers} is more than cluster.workers={asked.workers}; "

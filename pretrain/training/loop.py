@@ -28,9 +28,7 @@ from pretrain.training.stepping import Stepper
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended: `finished` or `interrupted` (a checkpoint is
-    written, the same command goes on).
-    """
+    """How the loop ended: `finished` or `interrupted` (a checkpoint is there, the same command goes on)."""
 
     status: str
     progress: Progress

@@ -1,6 +1,4 @@
-"""What both main flows do with the settings they share:
-data, optimizer, schedule and the loop, and the result's numbers.
-"""
+"""What both main flows do with their settings: data, optimizer, schedule, the loop, the result's numbers."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ MAX_GRAPHS = 64
 
 
 def order_of(manifest: Manifest, data: DataSettings, training: TrainingSettings, *, seed: int) -> Order:
-    """The order of a data set's samples. Raises UserError when the batch
-    does not fit the data or the streams.
-    """
+    """The order of a data set's samples. Raises UserError when the batch fits neither data nor streams."""
     return Order(
         manifest.rows_of_group,
         batch_size_global=training.batch_size_global,
@@ -113,11 +109,9 @@ class Feed:
                 prefetch_bytes=data.prefetch_mib * 2**20,
                 kept=kept,
             )
+            finish = self.viewer.finish
             return TrainingBatches(
-                loader,
-                shards,
-                lambda batch: self.to_inputs(self.viewer.finish(batch), batch),
-                context.device,
+                loader, shards, lambda batch: self.to_inputs(finish(batch), batch), context.device
             )
 
         return batches_from
@@ -168,10 +162,8 @@ def train_by(
         compute_threads: on the CPU; 0 for as many as the worker has.
         loop: `train`, or what takes the same in its place.
     """
-    context.note(
-        f"trains on {context.device_name}"
-        + (f", {context.world_size} workers" if context.world_size > 1 else "")
-    )
+    workers = f", {context.world_size} workers" if context.world_size > 1 else ""
+    context.note(f"trains on {context.device_name}{workers}")
     _settle(module, settings.training, context)
     training, steps_per_epoch = settings.training, feed.order.steps_per_epoch
     num_steps = training.steps or max(1, round(training.epochs * steps_per_epoch))

@@ -39,9 +39,7 @@ class Gradients:
 
 
 class Stepper:
-    """Takes the steps of a plan on one rank. `exchange` is the module's,
-    see `pretrain.training.contract`.
-    """
+    """Takes a plan's steps on one rank. `exchange` is the module's, see `pretrain.training.contract`."""
 
     def __init__(self, module: Trainable, optimizer: Optimizer, plan: Plan, device: torch.device) -> None:
         self._module, self._optimizer, self._plan = module, optimizer, plan
@@ -68,9 +66,7 @@ class Stepper:
         return Gradients(output, output.loss.detach().double(), norm, rates.learning_rate)
 
     def move(self, step: int, *, unsound: Tensor) -> None:
-        """Moves the optimizer unless `unsound`, a scalar on the device, is 1;
-        then whatever the module moves after a step.
-        """
+        """Moves the optimizer, unless `unsound` (a scalar on the device) is 1, and what the module moves."""
         move_unless(unsound, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         self._module.after_step(step, self._plan.num_steps)

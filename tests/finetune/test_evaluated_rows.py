@@ -9,7 +9,7 @@ from cluster.errors import run_command
 from finetune.__main__ import main
 from finetune.overlap import overlap
 from finetune.tasks.detection.boxes import UNKNOWN, TargetReader
-from pretrain.data.reading.annotations import BoxColumn
+from pretrain.data.reading.annotation_columns import BoxColumn
 from pretrain.data.reading.labels import ClassNames
 from pretrain.data.reading.manifest import load_manifest
 from tests.finetune.test_export_model import NAMES, a_model

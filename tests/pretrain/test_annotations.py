@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import UserError
-from pretrain.data.reading.annotations import (
-    BadAnnotation,
-    Boxes,
+from pretrain.data.reading.annotation_columns import (
     find_boxes_column,
     find_captions_column,
     find_class_column,
+)
+from pretrain.data.reading.annotations import (
+    BadAnnotation,
+    Boxes,
     name_of_class,
     read_boxes,
     read_captions,

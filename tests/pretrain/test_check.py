@@ -12,8 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.errors import UserError
-from pretrain.data.checking.check import Asked, check, copies_of, parse_rows
+from pretrain.data.checking.check import check, copies_of, parse_rows
 from pretrain.data.checking.check_report import print_report, printable
+from pretrain.data.checking.columns import Asked
 from pretrain.data.checking.row_groups import num_mates, num_mates_of_all
 from pretrain.data.packing.packing import pack, schema_of
 from pretrain.data.reading.labels import distinct_labels, read_class_names_of

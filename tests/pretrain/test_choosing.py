@@ -7,8 +7,9 @@ import pytest
 
 from pretrain.data.reading.choosing import balanced_rows, fraction_of_rows, rows_of_each_class
 from pretrain.data.reading.columns import column_by_file
+from pretrain.data.reading.in_sequence import batches_in_sequence
 from pretrain.data.reading.labels import ClassNames, class_counts, label_codes
-from pretrain.data.reading.loader import Loader, batches_in_sequence
+from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import RowLocation, Shards

@@ -19,10 +19,11 @@ from cluster.errors import UserError, run_command
 from cluster.training.rank_context import local_context
 from pretrain.__main__ import main
 from pretrain.data.reading.decoded import DecodedRows, columns_to_keep, units_of
+from pretrain.data.reading.feature_description import describe_features
 from pretrain.data.reading.image_paths import use_image_root
 from pretrain.data.reading.manifest import Manifest, load_manifest
 from pretrain.data.reading.shards import Shards
-from pretrain.data.reading.stored_features import StoredFeatures, describe_features
+from pretrain.data.reading.stored_features import StoredFeatures
 from pretrain.data.views.augment import normalised
 from pretrain.data.views.random_views import CentralCrop
 from pretrain.embedding import check_maps, seen_by

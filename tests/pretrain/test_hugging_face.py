@@ -15,14 +15,12 @@ from pretrain.data.images.decode import decode_image
 from pretrain.data.packing.importing import ImportOptions, import_images
 from pretrain.data.packing.packing import pack, schema_of
 from pretrain.data.packing.regroup import regroup
-from pretrain.data.reading.annotations import (
+from pretrain.data.reading.annotation_columns import (
     find_boxes_column,
     find_captions_column,
     find_class_column,
-    read_boxes,
-    read_captions,
-    read_classes,
 )
+from pretrain.data.reading.annotations import read_boxes, read_captions, read_classes
 from pretrain.data.reading.labels import read_class_names_of
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence

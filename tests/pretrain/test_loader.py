@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.errors import RunStopped, UserError
-from pretrain.data.reading.loader import Loader, batches_in_sequence
+from pretrain.data.reading.in_sequence import batches_in_sequence
+from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.shards import Shards

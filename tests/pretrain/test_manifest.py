@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from pretrain.data.reading import manifest as manifest_module
+from pretrain.data.reading import group_table
 from pretrain.data.reading.manifest import load_manifest
 from tests.pretrain.shards import encoded, write_shards
 
@@ -33,8 +33,8 @@ def shards(tmp_path):
 
 def footers_read(monkeypatch):
     read = []
-    real = manifest_module.read_footer
-    monkeypatch.setattr(manifest_module, "read_footer", lambda file: read.append(file.url) or real(file))
+    real = group_table.read_footer
+    monkeypatch.setattr(group_table, "read_footer", lambda file: read.append(file.url) or real(file))
     return read
 
 

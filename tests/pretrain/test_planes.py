@@ -16,15 +16,8 @@ from cluster.errors import UserError, run_command
 from pretrain.__main__ import main as pretrain
 from pretrain.data import __main__ as commands
 from pretrain.data.checking.check import check
-from pretrain.data.images.decode import (
-    BadImage,
-    decode_bands,
-    decode_image,
-    decode_whole,
-    image_size,
-    num_bands,
-    set_max_pixels,
-)
+from pretrain.data.images.bands import decode_bands, num_bands
+from pretrain.data.images.decode import BadImage, decode_image, decode_whole, image_size, set_max_pixels
 from pretrain.data.images.image_headers import image_format
 from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.images.planes import COLOURS, GREY, HEADER, RGB, Planes, as_planes

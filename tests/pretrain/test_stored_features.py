@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.reading import chunks
+from pretrain.data.reading.feature_description import describe_features
 from pretrain.data.reading.feature_layout import layout_of
 from pretrain.data.reading.feature_statistics import Moments, principal
 from pretrain.data.reading.kept import KeptImages
@@ -24,12 +25,7 @@ from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order, Segment
 from pretrain.data.reading.shards import Shards
-from pretrain.data.reading.stored_features import (
-    NO_FEATURES,
-    StoredFeatures,
-    describe_features,
-    with_features,
-)
+from pretrain.data.reading.stored_features import NO_FEATURES, StoredFeatures, with_features
 from pretrain.data.views.random_views import CentralCrop
 from tests.pretrain.features import CELLS, CHANNELS, DIM, SIDE, features_of, maps_of, write_features
 from tests.pretrain.shards import encoded, number_of, write_shards

@@ -71,9 +71,7 @@ class ImageClassifier(Predictor):
         return results
 
     def shown(self, probabilities: Sequence[float]) -> list[str]:
-        """The classes that an image of these probabilities shows, the likeliest first:
-        one, or all that are likely enough.
-        """
+        """The classes that probabilities show, the likeliest first: one, or all that are likely enough."""
         ranked = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
         if self.multi_label:
             ranked = [index for index in ranked if probabilities[index] >= self.threshold]
@@ -94,9 +92,7 @@ class ImageClassifier(Predictor):
         return cast(Classifier, self.model).logits(self.images(crops))
 
     def evaluate(self, shards: Shards, context: RankContext, *, decode_threads: int = 1) -> Evaluation:
-        """Scores, precision and recall of each class,
-        and the confusion matrix where an image shows one class.
-        """
+        """Scores, precision and recall by class; the confusion matrix where an image shows one class."""
         logits, labels, unknown = self.evaluated(shards, context, decode_threads=decode_threads)
         details: dict[str, Any] = {"validation_images": len(labels), "class_names": self.class_names}
         if unknown:

@@ -17,13 +17,11 @@ from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
 from pretrain.data.images.geometry import BoxCheck
 from pretrain.data.images.pixels import open_image
+from pretrain.data.reading.annotation_columns import BoxColumn, BoxFormat, find_boxes_column
 from pretrain.data.reading.annotations import (
     BadAnnotation,
-    BoxColumn,
     Boxes,
-    BoxFormat,
     ClassValue,
-    find_boxes_column,
     name_of_class,
     read_boxes,
     values_of,
@@ -80,9 +78,7 @@ class LeftOut:
 
 
 def boxes_column_of(manifest: Manifest, column: str, box_format: str) -> BoxColumn:
-    """How boxes lie in the column. Raises UserError when they do not,
-    or differently in several data sets.
-    """
+    """How boxes lie in the column. Raises UserError when they do not, or differ between data sets."""
     firsts = np.unique(manifest.source_of_group, return_index=True)[1]
     files = [manifest.files[int(manifest.file_of_group[group])] for group in firsts]
     found = [
@@ -111,9 +107,7 @@ def usable(value: Any, column: BoxColumn) -> tuple[Boxes, list[tuple[int, str]]]
 
 
 def readable(value: Any, column: BoxColumn) -> tuple[Boxes, np.ndarray, list[tuple[int, str]]]:
-    """The boxes of a row that are four finite numbers, the number int64 of each,
-    and (index, reason) of the others.
-    """
+    """A row's boxes of four finite numbers, the number int64 of each, and (index, reason) of the others."""
     try:
         boxes = read_boxes(value, column)
         return boxes, np.arange(len(boxes)), []
@@ -213,9 +207,7 @@ class Census:
 
 
 def take_census(shards: Shards, column: BoxColumn) -> Census:
-    """Reads the boxes column of a whole data set, and nothing else of it.
-    Raises UserError when no box can be used.
-    """
+    """Reads the boxes column of a whole data set, no other. Raises UserError when no box can be used."""
     row_id = num_without = 0
     counts: Counter[ClassValue | None] = Counter()
     left_out = LeftOut()

@@ -18,11 +18,9 @@ from cluster import storage
 from cluster.errors import UserError
 from finetune.tasks.summarization.mining import CaptionSample
 from finetune.tasks.summarization.words import clean
+from pretrain.data.reading.annotation_columns import ClassColumn, find_captions_column, find_class_column
 from pretrain.data.reading.annotations import (
     BadAnnotation,
-    ClassColumn,
-    find_captions_column,
-    find_class_column,
     name_of_class,
     read_captions,
     read_classes,

@@ -9,7 +9,8 @@ import numpy as np
 
 from finetune.tasks.summarization.captions import captions_or_none, keywords_of
 from finetune.tasks.summarization.phrases import Phrases, phrase_of
-from pretrain.data.reading.annotations import BadAnnotation, ClassColumn
+from pretrain.data.reading.annotation_columns import ClassColumn
+from pretrain.data.reading.annotations import BadAnnotation
 
 
 class KeywordReader:

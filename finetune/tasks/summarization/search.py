@@ -23,9 +23,7 @@ class Written:
 
 
 def length_penalty(num_tokens: int, strength: float) -> float:
-    """What a log-probability is divided by (GNMT, https://arxiv.org/abs/1609.08144, equation 14):
-    1 at strength 0.
-    """
+    """A log-probability's divisor (GNMT, https://arxiv.org/abs/1609.08144, equation 14): 1 at strength 0."""
     return float(((5 + num_tokens) / 6) ** strength)
 
 

@@ -53,11 +53,8 @@ class Summarization(Task):
         return columns if own.keywords_column is None else {**columns, "keywords": own.keywords_column}
 
     def __init__(self, settings: FinetuneSettings, train: Manifest, validation: Manifest) -> None:
-        self.settings, self.seed, self.columns = (
-            settings.summarization,
-            settings.seed,
-            self.columns_of(settings),
-        )
+        self.settings, self.seed = settings.summarization, settings.seed
+        self.columns = self.columns_of(settings)
         own, column = self.settings, self.columns["captions"]
 
         # -- the captions: tokenizer, terms, and where there are none ---------------------------------------
@@ -80,30 +77,7 @@ class Summarization(Task):
                 )
 
         # -- keywords ---------------------------------------------------------------------------------------
-        phrases = Phrases()
-        if own.keywords_column is not None:
-            found_column = keyword_column(train, own.keywords_column)
-            limits = {"num_keywords": own.num_keywords, "min_images": own.keyword_min_images}
-            keywords = frequent_keywords(survey_keywords(train, found_column), **limits)
-        else:
-            keywords, phrases = mine(
-                survey.sample,
-                num_keywords=own.num_keywords,
-                min_images=own.keyword_min_images,
-                max_fraction=own.keyword_max_fraction,
-                stop_words=own.stop_words,
-            )
-        if not keywords and own.num_keywords:
-            raise UserError(
-                f"no keyword occurs in {own.keyword_min_images} images or more of {train.files[0].url}"
-                + (
-                    ""
-                    if own.keywords_column is not None
-                    else f" and at most a fraction of {own.keyword_max_fraction:g} of them, and tells "
-                    "something of them"
-                )
-                + "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
-            )
+        keywords, phrases = self._keywords(train, survey)
         self.reader = KeywordReader(keywords, phrases)
 
         # -- what a model must know -------------------------------------------------------------------------
@@ -127,6 +101,24 @@ class Summarization(Task):
             "keyword_threshold": own.keyword_threshold,
             "thumbnail_fraction": own.thumbnail_fraction,
         }
+
+    def _keywords(self, train: Manifest, survey: Survey) -> tuple[list[str], Phrases]:
+        """The keywords, of their column or mined from captions. Raises UserError where there are none."""
+        own, phrases, also = self.settings, Phrases(), ""
+        limits = {"num_keywords": own.num_keywords, "min_images": own.keyword_min_images}
+        if own.keywords_column is not None:
+            found_column = keyword_column(train, own.keywords_column)
+            keywords = frequent_keywords(survey_keywords(train, found_column), **limits)
+        else:
+            most = own.keyword_max_fraction
+            keywords, phrases = mine(survey.sample, **limits, max_fraction=most, stop_words=own.stop_words)
+            also = f" and at most a fraction of {most:g} of them, and tells something of them"
+        if not keywords and own.num_keywords:
+            raise UserError(
+                f"no keyword occurs in {own.keyword_min_images} images or more of {train.files[0].url}{also}"
+                "; lower summarization.keyword_min_images, or set summarization.num_keywords=0"
+            )
+        return keywords, phrases
 
     @classmethod
     def new_model(cls, encoder: Encoder, config: dict[str, Any], **training: Any) -> Summarizer:
@@ -152,9 +144,7 @@ class Summarization(Task):
         )
 
     def views(self, size: int) -> list[ViewSpec]:
-        """A mild crop, for a caption speaks of the whole image;
-        mirrored only where captions do not tell left from right.
-        """
+        """A mild crop, for captions tell of whole images; mirrored if they do not tell left from right."""
         specs = weak_views(size, crop_scale=(self.settings.min_crop, 1.0))
         return [dataclasses.replace(spec, flip=0.5 if self.settings.flip else 0.0) for spec in specs]
 

@@ -1,6 +1,4 @@
-"""What is in a data set: files, row groups, columns, classes, and what a sample of its rows holds:
-images, captions, boxes.
-"""
+"""What is in a data set: files, row groups, columns, classes; of a sample: images, captions, boxes."""
 
 from __future__ import annotations
 
@@ -8,71 +6,38 @@ import hashlib
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
 from cluster.progress import ProgressLine
 from cluster.secrets import masked
+from pretrain.data.checking.columns import AnnotationColumns, Asked
 from pretrain.data.checking.row_groups import describe_groups, spread
 from pretrain.data.checking.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
 from pretrain.data.images.decode import BadImage, decode_whole
 from pretrain.data.images.image_headers import image_format
 from pretrain.data.images.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
 from pretrain.data.packing.sources.tree import read_tree
-from pretrain.data.reading.annotations import (
-    BOXES_COLUMNS,
-    CAPTIONS_COLUMNS,
-    BadAnnotation,
-    BoxColumn,
-    Boxes,
-    BoxFormat,
-    CaptionColumn,
-    ClassColumn,
-    find_boxes_column,
-    find_captions_column,
-    find_class_column,
-    name_of_class,
-    read_classes,
-)
+from pretrain.data.reading.annotations import BadAnnotation, Boxes, name_of_class, read_classes
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.manifest import Manifest, find_shards, load_manifest
 from pretrain.data.reading.numberings import declared_names, numbered_differently
 from pretrain.data.reading.order import Segment
 from pretrain.data.reading.shards import Rows, Shards
 
-CLASS_COLUMNS = ("label", "labels")  # looked at without being named, where their type fits
 NUM_ROWS_LISTED = 20
-OWN_FILES = (
-    "_import.json",
-    "_quarantine.jsonl",
-    "_files.jsonl",
-    "_dropped.jsonl",
-)  # beside shards, by our commands
+# beside shards, by our commands
+OWN_FILES = ("_import.json", "_quarantine.jsonl", "_files.jsonl", "_dropped.jsonl")
 DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
 
-Column = TypeVar("Column", ClassColumn, BoxColumn, CaptionColumn)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The columns to look at; where nothing is said, those of the usual names.
-    `boxes` are read as `box_format`.
-    """
-
-    classes: tuple[str, ...] = ()
-    boxes: str | None = None
-    captions: str | None = None
-    box_format: BoxFormat = "xywh"
 
 
 def check(
@@ -80,7 +45,7 @@ def check(
     image_column: str = "image",
     max_rows: int | None = 1000,
     *,
-    asked: Asked = Asked(),
+    asked: Asked | None = None,
     sheet_url: str | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -92,7 +57,7 @@ def check(
         url: file, folder or glob.
         image_column: holds the encoded images.
         max_rows: rows to look at, spread evenly; None looks at all.
-        asked: columns with annotations.
+        asked: columns with annotations; None for those of the usual names.
         sheet_url: PNG file for a contact sheet.
 
     Raises:
@@ -100,7 +65,7 @@ def check(
     """
     first = find_shards([url])[0]
     schema = read_footer(first).schema
-    columns = _Columns.of(schema, asked, first.url)
+    columns = AnnotationColumns.of(schema, asked or Asked(), first.url)
     manifest = load_manifest(url, image_column=image_column, columns=columns.names)
     num_sampled = manifest.num_rows if max_rows is None else min(max_rows, manifest.num_rows)
     row_ids = _spread_evenly(num_sampled, manifest.num_rows)
@@ -127,10 +92,8 @@ def check(
     return {**report, **sample.report()}
 
 
-def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
-    """What should be said of whole files and columns:
-    files that are no part of the data, numbers that mean several classes.
-    """
+def _notes(url: str, manifest: Manifest, columns: AnnotationColumns) -> list[str]:
+    """What to say of whole files and columns: files that are passed over, numbers of several classes."""
     notes = []
     if storage.is_folder(url):
         tree = read_tree(url)
@@ -163,57 +126,6 @@ def _notes(url: str, manifest: Manifest, columns: _Columns) -> list[str]:
 def _spread_evenly(num: int, among: int) -> np.ndarray:
     """int64 [num]: the middle of each of `num` equal stretches of 0..among-1."""
     return (np.arange(num, dtype=np.int64) * 2 + 1) * among // (2 * max(1, num))
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns with annotations that were found, and why others of a usual name are not looked at."""
-
-    classes: list[ClassColumn]
-    boxes: BoxColumn | None
-    captions: CaptionColumn | None
-    passed_over: list[str]
-
-    @classmethod
-    def of(cls, schema: pa.Schema, asked: Asked, url: str) -> _Columns:
-        """Raises UserError for a column that was asked for and does not suit; others are passed over."""
-        passed_over: list[str] = []
-
-        def found(
-            find: Callable[[pa.Schema, str, str], Column], named: Sequence[str], usual: Sequence[str]
-        ) -> list[Column]:
-            if named:
-                return [find(schema, name, url) for name in dict.fromkeys(named)]
-            columns = []
-            for name in usual:
-                if name in schema.names:
-                    try:
-                        columns.append(find(schema, name, url))
-                    except UserError as error:  # nobody said that it is what its name is used for
-                        passed_over.append(str(error))
-            return columns
-
-        def boxes_in(schema: pa.Schema, column: str | None, url: str) -> BoxColumn:
-            return find_boxes_column(schema, column, url, asked.box_format)
-
-        classes = found(find_class_column, asked.classes, CLASS_COLUMNS)
-        boxes = found(boxes_in, _given(asked.boxes), BOXES_COLUMNS)
-        if not boxes:
-            with suppress(UserError):  # their type tells boxes, whatever the column is called
-                boxes = [boxes_in(schema, None, url)]
-        captions = found(find_captions_column, _given(asked.captions), CAPTIONS_COLUMNS)
-        return cls(classes, next(iter(boxes), None), next(iter(captions), None), passed_over)
-
-    @property
-    def names(self) -> list[str]:
-        """All of them, each once."""
-        names = [column.column for column in self.classes]
-        names += [column.column for column in (self.boxes, self.captions) if column is not None]
-        return list(dict.fromkeys(names))
-
-
-def _given(name: str | None) -> tuple[str, ...]:
-    return () if name is None else (name,)
 
 
 @dataclass(frozen=True)
@@ -255,7 +167,9 @@ def _look_at(image: bytes | None, *, with_tile: bool = False) -> _Look:
 class _Sample:
     """The rows that are looked at, and what was found."""
 
-    def __init__(self, shards: Shards, row_ids: np.ndarray, columns: _Columns, *, with_sheet: bool) -> None:
+    def __init__(
+        self, shards: Shards, row_ids: np.ndarray, columns: AnnotationColumns, *, with_sheet: bool
+    ) -> None:
         self._shards, self._row_ids, self._columns = shards, row_ids, columns
         num_cells = min(NUM_CELLS, len(row_ids)) if with_sheet else 0
         self._on_sheet = set(row_ids[_spread_evenly(num_cells, len(row_ids))].tolist())
@@ -368,9 +282,7 @@ class _Sample:
 
 
 def copies_of(digests_N2: np.ndarray) -> np.ndarray:
-    """int64 [C, 2]: each row whose digest came before, and where it came first;
-    rows of zeros have no digest.
-    """
+    """int64 [C, 2]: each row whose digest came before, and where it came first; zeros are no digest."""
     order = np.lexsort((np.arange(len(digests_N2)), *digests_N2.T))
     sorted_N2 = digests_N2[order]
     is_first = np.ones(len(order), dtype=bool)

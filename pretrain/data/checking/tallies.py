@@ -1,6 +1,4 @@
-"""What `check` counts about annotations: classes over all rows,
-captions and boxes over the rows that it looks at.
-"""
+"""What `check` counts: classes over all rows, captions and boxes over the rows that it looks at."""
 
 from __future__ import annotations
 
@@ -19,11 +17,9 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
 from pretrain.data.images.geometry import BoxCheck
+from pretrain.data.reading.annotation_columns import BoxColumn, CaptionColumn, ClassColumn
 from pretrain.data.reading.annotations import (
-    BoxColumn,
     Boxes,
-    CaptionColumn,
-    ClassColumn,
     crowds_in,
     name_of_class,
     read_boxes,
@@ -88,9 +84,7 @@ def count_classes(files: Sequence[FileInfo], column: ClassColumn) -> dict[str, A
 def annotations_of(
     manifest: Manifest, row_ids: np.ndarray, columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The values of these columns for rows with ascending ids, as `read_*` take them;
-    text need not be UTF-8 here.
-    """
+    """These columns of rows with ascending ids, as `read_*` take them; text need not be UTF-8 here."""
     if not columns:
         yield from ({} for _ in row_ids)
         return
@@ -193,9 +187,7 @@ class CaptionTally:
 
 
 class BoxTally:
-    """Counts boxes row by row, and finds out whether their numbers mean
-    something else than they are read as.
-    """
+    """Counts boxes row by row, and finds out whether their numbers mean something else than was said."""
 
     def __init__(self, column: BoxColumn) -> None:
         self.column = column
@@ -206,9 +198,7 @@ class BoxTally:
         self._box_check = BoxCheck(column.box_format)
 
     def add(self, value: Any, size: tuple[int, int] | None) -> Boxes:
-        """Counts a row and returns its boxes. `size`: the image's (width, height), None if it is bad.
-        Raises BadAnnotation.
-        """
+        """Counts and returns a row's boxes. `size`: (width, height), None if bad. Raises BadAnnotation."""
         boxes = read_boxes(value, self.column)
         self._rows += 1
         self._rows_without += not boxes
@@ -222,9 +212,7 @@ class BoxTally:
         return boxes
 
     def report(self) -> dict[str, Any]:
-        """Counts; boxes of bad images have no size to be compared with,
-        so `outside` knows nothing of them.
-        """
+        """Counts; boxes of bad images have no size to compare with, so `outside` knows nothing of them."""
         by_count = sorted(self._classes.items(), key=lambda item: (-item[1], item[0]))
         complaint = self._box_check.complaint(f"the boxes in column {self.column.column!r}", "--box-format")
         return {

@@ -70,9 +70,7 @@ def place_crops(
     boxes_V4: np.ndarray,
     geometry_V5: np.ndarray,
 ) -> None:
-    """`find_boxes`, and into the first four of `geometry_V5` left, top,
-    right and bottom as fractions of the image's sides.
-    """
+    """`find_boxes`, with left, top, right, bottom, as shares of the sides, first in `geometry_V5`."""
     find_boxes(draws_VA4, ranges_V4, width, height, boxes_V4)
     for view in range(boxes_V4.shape[0]):
         left, top, w, h = boxes_V4[view]
@@ -82,9 +80,7 @@ def place_crops(
 
 @compiled
 def _filter(distance: float, cubic: bool) -> float:
-    """Weight of a pixel at a distance of so many (output) pixels:
-    a triangle, or Keys' cubic with a = -0.5.
-    """
+    """Weight of a pixel at a distance in (output) pixels: a triangle, or Keys' cubic with a = -0.5."""
     x = abs(distance)
     if not cubic:
         return max(0.0, 1.0 - x)
@@ -170,9 +166,7 @@ def _add_rows(
     num: Any,
     sums_W: np.ndarray,
 ) -> None:
-    """Adds up to four rows, from byte `row` on, by their weights from `first` on;
-    missing ones count for nothing.
-    """
+    """Adds up to four rows, from byte `row` on, by their weights from `first` on; others count 0."""
     b, c, d, wa, wb, wc, wd = row, row, row, _u16(weights_K[first]), _u16(0), _u16(0), _u16(0)
     if first + 1 < count:
         b, wb = row + width, _u16(weights_K[first + 1])

@@ -1,5 +1,4 @@
-"""Encoded images to RGB pixels, the right way up.
-Whatever the bytes are, the answer is an array or `BadImage`.
+"""Encoded images to RGB pixels, upright: whatever the bytes are, the answer is an array or `BadImage`.
 
 Formats: JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, PNM (.ppm, .pgm, .pbm) and the first frame of a GIF,
 HEIC where the package pillow-heif is installed, and images that are stored decoded
@@ -72,7 +71,6 @@ UPRIGHT_ARRAYS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
 }
 
-NUMPY_MAGIC = b"\x93NUMPY"
 
 OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
@@ -93,7 +91,6 @@ NOT_DECODED = {
 }
 SIGNIFICANT_BITS = (8, 12)  # of grey values in 16-bit files whose header says nothing, by their range
 
-
 _max_pixels = MAX_PIXELS
 
 
@@ -109,9 +106,7 @@ def set_max_pixels(num: int | None) -> None:
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the text is a short stable reason such
-    as `truncated` or `not an image`.
-    """
+    """An image that cannot be used; the text is a short reason such as `truncated` or `not an image`."""
 
 
 def decode_image(
@@ -122,8 +117,8 @@ def decode_image(
     Transparency is laid on white, as a page would show it. 16-bit grey keeps its high byte, as Pillow does
     for 16-bit colour, or, where no value needs more than 12 (8) bits, the high byte of these: cameras put
     such values into 16-bit files as they are.
-    CMYK is converted without a colour profile. Floats and 32-bit integers
-    have no agreed range and are refused.
+    CMYK is converted without a colour profile. Floats and 32-bit integers have no agreed range and are
+    refused.
 
     Args:
         data: the encoded file.
@@ -161,9 +156,7 @@ def decode_whole(data: bytes | memoryview, *, max_pixels: int | None = None) -> 
         size, turned = _as_stored(image, orientation)
         image.load()
         rgb, bits = to_rgb(image)
-        if orientation in UPRIGHT:
-            rgb = rgb.transpose(UPRIGHT[orientation])
-        return Decoded(rgb, size, turned, bits)
+        return Decoded(upright(rgb, orientation), size, turned, bits)
 
 
 def image_frame(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[tuple[int, int], int]:
@@ -200,67 +193,12 @@ def decode_upright(
         if min_side is not None and isinstance(image, JpegImageFile):
             image.draft(None, (max(1, min_side), max(1, min_side)))
         image.load()
-        rgb, _ = to_rgb(image)
-        if orientation in UPRIGHT:
-            rgb = rgb.transpose(UPRIGHT[orientation])
-        return rgb
+        return upright(to_rgb(image)[0], orientation)
 
 
-def decode_bands(data: bytes | memoryview, channels: int, *, max_pixels: int | None = None) -> np.ndarray:
-    """Decodes an image with bands of its own (satellite, microscope) to uint8 [height, width, channels],
-    as stored.
-
-    Either a NumPy file (.npy) that holds [height, width, channels], uint8 or uint16 (of which the high byte
-    is kept), or a PNG, TIFF or WebP of as many bands, whose transparency then is a band like the others.
-
-    Raises:
-        BadImage: for everything that cannot be decoded or has another number of bands, and nothing else.
-    """
-    encoded = bytes(data)
-    with only_bad_image():
-        if encoded.startswith(NUMPY_MAGIC):
-            return _numpy_bands(encoded, channels, max_pixels)
-        image, orientation = open_image(encoded, max_pixels)
-        if len(image.getbands()) != channels or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
-            raise BadImage(f"{image.mode} image, not {channels} bands")
-        image.load()
-        upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-        return np.asarray(upright).reshape(upright.height, upright.width, channels)
-
-
-def num_bands(data: bytes | memoryview) -> int:
-    """Channels of an image as stored, from the header alone; a palette counts as one.
-    Raises BadImage when it is none.
-    """
-    encoded = bytes(data)
-    with only_bad_image():
-        if encoded.startswith(NUMPY_MAGIC):
-            shape, _, _ = _numpy_header(io.BytesIO(encoded))
-            return int(shape[2]) if len(shape) == 3 else 1
-        return len(open_image(encoded, None)[0].getbands())
-
-
-def _numpy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read_header = (
-        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    )
-    return read_header(stream)
-
-
-def _numpy_bands(encoded: bytes, channels: int, max_pixels: int | None) -> np.ndarray:
-    stream = io.BytesIO(encoded)
-    shape, by_columns, dtype = _numpy_header(stream)
-    if len(shape) != 3 or shape[2] != channels:
-        raise BadImage(f"array of shape {shape}, not [height, width, {channels}]")
-    if dtype not in (np.uint8, np.uint16):
-        raise BadImage(f"array of {dtype}, not uint8 or uint16")
-    check_size(shape[1], shape[0], max_pixels)
-    if len(encoded) - stream.tell() < dtype.itemsize * shape[0] * shape[1] * channels:
-        raise BadImage("truncated")
-    values = np.frombuffer(encoded, dtype, shape[0] * shape[1] * channels, stream.tell())
-    pixels = values.reshape(shape, order="F" if by_columns else "C")
-    return pixels if dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image turned by its EXIF orientation."""
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def image_size(data: bytes | memoryview, *, max_pixels: int | None = None) -> tuple[int, int]:
@@ -294,9 +232,7 @@ def only_bad_image() -> Iterator[None]:
 
 
 def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile, int]:
-    """The image with its header read and its size accepted,
-    and the EXIF orientation that is still to be applied.
-    """
+    """The image with its header read and size accepted, and the EXIF orientation still to be applied."""
     if not data:
         raise BadImage("empty")
     form = image_format(data)
@@ -312,9 +248,8 @@ def open_image(data: bytes, max_pixels: int | None) -> tuple[ImageFile.ImageFile
     image = _opened(form, data)
     check_size(*image.size, max_pixels)
     if isinstance(image, TiffImageFile):
-        check_size(
-            int(image.tag_v2.get(TILE_WIDTH_TAG, 1)), int(image.tag_v2.get(TILE_LENGTH_TAG, 1)), max_pixels
-        )
+        width, height = (int(image.tag_v2.get(tag, 1)) for tag in (TILE_WIDTH_TAG, TILE_LENGTH_TAG))
+        check_size(width, height, max_pixels)
         return image, 1  # Pillow turns a TIFF while loading, and its size is that of the turned image
     if image.info.get("progressive"):
         num_scans = data.count(b"\xff\xda")  # cannot occur in coded pixels, so only metadata adds a few
@@ -366,20 +301,16 @@ def check_size(width: int, height: int, max_pixels: int | None) -> None:
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
-    """The image as RGB, and the bits that the values of a 16-bit grey one use where these are fewer,
-    else 0.
-    """
+    """The image as RGB, and the bits that values of 16-bit grey use where these are fewer, else 0."""
     if image.mode.startswith("I;16"):
         grey, bits = _sixteen_bits_to_eight(image)
         return grey.convert("RGB"), bits if bits < 16 else 0
-    if image.mode == "I" and isinstance(
-        image, PpmImagePlugin.PpmImageFile
-    ):  # whose values Pillow spreads over 16 bits
+    # whose values Pillow spreads over 16 bits
+    if image.mode == "I" and isinstance(image, PpmImagePlugin.PpmImageFile):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB"), 0
     if image.mode in ("I", "F"):
-        raise BadImage(
-            "unsupported pixels: " + {"I": "signed or 32-bit integers", "F": "floats"}[image.mode]
-        )
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise BadImage(f"unsupported pixels: {kind}")
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         page = Image.new("RGB", image.size, (255, 255, 255))
@@ -391,9 +322,8 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, int]:
 def _sixteen_bits_to_eight(image: Image.Image) -> tuple[Image.Image, int]:
     """Grey of 8 bits, and how many bits the values use: as the header says, else by their range."""
     bits, white_is_zero = 16, False
-    if isinstance(
-        image, TiffImageFile
-    ):  # 12 bits come unscaled, and only up to 8 bits does Pillow mind the photometric tag
+    # 12 bits come unscaled, and only up to 8 bits does Pillow mind the photometric tag
+    if isinstance(image, TiffImageFile):
         bits = int(image.tag_v2.get(BITS_TAG, (16,))[0])
         white_is_zero = image.tag_v2.get(PHOTOMETRIC_TAG) == 0
     values = np.asarray(image)
@@ -406,12 +336,9 @@ def _sixteen_bits_to_eight(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk of a WebP file
-    (https://developers.google.com/speed/webp/docs/riff_container).
-    """
-    if len(data) < 30 or int.from_bytes(data[4:8], "little") + 7 > len(
-        data
-    ):  # less than 8: a pad byte may be missing
+    """Width and height in a WebP file (https://developers.google.com/speed/webp/docs/riff_container)."""
+    # 7, less than 8: a pad byte may be missing
+    if len(data) < 30 or int.from_bytes(data[4:8], "little") + 7 > len(data):
         raise BadImage("truncated")
     kind = data[12:16]
     if kind == b"VP8X":

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from pretrain.data.images.bands import decode_bands
 from pretrain.data.images.decode import (
     MAX_PIXELS,
     MAX_SIDE,
     UPRIGHT_ARRAYS,
     check_size,
-    decode_bands,
     decode_upright,
     image_size,
     max_pixels_now,
@@ -156,9 +156,7 @@ def _stored(encoded: bytes | memoryview, channels: int) -> OpenedImage:
 
 
 def _headers(encoded: bytes) -> tuple[int, bool]:
-    """EXIF orientation of a JPEG, and whether its pixels may come in several scans;
-    reads no further than its first scan.
-    """
+    """EXIF orientation of a JPEG, and whether it may have several scans; reads up to its first scan."""
     orientation, num_components, position = 0, 0, 2
     for _ in range(_MAX_MARKERS):
         if position + 4 > len(encoded) or encoded[position] != 0xFF:

@@ -43,9 +43,7 @@ STRIP = 112  # lines that are resampled at once, so that they stay in the neares
 def split_colours(
     pixels_HWC: np.ndarray, luma_HW: np.ndarray, blue_hw: np.ndarray, red_hw: np.ndarray
 ) -> None:
-    """RGB to luma and, of blocks of two by two pixels (fewer at the edges of odd sizes),
-    the mean colours.
-    """
+    """RGB to luma and, of blocks of two by two pixels (fewer at odd edges), the mean colours."""
     height, width = luma_HW.shape
     for y in range(height):
         for x in range(width):
@@ -163,9 +161,7 @@ def plane_scratch_pixels(image_width: int, size: int) -> int:
 
 @compiled
 def _turn(source_LW: np.ndarray, scratch: np.ndarray, target_WL: np.ndarray) -> None:
-    """The transpose of a plane of bytes, whose lines are a multiple of four,
-    by way of uint32 of four neighbouring lines.
-    """
+    """The transpose of a plane of bytes, lines of a multiple of four, by uint32 of neighbours."""
     num_lines, width = source_LW.shape
     num_quads = num_lines >> 2
     quads = scratch[: num_quads * width].reshape(num_quads, width)

@@ -1,6 +1,4 @@
-"""What importing does with one image: read it, check that it decodes, bring its boxes upright,
-scale it down when asked.
-"""
+"""Importing one image: read it, check that it decodes, bring its boxes upright, scale it down when asked."""
 
 from __future__ import annotations
 
@@ -14,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from cluster.errors import UserError
-from pretrain.data.images.decode import BadImage, Decoded, decode_upright, decode_whole, num_bands
+from pretrain.data.images.bands import num_bands
+from pretrain.data.images.decode import BadImage, Decoded, decode_upright, decode_whole
 from pretrain.data.images.frames import has_more_frames
 from pretrain.data.images.geometry import Frame, WrongFrame, beyond, upright_boxes
 from pretrain.data.images.image_headers import image_format

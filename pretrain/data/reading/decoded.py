@@ -27,7 +27,8 @@ from cluster.errors import UserError, nearest
 from pretrain.data.images.decode import max_pixels_now, set_max_pixels
 from pretrain.data.reading import image_paths
 from pretrain.data.reading.footers import read_footer
-from pretrain.data.reading.loader import Batch, Filling, HostTransform, batches_in_sequence
+from pretrain.data.reading.in_sequence import batches_in_sequence
+from pretrain.data.reading.loader import Batch, Filling, HostTransform
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import UserError
-from pretrain.data.reading.annotations import find_class_column, is_list_type, name_of_class, values_of
+from pretrain.data.reading.annotation_columns import find_class_column, is_list_type
+from pretrain.data.reading.annotations import name_of_class, values_of
 from pretrain.data.reading.columns import column_by_file
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.manifest import Manifest
@@ -22,9 +23,7 @@ from pretrain.data.reading.numberings import declared_names, names_by_file
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The classes of a data set. `values` are the labels as they stand in the column,
-    `names` their texts.
-    """
+    """The classes of a data set: `values` are the labels as in the column, `names` their texts."""
 
     values: tuple[Any, ...]
     names: list[str]
@@ -39,9 +38,7 @@ class ClassNames:
         return by_name | {value: index for index, value in enumerate(self.values)}
 
     def ids(self, labels: Sequence[Any]) -> np.ndarray:
-        """Class ids int64 of labels as they stand in the column.
-        Raises UserError for one that is no class.
-        """
+        """Class ids int64 of labels as in the column. Raises UserError for one that is no class."""
         try:
             return np.array([self._index[label] for label in labels], dtype=np.int64)
         except KeyError as error:
@@ -54,9 +51,7 @@ class ClassNames:
         return np.array([label in self._index for label in labels], dtype=bool)
 
     def multi_hot(self, labels: Sequence[Sequence[Any]]) -> np.ndarray:
-        """float32 [rows, classes] of lists of labels: 1 where a list has the class.
-        Raises UserError for one that is none.
-        """
+        """float32 [rows, classes]: 1 where a list has the class. Raises UserError for what is no class."""
         hot = np.zeros((len(labels), len(self)), np.float32)
         for row, of_row in enumerate(labels):
             hot[row, self.ids(of_row)] = 1.0
@@ -103,17 +98,13 @@ def in_order(found: Iterable[Any], declared: Sequence[str]) -> ClassNames:
 
 
 def is_multi_label(manifest: Manifest, column: str) -> bool:
-    """Whether the column holds a list of classes for each row.
-    Raises UserError when it cannot hold classes.
-    """
+    """Whether the column holds lists of classes. Raises UserError when it cannot hold classes."""
     file = manifest.files[int(manifest.file_of_group[0])]
     return find_class_column(read_footer(file).schema, column, file.url).is_list
 
 
 def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
-    """The distinct labels of a data set; only the label column is read.
-    Raises UserError for nulls or another type.
-    """
+    """The distinct labels, from the label column alone. Raises UserError for nulls or another type."""
     found: set[Any] = set()
     for url, labels in _labels(manifest, column):
         found |= set(values_of(pc.unique(labels)))
@@ -125,9 +116,7 @@ def distinct_labels(manifest: Manifest, column: str) -> set[Any]:
 
 
 def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
-    """int64: ids of the rows that have a label; None where all have.
-    Hugging Face's -1 beside class names is none.
-    """
+    """int64: rows that have a label; None where all have. Hugging Face's -1 beside class names is none."""
     names = dict(names_by_file(manifest, column))
     parts = []
     for url, values in column_by_file(manifest, column):
@@ -140,9 +129,7 @@ def labelled_rows(manifest: Manifest, column: str) -> np.ndarray | None:
 
 
 def label_codes(manifest: Manifest, column: str) -> np.ndarray:
-    """int64 [num_rows]: a number for each row's class, of a column with one class a row;
-    they count the sorted classes.
-    """
+    """int64 [num_rows]: of a column with one class a row, the number of each among the sorted classes."""
     return _positions(manifest, column, sorted(distinct_labels(manifest, column)))
 
 

@@ -1,12 +1,11 @@
-"""Batches of one rank: rows from its streams, decoded and cropped by a thread pool,
-a few batches ahead of their use.
+"""Batches of one rank: rows from its streams, decoded and cropped by threads ahead of their use.
 
 A bad row (undecodable, truncated, absurdly large, null, or with a `BadImage` among its columns) is replaced
 by the next good row of its window, in the shuffled order, and where the window has none (small ones may hold
 a single row), by rows drawn from all of its data set (`Order.stand_ins`). The rule depends on the data and
 the order alone, so a resumed run, on any number of ranks, skips the same rows and takes the same in their
-place. What is drawn for augmentation belongs to the bad row's place,
-so that the other row is not seen twice in the same view.
+place. What is drawn for augmentation belongs to the bad row's place, so that the other row is not seen twice
+in the same view.
 """
 
 from __future__ import annotations
@@ -26,20 +25,17 @@ from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.ahead import DEFAULT_BUDGET_BYTES, ReadAhead
 from pretrain.data.reading.order import Order
 from pretrain.data.reading.reader import StreamReader, max_rows_ready
-from pretrain.data.reading.shards import Rows, Shards, Source, read_in_sequence
+from pretrain.data.reading.shards import Rows, Shards, Source
 
-STAND_INS_TRIED = (
-    1000  # of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
-)
+# of a data set of which 98 % are bad, the chance that all of so many are is one in 10**8
+STAND_INS_TRIED = 1000
 
 # (the row's id, its pass) -> rows to be tried in its place, each as (rows, position)
 StandIns = Callable[[int, int], Iterator[tuple[Rows, int]]]
 
 
 class Filling(Protocol):
-    """A batch that is being made, image by image, by several threads; see
-    `pretrain.data.views.random_views.ViewFilling`.
-    """
+    """A batch that several threads make image by image: `pretrain.data.views.random_views.ViewFilling`."""
 
     arrays: list[np.ndarray]
 
@@ -162,9 +158,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, its images decoded. Raises what reading raised,
-        and NoGoodRow when nothing can be decoded.
-        """
+        """The next batch, decoded. Raises what reading raised, and NoGoodRow when nothing can be decoded."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._queue.put(item)  # so that a second call raises as well, instead of waiting forever
@@ -332,74 +326,3 @@ def fill_one(filling: Filling, index: int, data: Any) -> None:
     if data is None:
         raise BadImage("null")
     filling.fill(index, data)
-
-
-def batches_in_sequence(
-    shards: Shards,
-    transform: HostTransform,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    decode_threads: int = 1,
-    with_bad: bool = False,
-) -> Iterator[Batch]:
-    """Every good row of the data set once, in file order, for evaluation; the last batch may be smaller.
-
-    Bad rows are listed in the batch in which they would have been, and left out of it. `with_bad` leaves
-    them in, where their `arrays` mean nothing. Two batches are decoded ahead.
-    """
-
-    def started() -> Iterator[tuple[Batch, list[Future[BadRow | None]]]]:
-        rows: list[tuple[Rows, int]] = []
-        for piece in read_in_sequence(shards, rank=rank, world_size=world_size):
-            rows.extend((piece, position) for position in range(len(piece)))
-            while len(rows) >= batch_size:
-                yield start(rows[:batch_size])
-                del rows[:batch_size]
-        if rows:
-            yield start(rows)
-
-    def start(rows: list[tuple[Rows, int]]) -> tuple[Batch, list[Future[BadRow | None]]]:
-        row_ids = np.array([piece.row_ids[position] for piece, position in rows], dtype=np.int64)
-        passes = np.zeros(len(rows), dtype=np.int64)
-        filling = transform.begin(passes, row_ids)
-        columns = {
-            name: [piece.columns[name][position] for piece, position in rows] for name in shards.columns
-        }
-        batch = Batch(
-            row_ids=row_ids,
-            passes=passes,
-            arrays=filling.arrays,
-            columns=columns,
-            geometry_VB5=filling.geometry_VB5,
-        )
-        return batch, [pool.submit(fill, filling, index, *row) for index, row in enumerate(rows)]
-
-    def fill(filling: Filling, index: int, piece: Rows, position: int) -> BadRow | None:
-        try:
-            fill_one(filling, index, piece.images[position])
-        except BadImage as error:
-            return BadRow(piece.row_ids[position], str(error))
-        return None
-
-    def finished(batch: Batch, jobs: list[Future[BadRow | None]]) -> Batch:
-        results = [job.result() for job in jobs]
-        good = [index for index, bad in enumerate(results) if bad is None]
-        batch.bad_rows = [bad for bad in results if bad is not None]
-        if batch.bad_rows and not with_bad:
-            batch.row_ids, batch.passes = batch.row_ids[good], batch.passes[good]
-            batch.arrays = [array[good] for array in batch.arrays]
-            if batch.geometry_VB5 is not None:
-                batch.geometry_VB5 = batch.geometry_VB5[:, good]
-            batch.columns = {name: [values[i] for i in good] for name, values in batch.columns.items()}
-        return batch
-
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
-        ahead: list[tuple[Batch, list[Future[BadRow | None]]]] = []
-        for item in started():
-            ahead.append(item)
-            if len(ahead) > 2:
-                yield finished(*ahead.pop(0))
-        for item in ahead:
-            yield finished(*item)

@@ -1,57 +1,32 @@
-"""What a data set consists of: its Parquet files and their row groups,
-read from the footers once and remembered.
+"""What a data set consists of: its Parquet files and their row groups, read once and remembered.
 
 Everything that can be wrong with whole files (missing, truncated, another schema) is found here, before a
 run takes an accelerator. Rows are numbered 0.. in the order of the manifest: data sets in the order given,
-files by URL, row groups as they lie in the file. `Manifest.chosen` leaves rows out,
-or takes some several times, without touching the files.
+files by URL, row groups as they lie in the file. `Manifest.chosen` leaves rows out, or takes some several
+times, without touching the files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cluster import storage
-from cluster.errors import UserError, nearest
+from cluster.errors import UserError
 from cluster.storage import FileInfo
-from pretrain.data.reading.footers import Footer, read_footer
-from pretrain.data.reading.image_paths import image_root
-from pretrain.data.reading.one_schema import same_values
+from pretrain.data.reading.group_table import Table, read_table
+from pretrain.data.reading.manifest_cache import ManifestCache
 
-CACHE_VERSION = 1  # part of the key: a change of what is stored makes old entries unread
-LOCAL_THREADS, REMOTE_THREADS = 8, 32  # a remote footer is nearly all waiting
 IMAGE_SUFFIXES = (
-    *(
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".apng",
-        ".dib",
-    ),
-    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpe", ".jfif", ".jif", ".apng"),
+    *(".dib", ".avif", ".avifs", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
@@ -94,11 +69,8 @@ class Manifest:
     @property
     def fraction(self) -> float:
         """Chosen rows over those in the files that hold them; 1 where none were chosen."""
-        return (
-            1.0
-            if self.all_rows_of_group is None
-            else self.num_rows / max(1, int(self.all_rows_of_group.sum()))
-        )
+        all_rows = self.rows_of_group if self.all_rows_of_group is None else self.all_rows_of_group
+        return self.num_rows / max(1, int(all_rows.sum()))
 
     @cached_property
     def start_of_group(self) -> np.ndarray:
@@ -106,9 +78,7 @@ class Manifest:
         return np.concatenate([[0], np.cumsum(self.rows_of_group)]).astype(np.int64)
 
     def sample(self, num_rows: int) -> Manifest:
-        """Whole row groups, evenly spread over the data set,
-        that hold at least `num_rows` rows (all, if it has fewer).
-        """
+        """Row groups spread over the data set, with at least `num_rows` rows (all, if it has fewer)."""
         fraction = min(1.0, num_rows / max(1, self.num_rows))
         # a group is taken when the rows wanted so far pass those taken so far
         wanted = np.ceil(self.start_of_group[1:] * fraction)
@@ -121,11 +91,9 @@ class Manifest:
         return self._of_groups(np.array(keep, dtype=np.int64), choice=choice)
 
     def chosen(self, row_ids: np.ndarray) -> Manifest:
-        """The same data set with these rows only, numbered anew in their order;
-        one that is named twice is there twice.
+        """The same data set with these rows only, numbered anew in their order, twice where named twice.
 
-        Row groups without any are not read. Those with some are read whole,
-        and the others of their rows are left out.
+        Row groups without any are not read. Those with some are read whole, and their other rows left out.
 
         Args:
             row_ids: int64, sorted; at least one.
@@ -167,9 +135,7 @@ class Manifest:
         return dataclasses.replace(self.chosen(row_ids), num_left_out=self.num_rows - len(row_ids))
 
     def choice_in_group(self, group: int) -> np.ndarray | None:
-        """Which rows of a row group (index into the table) are chosen, int64 and sorted;
-        None where none were chosen.
-        """
+        """The rows of a row group (index into the table) that are chosen, int64, sorted; None for all."""
         if self.choice is None:
             return None
         return self.choice[self.start_of_group[group] : self.start_of_group[group + 1]]
@@ -201,8 +167,7 @@ def load_manifest(
     image_column: str = "image",
     cache_dir: str | None = None,
 ) -> Manifest:
-    """The manifest of a file, folder, glob, or several of these;
-    footers are read only when the listing changed.
+    """The manifest of a file, folder, glob, or several of these; reads footers if the listing changed.
 
     Args:
         url: what to read; a folder means all `.parquet` files below it.
@@ -227,10 +192,10 @@ def load_manifest(
                     f"{file.url} is in {found_in[file.url]} and again in {source}; name each file once"
                 )
             found_in[file.url] = source
-        cache = _Cache(source, needed, of_source, cache_dir)
+        cache = ManifestCache(source, needed, of_source, cache_dir)
         table = cache.load()
         if table is None:
-            table = _read_table(of_source, needed)
+            table = read_table(of_source, needed)
             cache.save(table)
         if not table[0].size:
             num = len(of_source)
@@ -266,9 +231,7 @@ def find_shards(urls: Sequence[str]) -> list[FileInfo]:
 
 
 def _refuse_unfinished(url: str) -> None:
-    """Raises UserError for a folder into which an import is still moving its shards:
-    some would be taken for all.
-    """
+    """Raises UserError for a folder into which an import still moves shards: some would pass for all."""
     if not url.lower().endswith((".parquet", ".pq")) and not storage.is_glob(url):
         for folder in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0]):  # splits lie one folder deeper
             if folder and storage.exists(f"{folder}/.unfinished/journal.json"):
@@ -295,130 +258,6 @@ def _why_nothing(url: str) -> str:
     return f"no .parquet files in the folder {url}"
 
 
-Table = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _read_table(files: Sequence[FileInfo], columns: Sequence[str]) -> Table:
-    """Reads all footers, checks the columns (the first is the image column),
-    and gives the row-group table.
-    """
-    remote = not storage.is_local(files[0].url)
-    pool = ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS, thread_name_prefix="footer")
-    groups: list[np.ndarray] = []
-    first: dict[str, pa.DataType] | None = None
-    try:
-        # results come in the order of the files, so the first bad file by name is the one reported
-        for file, (kinds, of_file) in zip(
-            files, pool.map(lambda file: _of_footer(file, columns), files), strict=True
-        ):
-            first = first or kinds
-            for column in columns:
-                _check_same(
-                    files[0].url,
-                    first[column],
-                    file.url,
-                    kinds[column],
-                    column,
-                    is_image=column == columns[0],
-                )
-            groups.append(of_file)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    file_of_group = np.repeat(np.arange(len(files), dtype=np.int32), [len(of_file) for of_file in groups])
-    table = np.concatenate(groups)
-    return file_of_group, table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy()
-
-
-def _of_footer(file: FileInfo, columns: Sequence[str]) -> tuple[dict[str, pa.DataType], np.ndarray]:
-    """The types of the columns, and `_groups_of`. A footer takes a hundred times as
-    much memory as what is kept of it.
-    """
-    footer = read_footer(file)
-    for column in columns:
-        _check_column(file.url, footer.schema, column, is_image=column == columns[0])
-    groups = np.array(_groups_of(file.url, footer, columns[0]), dtype=np.int64).reshape(-1, 3)
-    return {column: footer.schema.field(column).type for column in columns}, groups
-
-
-def _groups_of(url: str, footer: Footer, image_column: str) -> list[tuple[int, int, int]]:
-    """(number, rows, compressed image bytes) of each row group that has rows."""
-    metadata = footer.metadata
-    if not metadata.num_row_groups:
-        return []
-    leaves = [metadata.row_group(0).column(index).path_in_schema for index in range(metadata.num_columns)]
-    bytes_leaf = leaves.index(image_column if image_column in leaves else f"{image_column}.bytes")
-    path_leaf = leaves.index(f"{image_column}.path") if f"{image_column}.path" in leaves else None
-    groups, num_null, num_paths = [], 0, 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if group.num_rows:
-            images = group.column(bytes_leaf)
-            told = images.statistics if images.is_stats_set else None
-            num_null += told.null_count if told is not None and told.has_null_count else 0
-            if path_leaf is not None and (named := group.column(path_leaf)).is_stats_set:
-                num_paths += (
-                    group.num_rows - named.statistics.null_count if named.statistics.has_null_count else 0
-                )
-            start = images.dictionary_page_offset if images.has_dictionary_page else images.data_page_offset
-            if start + images.total_compressed_size > footer.data_end:
-                raise UserError(
-                    f"{url} is truncated: row group {number} would reach beyond its end; copy it again"
-                )
-            groups.append((number, group.num_rows, images.total_compressed_size))
-    if groups and num_null == metadata.num_rows and num_paths and image_root() is None:
-        raise UserError(
-            f"{url} holds no images but only their paths: column {leaves[bytes_leaf]!r} is null in all "
-            f"{num_null} rows. data.image_root=FOLDER (--image-root FOLDER) reads them from below that "
-            "folder, of absolute paths one that they begin with; or embed them where the file is written "
-            "(datasets: to_parquet with Image(decode=True) stores the bytes)"
-        )
-    return groups
-
-
-def _check_column(url: str, schema: pa.Schema, column: str, *, is_image: bool) -> None:
-    names = schema.names
-    if column not in names:
-        what = "image column" if is_image else "column"
-        raise UserError(
-            f"{url} has no {what} {column!r}{nearest(column, names)} (columns there: {', '.join(names)})"
-        )
-    if names.count(column) > 1:
-        raise UserError(f"{url} has {names.count(column)} columns named {column!r}; rename all but one")
-    kind = schema.field(column).type
-    if is_image and image_kind(kind) is None:
-        usable = [name for name in names if image_kind(schema.field(name).type)]
-        hint = f"; columns that could be: {', '.join(usable)}" if usable else ""
-        raise UserError(
-            f"{url}: column {column!r} is {kind}; images must be struct<bytes: binary, path: string> or "
-            f"binary{hint}"
-        )
-
-
-def image_kind(kind: pa.DataType) -> str | None:
-    """How a column of this type could hold images: `struct<bytes>`, `binary`, or None when it could not."""
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return "struct<bytes>" if index >= 0 and image_kind(kind.field(index).type) == "binary" else None
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    return "binary" if is_binary else None
-
-
-def _check_same(
-    url: str, kind: pa.DataType, other_url: str, other_kind: pa.DataType, column: str, *, is_image: bool
-) -> None:
-    if is_image:
-        same = image_kind(kind) == image_kind(other_kind)
-    else:  # string and large_string hold the same values; which is written depends on the writer's version
-        same = same_values(kind) == same_values(other_kind)
-    if not same:
-        raise UserError(
-            f"column {column!r} is {kind} in {url} but {other_kind} in {other_url}; all files of a data set "
-            "need one schema"
-        )
-
-
 def _fingerprint(files: Sequence[FileInfo], *table: np.ndarray) -> str:
     digest = hashlib.sha256(b"fovea manifest 1\n")
     parts = [file.url.split("/") for file in files]
@@ -430,53 +269,3 @@ def _fingerprint(files: Sequence[FileInfo], *table: np.ndarray) -> str:
     for array in table:
         digest.update(array.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-class _Cache:
-    """One .npz file for each (URL, columns), valid while the listing
-    (names, sizes, versions) is the same.
-    """
-
-    _NAMES = ("file_of_group", "group_in_file", "rows_of_group", "bytes_of_group")
-
-    def __init__(
-        self, url: str, columns: Sequence[str], files: Sequence[FileInfo], cache_dir: str | None
-    ) -> None:
-        asked = json.dumps([CACHE_VERSION, [storage.absolute(url)], list(columns), image_root() is not None])
-        listing = json.dumps([[file.url, file.size_bytes, file.version] for file in files])
-        self._path = (
-            Path(cache_dir or _user_cache()) / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.npz"
-        )
-        self._listing = np.frombuffer(hashlib.sha256(listing.encode()).digest(), dtype=np.uint8)
-        self._num_files = len(files)
-
-    def load(self) -> Table | None:
-        """The remembered table, or None when there is none, it is out of date or damaged."""
-        try:
-            with np.load(self._path, allow_pickle=False) as stored:
-                if not np.array_equal(stored["listing"], self._listing):
-                    return None
-                file_of_group, group_in_file, rows, sizes = (stored[name] for name in self._NAMES)
-        except Exception:  # whatever a damaged entry makes numpy raise: the footers hold the truth
-            return None
-        arrays = (file_of_group, group_in_file, rows, sizes)
-        fits = all(array.ndim == 1 and len(array) == len(rows) for array in arrays)
-        if not fits or (len(rows) and not 0 <= file_of_group.min() <= file_of_group.max() < self._num_files):
-            return None
-        return arrays
-
-    def save(self, table: Table) -> None:
-        """Remembers a table; where that is not possible (a read-only home) the
-        footers are simply read again next time.
-        """
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = dict(zip(self._NAMES, table, strict=True))
-        np.savez(buffer, listing=self._listing, **arrays)
-        with suppress(UserError, OSError):
-            storage.write_bytes(str(self._path), buffer.getvalue())
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # the standard says that a relative XDG_CACHE_HOME is to be ignored
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "fovea" / "manifests"

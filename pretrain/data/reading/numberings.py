@@ -1,6 +1,4 @@
-"""Class names over all files of data sets: whose numbers stand for names, in which order,
-and whether all can be compared.
-"""
+"""Class names over all files: whose numbers stand for names, in which order, whether they are comparable."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from cluster.errors import UserError
-from pretrain.data.reading.annotations import class_type_at
+from pretrain.data.reading.annotation_columns import class_type_at
 from pretrain.data.reading.footers import read_footer
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.naming import names_at
@@ -36,9 +34,7 @@ class _OfFile:
 
 
 def names_by_file(manifest: Manifest, *path: str) -> list[tuple[str, tuple[str, ...] | None]]:
-    """(URL, class names or None) of each file with rows,
-    for a location such as ("label",) or ("objects", "category").
-    """
+    """(URL, class names or None) of each file with rows; `location` is such as ("objects", "category")."""
     return [(file.url, file.names) for file in _by_file(manifest, path)]
 
 

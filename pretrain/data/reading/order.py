@@ -48,9 +48,7 @@ class Segment:
 
 
 def default_num_streams(batch_size_global: int, max_streams: int = 64) -> int:
-    """The largest divisor of the global batch that is at most 64:
-    divisible by the usual numbers of ranks.
-    """
+    """The largest divisor of the global batch up to 64: divisible by the usual numbers of ranks."""
     return max(n for n in range(1, min(max_streams, batch_size_global) + 1) if batch_size_global % n == 0)
 
 
@@ -114,9 +112,7 @@ class Order:
         return self.steps_per_epoch * self.batch_size_global
 
     def epoch_and_step(self, samples_seen: int) -> tuple[int, int]:
-        """Where a run stands that has seen so many samples.
-        Raises UserError when it is not between two batches.
-        """
+        """Where a run that has seen so many samples stands. Raises UserError where it is between batches."""
         epoch, rest = divmod(samples_seen, self.samples_per_epoch)
         if rest % self.batch_size_global:
             raise UserError(
@@ -153,9 +149,7 @@ class Order:
         return np.concatenate([[0], inner, [self.rows_per_stream]])
 
     def segments(self, epoch: int, stream: int, start: int = 0, stop: int | None = None) -> list[Segment]:
-        """The pieces of row groups that make up rows [start,
-        stop) of a stream, before the shuffle in windows.
-        """
+        """The pieces of row groups in rows [start, stop) of a stream, before the shuffle in windows."""
         pieces, ends = self._layout(epoch)
         position = stream * self.rows_per_stream + start
         stop = stream * self.rows_per_stream + (self.rows_per_stream if stop is None else stop)
@@ -221,9 +215,7 @@ class Order:
         return ids
 
     def epoch_batches(self, epoch: int) -> np.ndarray:
-        """int64 [steps_per_epoch, batch_size_global]: the row ids of every global batch.
-        For tests and explanation.
-        """
+        """int64 [steps_per_epoch, batch_size_global]: the row ids of every global batch, for tests."""
         by_stream = [
             self.row_ids(epoch, stream).reshape(self.steps_per_epoch, self.rows_per_step_and_stream)
             for stream in range(self.num_streams)

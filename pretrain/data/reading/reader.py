@@ -171,9 +171,7 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows in shuffled order, the position among them where reading starts (0 except for the first),
-    and their bytes.
-    """
+    """Rows in shuffled order, where reading starts among them (0 except at first), and their bytes."""
 
     rows: Rows
     start: int
@@ -181,9 +179,7 @@ class _Window:
 
 
 class _SegmentRows:
-    """The rows of segments one after another; all segments of which rows
-    are asked for are fetched at once.
-    """
+    """The rows of segments one after another; all of which rows are asked for are fetched at once."""
 
     def __init__(self, shards: Source, segments: Sequence[Segment], *, stopped: Callable[[], bool]) -> None:
         self._shards, self._segments, self._stopped = shards, iter(segments), stopped

@@ -242,9 +242,7 @@ class Shards:
             raise UserError(f"{url}: row group {group_in_file} is shorter than when the run started")
 
     def _batches(self, group: int, opened: OpenGroup) -> Iterable[pa.RecordBatch]:
-        """The rows of a group: of a small one decoded at once and for all who share it,
-        so that they are in memory once.
-        """
+        """The rows of a group: a small one is decoded for all who share it, to be in memory once."""
         num_bytes = int(self.manifest.bytes_of_group[group])
         if num_bytes <= chunks.WHOLE_GROUP_BYTES:
             return opened.decoded(
@@ -327,9 +325,7 @@ class Shards:
 
 
 def read_in_sequence(shards: Shards, *, rank: int = 0, world_size: int = 1) -> Iterator[Rows]:
-    """Every row of the data set once, in file order, in pieces of at most 64;
-    ranks read contiguous shares of the groups.
-    """
+    """Every row once, in file order, in pieces of at most 64; ranks read contiguous shares of the groups."""
     num_groups = len(shards.manifest.rows_of_group)
     for group in range(rank * num_groups // world_size, (rank + 1) * num_groups // world_size):
         yield from shards.read(Segment(group, 0, int(shards.manifest.rows_of_group[group])))

@@ -12,12 +12,10 @@ is compared with the image beside it.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,20 +25,17 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage
 from pretrain.data.reading.decoded import image_checksum
+from pretrain.data.reading.feature_description import Description, describe_features
 from pretrain.data.reading.feature_layout import (
     CHECKSUM,
-    COMPONENTS,
     DESCRIPTION,
     FEATURES,
-    FORMAT_VERSION,
     MAPS,
-    STATISTICS,
     Layout,
     as_rows,
     column_type,
     layout_of,
 )
-from pretrain.data.reading.feature_statistics import read_tensors
 from pretrain.data.reading.footers import Footer, read_footer
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.order import Segment
@@ -48,110 +43,6 @@ from pretrain.data.reading.shards import Rows, Shards, Source
 
 BYTES_AHEAD, GROUPS_AHEAD = 2**20, 2  # of features that are sent for before they are needed, in each segment
 NO_FEATURES = "no features are stored for it: embed could not decode it"
-
-
-@dataclass(frozen=True)
-class MapShape:
-    """Of stored maps: `channels` x `cells` x `cells`,
-    and the fraction of the teacher's variance that they keep.
-    """
-
-    channels: int
-    cells: int
-    explained: float
-
-
-@dataclass(frozen=True, eq=False)
-class Description:
-    """What a folder of features says about itself.
-
-    Attributes:
-        url: of the folder.
-        dim: of pooled features.
-        maps: None where there are none.
-        rows: of the data, bad ones included.
-        teacher: name, weights_sha256, licence, dim and input_size, see
-            `pretrain.encoders.teachers.Teacher.described`.
-        images: how the teacher saw them: `size` in pixels, `whole_image`, `crop_share`.
-        fingerprint: hex, of features.json, which changes with data, teacher and everything else.
-        content: features.json.
-    """
-
-    url: str
-    dim: int
-    maps: MapShape | None
-    rows: int
-    teacher: dict[str, Any]
-    images: dict[str, Any]
-    fingerprint: str
-    content: dict[str, Any]
-
-    @cached_property
-    def statistics(self) -> dict[str, np.ndarray]:
-        """Of the pooled features of all rows, float32, see
-        `pretrain.data.reading.feature_statistics.pooled_statistics`.
-
-        `mean` [D], `deviation` [D], `eigenvectors` [D, K], `deviations` [K], `variance` [1].
-        """
-        return read_tensors(storage.join(self.url, STATISTICS))
-
-    @cached_property
-    def map_components(self) -> dict[str, np.ndarray]:
-        """The PCA of the maps, see `pretrain.encoders.map_components.MapComponents`; there must be maps.
-
-        `mean` [C], `components` [C, channels], `deviations` [channels], `scale` [1], `explained` [1]: what
-        is stored is `(map - mean) @ components / scale`.
-        """
-        return read_tensors(storage.join(self.url, COMPONENTS))
-
-
-def describe_features(url: str) -> Description:
-    """What a folder of features holds. Raises UserError when it is no such folder, not finished,
-    or of another format.
-    """
-    url = storage.absolute(url)
-    description_url = storage.join(url, DESCRIPTION)
-    if not storage.exists(description_url):
-        there = storage.names_in(url)
-        if "job.json" in there:
-            raise UserError(
-                f"{url}: the features are not finished, {DESCRIPTION} is missing; run embed again"
-            )
-        raise UserError(
-            f"{url} is not a folder of features: it holds no {DESCRIPTION} (there: "
-            f"{', '.join(there[:8]) or 'nothing'}); make one with: python -m pretrain embed TEACHER DATA OUT"
-        )
-    text = storage.read_bytes(description_url)
-    try:
-        content = json.loads(text)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{description_url} is damaged ({error}); run embed again into an empty folder"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{description_url} has format version {version!r}, this program reads version "
-            f"{FORMAT_VERSION}; run embed again into an empty folder"
-        )
-    try:
-        maps = content["maps"]
-        return Description(
-            url=url,
-            dim=int(content["dim"]),
-            maps=None
-            if maps is None
-            else MapShape(int(maps["channels"]), int(maps["cells"]), float(maps["explained"])),
-            rows=int(content["rows"]),
-            teacher=dict(content["teacher"]),
-            images=dict(content["images"]),
-            fingerprint=hashlib.sha256(text).hexdigest(),
-            content=content,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{description_url} is damaged ({error!r}); run embed again into an empty folder"
-        ) from error
 
 
 class StoredFeatures:
@@ -185,17 +76,18 @@ class StoredFeatures:
 
     def files(self, names: Sequence[str]) -> FeatureFiles:
         """What reads these columns (`features`, `maps`). Raises UserError for maps where there are none."""
-        widths = {FEATURES: self.described.dim}
-        if self.described.maps is not None:
-            widths[MAPS] = self.described.maps.channels * self.described.maps.cells**2
+        maps = self.described.maps
+        shapes: dict[str, tuple[int, ...]] = {FEATURES: (self.described.dim,)}
+        if maps is not None:
+            shapes[MAPS] = (maps.channels, maps.cells, maps.cells)
         for name in names:
-            if name not in widths:
+            if name not in shapes:
                 raise UserError(
                     f"{self.described.url} holds no {name}; make them with: python -m pretrain embed "
                     "TEACHER DATA OUT --maps N"
                 )
         layout = self.layout
-        row_bytes = sum(2 * widths[name] for name in names) + 4
+        row_bytes = sum(2 * math.prod(shapes[name]) for name in names) + 4
         manifest = Manifest(
             files=self._files,
             file_of_group=layout.part_of_group,
@@ -205,13 +97,6 @@ class StoredFeatures:
             source_of_group=np.zeros(len(layout.rows_of_group), np.int32),
             fingerprint=self.described.fingerprint,
         )
-        shapes: dict[str, tuple[int, ...]] = {FEATURES: (self.described.dim,)}
-        if self.described.maps is not None:
-            shapes[MAPS] = (
-                self.described.maps.channels,
-                self.described.maps.cells,
-                self.described.maps.cells,
-            )
         return FeatureFiles(manifest, {name: shapes[name] for name in names})
 
 
@@ -239,9 +124,7 @@ def _check_data(described: Description, manifest: Manifest) -> None:
 
 
 def _check_parts(described: Description, layout: Layout) -> tuple[storage.FileInfo, ...]:
-    """The files of the parts in their order. Raises UserError for the first
-    that is missing or has another size.
-    """
+    """The files of the parts, in order. Raises UserError for one that is missing or has another size."""
     found = {file.url.rsplit("/", 1)[-1]: file for file in storage.find_files(described.url, ".parquet")}
     sizes = described.content["part_bytes"]
     if len(sizes) != len(layout.names):
@@ -263,8 +146,7 @@ def _check_parts(described: Description, layout: Layout) -> tuple[storage.FileIn
 
 
 class FeatureFiles(Shards):
-    """The parts of a folder of features as rows without images;
-    columns are float16 arrays, None where a row has no features.
+    """The parts of a folder of features as rows without images; columns are float16 arrays or None.
 
     Args:
         manifest: of the parts; its row ids are those of the data.
@@ -280,9 +162,8 @@ class FeatureFiles(Shards):
         file = self.manifest.files[0]
         schema = read_footer(file).schema
         for name, shape in self.shapes.items():
-            wanted, found = column_type(int(np.prod(shape))), None
-            if name in schema.names:
-                found = schema.field(name).type
+            wanted = column_type(math.prod(shape))
+            found = schema.field(name).type if name in schema.names else None
             if found is None or not found.equals(wanted):
                 raise UserError(
                     f"{file.url}: the column {name!r} is {found or 'missing'}, {DESCRIPTION} says {wanted}; "
@@ -314,8 +195,7 @@ class FeatureFiles(Shards):
 
 
 def with_features(source: Source, features: StoredFeatures, names: Sequence[str] = (FEATURES,)) -> Source:
-    """A source whose rows have columns `features` (float16 [D]) and `maps` (float16
-    [channels, cells, cells]) as asked for.
+    """A source with columns `features` (float16 [D]) and `maps` (float16 [channels, cells, cells]).
 
     Args:
         source: `Shards` of the data set that the features are of, or images kept on the device.
@@ -393,18 +273,15 @@ class _WithFeatures:
 
 
 class _FeatureRows:
-    """The rows of neighbouring segments one after another;
-    the first ones are sent for at once, the others in time.
-    """
+    """The rows of neighbouring segments in turn; the first are sent for at once, the others in time."""
 
     def __init__(
         self, files: FeatureFiles, segments: Sequence[Segment], stopped: Callable[[], bool]
     ) -> None:
         self._files, self._stopped = files, stopped
         self._to_come = deque(segments)
-        self._begun: deque[tuple[int, Iterator[Rows]]] = (
-            deque()
-        )  # bytes and rows of those that were sent for
+        # bytes and rows of those that were sent for
+        self._begun: deque[tuple[int, Iterator[Rows]]] = deque()
         self._bytes_begun = 0
         self._piece, self._position = Rows([], [], [], {}), 0
         self._begin()

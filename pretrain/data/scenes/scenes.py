@@ -69,9 +69,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where a cutout goes. The homography's image runs from -1 to 1;
-    `image_side` is its longer side in scene pixels.
-    """
+    """Where a cutout goes. The homography's image spans -1 to 1; `image_side` is its longer in pixels."""
 
     cutout: Cutout
     scene_to_image_33: np.ndarray
@@ -108,8 +106,7 @@ def write_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, and `demo.json`,
-    which is written last.
+    """Writes the demo's data set: `train`, `validation`, `unlabelled` when asked for, `demo.json` at last.
 
     Columns: `image` (JPEG, 96 x 96), `label`, `objects` (COCO boxes in pixels and their categories),
     `captions` (true sentences); in `unlabelled` the image alone, of scenes that are in no other split. The
@@ -175,9 +172,7 @@ def write_demo(
 
 
 def scene(index: int, seed: int, *, held_out: bool = False) -> dict[str, Any]:
-    """A row of the data set. With `held_out` the coins,
-    faces and handwriting are those kept for validation.
-    """
+    """A row of the data set. With `held_out`, coins, faces and handwriting are those of validation."""
     composed = compose(index, seed, held_out=held_out)
     encoded = io.BytesIO()
     Image.fromarray(composed.image_HW3).save(encoded, "JPEG", quality=JPEG_QUALITY)
@@ -251,9 +246,7 @@ def main_class(index: int, seed: int) -> str:
 
 
 def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    """Random numbers that belong to one scene. The stream sits in the counter's highest word,
-    which is never reached.
-    """
+    """Random numbers of one scene. The stream is in the counter's highest word, which is never reached."""
     key, counter = np.array([seed, index], dtype=np.uint64), np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -263,9 +256,7 @@ def _one_of(cutouts: list[Cutout], rng: np.random.Generator) -> Cutout:
 
 
 def _crop(texture: Texture, rng: np.random.Generator) -> np.ndarray:
-    """A part of a texture at one of its scales, turned by quarters but never mirrored,
-    for some hold writing.
-    """
+    """A part of a texture at one of its scales, turned by quarters, not mirrored: some hold writing."""
     image = texture.scales[rng.integers(len(texture.scales))]
     top, left = (int(rng.integers(length - SIDE + 1)) for length in image.shape[:2])
     return np.rot90(image[top : top + SIDE, left : left + SIDE], int(rng.integers(4)))
@@ -311,9 +302,7 @@ def _overlap(box: Box, other: Box) -> float:
 
 
 def _inverse(forward_33: np.ndarray) -> np.ndarray:
-    """A homography's inverse, up to a factor; by cross products,
-    which LAPACK's many builds cannot make differ.
-    """
+    """A homography's inverse, up to a factor; by cross products, for LAPACK's many builds differ."""
     first, second, third = forward_33
     return np.stack([np.cross(second, third), np.cross(third, first), np.cross(first, second)], axis=1)
 
@@ -336,9 +325,7 @@ def _warp(placement: Placement) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_apart_from(ground_mean: float, rng: np.random.Generator) -> float:
-    """A brightness that stands out from the ground's,
-    as often lighter as darker where there is room for both.
-    """
+    """A brightness apart from the ground's, as often lighter as darker where there is room for both."""
     lighter, darker = ground_mean + rng.uniform(45, 100), ground_mean - rng.uniform(45, 100)
     options = [mean for mean in (lighter, darker) if 25 <= mean <= 230]
     return options[rng.integers(len(options))] if options else (215.0 if ground_mean < 128 else 40.0)

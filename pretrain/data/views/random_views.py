@@ -189,9 +189,7 @@ class CropSource:
 
     @classmethod
     def of(cls, image: OpenedImage, boxes: Sequence[Sequence[float]], sizes: Sequence[int]) -> CropSource:
-        """Decodes an image for crops of `boxes` (left, top, width and height) to views of `sizes`.
-        Raises BadImage.
-        """
+        """Decodes an image for crops of `boxes` (left, top, width, height) to `sizes`. Raises BadImage."""
         return cls(image, None if image.planes is not None else image.decode(min_denominator(boxes, sizes)))
 
     def write(

@@ -109,40 +109,20 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
         split = split_named(split) or choose("value of --split", split, (*SPLITS, "none"))
     if (boxes := options.get("boxes")) is not None:
         choose("value of --boxes", boxes, BOX_MEANINGS)
-    tree, why = None, ""
-    if kind != "auto":
-        choose("value of --kind", kind, KINDS)
-    elif (by_name := _kind_by_name(src)) is not None:
-        kind = by_name
-    elif _is_folder(src):
-        tree = read_tree(src, leave_out=options.get("leave_out"))
-        kind, why = recognised(tree, src)
-    else:
-        kind = "folder"
+    kind, tree, why = _recognised(src, kind, options.get("leave_out"))
     function, known = KINDS[kind]
-    if tree is None and _is_folder(src) and kind not in ("torchvision", "folder"):
-        tree = read_tree(src, leave_out=options.get("leave_out"))
-    if tree is None and kind == "folder":
-        check_folder(src)
-        tree = read_tree(src, leave_out=options.get("leave_out"))
     if boxes is not None and "boxes" not in known:
         raise UserError(
             f"--boxes says what numbers of boxes mean in {_takers('boxes')} sources; {src} is a {kind} "
             "source"
         )
-    found = function(
-        src,
-        **{
-            key: value
-            for key, value in {**options, "tree": tree}.items()
-            if key in known and value is not None
-        },
-    )
+    given = {**options, "tree": tree}
+    found = function(src, **{key: given[key] for key in given if key in known and given[key] is not None})
     listing = found if isinstance(found, Listing) else Listing(found)
     listing.tree = listing.tree or tree
     listing.kind = kind
-    if why:
-        listing.told = f"{listing.told}; recognised by {why}" if kind != "folder" else listing.told
+    if why and kind != "folder":
+        listing.told += f"; recognised by {why}"
     if not any(record.problem is None for record in listing.records):
         reasons = listing.problems or [(record.path, record.problem or "") for record in listing.records[:1]]
         first = f" (first: {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
@@ -163,6 +143,25 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
     return listing
 
 
+def _recognised(src: str, kind: str, leave_out: str | None) -> tuple[str, Tree | None, str]:
+    """The kind of a source, its files as far as the kind needs them, and by what it was recognised."""
+    tree, why = None, ""
+    if kind != "auto":
+        choose("value of --kind", kind, KINDS)
+    elif (by_name := _kind_by_name(src)) is not None:
+        kind = by_name
+    elif _is_folder(src):
+        tree = read_tree(src, leave_out=leave_out)
+        kind, why = recognised(tree, src)
+    else:
+        kind = "folder"
+    if tree is None and kind == "folder":
+        check_folder(src)
+    if tree is None and (kind == "folder" or (kind != "torchvision" and _is_folder(src))):
+        tree = read_tree(src, leave_out=leave_out)
+    return kind, tree, why
+
+
 def _is_folder(src: str) -> bool:
     return not src.startswith(PREFIX) and storage.is_folder(src)
 
@@ -172,9 +171,7 @@ def _takers(option: str) -> str:
 
 
 def _check_others(src: str, tree: Tree, listing: Listing) -> None:
-    """Raises UserError where folders of splits lie beside others of images:
-    these may be a split or a class.
-    """
+    """Raises UserError where folders of splits lie beside others of images: a split or a class?"""
     layout = layout_of(record.path for record in listing.records)
     if layout.others and layout.names:
         named = ", ".join(sorted(layout.names))

@@ -1,6 +1,4 @@
-"""COCO json (https://cocodataset.org/#format-data):
-boxes or captions of the images that one or several files list.
-"""
+"""COCO json (https://cocodataset.org/#format-data): boxes or captions of images that files list."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from pretrain.data.packing.sources.records import (
     unique,
 )
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
-from pretrain.data.packing.sources.texts import id_key, shown
+from pretrain.data.packing.sources.texts import id_key, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances:
@@ -88,9 +86,7 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
 
 
 def _named_part(folder: str, names: Sequence[str]) -> Tree:
-    """The files below the part of a folder that names speak of:
-    `--images /` with absolute paths is not the whole disk.
-    """
+    """The files below what a folder and names share: `--images /` with absolute paths is not the disk."""
     inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
     common = (
         posixpath.dirname(posixpath.commonprefix(inner))
@@ -103,9 +99,7 @@ def _named_part(folder: str, names: Sequence[str]) -> Tree:
 
 
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
-    """The images of several files: of one for each split,
-    and of files that say other things of the same images.
-    """
+    """The images of several files: one for each split, or that say other things of the same images."""
     layout = layout_of(tree.images)
     listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
@@ -222,10 +216,7 @@ def _problem(said: ImageSaid) -> str | None:
     if said.boxes or not (said.num_bad or said.num_crowds):
         return None
     if said.num_bad:
-        return (
-            f"none of its {said.num_bad} boxes can be read ({said.first_bad}); it would look like an "
-            "image without any"
-        )
+        return none_read(f"{said.num_bad} boxes", str(said.first_bad))
     return f"it has only crowd regions ({said.num_crowds}); it would look like an image without objects"
 
 

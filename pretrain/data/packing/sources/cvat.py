@@ -18,7 +18,7 @@ from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder
 from pretrain.data.packing.sources.records import Listing, Objects, Record, around, numbers, unique
 from pretrain.data.packing.sources.splits import split_named
-from pretrain.data.packing.sources.texts import clean, shown
+from pretrain.data.packing.sources.texts import clean, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
 SHAPES = ("box", "polygon", "polyline", "ellipse", "mask")
@@ -111,10 +111,7 @@ def _read(url: str, finder: Finder, listing: Listing) -> None:
                 objects=Objects(tuple(boxes), tuple(names)),
                 frame=(size[0], size[1]) if size and min(size) > 0 else None,
                 split=split_named(item.get("subset") or ""),
-                problem=f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image "
-                "without any"
-                if bad and not boxes
-                else None,
+                problem=none_read(f"{len(bad)} shapes", bad[0]) if bad and not boxes else None,
             )
         )
 

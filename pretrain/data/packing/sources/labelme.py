@@ -19,7 +19,7 @@ from pretrain.data.packing.sources.records import (
     read_small,
     unique,
 )
-from pretrain.data.packing.sources.texts import clean, decode_text, shown
+from pretrain.data.packing.sources.texts import clean, decode_text, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
 BOXED = ("rectangle", "polygon", "circle", "linestrip", "line", "rotation", "mask", "rotated_rectangle")
@@ -35,14 +35,13 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         UserError: when there is no such file.
     """
     tree = tree or read_tree(src, leave_out=leave_out)
-    files = Evidence(tree).json_files("labelme")
+    evidence = Evidence(tree)
+    files = evidence.json_files("labelme")
     if not files:
         raise UserError(f"no .json file in {src} has `shapes`; LabelMe has one for each image")
-    listing = Listing(
-        [], told=f"LabelMe: {len(files)} json files with shapes (first: {files[0]})", tree=tree
-    )
+    told = f"LabelMe: {len(files)} json files with shapes (first: {files[0]})"
+    listing = Listing([], told=told, tree=tree)
     finder = Finder(tree)
-    evidence = Evidence(tree)
     for path, data in zip(files, read_small(tree.files[path] for path in files), strict=True):
         listing.account.read.add(path)
         image = evidence.image_of(path)
@@ -56,28 +55,18 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
             if image is not None:
                 listing.account.left[image] = "image whose annotation cannot be read"
             continue
-        named = content.get("imagePath")
-        if isinstance(named, str) and named.strip():
-            try:
-                finder.bases = (posixpath.dirname(path), "")
-                found = finder.find(named, "imagePath")
-                # images are renamed with their json, which then still has the old name
-                image = image if image is not None and found.base is None else found.path or image
-            except ValueError as error:
-                if image is None:
-                    listing.problems.append((path, str(error)))
-                    continue
-        if image is None:
-            listing.problems.append((path, f"no image of its name below {src}"))
+        try:
+            image = _image_of(path, content.get("imagePath"), image, finder)
+            if image is None:
+                raise ValueError(f"no image of its name below {src}")
+        except ValueError as error:
+            listing.problems.append((path, str(error)))
             continue
         objects, bad = _objects(content["shapes"], path, listing)
         size = numbers([content.get("imageWidth"), content.get("imageHeight")], 2)
         problem = None
         if bad and not objects.bbox:
-            problem = (
-                f"none of its {len(bad)} shapes can be read ({bad[0]}); it would look like an image "
-                "without any"
-            )
+            problem = none_read(f"{len(bad)} shapes", bad[0])
         file = tree.images[image]
         listing.records.append(
             Record(
@@ -91,12 +80,26 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         )
     listing.records = unique(listing.records, src)
     listing.account.unlisted = "image without a json file"
-    if unspoken := len(
-        tree.images.keys() - {record.path for record in listing.records} - listing.account.left.keys()
-    ):
+    spoken = {record.path for record in listing.records} | listing.account.left.keys()
+    if unspoken := len(tree.images.keys() - spoken):
         listing.notes.append(f"{unspoken} images without a json file are left out")
     finder.finish(listing)
     return listing
+
+
+def _image_of(path: str, named: Any, beside: str | None, finder: Finder) -> str | None:
+    """The image that a json file names, or the one beside it; None for neither. Raises ValueError."""
+    if not isinstance(named, str) or not named.strip():
+        return beside
+    finder.bases = (posixpath.dirname(path), "")
+    try:
+        found = finder.find(named, "imagePath")
+    except ValueError:
+        if beside is None:
+            raise
+        return beside
+    # images are renamed with their json, which then still has the old name
+    return beside if beside is not None and found.base is None else found.path or beside
 
 
 def _objects(shapes: list[Any], location: str, listing: Listing) -> tuple[Objects, list[str]]:

@@ -1,6 +1,4 @@
-"""Rows of tables, whatever program wrote them: CSV with any delimiter, JSON lines, lists of JSON objects,
-Parquet of text.
-"""
+"""Rows of tables, whatever program wrote them: CSV with any delimiter, JSON lines and lists, Parquet."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ class BadLine:
 
 
 class Rows:
-    """The rows of a table, which can be read several times.
-    A line that cannot be read costs itself and not the table.
+    """The rows of a table, to be read several times; a line that cannot be read costs itself alone.
 
     Attributes:
         src: the table's URL.
@@ -214,12 +211,15 @@ def _delimiter(header: str) -> str:
 
 
 def json_cell(text: Any) -> Any:
-    """What a cell of a CSV holds as JSON text, such as `{"bbox": ...}`;
-    the cell itself where it does not.
-    """
+    """What a cell of a CSV holds as JSON text, such as `{"bbox": ...}`; other cells as they are."""
     if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
             return text
     return text
+
+
+def path_in(cell: Any) -> Any:
+    """The path of an image in a cell, which may be Hugging Face's {"path": ..., "bytes": null}."""
+    return cell.get("path") if isinstance(cell, dict) else cell

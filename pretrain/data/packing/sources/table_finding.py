@@ -8,7 +8,7 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder
-from pretrain.data.packing.sources.rows import SUFFIXES, Rows
+from pretrain.data.packing.sources.rows import SUFFIXES, Rows, path_in
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.table_roles import METADATA, PATHS, usual
 from pretrain.data.packing.sources.texts import is_nothing, shown
@@ -16,8 +16,7 @@ from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 
 def tables_in(src: str, tree: Tree) -> list[str]:
-    """The tables of a folder that name its images;
-    one, or one for each split, or one in each of several folders.
+    """The tables of a folder that name its images: one, one for each split, or one in each of its folders.
 
     Raises UserError where there is none, or where several name the same images.
     """
@@ -54,10 +53,8 @@ def names_images(tree: Tree, path: str) -> bool:
             if is_nothing(row.get(column)):
                 continue
             num += 1
-            value = row[column]
-            value = value.get("path") if isinstance(value, dict) else value
             try:
-                location = finder.find(value, column)
+                location = finder.find(path_in(row[column]), column)
             except ValueError:
                 continue
             num_found += location.path is not None or "://" in location.url
@@ -72,8 +69,7 @@ def tree_of_table(rows: Rows, column: str, folder: str, name: str, leave_out: st
     """The files in the folders that a table names images in; of a table of links, the table alone."""
     first_folders: set[str] = set()
     for _, row in rows.good():
-        value = row.get(column)
-        value = value.get("path") if isinstance(value, dict) else value
+        value = path_in(row.get(column))
         path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
         if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
             path = posixpath.normpath(path)
@@ -87,8 +83,7 @@ def tree_of_table(rows: Rows, column: str, folder: str, name: str, leave_out: st
         storage.exists(storage.join(folder, first)) for first in first_folders
     ):
         return read_tree(folder, leave_out=leave_out)
-    tree = read_parts(
-        folder, first_folders, leave_out=leave_out
-    )  # a table may lie in a folder with much else
+    # a table may lie in a folder with much else
+    tree = read_parts(folder, first_folders, leave_out=leave_out)
     tree.files.update(alone.files)
     return tree

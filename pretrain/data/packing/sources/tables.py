@@ -1,6 +1,4 @@
-"""CSV, JSON and Parquet tables that name images by path or URL, with labels,
-captions or boxes in other columns.
-"""
+"""CSV, JSON and Parquet tables that name images by path or URL, with labels, captions or boxes."""
 
 from __future__ import annotations
 
@@ -11,28 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import storage
-from cluster.errors import UserError, nearest
-from pretrain.data.packing.sources.box_tables import find_box_columns, read_class_descriptions
-from pretrain.data.packing.sources.finding import Finder
+from pretrain.data.packing.sources.box_tables import read_class_descriptions
+from pretrain.data.packing.sources.finding import Finder, Found
 from pretrain.data.packing.sources.records import Listing, Objects, Record, objects_of
-from pretrain.data.packing.sources.rows import SUFFIXES, BadLine, Rows, json_cell
+from pretrain.data.packing.sources.rows import SUFFIXES, BadLine, Rows, json_cell, path_in
 from pretrain.data.packing.sources.splits import layout_of, split_in_name, split_named
 from pretrain.data.packing.sources.table_finding import tables_in, tree_of_table
-from pretrain.data.packing.sources.table_roles import (
-    CONVERSATIONS,
-    LABELS,
-    PATHS,
-    SEVERAL,
-    SPLIT_COLUMNS,
-    Columns,
-    Roles,
-    captions_columns,
-    usual,
-)
+from pretrain.data.packing.sources.table_roles import ONES, SEVERAL, Columns, Roles
 from pretrain.data.packing.sources.texts import (
     NOTHING,
     captions_in,
-    is_nothing,
     label_of,
     list_in,
     shown,
@@ -50,8 +36,7 @@ def table_records(
     boxes: str | None = None,
     leave_out: str | None = None,
 ) -> Listing:
-    """The images of a table, or of a folder with tables:
-    `metadata.csv`, .jsonl or .parquet, or others that name its images.
+    """The images of a table, or of a folder with tables: `metadata.csv` or others that name its images.
 
     Relative paths are relative to the table's folder; URLs are taken as they are. The same path in several
     rows is one image with all their captions, and with all their boxes where columns such as xmin, ymin,
@@ -69,202 +54,130 @@ def table_records(
         UserError: naming the line, when the table cannot be read, or a column is not there.
     """
     if src.lower().endswith(SUFFIXES) and not (tree is not None and tree.root == src):
-        folder, _, name = (
-            src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
-        )
-        table = _Table(src, columns, boxes)
-        tree = tree_of_table(table.rows, table.roles.path, folder or ".", name, leave_out)
-        tables = [(name, table)]
+        normal = src.replace("\\", "/") if storage.is_local(src) else src
+        folder, _, name = normal.rpartition("/")
+        tables = [_Table(src, name, columns, boxes)]
+        tree = tree_of_table(tables[0].rows, tables[0].roles.path, folder or ".", name, leave_out)
     else:
         tree = tree or read_tree(src, leave_out=leave_out)
-        tables = [(path, _Table(storage.join(src, path), columns, boxes)) for path in tables_in(src, tree)]
+        tables = [_Table(storage.join(src, path), path, columns, boxes) for path in tables_in(src, tree)]
     finder = Finder(tree, outside=(images,) if images else ())
-    listing = Listing(
-        [], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree
-    )
+    told = f"table{'s'[: len(tables) > 1]} {shown([table.name for table in tables])}"
+    listing = Listing([], told=told, tree=tree)
     found: dict[tuple[str | None, str], Record] = {}
-    layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
-    for name, table in tables:
-        split = None if layout is None else layout.split_of(name) or split_in_name(name)
-        folder = posixpath.dirname(name)
-        finder.bases = tuple(dict.fromkeys((folder, "")))
-        listing.account.read.add(name)
-        table.read(finder, listing, found, split=split, by_path="/" in name)
+    layout = layout_of(tree.images) if len(tables) > 1 or tables[0].folder else None
+    for table in tables:
+        if layout is not None:
+            table.split = layout.split_of(table.name) or split_in_name(table.name)
+        table.read(finder, listing, found)
     listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
     finder.finish(listing)
-    _said_of_labels(listing, [table for _, table in tables])
+    _said_of_labels(listing, tables)
     listing.account.unlisted = "image not named in any row"
     return listing
 
 
 class _Table:
-    """One table, with what its columns are for."""
+    """One table.
 
-    def __init__(self, src: str, columns: Columns | None, boxes: str | None) -> None:
-        self.src, self.meaning = src, boxes
+    Attributes:
+        name, folder: its path in the tree of the images, and the folder there.
+        meaning: what the four numbers of a box are, where it was said.
+        split: that of all rows, where the table's path names one.
+        class_names: of codes, where boxes have codes for classes.
+    """
+
+    def __init__(self, src: str, name: str, columns: Columns | None, meaning: str | None) -> None:
+        self.src, self.name, self.meaning = src, name, meaning
+        self.folder = posixpath.dirname(name)
+        self.split: str | None = None
+        self.class_names: dict[str, str] = {}
         self.rows = Rows(src)
-        asked = columns or Columns()
-        known = self.rows.columns
-        path = self._asked("--path-column", asked.path, known) or usual(PATHS, known)
-        if path is None:
-            raise UserError(
-                f"{src} has no column of paths (looked for {', '.join(PATHS[:11])}; columns there: "
-                f"{', '.join(known)}); name it "
-                "with --path-column"
-            )
-        self.roles = Roles(path)
-        roles = self.roles
-        roles.boxes = find_box_columns(known)
-        roles.label = self._asked("--label-column", asked.label, known) or usual(LABELS, known)
-        roles.labels = None if asked.label is not None else usual(SEVERAL, known)
-        caption = self._asked("--caption-column", asked.caption, known)
-        roles.captions = [caption] if caption else captions_columns(known, {path})
-        roles.objects = usual(("objects",), known)
-        roles.conversation = None if roles.captions else usual(CONVERSATIONS, known)
-        roles.split = usual(SPLIT_COLUMNS, known)
-        self._look()
+        self.roles = Roles.of(self.rows, columns or Columns())
         self.labels_seen: Counter[str] = Counter()
         self.nothing_seen: Counter[str] = Counter()
         self.num_unlabelled = 0
 
-    def _asked(self, option: str, asked: str | None, known: Sequence[str]) -> str | None:
-        if asked is None:
-            return None
-        found = (
-            asked
-            if asked in known
-            else next((name for name in known if name.casefold() == asked.strip().casefold()), None)
-        )
-        if found is None:
-            raise UserError(
-                f"{self.src} has no column {asked!r}, as {option} says{nearest(asked, known)} (columns "
-                f"there: {', '.join(known)})"
-            )
-        return found
-
-    def _look(self) -> None:
-        """Looks once through all cells: which columns hold lists as text, which only 0 and 1,
-        and whether splits are named.
-        """
-        roles = self.roles
-        watched = [name for name in (roles.label, roles.labels, *roles.captions) if name]
-        holds_lists = dict.fromkeys(watched, True)
-        seen_any = dict.fromkeys(watched, False)
-        self.has_real_lists = False
-        rest = [name for name in self.rows.columns if name not in roles.used()]
-        flags = dict.fromkeys(
-            [] if roles.label or roles.labels or roles.boxes or self.rows.nested else rest, True
-        )
-        num_rows, one_each, splits_named = 0, True, roles.split is not None
-        for _, row in self.rows.good():
-            num_rows += 1
-            for name in watched:
-                value = row.get(name)
-                if isinstance(value, list) and name == roles.label:
-                    self.has_real_lists = True
-                if holds_lists[name] and not is_nothing(value):
-                    seen_any[name] = True
-                    holds_lists[name] = isinstance(value, str) and list_in(value) is not None
-            for name in list(flags):
-                if str(row.get(name, "")).strip() not in ("0", "1", "0.0", "1.0"):
-                    del flags[name]
-            num_ones = sum(str(row.get(name)).strip() in ("1", "1.0") for name in flags)
-            one_each = one_each and num_ones == 1
-            if splits_named and split_named(str(row.get(roles.split or "") or "")) is None:
-                splits_named = False
-        self.lists_in = {name for name, holds in holds_lists.items() if holds and seen_any[name]}
-        if not splits_named:
-            roles.split = None
-        if len(flags) >= 2 and num_rows:
-            roles.one_hot = list(flags)
-        self.one_each = one_each
-        # a single list in the column of labels makes it one of lists
-        self.several = bool(roles.label) and (self.has_real_lists or roles.label in self.lists_in)
-
-    def read(
-        self,
-        finder: Finder,
-        listing: Listing,
-        found: dict[tuple[str | None, str], Record],
-        *,
-        split: str | None,
-        by_path: bool,
-    ) -> None:
+    def read(self, finder: Finder, listing: Listing, found: dict[tuple[str | None, str], Record]) -> None:
         """Adds the images of all rows to `found`, by their split and URL."""
-        roles, account = self.roles, listing.account
         listing.notes += self.rows.notes
-        under = finder.bases[0] if finder.bases else ""
-        class_names = (
-            read_class_descriptions(finder.tree) if roles.boxes and roles.boxes.is_open_images else {}
-        )
-        num_rows = num_repeated = num_short = 0
+        listing.account.read.add(self.name)
+        finder.bases = tuple(dict.fromkeys((self.folder, "")))
+        if self.roles.boxes is not None and self.roles.boxes.is_open_images:
+            self.class_names = read_class_descriptions(finder.tree)
+        num_joined = num_short = 0
         for line, row in self.rows:
             location = f"{self.src}, line {line}"
-            num_rows += 1
-            account.annotations += 1
+            listing.account.annotations += 1
             if isinstance(row, BadLine):
                 listing.problems.append((location, row.reason))
-                self._leave_out(row.cells, finder, listing, under)
+                self._leave_out(dict(zip(self.rows.columns, row.cells)), finder, listing)
                 continue
             num_short += not self.rows.nested and len(row) < len(self.rows.columns)
-            bad = None
             try:
-                value = row.get(roles.path)
-                if isinstance(value, dict):  # Hugging Face's {"path": ..., "bytes": null}
-                    value = value.get("path")
-                image = finder.find(value, f"column {roles.path!r}", under=under)
-                objects = (
-                    objects_of(json_cell(row.get(roles.objects)), self.meaning or "xywh")
-                    if roles.objects
-                    else None
-                )
+                image, objects = self._image(row, finder)
             except ValueError as error:
                 listing.problems.append((location, str(error)))
-                self._leave_out([row.get(name) for name in self.rows.columns], finder, listing, under)
+                self._leave_out(row, finder, listing)
                 continue
-            frame = None
-            if roles.boxes is not None:
-                try:
-                    objects, frame = roles.boxes.read(row, self.meaning, class_names)
-                except ValueError as error:
-                    listing.problems.append((location, str(error)))
-                    objects, bad = Objects((), ()), str(error)
-            label, labels = (None, None) if roles.boxes is not None else self._labels(row)
-            captions = self._captions(row, location, listing)
-            mine = split
-            if roles.split is not None:
-                mine = split_named(str(row.get(roles.split)))
-            key = mine, image.url
-            record = Record(
-                image.url,
-                image.path if by_path and image.path else image.name,
-                label=label,
-                labels=labels,
-                objects=objects,
-                captions=captions,
-                relative_boxes=bool(objects) and self._relative(),
-                frame=frame,
-                split=mine,
-                problem=bad,
-            )
-            earlier = found.get(key)
-            if earlier is None:
-                found[key] = record
-                continue
-            num_repeated += 1
-            joined = self._joined(earlier, record)
-            if joined is None:
-                listing.problems.append(
-                    (location, f"{record.path} has other labels or objects in a row above")
-                )
-            else:
-                found[key] = joined
-        unused = [name for name in self.rows.columns if name not in roles.used()]
+            record = self._record(row, image, objects, location, listing)
+            num_joined += self._add(record, found, location, listing)
+        self._tell_of_cells(listing, num_joined, num_short)
+
+    def _image(self, row: dict[str, Any], finder: Finder) -> tuple[Found, Objects | None]:
+        """The image of a row, and its `objects`. Raises ValueError."""
+        path, objects = self.roles.path, self.roles.objects
+        image = finder.find(path_in(row.get(path)), f"column {path!r}", under=self.folder)
+        return image, objects_of(json_cell(row.get(objects)), self.meaning or "xywh") if objects else None
+
+    def _record(
+        self, row: dict[str, Any], image: Found, objects: Objects | None, location: str, listing: Listing
+    ) -> Record:
+        """What a row says of its image."""
+        roles, frame, problem = self.roles, None, None
+        label, labels = (None, None) if roles.boxes is not None else self._labels(row)
+        if roles.boxes is not None:
+            try:
+                objects, frame = roles.boxes.read(row, self.meaning, self.class_names)
+            except ValueError as error:
+                objects, problem = Objects((), ()), str(error)
+                listing.problems.append((location, problem))
+        return Record(
+            image.url,
+            image.path if self.folder and image.path else image.name,
+            label=label,
+            labels=labels,
+            objects=objects,
+            captions=self._captions(row, location, listing),
+            relative_boxes=bool(objects) and self._relative(),
+            frame=frame,
+            split=self.split if roles.split is None else split_named(str(row.get(roles.split))),
+            problem=problem,
+        )
+
+    def _add(
+        self, record: Record, found: dict[tuple[str | None, str], Record], location: str, listing: Listing
+    ) -> bool:
+        """Adds a row's image, or joins it with that of rows above; whether there were such."""
+        key = record.split, record.url
+        earlier = found.get(key)
+        joined = record if earlier is None else self._joined(earlier, record)
+        if joined is None:
+            what = f"{record.path} has other labels or objects in a row above"
+            listing.problems.append((location, what))
+        else:
+            found[key] = joined
+        return earlier is not None
+
+    def _tell_of_cells(self, listing: Listing, num_joined: int, num_short: int) -> None:
+        """Says which columns and cells were not read."""
+        account = listing.account
+        unused = [name for name in self.rows.columns if name not in self.roles.used()]
         for name in unused:
             account.count("column that is not read", f"{self.src}: {name}", said=True)
         if unused:
             listing.notes.append(f"columns of {self.src} that are not read: {shown(unused, 12)}")
-        account.count("row joined with an image above", self.src, num_repeated, said=True)
+        account.count("row joined with an image above", self.src, num_joined, said=True)
         if num_short:
             account.count("row with fewer cells than the header", self.src, num_short, said=True)
             listing.notes.append(
@@ -272,12 +185,10 @@ class _Table:
                 "empty"
             )
 
-    def _leave_out(self, cells: Sequence[Any], finder: Finder, listing: Listing, under: str) -> None:
+    def _leave_out(self, row: dict[str, Any], finder: Finder, listing: Listing) -> None:
         """Says of the image of a row that cannot be read why it is not packed."""
-        index = self.rows.columns.index(self.roles.path)
-        value = cells[index] if index < len(cells) else None
         try:
-            path = finder.find(value.get("path") if isinstance(value, dict) else value, under=under).path
+            path = finder.find(path_in(row.get(self.roles.path)), under=self.folder).path
         except ValueError:
             return
         if path is not None:
@@ -314,11 +225,11 @@ class _Table:
         label: str | None = None
         labels: tuple[str, ...] | None = None
         if roles.one_hot:
-            ones = [name for name in roles.one_hot if str(row.get(name)).strip() in ("1", "1.0")]
-            label, labels = (ones[0], None) if self.one_each else (None, tuple(ones))
+            ones = [name for name in roles.one_hot if str(row.get(name)).strip() in ONES]
+            label, labels = (ones[0], None) if roles.one_each else (None, tuple(ones))
         if roles.label is not None:
             value = row.get(roles.label)
-            if self.several or (roles.label in SEVERAL and isinstance(value, str)):
+            if roles.several or (roles.label in SEVERAL and isinstance(value, str)):
                 labels = self._several(value, roles.label)
             else:
                 label = label_of(value)
@@ -334,7 +245,7 @@ class _Table:
     def _several(self, value: Any, column: str) -> tuple[str, ...]:
         if isinstance(value, list):
             words = value
-        elif isinstance(value, str) and column in self.lists_in:
+        elif isinstance(value, str) and column in self.roles.lists_in:
             words = list_in(value) or []
         elif column == self.roles.label and column.casefold() not in SEVERAL:
             words = [] if isinstance(value, dict) else [value]
@@ -351,7 +262,7 @@ class _Table:
         texts: list[str] = []
         for name in roles.captions:
             value = row.get(name)
-            if isinstance(value, str) and name in self.lists_in:
+            if isinstance(value, str) and name in roles.lists_in:
                 value = list_in(value)
             elif isinstance(value, str):
                 value = json_cell(value)
@@ -377,9 +288,9 @@ def _answers(value: Any, location: str, listing: Listing) -> tuple[str, ...]:
     if len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip():
         return tuple(captions_in(answers[0])[0])
     listing.account.count("conversation of several turns, whose texts are not read", location, said=True)
-    listing.notes[:] = dict.fromkeys(
-        [*listing.notes, "conversations of several turns are not captions and are not read"]
-    )
+    note = "conversations of several turns are not captions and are not read"
+    if note not in listing.notes:
+        listing.notes.append(note)
     return ()
 
 
@@ -400,13 +311,8 @@ def _said_of_labels(listing: Listing, tables: Sequence[_Table]) -> None:
     for table in tables:
         if table.roles.one_hot:
             listing.notes.append(f"columns of 0 and 1 are read as classes: {shown(table.roles.one_hot, 20)}")
-        if table.several and not table.has_real_lists:
-            listing.notes.append(
-                f"column {table.roles.label!r} of {table.src} holds lists as text, read as several labels "
-                "an image"
-            )
-        elif table.several:
-            listing.notes.append(
-                f"column {table.roles.label!r} of {table.src} holds lists in some rows: all are read as "
-                "lists"
-            )
+        if table.roles.several:
+            how = "as text, read as several labels an image"
+            if table.roles.has_real_lists:
+                how = "in some rows: all are read as lists"
+            listing.notes.append(f"column {table.roles.label!r} of {table.src} holds lists {how}")

@@ -208,9 +208,7 @@ def _take(
     found: _Scanned,
     location: str,
 ) -> str | None:
-    """Adds one member to its sample, or says why not.
-    The stem goes to the first dot of the name, the rest is its kind.
-    """
+    """Adds a member to its sample, named up to the first dot, the kind behind it; or says why not."""
     folder, slash, name = member.name.rpartition("/")
     stem, _, kind = name.partition(".")
     if not stem or not kind:

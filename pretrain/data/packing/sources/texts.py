@@ -108,9 +108,7 @@ def label_of(value: Any) -> str | None:
 
 
 def list_in(text: str) -> list[str] | None:
-    """The items of a list written as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`;
-    None for another text.
-    """
+    """The items of a list as text, `["a", "b"]`, `['a', 'b']` or numpy's `['a' 'b']`; None for no list."""
     text = text.strip()
     if not (text.startswith(("[", "(")) and text.endswith(("]", ")"))) or len(text) > MAX_LIST_TEXT:
         return None
@@ -164,9 +162,7 @@ def captions_in(value: Any) -> tuple[list[str], int]:
 
 
 def variants(counts: Counter[str]) -> list[str]:
-    """Notes on labels that may be one class in several spellings:
-    by case, as numbers (1, 1.0, True), or as nothing.
-    """
+    """Notes on labels that may be one class in several spellings: cases, numbers (1, 1.0, True), nothing."""
     notes = []
     for what, key in (("differ in case only", str.casefold), ("may be one number", _as_number)):
         groups: dict[str, list[str]] = {}
@@ -212,3 +208,8 @@ def shown(words: Iterable[Any], max_words: int = 5) -> str:
     listed: Sequence[Any] = list(words)
     more = f" and {len(listed) - max_words} more" if len(listed) > max_words else ""
     return ", ".join(map(str, listed[:max_words])) + more
+
+
+def none_read(what: str, first: str) -> str:
+    """Why an image is not packed of whose boxes each is damaged, `first` in this way."""
+    return f"none of its {what} can be read ({first}); it would look like an image without any"

@@ -18,16 +18,12 @@ from pretrain.data.packing.sources.records import Listing, Record
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 PREFIX = "torchvision:"
-
-
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
 @dataclass(frozen=True, slots=True)
 class _Item(Record):
-    """A record whose image the data set gives as pixels, or from a file;
-    pixels are stored as PNG, without loss.
-    """
+    """A record whose image the data set gives as pixels, stored as PNG without loss, or from a file."""
 
     dataset: Any = None
     index: int = 0
@@ -44,8 +40,7 @@ class _Item(Record):
 
 
 def torchvision_records(src: str, *, root: str = "data", download: bool = False) -> Listing:
-    """The images and class names of a classification data set of torchvision,
-    all of its splits' training part.
+    """The images and class names of a classification data set of torchvision, of its training split.
 
     Args:
         src: `torchvision:NAME`, or `torchvision:NAME:SPLIT` for another split (`train`, `test`, `val`, ...).
@@ -80,12 +75,8 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     except (RuntimeError, OSError, ValueError, TypeError, ImportError, LookupError) as error:
         hint = "" if download else "; add --download to fetch it, or say where it is with --root"
         raise UserError(f"torchvision's {name} cannot be opened: {in_words(error)}{hint}") from error
-    if not (
-        isinstance(first, tuple)
-        and len(first) == 2
-        and isinstance(first[0], Image.Image)
-        and isinstance(first[1], int)
-    ):
+    is_pair = isinstance(first, tuple) and len(first) == 2
+    if not (is_pair and isinstance(first[0], Image.Image) and isinstance(first[1], int)):
         raise UserError(
             f"torchvision's {name} does not give (image, class); only such data sets can be imported by name"
         )
@@ -96,9 +87,8 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     records: list[Record] = []
     for index, number in enumerate(labels):
         label = names[number] if isinstance(names, list) and 0 <= number < len(names) else str(number)
-        label = (
-            " / ".join(label) if isinstance(label, tuple) else str(label)
-        )  # ImageNet has several words for a class
+        # ImageNet has several words for a class
+        label = " / ".join(label) if isinstance(label, tuple) else str(label)
         stem = f"{index:0{digits}d}"
         if files is None:
             records.append(_Item(url=src, path=f"{stem}.png", label=label, dataset=dataset, index=index))

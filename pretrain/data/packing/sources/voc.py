@@ -25,7 +25,7 @@ from pretrain.data.packing.sources.records import (
     read_small,
     unique,
 )
-from pretrain.data.packing.sources.texts import clean
+from pretrain.data.packing.sources.texts import clean, none_read
 from pretrain.data.packing.sources.tree import Tree, read_tree, stem_of
 
 _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"'][^>]*\?>")
@@ -34,8 +34,7 @@ _DECLARED = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)[
 def voc_records(
     src: str, *, tree: Tree | None = None, boxes: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images below `src` that an xml file of the same name (or its <filename>) speaks of,
-    with their boxes.
+    """The images below `src` that an xml file of their name (or its <filename>) speaks of, with boxes.
 
     Of several images of that name the one in JPEGImages or beside the xml file is taken.
 
@@ -50,28 +49,13 @@ def voc_records(
     annotations = Evidence(tree).xml_files("voc") or tree.with_suffix(".xml")
     if not annotations:
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
-    listing = Listing(
-        [], told=f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})", tree=tree
-    )
+    told = f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})"
+    listing = Listing([], told=told, tree=tree)
     spoken: dict[str, str] = {}
     far: dict[str, str] = {}  # images that lie elsewhere, URL -> path
     for path, data in zip(annotations, read_small(tree.files[path] for path in annotations), strict=True):
-        try:
-            parsed = parse_voc(data, boxes or "xyxy")
-        except ParseError as error:
-            line, column = error.position
-            reason = f"not valid XML: {ErrorString(error.code)} (column {column})"
-            listing.problems.append((f"{path}, line {line}", reason))
-            _spoil(listing, tree, path, reason)
-            continue
-        except DefusedXmlException:
-            reason = "not a VOC annotation: entities or references to other files are not read"
-            listing.problems.append((path, reason))
-            _spoil(listing, tree, path, reason)
-            continue
-        except (ValueError, LookupError) as error:
-            listing.problems.append((path, f"not a VOC annotation: {error}"))
-            _spoil(listing, tree, path, str(error))
+        parsed = _parsed(data, boxes or "xyxy", path, tree, listing)
+        if parsed is None:
             continue
         listing.account.read.add(path)
         listing.account.annotations += parsed.num_objects
@@ -87,10 +71,7 @@ def voc_records(
         file = images[found[0]]
         problem = None
         if parsed.problems and not parsed.objects.bbox:
-            problem = (
-                f"none of its objects can be read ({parsed.problems[0]}); it would look like an image "
-                "without any"
-            )
+            problem = none_read("objects", parsed.problems[0])
         spoken[found[0]] = path
         if posixpath.dirname(found[0]) not in _folders_of(path):
             far[file.url] = found[0]
@@ -116,13 +97,25 @@ def voc_records(
     return listing
 
 
-def _spoil(listing: Listing, tree: Tree, path: str, reason: str) -> None:
-    """Leaves out the image of a damaged xml file, which is no image without objects."""
+def _parsed(data: bytes, meaning: str, path: str, tree: Tree, listing: Listing) -> Voc | None:
+    """What an xml file says; None for a damaged one, whose image is left out: it is none without objects."""
+    location, what = path, "not a VOC annotation: "
+    try:
+        return parse_voc(data, meaning)
+    except ParseError as error:
+        line, column = error.position
+        location, what = f"{path}, line {line}", ""
+        reason = f"not valid XML: {ErrorString(error.code)} (column {column})"
+    except DefusedXmlException:
+        reason = "entities or references to other files are not read"
+    except (ValueError, LookupError) as error:
+        reason = str(error)
+    listing.problems.append((location, what + reason))
     listing.account.read.add(path)
     listing.account.annotations += 1
-    reason = reason.removeprefix("not a VOC annotation: ")
     for image in _images_of(path, "", tree)[:1]:
         listing.account.left[image] = f"image whose annotation cannot be read ({reason})"
+    return None
 
 
 def _images_of(annotation: str, name: str, tree: Tree) -> list[str]:
@@ -213,9 +206,7 @@ def _root(data: bytes) -> Any:
 
 
 def _box_of(item: Any, meaning: str) -> tuple[float, float, float, float]:
-    """The box of an object: `bndbox`, else that around a polygon.
-    Raises LookupError without one, ValueError for no numbers.
-    """
+    """An object's box: `bndbox`, or around its polygon. Raises LookupError without, ValueError for none."""
     box = item.find("bndbox")
     if box is not None:
         corners = numbers([_float(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")], 4)

@@ -1,6 +1,4 @@
-"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): a line `class cx cy w h` for each box, in
-fractions of the sides.
-"""
+"""YOLO txt (https://docs.ultralytics.com/datasets/detect/): lines `class cx cy w h`, fractions of sides."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from pretrain.data.packing.sources.records import (
     read_small,
     unique,
 )
-from pretrain.data.packing.sources.texts import decode_text, shown
+from pretrain.data.packing.sources.texts import decode_text, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 from pretrain.data.packing.sources.yolo_setup import NAME_FILES, Setup, read_setup, split_by_lists
 
@@ -32,8 +30,7 @@ MAX_OVER = 1.01  # a fraction a hair above 1 is rounding; trainers take it so
 def yolo_records(
     src: str, *, tree: Tree | None = None, boxes: str | None = None, leave_out: str | None = None
 ) -> Listing:
-    """The images below `src`, with the boxes of the txt file beside each,
-    or in `labels/` where it lies in `images/`.
+    """The images below `src`, with the boxes of the txt file beside each, or in `labels/` for `images/`.
 
     Class names come from a yaml, classes.txt or obj.names in `src`, or from data.yaml one folder up; without
     them classes are named by their numbers. An image without a txt file has no boxes, as YOLO has it. `src`
@@ -42,8 +39,8 @@ def yolo_records(
 
     A line of five numbers is a box, with a sixth its confidence, which is not read; `class x1 y1 x2 y2 x3 y3
     ...` is a polygon, of which the box around it is taken, as Ultralytics does; with `kpt_shape` in the yaml
-    further numbers are key points. Lines that come twice count once.
-    Numbers above 1 are no fractions: such lines are set aside.
+    further numbers are key points. Lines that come twice count once. Numbers above 1 are no fractions: such
+    lines are set aside.
 
     Args:
         src: folder, or the yaml.
@@ -58,8 +55,7 @@ def yolo_records(
     named = ""
     if src.lower().endswith((".yaml", ".yml")):
         folder, _, named = src.rpartition("/")
-        src = folder or "."
-        tree = None
+        src, tree = folder or ".", None
     tree = tree or read_tree(src, leave_out=leave_out)
     evidence = Evidence(tree)
     setup = read_setup(src, tree, evidence, named)
@@ -76,19 +72,15 @@ def yolo_records(
     listing.told = f"YOLO: {num_files} txt files with boxes, class names of {named_by}"
     contents = read_small(tree.files[label] if label else None for label in label_of.values())
     reader = _Reader(setup, boxes, listing)
-    objects: Objects
     problem: str | None
     for (path, label), content in zip(label_of.items(), contents, strict=True):
+        objects, problem = Objects((), ()), None
         if label in shared:
-            stands_for = ", ".join(shared[label])
-            objects, problem = (
-                Objects((), ()),
-                f"{label} stands for {stands_for}; the source does not say which",
-            )
+            problem = f"{label} stands for {', '.join(shared[label])}; the source does not say which"
         elif path in far:
-            objects, problem = Objects((), ()), ELSEWHERE.format(path=path)
-        else:
-            objects, problem = reader.read(content, label or "") if label else (Objects((), ()), None)
+            problem = ELSEWHERE.format(path=path)
+        elif label:
+            objects, problem = reader.read(content, label)
         listing.records.append(
             Record(
                 images[path].url,
@@ -100,19 +92,15 @@ def yolo_records(
                 problem=problem,
             )
         )
-    _note_unused(
-        set(filter(None, label_of.values())), tree, evidence, listing, is_listed=split_of is not None
-    )
+    used = set(filter(None, label_of.values()))
+    _note_unused(used, tree, evidence, listing, is_listed=split_of is not None)
     reader.finish(src)
     listing.records = unique(listing.records, src)
-    if num_without := sum(label is None for label in label_of.values()):
-        listing.notes.append(
-            f"{num_without} images without a .txt file are packed as background, with no boxes"
-        )
+    if num := sum(label is None for label in label_of.values()):
+        listing.notes.append(f"{num} images without a .txt file are packed as background, with no boxes")
     if setup.names is None:
-        listing.notes.append(
-            f"no class names in {src} ({', '.join(NAME_FILES)}): classes are named by their numbers"
-        )
+        known = ", ".join(NAME_FILES)
+        listing.notes.append(f"no class names in {src} ({known}): classes are named by their numbers")
     return listing
 
 
@@ -204,10 +192,7 @@ class _Reader:
             found[pair] = None
         problem = None
         if bad and not found:
-            problem = (
-                f"none of its {len(bad)} boxes can be read ({bad[0]}); it would look like an image "
-                "without any"
-            )
+            problem = none_read(f"{len(bad)} boxes", bad[0])
         return Objects(tuple(box for box, _ in found), tuple(name for _, name in found)), problem
 
     def _line(self, line: str) -> tuple[tuple[float, float, float, float], str]:
