@@ -14,7 +14,9 @@ from cluster import storage
 from cluster.errors import UserError, nearest
 from pretrain.data.packing.sources.box_tables import find_box_columns, read_class_descriptions
 from pretrain.data.packing.sources.finding import Finder
-from pretrain.data.packing.sources.records import Listing, Objects, Record, objects_of
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Distinct, Records, in_order_of
+from pretrain.data.packing.sources.records import Listing, objects_of
 from pretrain.data.packing.sources.rows import SUFFIXES, BadLine, Rows, json_cell
 from pretrain.data.packing.sources.splits import layout_of, split_in_name, split_named
 from pretrain.data.packing.sources.table_finding import tables_in, tree_of_table
@@ -79,10 +81,9 @@ def table_records(
         tree = tree or read_tree(src, leave_out=leave_out)
         tables = [(path, _Table(storage.join(src, path), columns, boxes)) for path in tables_in(src, tree)]
     finder = Finder(tree, outside=(images,) if images else ())
-    listing = Listing(
-        [], told=f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}", tree=tree
-    )
-    found: dict[tuple[str | None, str], Record] = {}
+    told = f"table{'s'[: len(tables) > 1]} {shown([name for name, _ in tables])}"
+    listing = Listing(Records(tree.files), told=told, tree=tree)
+    found = Distinct(listing.records, lambda record: f"{record.split or ''} {record.url}")
     layout = layout_of(tree.images) if len(tables) > 1 or "/" in tables[0][0] else None
     for name, table in tables:
         split = None if layout is None else layout.split_of(name) or split_in_name(name)
@@ -90,7 +91,8 @@ def table_records(
         finder.bases = tuple(dict.fromkeys((folder, "")))
         listing.account.read.add(name)
         table.read(finder, listing, found, split=split, by_path="/" in name)
-    listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
+    # "\0" is in no path and comes before all that is
+    listing.records = in_order_of(listing.records, lambda record: f"{record.path}\0{record.split or ''}")
     finder.finish(listing)
     _said_of_labels(listing, [table for _, table in tables])
     listing.account.unlisted = "image not named in any row"
@@ -185,12 +187,12 @@ class _Table:
         self,
         finder: Finder,
         listing: Listing,
-        found: dict[tuple[str | None, str], Record],
+        found: Distinct,
         *,
         split: str | None,
         by_path: bool,
     ) -> None:
-        """Adds the images of all rows to `found`, by their split and URL."""
+        """Adds the images of all rows to `found`."""
         roles, account = self.roles, listing.account
         listing.notes += self.rows.notes
         under = finder.bases[0] if finder.bases else ""
@@ -234,7 +236,6 @@ class _Table:
             mine = split
             if roles.split is not None:
                 mine = split_named(str(row.get(roles.split)))
-            key = mine, image.url
             record = Record(
                 image.url,
                 image.path if by_path and image.path else image.name,
@@ -247,18 +248,17 @@ class _Table:
                 split=mine,
                 problem=bad,
             )
-            earlier = found.get(key)
-            if earlier is None:
-                found[key] = record
+            number = found.add(record)
+            if number is None:
                 continue
             num_repeated += 1
-            joined = self._joined(earlier, record)
+            joined = self._joined(found.records[number], record)
             if joined is None:
                 listing.problems.append(
                     (location, f"{record.path} has other labels or objects in a row above")
                 )
             else:
-                found[key] = joined
+                found.records[number] = joined
         unused = [name for name in self.rows.columns if name not in roles.used()]
         for name in unused:
             account.count("column that is not read", f"{self.src}: {name}", said=True)
