@@ -167,7 +167,7 @@ def _records(
     src = content.src
     with_boxes = bool(content.categories or content.has_boxes)
     listing.problems += content.problems
-    listing.account.annotations += len(content.annotations)
+    listing.account.annotations += content.num_annotations
     merged = Distinct(listing.records, lambda record: record.url)
     for index, entry in enumerate(content.images):
         name = name_of(entry) if isinstance(entry, dict) else ""
