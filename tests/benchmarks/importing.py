@@ -1,27 +1,31 @@
-"""Import beside decoding alone, in images a second; its memory for N and 10 N files;
-the time to list 100,000 files.
+"""Import beside decoding alone, in images a second; its memory by the number of files and the kind of
+source; the time to list 100,000 files.
 
-    python -m tests.benchmarks.importing [--images 4000] [--small 2000] [--listed 100000]
+    python -m tests.benchmarks.importing [--images 4000] [--listed 100000] [--counts 1000 20000]
+        [--kinds flat classes csv json coco] [--only memory]
 
 Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by
-as many threads. Memory: files of 32 x 32 with a split, each import in a process of its own; what the same
-process takes for ten images is taken off. All files differ in a few bytes behind the image,
-so that none is left out as another's duplicate.
+as many threads. Memory: files of 32 x 32 with a split, each import in a process of its own. Its peak is told
+after listing (with the order of packing) and at the end, and the slope of each between one count and the
+next, in bytes an image. A full shard of so small images has 250,000 of them, so shards end after a mebibyte.
+All files differ in a few bytes behind the image, so that none is left out as another's duplicate.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,17 +37,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.importing", description=__doc__)
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--small", type=int, default=2000)
     parser.add_argument("--listed", type=int, default=100_000)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
+    parser.add_argument("--kinds", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=("speed", "listing", "memory"))
     options = parser.parse_args(arguments)
     print(f"{os.cpu_count()} CPUs; images a second and seconds are medians of {options.repeats}")
-    with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder), options.images, options.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        listing(Path(folder), options.listed, options.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        memory(Path(folder), options.small)
+    parts: dict[str, Callable[[Path], None]] = {
+        "speed": lambda folder: speed(folder, options.images, options.repeats),
+        "listing": lambda folder: listing(folder, options.listed, options.repeats),
+        "memory": lambda folder: memory(folder, options.counts, options.kinds),
+    }
+    for name in [options.only] if options.only else parts:
+        with tempfile.TemporaryDirectory() as folder:
+            parts[name](Path(folder))
 
 
 def speed(folder: Path, num: int, repeats: int) -> None:
@@ -84,54 +92,96 @@ def listing(folder: Path, num: int, repeats: int) -> None:
     print(f"{num} files in one folder, listed as records: {statistics.median(found):.1f} s")
 
 
-def memory(folder: Path, num: int) -> None:
-    """Peak memory of an import of N and of 10 N files, each in a process of its own,
-    and whether it grows while packing.
-    """
-    sizes, grown = {}, {}
-    for files in (10, num, 10 * num):
-        make(folder / f"src{files}", files, size=(32, 32))
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            "--child",
-            str(folder / f"src{files}"),
-            str(folder / f"out{files}"),
-        ]
-        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        sizes[files], *grown[files] = map(float, told.split())
-    base = sizes.pop(10)
-    told = ", ".join(f"{files} files {size - base:.0f} MiB" for files, size in sizes.items())
-    growth = (sizes[10 * num] - sizes[num]) * 2**20 / (9 * num)
-    print(
-        f"import with a split, above the {base:.0f} MiB of ten: {told}; {growth:.0f} bytes for each further "
-        "image"
+def memory(folder: Path, counts: Sequence[int], kinds: Sequence[str]) -> None:
+    """Peak memory of imports by kind and number of files, each in a process of its own."""
+    for num in counts:
+        make(folder / str(num) / "images", num, size=(32, 32))
+    for kind in kinds:
+        earlier: tuple[int, float, float] | None = None
+        for num in counts:
+            src, dest = SOURCES[kind](folder / str(num)), folder / f"out-{kind}-{num}"
+            command = [sys.executable, "-m", __spec__.name, "--child", str(src), str(dest)]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            base, listed, end = map(float, told.split())
+            line = f"{kind}, {num} images: {base:.0f} MiB before, peak {listed:.1f} MiB when listed"
+            line += f", {end:.1f} at the end"
+            if earlier is not None:
+                slopes = [
+                    (now - before) * 2**20 / (num - earlier[0])
+                    for now, before in ((listed, earlier[1]), (end, earlier[2]))
+                ]
+                line += f"; {slopes[0]:.0f} and {slopes[1]:.0f} bytes for each further image"
+            print(line, flush=True)
+            earlier = num, listed, end
+
+
+def class_folders(folder: Path) -> Path:
+    """The images once more, in a hundred folders."""
+    for number, file in enumerate(sorted((folder / "images").iterdir())):
+        of_class = folder / "classes" / f"class{number % 100:02d}"
+        of_class.mkdir(parents=True, exist_ok=True)
+        os.link(file, of_class / file.name)
+    return folder / "classes"
+
+
+def table(folder: Path) -> Path:
+    """A CSV of paths and labels."""
+    with open(folder / "list.csv", "w") as lines:
+        lines.write("path,label\n")
+        for name in sorted(os.listdir(folder / "images")):
+            lines.write(f"images/{name},class{int(name[:8]) % 100:02d}\n")
+    return folder / "list.csv"
+
+
+def json_list(folder: Path) -> Path:
+    """A list of objects with path and caption."""
+    names = sorted(os.listdir(folder / "images"))
+    entries = [{"path": f"images/{name}", "caption": f"a photo of {name}"} for name in names]
+    (folder / "list.json").write_text(json.dumps(entries))
+    return folder / "list.json"
+
+
+def coco(folder: Path) -> Path:
+    """A COCO json with two boxes an image."""
+    names = sorted(os.listdir(folder / "images"))
+    images = [{"id": at, "file_name": name, "width": 32, "height": 32} for at, name in enumerate(names)]
+    boxes = [
+        {"id": at, "image_id": at // 2, "category_id": 1 + at % 2, "bbox": [2.5, 3, 10 + at % 2, 9.25]}
+        for at in range(2 * len(names))
+    ]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    (folder / "coco.json").write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": categories})
     )
-    first, last = grown[10 * num]
-    print(
-        f"while {10 * num} files are packed: {first:.0f} MiB when a tenth is done, {last:.0f} MiB when all "
-        "are"
-    )
+    return folder / "coco.json"
+
+
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "flat": lambda folder: folder / "images",
+    "classes": class_folders,
+    "csv": table,
+    "json": json_list,
+    "coco": coco,
+}
 
 
 def child(src: str, dest: str) -> None:
     """Imports in this process; prints MiB of resident memory:
-    at its highest, after a tenth of packing, after all of it.
+    before, at its highest until packing begins, at its highest in all.
     """
-    from pretrain.data.packing import import_taking
-    from pretrain.data.packing.importing import ImportOptions, import_images
+    from pretrain.data.packing import importing
 
-    total, seen = len(os.listdir(src)), []
-    take = import_taking.Taking.take
+    base, listed = memory_now("VmHWM"), list[float]()
+    pack_all = importing.pack_all
 
-    def and_look(self: import_taking.Taking, *arguments: object) -> None:
-        take(self, *arguments)  # type: ignore[arg-type]
-        seen.append(memory_now("VmRSS") if len(seen) + 1 in (-(-total // 10), total) else 0.0)
+    def and_look(*arguments: Any, **options: Any) -> int:
+        listed.append(memory_now("VmHWM"))
+        return pack_all(*arguments, **options)
 
-    import_taking.Taking.take = and_look  # type: ignore[method-assign]
-    import_images(src, dest, ImportOptions(validation_fraction=0.5), show_progress=False)
-    print(memory_now("VmHWM"), seen[-(-total // 10) - 1], seen[total - 1])
+    importing.pack_all = and_look
+    options = importing.ImportOptions(validation_fraction=0.5, bytes_per_shard=2**20)
+    importing.import_images(src, dest, options, show_progress=False)
+    print(base, *listed, memory_now("VmHWM"))
 
 
 def memory_now(what: str) -> float:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.packing import import_journal
 from pretrain.data.packing.import_taking import Taking
 from pretrain.data.packing.importing import ImportOptions, import_images
 from pretrain.data.reading.manifest import load_manifest
@@ -169,6 +170,34 @@ def test_cut_off_in_a_store_and_continued(photos, undisturbed, tmp_path, monkeyp
     fs, path = storage.filesystem(dest)
     fs.get(path, str(tmp_path / "out"), recursive=True)
     assert content(tmp_path / "out") == undisturbed
+
+
+def test_parts_that_were_written_before_their_shard_was_whole_are_written_again(
+    photos, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(import_journal, "MAX_PART_BYTES", 200)  # of a few images
+    dest = tmp_path / "out"
+    options = ImportOptions(
+        validation_fraction=0.3, bytes_per_shard=2**20, drop_duplicates=True, rows_per_group=8
+    )
+    take, taken = Taking.take, []
+
+    def cut(taking, item, number, writer):
+        if len(taken) == 150:
+            raise KeyboardInterrupt
+        taken.append(number)
+        take(taking, item, number, writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Taking, "take", cut)
+        with pytest.raises(KeyboardInterrupt):
+            import_images(str(photos), str(dest), options, show_progress=False)
+    journal = json.loads((dest / ".unfinished" / "journal.json").read_text())
+    parts = list((dest / ".unfinished").glob("part-*.jsonl"))
+    num_known = sum(shards for _, shards in journal["reached"].values())
+    assert len(parts) > journal["parts"] > num_known > 1  # several a shard, and some of none
+    import_images(str(photos), str(dest), options, show_progress=False)
+    assert content(dest) == undisturbed
 
 
 def test_overwrite_continues_too_and_what_a_cut_left_uncounted_is_done_again(photos, undisturbed, tmp_path):

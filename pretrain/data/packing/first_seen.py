@@ -10,7 +10,7 @@ MAX_FULL = 0.6  # fraction of the slots; above it there are twice as many
 
 class FirstSeen:
     """Numbers by digest, of which the first 8 bytes are kept:
-    27 to 53 bytes an image, where a dictionary takes 190.
+    20 to 40 bytes an image, where a dictionary takes 190.
 
     Two of ten million different images begin alike with a probability of 3 in a million. A table with open
     addressing: a digest is looked for from the slot that it names on, up to the first that is empty.
@@ -26,7 +26,7 @@ class FirstSeen:
     def _make(self, num_slots: int) -> None:
         self._mask = num_slots - 1
         self._keys = array("Q", bytes(8 * num_slots))  # 0 is an empty slot
-        self._numbers = array("q", bytes(8 * num_slots))
+        self._numbers = array("i", bytes(4 * num_slots))
 
     def first(self, digest: bytes, number: int) -> int:
         """The number that this digest was first seen with; this one, where it is new."""

@@ -18,6 +18,7 @@ OWN_NAMES = re.compile(
     r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|_files\.jsonl|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
 )
 SPLITS = ("train", "validation", "test")
+MAX_PART_BYTES = 4 * 2**20
 MOVING_THREADS = 16  # a store moves a file by copying it
 
 
@@ -51,8 +52,8 @@ class Journal:
     _first: FirstSeen = field(
         default_factory=FirstSeen
     )  # digest of an image -> number of the first record with it
-    _unwritten: list[list[Any]] = field(default_factory=list)  # since the last whole shard
-    _num_parts: int = 0
+    _unwritten: bytearray = field(default_factory=bytearray)  # lines of the next part
+    _num_parts: int = 0  # that are written, of which `journal.json` counts those up to the last whole shard
 
     @property
     def folder(self) -> str:
@@ -118,24 +119,31 @@ class Journal:
         """Notes that the first `records` records of a split are done, in `shards` whole shards."""
         self._reached[split] = Reached(records, shards)
         self.state = state
-        if self._unwritten:
-            lines = [json.dumps(entry) + "\n" for entry in self._unwritten]
-            storage.write_bytes(self._part(self._num_parts), "".join(lines).encode())
-            self._unwritten, self._num_parts = [], self._num_parts + 1
+        self._write_part()
         self._write()
 
     def set_aside(self, path: str, reason: str) -> None:
         """Notes an image that is not packed, or something about one that is."""
         self.problems.append((path, reason))
-        self._unwritten.append(["problem", path, reason])
+        self._note("problem", path, reason)
 
     def first_with(self, digest: bytes, number: int) -> int | None:
         """The number of the first record with these bytes, or None, and then this one is the first."""
         first = self._first.first(digest, number)
         if first != number:
             return first
-        self._unwritten.append(["digest", digest.hex(), number])
+        self._note("digest", digest.hex(), number)
         return None
+
+    def _note(self, *entry: str | int) -> None:
+        self._unwritten += f"{json.dumps(entry)}\n".encode()
+        if len(self._unwritten) >= MAX_PART_BYTES:  # a shard of small images has millions of lines
+            self._write_part()
+
+    def _write_part(self) -> None:
+        if self._unwritten:
+            storage.write_bytes(self._part(self._num_parts), bytes(self._unwritten))
+            self._unwritten, self._num_parts = bytearray(), self._num_parts + 1
 
     def publish(self, splits: list[str]) -> None:
         """Moves the shards to where they belong; one that was moved before a cut is there already."""

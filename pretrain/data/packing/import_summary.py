@@ -15,7 +15,7 @@ from cluster.secrets import masked
 from pretrain.data.packing.import_taking import LEAK, Taking, Tally
 from pretrain.data.packing.ledger import as_table, make_ledger
 from pretrain.data.packing.preparing import ASSUMED, FEW_BITS, FRAMES, OUTSIDE, RESIZED, TURNED
-from pretrain.data.packing.sources import Listing, Record
+from pretrain.data.packing.sources import Listing, Records
 from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
 
 QUARANTINE = "_quarantine.jsonl"
@@ -29,11 +29,6 @@ NOTED = (
     FRAMES,
     LEAK,
 )  # facts that are said, besides standing in the ledger
-
-
-def is_known(column: str, records: Sequence[Record]) -> bool:
-    """Whether the source says such things of any image."""
-    return any(getattr(record, column) is not None for record in records)
 
 
 def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
@@ -59,7 +54,7 @@ def summary_of(
     """
     records, tally = taking.records, taking.tally
     ledger = make_ledger(listing, taking.files, tally)
-    with_classes = is_known("label", records) or is_known("labels", records)
+    with_classes = records.knows("label") or records.knows("labels")
     total: Counter[str] = Counter()
     for labels in tally.counts.values():
         total.update({label: num for label, num in labels.items() if label})
@@ -67,9 +62,7 @@ def summary_of(
     notes = list(listing.notes)
     if VALIDATION in sides and (unseen := sorted(sides[VALIDATION] - sides.get(TRAIN, set()))):
         notes.append(f"classes in validation that train does not have: {', '.join(unseen)}")
-    if with_classes and (
-        gone := sorted({record.label for record in records if record.label} - set().union(*sides.values()))
-    ):
+    if with_classes and (gone := sorted(records.labels() - {""} - set().union(*sides.values()))):
         notes.append(f"classes without a single readable image: {', '.join(gone)}")
     notes += [
         f"{tally.facts[fact]} x {fact} (first: {tally.examples[fact]})"
@@ -86,8 +79,8 @@ def summary_of(
         "images": tally.images,
         "bytes": tally.bytes_after,
         "classes": dict(sorted(total.items())) if with_classes else None,
-        "boxes": tally.boxes if is_known("objects", records) else None,
-        "captions": tally.captions if is_known("captions", records) else None,
+        "boxes": tally.boxes if records.knows("objects") else None,
+        "captions": tally.captions if records.knows("captions") else None,
         "kind": listing.kind,
         "recognised_as": masked(listing.told),
         "quarantined": len(problems),
@@ -103,7 +96,7 @@ def summary_of(
     }
 
 
-def _too_many(tally: Tally, records: Sequence[Record], listing: Listing, max_fraction: float) -> str | None:
+def _too_many(tally: Tally, records: Records, listing: Listing, max_fraction: float) -> str | None:
     """What to do where too large a fraction of the images or annotations was set aside;
     None where it was not.
     """

@@ -4,7 +4,6 @@ what their numbers mean, and on which side of EXIF they lie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,14 +11,14 @@ import numpy as np
 from cluster.errors import UserError
 from pretrain.data.images.decode import BadImage, image_frame
 from pretrain.data.images.geometry import BoxCheck, Frame, Size, customs
-from pretrain.data.packing.sources import Record
+from pretrain.data.packing.sources import Record, Records
 from pretrain.data.packing.sources.parallel import in_order
 
 SAMPLE = 256  # images; in the order of packing, which is mixed
 
 
 def look_at_boxes(
-    records: Sequence[Record],
+    records: Records,
     src: str,
     *,
     num_threads: int,
@@ -39,7 +38,9 @@ def look_at_boxes(
     Raises UserError where nearly all boxes are fractions of the sides, or corners in place of sizes.
     """
     with_boxes = (
-        record for record in records if record.objects and record.objects.bbox and record.problem is None
+        record
+        for record in (records if records.knows("objects") else ())
+        if record.objects and record.objects.bbox and record.problem is None
     )
     sample = list(islice((record for record in with_boxes if not record.relative_boxes), SAMPLE))
     if not sample:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +9,8 @@ from pretrain.data.packing.import_journal import Journal
 from pretrain.data.packing.ledger import ASIDE, DUPLICATE, PACKED, Files
 from pretrain.data.packing.packing import ShardWriter
 from pretrain.data.packing.preparing import Prepared
-from pretrain.data.packing.sources import Record
+from pretrain.data.packing.sources import Record, Records
+from pretrain.data.packing.sources.record_list import FewWords
 
 LEAK = "image of one split with the bytes of one of another"
 ROW_FIELDS = ("label", "labels", "objects", "captions")
@@ -51,8 +51,8 @@ class Taking:
         drop_duplicates: of images with equal bytes only the first is packed.
     """
 
-    records: Sequence[Record]
-    sides: Sequence[str]
+    records: Records
+    sides: FewWords
     files: Files
     tally: Tally
     journal: Journal

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster import storage
@@ -28,7 +29,6 @@ from pretrain.data.packing.import_journal import Journal
 from pretrain.data.packing.import_summary import (
     QUARANTINE,
     describe_import,
-    is_known,
     summary_of,
     write_quarantine,
 )
@@ -43,8 +43,9 @@ from pretrain.data.packing.packing import (
     schema_of,
 )
 from pretrain.data.packing.preparing import Prepared, as_jpeg, prepare
-from pretrain.data.packing.sources import KINDS, Listing, Record, list_records
+from pretrain.data.packing.sources import KINDS, Listing, Record, Records, list_records
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
+from pretrain.data.packing.sources.record_list import FewWords
 
 __all__ = ["ImportOptions", "describe_import", "import_images"]
 
@@ -144,9 +145,9 @@ def import_images(
         raise UserError(f"--max-set-aside is a fraction from 0 to 1, not {max_set_aside}")
     src, dest = (src if ":" in src else storage.absolute(src)), storage.absolute(dest)
     listing = list_records(src, kind=kind, leave_out=dest, **source_options)
-    records, sides, splits = arranged(listing, options)
     files = files_of(listing)
-    listing.tree = None  # of millions of files the listing takes more memory than all the rest
+    listing.records, sides, splits = arranged(listing, options)
+    records = listing.records
     num_threads = workers or num_threads_for(records)
     on_stored = surveyed(listing, records, src, num_threads, source_options.get("boxes"))
     journal = Journal.open(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
@@ -188,7 +189,7 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
     returns the number of shards of them all.
     """
     records, journal = taking.records, taking.journal
-    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if is_known(name, records)})
+    schema = schema_of(**{name: kind for name, kind in COLUMNS.items() if records.knows(name)})
     preparing = {
         "on_stored": on_stored,
         "same_stem": _of_same_stem(records) if options.short_side else frozenset(),
@@ -196,7 +197,7 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:
         for split in splits:
-            numbers = array("q", (number for number, side in enumerate(taking.sides) if side == split))
+            numbers = taking.sides.numbers_of(split)
             reached = journal.reached_of(split)
             progress.start_at(reached.records_done)
             with ShardWriter(
@@ -207,7 +208,7 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
                 bytes_per_shard=options.bytes_per_shard,
                 first_shard=reached.shards_done,
             ) as writer:
-                todo = numbers[reached.records_done :]
+                todo = array("i", numbers[reached.records_done :].tobytes())
                 prepared = prepare_all(
                     (records[number] for number in todo), options, num_threads, **preparing
                 )
@@ -224,7 +225,7 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
     return num_shards
 
 
-def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], list[str], list[str]]:
+def arranged(listing: Listing, options: ImportOptions) -> tuple[Records, FewWords, list[str]]:
     """The records in the order of packing, the split of each,
     and all splits ("" alone when nothing is split off).
 
@@ -233,16 +234,20 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
     # Class folders come one class after the other. A reader shuffles whole row groups and then rows in a
     # window, so a group of one class would give batches of few classes; mixed here, every group is a sample
     # of all. Only paths are shuffled.
-    records = sorted(listing.records, key=lambda record: _hash("order", str(options.seed), record.path)[:8])
-    own = {record.split for record in records if record.split is not None}
+    seed, num = str(options.seed), len(listing.records)
+    keys = np.fromiter((_number("order", seed, path) for path in listing.records.paths()), np.uint64, num)
+    records = listing.records.taken(np.argsort(keys, kind="stable"))
+    own = records.num_of_split()
     fraction = options.validation_fraction
     if fraction and SPLITS[1] in own:
         listing.notes.append(
             f"--validation {fraction} is not used: the source has a validation split of its own"
         )
         fraction = 0.0
-    sides = [_side_of(record, fraction) for record in records]
-    splits = sorted(set(sides))
+    sides = FewWords(
+        _side_of(records.split(number), path, fraction) for number, path in enumerate(records.paths())
+    )
+    splits = sorted(sides.words)
     if missing := {split for split in SPLITS if fraction > 0} - set(splits):
         raise UserError(
             f"--validation {options.validation_fraction} of {len(records)} images leaves none for "
@@ -252,7 +257,7 @@ def arranged(listing: Listing, options: ImportOptions) -> tuple[list[Record], li
 
 
 def surveyed(
-    listing: Listing, records: Sequence[Record], src: str, num_threads: int, boxes: str | None
+    listing: Listing, records: Records, src: str, num_threads: int, boxes: str | None
 ) -> bool | None:
     """`look_at_boxes` of a source, where the user has not said what the numbers of boxes mean."""
     option = "--boxes" if "boxes" in KINDS[listing.kind][1] else None
@@ -260,7 +265,7 @@ def surveyed(
 
 
 def journal_options(
-    src: str, records: Sequence[Record], options: ImportOptions, on_stored: bool | None
+    src: str, records: Records, options: ImportOptions, on_stored: bool | None
 ) -> dict[str, Any]:
     """What must be the same for an import to continue."""
     stored = asdict(options)
@@ -270,11 +275,14 @@ def journal_options(
     return {**stored, "source": masked(src), "records": _fingerprint(records), "boxes_on_stored": on_stored}
 
 
-def _of_same_stem(records: Sequence[Record]) -> frozenset[str]:
+def _of_same_stem(records: Records) -> frozenset[str]:
     """Paths that end in something else than .jpg and would be those of another image if they did."""
-    taken = Counter(as_jpeg(record.path, ()) for record in records)
-    clashing = {record.path for record in records if taken[as_jpeg(record.path, ())] > 1}
-    return frozenset(path for path in clashing if not path.endswith(".jpg"))
+    hashes = np.fromiter((hash(as_jpeg(path, ())) for path in records.paths()), np.int64, len(records))
+    hashes.sort()
+    often = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    alike = [path for path in records.paths() if hash(as_jpeg(path, ())) in often] if often else []
+    taken = Counter(as_jpeg(path, ()) for path in alike)
+    return frozenset(path for path in alike if taken[as_jpeg(path, ())] > 1 and not path.endswith(".jpg"))
 
 
 def prepare_all(
@@ -304,11 +312,13 @@ def prepare_all(
         yield item
 
 
-def _hash(*words: str) -> bytes:
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
+def _number(*words: str) -> int:
+    """A number below 2**64 that looks random."""
+    digest = hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
-def _fingerprint(records: Sequence[Record]) -> str:
+def _fingerprint(records: Records) -> str:
     """Changes with any image's path or what is known of it,
     so that a journal is not continued on other data.
     """
@@ -321,13 +331,13 @@ def _fingerprint(records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _side_of(record: Record, validation_fraction: float) -> str:
+def _side_of(split: str | None, path: str, validation_fraction: float) -> str:
     """The source's split, else `train` or `validation` by the hash of the path;
     an empty text when nothing is split off.
     """
-    if validation_fraction == 0 or record.split not in (None, SPLITS[0]):
-        return record.split or ""
-    return SPLITS[int.from_bytes(_hash("split", record.path)[:8], "big") < validation_fraction * 2**64]
+    if validation_fraction == 0 or split not in (None, SPLITS[0]):
+        return split or ""
+    return SPLITS[_number("split", path) < validation_fraction * 2**64]
 
 
 def num_threads_for(records: Sequence[Record]) -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cluster.secrets import masked
 from pretrain.data.packing.sources import Listing, Tree
+from pretrain.data.packing.sources.file_table import FileTable
 from pretrain.data.packing.sources.tree import HIDDEN, OTHER_IMAGES
 
 if TYPE_CHECKING:
@@ -87,39 +88,38 @@ class Files:
         num_images: those that are images to pack.
         left: (path, fate) of each of the others.
         empty_folders: without any file in or below them.
-        some, are_here: URLs of images to pack; all others, or these alone, lie in the source.
+        listed: those that were listed with the source.
+        first: path of an image of the source.
     """
 
     num_images: int
     left: list[tuple[str, str]]
     empty_folders: list[str]
-    some: frozenset[str]
-    are_here: bool
+    listed: FileTable
+    first: str
 
     def holds(self, url: str) -> bool:
         """Whether the file of an image to pack was listed with the source."""
-        return (url in self.some) == self.are_here
+        return self.listed.number_of_url(url) >= 0
 
 
 def files_of(listing: Listing) -> Files:
     """The files of a listing by what they are for."""
     account, tree = listing.account, listing.tree
+    first = listing.records[0].path
     if tree is None or listing.kind == "tar":  # the members of tars are images, not the files
-        left = [] if tree is None else list(_fates(listing, tree, set()))
+        left = [] if tree is None else list(_fates(listing, tree, bytearray(len(tree.files))))
         known = {path for path, _ in left}
         left += [(path, READ) for path in sorted(account.read - known)]
-        return Files(0, left, tree.empty_folders if tree else [], frozenset(), are_here=True)
-    urls = {record.url for record in listing.records}
-    here = {file.url for file in tree.files.values() if file.url in urls}
-    few_here = len(here) * 2 <= len(urls)
-    some = frozenset(here if few_here else urls - here)
-    return Files(len(here), list(_fates(listing, tree, urls)), tree.empty_folders, some, few_here)
+        return Files(0, left, tree.empty_folders if tree else [], FileTable(), first)
+    used = listing.records.files_used()
+    left = list(_fates(listing, tree, used))
+    return Files(used.count(1), left, tree.empty_folders, tree.files, first)
 
 
 def make_ledger(listing: Listing, files: Files, tally: Tally) -> Ledger:
     """The ledger of an import: listing and files of the source, and what became of its records."""
     ledger, account, examples = Ledger(), listing.account, tally.examples
-    first = listing.records[0].path if listing.records else ""
     here = {
         PACKED: files.num_images - tally.aside_here - tally.left_out_here,
         ASIDE: tally.aside_here,
@@ -127,10 +127,10 @@ def make_ledger(listing: Listing, files: Files, tally: Tally) -> Ledger:
     }
     everywhere = {PACKED: tally.images, ASIDE: tally.aside, DUPLICATE: tally.duplicates + tally.leaks}
     for kind, num in here.items():
-        ledger.add(f"image {kind}", examples.get(kind, first), num)
+        ledger.add(f"image {kind}", examples.get(kind, files.first), num)
     for kind, num in everywhere.items():
         where = "sample of a tar" if listing.kind == "tar" else "image elsewhere"
-        ledger.add(f"{where} {kind}", examples.get(kind, first), num - here[kind], is_file=False)
+        ledger.add(f"{where} {kind}", examples.get(kind, files.first), num - here[kind], is_file=False)
     endings = Counter(posixpath.splitext(path)[1].lower() for path, fate in files.left if fate == READ)
     named = {ending for ending, _ in endings.most_common(MAX_ENDINGS)}
     for path, fate in files.left:
@@ -155,19 +155,21 @@ def make_ledger(listing: Listing, files: Files, tally: Tally) -> Ledger:
     return ledger
 
 
-def _fates(listing: Listing, tree: Tree, urls: Container[str]) -> Iterator[tuple[str, str]]:
-    """(path, fate) of each file that is no image of a record."""
+def _fates(listing: Listing, tree: Tree, used: bytearray) -> Iterator[tuple[str, str]]:
+    """(path, fate) of each file that is no image of a record.
+    `used`: of each file of the tree, by number, whether it is one.
+    """
     account = listing.account
     for path in sorted(account.read - tree.files.keys()):
         yield path, READ
-    for path, file in tree.files.items():
+    for number, path in enumerate(tree.files):
         if path in account.read:
             yield path, READ
-        elif file.url in urls:
+        elif used[number]:
             continue
         elif path in account.left:
             yield path, account.left[path]
-        elif path in tree.images:
+        elif tree.is_image[number]:
             yield path, account.unlisted
         else:
             ending = posixpath.splitext(path)[1].lower()

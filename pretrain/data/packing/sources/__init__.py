@@ -6,7 +6,6 @@ evidence in `recognising`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,13 @@ from pretrain.data.packing.sources.coco import coco_records
 from pretrain.data.packing.sources.cvat import cvat_records
 from pretrain.data.packing.sources.evidence import json_kind
 from pretrain.data.packing.sources.folders import check_folder, folder_records
+from pretrain.data.packing.sources.image_record import Objects, Record, as_text
 from pretrain.data.packing.sources.labelme import labelme_records
 from pretrain.data.packing.sources.recognising import recognised
-from pretrain.data.packing.sources.records import BOX_MEANINGS, Account, Listing, Objects, Record, as_text
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import BOX_MEANINGS, Account, Listing
 from pretrain.data.packing.sources.sidecars import sidecar_records
-from pretrain.data.packing.sources.splits import SPLITS, layout_of, split_named
+from pretrain.data.packing.sources.splits import SPLITS, TRAIN, layout_of, split_named
 from pretrain.data.packing.sources.table_roles import Columns
 from pretrain.data.packing.sources.tables import table_records
 from pretrain.data.packing.sources.tars import tar_records
@@ -31,7 +32,18 @@ from pretrain.data.packing.sources.tree import Tree, read_tree
 from pretrain.data.packing.sources.voc import voc_records
 from pretrain.data.packing.sources.yolo import yolo_records
 
-__all__ = ["KINDS", "Account", "Columns", "Listing", "Objects", "Record", "Tree", "kind_of", "list_records"]
+__all__ = [
+    "KINDS",
+    "Account",
+    "Columns",
+    "Listing",
+    "Objects",
+    "Record",
+    "Records",
+    "Tree",
+    "kind_of",
+    "list_records",
+]
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".gz", ".7z", ".rar")
 
@@ -117,23 +129,26 @@ def list_records(src: str, *, kind: str = "auto", **options: Any) -> Listing:
             "source"
         )
     given = {**options, "tree": tree}
-    found = function(src, **{key: given[key] for key in given if key in known and given[key] is not None})
-    listing = found if isinstance(found, Listing) else Listing(found)
+    listing: Listing = function(
+        src, **{key: given[key] for key in given if key in known and given[key] is not None}
+    )
     listing.tree = listing.tree or tree
     listing.kind = kind
     if why and kind != "folder":
         listing.told += f"; recognised by {why}"
-    if not any(record.problem is None for record in listing.records):
-        reasons = listing.problems or [(record.path, record.problem or "") for record in listing.records[:1]]
+    records = listing.records
+    if records.all_have_problems():
+        reasons = listing.problems or [(record.path, record.problem or "") for record in records[:1]]
         first = f" (first: {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
         raise UserError(f"{src}: not one image can be used as a {kind} source{first}")
-    listing.records = list(map(as_text, listing.records))
-    if kind in SPLITS_BY_FOLDER and not any(record.split for record in listing.records):
-        layout = layout_of(record.path for record in listing.records)
+    for number, record in enumerate(records):
+        if (written := as_text(record)) is not record:
+            records[number] = written
+    if kind in SPLITS_BY_FOLDER and set(records.num_of_split()) == {None}:
+        layout = layout_of(records.paths())
         if layout.level is not None:
-            listing.records = [
-                replace(record, split=layout.split_of(record.path)) for record in listing.records
-            ]
+            for number, path in enumerate(records.paths()):
+                records.put_split(number, layout.split_of(path))
     if tree is not None and kind in ("folder", *SPLITS_BY_FOLDER) and split is None:
         _check_others(src, tree, listing)
     _choose_split(listing, split, src)
@@ -172,7 +187,7 @@ def _takers(option: str) -> str:
 
 def _check_others(src: str, tree: Tree, listing: Listing) -> None:
     """Raises UserError where folders of splits lie beside others of images: a split or a class?"""
-    layout = layout_of(record.path for record in listing.records)
+    layout = layout_of(listing.records.paths())
     if layout.others and layout.names:
         named = ", ".join(sorted(layout.names))
         raise UserError(
@@ -184,7 +199,8 @@ def _check_others(src: str, tree: Tree, listing: Listing) -> None:
 
 def _choose_split(listing: Listing, split: str | None, src: str) -> None:
     """Leaves the images of one split, or forgets the splits; says which splits there are otherwise."""
-    num_of = Counter(record.split for record in listing.records)
+    records = listing.records
+    num_of = records.num_of_split()
     if set(num_of) == {None}:
         if split not in (None, "none"):
             raise UserError(
@@ -194,48 +210,42 @@ def _choose_split(listing: Listing, split: str | None, src: str) -> None:
     told = ", ".join(f"{name} {num_of[name]}" for name in SPLITS if num_of[name])
     if split == "none":
         listing.notes.append(f"the splits of the source are ignored: {told}")
-        listing.records = [replace(record, split=None) for record in listing.records]
+        records.forget_splits()
         return
     if split is not None:
         if not num_of[split]:
             raise UserError(f"--split {split}: {src} has {told}")
-        others = [record for record in listing.records if record.split != split]
-        listing.records = [
-            replace(record, split=None) for record in listing.records if record.split == split
-        ]
-        if others:
-            listing.notes.append(
-                f"{len(others)} images of other splits are left out (the source has {told})"
-            )
+        listing.records = records.taken(records.of_split(split))
+        listing.records.forget_splits()
+        if num_others := len(records) - len(listing.records):
+            listing.notes.append(f"{num_others} images of other splits are left out (the source has {told})")
             listing.account.unlisted = "image of another split, or that no annotation names"
         return
     if num_of[None]:
-        outside = next(record.path for record in listing.records if record.split is None)
+        outside = records.of_split(None).tolist()
         listing.notes.append(
-            f"{num_of[None]} images belong to no split of the source and go to train (first: {outside})"
+            f"{num_of[None]} images belong to no split of the source and go to train (first: "
+            f"{records[outside[0]].path})"
         )
-        listing.records = [replace(record, split=record.split or "train") for record in listing.records]
+        for number in outside:
+            records.put_split(number, TRAIN)
     listing.notes.append(f"splits of the source: {told}")
 
 
 def _one_kind_of_labels(listing: Listing) -> None:
     """Makes lists of all labels where some images have one class and others a list of them."""
     records = listing.records
-    mixed = any(record.labels is not None for record in records) and any(
-        record.label is not None for record in records
-    )
-    if not mixed or any(record.labels is not None and record.label is not None for record in records):
+    if not (records.knows("label") and records.knows("labels")) or records.knows_both_labels():
         return
     listing.notes.append("some images have one label and others a list; all are read as lists")
-    listing.records = [
-        record if record.label is None else replace(record, label=None, labels=(record.label,))
-        for record in records
-    ]
+    for number, record in enumerate(records):
+        if record.label is not None:
+            records[number] = replace(record, label=None, labels=(record.label,))
 
 
 def _note_flat_boxes(listing: Listing) -> None:
     num_flat, first_flat = 0, ""
-    for record in listing.records:
+    for record in listing.records if listing.records.knows("objects") else ():
         for x, y, width, height in record.objects.bbox if record.objects else ():
             if not (width > 0 and height > 0):
                 num_flat += 1

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.data.packing.sources.records import Objects, as_sizes, numbers
+from pretrain.data.packing.sources.image_record import Objects
+from pretrain.data.packing.sources.records import as_sizes, numbers
 from pretrain.data.packing.sources.rows import Rows
 from pretrain.data.packing.sources.texts import is_nothing, label_of
 from pretrain.data.packing.sources.tree import Tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,9 @@ from cluster.errors import UserError
 from pretrain.data.packing.sources.coco_content import Content, ImageSaid, frame_of, name_of
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder, Found
-from pretrain.data.packing.sources.records import (
-    Listing,
-    Objects,
-    Record,
-    unique,
-)
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Distinct, Records
+from pretrain.data.packing.sources.records import Listing, unique
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.texts import id_key, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
@@ -78,7 +76,7 @@ def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | No
         finder = Finder(tree)
     else:
         finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
-    listing = Listing([], told=f"COCO json {src}, with the images in {folder}", tree=tree)
+    listing = Listing(Records(tree.files), told=f"COCO json {src}, with the images in {folder}", tree=tree)
     listing.account.read.add(name)
     _records(content, finder, listing, split=None, by_path=False)
     _finish(listing, [content], finder, src)
@@ -101,45 +99,45 @@ def _named_part(folder: str, names: Sequence[str]) -> Tree:
 def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, boxes: str | None) -> Listing:
     """The images of several files: one for each split, or that say other things of the same images."""
     layout = layout_of(tree.images)
-    listing = Listing([], told=f"COCO: {shown(files)}", tree=tree)
+    listing = Listing(Records(tree.files), told=f"COCO: {shown(files)}", tree=tree)
     kept = [path for path in files if not posixpath.basename(path).startswith(BESIDES)] or list(files)
     for path in files:
         if path not in kept:
             listing.account.left[path] = f"COCO json of another task; {shown(kept, 2)} are read"
     finder = Finder(tree, outside=(images,) if images else ())
     contents = []
-    found: dict[tuple[str | None, str], Record] = {}
-    with_boxes: dict[str, str] = {}
-    for path in kept:
+    found = Distinct(listing.records, lambda record: f"{record.split or ''} {record.path}")
+    boxes_of = array("i")  # of each record the number of the file that its boxes are from, -1 for none
+    for index, path in enumerate(kept):
         content = Content(storage.join(src, path), boxes)
         contents.append(content)
         split = layout.split_of(path) or split_in_name(path)
-        part = Listing([])
+        part = Listing(Records(tree.files))
         finder.bases = tuple(dict.fromkeys([*_usual_folders(path), posixpath.dirname(path), ""]))
         _records(content, finder, part, split=split, by_path=True)
         listing.account.read.add(path)
         listing.problems += part.problems
         listing.account.annotations += part.account.annotations
         for record in part.records:
-            earlier = found.get((split, record.path))
-            if earlier is None:
-                found[split, record.path] = record
-            elif earlier.objects is None or record.objects is None:
-                found[split, record.path] = replace(
-                    earlier,
-                    objects=earlier.objects or record.objects,
-                    captions=earlier.captions or record.captions,
-                    frame=earlier.frame or record.frame,
-                    problem=earlier.problem or record.problem,
-                )
-            else:
+            number = found.add(record)
+            if number is None:
+                boxes_of.append(index if record.objects is not None else -1)
+                continue
+            earlier = found.records[number]
+            if earlier.objects is not None and record.objects is not None:
                 raise UserError(
-                    f"{src}: {with_boxes[record.path]} and {path} both have boxes of {record.path}; give "
+                    f"{src}: {kept[boxes_of[number]]} and {path} both have boxes of {record.path}; give "
                     "the one you mean"
                 )
+            found.records[number] = replace(
+                earlier,
+                objects=earlier.objects or record.objects,
+                captions=earlier.captions or record.captions,
+                frame=earlier.frame or record.frame,
+                problem=earlier.problem or record.problem,
+            )
             if record.objects is not None:
-                with_boxes[record.path] = path
-    listing.records = list(found.values())
+                boxes_of[number] = index
     _finish(listing, contents, finder, src)
     return listing
 
@@ -163,8 +161,8 @@ def _records(
     src = content.src
     with_boxes = bool(content.categories or content.has_boxes)
     listing.problems += content.problems
-    listing.account.annotations += len(content.annotations)
-    merged: dict[str, Record] = {}
+    listing.account.annotations += content.num_annotations
+    merged = Distinct(listing.records, lambda record: record.url)
     for index, entry in enumerate(content.images):
         name = name_of(entry) if isinstance(entry, dict) else ""
         if not name:
@@ -191,13 +189,11 @@ def _records(
             split=split,
             problem=_problem(said),
         )
-        earlier = merged.get(record.url)
-        merged[record.url] = record if earlier is None else _joined(earlier, record)
-        if earlier is not None:
+        if (number := merged.add(record)) is not None:
+            merged.records[number] = _joined(merged.records[number], record)
             listing.account.count(
                 "entry of an image that is listed above; joined with it", f"{src}: images[{index}]"
             )
-    listing.records += merged.values()
 
 
 def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:

@@ -33,9 +33,10 @@ class Content:
             raise UserError(f"{src} is not a COCO json: it has no list `images`")
         self.images: list[Any] = tree["images"]
         self.categories, self.notes = _categories(src, tree)
-        self.annotations = tree.get("annotations") or []
-        if not isinstance(self.annotations, list):
-            raise UserError(f"{src}: `annotations` must be a list, not {type(self.annotations).__name__}")
+        annotations = tree.get("annotations") or []
+        if not isinstance(annotations, list):
+            raise UserError(f"{src}: `annotations` must be a list, not {type(annotations).__name__}")
+        self.num_annotations = len(annotations)
         ids = Counter(id_key(image.get("id")) for image in self.images if isinstance(image, dict))
         files = Counter(
             (id_key(image.get("id")), name_of(image)) for image in self.images if isinstance(image, dict)
@@ -53,9 +54,9 @@ class Content:
         self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
         self.has_captions = self.has_boxes = False
         self.problems: list[tuple[str, str]] = []
-        for index, annotation in enumerate(self.annotations):
+        for index, annotation in enumerate(annotations):
             self._take(f"{src}: annotations[{index}]", annotation, ids)
-        self.ids = ids
+            annotations[index] = None  # its polygons may take more memory than all else
 
     def names(self) -> list[str]:
         """The file names that stand in it."""

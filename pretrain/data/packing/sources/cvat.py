@@ -16,7 +16,9 @@ from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder
-from pretrain.data.packing.sources.records import Listing, Objects, Record, around, numbers, unique
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing, around, numbers, unique
 from pretrain.data.packing.sources.splits import split_named
 from pretrain.data.packing.sources.texts import clean, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
@@ -46,7 +48,7 @@ def cvat_records(
     files = [name] if name else Evidence(tree).xml_files("cvat")
     if not files:
         raise UserError(f"no .xml file in {src} has <annotations> as its root, as CVAT's has")
-    listing = Listing([], told=f"CVAT: {shown(files)}", tree=tree)
+    listing = Listing(Records(tree.files), told=f"CVAT: {shown(files)}", tree=tree)
     finder = Finder(tree, outside=(images,) if images else ())
     for path in files:
         finder.bases = tuple(

@@ -99,7 +99,7 @@ class Evidence:
             return found
         for image in self.tree.images:
             for candidate in label_paths(image):
-                if (path := self.tree.lower.get(f"{candidate}.txt".lower())) and posixpath.basename(
+                if (path := self.tree.lower.last(f"{candidate}.txt".lower())) and posixpath.basename(
                     path
                 ) not in NAME_FILES:
                     found.setdefault(path, image)
@@ -122,7 +122,7 @@ class Evidence:
         """Files with the class names of YOLO, the nearest to the root first."""
         found = [
             path
-            for path in self.tree.files
+            for path in self.tree.others()
             if posixpath.basename(path) in NAME_FILES or path.endswith(".names")
         ]
         yamls = [path for path in self.tree.with_suffix(".yaml", ".yml") if self._has_names(path)]
@@ -159,7 +159,7 @@ class Evidence:
         """The image that a file of the same folder and stem stands for."""
         folder, name = posixpath.split(path)
         for stem in dict.fromkeys((name.partition(".")[0], stem_of(name))):
-            for image in self.tree.by_stem.get(stem, ()):
+            for image in self.tree.by_stem.get(stem):
                 if posixpath.dirname(image) == folder:
                     return image
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,7 @@ class Finder:
         by_other: how many were found without their ending, or in other letters (A.JPG for a.jpg).
         places: for all names with the same `bases`, how many were relative to which folder (None: found by
             their ends).
-        unusual: (bases, folder, URL, path) of those that were not relative to the likeliest folder.
+        unusual: (bases, folder) -> numbers of the files that were not relative to the likeliest folder.
     """
 
     tree: Tree
@@ -71,7 +72,7 @@ class Finder:
     backslashes: list[str] = field(default_factory=list)
     by_other: list[str] = field(default_factory=list)
     places: dict[tuple[str, ...], Counter[str | None]] = field(default_factory=dict)
-    unusual: list[tuple[tuple[str, ...], str | None, str, str]] = field(default_factory=list)
+    unusual: dict[tuple[tuple[str, ...], str | None], array[int]] = field(default_factory=dict)
 
     def find(self, name: Any, what: str = "the path", *, under: str = "") -> Found:
         """The image of this name; one that is not there is given the path where it should be.
@@ -111,7 +112,8 @@ class Finder:
         if found.path is not None:
             self.places.setdefault(self.bases, Counter())[found.base] += 1
             if found.base != (self.bases[0] if self.bases else ""):
-                self.unusual.append((self.bases, found.base, found.url, found.path))
+                numbers = self.unusual.setdefault((self.bases, found.base), array("i"))
+                numbers.append(self.tree.files.number(found.path))
         return found
 
     def finish(self, listing: Listing) -> None:
@@ -122,10 +124,11 @@ class Finder:
         taken for one with the same name somewhere else.
         """
         wrong: dict[str, str] = {}
-        for bases, base, url, path in self.unusual:
+        files = self.tree.files
+        for (bases, base), numbers in self.unusual.items():
             usual = max(self.places[bases].items(), key=lambda one: (one[1], one[0] is not None))[0]
             if usual is not None and base != usual:
-                wrong[url] = path
+                wrong.update((files.url(number), files.path(number)) for number in numbers)
         set_aside_elsewhere(listing, wrong)
         listing.notes += self._notes()
 
@@ -189,16 +192,17 @@ class Finder:
             return None
         for base in (under, *self.bases) if under else self.bases:
             path = posixpath.normpath(posixpath.join(base, name))
-            if (found := self.tree.lower.get(path.lower())) in self.tree.images:
+            found = self.tree.lower.last(path.lower())
+            if found is not None and found in self.tree.images:
                 return found, base
             endings = [path + ending for ending in IMAGE_SUFFIXES]
             here = [
-                known for ending in endings if (known := self.tree.lower.get(ending.lower())) is not None
+                known for ending in endings if (known := self.tree.lower.last(ending.lower())) is not None
             ]
             if len(here) == 1 and here[0].startswith(path):
                 return here[0], base
         if "/" not in name and not name.lower().endswith(IMAGE_SUFFIXES):
-            found_by_stem = self.tree.by_stem.get(name, [])
+            found_by_stem = self.tree.by_stem.get(name)
             return (found_by_stem[0], None) if len(found_by_stem) == 1 else None
         return None
 
@@ -207,9 +211,9 @@ class Finder:
         parts = [part for part in name.split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
-        alike = self.tree.by_name.get(parts[-1].lower(), [])
+        alike = self.tree.by_name.get(parts[-1].lower())
         if not alike and not parts[-1].lower().endswith(IMAGE_SUFFIXES):
-            alike = self.tree.by_stem.get(stem_of(parts[-1]), []) if stem_of(parts[-1]) == parts[-1] else []
+            alike = self.tree.by_stem.get(stem_of(parts[-1])) if stem_of(parts[-1]) == parts[-1] else []
             parts[-1] = posixpath.basename(alike[0]) if len(alike) == 1 else parts[-1]
         for start in range(len(parts)):
             end = "/".join(parts[start:]).lower()

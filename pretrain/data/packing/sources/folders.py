@@ -7,7 +7,9 @@ from collections import Counter
 
 from cluster import storage
 from cluster.errors import UserError, choose
-from pretrain.data.packing.sources.records import Listing, Record
+from pretrain.data.packing.sources.image_record import Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing
 from pretrain.data.packing.sources.splits import layout_of
 from pretrain.data.packing.sources.texts import clean, shown
 from pretrain.data.packing.sources.tree import OTHER_IMAGES, Tree, read_tree
@@ -37,40 +39,44 @@ def folder_records(
     if tree is None:
         check_folder(src)
         tree = read_tree(src, leave_out=leave_out)
-    paths = list(tree.images)
-    if not paths:
+    if not tree.images:
         raise UserError(why_no_images(src, tree))
-    layout = layout_of(paths)
-    start = 0 if layout.level is None else layout.level + 1
-    inner = {path: "/".join(path.split("/")[start:]) for path in paths}
-    listing = Listing([], told="folder of images", tree=tree)
+    listing = Listing(Records(tree.files), told="folder of images", tree=tree)
     account = listing.account
-    if layout.level is not None:
-        for path in paths:
-            if layout.split_of(path) is None and path.count("/") < start:
-                account.left[path] = "image outside the folders of the splits"
-    kept = [path for path in paths if path not in account.left]
-    outside = [path for path in kept if "/" not in inner[path]]
-    with_classes = labels == "folders" or (labels == "auto" and _are_classes(kept, inner, len(outside)))
-    if with_classes and outside and labels == "folders":
+    layout = layout_of(tree.images)
+    start = 0 if layout.level is None else layout.level + 1
+    folders: Counter[str] = Counter()  # below those of the splits -> images
+    first_outside = ""
+    for path in tree.images:
+        folder = "/".join(path.split("/")[start:-1])
+        folders[folder] += 1
+        if layout.level is not None and layout.split_of(path) is None and path.count("/") < start:
+            account.left[path] = "image outside the folders of the splits"
+        elif not folder:
+            first_outside = first_outside or path
+    num_outside = folders[""] - len(account.left)
+    with_classes = labels == "folders" or (labels == "auto" and _are_classes(folders, num_outside))
+    if with_classes and num_outside and labels == "folders":
         raise UserError(
-            f"{len(outside)} images lie directly in {src} (first: {outside[0]}); with --labels folders each "
-            "image must lie in the folder of its class"
+            f"{num_outside} images lie directly in {src} (first: {first_outside}); with --labels folders "
+            "each image must lie in the folder of its class"
         )
-    if with_classes and outside:
+    if with_classes and num_outside:
         listing.notes.append(
-            f"{len(outside)} images lie outside the class folders and are left out (first: {outside[0]}); "
+            f"{num_outside} images lie outside the class folders and are left out (first: {first_outside}); "
             "--labels none packs "
             "all without classes"
         )
-        account.left.update(dict.fromkeys(outside, "image outside the class folders"))
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = {}
-    for path in sorted(kept):
+    for path, file in tree.images.pairs():
         if path in account.left:
             continue
-        file, label = tree.images[path], None
+        label = None
         if with_classes:
+            if path.count("/") <= start:
+                account.left[path] = "image outside the class folders"
+                continue
             folder = posixpath.basename(posixpath.dirname(path))
             label = clean(folder) or folder
             counts[label] += 1
@@ -81,9 +87,8 @@ def folder_records(
     listing.notes += _notes_of_classes(counts, spellings)
     if with_classes and tree.empty_folders:
         listing.notes.append(f"empty folders give no class: {shown(tree.empty_folders)}")
-    if labels == "auto" and not with_classes and any("/" in path for path in inner.values()):
-        folders = {posixpath.dirname(path) for path in inner.values()}
-        if len(folders) == 1 and "" not in folders:
+    if labels == "auto" and not with_classes and any(folders):
+        if len(folders) == 1:
             why = f"all images lie in one folder ({next(iter(folders))}), which is not a classification"
         else:
             why = "the images do not lie exactly one folder deep"
@@ -91,11 +96,14 @@ def folder_records(
     return listing
 
 
-def _are_classes(kept: list[str], inner: dict[str, str], num_outside: int) -> bool:
-    """Whether the folders look like classes: two or more, with nearly all images exactly one deep."""
-    folders = {posixpath.dirname(inner[path]) for path in kept if "/" in inner[path]}
-    is_flat = not any("/" in folder for folder in folders)
-    return num_outside < MAX_STRAYS * len(kept) and len(folders) >= 2 and is_flat
+def _are_classes(folders: Counter[str], num_outside: int) -> bool:
+    """Whether folders, with the number of their images, look like classes: two or more, with nearly all
+    images exactly one deep.
+    """
+    named = [folder for folder in folders if folder]
+    num_images = folders.total() - folders[""] + num_outside
+    is_flat = not any("/" in folder for folder in named)
+    return num_outside < MAX_STRAYS * num_images and len(named) >= 2 and is_flat
 
 
 def _notes_of_classes(counts: Counter[str], spellings: dict[str, set[str]]) -> list[str]:

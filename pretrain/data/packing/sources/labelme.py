@@ -10,15 +10,9 @@ from typing import Any
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder
-from pretrain.data.packing.sources.records import (
-    Listing,
-    Objects,
-    Record,
-    around,
-    numbers,
-    read_small,
-    unique,
-)
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing, around, numbers, read_small, unique
 from pretrain.data.packing.sources.texts import clean, decode_text, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
@@ -40,7 +34,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
     if not files:
         raise UserError(f"no .json file in {src} has `shapes`; LabelMe has one for each image")
     told = f"LabelMe: {len(files)} json files with shapes (first: {files[0]})"
-    listing = Listing([], told=told, tree=tree)
+    listing = Listing(Records(tree.files), told=told, tree=tree)
     finder = Finder(tree)
     for path, data in zip(files, read_small(tree.files[path] for path in files), strict=True):
         listing.account.read.add(path)
@@ -80,8 +74,7 @@ def labelme_records(src: str, *, tree: Tree | None = None, leave_out: str | None
         )
     listing.records = unique(listing.records, src)
     listing.account.unlisted = "image without a json file"
-    spoken = {record.path for record in listing.records} | listing.account.left.keys()
-    if unspoken := len(tree.images.keys() - spoken):
+    if unspoken := len(tree.images.keys() - set(listing.records.paths()) - listing.account.left.keys()):
         listing.notes.append(f"{unspoken} images without a json file are left out")
     finder.finish(listing)
     return listing

@@ -5,6 +5,7 @@ where two readings fit, the user is asked.
 from __future__ import annotations
 
 import posixpath
+from itertools import chain
 
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
@@ -29,10 +30,7 @@ def readings_of(tree: Tree) -> dict[str, str]:
     if coco := evidence.json_files("coco"):
         found["coco"] = f"{shown(coco)} with `images` and `annotations`"
     voc = evidence.xml_files("voc") if tree.images else []
-    folders = {
-        path.partition("/")[0] for path in (*tree.files, *(f"{folder}/" for folder in tree.empty_folders))
-    }
-    if voc or {"Annotations", "JPEGImages"} <= folders:
+    if voc or _has_voc_folders(tree):
         found["voc"] = f"{len(voc)} xml files with <annotation>"
     if not tree.images:
         return found
@@ -59,6 +57,11 @@ def readings_of(tree: Tree) -> dict[str, str]:
     return found
 
 
+def _has_voc_folders(tree: Tree) -> bool:
+    tops = (path.partition("/")[0] for path in chain(tree.files, tree.empty_folders))
+    return len({top for top in tops if top in ("Annotations", "JPEGImages")}) == 2
+
+
 def recognised(tree: Tree, src: str) -> tuple[str, str]:
     """(kind, why) of a folder. Raises UserError where several fit, naming the option for each."""
     found = readings_of(tree)
@@ -74,7 +77,7 @@ def recognised(tree: Tree, src: str) -> tuple[str, str]:
     kind, why = next(iter(found.items()))
     if (
         kind == "table"
-        and not any(posixpath.basename(path).lower() in METADATA for path in tree.files)
+        and not any(posixpath.basename(path).lower() in METADATA for path in tree.others())
         and has_class_folders(tree)
     ):
         raise UserError(

@@ -1,75 +1,26 @@
-"""What a source of images lists: one record an image, nothing read yet."""
+"""What a source of images lists, and how annotation files are read."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
-from cluster.storage.retrying import DEFAULT_PATIENCE, Patience
+from pretrain.data.packing.sources.file_table import TextRun
+from pretrain.data.packing.sources.image_record import Objects
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
+from pretrain.data.packing.sources.record_list import Records
 from pretrain.data.packing.sources.texts import clean, decode_lines, decode_text
 from pretrain.data.packing.sources.tree import Tree
 
 MAX_ANNOTATION_BYTES = 4 * 2**30  # a whole COCO is 0.5 GiB; nothing larger is read into memory
 MAX_SMALL_BYTES = 64 * 2**20  # of the annotation of a single image
-# of images anywhere in the web many are gone for good;
-# two minutes for each dead host would make weeks of a long list
-PATIENCE_WITH_THE_WEB = Patience(attempts=4, total_seconds=15)
 
 BOX_MEANINGS = ("xywh", "xyxy", "cxcywh", "fractions")  # values of --boxes
-
-
-@dataclass(frozen=True, slots=True)
-class Objects:
-    """The objects of an image: boxes (x, y, width, height) in pixels, and a class name for each."""
-
-    bbox: tuple[tuple[float, float, float, float], ...]
-    category: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One image to pack.
-
-    Attributes:
-        url: the file that holds its bytes.
-        path: names it in the shards; unique within a source.
-        size_bytes: of the encoded image where the listing tells it, else 0.
-        label, labels, objects, captions: what is known of it; None where the source does not say such
-            things.
-        relative_boxes: the boxes are fractions of the image's sides in place of pixels.
-        frame: (width, height) of the image that the boxes were drawn on, as the source records it; None
-            where it does not.
-        split: `train`, `validation` or `test` where the source says so.
-        problem: why it is not packed, where that is known beforehand: its only boxes could not be read, so
-            that it would look like an image without any.
-    """
-
-    url: str
-    path: str
-    size_bytes: int = 0
-    label: str | None = None
-    labels: tuple[str, ...] | None = None
-    objects: Objects | None = None
-    captions: tuple[str, ...] | None = None
-    relative_boxes: bool = False
-    frame: tuple[float, float] | None = None
-    split: str | None = None
-    problem: str | None = None
-
-    def read(self) -> bytes:
-        """The encoded image. Raises UserError, or ValueError for a URL that is none,
-        when it cannot be read.
-        """
-        web = self.url.startswith(("http://", "https://"))
-        return storage.read_bytes(
-            self.url, patience=PATIENCE_WITH_THE_WEB if web else DEFAULT_PATIENCE, from_data=True
-        )
 
 
 @dataclass
@@ -120,37 +71,13 @@ class Listing:
     `told` says what the source was taken for, and why; `tree` are its files, as far as they are known.
     """
 
-    records: list[Record]
+    records: Records = field(default_factory=Records)
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     account: Account = field(default_factory=Account)
     told: str = ""
     kind: str = ""
     tree: Tree | None = None
-
-
-def as_text(record: Record) -> Record:
-    """The record with `?` for what UTF-8 cannot hold:
-    file names in other encodings, halves of characters in JSON.
-    """
-    texts = (record.path, record.label or "", *(record.labels or ()), *(record.captions or ()))
-    try:
-        "".join((*texts, *(record.objects.category if record.objects else ()))).encode()
-    except UnicodeEncodeError:
-        objects = record.objects
-        return replace(  # `url` stays: it is what opens the file
-            record,
-            path=_text(record.path),
-            label=None if record.label is None else _text(record.label),
-            labels=None if record.labels is None else tuple(map(_text, record.labels)),
-            captions=None if record.captions is None else tuple(map(_text, record.captions)),
-            objects=None if objects is None else Objects(objects.bbox, tuple(map(_text, objects.category))),
-        )
-    return record
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 def read_small(files: Iterable[storage.FileInfo | None]) -> Iterator[bytes]:
@@ -268,11 +195,10 @@ def around(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, 
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def unique(records: Iterable[Record], source: str) -> list[Record]:
+def unique(records: Records, source: str) -> Records:
     """The records by path. Raises UserError when a path comes twice."""
-    found: dict[str, Record] = {}
-    for record in records:
-        if record.path in found:
-            raise UserError(f"{source} lists the image {record.path} twice; give each image one entry")
-        found[record.path] = record
-    return [found[path] for path in sorted(found)]
+    paths = TextRun(records.paths())
+    order = paths.order()
+    if (again := paths.first_again(order)) is not None:
+        raise UserError(f"{source} lists the image {paths[again]} twice; give each image one entry")
+    return records.taken(order)

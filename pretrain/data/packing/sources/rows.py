@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.packing.sources.records import read_json, read_lines_text
+from pretrain.data.packing.sources.records import read_json, read_lines_text, read_text
 from pretrain.data.packing.sources.texts import clean, has_bad_bytes
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
@@ -22,6 +22,8 @@ JSON_LINES = (".jsonl", ".ndjson")
 MAX_FIELD_CHARACTERS = 2**24
 MAX_LINES = 200  # of a row; a quote that stays open for longer was probably never closed
 DELIMITERS = ",;\t|"
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
+_OPENED, _NEXT = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*"), re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Rows:
         else:
             self._delimiter = "\t" if lower.endswith(".tsv") else _delimiter(first)
         try:
-            header: list[str] = next(self._reader(io.StringIO(self._text, newline="")), [])
+            header: list[str] = next(self._reader(_Text(self._text)), [])
         except csv.Error as error:
             raise UserError(f"{self.src}, line 1: not valid CSV: {error}") from error
         self.columns = []
@@ -108,7 +110,7 @@ class Rows:
         return ((line, row) for line, row in self if not isinstance(row, BadLine))
 
     def _csv_rows(self) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-        text = io.StringIO(self._text, newline="")
+        text = _Text(self._text)
         next(self._reader(text), None)
         first_line = 1 + self._lines_before + self._text.count("\n", 0, text.tell())
         while True:
@@ -144,9 +146,7 @@ class Rows:
 
     def _json_lines(self) -> Iterator[tuple[int, Any]]:
         text, _ = read_lines_text(self.src)
-        for number, line in enumerate(
-            text.split("\n"), 1
-        ):  # splitlines would also part at U+2028 in a caption
+        for number, line in enumerate(_parted(text), 1):
             if has_bad_bytes(line):
                 yield number, BadLine("bytes that are not UTF-8")
             elif line.strip():
@@ -167,10 +167,35 @@ class Rows:
             raise UserError(f"{self.src} cannot be read: {str(error).splitlines()[0]}") from error
 
 
+class _Text:
+    """The lines of a text, as a file opened with `newline=""` has them, without a copy of all."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def tell(self) -> int:
+        """Where the next line begins."""
+        return self._at
+
+    def seek(self, at: int) -> None:
+        """Goes on from there."""
+        self._at = at
+
+    def readline(self) -> str:
+        """The next line with its end; an empty text behind the last."""
+        match = _LINE.match(self._text, self._at)
+        assert match is not None  # it matches anything
+        self._at = match.end()
+        return match.group()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readline, "")
+
+
 class _Lines:
     """Lines of a text for one row of CSV; `num` were taken."""
 
-    def __init__(self, text: io.StringIO) -> None:
+    def __init__(self, text: _Text) -> None:
         self._text, self.num = text, 0
 
     def __iter__(self) -> _Lines:
@@ -186,7 +211,24 @@ class _Lines:
         return line
 
 
+def _parted(text: str) -> Iterator[str]:
+    """Lines, one after the other; `splitlines` would also part at U+2028 in a caption."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
 def _items(src: str) -> Iterator[tuple[int, Any]]:
+    text = read_text(src)
+    if _OPENED.match(text):
+        try:
+            yield from enumerate(_items_in(text), 1)
+        except (ValueError, RecursionError):
+            read_json(src)  # raises, and says where
+            raise
+        return
     tree = read_json(src)
     if isinstance(tree, dict):  # one list under some name, as {"data": [...]}
         lists = [
@@ -200,6 +242,26 @@ def _items(src: str) -> Iterator[tuple[int, Any]]:
             f"{src} is not a list of objects like [{{...}}, ...], nor a COCO json, which has a list `images`"
         )
     yield from enumerate(tree, 1)
+
+
+def _items_in(text: str) -> Iterator[Any]:
+    """The items of a JSON list, decoded one after the other: as objects all take ten times their text.
+
+    Raises ValueError or RecursionError for what is no JSON.
+    """
+    decoder, begin = json.JSONDecoder(), _OPENED.match(text)
+    at = begin.end() if begin else 0
+    is_last = text[at : at + 1] == "]"
+    while not is_last:
+        item, at = decoder.raw_decode(text, at)
+        yield item
+        sign = _NEXT.match(text, at)
+        if sign is None:
+            raise ValueError("neither a comma nor the end of the list")
+        is_last = sign[1] == "]"
+        at = sign.start(1) if is_last else sign.end()
+    if text[at + 1 :].strip(" \t\n\r"):
+        raise ValueError("text behind the list")
 
 
 def _delimiter(header: str) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
-from pretrain.data.packing.sources.records import Listing, Objects, Record, objects_of, read_small, unique
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing, objects_of, read_small, unique
 from pretrain.data.packing.sources.texts import captions_in, decode_text, label_of, variants
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
@@ -143,12 +145,12 @@ def sidecar_records(src: str, *, tree: Tree | None = None, leave_out: str | None
             f"no file in {src} with a caption, a label or a .json lies beside an image of its name"
         )
     listing = Listing(
-        [],
+        Records(tree.files),
         told=f"images with texts beside them: {len(files)} files (first: {files[0] if files else ''})",
         tree=tree,
     )
     listing.account.unlisted = "image without a text beside it"
-    order = sorted(tree.images)
+    order = list(tree.images)
     listed = [(image, path, kind) for image in order for path, kind in beside.get(image, ())]
     contents = read_small(tree.files[path] for _, path, _ in listed)
     said: dict[str, Said] = {}

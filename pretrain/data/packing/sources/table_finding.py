@@ -7,6 +7,7 @@ import posixpath
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
+from pretrain.data.packing.sources.file_table import FileTable
 from pretrain.data.packing.sources.finding import Finder
 from pretrain.data.packing.sources.rows import SUFFIXES, Rows, path_in
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
@@ -76,14 +77,12 @@ def tree_of_table(rows: Rows, column: str, folder: str, name: str, leave_out: st
             first_folders.add(path.partition("/")[0] if "/" in path else "")
         if "" in first_folders:
             break
-    alone = Tree(folder, dict.fromkeys([name], storage.find_files(storage.join(folder, name), "")[0]))
+    table = name, storage.find_files(storage.join(folder, name), "")[0]
     if not first_folders:
-        return alone
+        return Tree(folder, FileTable("", [table]))
     if "" in first_folders or not all(
         storage.exists(storage.join(folder, first)) for first in first_folders
     ):
         return read_tree(folder, leave_out=leave_out)
     # a table may lie in a folder with much else
-    tree = read_parts(folder, first_folders, leave_out=leave_out)
-    tree.files.update(alone.files)
-    return tree
+    return read_parts(folder, first_folders, leave_out=leave_out, also=[table])

@@ -11,7 +11,9 @@ from typing import Any
 from cluster import storage
 from pretrain.data.packing.sources.box_tables import read_class_descriptions
 from pretrain.data.packing.sources.finding import Finder, Found
-from pretrain.data.packing.sources.records import Listing, Objects, Record, objects_of
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Distinct, Records, in_order_of
+from pretrain.data.packing.sources.records import Listing, objects_of
 from pretrain.data.packing.sources.rows import SUFFIXES, BadLine, Rows, json_cell, path_in
 from pretrain.data.packing.sources.splits import layout_of, split_in_name, split_named
 from pretrain.data.packing.sources.table_finding import tables_in, tree_of_table
@@ -63,14 +65,15 @@ def table_records(
         tables = [_Table(storage.join(src, path), path, columns, boxes) for path in tables_in(src, tree)]
     finder = Finder(tree, outside=(images,) if images else ())
     told = f"table{'s'[: len(tables) > 1]} {shown([table.name for table in tables])}"
-    listing = Listing([], told=told, tree=tree)
-    found: dict[tuple[str | None, str], Record] = {}
+    listing = Listing(Records(tree.files), told=told, tree=tree)
+    found = Distinct(listing.records, lambda record: f"{record.split or ''} {record.url}")
     layout = layout_of(tree.images) if len(tables) > 1 or tables[0].folder else None
     for table in tables:
         if layout is not None:
             table.split = layout.split_of(table.name) or split_in_name(table.name)
         table.read(finder, listing, found)
-    listing.records = sorted(found.values(), key=lambda record: (record.path, record.split or ""))
+    # "\0" is in no path and comes before all that is
+    listing.records = in_order_of(listing.records, lambda record: f"{record.path}\0{record.split or ''}")
     finder.finish(listing)
     _said_of_labels(listing, tables)
     listing.account.unlisted = "image not named in any row"
@@ -98,7 +101,7 @@ class _Table:
         self.nothing_seen: Counter[str] = Counter()
         self.num_unlabelled = 0
 
-    def read(self, finder: Finder, listing: Listing, found: dict[tuple[str | None, str], Record]) -> None:
+    def read(self, finder: Finder, listing: Listing, found: Distinct) -> None:
         """Adds the images of all rows to `found`, by their split and URL."""
         listing.notes += self.rows.notes
         listing.account.read.add(self.name)
@@ -155,19 +158,18 @@ class _Table:
             problem=problem,
         )
 
-    def _add(
-        self, record: Record, found: dict[tuple[str | None, str], Record], location: str, listing: Listing
-    ) -> bool:
+    def _add(self, record: Record, found: Distinct, location: str, listing: Listing) -> bool:
         """Adds a row's image, or joins it with that of rows above; whether there were such."""
-        key = record.split, record.url
-        earlier = found.get(key)
-        joined = record if earlier is None else self._joined(earlier, record)
+        number = found.add(record)
+        if number is None:
+            return False
+        joined = self._joined(found.records[number], record)
         if joined is None:
             what = f"{record.path} has other labels or objects in a row above"
             listing.problems.append((location, what))
         else:
-            found[key] = joined
-        return earlier is not None
+            found.records[number] = joined
+        return True
 
     def _tell_of_cells(self, listing: Listing, num_joined: int, num_short: int) -> None:
         """Says which columns and cells were not read."""

@@ -11,13 +11,14 @@ import posixpath
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.packing.sources.image_record import Record
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
-from pretrain.data.packing.sources.records import Account, Listing, Record
+from pretrain.data.packing.sources.records import Account, Listing
 from pretrain.data.packing.sources.sidecars import Said
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.texts import variants
@@ -29,17 +30,15 @@ MAX_TEXT_BYTES = 2**20
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, LookupError, struct.error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Member(Record):
-    """A record whose image is a part of a tar."""
+@dataclass(frozen=True)
+class _Tar:
+    """Holds images as members."""
 
-    tar: storage.FileInfo | None = None
-    offset: int = 0
+    file: storage.FileInfo
 
-    def read(self) -> bytes:
-        """The bytes of the member."""
-        assert self.tar is not None
-        return bytes(storage.read_range(self.tar, self.offset, self.offset + self.size_bytes))
+    def read(self, place: int, size_bytes: int) -> bytes:
+        """The bytes of the member that begins at a byte of the tar."""
+        return bytes(storage.read_range(self.file, place, place + size_bytes))
 
 
 @dataclass
@@ -84,17 +83,16 @@ def tar_records(src: str, *, tree: Tree | None = None, labels: str = "auto") -> 
     while any(tar.url[:shared] != tars[0].url[:shared] for tar in tars):
         shared = tars[0].url.rfind("/", 0, shared - 1) + 1
     names = [tar.url[shared:] for tar in tars]
-    listing = Listing([], told=f"{len(tars)} tars with samples (first: {names[0]})")
+    listing = Listing(told=f"{len(tars)} tars with samples (first: {names[0]})")
     account = listing.account
     num_threads = 2 if storage.is_local(tars[0].url) else REMOTE_THREADS
     split_of = _splits(names)
-    path_of = {file.url: path for path, file in tree.files.items()} if tree is not None else {}
+    path_of = {file.url: path for path, file in tree.files.pairs()} if tree is not None else {}
     for tar, scanned in zip(
         tars, in_order(lambda tar: _scan(tar, tar.url[shared:]), tars, num_threads), strict=True
     ):
-        listing.records += [
-            replace(record, split=split_of.get(tar.url[shared:])) for record in scanned.records
-        ]
+        split = split_of.get(tar.url[shared:])
+        listing.records.extend(replace(record, split=split) for record in scanned.records)
         listing.problems += scanned.problems
         account.annotations += scanned.account.annotations
         for kind, num in scanned.account.counts.items():
@@ -122,18 +120,15 @@ def _splits(names: Sequence[str]) -> dict[str, str]:
 
 def _classes_of_folders(listing: Listing, names: Sequence[str], labels: str) -> None:
     """Takes folders within tars for classes, where nothing else says any and they look so."""
-    inner = [
-        (
-            record,
-            next((record.path[len(name) + 1 :] for name in names if record.path.startswith(f"{name}/")), ""),
-        )
-        for record in listing.records
-    ]
-    folders = {posixpath.dirname(path) for _, path in inner}
-    if labels == "none" or any(
-        record.label is not None or record.labels is not None for record in listing.records
-    ):
+    records = listing.records
+    if labels == "none" or records.knows("label") or records.knows("labels"):
         return
+
+    def inner() -> Iterator[str]:
+        for path in records.paths():
+            yield next((path[len(name) + 1 :] for name in names if path.startswith(f"{name}/")), "")
+
+    folders = set(map(posixpath.dirname, inner()))
     if (
         len(folders) < 2
         or "" in folders
@@ -145,11 +140,14 @@ def _classes_of_folders(listing: Listing, names: Sequence[str], labels: str) -> 
                 "more"
             )
         return
-    if layout_of(path for _, path in inner).level is not None:
-        layout = layout_of(path for _, path in inner)
-        listing.records = [replace(record, split=layout.split_of(path)) for record, path in inner]
+    layout = layout_of(inner())
+    for number, path in enumerate(inner()):
+        if layout.level is not None:
+            records.put_split(number, layout.split_of(path))
+        else:
+            records[number] = replace(records[number], label=posixpath.dirname(path))
+    if layout.level is not None:
         return
-    listing.records = [replace(record, label=posixpath.dirname(path)) for record, path in inner]
     listing.notes.append(
         f"the {len(folders)} folders in the tars are taken for classes; --labels none takes none"
     )
@@ -173,6 +171,7 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
             raise UserError(
                 f"{tar.url} is not a plain tar, or it is damaged ({error}); unpack compressed tars first"
             ) from error
+    holder = _Tar(tar)
     with_captions = any(sample.said.captions is not None for sample in samples.values())
     for key, sample in samples.items():
         if sample.image is None:
@@ -182,7 +181,7 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
         if said.num_blank:
             found.account.count("blank caption, left out", f"{name}/{key}", said.num_blank)
         found.records.append(
-            _Member(
+            Record(
                 url=tar.url,
                 # the member's name only names the image in the shards:
                 # nothing is ever written to such a path
@@ -193,8 +192,8 @@ def _scan(tar: storage.FileInfo, name: str) -> _Scanned:
                 objects=said.objects,
                 captions=tuple(said.captions or ()) if with_captions else None,
                 problem=said.problem,
-                tar=tar,
-                offset=sample.image.offset_data,
+                holder=holder,
+                place=sample.image.offset_data,
             )
         )
     return found

@@ -14,28 +14,29 @@ from PIL import Image
 from cluster import storage
 from cluster.errors import UserError, choose
 from cluster.storage.retrying import in_words
-from pretrain.data.packing.sources.records import Listing, Record
+from pretrain.data.packing.sources.image_record import Record
+from pretrain.data.packing.sources.records import Listing
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 PREFIX = "torchvision:"
 PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
-@dataclass(frozen=True, slots=True)
-class _Item(Record):
-    """A record whose image the data set gives as pixels, stored as PNG without loss, or from a file."""
+@dataclass(frozen=True)
+class _Items:
+    """Holds images that the data set gives as pixels; these are stored as PNG, without loss."""
 
-    dataset: Any = None
-    index: int = 0
+    dataset: Any
+    url: str
 
-    def read(self) -> bytes:
-        """The image's file where it has one of its own, else its pixels as PNG."""
+    def read(self, place: int, size_bytes: int) -> bytes:
+        """The pixels of an item as PNG."""
         try:
-            image, _ = self.dataset[self.index]
+            image, _ = self.dataset[place]
             buffer = io.BytesIO()
             (image if image.mode in PNG_MODES else image.convert("RGB")).save(buffer, "PNG")
         except (RuntimeError, OSError, ValueError, SyntaxError, LookupError) as error:
-            raise UserError(f"item {self.index} of {self.url}: {in_words(error)}") from error
+            raise UserError(f"item {place} of {self.url}: {in_words(error)}") from error
         return buffer.getvalue()
 
 
@@ -84,19 +85,19 @@ def torchvision_records(src: str, *, root: str = "data", download: bool = False)
     labels = _labels(dataset)
     digits = len(str(len(dataset)))
     files = _files(dataset)
-    records: list[Record] = []
+    listing, holder = Listing(), _Items(dataset, src)
     for index, number in enumerate(labels):
         label = names[number] if isinstance(names, list) and 0 <= number < len(names) else str(number)
         # ImageNet has several words for a class
         label = " / ".join(label) if isinstance(label, tuple) else str(label)
         stem = f"{index:0{digits}d}"
         if files is None:
-            records.append(_Item(url=src, path=f"{stem}.png", label=label, dataset=dataset, index=index))
+            listing.records.append(Record(src, f"{stem}.png", label=label, holder=holder, place=index))
         else:
-            records.append(
+            listing.records.append(
                 Record(url=files[index], path=stem + posixpath.splitext(files[index])[1], label=label)
             )
-    return Listing(records)
+    return listing
 
 
 def _files(dataset: Any) -> list[str] | None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster import storage
 from cluster.errors import UserError
 from cluster.storage import FileInfo
 from pretrain.data.images.image_headers import image_format
+from pretrain.data.packing.sources.file_table import Chosen, FileTable, Lookup
 from pretrain.data.packing.sources.parallel import REMOTE_THREADS, in_order
 from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
@@ -44,6 +46,7 @@ OTHER_IMAGES = (
 )
 HIDDEN = "hidden"  # begins what is said of such files
 HEAD_BYTES = 64  # tell an image's format
+WHOLE_BYTES = 2**20  # files of at most so many are read in one piece, or their heads alone
 USUAL_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,9}$")  # of `9f86d0.81884c7d65` the last part is none
 
 
@@ -56,52 +59,46 @@ class Tree:
         files: path below the root -> file; hidden ones and those that lead nowhere are in `left`.
         left: path -> why it is not looked at at all: hidden, a link to a folder, a dead link.
         empty_folders: paths of folders without any file in or below them.
-        images: those of `files` that are images, by their endings or, where they have none,
-            by their first bytes.
+        is_image: of each of `files`, by number: 1 for images, by their endings or, where they have none,
+            by their first bytes; 0 for others.
     """
 
     root: str
-    files: dict[str, FileInfo] = field(default_factory=dict)
+    files: FileTable = field(default_factory=FileTable)
     left: dict[str, str] = field(default_factory=dict)
     empty_folders: list[str] = field(default_factory=list)
-    images: dict[str, FileInfo] = field(default_factory=dict)
+    is_image: bytearray = field(default_factory=bytearray)
+
+    def __post_init__(self) -> None:
+        self.is_image = self.is_image or bytearray(len(self.files))
+
+    @property
+    def images(self) -> Chosen:
+        """Those of `files` that are images."""
+        return Chosen(self.files, self.is_image)
+
+    def others(self) -> Iterator[str]:
+        """Paths of those that are none, sorted."""
+        return map(self.files.path, np.flatnonzero(np.frombuffer(self.is_image, np.uint8) == 0).tolist())
 
     def with_suffix(self, *suffixes: str) -> list[str]:
-        """Paths that end so, whatever the case, sorted."""
-        return sorted(path for path in self.files if path.lower().endswith(suffixes))
-
-    def below(self, folder: str) -> Tree:
-        """The part of the tree below one of its folders."""
-        if not folder:
-            return self
-        start = f"{folder}/"
-        parts: list[dict[str, Any]] = [
-            {path.removeprefix(start): value for path, value in mapping.items() if path.startswith(start)}
-            for mapping in (self.files, self.left, self.images)
-        ]
-        empty = [path.removeprefix(start) for path in self.empty_folders if path.startswith(start)]
-        return Tree(storage.join(self.root, folder), parts[0], parts[1], empty, parts[2])
+        """Paths of files other than images that end so, whatever the case, sorted."""
+        return [path for path in self.others() if path.lower().endswith(suffixes)]
 
     @cached_property
-    def by_name(self) -> dict[str, list[str]]:
+    def by_name(self) -> Lookup:
         """Images by the last part of their path, in lower case."""
-        found: dict[str, list[str]] = {}
-        for path in self.images:
-            found.setdefault(posixpath.basename(path).lower(), []).append(path)
-        return found
+        return Lookup(self.files, self.is_image, lambda path: posixpath.basename(path).lower())
 
     @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
+    def by_stem(self) -> Lookup:
         """Images by the last part of their path without its ending."""
-        found: dict[str, list[str]] = {}
-        for path in self.images:
-            found.setdefault(stem_of(path), []).append(path)
-        return found
+        return Lookup(self.files, self.is_image, stem_of)
 
     @cached_property
-    def lower(self) -> dict[str, str]:
-        """Paths of files in lower case -> as they are."""
-        return {path.lower(): path for path in self.files}
+    def lower(self) -> Lookup:
+        """Files by their paths in lower case."""
+        return Lookup(self.files, bytearray(b"\1") * len(self.files), str.lower)
 
 
 def stem_of(path: str) -> str:
@@ -118,10 +115,15 @@ def read_tree(src: str, *, leave_out: str | None = None) -> Tree:
 
     Raises UserError when nothing is there.
     """
+    tree, is_one_file = _listed(src, leave_out)
+    return tree if is_one_file else _told(tree)
+
+
+def _listed(src: str, leave_out: str | None) -> tuple[Tree, bool]:
+    """A tree whose images are not told yet, and whether it is one file that was named."""
     fs, root = storage.filesystem(src)
     if storage.is_glob(src) or src.startswith(("http://", "https://")):
-        files = storage.find_files(src, "")
-        return _told(Tree(src, {file.url: file for file in files}))
+        return Tree(src, FileTable("", ((file.url, file) for file in storage.find_files(src, "")))), False
     if not storage.exists(src):
         raise UserError(f"{src} does not exist; give a folder of images, or an annotation file")
     with storage.explained("list", src):
@@ -130,10 +132,10 @@ def read_tree(src: str, *, leave_out: str | None = None) -> Tree:
                 src.replace("\\", "/").rpartition("/") if storage.is_local(src) else src.rpartition("/")
             )
             (file,) = storage.find_files(src, "") or (None,)
-            return Tree(folder or ".", {name: file} if file else {})
+            return Tree(folder or ".", FileTable("", [(name, file)] if file else [])), True
         local = isinstance(fs, LocalFileSystem)
         tree = _local(root, _inside(root, leave_out)) if local else _of_store(fs, root, src, leave_out)
-    return _told(tree)
+    return tree, False
 
 
 def _inside(root: str, leave_out: str | None) -> str:
@@ -146,8 +148,8 @@ def _inside(root: str, leave_out: str | None) -> str:
 
 def _local(root: str, leave_out: str) -> Tree:
     """By `os.scandir`, which tells of 100,000 files in a second what fsspec needs several for."""
-    tree = Tree(root)
     prefix = root.rstrip("/")
+    tree = Tree(root, FileTable(f"{prefix}/"))
     todo = [""]
     num_in: dict[str, int] = {}
     folders: list[str] = []
@@ -177,16 +179,21 @@ def _local(root: str, leave_out: str) -> Tree:
                 tree.left[path] = _why_hidden(path)
             elif entry.is_file():
                 status = entry.stat()  # of what a link leads to, which is what is read
-                # images may be millions, so it is not checked whether they
-                # changed while they were read in parts
-                version = "" if entry.name.lower().endswith(IMAGE_SUFFIXES) else str(status.st_mtime)
-                tree.files[path] = FileInfo(f"{prefix}/{path}", status.st_size, version)
+                version = str(status.st_mtime) if _has_version(entry.name, status.st_size) else ""
+                tree.files.add(path, f"{prefix}/{path}", status.st_size, version)
             elif entry.is_dir():
                 tree.left[path] = "a link to a folder; it is not followed"
             else:
                 tree.left[path] = "a broken link" if entry.is_symlink() else "a device, not a file"
     tree.empty_folders = sorted(_empty(folders, num_in))
     return tree
+
+
+def _has_version(name: str, size_bytes: int) -> bool:
+    """Whether it is checked that a file does not change while it is read in parts: not for images, which may
+    be millions, nor for what is read in one piece.
+    """
+    return size_bytes > WHOLE_BYTES and not name.lower().endswith(IMAGE_SUFFIXES)
 
 
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini", "Desktop.ini")
@@ -222,7 +229,7 @@ def _empty(folders: Iterable[str], num_in: dict[str, int]) -> Iterator[str]:
 
 def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str | None) -> Tree:
     fs.invalidate_cache()
-    tree = Tree(src.rstrip("/"))
+    tree = Tree(src.rstrip("/"), FileTable(f"{fs.unstrip_protocol(root.rstrip('/'))}/"))
     out = (
         f"{storage.filesystem(leave_out)[1].rstrip('/')}/"
         if leave_out and not storage.is_local(leave_out)
@@ -236,40 +243,56 @@ def _of_store(fs: fsspec.AbstractFileSystem, root: str, src: str, leave_out: str
         if any(part.startswith((".", "_")) for part in parts[:-1]) or parts[-1].startswith("."):
             tree.left[path] = _why_hidden(path)
         else:
-            version = next(
-                (str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), ""
-            )
-            tree.files[path] = FileInfo(fs.unstrip_protocol(name), int(info.get("size") or 0), version)
+            size_bytes, version = int(info.get("size") or 0), ""
+            if _has_version(path, size_bytes):
+                keys = ("ETag", "etag", "mtime", "LastModified")
+                version = next((str(info[key]) for key in keys if info.get(key)), "")
+            tree.files.add(path, fs.unstrip_protocol(name), size_bytes, version)
     return tree
 
 
 def _told(tree: Tree) -> Tree:
-    """The tree, sorted, with its images told: by their endings,
+    """The tree with its images told: by their endings,
     and those without an ending by their first bytes.
     """
-    tree.files = {path: tree.files[path] for path in sorted(tree.files)}
-    tree.images = {path: file for path, file in tree.files.items() if path.lower().endswith(IMAGE_SUFFIXES)}
-    unknown = [path for path in tree.files if not USUAL_ENDING.search(path) and path not in tree.images]
+    tree.is_image, unknown = bytearray(), array("q")
+    for number, path in enumerate(tree.files):
+        tree.is_image.append(path.lower().endswith(IMAGE_SUFFIXES))
+        if not tree.is_image[-1] and not USUAL_ENDING.search(path):
+            unknown.append(number)
     if unknown:
-        local = storage.is_local(tree.root)
-        heads = in_order(lambda path: head_of(tree.files[path]), unknown, 4 if local else REMOTE_THREADS)
-        for path, head in zip(unknown, heads, strict=True):
-            if image_format(head) is not None:
-                tree.images[path] = tree.files[path]
-        tree.images = {path: tree.images[path] for path in tree.files if path in tree.images}
+        files = (tree.files[tree.files.path(number)] for number in unknown)
+        heads = in_order(head_of, files, 4 if storage.is_local(tree.root) else REMOTE_THREADS)
+        for number, head in zip(unknown, heads, strict=True):
+            tree.is_image[number] = image_format(head) is not None
     return tree
 
 
-def read_parts(root: str, folders: Iterable[str], *, leave_out: str | None = None) -> Tree:
-    """The part of a tree below some of its folders, which may be a small one of much else."""
-    tree = Tree(root)
-    for folder in sorted(folders):
-        part = read_tree(storage.join(root, folder), leave_out=leave_out)
-        tree.files.update({f"{folder}/{path}": file for path, file in part.files.items()})
+def read_parts(
+    root: str,
+    folders: Iterable[str],
+    *,
+    leave_out: str | None = None,
+    also: Iterable[tuple[str, FileInfo]] = (),
+) -> Tree:
+    """The part of a tree below some of its folders, which may be a small one of much else.
+    `also`: (path, file) of further files of it.
+    """
+    parts = [(folder, _listed(storage.join(root, folder), leave_out)[0]) for folder in sorted(folders)]
+    tree = Tree(root, FileTable(next((_prefix_above(part, folder) for folder, part in parts), "")))
+    for folder, part in parts:
+        for path, file in part.files.pairs():
+            tree.files.add(f"{folder}/{path}", file.url, file.size_bytes, file.version)
         tree.left.update({f"{folder}/{path}": why for path, why in part.left.items()})
-        tree.images.update({f"{folder}/{path}": file for path, file in part.images.items()})
         tree.empty_folders += [f"{folder}/{path}" for path in part.empty_folders]
-    return tree
+    for path, file in also:
+        tree.files.add(path, file.url, file.size_bytes, file.version)
+    return _told(tree)
+
+
+def _prefix_above(part: Tree, folder: str) -> str:
+    """What stands before the paths of a whole tree in the URLs of its part below a folder."""
+    return part.files.prefix.removesuffix(f"{folder}/")
 
 
 def head_of(file: FileInfo, num_bytes: int = HEAD_BYTES) -> bytes:

@@ -15,16 +15,9 @@ from defusedxml.ElementTree import ParseError, fromstring
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import set_aside_elsewhere
-from pretrain.data.packing.sources.records import (
-    Listing,
-    Objects,
-    Record,
-    around,
-    as_sizes,
-    numbers,
-    read_small,
-    unique,
-)
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing, around, as_sizes, numbers, read_small, unique
 from pretrain.data.packing.sources.texts import clean, none_read
 from pretrain.data.packing.sources.tree import Tree, read_tree, stem_of
 
@@ -50,7 +43,7 @@ def voc_records(
     if not annotations:
         raise UserError(f"no .xml files in {src} or its sub-folders; Pascal VOC has one for each image")
     told = f"Pascal VOC: {len(annotations)} xml files (first: {annotations[0]})"
-    listing = Listing([], told=told, tree=tree)
+    listing = Listing(Records(tree.files), told=told, tree=tree)
     spoken: dict[str, str] = {}
     far: dict[str, str] = {}  # images that lie elsewhere, URL -> path
     for path, data in zip(annotations, read_small(tree.files[path] for path in annotations), strict=True):
@@ -121,7 +114,7 @@ def _parsed(data: bytes, meaning: str, path: str, tree: Tree, listing: Listing) 
 def _images_of(annotation: str, name: str, tree: Tree) -> list[str]:
     """The image that an xml file speaks of, or all that it may be."""
     name = name.replace("\\", "/")
-    found = tree.by_stem.get(stem_of(annotation)) or tree.by_stem.get(stem_of(name)) or []
+    found = tree.by_stem.get(stem_of(annotation)) or tree.by_stem.get(stem_of(name))
     # VOC keeps masks by the same names in SegmentationClass and SegmentationObject
     folders = _folders_of(annotation)
     for rule in (

@@ -10,16 +10,9 @@ from typing import Any
 from cluster.errors import UserError
 from pretrain.data.packing.sources.evidence import Evidence, label_paths
 from pretrain.data.packing.sources.finding import ELSEWHERE
-from pretrain.data.packing.sources.records import (
-    Listing,
-    Objects,
-    Record,
-    around,
-    as_sizes,
-    numbers,
-    read_small,
-    unique,
-)
+from pretrain.data.packing.sources.image_record import Objects, Record
+from pretrain.data.packing.sources.record_list import Records
+from pretrain.data.packing.sources.records import Listing, around, as_sizes, numbers, read_small, unique
 from pretrain.data.packing.sources.texts import decode_text, none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_tree
 from pretrain.data.packing.sources.yolo_setup import NAME_FILES, Setup, read_setup, split_by_lists
@@ -59,10 +52,10 @@ def yolo_records(
     tree = tree or read_tree(src, leave_out=leave_out)
     evidence = Evidence(tree)
     setup = read_setup(src, tree, evidence, named)
-    listing = Listing([], notes=setup.notes, tree=tree)
+    listing = Listing(Records(tree.files), notes=setup.notes, tree=tree)
     listing.account.read.update(path for path in setup.read if path in tree.files)
     split_of = split_by_lists(src, tree, setup, listing)
-    images = {path: file for path, file in tree.images.items() if split_of is None or path in split_of}
+    images = {path: file for path, file in tree.images.pairs() if split_of is None or path in split_of}
     label_of, shared, far = _labels(images, tree)
     if not any(label_of.values()):
         raise UserError(
@@ -138,7 +131,7 @@ def _labels(
     for path in images:
         label = None
         for candidate in label_paths(path):
-            known = tree.lower.get(f"{candidate}.txt".lower())
+            known = tree.lower.last(f"{candidate}.txt".lower())
             if known is not None and posixpath.basename(known) not in NAME_FILES:
                 label = known
                 break
