@@ -184,6 +184,25 @@ def test_wrong_sources(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_import_again_finds_nothing_to_do(tmp_path):
+    src, out = tmp_path / "src", tmp_path / "out"
+    make_photos(src, num=20)
+    (next(src.iterdir()) / "broken.jpg").write_bytes(b"no image")
+    first = pack_folder(src, out, validation_fraction=0.3, max_set_aside=0.001)
+    assert "more than --max-set-aside=0.001 allows" in first["stopped"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = pack_folder(src, out, validation_fraction=0.3, max_set_aside=0.1)
+    assert again == {**first, "stopped": None}  # more is allowed, and nothing is packed again
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    (out / "train" / "shard-00000.parquet").unlink()
+    with pytest.raises(UserError, match="is not empty"):
+        pack_folder(src, out, validation_fraction=0.3)
+    make_photos(src, num=21)
+    with pytest.raises(UserError, match="is not empty"):
+        pack_folder(src, out, validation_fraction=0.3)
+
+
 def test_overwrite_removes_what_an_import_wrote_and_nothing_else(tmp_path):
     src, out = tmp_path / "src", tmp_path / "out"
     make_photos(src, num=20)
@@ -191,7 +210,7 @@ def test_overwrite_removes_what_an_import_wrote_and_nothing_else(tmp_path):
     with pytest.raises(
         UserError, match=r"is not empty \(it holds _import\.json\); name another folder or add --overwrite"
     ):
-        pack_folder(src, out)
+        pack_folder(src, out, validation_fraction=0.4)
     (out / "train" / "my_thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"holds train/my_thesis\.txt, which no import wrote"):
         pack_folder(src, out, overwrite=True)

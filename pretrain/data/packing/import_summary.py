@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster import storage
 from cluster.durations import duration
 from cluster.secrets import masked
-from pretrain.data.packing.import_taking import LEAK, Taking, Tally
+from pretrain.data.packing.import_journal import UNFINISHED
+from pretrain.data.packing.import_taking import LEAK, Taking
 from pretrain.data.packing.ledger import as_table, make_ledger
 from pretrain.data.packing.preparing import ASSUMED, FEW_BITS, FRAMES, OUTSIDE, RESIZED, TURNED
-from pretrain.data.packing.sources import Listing, Records
+from pretrain.data.packing.sources import Listing
 from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
 
-QUARANTINE = "_quarantine.jsonl"
+SUMMARY, QUARANTINE = "_import.json", "_quarantine.jsonl"  # readers of folders pass over such names
 MAX_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
 NOTED = (
     TURNED,
@@ -39,6 +40,21 @@ def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:
             for path, reason in sorted(problems)
         ]
         storage.write_bytes(storage.join(dest, QUARANTINE), "".join(lines).encode())
+
+
+def finished_before(dest: str, made_from: Mapping[str, Any], max_set_aside: float) -> dict[str, Any] | None:
+    """The summary of the import that lies whole in `dest` and had the same images and options, if any."""
+    path = storage.join(dest, SUMMARY)
+    if UNFINISHED in storage.names_in(dest) or not storage.exists(path):
+        return None
+    summary = storage.read_json(path)
+    if not isinstance(summary, dict) or summary.get("made_from") != made_from:
+        return None
+    folders = [storage.join(dest, split) for split in summary["splits"]] or [dest]
+    names = [name for folder in folders for name in storage.names_in(folder)]
+    if sum(name.endswith(".parquet") for name in names) != summary["shards"]:
+        return None
+    return {**summary, "stopped": too_many(summary["set_aside"], max_set_aside)}
 
 
 def summary_of(
@@ -75,6 +91,11 @@ def summary_of(
             f"{tally.leaks} images have the bytes of one in the other split and were left out of the later "
             "one"
         )
+    num_annotations = max(listing.account.annotations, len(listing.problems))
+    set_aside = {
+        "images": [tally.aside, len(records)],
+        "annotations": [len(listing.problems), num_annotations],
+    }
     return {
         "images": tally.images,
         "bytes": tally.bytes_after,
@@ -90,21 +111,20 @@ def summary_of(
         "splits": {split: sum(labels.values()) for split, labels in sorted(tally.counts.items()) if split},
         "notes": [masked(note) for note in notes],
         "ledger": ledger.as_json(),
-        "stopped": _too_many(tally, records, listing, max_set_aside),
+        "set_aside": set_aside,
+        "stopped": too_many(set_aside, max_set_aside),
         "bytes_before_scaling": tally.bytes_before if is_changed else None,
         "duplicates": tally.duplicates if taking.drop_duplicates else None,
     }
 
 
-def _too_many(tally: Tally, records: Records, listing: Listing, max_fraction: float) -> str | None:
-    """What to do where too large a fraction of the images or annotations was set aside;
-    None where it was not.
+def too_many(set_aside: Mapping[str, Sequence[int]], max_fraction: float) -> str | None:
+    """What to do where too large a fraction of the images or annotations was set aside, else None.
+
+    Args:
+        set_aside: of each kind how many, and among how many.
     """
-    num_annotations = max(listing.account.annotations, len(listing.problems))
-    for num, among, what in (
-        (tally.aside, len(records), "images"),
-        (len(listing.problems), num_annotations, "annotations"),
-    ):
+    for what, (num, among) in set_aside.items():
         if num > max_fraction * among:
             return (
                 f"{num} of {among} {what} were set aside, more than --max-set-aside={max_fraction:g} "

@@ -28,7 +28,9 @@ from cluster.secrets import masked
 from pretrain.data.packing.import_journal import Journal
 from pretrain.data.packing.import_summary import (
     QUARANTINE,
+    SUMMARY,
     describe_import,
+    finished_before,
     summary_of,
     write_quarantine,
 )
@@ -49,7 +51,7 @@ from pretrain.data.packing.sources.record_list import FewWords
 
 __all__ = ["ImportOptions", "describe_import", "import_images"]
 
-SUMMARY, FILES = "_import.json", "_files.jsonl"  # readers of folders pass over such names
+FILES = "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
 MAX_UNREAD_IN_A_ROW = 200
 IMAGES_AT_ONCE = (
@@ -132,7 +134,8 @@ def import_images(
         kind, source_options: what the source is, see `list_records`.
         workers: threads that read and decode; by default one for each CPU, more for a remote source.
         overwrite: removes what an earlier import wrote to `dest`; never anything else. An import that was
-            cut off and had the same options is continued all the same.
+            cut off and had the same options is continued all the same. Without it, what the same import has
+            packed already stays.
         max_set_aside: fraction in [0, 1].
 
     Raises:
@@ -150,7 +153,12 @@ def import_images(
     records = listing.records
     num_threads = workers or num_threads_for(records)
     on_stored = surveyed(listing, records, src, num_threads, source_options.get("boxes"))
-    journal = Journal.open(dest, journal_options(src, records, options, on_stored), overwrite=overwrite)
+    made_from = journal_options(src, records, options, on_stored)
+    if not overwrite and (summary := finished_before(dest, made_from, max_set_aside)) is not None:
+        if show_progress:
+            print("the import is finished already; nothing to do (--overwrite packs again)", flush=True)
+        return summary
+    journal = Journal.open(dest, made_from, overwrite=overwrite)
     tally = Tally(**journal.state)
     taking = Taking(records, sides, files, tally, journal, options.drop_duplicates)
     if journal.state and show_progress:
@@ -170,7 +178,7 @@ def import_images(
     journal.publish(splits)
     if lines := files_jsonl(files.left):
         storage.write_bytes(storage.join(dest, FILES), lines)
-    summary: dict[str, Any] = {"format_version": 1, "source": masked(src)}
+    summary = {"format_version": 1, "source": masked(src), "made_from": made_from}
     changed = options.short_side > 0 or options.decoded_form
     summary |= summary_of(listing, taking, problems, is_changed=changed, max_set_aside=max_set_aside)
     summary |= {
