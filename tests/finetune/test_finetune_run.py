@@ -113,7 +113,7 @@ def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
     assert results[1]["restarts"] == 1
 
 
-def test_workers_read_no_footers_and_no_labels_again(world, finished, tmp_path, monkeypatch):
+def test_workers_read_no_footers_and_no_labels_again(world, finished, tmp_path, monkeypatch, one_thread):
     config, *overrides = arguments(world, tmp_path / "run")
     settings = load_settings(FinetuneSettings, config, overrides)
     parts, _ = Parts.of(settings)

@@ -122,7 +122,7 @@ def test_activation_checkpointing_may_begin_on_the_way_and_changes_no_bit(
     assert_equal_runs(whole, out)
 
 
-def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch):
+def test_workers_read_no_footers_again(shards, whole, tmp_path, monkeypatch, one_thread):
     config, *overrides = arguments(shards, tmp_path / "run", steps=12, workers=0)
     settings, _ = resolved(load_settings(PretrainSettings, config, overrides, beneath=defaults_of))
     known = pickle.loads(pickle.dumps(Parts.of(settings).known))  # as it comes to a worker
