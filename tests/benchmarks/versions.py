@@ -135,3 +135,7 @@ MEASURED: dict[str, Callable[[Path, Path, Path], Spent]] = {
     "loader": of_loader,
     "import": of_import,
 }
+
+
+if __name__ == "__main__":
+    main()
