@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from cluster.process import set_up_process
 from cluster.renamed import VALUES, is_now_called
@@ -100,6 +101,25 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process of a command that has done its work, with its exit code.
+
+    The first signal while Python takes itself down changes nothing: what it would stop is written already.
+    The second ends the process, should that take long.
+    """
+
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    taken = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def too_late(number: int, frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in taken:
+        signal.signal(number, too_late)
+    sys.exit(code)
 
 
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

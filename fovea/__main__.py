@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from cluster.errors import UserError, nearest, run_command
+from cluster.errors import UserError, leave, nearest, run_command
 
 
 class Command(NamedTuple):
@@ -82,5 +82,10 @@ def _run(words: list[str]) -> int:
     return int(import_module(command.module).main([*command.before, *words[1:]]) or 0)
 
 
+def start() -> NoReturn:
+    """The command `fovea`."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

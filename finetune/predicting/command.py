@@ -197,8 +197,20 @@ def predict(options: argparse.Namespace) -> Predicted | None:
         total = -(-sum(clip.num_items or 0 for clip in clips) // options.every)
         stream = _stream(options, predictor, clips)
         num_all, num_bad = write_records(options, predictor, stream, followers, total)
+        _tell(options.out, clips, followers, Predicted(num_all, num_bad), time.monotonic() - started)
+        # last: until then the same command does again what was cut off
         storage.remove(storage.join(options.out, UNFINISHED))
-    seconds = time.monotonic() - started
+    if num_all and num_bad == num_all:
+        raise UserError(
+            f"none of {num_all} images could be decoded; {options.out} gives the reason for each"
+        )
+    return Predicted(num_all, num_bad)
+
+
+def _tell(
+    out: str, clips: list[Clip], followers: Sequence[Follower], predicted: Predicted, seconds: float
+) -> None:
+    num_all, num_bad = predicted
     bad = f", {num_bad} of which cannot be decoded" if num_bad else ""
     print(
         f"predict: {num_all} images in {duration(seconds)} ({num_all / max(seconds, 1e-9):.0f} a "
@@ -214,12 +226,7 @@ def predict(options: argparse.Namespace) -> Predicted | None:
             print(f"predict: {follower.num_frames} frames over a threshold, {follower.events} events")
         if isinstance(follower, TrackFollower):
             print(f"predict: {follower.tracks} tracks")
-    print(f"predict: {options.out} has the results")
-    if num_all and num_bad == num_all:
-        raise UserError(
-            f"none of {num_all} images could be decoded; {options.out} gives the reason for each"
-        )
-    return Predicted(num_all, num_bad)
+    print(f"predict: {out} has the results", flush=True)
 
 
 def write_records(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.command_line import CommandLine, as_settings
-from cluster.errors import UserError, run_command
+from cluster.errors import UserError, leave, run_command
 
 AS_IT_STANDS = argparse.RawDescriptionHelpFormatter
 
@@ -342,4 +341,4 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -65,3 +66,20 @@ def test_unknown_names_are_told_with_the_nearest_and_all_known() -> None:
     ):
         choose("method", "simcrl", ["simclr", "dino"])
     assert nearest("zzz", ["simclr"]) == ""
+
+
+LEAVING = """
+import atexit, os, signal, sys
+from cluster.errors import leave, run_command
+signals = [int(word) for word in sys.argv[1:]]
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in signals])
+leave(run_command(lambda: print("done", flush=True)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_work_is_done_changes_nothing_and_a_second_ends_the_process(number):
+    for times, code in ((1, 0), (2, -number)):
+        words = [sys.executable, "-c", LEAVING, *[str(int(number))] * times]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", ""), times
