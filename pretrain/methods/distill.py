@@ -32,6 +32,7 @@ from pretrain.methods.contrast import DecoupledNTXent
 from pretrain.methods.host_numbers import HostNumber
 from pretrain.methods.knowledge import Knowledge, Said, open_knowledge
 from pretrain.training.contract import StepOutput
+from pretrain.training.feeding import uploaded
 
 LOSSES = ("cosine", "smooth_l1", "similarity")
 NUM_NEIGHBOURS = 5
@@ -164,8 +165,8 @@ class Distill(Method):
                 "method.arguments.contrast_weight needs two views; set views.arguments={num_views: 2}"
             )
         if self.mixing and self.training:
-            fractions_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing)
-            fractions_B = fractions_B.to(mine[0], non_blocking=True)
+            drawn_B = mixing_fractions(batch.passes, batch.row_ids, self.mixing)
+            fractions_B = uploaded(drawn_B, mine[0].device).to(mine[0].dtype)
             mine = [mixed(view, fractions_B) for view in mine]
             said = said._replace(
                 pooled=[mixed(pooled_BD, fractions_B.to(pooled_BD)) for pooled_BD in said.pooled]
@@ -274,12 +275,10 @@ def _check_weights(weights: dict[str, float]) -> None:
         raise UserError("all weights of method.arguments are 0: nothing would be learnt")
 
 
-def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> Tensor:
+def mixing_fractions(passes: np.ndarray, row_ids: np.ndarray, probability: float) -> np.ndarray:
     """How much of itself each row keeps, float32 [B] of 0.5 to 1, by rows and passes alone."""
     drawn_B2 = uniform(MIXING, passes[:, None], row_ids[:, None], np.arange(2)[None, :])
-    return torch.from_numpy(
-        np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32)
-    )
+    return np.where(drawn_B2[:, 0] < probability, 1 - drawn_B2[:, 1] / 2, 1.0).astype(np.float32)
 
 
 def mixed(tensor: Tensor, fractions_B: Tensor) -> Tensor:

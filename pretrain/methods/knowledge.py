@@ -19,6 +19,7 @@ from pretrain.data.views.augment import channel_values
 from pretrain.encoders.looking import Look
 from pretrain.encoders.teachers import Teacher, open_teacher
 from pretrain.training import distributed
+from pretrain.training.feeding import uploaded
 
 Shape = Sequence[int]  # height and width of a map
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and deviation of each channel
@@ -133,16 +134,17 @@ class StoredKnowledge(Knowledge):
         said = Said([_stacked(batch, FEATURES, device)], [])
         if MAPS in self.columns:
             assert batch.geometry_VB5 is not None
-            geometry_VB5 = torch.from_numpy(np.ascontiguousarray(batch.geometry_VB5)).to(
-                device, non_blocking=True
-            )
+            geometry_VB5 = uploaded(np.ascontiguousarray(batch.geometry_VB5), device)
             said = Said(said.pooled, [[_stacked(batch, MAPS, device)]], geometry_VB5)
         return views, said
 
     @torch.no_grad()
     def targets(self, said: Said, num_views: int) -> list[Tensor]:
         """The same for all views of an image."""
-        target_BK = F.normalize((said.pooled[0].to(self.mean_D) - self.mean_D) @ self.directions_DK, dim=1)
+        centred_BD = said.pooled[0].to(self.mean_D) - self.mean_D
+        # not in bfloat16, where the rounding of strong directions is noise in the weak ones
+        with torch.autocast(centred_BD.device.type, enabled=False):
+            target_BK = F.normalize(centred_BD @ self.directions_DK, dim=1)
         return [target_BK] * num_views
 
     @torch.no_grad()
@@ -204,8 +206,7 @@ class LiveKnowledge(Knowledge):
         geometry_VB5 = None
         if self.sees == "whole" and self._levels:
             assert batch.geometry_VB5 is not None
-            geometry = np.ascontiguousarray(batch.geometry_VB5[:-1])
-            geometry_VB5 = torch.from_numpy(geometry).to(views[0].device, non_blocking=True)
+            geometry_VB5 = uploaded(np.ascontiguousarray(batch.geometry_VB5[:-1]), views[0].device)
         return mine, Said([pooled for pooled, _ in outputs], [maps for _, maps in outputs], geometry_VB5)
 
     @torch.no_grad()
@@ -321,8 +322,7 @@ def _resized(map_BCHW: Tensor, shape: Shape) -> Tensor:
 
 
 def _stacked(batch: Batch, column: str, device: torch.device) -> Tensor:
-    values = np.stack(batch.columns[column])
-    return torch.from_numpy(values).to(device, non_blocking=True).float()
+    return uploaded(np.stack(batch.columns[column]), device).float()
 
 
 def _nearest(stride: int, strides: Sequence[int]) -> int:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from pretrain.data.reading.loader import Batch, Loader, NoGoodRow, bad_rows_in_words, put_until
@@ -16,6 +17,16 @@ from pretrain.data.reading.shards import Shards
 from pretrain.training.contract import TrainingBatch, UnusableRows
 
 BATCHES_ON_DEVICE = 2
+
+
+def uploaded(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array of the host on a device, for the thread that launches kernels.
+
+    CUDA copies from memory that is not page-locked only when the stream has come as far, and the thread
+    would wait; so the array is copied to page-locked memory first. On the CPU the memory is the array's.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class TrainingBatches:

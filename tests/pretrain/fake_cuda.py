@@ -30,7 +30,8 @@ class Watch(TorchDispatchMode):
     each with its place.
 
     Attributes:
-        waits: numbers read on the host, results whose size depends on values, and copies that block.
+        waits: numbers read on the host, results whose size depends on values, and copies that block
+            (those to the device from memory that is not page-locked, too).
         copies: between devices that do not block.
         mixed: operations whose tensors lie on several devices, scalars aside.
         ops: `(operation, dtype of its result)` -> how often.
@@ -69,6 +70,9 @@ class Watch(TorchDispatchMode):
             blocks = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
         else:
             blocks = not kwargs.get("non_blocking")
+        if target is not None and torch.device(target).type == "cuda":
+            # from other memory CUDA copies when the stream has come as far, whatever was asked for
+            blocks = blocks or not getattr(tensors[0], "page_locked", False)
         if target is not None and torch.device(target).type != tensors[0].device.type:
             copy = f"{tensors[0].device.type} to {torch.device(target).type} {place()}"
             (self.waits if blocks else self.copies)[copy] += 1
@@ -125,6 +129,13 @@ def place() -> str:
     return " < ".join(lines[::-1][:3])
 
 
+def page_locked(tensor: Tensor) -> Tensor:
+    """What `Tensor.pin_memory` gives: a copy, which the watch knows again."""
+    copied: Any = tensor.clone()
+    copied.page_locked = True
+    return copied  # type: ignore[no-any-return]
+
+
 class FakeEvent:
     """A CUDA event."""
 
@@ -143,6 +154,7 @@ def fake_cuda() -> Iterator[None]:
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch.cuda, "Event", FakeEvent),
+            (Tensor, "pin_memory", page_locked),
             (torch.random, "fork_rng", lambda *_, **__: contextlib.nullcontext()),
         ):
             stack.enter_context(mock.patch.object(target, name, value))

@@ -84,9 +84,9 @@ def write_features(out, urls, *, rows_per_part=16, maps=True, without=()):
     return str(out)
 
 
-def describe_features_only(folder, *, dim=6, channels=3, cells=4):
+def describe_features_only(folder, *, dim=6, channels=3, cells=4, deviations=None):
     """What a method is built with: the description and statistics of a folder of features,
-    without the features.
+    without the features; `deviations` are those of the principal directions.
     """
     folder = Path(folder)
     maps = {"cells": cells, "channels": channels, "explained": 1.0}
@@ -105,7 +105,7 @@ def describe_features_only(folder, *, dim=6, channels=3, cells=4):
         "mean": generator.standard_normal(dim),
         "deviation": np.ones(dim),
         "eigenvectors": directions,
-        "deviations": np.linspace(2, 0.5, dim),
+        "deviations": np.linspace(2, 0.5, dim) if deviations is None else deviations,
         "variance": np.ones(1),
     }
     tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in statistics.items()}

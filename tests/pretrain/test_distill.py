@@ -7,14 +7,16 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from cluster.errors import UserError, run_command
 from pretrain.__main__ import main
+from pretrain.data.reading.feature_layout import STATISTICS
 from pretrain.embedding import main as embed
 from pretrain.encoders import build_encoder, save_encoder
 from pretrain.methods.distill import shared_neighbours
-from pretrain.methods.knowledge import open_knowledge, seen_part
+from pretrain.methods.knowledge import Said, StoredKnowledge, open_knowledge, seen_part
 from pretrain.training.health import HealthWatch
 from tests.pretrain.features import describe_features_only
 from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, wait_for_step
@@ -205,6 +207,23 @@ def test_bad_input_is_one_line(data, features, teacher, tmp_path, capsys):
         assert run_command(lambda given=given: main(given)) == 2, changes
         error = capsys.readouterr().err.strip()
         assert message in error and "Traceback" not in error and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize("whitening", [0.0, 1.0])
+def test_what_is_to_be_predicted_is_the_same_in_bfloat16(tmp_path, whitening):
+    """The weakest direction varies a thousandth of the strongest."""
+    folder = describe_features_only(tmp_path, deviations=np.geomspace(2, 0.002, 6))
+    knowledge = StoredKnowledge(folder, with_maps=False, target_dim=6, whitening=whitening, num_levels=1)
+    statistics = safetensors.numpy.load_file(tmp_path / STATISTICS)
+    drawn = np.random.default_rng(1).standard_normal((32, 6)) * statistics["deviations"]
+    stored = torch.from_numpy(drawn @ statistics["eigenvectors"].T + statistics["mean"]).float()
+    (wanted,) = knowledge.targets(Said([stored], []), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        (target,) = knowledge.targets(Said([stored], []), 1)
+    assert target.dtype == torch.float32 and torch.equal(target, wanted)
+    along = drawn / statistics["deviations"] ** whitening
+    unit = torch.from_numpy(along / np.linalg.norm(along, axis=1, keepdims=True)).float()
+    torch.testing.assert_close(target, unit, atol=2e-3, rtol=0)  # as exact as float32 inputs can be
 
 
 def test_stored_maps_of_central_crops_are_refused(tmp_path):
