@@ -1,8 +1,8 @@
 """Import beside decoding alone, in images a second; its memory by the number of files and the kind of
-source; the time to list 100,000 files.
+source; the time to list 100,000 files, and a COCO json of 50,000 images with 5 boxes and outlines each.
 
-    python -m tests.benchmarks.importing [--images 4000] [--listed 100000] [--counts 1000 20000]
-        [--kinds flat classes csv json coco] [--only memory]
+    python -m tests.benchmarks.importing [--images 4000] [--listed 100000] [--in-coco 50000]
+        [--counts 1000 20000] [--kinds flat classes csv json coco] [--only memory]
 
 Speed: JPEGs of 300 x 240, nothing scaled, over all CPUs; decoding alone reads and decodes the same files by
 as many threads. Memory: files of 32 x 32 with a split, each import in a process of its own. Its peak is told
@@ -38,15 +38,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.importing", description=__doc__)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--listed", type=int, default=100_000)
+    parser.add_argument("--in-coco", type=int, default=50_000)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--kinds", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=("speed", "listing", "memory"))
+    parser.add_argument("--only", choices=("speed", "listing", "coco", "memory"))
     options = parser.parse_args(arguments)
     print(f"{os.cpu_count()} CPUs; images a second and seconds are medians of {options.repeats}")
     parts: dict[str, Callable[[Path], None]] = {
         "speed": lambda folder: speed(folder, options.images, options.repeats),
         "listing": lambda folder: listing(folder, options.listed, options.repeats),
+        "coco": lambda folder: coco_listing(folder, options.in_coco, options.repeats),
         "memory": lambda folder: memory(folder, options.counts, options.kinds),
     }
     for name in [options.only] if options.only else parts:
@@ -90,6 +92,26 @@ def listing(folder: Path, num: int, repeats: int) -> None:
     make(folder / "src", num, size=(32, 32))
     found = [seconds_of(lambda: list_records(str(folder / "src"))) for _ in range(repeats)]
     print(f"{num} files in one folder, listed as records: {statistics.median(found):.1f} s")
+
+
+def coco_listing(folder: Path, num: int, repeats: int) -> None:
+    """A COCO json; CPU seconds, for it is read by one thread. Its images are not opened."""
+    from pretrain.data.packing.sources import list_records
+
+    (folder / "images").mkdir()
+    for number in range(num):
+        (folder / "images" / f"{number:08d}.jpg").touch()
+    file = coco(folder, boxes_per_image=5, corners=20)
+    found = []
+    for _ in range(repeats):
+        started = time.process_time()
+        assert len(list_records(str(file)).records) == num
+        found.append(time.process_time() - started)
+    print(
+        f"COCO json of {num} images with 5 boxes each, {file.stat().st_size / 1e6:.0f} MB: listed in "
+        f"{statistics.median(found):.2f} CPU seconds ({min(found):.2f} to {max(found):.2f}); peak memory "
+        f"{memory_now('VmHWM'):.0f} MiB"
+    )
 
 
 def memory(folder: Path, counts: Sequence[int], kinds: Sequence[str]) -> None:
@@ -141,18 +163,26 @@ def json_list(folder: Path) -> Path:
     return folder / "list.json"
 
 
-def coco(folder: Path) -> Path:
-    """A COCO json with two boxes an image."""
+def coco(folder: Path, *, boxes_per_image: int = 2, corners: int = 0) -> Path:
+    """A COCO json with so many boxes an image, which have an outline of so many corners where there are any;
+    the categories stand at the end, as in COCO's own files.
+    """
     names = sorted(os.listdir(folder / "images"))
     images = [{"id": at, "file_name": name, "width": 32, "height": 32} for at, name in enumerate(names)]
+    outline = {"segmentation": [[0.25 * at + 0.01 for at in range(2 * corners)]]} if corners else {}
     boxes = [
-        {"id": at, "image_id": at // 2, "category_id": 1 + at % 2, "bbox": [2.5, 3, 10 + at % 2, 9.25]}
-        for at in range(2 * len(names))
+        {
+            "id": at,
+            "image_id": at // boxes_per_image,
+            "category_id": 1 + at % 2,
+            "bbox": [2.5, 3, 10 + at % 2, 9.25],
+            **outline,
+        }
+        for at in range(boxes_per_image * len(names))
     ]
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    (folder / "coco.json").write_text(
-        json.dumps({"images": images, "annotations": boxes, "categories": categories})
-    )
+    with open(folder / "coco.json", "w") as file:
+        json.dump({"images": images, "annotations": boxes, "categories": categories}, file)
     return folder / "coco.json"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
+from collections.abc import Callable
+from itertools import count
 
 FIRST_SLOTS = 2**12
 MAX_FULL = 0.6  # fraction of the slots; above it there are twice as many
@@ -39,6 +42,17 @@ class FirstSeen:
         if self._num > MAX_FULL * len(self._keys):
             self._grow()
         return number
+
+    def number_of(self, key: bytes, number: int, key_of: Callable[[int], bytes]) -> int:
+        """The number that a key was first seen with; this one, where it is new. `key_of`: of an earlier one,
+        for in a million lists of millions a few have two keys with one digest.
+        """
+        for attempt in count():
+            digest = hashlib.blake2b(b"%d %b" % (attempt, key), digest_size=8).digest()
+            earlier = self.first(digest, number)
+            if earlier == number or key_of(earlier) == key:
+                return earlier
+        raise AssertionError
 
     def _slot(self, key: int) -> int:
         """Where the key is, or where it belongs."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import posixpath
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.packing.sources.coco_content import Content, ImageSaid, frame_of, name_of
+from pretrain.data.packing.sources.coco_content import Content, LeftOut
+from pretrain.data.packing.sources.coco_images import ImageEntry, Images
+from pretrain.data.packing.sources.coco_joined import ImageSaid
 from pretrain.data.packing.sources.evidence import Evidence
 from pretrain.data.packing.sources.finding import Finder, Found
 from pretrain.data.packing.sources.image_record import Objects, Record
 from pretrain.data.packing.sources.record_list import Distinct, Records
 from pretrain.data.packing.sources.records import Listing, unique
 from pretrain.data.packing.sources.splits import layout_of, split_in_name
-from pretrain.data.packing.sources.texts import id_key, none_read, shown
+from pretrain.data.packing.sources.texts import none_read, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
 
 # other files of a COCO download, which are left for the instances:
@@ -69,28 +71,30 @@ def coco_records(
 def _of_file(src: str, images: str | None, boxes: str | None, *, tree: Tree | None = None) -> Listing:
     content = Content(src, boxes)
     beside, _, name = src.rpartition("/")
-    folder = images if images is not None else _folder(src, content.names())
+    folder = images if images is not None else _folder(src, content.images)
     inside = images is None and (folder == (beside or ".") or folder.startswith(f"{beside}/"))
     if tree is None or not inside:
-        tree = _named_part(folder, content.names()) if storage.exists(folder) else Tree(folder)
+        tree = _named_part(folder, content.images) if storage.exists(folder) else Tree(folder)
         finder = Finder(tree)
     else:
         finder = Finder(tree, bases=(folder.removeprefix(beside).strip("/"), ""))
     listing = Listing(Records(tree.files), told=f"COCO json {src}, with the images in {folder}", tree=tree)
     listing.account.read.add(name)
     _records(content, finder, listing, split=None, by_path=False)
-    _finish(listing, [content], finder, src)
+    left_out = content.left_out
+    del content  # what follows sorts all records, and needs the room
+    _finish(listing, [left_out], finder, src)
     return listing
 
 
-def _named_part(folder: str, names: Sequence[str]) -> Tree:
+def _named_part(folder: str, images: Images) -> Tree:
     """The files below what a folder and names share: `--images /` with absolute paths is not the disk."""
-    inner = [name.replace("\\", "/").strip("/") for name in names if "://" not in name]
-    common = (
-        posixpath.dirname(posixpath.commonprefix(inner))
-        if len(inner) > 1
-        else posixpath.dirname("".join(inner))
-    )
+
+    def inner() -> Iterator[str]:
+        return (name.replace("\\", "/").strip("/") for name in images.names() if "://" not in name)
+
+    # what the first and the last of a sorted list share, all share
+    common = posixpath.dirname(posixpath.commonprefix([min(inner(), default=""), max(inner(), default="")]))
     if not common or ".." in common.split("/") or not storage.is_folder(storage.join(folder, common)):
         return read_tree(folder)
     return read_parts(folder, [common])
@@ -105,16 +109,16 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
         if path not in kept:
             listing.account.left[path] = f"COCO json of another task; {shown(kept, 2)} are read"
     finder = Finder(tree, outside=(images,) if images else ())
-    contents = []
+    left_out = []
     found = Distinct(listing.records, lambda record: f"{record.split or ''} {record.path}")
     boxes_of = array("i")  # of each record the number of the file that its boxes are from, -1 for none
     for index, path in enumerate(kept):
-        content = Content(storage.join(src, path), boxes)
-        contents.append(content)
         split = layout.split_of(path) or split_in_name(path)
         part = Listing(Records(tree.files))
         finder.bases = tuple(dict.fromkeys([*_usual_folders(path), posixpath.dirname(path), ""]))
-        _records(content, finder, part, split=split, by_path=True)
+        left_out.append(
+            _records(Content(storage.join(src, path), boxes), finder, part, split=split, by_path=True)
+        )
         listing.account.read.add(path)
         listing.problems += part.problems
         listing.account.annotations += part.account.annotations
@@ -138,7 +142,7 @@ def _of_files(src: str, tree: Tree, files: Sequence[str], images: str | None, bo
             )
             if record.objects is not None:
                 boxes_of[number] = index
-    _finish(listing, contents, finder, src)
+    _finish(listing, left_out, finder, src)
     return listing
 
 
@@ -156,50 +160,56 @@ def _usual_folders(path: str) -> list[str]:
 
 def _records(
     content: Content, finder: Finder, listing: Listing, *, split: str | None, by_path: bool
-) -> None:
-    """Adds a record for each image of a file. `by_path` names it by its path below the source."""
+) -> LeftOut:
+    """Adds a record for each image of a file, and returns what is left out.
+    `by_path` names it by its path below the source.
+    """
     src = content.src
-    with_boxes = bool(content.categories or content.has_boxes)
-    listing.problems += content.problems
+    listing.problems += content.problems()
     listing.account.annotations += content.num_annotations
     merged = Distinct(listing.records, lambda record: record.url)
     for index, entry in enumerate(content.images):
-        name = name_of(entry) if isinstance(entry, dict) else ""
-        if not name:
+        if not entry.name:
             listing.problems.append((f"{src}: images[{index}]", "no file_name"))
             continue
         try:
-            found = _found(finder, entry, name)
+            found = _found(finder, entry)
         except ValueError as error:
             listing.problems.append((f"{src}: images[{index}]", str(error)))
             continue
-        said = content.of.get(id_key(entry.get("id")), ImageSaid())
-        objects = (
-            Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
-            if with_boxes
-            else None
-        )
-        record = Record(
-            url=found.url,
-            path=found.path if by_path and found.path else found.name,
-            objects=objects,
-            captions=tuple(dict.fromkeys(said.captions)) if content.has_captions else None,
-            relative_boxes=content.meaning == "fractions",
-            frame=frame_of(entry),
-            split=split,
-            problem=_problem(said),
-        )
+        path = found.path if by_path and found.path else found.name
+        record = replace(_record(content, entry, found.url, path), split=split)
         if (number := merged.add(record)) is not None:
             merged.records[number] = _joined(merged.records[number], record)
             listing.account.count(
                 "entry of an image that is listed above; joined with it", f"{src}: images[{index}]"
             )
+    return content.left_out
 
 
-def _found(finder: Finder, entry: dict[str, Any], name: str) -> Found:
-    if (
-        not entry.get("file_name") and "://" in name
-    ):  # LVIS has addresses alone, whose ends are the files of a COCO download
+def _record(content: Content, entry: ImageEntry, url: str, path: str) -> Record:
+    said = content.said.said(entry.group)
+    with_boxes = content.has_categories or content.said.has_boxes
+    objects = (
+        Objects(tuple(box for box, _ in said.boxes), tuple(category for _, category in said.boxes))
+        if with_boxes
+        else None
+    )
+    return Record(
+        url=url,
+        path=path,
+        objects=objects,
+        captions=tuple(dict.fromkeys(said.captions)) if content.said.has_captions else None,
+        relative_boxes=content.meaning == "fractions",
+        frame=entry.frame,
+        problem=_problem(said),
+    )
+
+
+def _found(finder: Finder, entry: ImageEntry) -> Found:
+    name = entry.name
+    if not entry.has_file_name and "://" in name:
+        # LVIS has addresses alone, whose ends are the files of a COCO download
         for end in ("/".join(name.split("/")[-2:]), name.rpartition("/")[2]):
             found = finder.find(end, "coco_url")
             if found.path is not None:
@@ -234,19 +244,20 @@ def _joined(first: Record, second: Record) -> Record:
     return replace(first, objects=objects, captions=captions, problem=problem)
 
 
-def _finish(listing: Listing, contents: Sequence[Content], finder: Finder, src: str) -> None:
+def _finish(listing: Listing, left_out: Sequence[LeftOut], finder: Finder, src: str) -> None:
     listing.records = unique(listing.records, src)
-    if num_crowds := sum(content.num_crowds for content in contents):
+    first = left_out[0].src
+    if num_crowds := sum(of_file.num_crowds for of_file in left_out):
         listing.notes.append(f"{num_crowds} crowd regions are left out")
-        listing.account.count("crowd region, left out", contents[0].src, num_crowds, said=True)
-    if num_blank := sum(content.num_blank for content in contents):
+        listing.account.count("crowd region, left out", first, num_crowds, said=True)
+    if num_blank := sum(of_file.num_blank for of_file in left_out):
         listing.notes.append(f"{num_blank} blank captions are left out")
-        listing.account.count("blank caption, left out", contents[0].src, num_blank, said=True)
-    listing.notes += list(dict.fromkeys(note for content in contents for note in content.notes))
+        listing.account.count("blank caption, left out", first, num_blank, said=True)
+    listing.notes += list(dict.fromkeys(note for of_file in left_out for note in of_file.notes))
     finder.finish(listing)
 
 
-def _folder(src: str, names: Sequence[str]) -> str:
+def _folder(src: str, images: Images) -> str:
     """Where the images lie, of the usual folders: the one that holds most of a few that are tried."""
     beside, _, file = src.rpartition("/")
     beside = beside or "."
@@ -259,9 +270,8 @@ def _folder(src: str, names: Sequence[str]) -> str:
         *(storage.join(base, name) for base in (beside, above) for name in ("images", stem, split)),
     ]
     folders += [storage.join(base, "images", split) for base in (beside, above)]
-    plain = [name.rpartition("://")[2] if name.startswith(("http:", "https:")) else name for name in names]
-    plain = [name for name in plain if "::" not in name and "://" not in name and not posixpath.isabs(name)]
-    tried = plain[:: max(1, len(plain) // MAX_PROBED)][:MAX_PROBED]
+    step = max(1, sum(1 for _ in _plain(images)) // MAX_PROBED)
+    tried = list(islice(_plain(images), 0, step * MAX_PROBED, step))
     if not tried:
         return beside
     best, num_best = "", 0
@@ -287,3 +297,12 @@ def _folder(src: str, names: Sequence[str]) -> str:
         f"{src}: the first images, {shown(tried, 2)}, are in none of {', '.join(folders)}; say where the "
         "images are with --images FOLDER"
     )
+
+
+def _plain(images: Images) -> Iterator[str]:
+    """The names that are relative paths; of an address on the web, what follows its scheme."""
+    for name in images.names():
+        if name.startswith(("http:", "https:")):
+            name = name.rpartition("://")[2]
+        if "::" not in name and "://" not in name and not posixpath.isabs(name):
+            yield name

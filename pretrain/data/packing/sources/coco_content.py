@@ -1,153 +1,87 @@
-"""A COCO json as Python objects: its images by id, with what its annotations say about each."""
+"""A COCO json: its images, and what its annotations say about each; read item by item."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import UserError
-from pretrain.data.packing.sources.records import around, as_sizes, numbers, read_json
-from pretrain.data.packing.sources.texts import captions_in, clean, id_key
+from pretrain.data.packing.sources.coco_annotations import Annotations
+from pretrain.data.packing.sources.coco_ids import Ids
+from pretrain.data.packing.sources.coco_images import Images
+from pretrain.data.packing.sources.coco_joined import Joined
+from pretrain.data.packing.sources.json_stream import json_text
+from pretrain.data.packing.sources.texts import clean, id_key
 
 
-@dataclass
-class ImageSaid:
-    """What a file says about one image."""
+@dataclass(frozen=True)
+class LeftOut:
+    """What a file has that no image gets, and what to say of it."""
 
-    boxes: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    num_bad: int = 0
-    num_crowds: int = 0
-    first_bad: str = ""
+    src: str
+    num_crowds: int
+    num_blank: int
+    notes: list[str]
 
 
 class Content:
-    """A COCO json as Python objects: images by id, with their annotations."""
+    """What a COCO json holds.
+
+    Attributes:
+        meaning: what the numbers of `bbox` are, one of `BOX_MEANINGS`.
+        images: in the order of the file.
+        said: what is said of each.
+        has_categories, num_annotations: of the file.
+        left_out: of the file.
+    """
 
     def __init__(self, src: str, boxes: str | None) -> None:
         self.src, self.meaning = src, boxes or "xywh"
-        tree = read_json(src)
-        if not isinstance(tree, dict) or not isinstance(tree.get("images"), list):
+        ids = Ids()
+        read = _read(src, ids, self.meaning)
+        images, annotations = read.get("images"), read.get("annotations") or Annotations(ids, self.meaning)
+        if not isinstance(images, Images):
             raise UserError(f"{src} is not a COCO json: it has no list `images`")
-        self.images: list[Any] = tree["images"]
-        self.categories, self.notes = _categories(src, tree)
-        annotations = tree.get("annotations") or []
-        if not isinstance(annotations, list):
+        classes, notes = _categories(src, read.get("categories") or [])
+        if not isinstance(annotations, Annotations):
             raise UserError(f"{src}: `annotations` must be a list, not {type(annotations).__name__}")
-        self.num_annotations = len(annotations)
-        ids = Counter(id_key(image.get("id")) for image in self.images if isinstance(image, dict))
-        files = Counter(
-            (id_key(image.get("id")), name_of(image)) for image in self.images if isinstance(image, dict)
-        )
-        for key, num in ids.items():
-            same = (
-                max(files[pair] for pair in files if pair[0] == key) if num > 1 and key is not None else num
-            )
-            if num > same:
-                raise UserError(
-                    f"{src}: the id {_shown_id(self.images, key)} stands for {num} of `images`; give each "
-                    "its own"
-                )
-        self.of: defaultdict[str | None, ImageSaid] = defaultdict(ImageSaid)
-        self.num_crowds = self.num_blank = self.num_unreadable_captions = 0
-        self.has_captions = self.has_boxes = False
-        self.problems: list[tuple[str, str]] = []
-        for index, annotation in enumerate(annotations):
-            self._take(f"{src}: annotations[{index}]", annotation, ids)
-            annotations[index] = None  # its polygons may take more memory than all else
+        images.number_ids(src)
+        self.images, self.num_annotations, self.has_categories = images, len(annotations), bool(classes)
+        by_key = {ids.key(ids.code(key)): name for key, name in classes.items()}
+        self.said = Joined(annotations, images.keys, by_key)
+        self.left_out = LeftOut(src, self.said.num_crowds, self.said.num_blank, notes)
 
-    def names(self) -> list[str]:
-        """The file names that stand in it."""
-        return [name for image in self.images if isinstance(image, dict) and (name := name_of(image))]
-
-    def _take(self, location: str, annotation: Any, ids: Counter[str | None]) -> None:
-        if not isinstance(annotation, dict):
-            self.problems.append((location, "not an object"))
-            return
-        key = id_key(annotation.get("image_id"))
-        if key is None or key not in ids:
-            self.problems.append((location, f"image_id {annotation.get('image_id')!r} is not in `images`"))
-            return
-        image = self.of[key]
-        said = "caption" in annotation
-        if said:
-            self.has_captions = True
-            captions, num_bad = captions_in(annotation["caption"])
-            image.captions += captions
-            self.num_blank += not captions and not num_bad
-            if num_bad:
-                self.problems.append((location, f"caption {str(annotation['caption'])[:60]!r} is not text"))
-        has_box = annotation.get("bbox") is not None or annotation.get("segmentation") is not None
-        if said and not has_box and "category_id" not in annotation:
-            return
-        if _is_crowd(annotation.get("iscrowd")):
-            self.num_crowds += 1
-            image.num_crowds += 1
-            return
-        box = _box(annotation, self.meaning)
-        category = self.categories.get(id_key(annotation.get("category_id")))
-        reason = None
-        if box is None:
-            reason = f"bbox {str(annotation.get('bbox'))[:80]} is not four numbers"
-        elif category is None:
-            reason = f"category_id {annotation.get('category_id')!r} is not in `categories`"
-        if reason is None:
-            assert box is not None and category is not None
-            self.has_boxes = True
-            image.boxes.append((box, category))
-            return
-        self.problems.append((location, reason))
-        image.num_bad += 1
-        image.first_bad = image.first_bad or reason
+    def problems(self) -> list[tuple[str, str]]:
+        """(location, reason) of annotations that say nothing of any image."""
+        return [(f"{self.src}: annotations[{number}]", reason) for number, reason in self.said.problems()]
 
 
-def name_of(image: dict[str, Any]) -> str:
-    for key in ("file_name", "filename", "coco_url", "url"):
-        if isinstance(image.get(key), str) and image[key].strip():
-            return str(image[key])
-    return ""
+def _read(src: str, ids: Ids, meaning: str) -> dict[str, Any]:
+    """What the file has under the names that count; of a name that comes twice, the last, as Python does.
+    Raises UserError when it is missing, huge or no JSON.
+    """
+    read: dict[str, Any] = {}
+    with json_text(src) as text:
+        if text.sign() != "{":
+            text.pass_over()
+            text.end()
+            return read
+        for name in text.members():
+            if name in ("images", "annotations") and text.sign() == "[":
+                read[name] = Images(ids) if name == "images" else Annotations(ids, meaning)
+                for item in text.items():
+                    read[name].append(item)
+            elif name in ("images", "annotations", "categories"):
+                read[name] = text.value()
+            else:
+                text.pass_over()
+        text.end()
+    return read
 
 
-def _shown_id(images: Sequence[Any], key: str | None) -> str:
-    return repr(
-        next(image["id"] for image in images if isinstance(image, dict) and id_key(image.get("id")) == key)
-    )
-
-
-def frame_of(image: dict[str, Any]) -> tuple[float, float] | None:
-    size = numbers([image.get("width"), image.get("height")], 2)
-    return (size[0], size[1]) if size is not None and min(size) > 0 else None
-
-
-def _is_crowd(value: Any) -> bool:
-    return value not in (None, 0, "0", "", "false", "False", 0.0, False) and bool(value)
-
-
-def _box(annotation: dict[str, Any], meaning: str) -> tuple[float, float, float, float] | None:
-    four = numbers(annotation.get("bbox"), 4)
-    if four is not None:
-        return as_sizes(four, meaning)
-    if annotation.get("bbox"):
-        return None
-    polygons = annotation.get("segmentation")
-    if not isinstance(polygons, list):
-        return None
-    if polygons and not isinstance(polygons[0], list):
-        polygons = [polygons]
-    points = []
-    for polygon in polygons:
-        flat = numbers(polygon, len(polygon)) if isinstance(polygon, list) and len(polygon) >= 6 else None
-        if flat is None or len(flat) % 2:
-            return None
-        points += list(zip(flat[::2], flat[1::2], strict=True))
-    return around(points) if points else None
-
-
-def _categories(src: str, tree: dict[str, Any]) -> tuple[dict[str | None, str], list[str]]:
+def _categories(src: str, categories: Any) -> tuple[dict[str | None, str], list[str]]:
     """Names by id, and what to say of them. Raises UserError for ids that stand for several names."""
-    categories = tree.get("categories") or []
     if not isinstance(categories, list):
         raise UserError(f"{src}: `categories` must be a list, not {type(categories).__name__}")
     names: dict[str | None, str] = {}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from itertools import count
 from typing import Any, Self, overload
 
 import numpy as np
@@ -283,16 +281,17 @@ class Distinct:
 
     def add(self, record: Record) -> int | None:
         """Appends a record; where there is one with its key, returns the number of that instead."""
-        key = self._key_of(record)
-        for attempt in count():  # in a million lists of millions a few have two keys with one digest
-            digest = hashlib.blake2b(f"{attempt} {key}".encode(*ENCODING), digest_size=8).digest()
-            number = self._first.first(digest, len(self.records))
-            if number == len(self.records):
-                self.records.append(record)
-                return None
-            if self._key_of(self.records[number]) == key:
-                return number
-        raise AssertionError
+        number = self._first.number_of(self._key(record), len(self.records), self._key_at)
+        if number < len(self.records):
+            return number
+        self.records.append(record)
+        return None
+
+    def _key(self, record: Record) -> bytes:
+        return self._key_of(record).encode(*ENCODING)
+
+    def _key_at(self, number: int) -> bytes:
+        return self._key(self.records[number])
 
 
 def in_order_of(records: Records, key_of: Callable[[Record], str]) -> Records:

@@ -123,7 +123,8 @@ def read_lines_text(url: str) -> tuple[str, str]:
     return _read_text(url, decode_lines)
 
 
-def _read_text(url: str, decode: Callable[[bytes], tuple[str, str]]) -> tuple[str, str]:
+def check_size(url: str) -> None:
+    """Raises UserError when an annotation file is missing or huge."""
     fs, path = storage.filesystem(url)
     with storage.explained("read", url):
         size = fs.info(path)["size"] or 0
@@ -131,6 +132,10 @@ def _read_text(url: str, decode: Callable[[bytes], tuple[str, str]]) -> tuple[st
         raise UserError(
             f"{url} has {size} bytes; annotation files of more than {MAX_ANNOTATION_BYTES} are not read"
         )
+
+
+def _read_text(url: str, decode: Callable[[bytes], tuple[str, str]]) -> tuple[str, str]:
+    check_size(url)
     try:
         return decode(storage.read_bytes(url))
     except ValueError as error:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.packing.sources.records import read_json, read_lines_text, read_text
+from pretrain.data.packing.sources.json_stream import json_text
+from pretrain.data.packing.sources.records import read_json, read_lines_text
 from pretrain.data.packing.sources.texts import clean, has_bad_bytes
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
@@ -23,7 +24,6 @@ MAX_FIELD_CHARACTERS = 2**24
 MAX_LINES = 200  # of a row; a quote that stays open for longer was probably never closed
 DELIMITERS = ",;\t|"
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
-_OPENED, _NEXT = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*"), re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -221,14 +221,11 @@ def _parted(text: str) -> Iterator[str]:
 
 
 def _items(src: str) -> Iterator[tuple[int, Any]]:
-    text = read_text(src)
-    if _OPENED.match(text):
-        try:
-            yield from enumerate(_items_in(text), 1)
-        except (ValueError, RecursionError):
-            read_json(src)  # raises, and says where
-            raise
-        return
+    with json_text(src) as text:
+        if text.sign() == "[":
+            yield from enumerate(text.items(), 1)
+            text.end()
+            return
     tree = read_json(src)
     if isinstance(tree, dict):  # one list under some name, as {"data": [...]}
         lists = [
@@ -242,26 +239,6 @@ def _items(src: str) -> Iterator[tuple[int, Any]]:
             f"{src} is not a list of objects like [{{...}}, ...], nor a COCO json, which has a list `images`"
         )
     yield from enumerate(tree, 1)
-
-
-def _items_in(text: str) -> Iterator[Any]:
-    """The items of a JSON list, decoded one after the other: as objects all take ten times their text.
-
-    Raises ValueError or RecursionError for what is no JSON.
-    """
-    decoder, begin = json.JSONDecoder(), _OPENED.match(text)
-    at = begin.end() if begin else 0
-    is_last = text[at : at + 1] == "]"
-    while not is_last:
-        item, at = decoder.raw_decode(text, at)
-        yield item
-        sign = _NEXT.match(text, at)
-        if sign is None:
-            raise ValueError("neither a comma nor the end of the list")
-        is_last = sign[1] == "]"
-        at = sign.start(1) if is_last else sign.end()
-    if text[at + 1 :].strip(" \t\n\r"):
-        raise ValueError("text behind the list")
 
 
 def _delimiter(header: str) -> str:

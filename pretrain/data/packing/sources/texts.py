@@ -26,9 +26,25 @@ CAPTION_FIELDS = (
     "sentences",
 )
 MAX_LIST_TEXT = 2**16
+MARKS = (  # those of UTF-32 begin as those of UTF-16 do
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _ITEM = re.compile(
     r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^\s,'"\[\](){}]+))\s*(,|(?=\]|\s|$))"""
 )
+
+
+def encoding_of(data: bytes) -> str:
+    """What the first bytes of a text, 5 or more, say: `utf-16` or `utf-32` by a byte order mark,
+    else `utf-8-sig`.
+    """
+    for mark, encoding in MARKS:
+        if data.startswith(mark) and len(data) > len(mark):
+            return encoding
+    return "utf-8-sig"
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
@@ -37,19 +53,14 @@ def decode_text(data: bytes) -> tuple[str, str]:
 
     Nothing is replaced: a byte that no rule can read raises ValueError.
     """
-    for mark, encoding in (
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if data.startswith(mark) and len(data) > len(mark):
-            try:
-                return data.decode(encoding), encoding
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"not {encoding.upper()} text, as its first bytes say (byte {error.start})"
-                ) from error
+    encoding = encoding_of(data)
+    if encoding != "utf-8-sig":
+        try:
+            return data.decode(encoding), encoding
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"not {encoding.upper()} text, as its first bytes say (byte {error.start})"
+            ) from error
     try:
         return data.decode("utf-8-sig"), "utf-8"
     except UnicodeDecodeError as first:
