@@ -86,21 +86,28 @@ def _interrupted_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     # signals that somebody else handles or ignores are left alone
-    taken = [
-        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
-    ]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    taken = {number: handler for number, handler in former.items() if handler in usual}
     for number in taken:
         signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        # compiled code that is loaded or called at that moment may make another exception of it
+        if came and not isinstance(error, (UserError, RunStopped)):
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 def leave(code: int) -> NoReturn:

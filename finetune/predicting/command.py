@@ -198,8 +198,8 @@ def predict(options: argparse.Namespace) -> Predicted | None:
         stream = _stream(options, predictor, clips)
         num_all, num_bad = write_records(options, predictor, stream, followers, total)
         _tell(options.out, clips, followers, Predicted(num_all, num_bad), time.monotonic() - started)
-        # last: until then the same command does again what was cut off
-        storage.remove(storage.join(options.out, UNFINISHED))
+    # last: until then the same command does again what was cut off
+    storage.remove(storage.join(options.out, UNFINISHED))
     if num_all and num_bad == num_all:
         raise UserError(
             f"none of {num_all} images could be decoded; {options.out} gives the reason for each"

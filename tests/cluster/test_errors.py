@@ -83,3 +83,23 @@ def test_a_signal_after_the_work_is_done_changes_nothing_and_a_second_ends_the_p
         words = [sys.executable, "-c", LEAVING, *[str(int(number))] * times]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", ""), times
+
+
+SWALLOWED = """
+import os, signal, sys
+from cluster.errors import run_command
+def main():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        signal.pause()
+    except KeyboardInterrupt:
+        raise AttributeError("partially initialized module")
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_that_comes_out_as_another_exception_is_one(number):
+    words = [sys.executable, "-c", SWALLOWED, str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

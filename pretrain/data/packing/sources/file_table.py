@@ -49,19 +49,25 @@ class TextRun:
 
     def first_again(self, order: np.ndarray) -> int | None:
         """The number of the first text that came before; None where all differ. `order`: as `order()` is."""
-        texts = self._as_arrow().take(pa.array(order))
+        texts = self._as_arrow().take(_indices(order))
         equal = np.asarray(pc.equal(texts[1:], texts[:-1]))
         return int(order[1:][equal].min()) if equal.any() else None
 
     def put_in(self, order: np.ndarray) -> None:
         """Puts the texts in this order."""
-        buffers = self._as_arrow().take(pa.array(order)).buffers()
+        buffers = self._as_arrow().take(_indices(order)).buffers()
         self._starts = array("q", bytes(memoryview(buffers[1])[: 8 * (len(order) + 1)]))
         self._bytes = bytearray(buffers[2] or b"")
 
     def _as_arrow(self) -> pa.LargeBinaryArray:
         buffers = [None, pa.py_buffer(self._starts), pa.py_buffer(self._bytes)]
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
+
+
+def _indices(order: np.ndarray) -> pa.Array:
+    """Numbers for Arrow; `pa.array` would load pandas for them."""
+    buffer = pa.py_buffer(np.ascontiguousarray(order, np.int64))
+    return pa.Array.from_buffers(pa.int64(), len(order), [None, buffer])
 
 
 class FileTable(Mapping[str, FileInfo]):
