@@ -178,7 +178,7 @@ def _records(
             listing.problems.append((f"{src}: images[{index}]", str(error)))
             continue
         path = found.path if by_path and found.path else found.name
-        record = replace(_record(content, entry, found.url, path), split=split)
+        record = _record(content, entry, found.url, path, split)
         if (number := merged.add(record)) is not None:
             merged.records[number] = _joined(merged.records[number], record)
             listing.account.count(
@@ -187,7 +187,7 @@ def _records(
     return content.left_out
 
 
-def _record(content: Content, entry: ImageEntry, url: str, path: str) -> Record:
+def _record(content: Content, entry: ImageEntry, url: str, path: str, split: str | None) -> Record:
     said = content.said.said(entry.group)
     with_boxes = content.has_categories or content.said.has_boxes
     objects = (
@@ -202,6 +202,7 @@ def _record(content: Content, entry: ImageEntry, url: str, path: str) -> Record:
         captions=tuple(dict.fromkeys(said.captions)) if content.said.has_captions else None,
         relative_boxes=content.meaning == "fractions",
         frame=entry.frame,
+        split=split,
         problem=_problem(said),
     )
 

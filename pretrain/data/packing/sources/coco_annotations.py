@@ -1,4 +1,4 @@
-"""The annotations of a COCO json, in 9 bytes each and 36 for each box; texts lie in a `Spool`."""
+"""The annotations of a COCO json, in 9 bytes each, 36 for each box, and its captions' text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.packing.sources.coco_ids import Ids
+from pretrain.data.packing.sources.file_table import TextRun
 from pretrain.data.packing.sources.records import around, as_sizes, numbers
-from pretrain.data.packing.sources.spool import Spool
 from pretrain.data.packing.sources.texts import captions_in
 
 Box = tuple[float, float, float, float]
-# what an annotation has; TEXTS is an entry of the spool
+# what an annotation has; TEXTS are captions, or what is said of damage
 NO_OBJECT, CAPTION, BLANK, BAD_CAPTION, CROWD, BOX, BAD_BOX, TEXTS = (1 << bit for bit in range(8))
+PLAIN = "="  # before one caption; other texts are JSON
 
 
 class Annotations:
@@ -24,25 +25,28 @@ class Annotations:
     Args:
         ids: of the file.
         meaning: what the numbers of `bbox` are, one of `BOX_MEANINGS`.
+
+    Attributes:
+        flags: what each annotation has, as bits.
     """
 
     def __init__(self, ids: Ids, meaning: str) -> None:
         self._ids, self._meaning = ids, meaning
-        self._images, self._flags = array("q"), bytearray()  # codes of image ids; of each annotation
+        self.flags = bytearray()
+        self._images = array("q")  # of each annotation, the code of its image's id
         self._categories, self._boxes = array("i"), array("d")  # of each box
-        self._places = array("q")  # in the spool, of each annotation with texts
+        self._texts = TextRun()  # of each annotation with texts; a `Spool` would take twice the time
         self._category_codes: list[int] = []
         self._number_of_category: dict[int, int] = {}
-        self._spool = Spool()
 
     def __len__(self) -> int:
-        return len(self._flags)
+        return len(self.flags)
 
     def append(self, annotation: Any) -> None:
         """Adds an item of the list `annotations`."""
         if not isinstance(annotation, dict):
             self._images.append(self._ids.code(None))
-            self._flags.append(NO_OBJECT)
+            self.flags.append(NO_OBJECT)
             return
         flags, captions, shown, box_shown = 0, list[str](), "", ""
         if "caption" in annotation:
@@ -63,9 +67,10 @@ class Annotations:
                 box_shown = str(annotation.get("bbox"))[:80]
         if captions or flags & (BAD_CAPTION | BAD_BOX):
             flags |= TEXTS
-            self._places.append(self._spool.append(json.dumps([captions, shown, box_shown]).encode()))
+            is_plain = len(captions) == 1 and not (shown or box_shown)
+            self._texts.append(PLAIN + captions[0] if is_plain else json.dumps([captions, shown, box_shown]))
         self._images.append(self._ids.code(annotation.get("image_id")))
-        self._flags.append(flags)
+        self.flags.append(flags)
 
     def _category(self, value: Any) -> int:
         code = self._ids.code(value)
@@ -85,10 +90,6 @@ class Annotations:
             groups[image_keys[groups] != keys] = -1
         return groups
 
-    def flags(self) -> np.ndarray:
-        """Of each annotation. Shape (len(self),), uint8."""
-        return np.frombuffer(self._flags, np.uint8)
-
     def categories(self) -> np.ndarray:
         """Of each box, the number of its category. Shape (number of boxes,), int32."""
         return np.frombuffer(self._categories, np.int32)
@@ -106,7 +107,10 @@ class Annotations:
         """Of the so many-th annotation that has texts: captions; the caption and the `bbox` that cannot be
         read, in short.
         """
-        captions, caption, bbox = json.loads(self._spool.read(self._places[number]))
+        text = self._texts[number]
+        if text.startswith(PLAIN):
+            return [text.removeprefix(PLAIN)], "", ""
+        captions, caption, bbox = json.loads(text)
         return captions, caption, bbox
 
     def image_id(self, number: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -68,19 +70,21 @@ class Joined:
     """
 
     def __init__(self, annotations: Annotations, image_keys: np.ndarray, classes: Mapping[int, str]) -> None:
-        self._all, self._flags = annotations, annotations.flags()
+        self._all, self._flags = annotations, annotations.flags
         self._classes = [classes.get(key) for key in annotations.category_keys()]
         groups = annotations.groups(image_keys)
-        known, flags = groups >= 0, self._flags
+        known, flags = groups >= 0, np.frombuffer(self._flags, np.uint8)
         self.num_crowds = int(np.count_nonzero(known & (flags & CROWD > 0)))
         self.num_blank = int(np.count_nonzero(known & (flags & BLANK > 0)))
         self.has_captions = bool(np.any(known & (flags & CAPTION > 0)))
-        self._box_at, self._texts_at = (np.flatnonzero(flags & bit).astype(np.int32) for bit in (BOX, TEXTS))
+        self._texts_at = array("i", np.flatnonzero(flags & TEXTS).astype(np.int32).tobytes())
+        box_at = np.flatnonzero(flags & BOX).astype(np.int32)
+        self._box_at = array("i", box_at.tobytes())
         has_class = np.array([name is not None for name in self._classes], bool)[annotations.categories()]
-        of_box = np.where(has_class, groups[self._box_at], -1)
+        of_box = np.where(has_class, groups[box_at], -1)
         self.has_boxes = bool(np.any(of_box >= 0))
         self._boxes_of = Grouped(of_box, np.arange(len(of_box), dtype=np.int32))
-        no_class = self._box_at[~has_class]
+        no_class = box_at[~has_class]
         # few in a file of boxes: what is more than a box with its class, and what is less
         is_rest = flags & (CROWD | TEXTS) > 0
         is_rest[no_class] = True
@@ -106,7 +110,8 @@ class Joined:
             num_crowds += bool(flags & CROWD)
             if flags & TEXTS:
                 captions += self._texts(number)[0]
-            bad += self._bad_box(number)
+            if flags & (BOX | BAD_BOX):
+                bad += self._bad_box(number)
         return ImageSaid(tuple(boxes), tuple(captions), len(bad), num_crowds, bad[0] if bad else "")
 
     def problems(self) -> Iterator[tuple[int, str]]:
@@ -125,7 +130,7 @@ class Joined:
                     yield number, reason
 
     def _texts(self, number: int) -> tuple[list[str], str, str]:
-        return self._all.texts(int(np.searchsorted(self._texts_at, number)))
+        return self._all.texts(bisect_left(self._texts_at, number))
 
     def _bad_box(self, number: int) -> list[str]:
         """Why an annotation is no box with a class; nothing where it is one, or means to be none."""
@@ -133,7 +138,7 @@ class Joined:
         if flags & BAD_BOX:
             return [f"bbox {self._texts(number)[2]} is not four numbers"]
         if flags & BOX:
-            _, category = self._all.box(int(np.searchsorted(self._box_at, number)))
+            _, category = self._all.box(bisect_left(self._box_at, number))
             if self._classes[category] is None:
                 return [f"category_id {self._all.category_id(category)!r} is not in `categories`"]
         return []

@@ -32,6 +32,9 @@ class JsonText:
 
     def sign(self) -> str:
         """The next character that is no blank, which stays; an empty text at the end."""
+        here = self._text[self._at : self._at + 1]
+        if here > " ":
+            return here
         while True:
             blanks = _BLANKS.match(self._text, self._at)
             assert blanks is not None  # it matches anything
