@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.command_line import CommandLine, as_settings
-from cluster.errors import UserError, leave, run_command
+from cluster.errors import UserError, run_process
 
 DESCRIPTION = "Jobs and pipelines of jobs on a Ray cluster."
 ADDRESS_HELP = (
@@ -126,4 +126,4 @@ def _amount(text: str) -> float:
 
 
 if __name__ == "__main__":
-    leave(run_command(lambda: main(sys.argv[1:])))
+    run_process(lambda: main(sys.argv[1:]))

@@ -7,6 +7,7 @@ rows); 130 interrupted, and the same command continues.
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
 import threading
@@ -110,25 +111,6 @@ def _interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process of a command that has done its work, with its exit code.
-
-    The first signal while Python takes itself down changes nothing: what it would stop is written already.
-    The second ends the process, should that take long.
-    """
-
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    taken = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def too_late(number: int, frame: FrameType | None) -> None:
-        for each in taken:
-            signal.signal(each, signal.SIG_DFL)
-
-    for number in taken:
-        signal.signal(number, too_late)
-    sys.exit(code)
-
-
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
     print(printable(masked(text), keep=LINES), file=sys.stderr, end="", flush=True)
@@ -166,3 +148,29 @@ def run_command(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `... | head` closed our output: not worth a traceback
         sys.stderr.close()
         return EXIT_FAILED
+
+
+def run_process(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command as the whole of this process: `run_command`, and ends with its exit code.
+
+    The first signal while Python takes itself down changes nothing: what it would stop is written already.
+    The second ends the process, should that take long.
+    """
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    taken: list[signal.Signals] = []
+
+    def too_late(number: int, frame: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+    def to_the_end() -> None:
+        # while modules are torn down, Python gives up its own handlers, and a signal would be deadly again
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+
+    atexit.register(to_the_end)  # the first to be registered is the last to be called
+    code = run_command(main)
+    taken += [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, too_late)
+    sys.exit(code)

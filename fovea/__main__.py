@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple, NoReturn
 
-from cluster.errors import UserError, leave, nearest, run_command
+from cluster.errors import UserError, nearest, run_command, run_process
 
 
 class Command(NamedTuple):
@@ -84,7 +84,7 @@ def _run(words: list[str]) -> int:
 
 def start() -> NoReturn:
     """The command `fovea`."""
-    leave(main())
+    run_process(lambda: _run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.command_line import CommandLine
-from cluster.errors import leave, run_command
+from cluster.errors import run_process
 from cluster.jobs.pipeline.command import pipeline
 from cluster.jobs.pipeline.runners import num_cpus
 from fovea.demo_scores import TASKS, count_rows, show_health, show_results
@@ -167,4 +167,4 @@ def batch_size(num_images: int, wanted: int) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    run_process(main)

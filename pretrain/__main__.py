@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from cluster.command_line import Command
-from cluster.errors import leave, run_command
+from cluster.errors import run_process
 
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
@@ -51,4 +51,4 @@ COMMANDS: dict[str, Command] = {
 
 
 if __name__ == "__main__":
-    leave(run_command(lambda: main(sys.argv[1:])))
+    run_process(lambda: main(sys.argv[1:]))

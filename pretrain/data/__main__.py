@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.command_line import CommandLine, as_settings
-from cluster.errors import UserError, leave, run_command
+from cluster.errors import UserError, run_process
 
 AS_IT_STANDS = argparse.RawDescriptionHelpFormatter
 
@@ -341,4 +341,4 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    run_process(main)

@@ -70,17 +70,25 @@ def test_unknown_names_are_told_with_the_nearest_and_all_known() -> None:
 
 LEAVING = """
 import atexit, os, signal, sys
-from cluster.errors import leave, run_command
+from cluster.errors import run_process
 signals = [int(word) for word in sys.argv[1:]]
-atexit.register(lambda: [os.kill(os.getpid(), number) for number in signals])
-leave(run_command(lambda: print("done", flush=True)))
+class Late:
+    def __del__(self):  # when modules are torn down
+        os.kill(os.getpid(), signals[0])
+def main():
+    print("done", flush=True)
+    if signals.pop() == 0:
+        globals()["late"] = Late()
+    else:
+        atexit.register(lambda: [os.kill(os.getpid(), number) for number in signals])
+run_process(main)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_after_the_work_is_done_changes_nothing_and_a_second_ends_the_process(number):
-    for times, code in ((1, 0), (2, -number)):
-        words = [sys.executable, "-c", LEAVING, *[str(int(number))] * times]
+    for times, when, code in ((1, 0, 0), (1, 1, 0), (2, 1, -number)):
+        words = [sys.executable, "-c", LEAVING, *[str(int(number))] * times, str(when)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", ""), times
 
