@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         (was, handles, threads), (now, more_handles, more_threads) = first[name], last[name]
         counts = f"{handles:3} -> {more_handles:3}  {threads:3} -> {more_threads:3}"
         print(f"{name:32} {was:14.1f} {now:11.1f} {now / was:6.3f}  {counts}")
+        memory = [reading[name][0] for reading in readings.values() if name in reading]
+        print(f"{'':32} {' '.join(f'{one:.0f}' for one in memory)}")
     total = {step: sum(memory for memory, *_ in reading.values()) for step, reading in readings.items()}
     print("all processes, MiB: " + ", ".join(f"{step}: {memory:.0f}" for step, memory in total.items()))
 
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[int, Reading]:
         "data.url": options.out / "shards", "out": out, "views.size": 32, "encoder.arguments.stem_stride": 4,
         "training.batch_size_global": 8, "training.steps": options.steps, "training.log_every_steps": 20,
         "training.checkpoint_every_steps": 500, "cluster.workers": options.workers, "report_images": 0,
-        "knn.every_epochs": 20, "rankme_images": 64,
+        "knn.every_epochs": 10, "rankme_images": 64,
     }  # fmt: skip
     words = [f"{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "pretrain", "configs/pretrain/small/simclr.yaml", *words]
