@@ -129,6 +129,7 @@ def test_workers_read_no_footers_and_no_labels_again(world, finished, tmp_path, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow  # without Ray, test_classification and test_detection do so on two ranks
 @pytest.mark.ray
 def test_two_workers_evaluate_the_whole_validation_set_once(world, finished, tmp_path, shared_ray):
     out = tmp_path / "two"

@@ -109,6 +109,7 @@ def test_features_from_a_store_give_the_same_bits(data, features, whole, tmp_pat
     assert_equal_runs(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_killed_and_continued_it_is_the_same_run_bit_for_bit(data, features, whole, tmp_path):
     out = tmp_path / "run"
     process = start(*options(data, out, features))

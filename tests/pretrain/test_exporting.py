@@ -145,6 +145,7 @@ def test_check_exports_into_memory_alone(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # an export proves the same of the folder that it writes
 def test_a_hugging_face_folder_needs_no_fovea(tmp_path):
     encoder = a_run(tmp_path)
     header, card = export(encoder, tmp_path / "out", "huggingface")
