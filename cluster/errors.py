@@ -82,6 +82,9 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends a command as Ctrl-C does
+
+
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
@@ -95,7 +98,7 @@ def _interrupted_by_signals() -> Iterator[None]:
 
     # signals that somebody else handles or ignores are left alone
     usual = (signal.SIG_DFL, signal.default_int_handler)
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    former = {number: signal.getsignal(number) for number in ENDS}
     taken = {number: handler for number, handler in former.items() if handler in usual}
     for number in taken:
         signal.signal(number, interrupt)
@@ -103,7 +106,7 @@ def _interrupted_by_signals() -> Iterator[None]:
         yield
     except Exception as error:
         # compiled code that is loaded or called at that moment may make another exception of it
-        if came and not isinstance(error, (UserError, RunStopped)):
+        if came and not isinstance(error, (UserError, RunStopped, WorkerFailed)):
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -156,7 +159,6 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
     The first signal while Python takes itself down changes nothing: what it would stop is written already.
     The second ends the process, should that take long.
     """
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     taken: list[signal.Signals] = []
 
     def too_late(number: int, frame: FrameType | None) -> None:
@@ -170,7 +172,7 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
 
     atexit.register(to_the_end)  # the first to be registered is the last to be called
     code = run_command(main)
-    taken += [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    taken += [number for number in ENDS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in taken:
         signal.signal(number, too_late)
     sys.exit(code)

@@ -41,8 +41,8 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
 }
 ELASTIC_DEFAULTS = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     # how long room that is gone is waited for before shrinking
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
 }
 EMBEDDED_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]  # a cluster of three nodes
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {
         **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_prestart_worker_first_driver": "0",
+        # a worker sees its neighbour's GPU, and must not be bound to that
         "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",
-         # a worker sees its neighbour's GPU, and must not be bound to that
         "PYTHONPATH": str(Path(__file__).parents[2]),  # Ray's processes import what is recorded from here
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)

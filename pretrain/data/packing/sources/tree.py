@@ -26,24 +26,9 @@ from pretrain.data.reading.manifest import IMAGE_SUFFIXES
 
 # endings of images that cannot be decoded; these are counted by name
 OTHER_IMAGES = (
-    *(
-        ".jxl",
-        ".svg",
-        ".psd",
-        ".raw",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".dng",
-        ".orf",
-        ".rw2",
-        ".raf",
-        ".exr",
-        ".hdr",
-    ),
-    *(".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii"),
-)
+    ".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".exr",
+    ".hdr", ".eps", ".ai", ".ico", ".tga", ".pcx", ".dcm", ".nii",
+)  # fmt: skip
 HIDDEN = "hidden"  # begins what is said of such files
 HEAD_BYTES = 64  # tell an image's format
 WHOLE_BYTES = 2**20  # files of at most so many are read in one piece, or their heads alone
