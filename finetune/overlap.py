@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cluster import storage
+from pretrain.data.hashing import image_digest
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.shards import Shards, read_in_sequence
 
@@ -64,4 +64,4 @@ def _digests(manifest: Manifest, image_column: str) -> Iterator[tuple[bytes, str
     for rows in read_in_sequence(shards):
         for row_id, data in zip(rows.row_ids, rows.images, strict=True):
             if data is not None:
-                yield hashlib.blake2b(data, digest_size=16).digest(), str(shards.location(row_id))
+                yield image_digest(data), str(shards.location(row_id))

@@ -98,7 +98,14 @@ def read_bytes(url: str, *, patience: Patience = DEFAULT_PATIENCE, from_data: bo
 
     `from_data`: the URL comes from data, so redirects of web servers are checked before they are followed.
     """
-    return tried("read", url, lambda fs, path: bytes(fs.cat_file(path)), patience, guarded=from_data)
+
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+        if isinstance(fs, LocalFileSystem):  # whose own way takes twice as long for a small file
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
+        return bytes(fs.cat_file(path))
+
+    return tried("read", url, read, patience, guarded=from_data)
 
 
 def read_json(url: str) -> Any:
@@ -148,6 +155,20 @@ def upload(source: Path, url: str) -> None:
             fs.put_file(str(source), path)
 
     tried("write", url, write)
+
+
+def move_to(source: Path, url: str) -> None:
+    """Puts a local file at a URL, atomically for readers, and leaves it nowhere else. Renames it where the
+    URL is on the same file system.
+    """
+    if is_local(url):
+        target = local_path(url)
+        with suppress(OSError):  # of another file system, or what `upload` meets as well and explains
+            os.replace(source, target)
+            _sync_folder(target.parent)
+            return
+    upload(source, url)
+    source.unlink()
 
 
 @contextmanager

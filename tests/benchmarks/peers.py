@@ -2,7 +2,7 @@
 from disk and from S3.
 
     python -m venv /tmp/peers
-    /tmp/peers/bin/pip install nvidia-dali-cuda120 litdata polars torch torchvision s3fs boto3 psutil
+    /tmp/peers/bin/pip install nvidia-dali-cuda120 litdata polars pyarrow torch torchvision s3fs boto3 psutil
     python -m tests.benchmarks.peers PHOTOS --peer-python /tmp/peers/bin/python [--copies 4] [--delay 0.05]
         [--batches 40]
         [--repeats 3] [--rows ours_disk dali_once ...]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,29 @@ def test_upload_and_random_access(folder: str, tmp_path: Path) -> None:
     with storage.open_input(url) as file:
         file.seek(256 * 999 + 7)
         assert file.read(3) == bytes([7, 8, 9])
+
+
+def test_moved_to(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, url = tmp_path / "source", f"{folder}/moved/target"
+    storage.make_dirs(f"{folder}/moved")
+    source.write_bytes(b"one")
+    storage.move_to(source, url)
+    assert storage.read_bytes(url) == b"one" and not source.exists()
+    monkeypatch.setattr(os, "replace", failing_for(source))  # as over the border of a file system
+    source.write_bytes(b"two")
+    storage.move_to(source, url)
+    assert storage.read_bytes(url) == b"two" and not source.exists()
+
+
+def failing_for(source: Path) -> Callable[..., None]:
+    real = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        if old == source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(old, new)
+
+    return replace
 
 
 def test_errors_name_the_url(folder: str) -> None:

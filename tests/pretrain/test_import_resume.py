@@ -1,5 +1,6 @@
 """An import that was cut off continues, and ends as if it had never been; duplicates and scaling down."""
 
+import hashlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.hashing import DIGEST_BYTES, image_digest
 from pretrain.data.packing import import_journal
 from pretrain.data.packing.import_taking import Taking
 from pretrain.data.packing.importing import ImportOptions, import_images
@@ -101,6 +103,27 @@ def test_cut_off_and_continued_equals_undisturbed(photos, undisturbed, tmp_path,
         load_manifest(str(dest))  # nobody takes a part for the whole
     done = subprocess.run(command(photos, dest), check=True, capture_output=True, text=True)
     assert "continues an import that was cut off" in done.stdout
+    assert content(dest) == undisturbed
+
+
+def test_an_import_that_began_with_another_digest_continues_with_it(photos, undisturbed, tmp_path):
+    dest = tmp_path / "out"
+    cut_off(photos, dest, signal.SIGKILL, 3)
+    images = [path.read_bytes() for path in photos.rglob("*.png")]
+    older = {
+        image_digest(data).hex(): hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+        for data in images
+    }
+    for part in (dest / ".unfinished").glob("part-*.jsonl"):
+        entries = [json.loads(line) for line in part.read_text().splitlines()]
+        assert any(what == "digest" for what, *_ in entries)
+        part.write_text("".join(f"{json.dumps([what, older.get(key, key), value])}\n"
+                                for what, key, value in entries))  # fmt: skip
+    journal = dest / ".unfinished" / "journal.json"
+    stored = json.loads(journal.read_text())
+    del stored["digest"]
+    journal.write_text(json.dumps(stored))
+    subprocess.run(command(photos, dest), check=True, capture_output=True)
     assert content(dest) == undisturbed
 
 

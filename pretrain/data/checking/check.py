@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 from collections import Counter
@@ -21,6 +20,7 @@ from cluster.secrets import masked
 from pretrain.data.checking.columns import AnnotationColumns, Asked
 from pretrain.data.checking.row_groups import describe_groups, spread
 from pretrain.data.checking.tallies import BoxTally, CaptionTally, annotations_of, by_group, count_classes
+from pretrain.data.hashing import DIGEST_BYTES, image_digest
 from pretrain.data.images.decode import BadImage, decode_whole
 from pretrain.data.images.image_headers import image_format
 from pretrain.data.images.sheet import NUM_CELLS, Cell, draw_sheet, thumbnail
@@ -35,7 +35,6 @@ from pretrain.data.reading.shards import Rows, Shards
 NUM_ROWS_LISTED = 20
 # beside shards, by our commands
 OWN_FILES = ("_import.json", "_quarantine.jsonl", "_files.jsonl", "_dropped.jsonl")
-DIGEST_BYTES = 16  # two of 10^9 different images share one with a probability of 10^-21
 
 Result = TypeVar("Result")
 
@@ -148,7 +147,7 @@ def _look_at(image: bytes | None, *, with_tile: bool = False) -> _Look:
     """Decodes one encoded image."""
     if image is None:
         return _Look("", None, "null", b"", None)
-    digest = hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
+    digest = image_digest(image)
     try:
         decoded = decode_whole(image)
     except BadImage as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 from cluster import storage
 from cluster.errors import UserError
+from pretrain.data.hashing import DIGEST_BYTES, image_digest
 from pretrain.data.packing.first_seen import FirstSeen
 
 FORMAT_VERSION = 1
@@ -42,12 +44,14 @@ class Journal:
         options: what the shards depend on.
         state: counts at the last whole shard; empty for a new import.
         problems: (path, reason) of images set aside so far.
+        digest: hash function by which images are told apart; an import goes on with the one it began with.
     """
 
     dest: str
     options: dict[str, Any]
     state: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    digest: str = "sha256"
     _reached: dict[str, Reached] = field(default_factory=dict)
     _first: FirstSeen = field(
         default_factory=FirstSeen
@@ -74,6 +78,7 @@ class Journal:
             return journal
         reached = {split: Reached(*one) for split, one in stored["reached"].items()}
         journal = cls(dest, options, stored["state"], _reached=reached, _num_parts=stored["parts"])
+        journal.digest = stored.get("digest", "blake2b")  # of journals that do not say it
         for number in range(journal._num_parts):
             for line in storage.read_bytes(journal._part(number)).decode().splitlines():
                 what, key, value = json.loads(line)
@@ -127,6 +132,12 @@ class Journal:
         self.problems.append((path, reason))
         self._note("problem", path, reason)
 
+    def digest_of(self, data: bytes) -> bytes:
+        """What tells the bytes of an image from those of others."""
+        if self.digest == "blake2b":
+            return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+        return image_digest(data)
+
     def first_with(self, digest: bytes, number: int) -> int | None:
         """The number of the first record with these bytes, or None, and then this one is the first."""
         first = self._first.first(digest, number)
@@ -173,9 +184,8 @@ class Journal:
     def _write(self) -> None:
         reached = {split: [one.records_done, one.shards_done] for split, one in self._reached.items()}
         content = {"format_version": FORMAT_VERSION, "options": self.options, "reached": reached}
-        storage.write_json(
-            storage.join(self.folder, JOURNAL), {**content, "parts": self._num_parts, "state": self.state}
-        )
+        content |= {"parts": self._num_parts, "state": self.state, "digest": self.digest}
+        storage.write_json(storage.join(self.folder, JOURNAL), content)
 
 
 def _differing(stored: dict[str, Any], options: dict[str, Any]) -> str:

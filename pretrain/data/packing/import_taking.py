@@ -58,6 +58,11 @@ class Taking:
     journal: Journal
     drop_duplicates: bool
 
+    @property
+    def tells_equal_apart(self) -> bool:
+        """Whether it matters that two images have equal bytes."""
+        return self.drop_duplicates or any(self.sides.words)
+
     def take(self, item: Prepared, number: int, writer: ShardWriter) -> None:
         """Packs one image and counts it, or says why not. `number`: its index among the records."""
         record, tally = item.record, self.tally

@@ -201,6 +201,7 @@ def pack_all(taking: Taking, splits: Sequence[str], options: ImportOptions, num_
     preparing = {
         "on_stored": on_stored,
         "same_stem": _of_same_stem(records) if options.short_side else frozenset(),
+        "digest_of": journal.digest_of if taking.tells_equal_apart else None,
     }
     num_shards = 0
     with ProgressLine("packing", len(records), shown=show_progress) as progress:

@@ -159,8 +159,7 @@ class ShardWriter:
         if not self._at_once:
             self._waiting_shards.append(self._file)
         else:
-            storage.upload(self._file, storage.join(self._dest, self._file.name))
-            self._file.unlink()
+            storage.move_to(self._file, storage.join(self._dest, self._file.name))
 
 
 def pack(rows: Iterable[Mapping[str, Any]], dest_url: str, schema: pa.Schema, **sizes: int) -> ShardWriter:

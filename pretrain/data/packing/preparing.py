@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import posixpath
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,8 +38,8 @@ class Prepared:
     """A record with what is to be stored, or with `data` None and the reason in `notes`.
 
     `path`, `data` and `objects` are those of the image as it is stored; `digest` is that of the bytes as
-    they were read. `unread`: its bytes could not be read, so it is unknown whether it is good. `facts`: how
-    often something worth reporting was seen.
+    they were read, empty where none was asked for. `unread`: its bytes could not be read, so it is unknown
+    whether it is good. `facts`: how often something worth reporting was seen.
     """
 
     record: Record
@@ -62,6 +61,7 @@ def prepare(
     decoded_form: bool = False,
     on_stored: bool | None = None,
     same_stem: Container[str] = (),
+    digest_of: Callable[[bytes], bytes] | None = None,
 ) -> Prepared:
     """Reads and checks one image.
 
@@ -70,6 +70,7 @@ def prepare(
         short_side, jpeg_quality, decoded_form: see `pretrain.data.packing.importing.ImportOptions`.
         on_stored: as in `pretrain.data.images.geometry.upright_boxes`.
         same_stem: paths that would be equal with another ending; these get a second one.
+        digest_of: where equal images matter.
     """
     if record.problem is not None:
         return Prepared(record, None, notes=(record.problem,))
@@ -113,7 +114,7 @@ def prepare(
         path,
         objects,
         bytes_before=len(data),
-        digest=hashlib.blake2b(data, digest_size=16).digest(),
+        digest=digest_of(data) if digest_of else b"",
         facts=facts,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from cluster import storage
 from cluster.errors import UserError
 from cluster.progress import ProgressLine
 from cluster.secrets import masked
+from pretrain.data.hashing import image_digest
 from pretrain.data.images.decode import BadImage, decode_image
 from pretrain.data.packing.packing import MIB, ShardWriter
 from pretrain.data.packing.preparing import stored_decoded
@@ -32,7 +32,6 @@ from pretrain.data.reading.one_schema import common_type, same_values, with_name
 MAX_ROWS_PER_GROUP, GROUP_BYTES = 64, 8 * MIB
 BATCH_BYTES = 4 * MIB
 PAGE_BUFFER_BYTES = MIB
-DIGEST_BYTES = 16
 DROPPED_LIST = "_dropped.jsonl"  # readers of whole folders pass over names with an underscore
 
 
@@ -174,7 +173,7 @@ class _Keeper:
         )
         for index, data in enumerate(images):
             if reasons[index] is None and data is not None and self._drop_duplicates:
-                digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+                digest = image_digest(data)
                 if digest in self._seen:
                     self.num_duplicates += 1
                     reasons[index] = "duplicate"
