@@ -47,6 +47,7 @@ ELASTIC_DEFAULTS = {
 EMBEDDED_DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a part of this machine
     "RAY_enable_metrics_collection": "false",
+    "RAY_task_events_report_interval_ms": "0",  # no notes of calls, which are for the dashboard
     # no port has this number, so Ray goes on without these two servers,
     # which would answer anybody at all addresses
     "AUTOSCALER_METRIC_PORT": "65536",

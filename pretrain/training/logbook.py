@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from cluster import storage
 from cluster.durations import duration
 from cluster.errors import RunStopped, UserError
+from cluster.process import give_back_memory
 from cluster.training.rank_context import RankContext
 from pretrain.training import health
 from pretrain.training.agreement import Agreement, StepNumbers
@@ -127,6 +128,7 @@ class Logbook:
             numbers = evaluating.function(progress.step, progress.step == num_steps)
             self._module.train()
             self._keep_best(numbers)
+            give_back_memory()
         for name, number in numbers.items():
             if math.isfinite(number):
                 progress.metrics[name] = number
@@ -245,6 +247,7 @@ class Logbook:
                 self._module, self._optimizer, self.progress, first=self._run.sync, needed=ends
             )
         self._checkpointed_at = time.monotonic()
+        give_back_memory()
 
     def _gather_bad_rows(self) -> None:
         for rows in gathered_objects(self.progress.bad_rows):

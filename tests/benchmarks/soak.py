@@ -4,7 +4,8 @@
 
 Pretrains `convattn_nano` on images of 32 pixels in batches of 8, with logs, checkpoints and RankMe on the
 way, and reads what each process of the command takes when `--first` steps are done, at every tenth of the
-rest, and at the end: memory that is its own (USS, in MiB), open file handles, threads. Printed is each
+rest, and at the end: anonymous memory (in MiB; not the code that it may share with others), open file
+handles, threads. Printed is each
 process that lived from the first reading to the last. Goals: memory at the end at most 1.03 of that at the
 first reading, handles and threads the same.
 """
@@ -99,9 +100,18 @@ def reading_of(pid: int) -> Reading:
     for process in [root, *root.children(recursive=True)]:
         with suppress(psutil.Error):
             name = Path((process.cmdline() or [process.name()])[0]).name[:22]
-            memory = process.memory_full_info().uss / 2**20
+            memory = anonymous_mib(process.pid)
             reading[f"{name} {process.pid}"] = memory, process.num_fds(), process.num_threads()
     return reading
+
+
+def anonymous_mib(pid: int) -> float:
+    """Resident memory of a process that is backed by no file. What it has of libraries alone is none of it,
+    for that changes as other programs come and go.
+    """
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+    raise psutil.NoSuchProcess(pid)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Head:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # of a busy machine
         while not self._answers():
             text = (self.folder / "head.log").read_text()
             assert self._process.poll() is None and time.monotonic() < deadline, text
