@@ -19,18 +19,21 @@ its method and seed in the optimizer alone:
 
 Probes are those of `tests.benchmarks.clothing`; the loss is the mean of the last lines of the log, of what
 is trained on, so it says how far an optimizer got and not what that is worth.
-Runs that are finished in `--out` are not repeated.
+Runs that are finished in `--out` are not repeated; one that stopped by itself has no number (nan).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
+import subprocess
 from pathlib import Path
 
+from cluster.errors import EXIT_STOPPED
 from pretrain.papers import PAPERS
 from tests.benchmarks.clothing import command, packed, probes
 
@@ -95,15 +98,20 @@ def measured(
         if row == RANDOM:
             of_encoder = options.out / f"{method}-{options.rows[0]}-{seed}"
         else:
-            command(
-                "pretrain", f"configs/pretrain/small/{method}.yaml", f"data.url={shards['train']}",
-                f"out={out}",
-                f"seed={seed}", f"training.steps={options.steps}", "cluster.workers=0", "rankme_images=0",
-                "report_images=0", *optimizer_of(method, row),
-            )  # fmt: skip
             of_encoder = out
+            try:
+                command(
+                    "pretrain", f"configs/pretrain/small/{method}.yaml", f"data.url={shards['train']}",
+                    f"out={out}", f"seed={seed}", f"training.steps={options.steps}", "cluster.workers=0",
+                    "rankme_images=0", "report_images=0", *optimizer_of(method, row),
+                )  # fmt: skip
+            except subprocess.CalledProcessError as error:
+                if error.returncode != EXIT_STOPPED:
+                    raise
         cpu = _cpu_of_children() - before
-        linear, few = probes(str(of_encoder / "encoder"), shards, seed=seed, random=row == RANDOM)
+        linear = few = math.nan  # of a run that stopped by itself, which leaves no encoder
+        if (of_encoder / "encoder").is_dir():
+            linear, few = probes(str(of_encoder / "encoder"), shards, seed=seed, random=row == RANDOM)
         file.write_text(json.dumps({"linear": linear, "few": few, "cpu": cpu}))
     log = out / "metrics.jsonl"  # random weights have none
     lines = log.read_text().splitlines()[-LAST_LINES:] if log.exists() else []
