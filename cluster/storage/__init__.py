@@ -159,7 +159,7 @@ def upload(source: Path, url: str) -> None:
 
 def move_to(source: Path, url: str) -> None:
     """Puts a local file at a URL, atomically for readers, and leaves it nowhere else. Renames it where the
-    URL is on the same file system.
+    URL is on the same file system; whoever wrote it has synced it.
     """
     if is_local(url):
         target = local_path(url)

@@ -5,9 +5,8 @@
 Pretrains `convattn_nano` on images of 32 pixels in batches of 8, with logs, checkpoints and RankMe on the
 way, and reads what each process of the command takes when `--first` steps are done, at every tenth of the
 rest, and at the end: anonymous memory (in MiB; not the code that it may share with others), open file
-handles, threads. Printed is each
-process that lived from the first reading to the last. Goals: memory at the end at most 1.03 of that at the
-first reading, handles and threads the same.
+handles, threads. Printed is each process that lived from the first reading to the last. Goals: memory at the
+end at most 1.03 of that at the first reading, handles and threads the same.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_arrow_takes_memory_from_the_system_unless_told_otherwise(order: str, as
 
 
 HEAPS = """
-import re, threading
+import threading
 from cluster.process import set_up_process
 {setup}
 done = threading.Barrier(9)

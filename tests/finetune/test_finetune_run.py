@@ -62,10 +62,8 @@ def test_evaluation_computes_in_the_precision_of_training(world, finished, tmp_p
 
     monkeypatch.setattr(ImageClassifier, "evaluate", watched)
     out = tmp_path / "run"
-    few = arguments(world, out, training__epochs=1, training__warmup_epochs=0, evaluate_every_epochs=1)
-    # few steps: most processors compute bfloat16 by way of float32
-    assert run_command(lambda: main([*few, "training.precision=bfloat16"])) == 0
-    assert seen == {True} and "accuracy" in json.loads((out / "result.json").read_text())["metrics"]
+    assert run_command(lambda: main([*arguments(world, out), "training.precision=bfloat16"])) == 0
+    assert seen == {True} and json.loads((out / "result.json").read_text())["metrics"]["accuracy"] > 0.9
 
 
 def test_check_tells_what_would_happen_and_leaves_nothing(world, tmp_path, capsys):

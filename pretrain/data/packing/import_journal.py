@@ -17,7 +17,8 @@ from pretrain.data.packing.first_seen import FirstSeen
 FORMAT_VERSION = 1
 UNFINISHED, JOURNAL = ".unfinished", "journal.json"
 OWN_NAMES = re.compile(
-    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|_files\.jsonl|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
+    r"shard-\d{5,}\.parquet|_import\.json|_quarantine\.jsonl|_files\.jsonl"
+    r"|journal\.json|part-\d{5,}\.jsonl|\.tmp-[0-9a-z_]{8,32}"
 )
 SPLITS = ("train", "validation", "test")
 MAX_PART_BYTES = 4 * 2**20
@@ -77,8 +78,10 @@ class Journal:
             journal._write()
             return journal
         reached = {split: Reached(*one) for split, one in stored["reached"].items()}
-        journal = cls(dest, options, stored["state"], _reached=reached, _num_parts=stored["parts"])
-        journal.digest = stored.get("digest", "blake2b")  # of journals that do not say it
+        digest = stored.get("digest", "blake2b")  # of journals that do not say it
+        journal = cls(
+            dest, options, stored["state"], digest=digest, _reached=reached, _num_parts=stored["parts"]
+        )
         for number in range(journal._num_parts):
             for line in storage.read_bytes(journal._part(number)).decode().splitlines():
                 what, key, value = json.loads(line)
