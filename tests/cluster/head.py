@@ -30,6 +30,12 @@ class Head:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        # Ray gives a node 30 seconds, too few where several start on few cores
+        if not any(self._is_up() for _ in range(3)):
+            raise AssertionError((self.folder / "head.log").read_text())
+
+    def _is_up(self) -> bool:
+        """Starts the processes and waits for them; False where they ended."""
         base = _free_ports()
         self.address = f"http://127.0.0.1:{base}"
         self.gcs = f"127.0.0.1:{base + 1}"
@@ -71,11 +77,17 @@ class Head:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 180  # of a busy machine
-        while not self._answers():
-            text = (self.folder / "head.log").read_text()
-            assert self._process.poll() is None and time.monotonic() < deadline, text
+        deadline = time.monotonic() + 90
+        # the dashboard may answer although the node is given up soon after
+        while "Ray runtime started" not in (text := (self.folder / "head.log").read_text()) or (
+            not self._answers()
+        ):
+            if self._process.poll() is not None:
+                self._log.close()
+                return False
+            assert time.monotonic() < deadline, text
             time.sleep(0.2)
+        return True
 
     @property
     def environment(self) -> dict[str, str]:

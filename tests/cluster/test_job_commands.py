@@ -83,7 +83,9 @@ def test_ctrl_c_detaches_and_stop_ends_the_job(run, server, head):
     )
     text = ""
     while "step 3" not in text:
-        text += follower.stdout.readline()
+        line = follower.stdout.readline()
+        assert line, text  # the follower has ended
+        text += line
     follower.send_signal(signal.SIGINT)
     text += follower.communicate(timeout=20)[0]
     name = job_id(text)
