@@ -5,6 +5,7 @@ and all of it in words.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,15 @@ from cluster.errors import UserError, nearest
 REQUIRED = "???"  # OmegaConf's mark of a value that is missing
 
 
+@functools.cache
+def hints_of(schema: Any) -> dict[str, Any]:
+    """The types of a schema's fields, which Python compiles from text each time that it is asked."""
+    return typing.get_type_hints(schema)
+
+
 def fields_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Every field of a schema by its dotted key."""
-    hints = typing.get_type_hints(schema)
+    hints = hints_of(schema)
     for field in dataclasses.fields(schema):
         name = prefix + field.name
         yield name, field

@@ -8,7 +8,9 @@ A schema is a tree of frozen dataclasses with fields made by `setting`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import pickle
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -154,9 +156,9 @@ def settings_from(schema: type[Schema], values: Mapping[str, Any], *, where: str
     """Checks plain values against a schema as `load_settings` does;
     `where` begins the messages of its UserErrors.
     """
-    tree = OmegaConf.structured(schema)
-    _unlock(tree)
-    return _resolved(_merged(tree, OmegaConf.create(dict(values)), schema, where), schema, f"{where}: ")
+    tree = _defaults(schema)
+    _merge(tree, OmegaConf.create(dict(values)), schema, where)
+    return _resolved(tree, schema, f"{where}: ")
 
 
 def _resolved(tree: Any, schema: type[Schema], where: str = "") -> Schema:
@@ -183,36 +185,34 @@ def _layers(
     changes: Sequence[_Change],
     told: Callable[[str], object] | None = None,
 ) -> Any:
-    tree = OmegaConf.structured(schema)
-    _unlock(tree)
-    tree = OmegaConf.merge(tree, defaults)
+    tree = _defaults(schema)
+    tree.merge_with(defaults)
     if file is not None:
-        tree = _merged(tree, file, schema, where=str(config))
+        _merge(tree, file, schema, where=str(config))
     # names first: another name takes the former one's arguments with it,
     # but not those that are given along with it
     for change in sorted(changes, key=lambda change: not change.key.endswith(".name")):
-        names = _names(tree)
-        tree = _merged(tree, change.tree(), schema, where=change.said)
-        for part, name in _names(tree).items():
-            if name != names.get(part):
-                if tree[part]["arguments"] and told is not None:
-                    gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
-                    told(
-                        f"note: {change.said} leaves out {part}.arguments={gone}, which were those of "
-                        f"{names.get(part)}"
-                    )
-                tree[part]["arguments"] = {}
+        part = change.key.partition(".")[0]
+        former = _name(tree, part)
+        _merge(tree, change.tree(), schema, where=change.said)
+        if _name(tree, part) != former:
+            if tree[part]["arguments"] and told is not None:
+                gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
+                told(
+                    f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {former}"
+                )
+            tree[part]["arguments"] = {}
     return tree
 
 
-def _names(tree: Any) -> dict[Any, Any]:
-    """The names of the parts of the settings that have a name and arguments."""
-    parts = typing.cast(dict[Any, Any], OmegaConf.to_container(tree))
-    return {
-        key: part["name"]
-        for key, part in parts.items()
-        if isinstance(part, dict) and {"name", "arguments"} <= part.keys()
-    }
+def _name(tree: Any, part: str) -> Any:
+    """The name in a part of the settings that has a name and arguments; None for other parts."""
+    if part not in tree or OmegaConf.is_interpolation(tree, part) or OmegaConf.is_missing(tree, part):
+        return None
+    held = tree[part]
+    if not OmegaConf.is_dict(held) or not {"name", "arguments"} <= held.keys():
+        return None
+    return typing.cast(dict[Any, Any], OmegaConf.to_container(held))["name"]
 
 
 def shipped(path: str) -> Path:
@@ -268,6 +268,19 @@ def _read_yaml(path: str, schema: type) -> Any:
     return tree
 
 
+def _defaults(schema: type) -> Any:
+    """A tree of the schema's defaults, to be merged into."""
+    return pickle.loads(_pickled_defaults(schema))  # noqa: S301 - our own bytes
+
+
+@functools.cache
+def _pickled_defaults(schema: type) -> bytes:
+    # reading a tree of settings back takes a twentieth of making it anew, or of copying it
+    tree = OmegaConf.structured(schema)
+    _unlock(tree)
+    return pickle.dumps(tree)
+
+
 def _unlock(tree: Any) -> None:
     # OmegaConf makes frozen dataclasses read-only at every level; while merging they must take values
     OmegaConf.set_readonly(tree, False)
@@ -276,9 +289,10 @@ def _unlock(tree: Any) -> None:
             _unlock(tree[key])
 
 
-def _merged(tree: Any, other: Any, schema: type, where: str) -> Any:
+def _merge(tree: Any, other: Any, schema: type, where: str) -> None:
+    # in place: `OmegaConf.merge` copies the whole tree, node by node, for each setting that is given
     try:
-        return OmegaConf.merge(tree, other)
+        tree.merge_with(other)
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
         known = [name for name, _ in fields_of(schema)]

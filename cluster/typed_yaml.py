@@ -19,6 +19,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from cluster.errors import UserError
+from cluster.schemas import hints_of
 from cluster.secrets import is_secret_name
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,99})")
@@ -102,7 +103,7 @@ def _inner(kind: Kind, name: str) -> Kind:
         if name not in fields:
             return ANY
         texts = TEXTS if fields[name].metadata.get("texts") else NO_TEXTS
-        return _kind(typing.get_type_hints(kind.type)[name], texts)
+        return _kind(hints_of(kind.type)[name], texts)
     if typing.get_origin(kind.type) is dict:
         inner = _kind(typing.get_args(kind.type)[1], min(kind.texts, TEXT))
     else:

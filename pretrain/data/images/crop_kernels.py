@@ -52,13 +52,15 @@ def find_boxes(
             ratio = math.exp(log_low + (log_high - log_low) * ratio_draw)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                boxes_V4[view] = int(left_draw * (width - w + 1)), int(top_draw * (height - h + 1)), w, h
+                left, top = int(left_draw * (width - w + 1)), int(top_draw * (height - h + 1))
                 found = True
                 break
         if not found:
             w = min(width, max(1, round(height * math.exp(log_high))))
             h = min(height, max(1, round(width / math.exp(log_low))))
-            boxes_V4[view] = (width - w) // 2, (height - h) // 2, w, h
+            left, top = (width - w) // 2, (height - h) // 2
+        # one by one: assigned as a row, numba compiles how texts of errors are put together, for 3 seconds
+        boxes_V4[view, 0], boxes_V4[view, 1], boxes_V4[view, 2], boxes_V4[view, 3] = left, top, w, h
 
 
 @compiled
