@@ -198,9 +198,7 @@ def _layers(
         if _name(tree, part) != former:
             if tree[part]["arguments"] and told is not None:
                 gone = masked_tree(OmegaConf.to_container(tree[part]["arguments"]))
-                told(
-                    f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {former}"
-                )
+                told(f"note: {change.said} leaves out {part}.arguments={gone}, which were those of {former}")
             tree[part]["arguments"] = {}
     return tree
 

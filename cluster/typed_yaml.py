@@ -103,7 +103,7 @@ def _inner(kind: Kind, name: str) -> Kind:
         if name not in fields:
             return ANY
         texts = TEXTS if fields[name].metadata.get("texts") else NO_TEXTS
-        return _kind(hints_of(kind.type)[name], texts)
+        return _kind(hints_of(typing.cast(type, kind.type))[name], texts)
     if typing.get_origin(kind.type) is dict:
         inner = _kind(typing.get_args(kind.type)[1], min(kind.texts, TEXT))
     else:
