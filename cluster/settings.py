@@ -239,7 +239,7 @@ def to_dict(settings: Any) -> dict[str, Any]:
     """Every resolved setting as plain dicts, lists and scalars (JSON can hold them);
     secrets stand there as `***`.
     """
-    return typing.cast(dict[str, Any], masked_tree(OmegaConf.to_container(OmegaConf.structured(settings))))
+    return typing.cast(dict[str, Any], masked_tree(dataclasses.asdict(settings)))
 
 
 def _read_yaml(path: str, schema: type) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,18 +73,24 @@ def emphasised(text: str) -> Markup:
     return Markup(_NUMBER.sub(lambda found: f"<b>{found[0]}</b>", escaped))  # noqa: S704 - escaped a line above
 
 
+@functools.cache  # an environment keeps the templates that it has compiled
+def _environment(package: str | None) -> Environment:
+    loaders: list[BaseLoader] = [PackageLoader(package)] if package else []
+    environment = Environment(
+        loader=ChoiceLoader([*loaders, PackageLoader("pretrain.reporting")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["emphasised"] = emphasised
+    return environment
+
+
 class Templates:
     """The templates of one package and, beneath them, those that all pages share. Everything is escaped."""
 
     def __init__(self, package: str | None = None) -> None:
-        loaders: list[BaseLoader] = [PackageLoader(package)] if package else []
-        self._environment = Environment(
-            loader=ChoiceLoader([*loaders, PackageLoader("pretrain.reporting")]),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-        )
-        self._environment.filters["emphasised"] = emphasised
+        self._environment = _environment(package)
         self._package = package
 
     def render(self, name: str, **values: Any) -> Markup:

@@ -13,6 +13,7 @@ from pretrain.data.reading.in_sequence import batches_in_sequence
 from pretrain.data.reading.loader import Loader
 from pretrain.data.reading.manifest import load_manifest
 from pretrain.data.reading.order import Order
+from pretrain.data.reading.reader import HORIZON_STEPS
 from pretrain.data.reading.shards import Shards
 from pretrain.data.views.random_views import CentralCrop
 from tests.pretrain.shards import encoded, number_of, write_shards
@@ -226,6 +227,25 @@ def test_evaluation_reads_every_good_row_once_in_order(damaged):
                 bad |= {row.row_id: row.reason for row in batch.bad_rows}
         assert seen == good
         assert bad.keys() == BAD.keys()
+
+
+def test_a_small_data_set_is_not_read_many_times_ahead(shards):
+    class Counting:
+        """The shards, and how many rows of them were asked for."""
+
+        mean_row_bytes, num_rows = shards.mean_row_bytes, 0
+
+        def read(self, segment, **options):
+            self.num_rows += segment.stop - segment.start
+            return shards.read(segment, **options)
+
+    order = make_order(shards, window=100 * ROWS)  # a window that holds all rows a hundred times
+    counting = Counting()
+    with Loader(order, counting, CentralCrop(6), rank=0, world_size=1) as loader:
+        next(loader)
+        time.sleep(1.0)  # in which all is read that is read ahead
+    # each stream goes on to the end of the pass that it is in
+    assert ROWS < counting.num_rows <= (HORIZON_STEPS + 4) * BATCH + 2 * ROWS
 
 
 def test_closing_early_leaves_no_thread(shards):

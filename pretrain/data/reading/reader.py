@@ -206,8 +206,11 @@ class _SegmentRows:
 
 
 def max_rows_ready(order: Order) -> int:
-    """Rows that a stream keeps ready: those of one window, and of some steps where windows are small."""
-    return max(order.window_rows_per_stream, HORIZON_STEPS * order.rows_per_step_and_stream)
+    """Rows that a stream keeps ready: those of one window, and of some steps where windows are small.
+    A window has no more rows than its stream has in an epoch.
+    """
+    window_rows = min(order.window_rows_per_stream, order.rows_per_stream)
+    return max(window_rows, HORIZON_STEPS * order.rows_per_step_and_stream)
 
 
 def _num_bytes(rows: Rows) -> int:
