@@ -16,6 +16,7 @@ from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
 from pretrain.methods.host_numbers import HostNumber
 from pretrain.training.contract import StepOutput
+from pretrain.training.stepping import seed_draws
 
 
 class LeJEPA(Method):
@@ -57,7 +58,7 @@ class LeJEPA(Method):
         # directions depend on the step alone, not on what else drew random numbers on a rank
         devices = [projections_VBD.device] if projections_VBD.is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self._num_steps.get())
+            seed_draws(self._num_steps.get())
             gaussian = self.gaussian(projections_VBD)
         invariance = lejepa_invariance_loss(
             all_proj=projections_VBD, global_proj=projections_VBD[: self.num_global_views]

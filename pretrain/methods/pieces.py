@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cluster.errors import UserError
 from pretrain.data.hashing import hash64
 from pretrain.training import distributed
+from pretrain.training.stepping import seed_draws
 
 INTEGER_BITS = 61  # of the sum of all pieces; the sign and one to spare make 63
 
@@ -133,9 +134,9 @@ class Pieces:
         num_here, seed = self._num_here(), torch.initial_seed()
         outputs = []
         for index in range(num_here):
-            torch.manual_seed(_seed(seed, distributed.rank() * num_here + index))
+            seed_draws(_seed(seed, distributed.rank() * num_here + index))
             outputs.append(encode([view[self.rows(len(view), index)] for view in views]))
-        torch.manual_seed(_seed(seed, self.num))
+        seed_draws(_seed(seed, self.num))
         return outputs
 
 

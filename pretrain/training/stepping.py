@@ -54,7 +54,7 @@ class Stepper:
     def backward(self, inputs: Any, step: int) -> Gradients:
         """Leaves the gradient of the global batch's loss in `.grad`, clipped where the plan says so."""
         # random layers (drop path, dropout) draw from the step and the rank, so that a resumed step repeats
-        torch.manual_seed(int(hash64(self._plan.seed, step, self.exchange.chance)) >> 1)
+        seed_draws(int(hash64(self._plan.seed, step, self.exchange.chance)) >> 1)
         rates = self._plan.rates_at(step)
         set_rates(self._optimizer, rates)
         with self._autocast():
@@ -70,6 +70,11 @@ class Stepper:
         move_unless(unsound, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         self._module.after_step(step, self._plan.num_steps)
+
+
+def seed_draws(seed: int) -> None:
+    """`torch.manual_seed`, which without any accelerator takes milliseconds to leave word for all kinds."""
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
