@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -417,12 +417,12 @@ def test_the_token_is_given_or_made_where_others_can_reach_the_server(tmp_path, 
 
 def replica_processes():
     """Process ids of the replicas that this process or its children started."""
-    children = psutil.Process().children(recursive=True)
-    return [
-        child.pid
-        for child in children
-        if any("ServeReplica" in word for word in [child.name(), *child.cmdline()])
-    ]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that ends while it is looked at
+            if any("ServeReplica" in word for word in [child.name(), *child.cmdline()]):
+                found.append(child.pid)
+    return found
 
 
 @pytest.mark.ray

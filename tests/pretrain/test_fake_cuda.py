@@ -49,9 +49,9 @@ DISTILLING = [
 ]
 
 
-def method_of(name, **more):
+def method_of(name, depths=None, **more):
     torch.manual_seed(0)
-    return build_method(name, build_encoder("convattn_nano"), SMALL.get(name, {}) | more)
+    return build_method(name, build_encoder("convattn_nano", depths=depths), SMALL.get(name, {}) | more)
 
 
 def distillation_of(folder, live, **more):
