@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 # what is compiled is kept: tests start a hundred commands
 unexport PYTHONDONTWRITEBYTECODE
-# a file's tests share what they set up; each process computes with one thread and waits for others half of its time
-TESTERS ?= 4
+# a file's tests share what they set up; each process loads all files and libraries, for half a minute
+TESTERS ?= 3
 QUICK := $(patsubst %,tests/cluster/test_%.py,channel columns errors files job pipeline_plan rank_context settings shares) \
 	$(patsubst %,tests/pretrain/test_%.py,choosing command corruptions cuts decode exactness health labels packing pixels \
 	reporting_parts schedules_and_optimizers verdict view_sheet) \

@@ -4,6 +4,7 @@ merging into a whole one.
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import safetensors.torch
@@ -17,7 +18,8 @@ from finetune.settings import LoraSettings
 from pretrain.encoders import build_encoder, load_encoder, save_encoder
 from tests.finetune.stripes import arguments, cut_off_after, stripes
 
-pytest.importorskip("peft")
+# looked for, not imported: it takes seconds, and each process that runs tests loads all files
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
 LORA = {"mode": "lora", "lora.rank": 2, "optimizer.learning_rate": 0.05, "training.epochs": 12}
 
 
