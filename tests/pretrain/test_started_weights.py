@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,8 @@ from pretrain.encoders.channels import adapted, with_channels
 from pretrain.encoders.sources import open_encoder
 from pretrain.exporting.command import main as export
 from pretrain.training.anchoring import hold_on
-from tests.pretrain.runs import arguments, assert_equal_runs, start, trace, wait_for_step, weights
+from tests.finetune.stripes import cut_off_after
+from tests.pretrain.runs import arguments, assert_equal_runs, trace, weights
 from tests.pretrain.shards import photo, write_shards
 
 NUM_IMAGES = 64
@@ -280,11 +280,8 @@ def test_cut_off_and_continued_a_held_run_is_the_same_bits(method, shards, first
         "encoder.layer_decay": 0.8,
     }
     assert run(shards, tmp_path / "whole", first, steps=8, **more) == 0
-    given = {"encoder.url": first, "rankme_images": 0, **more}
-    process = start(*arguments(shards, tmp_path / "cut", steps=8, workers=0, **given))
-    wait_for_step(process, tmp_path / "cut", 5)
-    os.kill(process.pid, 9)
-    process.wait()
+    with cut_off_after(5):
+        assert run(shards, tmp_path / "cut", first, steps=8, **more) == 130
     assert run(shards, tmp_path / "cut", first, steps=8, **more) == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
     assert result_of(tmp_path / "whole")["moved"] == result_of(tmp_path / "cut")["moved"]
