@@ -74,7 +74,7 @@ class BatchedDetector(ForPixels):
         from onnxscript import opset18 as op
 
         def translated(boxes, scores, overlap: float, min_score: float):  # type: ignore[no-untyped-def]
-            return op.NonMaxSuppression(boxes, scores, ALL, overlap, min_score)  # type: ignore[arg-type]
+            return op.NonMaxSuppression(boxes, scores, ALL, overlap, min_score)
 
         return {torch.ops.fovea.suppressed.default: translated}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class FoveaForImageCaptioning(FoveaPreTrainedModel, Sight):
     """An encoder, keywords that look over its maps,
     and a decoder that writes a sentence over what was seen.
     """
+
+    if TYPE_CHECKING:  # transformers reads annotations of the class
+        config: Any
+        post_init: Any
 
     def __init__(self, config: FoveaConfig) -> None:
         super().__init__(config)
