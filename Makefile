@@ -31,6 +31,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade --no-compile --constraint constraints.txt --editable '.[dev]'
 	@# pip compiles on one core, and the tests of packages as well
 	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+	@# the first views that a machine makes wait for a compiler: not in the demo, nor in each process of tests
+	@$(BIN)/python -m tests.compile_kernels
 	@touch $@
 
 demo: install    ## from images to a pretrained encoder to a classifier (DATA=folder for your own photos)

@@ -50,6 +50,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_own_photos_and_what_the_encoder_sees(folder):
     for number in range(60):
         place = folder / "photos" / ("across" if number % 2 else "down")

@@ -87,7 +87,7 @@ def take_step(method, inputs, number, *, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_graph_breaks_and_none_is_compiled_after_the_third_step(name, monkeypatch):
-    method = method_of(name, depths=(1, 1, 1, 1))  # blocks are compiled one by one
+    method = method_of(name)
     compiles_in_three_steps(method, lambda: views_of(method), monkeypatch)
 
 

@@ -49,7 +49,7 @@ DISTILLING = [
 ]
 
 
-def method_of(name, depths=None, **more):
+def method_of(name, depths=(1, 1, 1, 1), **more):
     torch.manual_seed(0)
     return build_method(name, build_encoder("convattn_nano", depths=depths), SMALL.get(name, {}) | more)
 
