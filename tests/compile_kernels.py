@@ -1,6 +1,6 @@
 """Compiles the inner loops of views once, where several processes would each begin with it.
 
-    python -m tests.compile_kernels
+python -m tests.compile_kernels
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ def main() -> None:
     images = [jpeg, as_planes(open_image(jpeg).decode(1)[0])]
     rows = np.arange(len(images))
     for recipe in ("simclr", "dino"):
-        filling = RandomViews(recipe_views(recipe, 64, {}), seed=0, colours_on_host=True).begin(rows * 0, rows)
+        filling = RandomViews(recipe_views(recipe, 64, {}), seed=0, colours_on_host=True).begin(
+            rows * 0, rows
+        )
         for index, image in enumerate(images):
             filling.fill(index, image)
 
