@@ -267,7 +267,8 @@ def test_an_import_writes_shards_that_are_read_like_others(photos, tmp_path, cap
         with Loader(order, shards, transform, rank=0, world_size=1) as loader:
             return [next(loader) for _ in range(6)]
 
-    rows = list(read_in_sequence(Shards(load_manifest(str(stored)), image_column="image")))
+    manifest = load_manifest(str(stored), columns=["label"])
+    rows = list(read_in_sequence(Shards(manifest, image_column="image", columns=["label"])))
     assert all(isinstance(image, memoryview) for piece in rows for image in piece.images)
     first = {(label, len(batch.row_ids)) for batch in batches(stored) for label in batch.columns["label"]}
     assert first == {("a", 8), ("b", 8)}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.errors import UserError
 from cluster.secrets import masked_url
+from cluster.storage import FileInfo
 from pretrain.data.reading import chunks
 from pretrain.data.reading.chunks import Chunks
 from pretrain.data.reading.cuts import CutGroups, OpenGroup
@@ -32,6 +34,7 @@ from pretrain.data.reading.image_paths import check_paths, encoded_images, image
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.reading.naming import named, names_in
 from pretrain.data.reading.order import Segment
+from pretrain.data.reading.plain_values import NotPlain, PlainValues
 
 ROWS_PER_PIECE, PIECE_BYTES = 64, 2**20
 FOOTER_CACHE_BYTES = 32 * 2**20
@@ -209,37 +212,63 @@ class Shards:
     def _pieces(self, segment: Segment, opened: OpenGroup) -> Iterator[Rows]:
         manifest, group = self.manifest, segment.group
         file_index, group_in_file = int(manifest.file_of_group[group]), int(manifest.group_in_file[group])
-        url = manifest.files[file_index].url
-        choice = manifest.choice_in_group(group)
-        first_id, position = int(self._start_of_group[group]), 0
+        where = f"{manifest.files[file_index].url}: row group {group_in_file}"
+        num_read = 0
         try:
-            num_seen = 0
-            for batch in self._batches(group, opened):
-                # of the rows of a choice, those that lie in this batch
-                begin, num_seen = num_seen, num_seen + batch.num_rows
-                within = (
-                    None
-                    if choice is None
-                    else choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin
-                )
-                num_rows = batch.num_rows if within is None else len(within)
-                first, last = max(segment.start - position, 0), min(segment.stop - position, num_rows)
-                if first < last:
-                    part = (
-                        batch.slice(first, last - first)
-                        if within is None
-                        else batch.take(within[first:last])
-                    )
-                    footer = self._footer(file_index)
-                    yield self._rows(part, first_id + position + first, segment.pass_number, footer)
-                position += num_rows
-                if position >= segment.stop:
-                    return
+            values = self._plain_values(file_index, group_in_file)
+            pieces = self._arrow_pieces(segment, opened) if values is None else self._plain(segment, values)
+            for rows in pieces:
+                yield rows
+                num_read += len(rows)
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{url}: row group {group_in_file} cannot be read: {reason}") from error
-        if position < segment.stop:
-            raise UserError(f"{url}: row group {group_in_file} is shorter than when the run started")
+            raise UserError(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+        if num_read < segment.stop - segment.start:
+            raise UserError(f"{where} is shorter than when the run started")
+
+    def _plain_values(self, file_index: int, group_in_file: int) -> PlainValues | None:
+        """The images of a row group on disk that lie in it as they are, where nothing else is read along."""
+        file = self.manifest.files[file_index]
+        if self.columns or image_root() is not None or not storage.is_local(file.url):
+            return None
+        footer = self._footer(file_index)
+        (column,) = self._leaf_columns(footer.schema)
+        try:
+            return PlainValues(self._local_path(file), footer.metadata, group_in_file, column)
+        except NotPlain:
+            return None
+
+    def _plain(self, segment: Segment, values: PlainValues) -> Iterator[Rows]:
+        chosen = self.manifest.choice_in_group(segment.group)
+        if chosen is None:
+            chosen = np.arange(segment.start, segment.stop)
+        else:
+            chosen = chosen[segment.start : segment.stop]
+        first_id = int(self._start_of_group[segment.group]) + segment.start
+        with values:
+            positions = values.positions(chosen)
+            step = int(min(max(1, PIECE_BYTES // values.mean_bytes), ROWS_PER_PIECE))
+            for start in range(0, len(positions), step):
+                images: list[bytes | None] = list(values.read(positions[start : start + step]))
+                row_ids = list(range(first_id + start, first_id + start + len(images)))
+                yield Rows(row_ids, [segment.pass_number] * len(images), images, {})
+
+    def _arrow_pieces(self, segment: Segment, opened: OpenGroup) -> Iterator[Rows]:
+        group = segment.group
+        choice, footer = self.manifest.choice_in_group(group), None
+        first_id, position, num_seen = int(self._start_of_group[group]), 0, 0
+        for batch in self._batches(group, opened):
+            if choice is not None:  # those of its rows that lie in this batch
+                begin, num_seen = num_seen, num_seen + batch.num_rows
+                batch = batch.take(choice[slice(*np.searchsorted(choice, (begin, num_seen)))] - begin)
+            first = max(segment.start - position, 0)
+            last = min(segment.stop - position, batch.num_rows)
+            if first < last:
+                footer = footer or self._footer(int(self.manifest.file_of_group[group]))
+                part = batch.slice(first, last - first)
+                yield self._rows(part, first_id + position + first, segment.pass_number, footer)
+            position += batch.num_rows
+            if position >= segment.stop:
+                return
 
     def _batches(self, group: int, opened: OpenGroup) -> Iterable[pa.RecordBatch]:
         """The rows of a group: a small one is decoded for all who share it, to be in memory once."""
@@ -270,13 +299,16 @@ class Shards:
     def _file(self, file_index: int, opened: OpenGroup) -> pa.NativeFile:
         if opened.chunks is not None:
             return pa.PythonFile(opened.chunks.result().file(), mode="r")
-        file = self.manifest.files[file_index]
+        return pa.OSFile(str(self._local_path(self.manifest.files[file_index])))
+
+    def _local_path(self, file: FileInfo) -> Path:
+        """Where a file on disk lies. Raises UserError when it is another than when the run started."""
         with storage.explained("read", file.url):
             path = storage.local_path(file.url)
             now = os.stat(path)
             if now.st_size != file.size_bytes or str(now.st_mtime) != file.version:
                 raise UserError(storage.changed(file))
-            return pa.OSFile(str(path))
+            return path
 
     def _leaf_columns(self, schema: pa.Schema) -> list[str]:
         # only the bytes of an image struct are read; its path may be long and is
