@@ -133,9 +133,8 @@ def _inject(encoder: Encoder, *, rank: int, alpha: float, dropout: float) -> Non
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="|".join(
-            map(re.escape, names)
-        ),  # a text is matched as a whole; a list would match ends of names
+        # a text is matched as a whole; a list would match ends of names
+        target_modules="|".join(map(re.escape, names)),
     )
     peft.inject_adapter_in_model(config, encoder)
 

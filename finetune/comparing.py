@@ -35,9 +35,8 @@ def compare(settings: FinetuneSettings, run_one: Callable[[FinetuneSettings], in
     best = rows[0]["best_metric"]
     compared = {"task": settings.task, "best_metric": best, "rows": rows}
     if comparison_in(settings.out) != compared:
-        storage.remove(
-            storage.join(settings.out, REPORT)
-        )  # it is written after this, by whichever run gets so far
+        # it is written after this, by whichever run gets so far
+        storage.remove(storage.join(settings.out, REPORT))
         storage.write_json(storage.join(settings.out, COMPARISON), compared)
     show(rows, best)
     return 0

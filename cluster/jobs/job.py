@@ -84,9 +84,8 @@ def entrypoint(command: Sequence[str]) -> str:
     words = shlex.join(rest)
     if first not in ("python", "python3"):
         return f"exec {shlex.join(command)}"
-    if (
-        sys.prefix == sys.base_prefix
-    ):  # no environment of its own: the same path elsewhere may be a bare system's
+    # no environment of its own: the same path elsewhere may be a bare system's
+    if sys.prefix == sys.base_prefix:
         return f"exec {first} {words}"
     own = shlex.quote(sys.executable)
     return f"P={own}; [ -x $P ] || P={first}; exec $P {words}"

@@ -22,9 +22,8 @@ DEPLOYMENT = "replica"
 BATCHES_AT_ONCE = 2  # of a replica: one is prepared (decoded) while another is computed
 ENVIRONMENT = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 OBJECT_STORE_BYTES = 512 * 2**20  # of a private Ray; what is larger than 100 KB passes through it
-ATTEMPTS = (
-    2  # an item whose replica died is asked once more; what kills every replica must not be asked forever
-)
+# an item whose replica died is asked once more; what kills every replica must not be asked forever
+ATTEMPTS = 2
 
 
 class Answer(NamedTuple):

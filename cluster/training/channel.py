@@ -105,9 +105,8 @@ class Channel:
         self._deaths, self._failures, self._outcome.failures = [], [], []
         self._outcome.num_attempts += 1
         self._num_workers, self._position = num_workers, None
-        self._heard = (
-            self._heard or now
-        )  # an attempt that does not move prolongs the silence of the one before
+        # an attempt that does not move prolongs the silence of the one before
+        self._heard = self._heard or now
         return beginning
 
     async def note_death(self, reason: str) -> None:

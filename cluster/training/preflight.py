@@ -30,15 +30,8 @@ from cluster.errors import UserError
 from cluster.secrets import masked
 from cluster.storage import FileInfo, stores
 
-PACKAGES = (
-    "ray",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pyarrow",
-    "timm",
-    "lightly",
-)  # a run mixes badly over versions of these
+# a run mixes badly over versions of these
+PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow", "timm", "lightly")
 CODE = "Fovea's code"
 DISK_GIB = 2.0
 TIMEOUT_SECONDS = 180.0
@@ -172,9 +165,8 @@ def _ask(nodes: list[dict[str, Any]], wanted: Wanted, *, wants_gpus: bool) -> li
             reports.append(ray.get(task))
         except ray.exceptions.RayError as error:
             text = str(error).strip().splitlines()
-            if (
-                nodes[names.index(asked[task])]["NodeID"] in alive
-            ):  # one that went meanwhile is no part of the cluster
+            # one that went meanwhile is no part of the cluster
+            if nodes[names.index(asked[task])]["NodeID"] in alive:
                 reports.append(_silent(asked[task], masked(text[-1] if text else type(error).__name__)))
     return sorted(reports, key=lambda report: names.index(report.name))
 

@@ -50,9 +50,8 @@ def clean_up(folder: str, driver: int) -> None:
     The driver may live on: it is spared.
     """
     deadline = time.monotonic() + GRACE_SECONDS
-    while (
-        processes_of(folder, spared=driver) and time.monotonic() < deadline
-    ):  # most follow a dead driver by themselves
+    # most follow a dead driver by themselves
+    while processes_of(folder, spared=driver) and time.monotonic() < deadline:
         time.sleep(0.2)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes_of(folder, spared=driver):

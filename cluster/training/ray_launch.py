@@ -93,9 +93,8 @@ def launch(todo: Launch, session: Session, on_record: Callable[[Record], None] |
                 if stop.is_set() and not told:
                     channel.say.remote("stop")
                     told = True
-                if (
-                    listener.lost
-                ):  # nobody could say any more how the run goes, and each attempt would fail for it
+                # nobody could say any more how the run goes, and each attempt would fail for it
+                if listener.lost:
                     aborted.set()
                     raise WorkerFailed(
                         "Ray's head lost the channel between driver and workers; the same command continues"

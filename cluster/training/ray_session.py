@@ -21,9 +21,8 @@ from cluster.errors import UserError
 from cluster.training.ray_guard import start_guard
 from cluster.training.shares import HOW_ON_CPUS
 
-OBJECT_STORE_BYTES = (
-    100 * 2**20
-)  # of training only settings and results pass through it; Ray's default is 30 % of the memory
+# of training only settings and results pass through it; Ray's default is 30 % of the memory
+OBJECT_STORE_BYTES = 100 * 2**20
 
 _TOKEN = secrets.token_hex(32)  # one a process, because Ray reads it once
 _has_token = False

@@ -194,9 +194,8 @@ def _set_up_device(todo: Work) -> Any:
 
 
 def _report_failure(channel: Any, error: BaseException, rank: int, world_size: int) -> None:
-    own = (
-        error.__traceback__.tb_next if error.__traceback__ is not None else None
-    )  # without the frame of `work`
+    # without the frame of `work`
+    own = error.__traceback__.tb_next if error.__traceback__ is not None else None
     text = "".join(traceback.format_exception(type(error), error, own))
     # a store that did not answer for minutes may answer the next attempt
     ends_the_run = isinstance(error, UserError | RunStopped) and not isinstance(error, StoreUnavailable)

@@ -128,10 +128,11 @@ def _card(
         _box(box, names[index], names[index], "true", colours, width, height)
         for box, index in zip(target.xyxy_N4.tolist(), target.classes_N.tolist(), strict=True)
     ]
+    # surest first
     said = [
         _box(box, label, f"{label} {score:.2f}", "found", colours, width, height)
         for box, label, score in found
-    ]  # surest first
+    ]
     return {
         "url": data_url(pixels_HW3, longest=LONGEST),
         "boxes": true[:MAX_TRUE] + said[:MAX_FOUND][::-1],  # the surest is drawn last, over the others

@@ -44,9 +44,8 @@ class SeveralClassesReport(TaskReport):
         baseline = random_row(others)
         if baseline is not None:
             other = float(baseline["metrics"]["mean_average_precision"])
-            noise = math.hypot(
-                margin(value, num), margin(other, num)
-            )  # as of fractions: a mean over classes moves less
+            # as of fractions: a mean over classes moves less
+            noise = math.hypot(margin(value, num), margin(other, num))
             second, second_tone = worth_of_pretraining(value, other, noise, num=num)
             return Verdict(word, tone if second_tone == "good" else "warn", first, second)
         if not rows:

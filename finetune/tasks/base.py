@@ -295,9 +295,8 @@ def common_config(
         "task": settings.task,
         "mode": settings.mode,
         "encoder": source.encoder.spec,
-        "encoder_url": masked_url(
-            settings.encoder
-        ),  # which the user gives again when loading adapters, where a secret was in it
+        # which the user gives again when loading adapters, where a secret was in it
+        "encoder_url": masked_url(settings.encoder),
         "image_size": size,
         "crop_fraction": settings.crop_fraction,
         "mean": list(source.mean),

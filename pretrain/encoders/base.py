@@ -117,9 +117,8 @@ def _members(module: nn.Module) -> list[nn.Module]:
             found += list(child)
         else:
             found += _members(child)
-    return [
-        part for part in found if any(True for _ in part.children())
-    ]  # a layer by itself has nothing to fuse
+    # a layer by itself has nothing to fuse
+    return [part for part in found if any(True for _ in part.children())]
 
 
 def keyword_arguments(encoder: type[Encoder], local_names: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,8 @@ from cluster.errors import UserError
 from cluster.secrets import masked
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
-WRAPPINGS = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-)  # under which training programs keep a network's tensors
+# under which training programs keep a network's tensors
+WRAPPINGS = ("state_dict", "model", "model_state_dict")
 
 
 def read_tensors(url: str) -> dict[str, Tensor]:

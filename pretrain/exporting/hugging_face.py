@@ -216,9 +216,8 @@ def prove(exported: Exported, files: Mapping[str, bytes]) -> tuple[list[str], di
             if key.startswith(f"{which}_")
         }
         if which == "image":
-            found.pop(
-                "tokens", None
-            )  # a sentence is another as soon as one word is, which a shift of a pixel may tip
+            # a sentence is another as soon as one word is, which a shift of a pixel may tip
+            found.pop("tokens", None)
         if found:
             said = exported.answers_of(found, None)
             wanted = {name: answers[name] for name in said}

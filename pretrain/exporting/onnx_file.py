@@ -117,9 +117,8 @@ def _export(network: ForPixels, size: int, channels: int, stride: int | None) ->
 
     dims: dict[int, Any] = {0: Dim("batch")}
     sides = (size, size)
-    if (
-        stride is not None
-    ):  # unlike, so that nothing takes them for equal, and no map of one pixel, which stays one
+    # unlike, so that nothing takes them for equal, and no map of one pixel, which stays one
+    if stride is not None:
         dims |= {
             axis: stride * Dim(name, min=1, max=LARGEST) for axis, name in ((2, "rows"), (3, "columns"))
         }

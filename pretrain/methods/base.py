@@ -72,9 +72,8 @@ class Method(Trainable):
         """From now on the encoder sees the global batch in so many pieces, see `pretrain.methods.pieces`."""
         self.pieces = Pieces(num)
         for part in self.modules():
-            if hasattr(
-                part, "gather_distributed"
-            ):  # lightly's criteria, which would gather what is the whole batch already
+            # lightly's criteria, which would gather what is the whole batch already
+            if hasattr(part, "gather_distributed"):
                 part.gather_distributed = False  # type: ignore[assignment]
 
     @property

@@ -217,9 +217,8 @@ class LiveKnowledge(Knowledge):
             self._at = Look(teacher, device, dtype=torch.bfloat16)
         look = self._at
         size = teacher.input_size
-        if (
-            images_BCHW.shape[-1] < size // 2
-        ):  # a network that never saw things so small knows little of them
+        # a network that never saw things so small knows little of them
+        if images_BCHW.shape[-1] < size // 2:
             images_BCHW = F.interpolate(
                 images_BCHW, size=(size // 2, size // 2), mode="bilinear", antialias=True
             )

@@ -152,9 +152,8 @@ def running_mean(
         sums.append(sums[-1] + y)
     means = []
     for index, (x, _) in enumerate(points):
-        reach = min(
-            half, index, len(points) - 1 - index
-        )  # even on both sides, so that the ends are not drawn inwards
+        # even on both sides, so that the ends are not drawn inwards
+        reach = min(half, index, len(points) - 1 - index)
         low, high = index - reach, index + reach + 1
         means.append((x, (sums[high] - sums[low]) / (high - low)))
     return means

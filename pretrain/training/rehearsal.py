@@ -22,9 +22,8 @@ from pretrain.training.rules import out_of_memory
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Stepper
 
-NUM_TIMED_STEPS = (
-    3  # after one that warms up; the fastest counts, since everything else can only slow a step down
-)
+# after one that warms up; the fastest counts, since everything else can only slow a step down
+NUM_TIMED_STEPS = 3
 
 
 def rehearse(

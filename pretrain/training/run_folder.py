@@ -115,9 +115,8 @@ class RunFolder:
         """Opens metrics.jsonl behind `kept`, so that a process killed meanwhile
         leaves what was found or what is kept.
         """
-        if self._staging is None and found.startswith(
-            kept
-        ):  # the usual case, which needs no room on a full disk
+        # the usual case, which needs no room on a full disk
+        if self._staging is None and found.startswith(kept):
             self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115 - open while the run lasts
             self._metrics.truncate(len(kept))
         else:

@@ -140,9 +140,8 @@ class MlflowRun:
 
     def __init__(self, url: str, local: Path, config: dict[str, Any], run_id: str | None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
-        )  # by default it keeps a step waiting for minutes
+        # by default it keeps a step waiting for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         import logging
 
         from mlflow import MlflowClient

@@ -31,10 +31,8 @@ from cluster.jobs.pipeline.table import write_results
 from cluster.training.rank_context import stopped_by
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
-PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = (
-    2.0,
-    60.0,
-)  # before the second attempt; twice as long before each further one
+# before the second attempt; twice as long before each further one
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = (2.0, 60.0)
 
 
 class Driver:
@@ -257,9 +255,8 @@ class Driver:
 
     def _leave(self) -> int:
         running = [self._records[name].job for name in self._all(Status.RUNNING)]
-        stop = (
-            self._signal == signal.SIGTERM and JOB_VARIABLE in os.environ
-        )  # `cluster stop` of the pipeline's own job
+        # `cluster stop` of the pipeline's own job
+        stop = self._signal == signal.SIGTERM and JOB_VARIABLE in os.environ
         if self._runner.lasting and running and not stop:
             self._show(
                 f"detached; these jobs go on: {', '.join(running)}. The same command comes back to them"

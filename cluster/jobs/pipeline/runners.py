@@ -195,9 +195,8 @@ class _Process:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=[
-                        lock.fileno()
-                    ],  # it holds the lock as long as it lives, whatever becomes of us
+                    # it holds the lock as long as it lives, whatever becomes of us
+                    pass_fds=[lock.fileno()],
                 )
             except OSError as error:
                 self._guard.communicate()

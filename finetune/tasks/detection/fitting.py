@@ -11,9 +11,8 @@ import numpy as np
 
 from cluster.errors import UserError
 
-BEYOND = (
-    2  # halvings below an encoder's finest stride, and doublings above its coarsest, that a pyramid can do
-)
+# halvings below an encoder's finest stride, and doublings above its coarsest, that a pyramid can do
+BEYOND = 2
 
 
 def possible_strides(encoder_strides: Sequence[int]) -> list[int]:

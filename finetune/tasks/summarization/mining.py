@@ -45,10 +45,8 @@ MIN_TOPIC = 0.1  # nats; where terms with a topic tell less of their neighbours,
 MIN_FRACTION_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile) tells of the words around it
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
 MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
-NUM_EXAMINED, NUM_CONTEXTS = (
-    2000,
-    500,
-)  # most frequent terms that are examined, and that contexts are told apart by
+# most frequent terms that are examined, and that contexts are told apart by
+NUM_EXAMINED, NUM_CONTEXTS = (2000, 500)
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""

@@ -20,10 +20,8 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 Size = tuple[float, float]  # width, height
 
 NUM_FOR_HINT = 20  # boxes, before anything is said about corners and sizes
-WRONG_FRACTION, RIGHT_FRACTION = (
-    0.1,
-    0.02,
-)  # of boxes that do not fit, as they are read and as they should be read
+# of boxes that do not fit, as they are read and as they should be read
+WRONG_FRACTION, RIGHT_FRACTION = (0.1, 0.02)
 
 
 class WrongFrame(Exception):

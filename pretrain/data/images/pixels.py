@@ -183,9 +183,8 @@ def _by_pillow(encoded: bytes | memoryview, channels: int) -> np.ndarray:
     image = decode_upright(encoded)
     if channels == 1:
         image = image.convert("L").convert("RGB")
-    return np.array(image.convert("RGBX"))[
-        None
-    ]  # writable as all others are: else the loops would be compiled twice
+    # writable as all others are: else the loops would be compiled twice
+    return np.array(image.convert("RGBX"))[None]
 
 
 def _grouped(bands_HWC: np.ndarray) -> np.ndarray:

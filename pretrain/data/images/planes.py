@@ -34,9 +34,8 @@ from PIL import Image, ImageFile
 MAGIC, VERSION = b"\x8bplanes\n", 1
 GREY, COLOURS, RGB = 0, 1, 2
 HEADER = struct.Struct("<8sBBHII")
-MIN_COLOURS_SIDE = (
-    256  # pixels, as `pixels.MIN_FAST_SIDE`: smaller images would lose more, and take little room
-)
+# pixels, as `pixels.MIN_FAST_SIDE`: smaller images would lose more, and take little room
+MIN_COLOURS_SIDE = 256
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,8 @@ class Journal:
     problems: list[tuple[str, str]] = field(default_factory=list)
     digest: str = "sha256"
     _reached: dict[str, Reached] = field(default_factory=dict)
-    _first: FirstSeen = field(
-        default_factory=FirstSeen
-    )  # digest of an image -> number of the first record with it
+    # digest of an image -> number of the first record with it
+    _first: FirstSeen = field(default_factory=FirstSeen)
     _unwritten: bytearray = field(default_factory=bytearray)  # lines of the next part
     _num_parts: int = 0  # that are written, of which `journal.json` counts those up to the last whole shard
 

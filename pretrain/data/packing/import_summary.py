@@ -21,15 +21,8 @@ from pretrain.data.packing.sources.splits import TRAIN, VALIDATION
 
 SUMMARY, QUARANTINE = "_import.json", "_quarantine.jsonl"  # readers of folders pass over such names
 MAX_REASONS = 20  # in the summary, where each annotation may have one of its own; the quarantine lists all
-NOTED = (
-    TURNED,
-    ASSUMED,
-    RESIZED,
-    OUTSIDE,
-    FEW_BITS,
-    FRAMES,
-    LEAK,
-)  # facts that are said, besides standing in the ledger
+# facts that are said, besides standing in the ledger
+NOTED = (TURNED, ASSUMED, RESIZED, OUTSIDE, FEW_BITS, FRAMES, LEAK)
 
 
 def write_quarantine(dest: str, problems: Sequence[tuple[str, str]]) -> None:

@@ -54,9 +54,8 @@ __all__ = ["ImportOptions", "describe_import", "import_images"]
 FILES = "_files.jsonl"  # readers of folders pass over such names
 MAX_SET_ASIDE = 0.05  # fraction of the images or annotations; above it an import is no success
 MAX_UNREAD_IN_A_ROW = 200
-IMAGES_AT_ONCE = (
-    8  # that a thread prepares before it hands them over, which costs as much as a tenth of a small image
-)
+# that a thread prepares before it hands them over, which costs as much as a tenth of a small image
+IMAGES_AT_ONCE = 8
 SPLITS = ("train", "validation")
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 COLUMNS = {

@@ -110,9 +110,8 @@ class ShardWriter:
                         os.replace(shard, storage.local_path(storage.join(self._dest, shard.name)))
         finally:
             if self._parquet is not None:
-                with suppress(
-                    OSError, pa.ArrowException
-                ):  # on a full disk closing fails too, and the first error counts
+                # on a full disk closing fails too, and the first error counts
+                with suppress(OSError, pa.ArrowException):
                     self._parquet.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -24,9 +24,8 @@ class Moments:
 
     def __init__(self, dim: int) -> None:
         self.num = 0
-        self._shift_D: np.ndarray | None = (
-            None  # near the mean, so that nothing is lost when its square is taken away
-        )
+        # near the mean, so that nothing is lost when its square is taken away
+        self._shift_D: np.ndarray | None = None
         self._sum_D, self._products_DD = np.zeros(dim), np.zeros((dim, dim))
 
     def add(self, vectors_BD: np.ndarray) -> None:

@@ -111,9 +111,8 @@ class Mixture:
     def _of_pass(self, source: int, number: int, first: int, last: int) -> Pieces:
         """Rows [first, last) of a pass."""
         groups = self._groups[source]
-        if (
-            first == 0 and last == self._rows[source]
-        ):  # whole passes, the usual case, need no order of their own
+        # whole passes, the usual case, need no order of their own
+        if first == 0 and last == self._rows[source]:
             stops = self.rows_of_group[groups]
             return Pieces(groups, np.zeros_like(stops), stops, np.full_like(stops, number))
         groups = groups[permutation(len(groups), _PASSES, self._seed, source, number)]

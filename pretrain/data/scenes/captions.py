@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-Box = tuple[
-    int, int, int, int
-]  # left, upper, right, lower in pixels; right and lower are the first ones outside
+# left, upper, right, lower in pixels; right and lower are the first ones outside
+Box = tuple[int, int, int, int]
 
 NUMBERS = ("no", "one", "two", "three")
 SHARED = 0.34  # of a side: boxes that share less than this in one direction lie beside each other in it

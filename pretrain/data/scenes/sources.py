@@ -212,9 +212,8 @@ def _digit(image_HW: np.ndarray) -> Cutout:
     large = Image.fromarray(np.pad(image_HW, 1).astype(np.float32)).resize(
         (80, 80), Image.Resampling.BICUBIC
     )
-    ink = np.clip(
-        (np.asarray(large) - 5.0) / 3.0, 0, 1
-    )  # of 16 grey levels: a clean edge where the pen pressed
+    # of 16 grey levels: a clean edge where the pen pressed
+    ink = np.clip((np.asarray(large) - 5.0) / 3.0, 0, 1)
     alpha = Image.fromarray(np.round(ink * 255).astype(np.uint8))
     image = Image.new("RGB", alpha.size, "white")
     image.putalpha(alpha)

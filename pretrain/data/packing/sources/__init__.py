@@ -60,13 +60,8 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "tar": (tar_records, ("tree", "labels")),
     "torchvision": (torchvision_records, ("root", "download")),
 }
-SPLITS_BY_FOLDER = (
-    "voc",
-    "labelme",
-    "sidecar",
-    "cvat",
-    "yolo",
-)  # kinds whose splits show in the paths of their images
+# kinds whose splits show in the paths of their images
+SPLITS_BY_FOLDER = ("voc", "labelme", "sidecar", "cvat", "yolo")
 
 
 def kind_of(src: str) -> str:

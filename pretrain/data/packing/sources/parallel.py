@@ -38,6 +38,5 @@ def in_order(
             yield from on_the_way.popleft().result()
             on_the_way.extend(submitted(1))
     finally:
-        pool.shutdown(
-            wait=False, cancel_futures=True
-        )  # an interrupt does not wait for reads that are being tried again
+        # an interrupt does not wait for reads that are being tried again
+        pool.shutdown(wait=False, cancel_futures=True)
