@@ -50,10 +50,8 @@ def page() -> str:
         if keywords is None:
             column, names = "option", {one.key: f"`{option_of(one.key)}`" for one in described(schema)}
         else:
-            column, names = (
-                "from Python",
-                {key: f"`{name}`" for name, key in short_names(keywords).items()} | ON_FIRST,
-            )
+            column = "from Python"
+            names = {key: f"`{name}`" for name, key in short_names(keywords).items()} | ON_FIRST
         parts.append(f"\n## {title}\n\n`{usage}`\n")
         for block, settings in groupby(_sorted(described(schema)), key=_block):
             parts.append(f"\n### {block}\n" if block else "")

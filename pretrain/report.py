@@ -296,8 +296,6 @@ def _tiles(run: RunRecord) -> list[Tile]:
 
 
 def _untrained(run: RunRecord, name: str) -> str:
-    score, began = (
-        run.metrics.get(f"{name}_{UNTRAINED}"),
-        "at the start" if "started_from" in run.result else "untrained",
-    )
+    score = run.metrics.get(f"{name}_{UNTRAINED}")
+    began = "at the start" if "started_from" in run.result else "untrained"
     return "unseen images" if score is None else f"{percent(score)} {began}"

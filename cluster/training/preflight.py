@@ -84,10 +84,8 @@ def check_nodes(
         if node["NodeID"] == here
         or all(node["Resources"].get(name, 0.0) >= each for name, each in resources_per_worker.items())
     ]
-    token, folder = (
-        uuid.uuid4().hex,
-        storage.join(storage.absolute(storage_url), f".preflight-{uuid.uuid4().hex[:12]}"),
-    )
+    token = uuid.uuid4().hex
+    folder = storage.join(storage.absolute(storage_url), f".preflight-{uuid.uuid4().hex[:12]}")
     first = [storage.find_files(url, "")[:1] for url in data_urls]
     urls = [storage_url, *data_urls]
     wanted = Wanted(folder, token, tuple(file for files in first for file in files), _options(urls))

@@ -54,10 +54,8 @@ def export_detector(url: str, predictor: ObjectDetector, facts: dict[str, Any]) 
         for row, (one, (height, width)) in enumerate(zip(found, sizes, strict=True)):
             num = len(one["scores"])
             answers["boxes"][row, :num] = one["boxes"].numpy() / (width, height, width, height)
-            answers["scores"][row, :num], answers["labels"][row, :num] = (
-                one["scores"].numpy(),
-                one["labels"].numpy(),
-            )
+            answers["scores"][row, :num] = one["scores"].numpy()
+            answers["labels"][row, :num] = one["labels"].numpy()
         return answers
 
     def answers_of(outputs: dict[str, np.ndarray], geometry_VB5: np.ndarray | None) -> Answers:

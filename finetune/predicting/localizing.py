@@ -87,12 +87,10 @@ class Localizer:
                 f"--localize draws on RGB images, this model takes {predictor.channels} channels"
             )
         choose("class", name, predictor.class_names)
-        self.predictor, self.name, self.fraction, self.min_probability = (
-            predictor,
-            name,
-            fraction,
-            min_probability,
-        )
+        self.predictor = predictor
+        self.name = name
+        self.fraction = fraction
+        self.min_probability = min_probability
         self._index = predictor.class_names.index(name)
         self._size = size or predictor.config["image_size"]
 

@@ -68,10 +68,8 @@ class SwAV(Method):
         self.share: Tensor
         self.register_buffer("queue_VKD", torch.zeros(num_global_views, queue_size, projection_dim))
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
-        self._fraction, self._num_queued = (
-            HostNumber(self, "share"),
-            HostNumber(self, "queue_VKD", _num_queued),
-        )
+        self._fraction = HostNumber(self, "share")
+        self._num_queued = HostNumber(self, "queue_VKD", _num_queued)
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
         self.queue_from, self.frozen_until = queue_from, frozen_until
         self.num_global_views, self.num_prototypes = num_global_views, num_prototypes

@@ -91,10 +91,8 @@ def _clear_if(unsound: Tensor, gradients: list[Tensor]) -> None:
 
 def _scaled(parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     decay = group["weight_decay"]
-    sizes_N, slopes_N = (
-        torch.stack(torch._foreach_norm(parameters)),
-        torch.stack(torch._foreach_norm(gradients)),
-    )
+    sizes_N = torch.stack(torch._foreach_norm(parameters))
+    slopes_N = torch.stack(torch._foreach_norm(gradients))
     scales_N = sizes_N / (slopes_N + sizes_N * decay + group["eps"]) * group["trust_coefficient"]
     scales_N = scales_N.where(sizes_N != 0, 1.0).where(slopes_N != 0, 0.0)
     moves = torch._foreach_add(gradients, parameters, alpha=decay)

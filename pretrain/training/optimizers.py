@@ -32,11 +32,9 @@ def parameter_groups(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        fraction, is_matrix, is_constant = (
-            learning_rate_factor(name),
-            parameter.ndim >= 2,
-            name.startswith(constant_rate),
-        )
+        fraction = learning_rate_factor(name)
+        is_matrix = parameter.ndim >= 2
+        is_constant = name.startswith(constant_rate)
         group = groups.setdefault(
             (fraction, is_matrix, is_constant),
             {

@@ -124,10 +124,8 @@ def summary(found: dict[str, list[dict[str, float]]]) -> None:
     for ours, peers, goal in GOALS:
         there = [peer for peer in peers if peer in found]
         if ours in found and there:
-            fastest, leanest = (
-                max(there, key=lambda peer: rate[peer]),
-                min(there, key=lambda peer: cpu[peer]),
-            )
+            fastest = max(there, key=lambda peer: rate[peer])
+            leanest = min(there, key=lambda peer: cpu[peer])
             print(f"{ours}: {rate[ours] / rate[fastest]:.2f} times {fastest} by the clock, "
                   f"{cpu[leanest] / cpu[ours]:.2f} "
                   f"times {leanest} in CPU time (goal {goal})")  # fmt: skip

@@ -176,18 +176,16 @@ def test_the_commands_of_the_pipelines_that_ship_have_right_settings(path):
             assert load_settings(FinetuneSettings, words[3], words[4:]).encoder == "/pretrain"
 
 
-STAGES, KEYS = (
-    (
-        "data",
-        "features",
-        "pretrain",
-        "simclr",
-        "classify",
-        "detect",
-        "summarize",
-        "classification",
-        "detection",
-        "summarization",
-    ),
-    ("out", "encoder", "model"),
+STAGES = (
+    "data",
+    "features",
+    "pretrain",
+    "simclr",
+    "classify",
+    "detect",
+    "summarize",
+    "classification",
+    "detection",
+    "summarization",
 )
+KEYS = ("out", "encoder", "model")

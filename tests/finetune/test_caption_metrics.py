@@ -114,10 +114,8 @@ def test_chinese_is_compared_by_characters():
 
 def test_keyword_scores_equal_a_loop():
     generator = np.random.default_rng(0)
-    scores, truth = (
-        generator.random((60, 5)).astype(np.float32),
-        (generator.random((60, 5)) < 0.3).astype(np.float32),
-    )
+    scores = generator.random((60, 5)).astype(np.float32)
+    truth = (generator.random((60, 5)) < 0.3).astype(np.float32)
     truth[:, 3] = 0  # never occurs
     expected = []
     for k in range(5):

@@ -44,11 +44,9 @@ def test_first_keywords_are_no_function_words_nor_halves_of_words(language, seed
 
 
 def test_captions_of_one_image_agree_on_its_keywords():
-    things, places, people = (
-        ["dog", "cat", "horse", "bird", "cow"],
-        ["grass", "fire hydrant", "sand", "snow"],
-        "my your",
-    )
+    things = ["dog", "cat", "horse", "bird", "cow"]
+    places = ["grass", "fire hydrant", "sand", "snow"]
+    people = "my your"
     images = []
     for number, (thing, place, whose) in enumerate(itertools.product(things, places, people.split())):
         verb, odd = ("sits", "stands")[number % 2], ("left", "right", "above")[number % 3]

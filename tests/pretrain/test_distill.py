@@ -157,7 +157,7 @@ def test_a_live_teacher_teaches(data, teacher, tmp_path, sees):
 
 def test_a_part_of_a_map_is_what_the_view_shows():
     cells = torch.arange(16.0).view(1, 1, 4, 4)  # rises by 1 to the right and by 4 downwards
-    whole, right_half, mirrored = ([0, 0, 1, 1, 0], [0.5, 0, 1, 1, 0], [0, 0, 1, 1, 1])
+    whole, right_half, mirrored = [0, 0, 1, 1, 0], [0.5, 0, 1, 1, 0], [0, 0, 1, 1, 1]
     seen = {name: seen_part(cells, torch.tensor([box]), (4, 4))[0, 0] for name, box in
             (("whole", [0.0, 0, 1, 1, 0]), ("mirrored", [0.0, 0, 1, 1, 1]))}  # fmt: skip
     assert torch.allclose(seen["whole"], cells[0, 0], atol=0.65)  # the rim is read flat

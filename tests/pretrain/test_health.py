@@ -107,10 +107,8 @@ def findings(watch: HealthWatch, records: list[dict[str, float]], **given) -> li
 def test_collapse_is_told_from_the_third_line_on_and_since_when():
     torch.manual_seed(2)
     point = torch.ones(64, 16) + 1e-4 * torch.randn(64, 16)
-    sound, collapsed = (
-        embedding_health(torch.randn(64, 16), torch.randn(64, 16)),
-        embedding_health(point, point),
-    )
+    sound = embedding_health(torch.randn(64, 16), torch.randn(64, 16))
+    collapsed = embedding_health(point, point)
     told = findings(
         HealthWatch(num_steps=1000, batch_size_global=64), [sound] + 4 * [collapsed] + [sound], dim=16
     )

@@ -15,11 +15,9 @@ from pretrain.data import __main__ as commands
 from tests.pretrain.annotated import put
 from tests.pretrain.shards import encoded
 
-BOX, DOG, NOTHING = (
-    [4, 6, 10, 8],
-    {"bbox": [[4, 6, 10, 8]], "category": ["dog"]},
-    {"bbox": [], "category": []},
-)
+BOX = [4, 6, 10, 8]
+DOG = {"bbox": [[4, 6, 10, 8]], "category": ["dog"]}
+NOTHING = {"bbox": [], "category": []}
 YOLO = "0.3 0.5 0.333333333 0.4"  # the same box of an image of 30 x 20
 
 

@@ -90,10 +90,8 @@ def make_inputs(method, name, step=0, batch=BATCH, rows=slice(None), dtype=torch
     maps = generator.standard_normal((batch, TEACHER_CHANNELS, TEACHER_CELLS, TEACHER_CELLS)).astype(
         np.float16
     )
-    left_top, size = (
-        generator.uniform(0, 0.4, (len(views), batch, 2)),
-        generator.uniform(0.3, 0.6, (len(views), batch, 2)),
-    )
+    left_top = generator.uniform(0, 0.4, (len(views), batch, 2))
+    size = generator.uniform(0.3, 0.6, (len(views), batch, 2))
     mirrored = generator.integers(0, 2, (len(views), batch, 1))
     geometry_VB5 = np.concatenate([left_top, left_top + size, mirrored], axis=2).astype(np.float32)
     beside = Batch(

@@ -211,10 +211,8 @@ def test_rows_of_mixed_data_sets_come_as_often_as_their_weights_say(sources, see
 
 
 def test_weights_of_one_change_nothing():
-    groups, options = (
-        [5, 7, 3, 9, 4, 4],
-        {"batch_size_global": 8, "num_streams": 4, "window_rows": 16, "seed": 11},
-    )
+    groups = [5, 7, 3, 9, 4, 4]
+    options = {"batch_size_global": 8, "num_streams": 4, "window_rows": 16, "seed": 11}
     plain = Order(np.array(groups), **options)
     mixed = Order(
         np.array(groups), **options, source_of_group=np.array([0, 0, 1, 1, 1, 2]), weights=[1, 1, 1]

@@ -125,10 +125,8 @@ def test_lars_moves_as_lightlys_and_asks_the_device_for_nothing(momentum):
         decayed, plain = parameters[:1] + parameters[2:], parameters[1:2]
         return [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
 
-    mine, other = (
-        LARS(groups(ours), lr=0.5, momentum=momentum),
-        lightlys.LARS(groups(theirs), lr=0.5, momentum=momentum),
-    )
+    mine = LARS(groups(ours), lr=0.5, momentum=momentum)
+    other = lightlys.LARS(groups(theirs), lr=0.5, momentum=momentum)
     for step in range(6):
         generator = torch.Generator().manual_seed(step)
         for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):

@@ -61,10 +61,8 @@ def test_a_run_starts_from_an_encoder_and_says_how_far_it_went(shards, first, tm
         "weights_sha256": source.weights_sha256,
         "licence": None,
     }
-    was, is_ = (
-        dict(load_encoder(str(first)).named_parameters()),
-        dict(load_encoder(str(tmp_path / "run" / "encoder")).named_parameters()),
-    )
+    was = dict(load_encoder(str(first)).named_parameters())
+    is_ = dict(load_encoder(str(tmp_path / "run" / "encoder")).named_parameters())
     apart = torch.cat([(is_[name] - was[name]).detach().double().flatten() for name in was]).norm()
     norm = torch.cat([tensor.detach().double().flatten() for tensor in was.values()]).norm()
     assert (

@@ -32,7 +32,7 @@ from cluster.training.rank_context import stopped_by
 
 PATIENCE_SECONDS = 1800.0  # with a cluster that does not answer
 # before the second attempt; twice as long before each further one
-PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = (2.0, 60.0)
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
 
 
 class Driver:

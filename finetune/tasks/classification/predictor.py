@@ -113,10 +113,8 @@ class ImageClassifier(Predictor):
         Images of a class that the model does not know are left out (of several classes, those that it does
         not know); they are counted by its name.
         """
-        column, classes = (
-            self.columns["label"],
-            ClassNames(tuple(self.config["class_values"]), self.class_names),
-        )
+        column = self.columns["label"]
+        classes = ClassNames(tuple(self.config["class_values"]), self.class_names)
         if is_multi_label(shards.manifest, column) != self.multi_label:
             kind = "lists of classes" if self.multi_label else "one class an image"
             raise UserError(

@@ -48,10 +48,8 @@ class Anchors(AnchorGenerator):
 
     def __init__(self, strides: Sequence[int], shapes: Sequence[Sequence[Sequence[float]]]) -> None:
         super().__init__(sizes=((1,),) * len(strides), aspect_ratios=((1.0,),) * len(strides))
-        self.strides, self.shapes = (
-            list(strides),
-            [[list(shape) for shape in of_level] for of_level in shapes],
-        )
+        self.strides = list(strides)
+        self.shapes = [[list(shape) for shape in of_level] for of_level in shapes]
 
     def num_anchors_per_location(self) -> list[int]:
         """Anchors at each position, by map."""

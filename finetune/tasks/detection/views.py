@@ -183,12 +183,10 @@ class BoxViews:
         channels: int = 3,
         pinned: bool = False,
     ) -> None:
-        self.spec, self.scale, self.flip_vertical, self.fill_C = (
-            spec,
-            scale,
-            flip_vertical,
-            mean_colour(mean),
-        )
+        self.spec = spec
+        self.scale = scale
+        self.flip_vertical = flip_vertical
+        self.fill_C = mean_colour(mean)
         self.seed, self.colours_on_host, self.channels, self.pinned = seed, colours_on_host, channels, pinned
         self.buffer_pool = BufferPool()
 

@@ -41,16 +41,12 @@ class DecoderLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.qkv, self.out1 = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
-        self.norm2, self.query, self.out2 = (
-            nn.LayerNorm(width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out1 = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.out2 = nn.Linear(width, width)
         self.memory_kv = nn.Linear(width, 2 * width)
         self.norm3 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))

@@ -46,7 +46,7 @@ MIN_FRACTION_OF_TOPIC = 0.55  # of what a term with a topic (the upper quartile)
 NEAR, FAR = 2, 20  # words nearer than this are grammar, farther ones another matter
 MIN_CONTEXT = 60  # words around a term, in all captions, from which it can be examined
 # most frequent terms that are examined, and that contexts are told apart by
-NUM_EXAMINED, NUM_CONTEXTS = (2000, 500)
+NUM_EXAMINED, NUM_CONTEXTS = 2000, 500
 
 Images = Sequence[Sequence[Sequence[str]]]
 """Of each image the terms of each caption, in their order."""

@@ -79,11 +79,9 @@ class Summarizer(TaskModel, Sight):
                 f"summarization.num_maps={num_maps} is not possible: the encoder has "
                 f"{len(encoder.channels)} maps"
             )
-        self.label_smoothing, self.keyword_weight, self.mean_tokens = (
-            label_smoothing,
-            keyword_weight,
-            mean_tokens,
-        )
+        self.label_smoothing = label_smoothing
+        self.keyword_weight = keyword_weight
+        self.mean_tokens = mean_tokens
         self.make_parts(
             encoder.channels,
             num_keywords=num_keywords,

@@ -131,10 +131,8 @@ class ImageSummarizer(Predictor):
         evaluated = self.evaluated(shards, context, decode_threads=decode_threads)
         known = evaluated.has_keywords_N
         scores_NK, truth_NK = evaluated.scores_NK[known], evaluated.truth_NK[known]
-        num_captions, without = (
-            sum(map(len, evaluated.references)),
-            sum(not several for several in evaluated.references),
-        )
+        num_captions = sum(map(len, evaluated.references))
+        without = sum(not several for several in evaluated.references)
         if not num_captions:
             raise UserError(
                 f"column {self.columns['captions']!r} of {shards.manifest.files[0].url} holds no caption: "

@@ -13,7 +13,7 @@ from pretrain.data.reading.order import Order, default_num_streams
 MAX_GROUP_BYTES, MAX_GROUP_ROWS = 64 * 2**20, 5000  # above these a shuffle window reaches few row groups
 BATCH_SIZES = (256, 1024, 4096)
 # `data.shuffle_window_rows` as it is by default, and how much wider a window is looked at
-WINDOW_ROWS, WIDER = (8192, 8)
+WINDOW_ROWS, WIDER = 8192, 8
 NUM_WINDOWS = 3  # whose batches are looked at; the first one of a stream is shortened
 MANY_MATES = 1.0
 

@@ -199,22 +199,18 @@ def mix_rows(
     sums_W: np.ndarray,
 ) -> None:
     """Each output row is a weighted sum of neighbouring rows, of `num_bytes` bytes from byte `first` on."""
-    rows, out, num, half = (
-        rows_RW.reshape(rows_RW.size),
-        out_NW.reshape(out_NW.size),
-        _u64(num_bytes),
-        _u16(128),
-    )
+    rows = rows_RW.reshape(rows_RW.size)
+    out = out_NW.reshape(out_NW.size)
+    num = _u64(num_bytes)
+    half = _u16(128)
     width, out_width = _u64(rows_RW.shape[1]), _u64(out_NW.shape[1])
     for i in range(len(starts_N)):
         count, to, row = counts_N[i], _u64(i) * out_width, _u64(starts_N[i]) * width + _u64(first)
         b, c, d = row + width, row + _u64(2) * width, row + _u64(3) * width
-        wa, wb, wc, wd = (
-            _u16(weights_NK[i, 0]),
-            _u16(weights_NK[i, 1]),
-            _u16(weights_NK[i, 2]),
-            _u16(weights_NK[i, 3]),
-        )
+        wa = _u16(weights_NK[i, 0])
+        wb = _u16(weights_NK[i, 1])
+        wc = _u16(weights_NK[i, 2])
+        wd = _u16(weights_NK[i, 3])
         if count == 1:
             for x in range(num):
                 out[to + x] = rows[row + x]
@@ -330,11 +326,9 @@ def crop(
     num_strips = -(-size // STRIP)
     strip = -(-size // (num_strips * 8)) * 8
     middle, end = strip * (2 * num + size), 2 * strip * (num + size)
-    across, turned, mixed = (
-        scratch[: strip * num],
-        scratch[strip * num : 2 * strip * num],
-        scratch[2 * strip * num : middle],
-    )
+    across = scratch[: strip * num]
+    turned = scratch[strip * num : 2 * strip * num]
+    mixed = scratch[2 * strip * num : middle]
     done, sums = scratch[middle:end], scratch[end:]
     image_rows = pixels_HW4.reshape(image_height, image_width * 4)
     across_rows = across.view(np.uint8).reshape(strip, num * 4)

@@ -21,7 +21,7 @@ Size = tuple[float, float]  # width, height
 
 NUM_FOR_HINT = 20  # boxes, before anything is said about corners and sizes
 # of boxes that do not fit, as they are read and as they should be read
-WRONG_FRACTION, RIGHT_FRACTION = (0.1, 0.02)
+WRONG_FRACTION, RIGHT_FRACTION = 0.1, 0.02
 
 
 class WrongFrame(Exception):

@@ -165,10 +165,8 @@ def _headers(encoded: bytes) -> tuple[int, bool]:
         if marker == 0xFF:  # fill bytes may stand before a marker
             position += 1
             continue
-        start, stop = (
-            position + 4,
-            position + 2 + int.from_bytes(encoded[position + 2 : position + 4], "big"),
-        )
+        start = position + 4
+        stop = position + 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
         if marker == _APP1 and encoded.startswith(b"Exif\0\0", start):
             orientation = orientation or exif_orientation(encoded[start:stop])
         elif marker in _FRAMES and stop <= len(encoded) and start + 6 <= stop:

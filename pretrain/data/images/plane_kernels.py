@@ -166,12 +166,10 @@ def _turn(source_LW: np.ndarray, scratch: np.ndarray, target_WL: np.ndarray) -> 
     num_quads = num_lines >> 2
     quads = scratch[: num_quads * width].reshape(num_quads, width)
     for quad in range(num_quads):
-        a, b, c, d = (
-            source_LW[4 * quad],
-            source_LW[4 * quad + 1],
-            source_LW[4 * quad + 2],
-            source_LW[4 * quad + 3],
-        )
+        a = source_LW[4 * quad]
+        b = source_LW[4 * quad + 1]
+        c = source_LW[4 * quad + 2]
+        d = source_LW[4 * quad + 3]
         line = quads[quad]
         for x in range(width):
             line[x] = _u32(a[x]) | _u32(b[x]) << _u32(8) | _u32(c[x]) << _u32(16) | _u32(d[x]) << _u32(24)
@@ -200,10 +198,8 @@ def _crop_plane(
     starts_x, counts_x, weights_x = along
     size, quads = len(starts_y), out_SQ.shape[1]
     at = strip * num >> 2
-    lines, turned = (
-        scratch[:at].view(np.uint8).reshape(strip, num),
-        scratch[at : 2 * at].reshape(num, strip >> 2),
-    )
+    lines = scratch[:at].view(np.uint8).reshape(strip, num)
+    turned = scratch[at : 2 * at].reshape(num, strip >> 2)
     stop = 2 * at + strip * quads
     columns, rest = scratch[2 * at : stop].view(np.uint8).reshape(4 * quads, strip), scratch[stop:]
     totals, narrow = rest.view(np.int32), rest.view(np.uint16)
@@ -299,11 +295,9 @@ def crop_planes(
     )
     _crop_plane(blue_hw, colours_y, colours_x, wide, cubic, first_colour, num_colours, blue, strip, rest)
     _crop_plane(red_hw, colours_y, colours_x, wide, cubic, first_colour, num_colours, red, strip, rest)
-    luma_line, blue_line, red_line = (
-        luma.reshape(num).view(np.uint8),
-        blue.reshape(num).view(np.uint8),
-        red.reshape(num).view(np.uint8),
-    )
+    luma_line = luma.reshape(num).view(np.uint8)
+    blue_line = blue.reshape(num).view(np.uint8)
+    red_line = red.reshape(num).view(np.uint8)
     # lines that follow each other without a gap are one long line, which takes half the time
     num_lines, length = (1, size * size) if size == 4 * quads else (size, size)
     for y in range(num_lines):

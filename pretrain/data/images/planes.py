@@ -136,10 +136,8 @@ class PlanesImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         assert self.fp is not None
         self._planes = Planes.of(self.fp.read())
-        self._size, self._mode = (
-            (self._planes.width, self._planes.height),
-            "L" if self._planes.kind == GREY else "RGB",
-        )
+        self._size = (self._planes.width, self._planes.height)
+        self._mode = "L" if self._planes.kind == GREY else "RGB"
 
     def load(self) -> Any:
         """Converts the planes on its first call."""

@@ -138,10 +138,8 @@ def describe_import(summary: dict[str, Any], dest: str) -> str:
         f"shard{'s'[: summary['shards'] != 1]} in {duration(summary['seconds'])}: {dest}"
     ]
     if summary["bytes_before_scaling"]:
-        fraction, before = (
-            summary["bytes"] / summary["bytes_before_scaling"],
-            summary["bytes_before_scaling"] / 2**20,
-        )
+        fraction = summary["bytes"] / summary["bytes_before_scaling"]
+        before = summary["bytes_before_scaling"] / 2**20
         saved = f"scaling down saved {1 - fraction:.0%} of {before:.1f} MiB"
         grown = f"stored decoded, {fraction:.1f} times the {before:.1f} MiB before"
         lines.append(f"  {grown if summary['decoded'] else saved}")

@@ -56,7 +56,7 @@ class StreamReader:
         self._begun: deque[tuple[int, Future[_Window]]] = deque()
         self._asked: deque[tuple[int, Future[_Window]]] = deque()
         # of the windows in `_begun`; counted, because asked for very often
-        self._rows_begun, self._bytes_begun = (0, 0)
+        self._rows_begun, self._bytes_begun = 0, 0
         self._lock, self._is_reading, self._closed = Lock(), False, False
         self._window, self._position = Rows([], [], [], {}), 0
         self._ahead = ahead or ReadAhead(max_rows=max_rows_ready(order))

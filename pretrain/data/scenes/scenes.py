@@ -349,10 +349,8 @@ def recoloured(
     grey = grey - (grey * weight).sum()
     grey = np.clip(grey / max(float(np.sqrt((grey**2 * weight).sum())), 2.0), -2.5, 2.5)
 
-    red_cyan, yellow_blue = (
-        colour[..., 0] - colour[..., 1],
-        (colour[..., 0] + colour[..., 1]) / 2 - colour[..., 2],
-    )
+    red_cyan = colour[..., 0] - colour[..., 1]
+    yellow_blue = (colour[..., 0] + colour[..., 1]) / 2 - colour[..., 2]
     chroma = (red_cyan - (red_cyan * weight).sum()) + 1j * (yellow_blue - (yellow_blue * weight).sum())
     spread = float(np.sqrt((np.abs(chroma) ** 2 * weight).sum()))
     if spread < 4 or rng.random() < 0.5:

@@ -16,17 +16,15 @@ from pretrain.data.images.compiled import compiled
 _f32 = np.float32
 
 # columns of the parameters of a view, see `pretrain.data.views.augment.Colours.rows`
-FIRST_TURN, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE, SOLARIZE_FIRST = (
-    0,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
-)
+FIRST_TURN = 0
+BRIGHTNESS = 4
+CONTRAST = 5
+SATURATION = 6
+HUE = 7
+GREY = 8
+SIGMA = 9
+SOLARIZE = 10
+SOLARIZE_FIRST = 11
 NUM_PARAMETERS = 12
 _RED, _GREEN, _BLUE = _f32(0.2989), _f32(0.587), _f32(0.114)
 _ZERO, _ONE, _TWO, _FOUR, _SIX = _f32(0), _f32(1), _f32(2), _f32(4), _f32(6)
@@ -199,11 +197,9 @@ def _blur(plane_SS: np.ndarray, sigma: float, scratch: np.ndarray) -> None:
             row[reach + x] = source[x]
             target[x] = weights[0] * source[x]
         for k in range(1, reach + 1):
-            weight, before, after = (
-                weights[k],
-                row[reach - k : reach - k + size],
-                row[reach + k : reach + k + size],
-            )
+            weight = weights[k]
+            before = row[reach - k : reach - k + size]
+            after = row[reach + k : reach + k + size]
             for x in range(size):
                 target[x] += weight * (before[x] + after[x])
     for y in range(size):

@@ -64,11 +64,9 @@ class CorruptedFilling:
 
     def __init__(self, transform: CorruptedImages, filling: Filling, row_ids: np.ndarray) -> None:
         self._transform, self._filling, self._row_ids = transform, filling, row_ids
-        self.arrays, self.parameters, self.geometry_VB5 = (
-            filling.arrays,
-            filling.parameters,
-            filling.geometry_VB5,
-        )
+        self.arrays = filling.arrays
+        self.parameters = filling.parameters
+        self.geometry_VB5 = filling.geometry_VB5
 
     def fill(self, index: int, data: Any) -> None:
         """Makes an image and corrupts it. Raises BadImage."""

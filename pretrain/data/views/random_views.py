@@ -227,13 +227,11 @@ class CentralCrop:
     def __init__(
         self, size: int, *, fraction: float = 0.875, whole: bool = False, channels: int = 3
     ) -> None:
-        self.size, self.fraction, self.whole, self.channels, self.buffer_pool = (
-            size,
-            fraction,
-            whole,
-            channels,
-            BufferPool(),
-        )
+        self.size = size
+        self.fraction = fraction
+        self.whole = whole
+        self.channels = channels
+        self.buffer_pool = BufferPool()
 
     def begin(self, passes: np.ndarray, row_ids: np.ndarray) -> CentralFilling:
         """Makes room for a batch."""

@@ -18,11 +18,9 @@ from pretrain.data.packing.sources.records import Listing, objects_of, read_smal
 from pretrain.data.packing.sources.texts import captions_in, decode_text, label_of, variants
 from pretrain.data.packing.sources.tree import Tree, read_tree
 
-LABEL_KEYS, LABELS_KEYS, CAPTION_KEYS = (
-    ("label", "cls", "class", "category"),
-    ("labels", "tags"),
-    ("caption", "captions", "text"),
-)
+LABEL_KEYS = ("label", "cls", "class", "category")
+LABELS_KEYS = ("labels", "tags")
+CAPTION_KEYS = ("caption", "captions", "text")
 # the part of a name behind its stem -> what the file holds
 CAPTION_KINDS = ("txt", "text", "caption", "captions", "caption.txt")
 LABEL_KINDS = ("cls", "label", "cls.txt", "label.txt", "class", "class.txt")
