@@ -224,6 +224,29 @@ def _crop_plane(
 
 
 @compiled
+def _to_channels(
+    luma: np.ndarray, blue: np.ndarray, red: np.ndarray, width: int, out_CSS: np.ndarray
+) -> None:
+    """Planes of luma and colours, as uint32 of neighbours, to red, green and blue; lines are `width` bytes
+    apart.
+    """
+    size = out_CSS.shape[1]
+    # lines that follow each other without a gap are one long line, in half the time
+    num_lines, length = (1, size * size) if size == width else (size, size)
+    channels = out_CSS.reshape(out_CSS.shape[0], num_lines, length)
+    for y in range(num_lines):
+        here = slice(y * width, y * width + length)
+        _to_planes(
+            luma.view(np.uint8)[here],
+            blue.view(np.uint8)[here],
+            red.view(np.uint8)[here],
+            channels[0, y],
+            channels[1, y],
+            channels[2, y],
+        )
+
+
+@compiled
 def crop_planes(
     luma_HW: np.ndarray,
     blue_hw: np.ndarray,
@@ -250,20 +273,9 @@ def crop_planes(
     starts_y, counts_y = np.empty(size, np.int32), np.empty(size, np.int32)
     weights_x = np.zeros((size, int(taps * max(1.0, width / size)) + 4), np.int16)
     weights_y = np.zeros((size, int(taps * max(1.0, height / size)) + 4), np.int16)
-    find_weights(
-        left, width, image_width, flip, cubic, WIDE_BITS if wide[1] else bits, starts_x, counts_x, weights_x
-    )
-    find_weights(
-        top,
-        height,
-        image_height,
-        False,
-        cubic,
-        WIDE_BITS if wide[0] else bits,
-        starts_y,
-        counts_y,
-        weights_y,
-    )
+    bits_x, bits_y = WIDE_BITS if wide[1] else bits, WIDE_BITS if wide[0] else bits
+    find_weights(left, width, image_width, flip, cubic, bits_x, starts_x, counts_x, weights_x)
+    find_weights(top, height, image_height, False, cubic, bits_y, starts_y, counts_y, weights_y)
     first, last = image_width, 0
     for index in range(size):
         first, last = min(first, starts_x[index]), max(last, starts_x[index] + counts_x[index])
@@ -281,33 +293,8 @@ def crop_planes(
     planes, rest = scratch[: 3 * num].reshape(3, whole, quads), scratch[3 * num :]
     luma, blue, red = planes[0], planes[1], planes[2]
     first_colour, num_colours = first >> 1, (last - first + 1) >> 1
-    _crop_plane(
-        luma_HW,
-        (starts_y, counts_y, weights_y),
-        (starts_x, counts_x, weights_x),
-        wide,
-        cubic,
-        first,
-        last - first,
-        luma,
-        strip,
-        rest,
-    )
+    down, along = (starts_y, counts_y, weights_y), (starts_x, counts_x, weights_x)
+    _crop_plane(luma_HW, down, along, wide, cubic, first, last - first, luma, strip, rest)
     _crop_plane(blue_hw, colours_y, colours_x, wide, cubic, first_colour, num_colours, blue, strip, rest)
     _crop_plane(red_hw, colours_y, colours_x, wide, cubic, first_colour, num_colours, red, strip, rest)
-    luma_line = luma.reshape(num).view(np.uint8)
-    blue_line = blue.reshape(num).view(np.uint8)
-    red_line = red.reshape(num).view(np.uint8)
-    # lines that follow each other without a gap are one long line, which takes half the time
-    num_lines, length = (1, size * size) if size == 4 * quads else (size, size)
-    for y in range(num_lines):
-        start = y * 4 * quads
-        here = slice(start, start + length)
-        _to_planes(
-            luma_line[here],
-            blue_line[here],
-            red_line[here],
-            out_CSS[0].reshape(num_lines, length)[y],
-            out_CSS[1].reshape(num_lines, length)[y],
-            out_CSS[2].reshape(num_lines, length)[y],
-        )
+    _to_channels(luma.reshape(num), blue.reshape(num), red.reshape(num), 4 * quads, out_CSS)
