@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 120.0
-PRELOADED = ["torch.distributed", "pretrain.methods", "pretrain.training.loop", "finetune.run", "pytest"]
+PRELOADED = [
+    "torch.distributed",
+    "pretrain.methods.simclr",
+    "pretrain.training.loop",
+    "finetune.run",
+    "finetune.tasks.detection.task",
+    "pytest",
+]
 
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:

@@ -1,12 +1,12 @@
 """The tasks that a model can be made for. `finetune.tasks.base` says what a task is."""
 
+from cluster.registry import Registry
 from finetune.tasks.base import Task
-from finetune.tasks.classification.task import Classification
-from finetune.tasks.detection.task import Detection
-from finetune.tasks.summarization.task import Summarization
 
-TASKS: dict[str, type[Task]] = {
-    "classification": Classification,
-    "detection": Detection,
-    "summarization": Summarization,
-}
+TASKS: Registry[type[Task]] = Registry(
+    {
+        "classification": "finetune.tasks.classification.task:Classification",
+        "detection": "finetune.tasks.detection.task:Detection",
+        "summarization": "finetune.tasks.summarization.task:Summarization",
+    }
+)

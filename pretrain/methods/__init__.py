@@ -17,38 +17,29 @@ from typing import Any
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cluster.errors import UserError, choose, nearest
+from cluster.registry import Registry
 from pretrain.data.views.recipes import ViewSpec, recipe_views
 from pretrain.encoders import Encoder
-from pretrain.methods.barlow_twins import BarlowTwins
 from pretrain.methods.base import Method
-from pretrain.methods.byol import BYOL
-from pretrain.methods.densecl import DenseCL
-from pretrain.methods.dino import DINO
-from pretrain.methods.distill import Distill
-from pretrain.methods.lejepa import LeJEPA
-from pretrain.methods.moco import MoCo
-from pretrain.methods.mocov3 import MoCoV3
-from pretrain.methods.simclr import SimCLR
-from pretrain.methods.simsiam import SimSiam
-from pretrain.methods.swav import SwAV
-from pretrain.methods.vicreg import VICReg
 
 __all__ = ["METHODS", "Method", "build_method", "check_arguments", "method_views"]
 
-METHODS: dict[str, type[Method]] = {
-    "barlow_twins": BarlowTwins,
-    "byol": BYOL,
-    "densecl": DenseCL,
-    "dino": DINO,
-    "distill": Distill,
-    "lejepa": LeJEPA,
-    "moco": MoCo,
-    "mocov3": MoCoV3,
-    "simclr": SimCLR,
-    "simsiam": SimSiam,
-    "swav": SwAV,
-    "vicreg": VICReg,
-}
+METHODS: Registry[type[Method]] = Registry(
+    {
+        "barlow_twins": "pretrain.methods.barlow_twins:BarlowTwins",
+        "byol": "pretrain.methods.byol:BYOL",
+        "densecl": "pretrain.methods.densecl:DenseCL",
+        "dino": "pretrain.methods.dino:DINO",
+        "distill": "pretrain.methods.distill:Distill",
+        "lejepa": "pretrain.methods.lejepa:LeJEPA",
+        "moco": "pretrain.methods.moco:MoCo",
+        "mocov3": "pretrain.methods.mocov3:MoCoV3",
+        "simclr": "pretrain.methods.simclr:SimCLR",
+        "simsiam": "pretrain.methods.simsiam:SimSiam",
+        "swav": "pretrain.methods.swav:SwAV",
+        "vicreg": "pretrain.methods.vicreg:VICReg",
+    }
+)
 
 
 def method_views(method: str, recipe: str | None, size: int, arguments: Mapping[str, Any]) -> list[ViewSpec]:
