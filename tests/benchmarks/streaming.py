@@ -134,7 +134,9 @@ def store(cores: list[int], delay_seconds: float) -> Iterator[str]:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.stdout.readline().strip()}",
         }
         import boto3
+        import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # of earlier servers
         boto3.client("s3").create_bucket(Bucket="benchmark")
         yield "s3://benchmark/shards"
     finally:

@@ -91,8 +91,8 @@ def test_compiled_blocks_may_be_computed_again_too(encoder, monkeypatch):
     assert all(torch.equal(value, expected[name]) for name, value in method.state_dict().items())
 
 
-def _compiled_without_kernels(module):
-    module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+def _compiled_without_kernels(module, **options):
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager", **options)
 
 
 # most of what this small ResNet saves is its stem's, which is no block

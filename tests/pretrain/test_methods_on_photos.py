@@ -19,6 +19,7 @@ from pretrain.run import pretrain
 from pretrain.settings import PretrainSettings
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "clothing_cc0"
+TEACHER = "package:efficientnet_lite0"
 STEPS = 200
 
 pytestmark = [
@@ -37,7 +38,17 @@ def shards(tmp_path_factory):
     return folder
 
 
+def stored_features(shards):
+    """What a network that knows ImageNet says of the training images, for the method that learns it."""
+    folder = shards / "features"
+    if not folder.exists():
+        embed([TEACHER, str(shards / "train"), str(folder), "--maps", "7"])
+    return folder
+
+
 def settings_of(name, shards, out, *overrides):
+    if name == "distill":
+        overrides = (f"method.arguments.features={stored_features(shards)}", *overrides)
     arguments = [
         f"configs/pretrain/small/{name}.yaml", f"data.url={shards / 'train'}", f"out={out}",
         "data.keep=host",
