@@ -1,14 +1,40 @@
-"""Classes by their names, each imported when it is first asked for: a command that needs one of them does
-not wait for the libraries of the others.
+"""What is imported when it is first asked for: a command that needs one of several classes does not wait for
+the libraries of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
+
+from cluster.process import set_up_process
 
 T = TypeVar("T")
+
+
+def imported_later(
+    package: str, names: Sequence[str], home: str, **homes: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names come from modules below it.
+
+    Args:
+        package: its `__name__`.
+        names: its `__all__`.
+        home: the module of all names, except for those in `homes`, name -> module.
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        set_up_process()  # before torch is loaded
+        return getattr(import_module(homes.get(name, home)), name)
+
+    def listed() -> list[str]:
+        return [*vars(sys.modules[package]), *names]
+
+    return get, listed
 
 
 class Registry(MutableMapping[str, T], Generic[T]):

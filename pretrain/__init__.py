@@ -2,7 +2,9 @@
 The functions below are imported when they are first asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cluster.registry import imported_later
 
 __all__ = [
     "Embedded",
@@ -22,21 +24,11 @@ if TYPE_CHECKING:
     from pretrain.api import Embedded, Imported, Pretrained, check, embed, import_images, pretrain
     from pretrain.encoders import load_encoder
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
-        from cluster.process import set_up_process
-
-        set_up_process()  # before torch is loaded
-        homes = {
-            "load_encoder": "pretrain.encoders",
-            "RunStopped": "cluster.errors",
-            "UserError": "cluster.errors",
-        }
-        return getattr(import_module(homes.get(name, "pretrain.api")), name)
-
-    def __dir__() -> list[str]:
-        return [*globals(), *__all__]
+    __getattr__, __dir__ = imported_later(
+        __name__,
+        __all__,
+        "pretrain.api",
+        load_encoder="pretrain.encoders",
+        RunStopped="cluster.errors",
+        UserError="cluster.errors",
+    )

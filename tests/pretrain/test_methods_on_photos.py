@@ -11,6 +11,7 @@ import torch
 from cluster.settings import load_settings
 from cluster.training.rank_context import local_context
 from pretrain.data.packing.importing import ImportOptions, import_images
+from pretrain.embedding import main as embed
 from pretrain.encoders import build_encoder
 from pretrain.evaluating import label_probe
 from pretrain.methods import METHODS, simsiam
