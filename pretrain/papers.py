@@ -72,6 +72,21 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# In place of LARS, which was made for residual networks with batch norm, for those with layer norm: MoCo v3's
+# values (2104.02057, section 4.3), whose authors trained SimCLR, BYOL and SwAV by AdamW as well. At small
+# scale tests/benchmarks/choosing_optimizers.py found AdamW ahead.
+WITH_LAYER_NORM = {"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.1}
+
+
 def defaults_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of the paper whose method these settings name; none for a method that is not known."""
-    return PAPERS.get(str(settings["method"]["name"]), {})
+    """The settings of the paper whose method these settings name; none for a method that is not known.
+
+    The convattn family has AdamW where the paper has LARS, unless `optimizer.name=lars` is asked for.
+    """
+    paper = PAPERS.get(str(settings["method"]["name"]), {})
+    optimizer, encoder = paper.get("optimizer", {}), settings["encoder"]
+    # that of a run's folder is seldom any other, and by default there is none
+    is_convattn = not str(encoder["name"] or encoder["url"] or "").startswith(("timm:", "package:"))
+    if optimizer.get("name") == "lars" != settings["optimizer"]["name"] and is_convattn:
+        return {**paper, "optimizer": optimizer | WITH_LAYER_NORM}
+    return paper

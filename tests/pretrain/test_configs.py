@@ -46,3 +46,22 @@ def test_every_method_has_its_paper_and_both_configurations():
         assert names <= {path.stem for path in Path(folder).glob("*.yaml")}
         for name in names:
             assert f"  name: {name}\n" in (Path(folder) / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["barlow_twins", "byol", "simclr", "swav", "vicreg"])
+def test_networks_with_layer_norm_learn_by_adamw_where_the_paper_has_lars(name):
+    def optimizer(*more):
+        given = ["data.url=shards", "out=run", f"method.name={name}", *more]
+        return load_settings(PretrainSettings, None, given, beneath=defaults_of).optimizer
+
+    for convattn in ([], ["encoder.name=convattn_nano"], ["encoder.url=runs/first/encoder"]):
+        assert (optimizer(*convattn).name, optimizer(*convattn).learning_rate) == ("adamw", 1.5e-4)
+        # what is asked for is the paper's, with the rate of the paper
+        lars = optimizer(*convattn, "optimizer.name=lars")
+        assert lars.learning_rate == PAPERS[name]["optimizer"]["learning_rate"]
+        assert optimizer(*convattn, "optimizer.learning_rate=1e-3").learning_rate == 1e-3
+    for residual in ("encoder.name=timm:resnet50", "encoder.url=timm:resnet50"):
+        told = optimizer(residual)
+        assert {"name": told.name, "learning_rate": told.learning_rate} == {
+            key: PAPERS[name]["optimizer"][key] for key in ("name", "learning_rate")
+        }
