@@ -25,6 +25,7 @@ SMALL_VALUE_BYTES = 2**12
 # headers of pages have some dozens of bytes, and more where they tell the least and the greatest value
 HEADER_BYTES, MAX_HEADER_BYTES = 2**8, 2**16
 LENGTH_BYTES = 4
+FADVISE = getattr(os, "posix_fadvise", None)  # of Linux
 
 # types of fields in thrift's compact protocol
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, 12
@@ -144,6 +145,9 @@ class PlainValues:
         """Of the first values of a page."""
         positions = np.empty((num, 2), np.int64)
         data, at = b"", page.start
+        if FADVISE is not None:
+            # else a disk that has not read it yet is asked for each length by itself
+            FADVISE(self._file, page.start, page.stop - page.start, os.POSIX_FADV_WILLNEED)
         if self.mean_bytes < SMALL_VALUE_BYTES:
             data = os.pread(self._file, page.stop - page.start, page.start)
         for index in range(num):
