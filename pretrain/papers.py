@@ -72,9 +72,9 @@ PAPERS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-# In place of LARS, which was made for residual networks with batch norm, for those with layer norm: MoCo v3's
-# values (2104.02057, section 4.3), whose authors trained SimCLR, BYOL and SwAV by AdamW as well. At small
-# scale tests/benchmarks/choosing_optimizers.py found AdamW ahead.
+# In place of LARS, which was made for residual networks with batch norm, for networks with layer norm: the
+# values of MoCo v3 (2104.02057, section 4.3), whose authors trained SimCLR, BYOL and SwAV by AdamW as well.
+# At small scale tests/benchmarks/choosing_optimizers.py found no method for which LARS was ahead.
 WITH_LAYER_NORM = {"name": "adamw", "learning_rate": 1.5e-4, "weight_decay": 0.1}
 
 
