@@ -75,7 +75,7 @@ def test_who_holds_a_folder_no_more(tmp_path: Path, change: dict[str, object], i
     mark = {
         "host": socket.gethostname(),
         "pid": dead.pid,
-        "process_started": 5,
+        "process_started": 10**12,  # no process did
         "started_at": now,
         "renewed_at": now,
     }
