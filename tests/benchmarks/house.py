@@ -1,13 +1,15 @@
 """How hard is the code to take over? Lines, the longest functions, complexity, parameters,
 and how files hang together.
 
-    python -m tests.benchmarks.house [--at COMMIT ...] [--ways]
+    python -m tests.benchmarks.house [--at COMMIT ...] [--ways] [--growth COMMIT]
 
 A table of the packages (not of the tests), with a column for each commit and one for what is here: lines; of
 functions, the longest, the most complex (McCabe's, by ruff) and the one with most parameters; of
 `pretrain.training.loop.train`, the same numbers; the ways through the code that the pages describe; of the
 busiest folders, their files and the imports among them.
 `--ways` counts the lines of the ways, and writes them into the pages' tables.
+`--growth` tells where the packages' lines came from since a commit: those that changed them by many, and the
+sum of all others.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ TABLE = re.compile(
 )
 STEP = re.compile(r"^(\| [^|]+ \| (`[^|]+`) \| )(\d+) \|$", re.MULTILINE)
 LONG_FILE, LONG_FUNCTION, BUSIEST = 400, 60, 3  # lines; folders of each state that are listed
+MANY_LINES = 100  # more or fewer by a commit that is listed
 LOOP = "pretrain/training/loop.py:train"
 
 
@@ -51,9 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.house", description=__doc__)
     parser.add_argument("--at", nargs="+", default=[], help="earlier commits to set beside")
     parser.add_argument("--ways", action="store_true", help="count the lines of the ways in pages")
+    parser.add_argument("--growth", metavar="COMMIT", help="which commits since added and removed lines")
     options = parser.parse_args(arguments)
     if options.ways:
         write_ways()
+        return
+    if options.growth:
+        print(growth(options.growth))
         return
     states = {}
     for commit in options.at:
@@ -123,6 +130,28 @@ def table(states: Mapping[str, State]) -> str:
         ]
     lines = [["", *states], ["---"] * (len(states) + 1), *([name, *cells] for name, cells in rows.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def growth(since: str) -> str:
+    """Lines that commits since one added less those they removed, as Markdown, largest first."""
+    log = subprocess.run(
+        ["git", "log", "--no-merges", "--numstat", "--format=@%h %s", f"{since}..HEAD", "--"]
+        + [f"{package}/*.py" for package in PACKAGES],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    net: Counter[str] = Counter()
+    for line in log.splitlines():
+        if line.startswith("@"):
+            commit = line[1:]
+        elif line:
+            added, removed, _ = line.split("\t")
+            net[commit] += int(added) - int(removed)
+    listed = {commit: lines for commit, lines in net.most_common() if abs(lines) >= MANY_LINES}
+    few = [lines for commit, lines in net.items() if commit not in listed]
+    rows = [*listed.items(), (f"{len(few)} others", sum(few)), ("all", net.total())]
+    return "\n".join(["| commit | lines |", "| --- | --- |"] + [f"| {what} | {n:+,} |" for what, n in rows])
 
 
 def write_ways() -> None:
