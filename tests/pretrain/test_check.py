@@ -204,7 +204,7 @@ def test_annotations_with_known_counts(tmp_path):
     captions = {"column": "captions", "captions": 4, "rows_with": 3, "rows_without": 3, "empty": 2}
     assert report["captions"] == {**captions, "mean_characters": 5.75, "mean_words": 1.75}
     boxes = report["boxes"]
-    assert (boxes["boxes"], boxes["rows_without"], boxes["most_per_row"]) == (6, 2, 3)
+    assert (boxes["boxes"], boxes["rows_without"], boxes["max_per_row"]) == (6, 2, 3)
     assert boxes["classes"] == {"dog": 4, "cat": 2} and (boxes["outside"], boxes["degenerate"]) == (2, 1)
     assert report["bad"] == 1 and report["bad_annotations"] == 1
     (bad,) = report["bad_annotation_rows"]

@@ -131,7 +131,7 @@ def _captions_in_words(captions: dict[str, Any]) -> str:
 def _boxes_in_words(boxes: dict[str, Any]) -> str:
     classes = f": {_counts_in_words(boxes['classes'])}" if boxes["classes"] else ""
     return (
-        f"{boxes['boxes']} boxes{classes}; up to {boxes['most_per_row']} a row, {boxes['rows_without']} "
+        f"{boxes['boxes']} boxes{classes}; up to {boxes['max_per_row']} a row, {boxes['rows_without']} "
         f"rows without; {boxes['outside']} reach beyond the image, {boxes['degenerate']} without area"
         + (f"; {boxes['crowds']} crowd regions are left out" if boxes["crowds"] else "")
     )

@@ -221,7 +221,7 @@ class BoxTally:
             "boxes": self._boxes,
             "rows_without": self._rows_without,
             "mean_per_row": round(self._boxes / self._rows, 2) if self._rows else None,
-            "most_per_row": self._max_per_row,
+            "max_per_row": self._max_per_row,
             "outside": self._box_check.outside,
             "degenerate": self._degenerate,
             "crowds": self._crowds,
