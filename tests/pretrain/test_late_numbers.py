@@ -16,7 +16,7 @@ from pretrain.training.checkpoints import load_newest
 from pretrain.training.contract import StepOutput
 from pretrain.training.optimizers import OPTIMIZERS, build_optimizer, move_unless, parameter_groups
 from pretrain.training.stepping import Gradients
-from tests.pretrain.test_loop import Toy, assert_same_weights, run
+from tests.pretrain.toy import Toy, assert_same_weights, run
 from tests.ranks import run_on_ranks
 
 NEVER = 100_000
