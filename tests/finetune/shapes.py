@@ -1,4 +1,4 @@
-"""Small images with discs and bars whose boxes are known, as detection data."""
+"""Small images with discs and bars whose boxes are known, as detection data, and a small encoder."""
 
 import io
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 from tests.pretrain.shards import write_shards
 
 CLASSES = ("bar", "disc")
+SMALL = {"stem_stride": 2, "dims": [16, 24, 32, 32], "depths": [1, 1, 1, 1], "attention_from": 3}
 OBJECTS = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.string()))])
 
 

@@ -1,6 +1,4 @@
-"""Detection as a user runs it: three heads on any encoder, COCO's numbers, resume,
-and boxes that cannot be used.
-"""
+"""Detection as a user runs it: boxes that cannot be used, COCO's numbers of a model, resume, learning."""
 
 import io
 import json
@@ -8,8 +6,6 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -23,21 +19,15 @@ from finetune.model import load_model
 from finetune.run import Parts
 from finetune.settings import FinetuneSettings
 from finetune.tasks.detection.boxes import TargetReader, boxes_column_of, classes_of, take_census
-from finetune.tasks.detection.fitting import check_strides, fit_anchors, fit_strides, possible_strides
 from finetune.tasks.detection.hard_attention import make_attention_hard
-from finetune.tasks.detection.heads import HEADS, Anchors
-from finetune.tasks.detection.metrics import EvaluatedImage, coco_scores, evaluated_scores
-from finetune.tasks.detection.model import Detector
-from finetune.tasks.detection.pyramid import Pyramid
-from pretrain.data.reading.labels import ClassNames
+from finetune.tasks.detection.heads import HEADS
 from pretrain.data.reading.manifest import load_manifest
-from pretrain.data.reading.shards import Shards, read_in_sequence
+from pretrain.data.reading.shards import Shards
 from pretrain.encoders import build_encoder, save_encoder
-from tests.finetune.shapes import CLASSES, image, write_images
+from tests.finetune.shapes import CLASSES, SMALL, image, write_images
 from tests.ranks import run_on_ranks
 
 CONFIG = "configs/finetune/detection.yaml"
-SMALL = {"stem_stride": 2, "dims": [16, 24, 32, 32], "depths": [1, 1, 1, 1], "attention_from": 3}
 NAN = float("nan")
 
 
@@ -203,176 +193,6 @@ def test_a_class_that_training_never_shows_is_named(world, tmp_path, capsys):
     assert "training data never shows: star; training knows bar, disc" in capsys.readouterr().err
 
 
-def write_numbered(file, names):
-    """Two rows, each with one box of a class that the file numbers as its ClassLabel says:
-    bar, then disc.
-    """
-    feature = {"bbox": {}, "category": {"feature": {"_type": "ClassLabel", "names": names}, "_type": "List"}}
-    objects = [{"bbox": [[1.0, 1, 9, 9]], "category": [names.index(name)]} for name in ("bar", "disc")]
-    table = pa.table({"image": [b"x", b"y"], "objects": objects})
-    metadata = {"huggingface": json.dumps({"info": {"features": {"objects": feature}}})}
-    file.parent.mkdir(exist_ok=True)
-    pq.write_table(table.replace_schema_metadata(metadata), file)
-
-
-def test_class_numbers_of_boxes_are_read_by_name(tmp_path):
-    write_numbered(tmp_path / "train" / "a.parquet", ["disc", "bar"])
-    write_numbered(tmp_path / "train" / "b.parquet", ["bar", "disc", "star"])
-    write_numbered(tmp_path / "validation" / "a.parquet", ["bar", "disc"])
-    census = []
-    for name in ("train", "validation"):
-        manifest = load_manifest(str(tmp_path / name), columns=["objects"])
-        shards = Shards(manifest, image_column="image", columns=["objects"])
-        census.append(take_census(shards, boxes_column_of(manifest, "objects", "xywh")))
-    assert census[0].boxes_of_class == {"bar": 2, "disc": 2}
-    classes = classes_of(*census)
-    assert classes.names == ["disc", "bar", "star"]
-    reader = TargetReader(census[1].column, classes)
-    (rows,) = read_in_sequence(shards)
-    read = [
-        reader.read(value, width=20, height=20)[0].classes_N.tolist() for value in rows.columns["objects"]
-    ]
-    assert read == [[1], [0]]
-    old = ClassNames((0, 1), ["bar", "disc"])  # of a model that was trained on numbers
-    assert [old.ids(value["category"]).tolist() for value in rows.columns["objects"]] == [[0], [1]]
-
-
-# -- networks -----------------------------------------------------------------------------------------------
-
-
-def detector(encoder, head, **more):
-    torch.manual_seed(0)
-    strides = [8, 16]
-    anchors = [[[10.0, 12.0], [16.0, 12.0]], [[30.0, 30.0], [40.0, 24.0]]]
-    arguments = {
-        "num_classes": 2,
-        "channels": 32,
-        "depth": 1,
-        "max_detections": 20,
-        "strides": strides,
-        "anchors": anchors,
-    }
-    return Detector(encoder, head=head, **{**arguments, **more})
-
-
-@pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_head_trains_every_parameter_also_beside_empty_images(head):
-    model = detector(build_encoder("convattn_nano", **SMALL), head).train()
-    targets = [
-        {
-            "boxes": torch.tensor([[4.0, 6, 30, 33], [40, 40, 55, 50], [1, 1, 60, 62]]),
-            "labels": torch.tensor([0, 1, 1]),
-        },
-        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
-    ]
-    output = model((torch.randn(2, 3, 64, 64), targets))
-    output.loss.backward()
-    total = float(output.loss.detach())
-    assert np.isfinite(total) and sum(output.logs.values()) == pytest.approx(total, rel=1e-5)
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not silent
-    empty = model((torch.randn(1, 3, 64, 64), targets[1:]))
-    assert empty.loss.isfinite()
-    images = torch.randn(2, 3, 64, 64)
-    losses = []
-    for is_short in (False, True):
-        torch.manual_seed(1)  # candidates are sampled
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_short):
-            losses.append(model((images, targets)).loss.detach())
-    assert losses[1].dtype == torch.float32 and float(losses[1]) == pytest.approx(float(losses[0]), rel=0.05)
-    found = model.eval().detect(torch.randn(2, 3, 64, 64), [(64.0, 64.0), (40.0, 64.0)])
-    for one, (height, width) in zip(found, ((64, 64), (40, 64)), strict=True):
-        assert len(one["boxes"]) <= 20 and (one["scores"].diff() <= 0).all()
-        assert (one["boxes"] >= 0).all() and (
-            one["boxes"] <= torch.tensor([width, height, width, height])
-        ).all()
-        assert ((one["labels"] >= 0) & (one["labels"] < 2)).all()
-
-
-@pytest.mark.parametrize("head", sorted(HEADS))
-def test_a_frozen_encoder_stays_and_the_rest_learns(head):
-    model = detector(build_encoder("convattn_nano", **SMALL), head, mode="linear").train()
-    targets = [{"boxes": torch.tensor([[4.0, 6, 30, 33]]), "labels": torch.tensor([0])}]
-    model((torch.randn(1, 3, 64, 64), targets)).loss.backward()
-    assert all(p.grad is None for p in model.encoder.parameters())
-    assert all(p.grad is not None for p in [*model.pyramid.parameters(), *model.head.parameters()])
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "strides"),
-    [
-        ("convattn_nano", SMALL, [2, 4, 8, 16]),
-        ("convattn_nano", SMALL, [4, 8]),
-        ("convattn_nano", SMALL, [1, 2]),
-        ("convattn_nano", SMALL, [16, 32, 64]),
-        ("convattn_classic", {}, [4, 8]),
-        ("timm:resnet18", {}, [8, 16, 32, 64]),
-        ("timm:vit_tiny_patch16_224", {}, [4, 8, 16, 32]),
-    ],
-)
-def test_a_pyramid_on_any_encoder(name, options, strides):
-    encoder = build_encoder(name, **options)
-    check_strides(strides, encoder.strides)
-    maps = Pyramid(encoder, strides=strides, channels=32)(encoder(torch.randn(1, 3, 128, 128)))
-    assert [tuple(one.shape) for one in maps] == [
-        (1, 32, 128 // stride, 128 // stride) for stride in strides
-    ]
-
-
-def test_anchors_stand_at_the_centres_of_places():
-    maps = [torch.zeros(1, 8, 4, 6), torch.zeros(1, 8, 2, 3)]
-    anchors = Anchors([8, 16], [[[6.0, 4.0]], [[20.0, 10.0]]])
-    images = type("Images", (), {"image_sizes": [(32, 48)]})
-    found = anchors(images, maps)[0]
-    assert len(found) == 24 + 6
-    assert found[0].tolist() == [1, 2, 7, 6] and found[7].tolist() == [
-        9,
-        10,
-        15,
-        14,
-    ]  # second row, second place
-    assert found[24].tolist() == [-2, 3, 18, 13]
-
-
-def test_strides_and_anchors_are_fitted_to_the_boxes():
-    generator = np.random.default_rng(0)
-    sizes = np.concatenate([generator.normal(18, 1, 300), generator.normal(100, 5, 100)])
-    assert fit_strides(sizes, (4, 8, 16, 32)) == [8, 16]
-    assert fit_strides(sizes * 4, (4, 8, 16, 32)) == [32, 64]
-    assert fit_strides(np.full(9, 3.0), (16, 16, 16)) == [4]
-    assert possible_strides((14,)) == [7, 14, 28, 56]
-    shapes = np.stack([sizes, sizes * generator.choice([0.5, 2.0], len(sizes))], axis=1)
-    (small, other), (large, last) = fit_anchors(shapes, 2, 2)
-    # narrow and wide ones of either size
-    for (w, h), (side, ratio) in zip(
-        (small, other, large, last), ((18, 0.5), (18, 2), (100, 0.5), (100, 2))
-    ):
-        assert w == pytest.approx(side, rel=0.1) and h / w == pytest.approx(ratio, rel=0.1)
-    assert fit_anchors(np.full((5, 2), 7.0), 2, 3) == [[[7.0, 7.0]] * 3] * 2
-
-
-def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
-    from pretrain.encoders import load_encoder
-
-    images = torch.randn(1, 3, 64, 64)
-    encoder = load_encoder(str(world / "encoder")).eval()
-    soft = encoder.attention(images)
-    make_attention_hard(encoder, num_keys=3, num_stages=1)
-    hard = encoder.attention(images)
-    last, before = "stage4.block1", "stage3.block1"
-    assert ((soft[last] > 0).sum(-1) == 16).all() and ((hard[last] > 0).sum(-1) == 3).all()
-    assert torch.equal(soft[before], hard[before])
-    with pytest.raises(UserError, match="no attention that can be hard"):
-        make_attention_hard(build_encoder("timm:resnet18"), num_keys=3, num_stages=1)
-
-    # the run's model keeps it, beside adapters too
-    run(world, tmp_path / "hard", training__steps=1, detection__hard_attention_keys=2, mode="lora")
-    saved = safetensors.torch.load_file(tmp_path / "hard" / "model" / "model.safetensors")
-    assert all(".lora_" in name for name in saved if name.startswith("encoder."))
-    model = load_model(str(tmp_path / "hard" / "model")).model
-    assert ((model.encoder.attention(images)[last] > 0).sum(-1) == 2).all()
-
-
 # -- numbers ------------------------------------------------------------------------------------------------
 
 
@@ -429,61 +249,6 @@ def test_numbers_equal_those_of_pycocotools_on_files(world, finished, tmp_path, 
     assert np.mean(of_class) == pytest.approx(stats[0], abs=1e-9)
 
 
-def evaluated_image(row_id, true, found, *, classes=None, scores=None):
-    true, found = np.array(true, np.float32).reshape(-1, 4), np.array(found, np.float32).reshape(-1, 4)
-    labels = (
-        np.zeros(len(true), np.int64),
-        np.zeros(len(found), np.int64) if classes is None else np.array(classes),
-    )
-    certain = (
-        np.linspace(0.9, 0.1, len(found), dtype=np.float32)
-        if scores is None
-        else np.array(scores, np.float32)
-    )
-    return EvaluatedImage(row_id, 100, 100, true, labels[0], found, labels[1], certain)
-
-
-def test_numbers_of_cases_worked_by_hand():
-    box = [10, 10, 50, 50]
-    exact, _ = coco_scores([evaluated_image(0, [box], [box])], ["a", "b"])
-    for name in ("map", "ap50", "ap_medium", "recall"):
-        assert exact[name] == pytest.approx(1.0)
-    shifted, rows = coco_scores([evaluated_image(0, [box], [[10, 10, 50, 40]])], ["a", "b"])  # overlap 0.75
-    assert shifted["ap75"] == pytest.approx(1.0) and shifted["map"] == pytest.approx(0.6)
-    assert rows[0]["ap"] == pytest.approx(0.6) and rows[1]["ap"] is None and rows[1]["boxes"] == 0
-    nothing, _ = coco_scores([evaluated_image(0, [box], [])], ["a"])
-    assert nothing["map"] == 0
-    # a surer wrong one halves the precision; an empty image's does too
-    wrong, _ = coco_scores([evaluated_image(0, [box], [[60, 60, 90, 90], box])], ["a"])
-    empty, _ = coco_scores(
-        [evaluated_image(0, [box], [box], scores=[0.5]), evaluated_image(1, [], [box])], ["a"]
-    )
-    assert wrong["ap50"] == empty["ap50"] == pytest.approx(0.5)
-
-
-def test_error_of_map_is_how_far_it_moves_over_other_sets_of_images():
-    generator = np.random.default_rng(3)
-    images = []
-    for number in range(40):
-        true = [[10, 10, 50, 50], [55, 55, 90, 90]]
-        found = [
-            [10, 10, 50, 50 - generator.integers(0, 25)],
-            [55, 55, 90 - generator.integers(0, 20), 90],
-            [0, 0, 9, 9],
-        ]
-        images.append(
-            evaluated_image(number, true, found, scores=generator.random(3), classes=[0, 0, number % 2])
-        )
-    _, _, error = evaluated_scores(images, ["a", "b"])
-    redrawn = [
-        coco_scores([images[i] for i in generator.integers(0, 40, 40)], ["a", "b"])[0]["map"]
-        for _ in range(60)
-    ]
-    assert 0.7 < error / np.std(redrawn, ddof=1) < 1.4
-    # images that are all alike leave nothing to chance
-    assert evaluated_scores(images[:1] * 20, ["a", "b"])[2] == pytest.approx(0, abs=1e-9)
-
-
 def evaluated_metrics(model_url, data_url):
     model = load_model(model_url)
     manifest = load_manifest(data_url, columns=["objects"])
@@ -532,6 +297,28 @@ def test_predictions_are_typed_and_in_the_images_pixels(finished):
     assert len(model.predict(data[0], score_threshold=1.0)[0]) == 0
     least = float(everything[0].scores[2])
     assert len(model.predict(data[0], score_threshold=least)[0]) == (everything[0].scores >= least).sum()
+
+
+def test_attention_of_a_loaded_encoder_becomes_hard(world, tmp_path):
+    from pretrain.encoders import load_encoder
+
+    images = torch.randn(1, 3, 64, 64)
+    encoder = load_encoder(str(world / "encoder")).eval()
+    soft = encoder.attention(images)
+    make_attention_hard(encoder, num_keys=3, num_stages=1)
+    hard = encoder.attention(images)
+    last, before = "stage4.block1", "stage3.block1"
+    assert ((soft[last] > 0).sum(-1) == 16).all() and ((hard[last] > 0).sum(-1) == 3).all()
+    assert torch.equal(soft[before], hard[before])
+    with pytest.raises(UserError, match="no attention that can be hard"):
+        make_attention_hard(build_encoder("timm:resnet18"), num_keys=3, num_stages=1)
+
+    # the run's model keeps it, beside adapters too
+    run(world, tmp_path / "hard", training__steps=1, detection__hard_attention_keys=2, mode="lora")
+    saved = safetensors.torch.load_file(tmp_path / "hard" / "model" / "model.safetensors")
+    assert all(".lora_" in name for name in saved if name.startswith("encoder."))
+    model = load_model(str(tmp_path / "hard" / "model")).model
+    assert ((model.encoder.attention(images)[last] > 0).sum(-1) == 2).all()
 
 
 def test_cut_off_and_continued_equals_undisturbed(world, finished, tmp_path):
