@@ -11,53 +11,34 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from urllib3.filepost import encode_multipart_formdata
 
-from cluster.calling import settings_given
-from cluster.errors import UserError, run_command
-from cluster.serving.replicas import Answer, Service, Unanswered, replicas
+from cluster.errors import run_command
+from cluster.serving.replicas import Service, replicas
 from finetune.__main__ import main
 from finetune.model import load_model, save_model
 from finetune.predicting.records import record_of
 from finetune.serving.answers import answer_type
-from finetune.serving.app import Refused, new_app, read_body
-from finetune.serving.command import is_loopback, parser, token_of
-from finetune.serving.multipart import files_of
-from finetune.serving.served_model import ServedModel, shortened
-from finetune.serving.server import new_server
-from finetune.serving.settings import ServeSettings
+from finetune.serving.app import Refused, read_body
+from finetune.serving.served_model import ServedModel
 from finetune.tasks.classification.predictor import Classification as Classified
 from finetune.tasks.classification.task import Classification
 from finetune.tasks.detection.predictor import Detections
 from finetune.tasks.summarization.predictor import Keyword, Summary
 from pretrain.data.images.decode import set_max_pixels
 from pretrain.encoders import build_encoder
+from tests.finetune.asking import NAMES, Here, answering, ask, assert_same, form, photo
 
-NAMES = ["dark & stormy", "light", "grey"]
 TOKEN = "a-token-of-twenty-four"
-
-
-def photo(number):
-    """A JPEG that differs from the others."""
-    generator = np.random.default_rng(number)
-    small = Image.fromarray(generator.integers(0, 255, (3, 4, 3), np.uint8)).resize((64, 48))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
 
 
 def square(side):
@@ -89,58 +70,6 @@ def served(model):
     set_max_pixels(None)
 
 
-class Here:
-    """Answers in this process as replicas would."""
-
-    def __init__(self, served):
-        self.answer, self.ready = served, 1
-
-    async def ask(self, items):
-        return [Answer(record, len(items)) for record in await asyncio.to_thread(self.answer, items)]
-
-    async def num_ready(self):
-        return self.ready
-
-
-class Failing(Here):
-    """Raises what it is given, or waits for ever."""
-
-    async def ask(self, items):
-        if self.answer is None:
-            await asyncio.sleep(600)
-        raise self.answer
-
-
-@contextmanager
-def answering(asked, *, token=None, **changes):
-    """A server of this process; gives its port."""
-    given = ServeSettings(max_megabytes=0.2, max_megapixels=1, max_images=3, **changes)
-    app = new_app(asked, {"task": "classification", "image_size": 32}, NAMES, Classified, given, token=token)
-    server = new_server(app, drain_seconds=5)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    yield listener.getsockname()[1]
-    server.end()
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-def ask(port, body=b"", kind="image/jpeg", *, path="/predict", method="POST", **headers):
-    """Status, headers, and the answer."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, body=body, headers={"Content-Type": kind, **headers})
-    response = connection.getresponse()
-    text = response.read().decode()
-    assert "Traceback" not in text and "\n" not in text
-    return response.status, response.headers, json.loads(text)
-
-
-def form(*files):
-    """A multipart body of (name, bytes), and its type."""
-    return encode_multipart_formdata([("image", file) for file in files])
-
-
 @pytest.fixture(scope="module")
 def port(served):
     """Of a server without a token."""
@@ -158,16 +87,6 @@ def predicted(model, tmp_path_factory):
     (folder / "photos" / "6.jpg").write_bytes(b"no image")
     assert run_command(lambda: main(["predict", model, str(folder / "photos"), str(folder / "out")])) == 0
     return [json.loads(line) for line in (folder / "out" / "predictions.jsonl").read_text().splitlines()]
-
-
-def assert_same(record, expected):
-    """Equal but for where the image lies, and for the last bits, which depend on the batch."""
-    elsewhere = ("source", "index", "score", "scores")
-    assert {**record, **dict.fromkeys(elsewhere)} == {**expected, **dict.fromkeys(elsewhere)}
-    if record["error"] is None:
-        assert record["scores"] == pytest.approx(expected["scores"], abs=1e-5)
-        assert record["score"] == pytest.approx(expected["score"], abs=1e-5)
-        assert list(record) == list(expected)
 
 
 def test_answers_are_the_records_of_predict(port, predicted):
@@ -279,45 +198,6 @@ def test_clients_must_send_the_token(served):
         assert ask(port, bytes(200_001))[0] == 401
 
 
-def test_a_dead_replica_a_slow_one_and_a_failure_are_said_without_a_traceback(caplog):
-    with answering(Failing(Unanswered("2 replicas died"))) as port:
-        status, headers, answer = ask(port, photo(0))
-        assert (status, answer["error"], headers["retry-after"]) == (503, "2 replicas died", "1")
-    with answering(Failing(ZeroDivisionError("a secret"))) as port:
-        status, _, answer = ask(port, photo(0))
-        assert status == 500 and "secret" not in answer["error"]
-    failing = Failing(None)
-    with answering(failing, timeout_seconds=0.2, max_requests=1) as port:
-        assert ask(port, photo(0))[::2] == (504, {"error": "no answer within 0.2 s"})
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
-            slow.sendall(
-                b"POST /predict HTTP/1.1\r\nHost: x\r\n"
-                b"Content-Type: image/png\r\nContent-Length: 100\r\n\r\n"
-            )
-            assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
-        failing.ready = 0
-        assert ask(port, path="/health", method="GET")[::2] == (
-            503,
-            {"status": "no replica is ready", "replicas": 0},
-        )
-
-
-def test_more_requests_than_there_is_room_for_are_asked_to_come_again():
-    with (
-        answering(Failing(None), timeout_seconds=0.7, max_requests=2) as port,
-        ThreadPoolExecutor(6) as pool,
-    ):
-        statuses = sorted(pool.map(lambda _: ask(port, photo(0))[0], range(6)))
-        assert statuses == [503] * 4 + [504] * 2
-        assert ask(port, photo(0))[0] == 504  # there is room again
-    size = len(photo(0)) * 1.5 / 1e6
-    with (
-        answering(Failing(None), timeout_seconds=0.7, max_waiting_megabytes=size) as port,
-        ThreadPoolExecutor(3) as pool,
-    ):
-        assert sorted(pool.map(lambda _: ask(port, photo(0))[0], range(3))) == [503, 503, 504]
-
-
 def test_openapi_says_what_is_answered(port):
     status, _, found = ask(port, path="/openapi.json", method="GET")
     assert status == 200
@@ -356,23 +236,6 @@ def test_the_commands_of_the_page_are_answered(port, tmp_path):
         assert [record["error"] for record in json.loads(told)["records"]] == [None] * num_records
 
 
-@given(st.lists(st.tuples(st.text("ab c.ü", min_size=1), st.binary()), max_size=4), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
-def test_any_files_come_out_of_a_form_as_they_went_in(files, most):
-    body, kind = form(*files)
-    assert files_of(kind, body, max_files=most) == files[: most + 1]
-
-
-def test_records_are_cut_to_the_threshold_and_the_best():
-    classes = record_of(Classified("b", 0.6, {"a": 0.3, "b": 0.6, "c": 0.1}, ["b"]))
-    assert shortened(classes, None, 2)["scores"] == {"b": 0.6, "a": 0.3}
-    assert shortened(classes, None, None) == classes
-    boxes = record_of(Detections(np.arange(12).reshape(3, 4), ["a", "b", "c"], np.array([0.9, 0.5, 0.2])))
-    assert shortened(boxes, 0.5, None)["labels"] == ["a", "b"]
-    assert shortened(boxes, 0.1, 1)["boxes"] == [[0, 1, 2, 3]]
-    assert shortened({"error": "truncated"}, 0.5, 1) == {"error": "truncated"}
-
-
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -394,25 +257,6 @@ def test_a_port_in_use_is_one_line(model, capsys):
         port = taken.getsockname()[1]
         assert run_command(lambda: main(["serve", model, "--port", str(port)])) == 2
     assert capsys.readouterr().err.startswith(f"error: cannot listen on port {port} of 127.0.0.1: ")
-
-
-def test_the_token_is_given_or_made_where_others_can_reach_the_server(tmp_path, monkeypatch):
-    def token(*words):
-        return token_of(settings_given(parser().parse_args(["model", *words]), ServeSettings))
-
-    monkeypatch.delenv("FOVEA_SERVE_TOKEN", raising=False)
-    assert token() == token("--host", "::1") == token("--host", "localhost") == (None, False)
-    (first, made), (second, _) = token("--host", "0.0.0.0"), token("--host", "0.0.0.0")
-    assert made and len(first) > 40 and first != second
-    (tmp_path / "token").write_text("x" * 20 + "\n")
-    assert token("--token-file", str(tmp_path / "token"), "--host", "0.0.0.0") == ("x" * 20, False)
-    monkeypatch.setenv("FOVEA_SERVE_TOKEN", "y" * 20)
-    assert token() == ("y" * 20, False)
-    for weak in ("", "short", "with a blank in its midst"):
-        monkeypatch.setenv("FOVEA_SERVE_TOKEN", weak)
-        with pytest.raises(UserError, match=f"has {len(weak)} characters"):
-            token()
-    assert not is_loopback("example.org") and not is_loopback("10.0.0.1") and is_loopback("127.1.2.3")
 
 
 def replica_processes():
