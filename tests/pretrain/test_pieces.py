@@ -13,7 +13,7 @@ from pretrain.methods import METHODS, build_method
 from pretrain.methods.pieces import Pieces
 from pretrain.training import distributed
 from pretrain.training.optimizers import build_optimizer, parameter_groups
-from tests.pretrain.test_methods import STEPS, make_inputs, small_arguments
+from tests.pretrain.small_methods import STEPS, make_inputs, small_arguments
 from tests.ranks import run_on_ranks
 
 BATCH = 12
