@@ -61,7 +61,7 @@ class Knowledge(nn.Module):
         dim: of the targets.
         map_channels: of the map that each of the student's last maps shall predict; empty where there are
             none.
-        described: the teacher, see `pretrain.encoders.teachers.Teacher.described`.
+        described: the teacher, see `pretrain.encoders.teaching.Teacher.described`.
         features_url, columns: what is to be read beside the rows, if anything is.
     """
 

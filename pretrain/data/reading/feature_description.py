@@ -40,7 +40,7 @@ class Description:
         maps: None where there are none.
         rows: of the data, bad ones included.
         teacher: name, weights_sha256, licence, dim and input_size, see
-            `pretrain.encoders.teachers.Teacher.described`.
+            `pretrain.encoders.teaching.Teacher.described`.
         images: how the teacher saw them: `size` in pixels, `whole_image`, `crop_share`.
         fingerprint: hex, of features.json, which changes with data, teacher and everything else.
         content: features.json.

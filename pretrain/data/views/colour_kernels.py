@@ -15,7 +15,7 @@ from pretrain.data.images.compiled import compiled
 
 _f32 = np.float32
 
-# columns of the parameters of a view, see `pretrain.data.views.augment.Colours.rows`
+# columns of the parameters of a view, see `pretrain.data.views.colours.Colours.rows`
 FIRST_TURN = 0
 BRIGHTNESS = 4
 CONTRAST = 5
