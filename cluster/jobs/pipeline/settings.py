@@ -146,7 +146,7 @@ def filled(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
 
 
 def placeholders(words: Sequence[str]) -> Iterator[str]:
-    """The names of all placeholders, such as `out`, `steps` or `{pretrain.encoder}`."""
+    """The names of all placeholders, such as `out`, `steps` or `STAGE.encoder`."""
     for word in words:
         yield from _PLACEHOLDER.findall(word)
 
