@@ -1,21 +1,12 @@
-"""What real sources hold that no example shows: odd names, masks beside images, dead links, damaged tars,
-hostile files.
+"""What real sources hold that no example shows: odd names, masks beside images, damaged annotations
+and tars, hostile files.
 """
 
-import http.server
-import io
 import json
 import os
-import tarfile
-import threading
-import time
-from contextlib import contextmanager
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from cluster import storage
@@ -24,7 +15,7 @@ from pretrain.data.packing.importing import ImportOptions, import_images
 from pretrain.data.packing.sources import kind_of, list_records
 from pretrain.data.packing.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
-from tests.pretrain.test_sources import json_values, packed, quarantined, voc, write
+from tests.pretrain.source_files import make_tar, packed, quarantined, voc, write
 
 
 def json_lines(path, *rows):
@@ -35,16 +26,6 @@ def json_lines(path, *rows):
 
 def listed(src, **options):
     return {record.path: record for record in list_records(str(src), **options).records}
-
-
-def make_tar(path, files):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_names_and_texts_that_utf8_cannot_hold(tmp_path):
@@ -219,71 +200,6 @@ def test_folders_with_one_annotation_file(tmp_path):
     assert listed(tmp_path / "coco")["a.png"].captions == ("A dog",)
 
 
-class Images(http.server.BaseHTTPRequestHandler):
-    """/N.png is an image, after a while; anything else is gone."""
-
-    lock, at_once, max_at_once = threading.Lock(), 0, 0
-
-    def do_GET(self):
-        with Images.lock:
-            Images.at_once += 1
-            Images.max_at_once = max(Images.max_at_once, Images.at_once)
-        time.sleep(0.05)
-        with Images.lock:
-            Images.at_once -= 1
-        name = self.path.partition("?")[0].strip("/").removesuffix(".png")
-        data = encoded(int(name)) if name.isdigit() else b""
-        self.send_response(200 if data else 404)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def web():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
-def test_a_table_of_links_is_read_in_parallel_and_its_keys_stay_out(tmp_path):
-    pytest.importorskip("aiohttp")
-    with web() as url:
-        links = [f"{url}/{n}.png?X-Amz-Signature=VERYSECRET{n}" for n in range(40)] + [
-            f"{url}/dead?token=VERYSECRET"
-        ]
-        links.append("http://127.0.0.1:1/refused.png?token=VERYSECRET")
-        table = write(tmp_path / "t.csv", "url\n" + "\n".join(links) + "\n")
-        started = time.monotonic()
-        rows = packed(table, tmp_path / "out")
-    assert sorted(row["image"] for row in rows.values()) == sorted(map(encoded, range(40)))
-    assert Images.max_at_once >= 8
-    assert time.monotonic() - started < 15, "a refused connection is not waited for like a store"
-    reasons = quarantined(tmp_path / "out").values()
-    assert len(reasons) == 2 and all(reason.startswith("cannot be read") for reason in reasons)
-    for file in (tmp_path / "out").iterdir():
-        assert b"VERYSECRET" not in file.read_bytes(), file
-
-
-def test_a_store_that_is_gone_stops_the_import_and_back_it_continues(tmp_path):
-    rows = [f"{n}.png" for n in range(300)]
-    table = write(tmp_path / "src" / "t.csv", "path\n" + "\n".join(rows) + "\n")
-    write(tmp_path / "src" / rows[0], encoded(0))
-    with pytest.raises(
-        UserError, match=r"200 images in a row cannot be read \(last: \d+\.png: .*the same command cont"
-    ):
-        packed(table, tmp_path / "out")
-    for number, name in enumerate(rows):
-        write(tmp_path / "src" / name, encoded(number))
-    assert len(packed(table, tmp_path / "out")) == 300 and not quarantined(tmp_path / "out")
-
-
 def test_tars_with_equal_names_masks_and_json(tmp_path):
     sample = {"label": 3, "labels": ["a", "b"], "objects": {"bbox": [[1, 2, 3, 4]], "category": ["x"]}}
     for split, number in (("train", 1), ("test", 2)):
@@ -378,100 +294,3 @@ def test_every_column_opens_in_datasets_and_in_pandas(tmp_path):
         assert row["label"] == expected["label"] and list(row["labels"]) == expected["labels"]
         assert [list(box) for box in row["objects"]["bbox"]] == expected["objects"]["bbox"]
         assert list(row["captions"]) == expected["captions"]
-
-
-fuzz = settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-def list_or_refuse(path, **options):
-    """Whatever is in a source: records that can be packed, or one clear error."""
-    try:
-        records = list_records(str(path), **options).records
-    except UserError as error:
-        assert str(error)
-        return
-    for record in records:
-        for text in (
-            record.path,
-            *(record.captions or ()),
-            *(record.objects.category if record.objects else ()),
-        ):
-            text.encode()
-
-
-@fuzz
-@given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=6), st.integers(0, 4096))
-def test_any_tar(tmp_path, changes, length):
-    tar = tmp_path / "a.tar"
-    if not tar.exists():
-        make_tar(tar, {"a.png": encoded(0), "a.json": b'{"label": 1}', "a.cls": b"1"})
-        (tmp_path / "whole").write_bytes(tar.read_bytes())
-    data = bytearray((tmp_path / "whole").read_bytes()[: max(length, 512)])
-    for position, value in changes:
-        data[position % len(data)] = value
-    header = data[:512]
-    header[148:156] = b" " * 8  # the checksum put right, so that damage inside a header is read
-    data[148:156] = b"%06o\0 " % sum(header)
-    tar.write_bytes(data)
-    list_or_refuse(tar)
-
-
-xml_texts = st.text(
-    st.characters(codec="utf-8", exclude_characters="<>&", exclude_categories=["Cc", "Cs"]), max_size=8
-)
-
-
-@fuzz
-@given(
-    st.lists(
-        st.tuples(xml_texts, st.lists(st.one_of(xml_texts, st.floats().map(str)), max_size=5)), max_size=3
-    ),
-    st.sampled_from(["utf-8", "latin-1", "utf-16", "nonsense", ""]),
-)
-def test_any_voc(tmp_path, objects, encoding):
-    write(tmp_path / "a.png", encoded(0))
-    keys = ("xmin", "ymin", "xmax", "ymax", "zmax")
-    inner = "".join(
-        f"<object><name>{name}</name><bndbox>"
-        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box))
-        + "</bndbox></object>"
-        for name, box in objects
-    )
-    head = f'<?xml version="1.0" encoding="{encoding}"?>' if encoding else ""
-    write(tmp_path / "a.xml", f"{head}<annotation>{inner}</annotation>")
-    list_or_refuse(tmp_path, kind="voc")
-
-
-@fuzz
-@given(
-    st.lists(
-        st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=4)), max_size=7)
-    )
-)
-def test_any_yolo(tmp_path, lines):
-    write(tmp_path / "a.png", encoded(0))
-    write(tmp_path / "a.txt", "\n".join(" ".join(line) for line in lines).encode("utf-8", "replace"))
-    list_or_refuse(tmp_path, kind="yolo")
-
-
-@settings(fuzz, max_examples=30)
-@given(
-    st.lists(
-        st.dictionaries(st.sampled_from(["label", "tags", "caption", "objects"]), json_values), max_size=4
-    )
-)
-def test_whatever_is_listed_is_packed(tmp_path, rows):
-    write(tmp_path / "a.png", encoded(0))
-    table = write(
-        tmp_path / "t.jsonl", "\n".join(json.dumps({"path": "a.png", **row}) for row in [*rows, {}])
-    )
-    try:
-        import_images(str(table), str(tmp_path / "out"), overwrite=True, show_progress=False)
-    except UserError as error:
-        assert "not one image" in str(error) or "none of the" in str(error)
-    else:
-        assert pq.read_table(tmp_path / "out" / "shard-00000.parquet").num_rows == 1

@@ -6,10 +6,8 @@ import io
 import json
 import struct
 import tarfile
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,35 +15,10 @@ from PIL import Image
 
 from cluster import storage
 from cluster.errors import UserError
-from pretrain.data.packing.importing import import_images
 from pretrain.data.packing.sources import kind_of, list_records
 from pretrain.data.packing.sources.table_roles import Columns
 from tests.pretrain.shards import encoded
-
-
-def write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
-def packed(src, dest, **options):
-    """path -> row of the shards, with `image` its bytes."""
-    summary = import_images(str(src), str(dest), show_progress=False, **options)
-    rows = [
-        r for file in storage.find_files(str(dest), ".parquet") for r in pq.read_table(file.url).to_pylist()
-    ]
-    assert len(rows) == summary["images"]
-    return {row["image"]["path"]: {**row, "image": row["image"]["bytes"]} for row in rows}
-
-
-def quarantined(dest):
-    file = Path(dest) / "_quarantine.jsonl"
-    return (
-        {line["path"]: line["reason"] for line in map(json.loads, file.read_text().splitlines())}
-        if file.exists()
-        else {}
-    )
+from tests.pretrain.source_files import json_values, packed, quarantined, voc, write
 
 
 def test_coco_boxes(tmp_path):
@@ -90,15 +63,6 @@ def test_coco_captions(tmp_path):
     write(tmp_path / "src" / "a.png", encoded(0))
     rows = packed(write(tmp_path / "src" / "captions.json", json.dumps(tree)), tmp_path / "out")
     assert rows["a.png"]["captions"] == ["A cat.", "Ein Kätzchen."]
-
-
-def voc(name, *boxes):
-    objects = "".join(
-        f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
-        "</object>"
-        for label, x0, y0, x1, y1 in boxes
-    )
-    return f"<annotation><filename>{name}</filename>{objects}</annotation>"
 
 
 def test_voc(tmp_path):
@@ -285,11 +249,6 @@ def test_a_column_that_is_not_there(tmp_path):
         list_records(str(table), columns=Columns(label="bread"))
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-    max_leaves=12,
-)
 coco_like = st.fixed_dictionaries(
     {},
     optional={
