@@ -9,13 +9,19 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from cluster import storage
-from pretrain.data.packing.importing import import_images
+from pretrain.data.packing.importing import ImportOptions, import_images
+from tests.pretrain.shards import encoded
 
 
 def write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
+
+
+def photos(folder, *names):
+    for number, name in enumerate(names):
+        write(folder / name, encoded(number, size=(64, 48)))
 
 
 def make_tar(path, files):
@@ -47,10 +53,27 @@ def quarantined(dest):
     )
 
 
+def imported(src, dest, **options):
+    """(summary, path -> row, split -> paths)."""
+    chosen = ImportOptions(**options.pop("options", {}))
+    summary = import_images(str(src), str(dest), chosen, show_progress=False, **options)
+    rows, splits = {}, {}
+    for file in storage.find_files(str(dest), ".parquet"):
+        for row in pq.read_table(file.url).to_pylist():
+            rows[row["image"]["path"]] = row
+            splits.setdefault(file.url.split("/")[-2], set()).add(row["image"]["path"])
+    return summary, rows, splits
+
+
+def lines_of(dest, name):
+    file = dest / name
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def voc(name, *boxes):
     objects = "".join(
-        f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
-        "</object>"
+        f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
         for label, x0, y0, x1, y1 in boxes
     )
     return f"<annotation><filename>{name}</filename>{objects}</annotation>"
