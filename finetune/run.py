@@ -68,6 +68,7 @@ def _check_compared(settings: FinetuneSettings) -> None:
             if other.mode == LORA:
                 check_adaptable(other.encoder)
         except UserError as error:
+            _open_encoder(settings)  # random weights are of its kind: what is wrong with it is said of it
             raise UserError(f"compare names what cannot be compared with: {error}") from error
         del source
 

@@ -222,6 +222,8 @@ def test_what_is_compared_with_is_opened_before_the_first_step(mistake, shards, 
         for more in ([], ["--check"]):
             line = mistake(finetune, *common, f"compare=[random,{typo}]", *more)
             assert "compare names what cannot be compared with" in line and typo.rpartition(":")[2] in line
+        line = mistake(finetune, *common, f"encoder={typo}", "compare=[random]")
+        assert "compare names" not in line and typo.rpartition(":")[2] in line
     assert not (tmp_path / "out").exists()
 
 
