@@ -7,7 +7,8 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,34 @@ def _one_rank(
     except BaseException:
         Path(folder, f"error-{rank}").write_text(traceback.format_exc())
         os._exit(1)
+
+
+@contextmanager
+def contiguous_messages() -> Iterator[None]:
+    """Raises for what ranks send or receive in strides that NCCL refuses and gloo does not mind."""
+    import torch
+    from torch import distributed as dist
+
+    names = ("all_reduce", "all_gather", "broadcast", "reduce_scatter_tensor", "all_gather_into_tensor")
+    as_they_are = {name: getattr(dist, name) for name in names}
+
+    def checked(name: str) -> Callable[..., Any]:
+        def send(*args: Any, **others: Any) -> Any:
+            for value in args:
+                for tensor in value if isinstance(value, list) else [value]:
+                    if isinstance(tensor, torch.Tensor):
+                        dense = tensor.is_contiguous(
+                            memory_format=torch._prims_common.suggest_memory_format(tensor)
+                        )
+                        assert dense, f"{name}: {tuple(tensor.shape)} in strides of {tensor.stride()}"
+            return as_they_are[name](*args, **others)
+
+        return send
+
+    try:
+        for name in names:
+            setattr(dist, name, checked(name))
+        yield
+    finally:
+        for name, function in as_they_are.items():
+            setattr(dist, name, function)

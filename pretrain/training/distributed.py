@@ -47,7 +47,8 @@ def summed_tensor(tensor: Tensor) -> Tensor:
     """The sum of equally shaped tensors of all ranks; no gradient."""
     if world_size() == 1:
         return tensor
-    total = tensor.clone()
+    # gradients may be transposed views, which NCCL refuses
+    total = tensor.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
 

@@ -16,7 +16,7 @@ from pretrain.training.batch_norm import synchronise_batch_norm
 from pretrain.training.distributed import GradientAverager
 from pretrain.training.optimizers import build_optimizer, parameter_groups
 from tests.pretrain.small_methods import BATCH, STEPS, make_inputs, make_method
-from tests.ranks import run_on_ranks
+from tests.ranks import contiguous_messages, run_on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +46,8 @@ ACROSS_RANKS = ["simclr", "moco", "vicreg", "dino"]
 def one_rank(names):
     results = {}
     for name in names:
-        losses, method = steps_of(name, 4)
+        with contiguous_messages():
+            losses, method = steps_of(name, 4)
         gradients = {key: p.grad.numpy().copy() for key, p in method.named_parameters() if p.requires_grad}
         results[name] = (
             losses,
