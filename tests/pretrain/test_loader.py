@@ -3,7 +3,9 @@ and bad rows by rule.
 """
 
 import itertools
+import threading
 import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -249,8 +251,6 @@ def test_a_small_data_set_is_not_read_many_times_ahead(shards):
 
 
 def test_closing_early_leaves_no_thread(shards):
-    import threading
-
     before = threading.active_count()
     for _ in range(3):
         read(shards, make_order(shards), 1, prefetch_batches=1)
@@ -258,6 +258,31 @@ def test_closing_early_leaves_no_thread(shards):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_closing_wakes_a_thread_that_waits_for_a_batch(shards):
+    class Slow:
+        mean_row_bytes = shards.mean_row_bytes
+
+        def read(self, segment, *, stopped, **options):
+            while not stopped():
+                time.sleep(0.01)
+            yield from ()
+
+    loader, ended = Loader(make_order(shards), Slow(), CentralCrop(6), rank=0, world_size=1), []
+
+    def wait():
+        try:
+            next(loader)
+        except CancelledError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    loader.close()
+    thread.join(20)
+    assert not thread.is_alive() and len(ended) == 1
 
 
 def test_mixed_data_sets_on_any_number_of_ranks_and_from_any_position(tmp_path):

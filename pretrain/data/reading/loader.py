@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -186,6 +187,8 @@ class Loader:
                 self._producer.join(0.01)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        with suppress(queue.Full):  # another thread may wait for a batch, as an `Uploader`'s does
+            self._queue.put_nowait(CancelledError())
 
     def _produce(self) -> None:
         try:
