@@ -382,3 +382,13 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: Optimizer) -> 
         )
     module.load_state_dict(found)
     optimizer.load_state_dict(checkpoint.state["optimizer"])
+    # on a GPU weights are channels last, on a CPU they are not, and fused optimizers take weights and
+    # moments in the order of memory
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -3,16 +3,21 @@ and which of them are kept.
 """
 
 import errno
+import io
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from cluster import storage
 from cluster.errors import UserError
 from pretrain.training import checkpoints
+from pretrain.training.checkpoints import Checkpoint, restore
+from pretrain.training.optimizers import build_optimizer, parameter_groups
 from tests.pretrain.toy import Toy, assert_same_weights, run, trace
 
 
@@ -215,3 +220,30 @@ def test_a_checkpoint_that_is_asked_for_is_written_and_training_goes_on(tmp_path
     with pytest.raises(KeyboardInterrupt):
         run(url, die_at=8 * 20, ask_at=10, checkpoint_every_steps=1000)
     assert checkpoints.load_newest(url).progress.step == 11  # at the next step
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_a_checkpoint_fits_weights_of_another_layout_in_memory(name):
+    def made(layout):
+        torch.manual_seed(0)
+        module = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        return module, build_optimizer(name, parameter_groups(module, weight_decay=0.1), learning_rate=0.1)
+
+    def step(module, optimizer, seed):
+        optimizer.zero_grad()
+        images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        module(images).square().mean().backward()
+        optimizer.step()
+
+    first, optimizer = made(torch.channels_last)  # as on a GPU
+    step(first, optimizer, 1)
+    state = {"module": first.state_dict(), "optimizer": optimizer.state_dict()}
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    second, other = made(torch.contiguous_format)
+    checkpoint = Checkpoint(SimpleNamespace(step=1), torch.load(file, weights_only=True))
+    restore(checkpoint, second, other)
+    step(first, optimizer, 2)
+    step(second, other, 2)
+    torch.testing.assert_close(first.weight, second.weight)
