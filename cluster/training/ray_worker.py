@@ -190,6 +190,8 @@ def _set_up_device(todo: Work) -> Any:
     device = get_device() if todo.use_gpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # read when something is first compiled; the default of 32 processes is for each rank of a node
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(todo.num_threads))
     return device
 
 

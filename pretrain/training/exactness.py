@@ -30,11 +30,12 @@ def exactness(reproducible: bool, *, num_threads: int = 0) -> Iterator[None]:
         torch.get_float32_matmul_precision(),
         memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.get_num_threads(),
+        cudnn.allow_tf32,
     )
     if num_threads:
         torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
-    cudnn.benchmark = not reproducible
+    cudnn.benchmark = cudnn.allow_tf32 = not reproducible
     memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
     if torch.cuda.is_available():  # elsewhere it would mean bfloat16
         torch.set_float32_matmul_precision("highest" if reproducible else "high")
@@ -46,3 +47,4 @@ def exactness(reproducible: bool, *, num_threads: int = 0) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[3])
         memory.fill_uninitialized_memory = before[4]  # type: ignore[attr-defined]
         torch.set_num_threads(before[5])
+        cudnn.allow_tf32 = before[6]
