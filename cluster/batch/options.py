@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 
 from cluster.batch.jobs import Machines
@@ -48,6 +49,9 @@ def add_machine_options(parser: argparse._ActionsContainer) -> None:
 def machines_of(options: argparse.Namespace, *, has_gpu: bool) -> Machines:
     """Where the work is to be done. Raises UserError for labels that are none."""
     gpus = options.gpus_per_worker
+    is_joined = options.address or os.environ.get("RAY_ADDRESS")
+    if options.workers and gpus is None and not has_gpu and is_joined:
+        print("workers compute on CPUs, as this machine has no GPU: --gpus-per-worker 1 gives each one")
     return Machines(
         workers=options.workers,
         readers=options.readers,

@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from pretrain.data.hashing import uniform
+from pretrain.training.feeding import uploaded
 
 # domain separation from other draws of the same row
 _MIXING = 0x6D6978
@@ -45,7 +46,7 @@ class Mixing:
         own_PHW = self.own_fractions(
             passes[: 2 * num_pairs : 2], row_ids[: 2 * num_pairs : 2], height, width
         )
-        own = torch.from_numpy(own_PHW).to(images_BCHW.device).repeat_interleave(2, 0)[:, None]
+        own = uploaded(own_PHW, images_BCHW.device).repeat_interleave(2, 0)[:, None]
         partner = torch.arange(2 * num_pairs, device=images_BCHW.device) ^ 1
         first, rest = images_BCHW[: 2 * num_pairs], images_BCHW[2 * num_pairs :]
         own_of_targets = own.mean((1, 2, 3))[:, None].to(targets_BK.dtype)

@@ -29,6 +29,7 @@ from pretrain.data.reading.loader import Batch
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.views.recipes import ViewSpec, weak_views
 from pretrain.encoders import Encoder
+from pretrain.training.feeding import uploaded
 
 
 class Classification(Task):
@@ -136,9 +137,9 @@ class Classification(Task):
         """Images and class ids; or their fractions, where there are several or images are mixed."""
         labels = batch.columns[self.columns["label"]]
         if self.multi_label:
-            targets = torch.from_numpy(self.classes.multi_hot(labels)).to(device, non_blocking=True)
+            targets = uploaded(self.classes.multi_hot(labels), device)
         else:
-            targets = torch.from_numpy(self.classes.ids(labels)).to(device, non_blocking=True)
+            targets = uploaded(self.classes.ids(labels), device)
         if not self.mixing:
             return images[0], targets
         fractions = targets if self.multi_label else F.one_hot(targets, len(self.classes)).float()

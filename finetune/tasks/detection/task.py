@@ -35,6 +35,7 @@ from pretrain.data.views.recipes import ViewSpec
 from pretrain.data.views.viewing import Viewer
 from pretrain.encoders import Encoder
 from pretrain.encoders.sources import EncoderSource
+from pretrain.training.feeding import uploaded
 
 IMAGES_LOOKED_AT = 1000  # whose sizes fit strides and anchors
 
@@ -208,8 +209,8 @@ class Detection(Task):
             )
             targets.append(
                 {
-                    "boxes": torch.from_numpy(boxes_N4[keep_N]).to(device, non_blocking=True),
-                    "labels": torch.from_numpy(target.classes_N[keep_N]).to(device, non_blocking=True),
+                    "boxes": uploaded(boxes_N4[keep_N], device),
+                    "labels": uploaded(target.classes_N[keep_N], device),
                 }
             )
         return images[0], targets

@@ -33,6 +33,7 @@ from pretrain.data.reading.loader import Batch
 from pretrain.data.reading.manifest import Manifest
 from pretrain.data.views.recipes import ViewSpec, weak_views
 from pretrain.encoders import Encoder
+from pretrain.training.feeding import uploaded
 
 # domain separation between what is drawn for views (11, 12) and for captions
 CAPTION = 21
@@ -167,7 +168,7 @@ class Summarization(Task):
         return SummaryTargets(
             images[0],
             *(
-                torch.from_numpy(array).to(device, non_blocking=True)
+                uploaded(array, device)
                 for array in (
                     keywords_BK,
                     has_keywords_B.astype(np.float32),
