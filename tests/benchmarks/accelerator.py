@@ -45,7 +45,7 @@ ENCODERS = ("convattn_small", "timm:vit_small_patch16_224")
 GOALS = (
     "Goals, one H200, two views of 224 pixels: convattn_small 6,000 images/s (reach for 8,500); "
     "timm:vit_small_patch16_224\n"
-    "3,500 images/s; less than 2 % of the time waiting for data; one wait for the device a step."
+    "3,500 images/s; less than 2 % of the time waiting for data; no wait for the device but one a step."
 )
 MIN_SECONDS = 15  # with less than this left no part begins
 LINES_OF_A_FAILURE = 12

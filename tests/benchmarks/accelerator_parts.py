@@ -203,6 +203,7 @@ def trained(
             "rankme_images=0",
             f"views.size={options.size}", f"training.batch_size_global={batch}",
             "training.reproducible=false",
+            "training.log_every_steps=1000000",  # the health of embeddings is not what is timed
             f"training.steps={sum(phase.steps for phase in phases) + 1}", *(more or []),
         ]  # fmt: skip
         settings = load_settings(PretrainSettings, CONFIG, given, beneath=defaults_of)

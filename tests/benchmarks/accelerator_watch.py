@@ -22,6 +22,7 @@ from pretrain.training.loop import Outcome, train
 
 NUM_KERNELS, NAME_LENGTH = 12, 72
 WAITING_CALLS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+SYNCHRONIZED = "called a synchronizing CUDA operation"  # in torch's warning
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 OURS = ("/pretrain/", "/cluster/", "/lightly/", "/timm/")
 
@@ -217,14 +218,15 @@ def waits(steps: int) -> Callable[[nn.Module], AbstractContextManager[None]]:
                     yield
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
-            waiting = [warning for warning in caught if "synchroniz" in str(warning.message)]
+            waiting = [warning for warning in caught if SYNCHRONIZED in str(warning.message)]
             where = collections.Counter(
                 f"{_short(warning.filename)}:{warning.lineno}" for warning in waiting
             )
         parts = ", ".join(f"{place} {count / steps:.1f}" for place, count in where.most_common(10))
         told_where = f" ({parts})" if parts else ""
         print(
-            f"waits of the host for the device, a step (goal 1): {where.total() / steps:.1f}{told_where}",
+            f"waits of the host for the device, a step, beside the one for the numbers of the step before "
+            f"(goal 0): {where.total() / steps:.1f}{told_where}",
             flush=True,
         )
 

@@ -7,6 +7,7 @@ Each loop takes an encoder and image size like ours, and heads as large as those
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -280,8 +281,11 @@ def seconds_per_step(
     """
     kind, transform = LOOPS[name]
     loop = kind(encoder).to(device)
+    data = LightlyDataset(photos, transform=transform(size, local))
+    # all steps in one epoch: workers start once, and all of them have batches
+    repeats = math.ceil((skip + steps + 1) * batch / len(data))
     loader = torch.utils.data.DataLoader(
-        LightlyDataset(photos, transform=transform(size, local)),
+        torch.utils.data.ConcatDataset([data] * repeats),
         batch_size=batch,
         shuffle=True,
         drop_last=True,
