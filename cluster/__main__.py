@@ -22,9 +22,9 @@ The working tree is sent along: code and configurations, without what .gitignore
 environments, data and runs. Ctrl-C leaves the job running. The exit code is the job's."""
 PIPELINE_EPILOG = """example: python -m cluster pipeline configs/pipelines/demo.yaml out=runs/pipeline
 
-On the cluster that --address or the environment name, each stage is a Ray job; without one, the stages are
-processes here, side by side as their cpus allow. Repeated, the same command does what is missing. Submit it
-so that it outlives the terminal:
+If --address or the environment names a cluster, each stage is a Ray job there; otherwise the stages are
+processes on this machine, side by side as their cpus allow. Given again, the same command does what is
+missing. Submit it as a job so that it outlives the terminal:
   python -m cluster submit -- python -m cluster pipeline FILE.yaml out=s3://bucket/night"""
 
 

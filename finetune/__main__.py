@@ -14,7 +14,7 @@ USAGE = """usage: python -m finetune CONFIG [key=value ...] [--check]
 Turns an encoder into a task model. CONFIG is a YAML file (see configs/finetune/), any setting can be
 given or changed as key=value:
 
-  python -m finetune configs/finetune/classification.yaml encoder=runs/first/encoder data.url=my/train \
+  python -m finetune configs/finetune/classification.yaml encoder=runs/first/encoder data.url=my/train \\
       validation_url=my/validation out=runs/classifier
 """
 
@@ -46,7 +46,7 @@ COMMANDS: dict[str, Command] = {
         "MODEL INPUT ... OUT: predicts for images, Parquet and videos; alarms, localization, tracks",
         "finetune.predicting.command",
     ),
-    "serve": Command("MODEL: answers images by HTTP, on Ray Serve", "finetune.serving.command"),
+    "serve": Command("MODEL: answers images over HTTP, with Ray Serve", "finetune.serving.command"),
     "report": Command(
         "OUT ...: writes report.html of a run, or one page of several", "finetune.reporting.command"
     ),

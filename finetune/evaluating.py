@@ -39,21 +39,23 @@ def parser() -> CommandLine:
         action="append",
         default=[],
         metavar="WHAT=NAME",
-        help="column of DATA where it differs from the training data's, such as label=species; image=NAME "
-        "for the image",
+        help="column of DATA, if its name differs from that in the training data, such as "
+        "label=species; image=NAME for the image",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="writes all numbers and details there (a path or any fsspec URL)"
+        "--json",
+        metavar="FILE",
+        help="write all numbers and details to this file (a path or any fsspec URL)",
     )
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="also under noise, blur, weather and compression at five strengths; a table, and "
-        "corruptions.json next to MODEL",
+        help="also evaluate under noise, blur, weather and compression at five strengths; prints a "
+        "table, and writes corruptions.json next to MODEL",
     )
     add_image_root_option(parser)
     parser.add_argument(
-        "--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs"
+        "--decode-threads", type=int, default=0, help="decoding threads; 0: one for each CPU"
     )
     parser.add_argument(
         "--check",

@@ -39,7 +39,7 @@ def parser() -> CommandLine:
         default=[],
         dest="classes",
         metavar="NAME",
-        help="of this class instead of the most likely one",
+        help="show the evidence for this class instead of the most likely one",
     )
     return parser
 

@@ -60,7 +60,7 @@ class ClassificationSettings:
 class LoraSettings:
     """Adapters of mode lora."""
 
-    rank: int = setting(4, minimum=1, help="of the update of each layer; what is saved grows with it")
+    rank: int = setting(4, minimum=1, help="rank of the update of each layer; the saved model grows with it")
     alpha: float | None = setting(None, above=0, help="the update is scaled by alpha / rank; null: by 1")
     dropout: float = setting(
         0.0, minimum=0, maximum=0.99, help="fraction of the adapters' inputs that is left out"
@@ -82,27 +82,34 @@ class DetectionSettings:
     head: str = setting(
         "fcos", choices=["fcos", "retinanet", "faster_rcnn"], help="what finds boxes on the maps"
     )
-    channels: int = setting(128, minimum=32, help="of the feature pyramid and the head, a multiple of 32")
+    channels: int = setting(
+        128, minimum=32, help="channels of the feature pyramid and the head, a multiple of 32"
+    )
     depth: int = setting(4, minimum=1, maximum=4, help="convolutions of the head before the last ones")
     strides: list[int] = setting(
         [],
         minimum=1,
-        help="of the pyramid's maps, each twice the one before; empty: fitted to the boxes of the training "
-        "data",
+        help="strides of the pyramid's maps, each twice the one before; empty: fitted to the boxes of "
+        "the training data",
     )
     anchors_per_position: int = setting(
         3, minimum=1, help="anchors at each position of a map, fitted likewise; FCOS has none"
     )
     max_detections: int = setting(100, minimum=1, help="maximum detections per image")
     score_threshold: float = setting(
-        0.3, minimum=0, maximum=1, help="minimum score that predict reports, unless it is given another"
+        0.3,
+        minimum=0,
+        maximum=1,
+        help="minimum score of the boxes that predict reports, unless it is given another",
     )
     min_scale: float = setting(
         0.5,
         minimum=0.05,
         help="minimum scale of a training image on its canvas; 1 fits it exactly, below 1 zooms out",
     )
-    max_scale: float = setting(2.0, minimum=0.05, help="maximum scale of it; above 1 zooms in and crops")
+    max_scale: float = setting(
+        2.0, minimum=0.05, help="maximum scale of a training image; above 1 zooms in and crops"
+    )
     min_visible: float = setting(
         0.3,
         minimum=0,
@@ -117,8 +124,8 @@ class DetectionSettings:
     hard_attention_keys: int = setting(
         0,
         minimum=0,
-        help="keys that each query of the last stages' attention keeps (hard attention); 0: as the encoder "
-        "is",
+        help="keys that each query of the last stages' attention keeps (hard attention); 0: the "
+        "encoder's own attention, unchanged",
     )
     hard_attention_stages: int = setting(
         1, minimum=1, help="how many of the encoder's last stages with attention this applies to"
@@ -158,7 +165,7 @@ class SummarizationSettings:
         None,
         minimum=0,
         maximum=1,
-        help="score from which a keyword is reported; null: that of the best F1 on the validation data",
+        help="score from which a keyword is reported; null: the one with the best F1 on the validation data",
     )
     keyword_weight: float = setting(
         10.0, minimum=0, help="weight of the keywords' loss, relative to the sentence's"
@@ -169,10 +176,12 @@ class SummarizationSettings:
     depth: int = setting(2, minimum=1, help="layers of the decoder")
     num_heads: int = setting(4, minimum=1, help="attention heads of keywords and decoder")
     num_maps: int = setting(
-        1, minimum=1, help="last maps of the encoder that are looked at, added up at the finest's size"
+        1,
+        minimum=1,
+        help="number of the encoder's last maps that are used, summed at the size of the finest",
     )
     num_fed: int = setting(8, minimum=0, help="most likely keywords that the decoder is given")
-    dropout: float = setting(0.1, minimum=0, maximum=0.9, help="of the decoder")
+    dropout: float = setting(0.1, minimum=0, maximum=0.9, help="dropout in the decoder")
     label_smoothing: float = setting(
         0.0, minimum=0, maximum=0.99, help="fraction of a token's target spread over all"
     )
@@ -190,7 +199,7 @@ class SummarizationSettings:
         0.6,
         minimum=0,
         maximum=1,
-        help="fraction of the keywords' attention that the thumbnail holds; 0 for no thumbnail",
+        help="fraction of the keywords' attention that the thumbnail contains; 0 for no thumbnail",
     )
 
     def __post_init__(self) -> None:
@@ -221,8 +230,8 @@ class FinetuneSettings:
     mode: str = setting(
         "full",
         choices=["linear", "full", "lora"],
-        help="linear: only the head learns; full: all learns; lora: head and adapters of low rank, saved "
-        "without the encoder",
+        help="linear: only the head is trained; full: everything is; lora: the head and low-rank "
+        "adapters, saved without the encoder",
     )
     lora: LoraSettings = setting(LoraSettings, help="adapters of mode lora")
     seed: int = setting(

@@ -29,7 +29,7 @@ COMMANDS: dict[str, Command] = {
         "turn an encoder into a task model; predict, serve, evaluate, explain, export, ...",
         "finetune.__main__",
     ),
-    "serve": Command("answer images by HTTP with a fine-tuned model", "finetune.__main__", ("serve",)),
+    "serve": Command("answer images over HTTP with a fine-tuned model", "finetune.__main__", ("serve",)),
     "demo": Command("from images to an encoder and three models, in a few minutes", "fovea.demo"),
     "submit": Command("run a command on a Ray cluster and follow it", "cluster.__main__", ("submit",)),
     "pipeline": Command("run stages that depend on each other", "cluster.__main__", ("pipeline",)),
@@ -43,9 +43,9 @@ COMMANDS: dict[str, Command] = {
 }
 USAGE = """usage: fovea COMMAND ...
 
-Learns image encoders from your own images, and turns them into task models.
+Pretrains image encoders on your own images, and turns them into task models.
 
-commands (each tells more with --help):
+commands (--help of each tells more):
 {commands}
 
 `fovea pretrain` is `python -m pretrain`; `finetune` likewise, and `fovea data` is `python -m pretrain.data`.

@@ -3,7 +3,7 @@
   bash:  fovea completion bash > ~/.local/share/bash-completion/completions/fovea
   zsh:   fovea completion zsh > a/folder/of/fpath/_fovea
 
-It is made of the parsers and the schema of settings as they are now, and runs nothing when a key is pressed.
+It is generated from the current parsers and settings, and runs nothing when a key is pressed.
 """
 
 from __future__ import annotations

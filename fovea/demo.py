@@ -1,12 +1,12 @@
 """`fovea demo`, `make demo`: the pipeline configs/pipelines/demo.yaml on this machine,
-and in words what came of it.
+and a summary of its results.
 
-Many images without labels are pretrained on, few with labels are learnt from. A teacher with ImageNet
-weights (the extra `teacher`) says what it sees in the unlabelled images, and a small encoder learns to say
-the same; SimCLR, which needs no teacher, is trained beside it for as many views. The models are a
-classifier, a detector and an image summarizer, each beside the same network from random weights. Each
-command is printed before it runs, so the demo is also a tour. The same command again continues what was cut
-off and repeats nothing that is done.
+An encoder is pretrained on many images without labels, and models learn from few images with labels. A
+teacher with ImageNet weights (the extra `teacher`) computes features of the unlabelled images, and a small
+encoder learns to reproduce them; for comparison, SimCLR, which needs no teacher, is trained on as many
+views. The models are a classifier, a detector and an image summarizer, each compared with the same network
+from random weights. Each command is printed before it runs, so the demo is also a tour. The same command
+given again continues what was cut off and repeats nothing that is done.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parser() -> CommandLine:
     parser = CommandLine(prog="fovea demo", description=__doc__)
     parser.add_argument("--data", help="folder of your own photos; class folders give the labels")
     parser.add_argument(
-        "--out", default="runs/demo", help="folder for all that the demo makes (default: runs/demo)"
+        "--out", default="runs/demo", help="folder for everything that the demo makes (default: runs/demo)"
     )
     parser.add_argument(
         "--workers",
@@ -53,7 +53,9 @@ def parser() -> CommandLine:
     parser.add_argument(
         "--steps", type=int, default=500, help="steps of pretraining (default: 500, two minutes)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, encoder and models (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of scenes, encoder and models (default: 0)"
+    )
     return parser
 
 

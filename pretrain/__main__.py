@@ -12,7 +12,7 @@ from cluster.errors import run_process
 USAGE = """usage: python -m pretrain CONFIG [key=value ...] [--check]
 
 Learns an encoder from images without labels. CONFIG is a YAML file (see configs/pretrain/), any setting
-can be given or changed as key=value. What is not said is as in the method's paper (pretrain/papers.py):
+can be given or changed as key=value. Other settings are as in the method's paper (pretrain/papers.py):
 
   python -m pretrain configs/pretrain/simclr.yaml data.url=my/shards out=runs/first
 """

@@ -1,17 +1,17 @@
 """python -m pretrain embed TEACHER DATA OUT: the features of every image, computed once.
 Parquet in, Parquet out.
 
-TEACHER is the folder of a saved encoder or whatever else `pretrain.encoders.teachers` opens. OUT gets a
-Parquet file for some hundred rows each, a row for every row of the data in its order: `features` (pooled,
-fixed_size_list<halffloat>), `maps` when asked for (the last map at CELLS x CELLS positions, reduced to few
-channels by the PCA in map_pca.safetensors), a checksum of the image, where each row lay (`file`,
-`row_group`, `row`), and the columns of DATA that are no images. Rows that cannot be decoded have null for
-features and are listed in bad_rows.jsonl. features.json, written last, says what data and teacher they are
-of. The same command again continues where it was cut off. A run reads them in step with the images:
-    method.arguments.features=OUT.
+TEACHER is the folder of a saved encoder or anything else that `pretrain.encoders.teachers` opens. OUT gets
+Parquet files of a few hundred rows each, with one row for every row of the data, in the same order:
+`features` (pooled, fixed_size_list<halffloat>), `maps` if asked for (the last map at CELLS x CELLS
+positions, reduced to few channels by the PCA in map_pca.safetensors), a checksum of the image, the location
+of the row (`file`, `row_group`, `row`), and the columns of DATA that are not images. Rows that cannot be
+decoded have null for features and are listed in bad_rows.jsonl. features.json, written last, says which data
+and which teacher the features are of. The same command given again continues where it was cut off. A run
+reads the features alongside the images: method.arguments.features=OUT.
 
-With --workers it runs on Ray: on a private Ray, or on the cluster there is (RAY_ADDRESS, inside a job),
-where --readers decode on nodes that --reader-label chooses, for the workers that have the GPUs.
+With --workers the command runs on Ray: on a private Ray, or on an existing cluster (RAY_ADDRESS, or inside a
+job), where --readers decode on the nodes that --reader-label chooses, for the workers that have the GPUs.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def parser() -> CommandLine:
         "teacher", metavar="TEACHER", help="encoder folder (a path or any fsspec URL), or another teacher"
     )
     parser.add_argument(
-        "data", metavar="DATA", help="Parquet shards: path, glob or URL, several with commas between"
+        "data", metavar="DATA", help="Parquet shards: path, glob or URL, or several, separated by commas"
     )
     parser.add_argument("out", metavar="OUT", help="folder of the features, a path or URL")
     parser.add_argument(
@@ -277,34 +277,38 @@ def parser() -> CommandLine:
     parser.add_argument(
         "--keep", type=lambda text: [name for name in text.split(",") if name], metavar="NAMES",
         default=None,
-        help="columns that go along, with commas between; by default all that are no images and not nested",
+        help="columns to copy, separated by commas; by default all that are neither images nor nested",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=whole(1), help="side of the images in pixels; by default the teacher's own"
     )
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole image, squeezed into a square, instead of a central square; "
-        "always so with --maps",
+        help="the teacher sees the whole image, squeezed into a square, instead of its central square;"
+" --maps implies it",
     )  # fmt: skip
     parser.add_argument(
         "--crop-fraction",
         type=_fraction,
         default=0.875,
-        help="fraction of the short side that the central square has",
+        help="side of the central square, as a fraction of the short side",
     )
     parser.add_argument(
         "--maps",
         type=whole(1),
         default=0,
         metavar="CELLS",
-        help="also the last map, at CELLS x CELLS positions",
+        help="also store the last map, at CELLS x CELLS positions",
     )
     parser.add_argument(
-        "--map-channels", type=whole(1), default=64, metavar="N", help="that maps are reduced to"
+        "--map-channels",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="number of channels that maps are reduced to",
     )
     parser.add_argument(
-        "--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows of a file of OUT"
+        "--rows-per-part", type=whole(1), default=ROWS_PER_PART, help="rows in each file of OUT"
     )
     add_machine_options(parser)
     return parser

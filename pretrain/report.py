@@ -1,4 +1,4 @@
-"""report.html of a pretraining run, of its folder, and of its data and encoder as far as they are there."""
+"""Writes report.html of a pretraining run, from its folder, and from its data and encoder if available."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def parser() -> CommandLine:
     parser = CommandLine(prog="python -m pretrain report", description=__doc__)
     parser.add_argument("out", metavar="OUT", help="folder of a run (path or URL), finished or not")
     parser.add_argument(
-        "--images", type=int, help="images to look at (default: report_images of the run's settings)"
+        "--images", type=int, help="number of images to use (default: report_images of the run's settings)"
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=SECONDS,
-        help=f"about how long to look at images (default: {SECONDS:g})",
+        help=f"approximate time to spend on images (default: {SECONDS:g})",
     )
     return parser
 

@@ -36,7 +36,7 @@ class PretrainEncoderSettings:
         1.0,
         minimum=0.01,
         maximum=1,
-        help="learning rate of a layer divided by that of the next; below 1 spares early layers",
+        help="learning rate of a layer divided by that of the next; below 1 changes early layers less",
     )
     weights_sha256: str | None = setting(
         None, help="checksum that the weights of url must have; filled in when the run starts"

@@ -13,22 +13,27 @@ from cluster.errors import UserError
 def add_machine_options(parser: argparse._ActionsContainer) -> None:
     """Adds what `machines_of` reads."""
     parser.add_argument(
-        "--workers", type=whole(0), default=0, help="Ray processes that compute; 0: this process alone"
+        "--workers",
+        type=whole(0),
+        default=0,
+        help="Ray processes that compute; 0: only this process, without Ray",
     )
     parser.add_argument(
         "--readers", type=whole(0), default=0, help="Ray processes that decode; 0: one for each worker"
     )
     parser.add_argument(
-        "--cpus-per-worker", type=whole(1), default=1, help="CPUs of each that computes (default: 1)"
+        "--cpus-per-worker", type=whole(1), default=1, help="CPUs of each computing process (default: 1)"
     )
     parser.add_argument(
         "--cpus-per-reader",
         type=whole(1),
         default=1,
-        help="CPUs of each that decodes, and its threads (default: 1)",
+        help="CPUs and threads of each decoding process (default: 1)",
     )
     parser.add_argument(
-        "--gpus-per-worker", type=float, help="by default 1 where this machine has a GPU, else 0"
+        "--gpus-per-worker",
+        type=float,
+        help="GPUs of each computing process; by default 1 if this machine has a GPU, else 0",
     )
     for who in ("worker", "reader"):
         parser.add_argument(

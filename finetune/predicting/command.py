@@ -84,7 +84,8 @@ def parser() -> CommandLine:
     parser.add_argument(
         "--frames",
         action="store_true",
-        help="all frames of animated images (GIF, WebP, PNG, AVIF), each with its time; else their first",
+        help="all frames of animated images (GIF, WebP, PNG, AVIF), each with its time; otherwise only"
+        " the first",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -93,7 +94,7 @@ def parser() -> CommandLine:
         help="larger images are refused (default: 100); JPEGs above 100 are decoded at a reduced size",
     )
     parser.add_argument(
-        "--fps", type=float, help="images a second, for images that are the frames of a video"
+        "--fps", type=float, help="frames per second, for images that are the frames of a video"
     )
     parser.add_argument(
         "--image-column", default="image", help="column of images in Parquet (default: image)"
@@ -101,35 +102,36 @@ def parser() -> CommandLine:
     add_image_root_option(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument(
-        "--decode-threads", type=int, default=0, help="threads that decode; 0 takes the CPUs"
+        "--decode-threads", type=int, default=0, help="decoding threads; 0: one for each CPU"
     )
-    parser.add_argument("--overwrite", action="store_true", help="OUT may hold earlier predictions")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions in OUT")
     alarms = parser.add_argument_group("alarms (surveillance)")
     alarms.add_argument(
         "--alarm",
         action="append",
         default=[],
         metavar="CLASS>FRACTION",
-        help="writes frames over a threshold, and the events that they make up, to OUT/alarms.jsonl",
+        help="write frames above a threshold, and the events that they form, to OUT/alarms.jsonl",
     )
     alarms.add_argument(
         "--alarm-gap", type=float, default=1.0, help="seconds between frames of one event (default: 1)"
     )
     localization = parser.add_argument_group("localization (medical images)")
     localization.add_argument(
-        "--localize", metavar="CLASS", help="adds where a classifier sees a class; maps in OUT/maps"
+        "--localize", metavar="CLASS", help="add where a classifier sees a class; maps go to OUT/maps"
     )
     localization.add_argument(
         "--region-fraction",
         type=float,
         default=0.5,
-        help="fraction of the strongest evidence in a region (default: 0.5)",
+        help="evidence from which a position belongs to a region, as a fraction of the strongest "
+        "(default: 0.5)",
     )
     localization.add_argument(
         "--size",
         type=int,
         metavar="PIXELS",
-        help="short side at which an image is looked at (default: as in training)",
+        help="short side that images are scaled to (default: as in training)",
     )
     tracks = parser.add_argument_group("tracks (traffic)")
     tracks.add_argument(
@@ -138,7 +140,10 @@ def parser() -> CommandLine:
         help="links a detector's boxes over frames: OUT/tracks, MOT format and a video",
     )
     tracks.add_argument(
-        "--track-score", type=float, default=0.5, help="score of a box that begins a track (default: 0.5)"
+        "--track-score",
+        type=float,
+        default=0.5,
+        help="minimum score of a box that starts a track (default: 0.5)",
     )
     cluster = parser.add_argument_group(
         "a cluster (Parquet shards only)",

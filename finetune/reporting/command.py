@@ -26,17 +26,17 @@ def parser() -> CommandLine:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="page that joins the runs, those of pretraining too (default for several: report.html in "
-        "their common folder)",
+        help="page that joins the runs, pretraining runs included (default for several: report.html in"
+        " their common folder)",
     )
     parser.add_argument(
-        "--images", type=int, help="images to look at (default: report_images of the run's settings)"
+        "--images", type=int, help="number of images to use (default: report_images of the run's settings)"
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=SECONDS,
-        help=f"about how long to look at images (default: {SECONDS:g})",
+        help=f"approximate time to spend on images (default: {SECONDS:g})",
     )
     return parser
 

@@ -2,14 +2,14 @@
 
     POST /predict        one image as the body (image/*), or several as multipart/form-data -> {"records":
         [...]}
-    GET  /               what the model is
-    GET  /health         whether it answers; the only path that needs no token
+    GET  /               a description of the model
+    GET  /health         whether it is serving; the only path that needs no token
     GET  /openapi.json   the types of all this
 
-A request that is refused has the reason in a line under `error`: 400 no image or none that can be used, 401
-the token, 408 too slow, 413 too many bytes, pixels or images, 415 neither an image nor multipart/form-data,
-503 too much in hand. An image among several that cannot be used has the reason in its record,
-as `predict` writes it; the others are answered.
+A refused request gets its reason, in one line, under `error`: 400 no image or none that can be used, 401
+missing or wrong token, 408 too slow, 413 too many bytes, pixels or images, 415 neither an image nor
+multipart/form-data, 503 too many requests in progress. If only some of a request's images cannot be used,
+their records give the reason, as `predict` writes it; the others are answered.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Refused(Exception):
 
 
 class Room:
-    """Requests in hand, and the bytes that they may take:
-    more than this are refused, so that memory stays bounded.
+    """Requests in progress, and the bytes that they may take:
+    any beyond that are refused, so that memory stays bounded.
     """
 
     def __init__(self, max_requests: int, max_bytes: float) -> None:
@@ -71,9 +71,9 @@ class Room:
 
     @contextmanager
     def taken(self, size: float) -> Iterator[None]:
-        """Takes what a request needs. Raises Refused where there is not so much."""
+        """Takes what a request needs. Raises Refused if that is not available."""
         if self._requests >= self._max_requests or (self._requests and self._taken + size > self._max_bytes):
-            raise Refused(503, f"{self._requests} requests are in hand already; come again in a second")
+            raise Refused(503, f"{self._requests} requests are already in progress; try again in a second")
         self._requests, self._taken = self._requests + 1, self._taken + size
         try:
             yield

@@ -21,8 +21,8 @@ from finetune.serving.settings import ServeSettings
 TOKEN_VARIABLE = "FOVEA_SERVE_TOKEN"  # noqa: S105 - its name
 SHORTEST_TOKEN = 16
 BACKLOG = 2048
-DESCRIPTION = """Answers images by HTTP with the records that `predict` writes, until it is stopped (Ctrl-C,
-SIGTERM).
+DESCRIPTION = """Answers images over HTTP with the records that `predict` writes, until it is stopped
+(Ctrl-C, SIGTERM).
 
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
   curl -F image=@one.jpg -F image=@two.jpg http://127.0.0.1:8000/predict

@@ -63,7 +63,7 @@ def parser() -> CommandLine:
 def _add_check(commands: Any) -> None:
     look = commands.add_parser(
         "check",
-        help="describe a data set, and fix its row groups",
+        help="describe a data set, and rewrite it with small row groups",
         description="Prints files, rows, row groups and columns, the classes of all rows, and for a sample "
         "of the rows how\n"
         "the images decode, exact duplicates, captions and boxes. Columns named label, labels, objects, "
@@ -82,7 +82,7 @@ def _add_check(commands: Any) -> None:
     look.add_argument(
         "--image-root",
         metavar="FOLDER",
-        help="folder of the images where the files hold only their paths, as data.image_root",
+        help="folder of the images, if the files hold only their paths (as data.image_root)",
     )
     look.add_argument(
         "--label-column",
@@ -121,8 +121,8 @@ def _add_check(commands: Any) -> None:
     look.add_argument(
         "--decoded",
         action="store_true",
-        help="with --fix: store images decoded, which takes several times the room and is read several "
-        "times as fast",
+        help="with --fix: store images decoded, which takes several times the space and is read "
+        "several times as fast",
     )
     look.add_argument(
         "--drop-bad", action="store_true", help="with --fix: leave out rows whose image is bad"
@@ -172,9 +172,7 @@ def _add_views(commands: Any) -> None:
         "--image-column", default="image", metavar="NAME", help="column with the images (default: image)"
     )
     views.add_argument("--images", type=int, default=8, metavar="N", help="how many images (default: 8)")
-    views.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another seed makes other views (default: 0)"
-    )
+    views.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the views (default: 0)")
     views.add_argument(
         "--out", default="views.png", metavar="FILE.png", help="the sheet (default: views.png)"
     )

@@ -52,10 +52,10 @@ def explain_parser(prog: str, network: str, description: str) -> CommandLine:
         "--limit", type=int, default=16, help="number of images, spread evenly over all (16)"
     )
     parser.add_argument(
-        "--size", type=int, default=None, help="short side in pixels; by default that of training"
+        "--size", type=int, default=None, help="short side in pixels; by default as in training"
     )
     parser.add_argument(
-        "--square", action="store_true", help="the central square, for networks that take no other shape"
+        "--square", action="store_true", help="the central square, for networks that accept no other shape"
     )
     parser.add_argument(
         "--queries",

@@ -56,4 +56,4 @@ def _list(commands: Mapping[str, Command]) -> str:
         return ""
     width = max(map(len, commands))
     lines = [f"  {name:{width}}  {command.summary}\n" for name, command in commands.items()]
-    return "\nOther commands (each tells more with --help):\n" + "".join(lines)
+    return "\nOther commands (--help of each tells more):\n" + "".join(lines)

@@ -34,8 +34,8 @@ class DataSettings:
     image_column: str = setting("image", help="column of encoded images: struct<bytes, path> or binary")
     image_root: str | None = setting(
         None,
-        help="folder (a path or any fsspec URL) of the images, where files hold their paths in place of "
-        "their bytes",
+        help="folder (a path or any fsspec URL) of the images, if the files hold their paths instead "
+        "of their bytes",
     )
     num_streams: int = setting(
         0, minimum=0, help="canonical streams; 0 takes the largest divisor of the batch up to 64"
@@ -69,7 +69,7 @@ class DataSettings:
         help="keep decoded images in the memory of each worker, for data that fits",
     )
     keep_gib: float = setting(
-        4.0, minimum=0, help="GiB a worker may take for that; the rest is decoded each time"
+        4.0, minimum=0, help="GiB that a worker may use for this; the rest is decoded each time"
     )
     storage_options: dict[str, Any] = setting(
         {},
@@ -146,7 +146,7 @@ class TrainingSettings:
     batch_size_global: int = setting(256, minimum=2, help="images of a step over all workers")
     epochs: float = setting(100.0, minimum=0, help="passes over the data")
     steps: int | None = setting(
-        None, minimum=1, help="number of steps, instead of epochs; null: as many as the epochs have"
+        None, minimum=1, help="number of steps, instead of epochs; null: as many as the epochs take"
     )
     warmup_epochs: float = setting(10.0, minimum=0, help="epochs in which the learning rate rises")
     precision: str = setting(
@@ -159,9 +159,8 @@ class TrainingSettings:
     compile: bool | None = setting(None, help="torch.compile the encoder; null: on CUDA only")
     activation_checkpointing: bool = setting(
         False,
-        help="keep only the inputs of the encoder's blocks and compute the rest again in the backward "
-        "pass: less memory, up to "
-        "a third more computing, the same numbers",
+        help="keep only the inputs of the encoder's blocks and recompute the rest in the backward "
+        "pass: less memory, up to a third more computation, the same numbers",
     )
     clip_gradient: float = setting(0.0, minimum=0, help="maximum norm of the gradient; 0 does not clip")
     on_nonfinite: str = setting(
@@ -174,9 +173,8 @@ class TrainingSettings:
     )
     parent: str | None = setting(
         None,
-        help="another run, RUN or RUN@STEP, from whose checkpoint this one goes on with settings of its "
-        "own (learning rate, "
-        "length, ...)",
+        help="another run, RUN or RUN@STEP, from whose checkpoint this one starts, with settings of "
+        "its own (learning rate, length, ...)",
     )
     keep_checkpoints: int = setting(2, minimum=1, help="newest checkpoints kept")
 
@@ -199,14 +197,14 @@ class ClusterSettings:
     min_workers: int = setting(
         0,
         minimum=0,
-        help="minimum workers to go on with when machines are lost (it grows again later); 0: waits for "
-        "`workers`",
+        help="minimum number of workers to continue with when machines are lost (the run grows again "
+        "later); 0: wait for `workers`",
     )
     cpus_per_worker: float | None = setting(
         None,
         above=0,
-        help="CPUs of a worker; null shares this machine's evenly, and on a cluster takes a GPU's part of "
-        "its node",
+        help="CPUs of a worker; null: this machine's CPUs, shared evenly; on a cluster, the share of "
+        "the node's CPUs that belongs to a GPU",
     )
     gpus_per_worker: float | None = setting(
         None,

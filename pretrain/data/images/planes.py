@@ -8,8 +8,7 @@ for data that are seen many times and do not fit into memory.
     10      2       0
     12      4, 4    width and height, little endian
     20              planes of uint8, from top to bottom without padding: [height, width], but those of the
-    two colours (blue's,
-                    then red's) [ceil(height / 2), ceil(width / 2)]
+                    two colours (blue's, then red's) [ceil(height / 2), ceil(width / 2)]
 
 Images lie upright. Grey ones, and those of less than `MIN_COLOURS_SIDE` pixels on their short side, come
 back exactly, from 1 and 3 bytes a pixel. Of larger ones each pixel has its own luma, and the mean colour of

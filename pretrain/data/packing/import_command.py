@@ -57,7 +57,9 @@ def add_import(commands: Any) -> None:
     _add_options_of_source(pack)
     _add_options_of_shards(pack)
     pack.add_argument(
-        "--check", action="store_true", help="look at the source and a few images, estimate, pack nothing"
+        "--check",
+        action="store_true",
+        help="look at the source and a few images and estimate, but pack nothing",
     )
     pack.add_argument(
         "--overwrite",
@@ -66,7 +68,7 @@ def add_import(commands: Any) -> None:
         "is continued",
     )
     pack.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the order in the shards (default: 0)"
+        "--seed", type=int, default=0, metavar="S", help="seed of the order in the shards (default: 0)"
     )
     pack.add_argument(
         "--workers",
@@ -123,7 +125,7 @@ def _add_options_of_source(pack: argparse.ArgumentParser) -> None:
         "--root", metavar="FOLDER", help="torchvision: where its data sets are kept (default: data)"
     )
     pack.add_argument(
-        "--download", action="store_true", default=None, help="torchvision: fetch what is not there"
+        "--download", action="store_true", default=None, help="torchvision: download what is missing"
     )
 
 
@@ -150,18 +152,21 @@ def _add_options_of_shards(pack: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--decoded",
         action="store_true",
-        help="store images decoded, in 1.5 bytes a pixel (3 where the short side is below 256): several "
-        "times the room of "
-        "JPEG on disk, read several times as fast, by Fovea alone",
+        help="store images decoded, in 1.5 bytes a pixel (3 where the short side is below 256): "
+        "several times the disk space of JPEG, read several times as fast, and only by Fovea",
     )
     pack.add_argument(
-        "--jpeg-quality", type=int, default=92, metavar="Q", help="of scaled images (default: 92)"
+        "--jpeg-quality",
+        type=int,
+        default=92,
+        metavar="Q",
+        help="JPEG quality of scaled images (default: 92)",
     )
     pack.add_argument(
-        "--rows-per-group", type=int, default=64, metavar="N", help="rows of a row group (default: 64)"
+        "--rows-per-group", type=int, default=64, metavar="N", help="rows in a row group (default: 64)"
     )
     pack.add_argument(
-        "--group-mib", type=int, default=8, metavar="N", help="largest MiB of a row group (default: 8)"
+        "--group-mib", type=int, default=8, metavar="N", help="maximum MiB of a row group (default: 8)"
     )
     pack.add_argument(
         "--shard-mib", type=int, default=256, metavar="N", help="MiB of a shard (default: 256)"

@@ -42,7 +42,7 @@ def add_image_root_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-root",
         metavar="FOLDER",
-        help="folder of the images where Parquet files hold only their paths, as data.image_root",
+        help="folder of the images, if the Parquet files hold only their paths (as data.image_root)",
     )
 
 
