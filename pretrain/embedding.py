@@ -284,8 +284,8 @@ def parser() -> CommandLine:
     )
     parser.add_argument(
         "--whole-image", action="store_true",
-        help="the teacher sees the whole image, squeezed into a square, instead of its central square;"
-" --maps implies it",
+        help="the teacher sees the whole image, squeezed into a square, instead of its central square; "
+        "--maps implies it",
     )  # fmt: skip
     parser.add_argument(
         "--crop-fraction",

@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from cluster import storage
@@ -20,7 +21,7 @@ from pretrain.training.clock import Clock
 from pretrain.training.contract import GradientExchange, Trainable
 from pretrain.training.distributed import gathered_objects, summed, world_size
 from pretrain.training.plan import Plan
-from pretrain.training.rules import check_finite, too_many_bad
+from pretrain.training.rules import check_finite, evaluation_out_of_memory, too_many_bad
 from pretrain.training.run_folder import RunFolder
 from pretrain.training.stepping import Gradients
 
@@ -125,7 +126,10 @@ class Logbook:
             return {}
         with self.clock.paused():
             self._module.eval()
-            numbers = evaluating.function(progress.step, progress.step == num_steps)
+            try:
+                numbers = evaluating.function(progress.step, progress.step == num_steps)
+            except torch.OutOfMemoryError as error:
+                raise evaluation_out_of_memory(progress.step, self._context, error) from error
             self._module.train()
             self._keep_best(numbers)
             give_back_memory()

@@ -38,6 +38,16 @@ def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> Use
     )
 
 
+def evaluation_out_of_memory(step: int, context: RankContext, error: BaseException) -> UserError:
+    """Where steps fit but an evaluation does not."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"the evaluation after step {step} does not fit into the memory of {context.device_name} ({said}), "
+        "though the steps do; in pretraining choose knn.linear=false or fewer images in knn.train_url, in "
+        "fine-tuning a smaller image_size; the last checkpoint is from before it"
+    )
+
+
 def too_many_bad(
     progress: Progress, samples_seen: int, max_fraction: float, rows_per_epoch: int
 ) -> str | None:

@@ -52,6 +52,14 @@ def test_a_step_that_does_not_fit_into_memory_is_the_users_to_mend(tmp_path):
     assert "activation_checkpointing" not in str(told.value)  # it is on already
 
 
+def test_an_evaluation_that_does_not_fit_into_memory_is_not_taken_for_a_step(tmp_path):
+    def evaluate(step, last):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    with pytest.raises(UserError, match=r"evaluation after step 5 .*Tried to allocate 20.*knn.linear=false"):
+        run(str(tmp_path / "run"), evaluating=Evaluating(function=evaluate, every_steps=5))
+
+
 class Blinded(Toy):
     """Its embeddings, logs and loss are not finite at some steps."""
 

@@ -50,17 +50,18 @@ class MapTokens(nn.Module):
             total = own_BDHW if total is None else total + own_BDHW
         assert total is not None
         tokens_BTD = total.flatten(2).transpose(1, 2)
-        return tokens_BTD + positions(height, width, tokens_BTD.shape[-1]).to(tokens_BTD), (height, width)
+        positions_TD = positions(height, width, tokens_BTD.shape[-1], tokens_BTD.device)
+        return tokens_BTD + positions_TD.to(tokens_BTD), (height, width)
 
 
-def positions(height: int, width: int, dim: int) -> Tensor:
+def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of row and column, [height * width, dim]:
     any size of map has its own, and edges are at 0 and 1.
 
     `dim` is divisible by 4. Frequencies double from one wave over two maps on.
     """
-    frequencies = math.pi * 2.0 ** torch.linspace(0, 5, dim // 4)
-    rows, columns = ((torch.arange(size) + 0.5) / size for size in (height, width))
+    frequencies = math.pi * 2.0 ** torch.linspace(0, 5, dim // 4, device=device)
+    rows, columns = ((torch.arange(size, device=device) + 0.5) / size for size in (height, width))
     along = [
         torch.cat([(x[:, None] * frequencies).sin(), (x[:, None] * frequencies).cos()], 1)
         for x in (rows, columns)
