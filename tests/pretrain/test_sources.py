@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -287,6 +287,7 @@ def test_any_coco(tmp_path, tree):
 
 
 @fuzz
+@example(b"path\n\x00\\\x00")
 @given(
     st.binary(max_size=200)
     | st.text(max_size=100).map(lambda text: ("path,label\n" + text).encode("utf-8", "replace"))
@@ -294,6 +295,13 @@ def test_any_coco(tmp_path, tree):
 def test_any_table_and_tar(tmp_path, data):
     for name in ("fuzz.csv", "fuzz.jsonl", "fuzz.tar", "fuzz.json"):
         list_or_refuse(write(tmp_path / name, data))
+
+
+@pytest.mark.parametrize("path", ["\0\\\0", "x" * 5000 + "/1.jpg", "a/\n"])
+def test_a_table_of_what_can_be_no_path(tmp_path, path):
+    table = write(tmp_path / "odd.json", json.dumps([{"path": path, "label": "a"}]))
+    with pytest.raises(UserError):
+        list_records(str(table))
 
 
 @fuzz
