@@ -4,6 +4,7 @@ and what a store knows about a file.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,11 @@ def info_of(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
         if isinstance(cause, Exception) and http_status(error) is None and is_transient(cause):
             raise cause from None
         if http_status(error) in (None, 404):
+            return None
+        raise
+    except (ValueError, OSError) as error:  # as os.path.exists: no file of this machine has such a name
+        is_no_name = isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG
+        if "file" in fs.protocol and is_no_name:
             return None
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 
 from cluster import storage
@@ -15,8 +14,6 @@ from pretrain.data.packing.sources.splits import layout_of, split_in_name
 from pretrain.data.packing.sources.table_roles import METADATA, PATHS, usual
 from pretrain.data.packing.sources.texts import is_nothing, shown
 from pretrain.data.packing.sources.tree import Tree, read_parts, read_tree
-
-MAX_NAME_BYTES = 255  # of a file or folder, on the usual file systems
 
 
 def tables_in(src: str, tree: Tree) -> list[str]:
@@ -69,24 +66,13 @@ def names_images(tree: Tree, path: str) -> bool:
         return False
 
 
-def _can_be_a_path(text: str) -> bool:
-    """Whether the system could be asked for it at all."""
-    try:
-        longest = max(len(os.fsencode(part)) for part in text.split("/"))
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return False
-    return bool(text) and not set(text) & set("\0\n\r") and longest <= MAX_NAME_BYTES
-
-
 def tree_of_table(rows: Rows, column: str, folder: str, name: str, leave_out: str | None) -> Tree:
     """The files in the folders that a table names images in; of a table of links, the table alone."""
     first_folders: set[str] = set()
     for _, row in rows.good():
         value = path_in(row.get(column))
         path = str(value).strip().replace("\\", "/") if isinstance(value, int | str) else ""
-        if not _can_be_a_path(path):
-            continue  # set aside with its row
-        if "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
+        if path and "://" not in path and ".." not in path.split("/") and not posixpath.isabs(path):
             path = posixpath.normpath(path)
             first_folders.add(path.partition("/")[0] if "/" in path else "")
         if "" in first_folders:
