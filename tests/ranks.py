@@ -101,8 +101,8 @@ def contiguous_messages() -> Iterator[None]:
             for value in args:
                 for tensor in value if isinstance(value, list) else [value]:
                     if isinstance(tensor, torch.Tensor):
-                        dense = tensor.is_contiguous(
-                            memory_format=torch._prims_common.suggest_memory_format(tensor)
+                        dense = tensor.is_contiguous() or (
+                            tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
                         )
                         assert dense, f"{name}: {tuple(tensor.shape)} in strides of {tensor.stride()}"
             return as_they_are[name](*args, **others)
