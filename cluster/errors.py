@@ -176,3 +176,8 @@ def run_process(main: Callable[[], int | None]) -> NoReturn:
     for number in taken:
         signal.signal(number, too_late)
     sys.exit(code)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its type's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

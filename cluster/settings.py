@@ -29,7 +29,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from cluster.errors import UserError, nearest
+from cluster.errors import UserError, first_line, nearest
 from cluster.renamed import is_now_called, old_names, with_new_names
 from cluster.schemas import REQUIRED, check_values, fields_of, keys_of, type_name
 from cluster.secrets import masked_tree
@@ -118,7 +118,7 @@ class _Change(NamedTuple):
         try:
             return OmegaConf.create(self.nested())
         except OmegaConfBaseException as error:
-            raise UserError(f"cannot read the value in {self.said!r}: {_first_line(error)}") from error
+            raise UserError(f"cannot read the value in {self.said!r}: {first_line(error)}") from error
 
 
 def _read(override: str, schema: type) -> _Change:
@@ -165,14 +165,14 @@ def _resolved(tree: Any, schema: type[Schema], where: str = "") -> Schema:
     try:
         settings = OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or _first_line(error)
+        key = getattr(error, "full_key", None) or first_line(error)
         field = dict(fields_of(schema)).get(str(key))
         meaning = f" ({field.metadata['help']})" if field is not None and "help" in field.metadata else ""
         raise UserError(
             f"{where}the setting {key} has no value{meaning}; give it in the file or as {key}=..."
         ) from error
     except (InterpolationKeyError, UnsupportedInterpolationType, OmegaConfBaseException) as error:
-        raise UserError(f"the settings do not resolve: {_first_line(error)}") from error
+        raise UserError(f"the settings do not resolve: {first_line(error)}") from error
     check_values(settings, where=where)
     return typing.cast(Schema, settings)
 
@@ -261,7 +261,7 @@ def _read_yaml(path: str, schema: type) -> Any:
     except IsADirectoryError as error:
         raise UserError(f"the settings file {path} is a folder; give a .yaml file") from error
     except (UnicodeDecodeError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"the settings file {path} cannot be read as YAML: {_first_line(error)}") from error
+        raise UserError(f"the settings file {path} cannot be read as YAML: {first_line(error)}") from error
     _refuse_old_names(found, schema, path)
     return tree
 
@@ -309,16 +309,12 @@ def _merge(tree: Any, other: Any, schema: type, where: str) -> None:
         value = OmegaConf.select(other, key) if key else other
         raise UserError(f"{where}: {key}={masked_tree(value, key)!r} has the wrong type{wanted}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def _refuse_old_names(settings: Mapping[str, Any], schema: type, where: str) -> None:
     for old, new in old_names(settings, keys_of(schema)):
         raise UserError(f"{where}: the setting {is_now_called(old, new)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def differences(old_yaml: str, settings: Any, *, ignored: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cluster.errors import UserError
+from cluster.errors import UserError, first_line
 from pretrain.encoders.base import Encoder
 
 IMG_SIZE = "img_size"  # timm's argument of networks that are made for one size
@@ -23,7 +23,7 @@ def trouble_at(encoder: Encoder, size: int) -> str | None:
         if any(min(one.shape[2:]) < 1 for one in maps):
             return "its last map would be empty"
     except Exception as error:  # whatever a network raises for a size that it was not made for
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        return first_line(error)[:160]
     finally:
         encoder.train(was_training)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cluster.errors import UserError
+from cluster.errors import UserError, first_line
 from pretrain.encoders.base import Attention, Encoder
 from pretrain.encoders.timm_arguments import check_architecture
 
@@ -181,7 +181,3 @@ def _group(parameter_name: str) -> str:
     parts = parameter_name.split(".")[:-1]
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:2])
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cluster import storage
-from cluster.errors import UserError, choose
+from cluster.errors import UserError, choose, first_line
 from cluster.secrets import masked
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.building import ENCODERS, build_encoder, check_from_folder
@@ -33,7 +33,6 @@ from pretrain.encoders.timm_encoder import (
     FEATURES_ONLY,
     any_size_options,
     check_timm_name,
-    first_line,
     hub_trouble,
 )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster import storage
-from cluster.errors import UserError, nearest
+from cluster.errors import UserError, first_line, nearest
 from pretrain.encoders.base import Encoder
 from pretrain.encoders.building import rebuild_encoder
 from pretrain.encoders.fingerprints import weights_fingerprint
@@ -113,7 +113,7 @@ def transformers_teacher(name: str) -> Teacher:
                 output_loading_info=True,
             )
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, OSError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = first_line(error)
         raise UserError(f"{url} ({kind}) cannot be built: {text}") from error
     missing = [key for key in info["missing_keys"] if not key.startswith(OPTIONAL)]
     reshaped = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]

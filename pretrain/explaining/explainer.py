@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cluster.errors import UserError
+from cluster.errors import UserError, first_line
 from pretrain.data.images.decode import BadImage
 from pretrain.data.images.pixels import as_channels, open_image
 from pretrain.data.images.sheet import Cell, draw_sheet
@@ -148,7 +148,7 @@ class Explainer:
             height, width = images.shape[2:]
             raise UserError(
                 f"{image.name}: the encoder does not take images of {height} x {width} pixels "
-                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}); --square and --size may "
+                f"({first_line(error)}); --square and --size may "
                 "help"
             ) from error
         look = Explanation(

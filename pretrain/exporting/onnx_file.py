@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.errors import UserError
+from cluster.errors import UserError, first_line
 from pretrain.encoders.layers import AttentionOverMaps
 from pretrain.exporting import proof
 from pretrain.exporting.exported import CENTRE, LETTERBOX, SIZES, Exported, ForPixels, sizes_on_canvas
@@ -61,12 +61,12 @@ def onnx_bytes(exported: Exported, say: Callable[[str], object] = print) -> tupl
             raise
         except Exception as error:
             # whatever the exporter or the runtime makes of a free size, a fixed one may still do
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)[:200]
     say(f"the size is fixed to {size} x {size}: {reason}")
     try:
         data = _export(network, size, exported.encoder.in_channels, None)
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        line = first_line(error)[:300]
         raise UserError(f"{exported.encoder.spec['name']} cannot be exported as ONNX: {line}") from error
     differences = {} if "boxes" in network.output_names else _differences(network, data, exported, [size])
     return data, {"size": f"{size} x {size}", **_proven(exported, data, differences, say)}

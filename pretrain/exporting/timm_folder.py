@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cluster.errors import UserError
+from cluster.errors import UserError, first_line
 from pretrain.data.images.decode import decode_upright
 from pretrain.encoders import pooled
-from pretrain.encoders.timm_encoder import FEATURES_ONLY, first_line
+from pretrain.encoders.timm_encoder import FEATURES_ONLY
 from pretrain.exporting import proof
 from pretrain.exporting.exported import Exported, contiguous
 from pretrain.exporting.hugging_face import PROCESSED, SAME_PIXELS

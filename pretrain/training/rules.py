@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.errors import RunStopped, UserError
+from cluster.errors import RunStopped, UserError, first_line
 from cluster.training.rank_context import RankContext
 from pretrain.training.agreement import Agreement
 from pretrain.training.checkpoints import Progress
@@ -29,8 +29,8 @@ def check_finite(rule: str, agreement: Agreement, in_a_row: int) -> None:
 def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> UserError:
     """What to do where a step does not fit: the user must change something, a restart would not help."""
     batch, size = plan.training.batch_size_global, plan.training.batch_size_global // context.world_size
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
     less = "" if plan.training.activation_checkpointing else "training.activation_checkpointing=true, "
+    said = first_line(error)
     return UserError(
         f"a step of {size} images on each of {context.world_size} workers does not fit into the memory of "
         f"{context.device_name} ({said}); choose {less}a smaller training.batch_size_global (now {batch}), "
@@ -40,7 +40,7 @@ def out_of_memory(plan: Plan, context: RankContext, error: BaseException) -> Use
 
 def evaluation_out_of_memory(step: int, context: RankContext, error: BaseException) -> UserError:
     """Where steps fit but an evaluation does not."""
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = first_line(error)
     return UserError(
         f"the evaluation after step {step} does not fit into the memory of {context.device_name} ({said}), "
         "though the steps do; in pretraining choose knn.linear=false or fewer images in knn.train_url, in "

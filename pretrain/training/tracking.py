@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster import storage
-from cluster.errors import UserError, choose
+from cluster.errors import UserError, choose, first_line
 from cluster.secrets import masked
 from cluster.settings import flattened
 
@@ -125,7 +125,7 @@ class Trackers:
                 self._tell(name, error)
 
     def _tell(self, name: str, error: Exception) -> None:
-        reason = masked((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = masked(first_line(error))
         self.troubles.append(f"nothing more is sent to {name} until the next start ({reason})")
 
 
